@@ -1,5 +1,12 @@
-"""Networks: plain modules `model(images) -> logits` with named layers to tap in `model.taps`."""
+"""Networks: plain modules `model(images) -> logits` with named layers to tap in `model.taps`.
 
+The roles are "last" and "stage1" ... "stageN" after the ReLU that ends the stage, "last_pre_relu" and
+"stage1_pre_relu" ... before it. A tap "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
+"""
+
+from nst.models.external import timm_model, torchvision_model
+from nst.models.inception_bn import InceptionBN, InceptionBNSmall, inception_bn, inception_bn_small
+from nst.models.preact import CifarPreactResNet, PreactResNet, preact_resnet101, preact_resnet164, preact_resnet1001
 from nst.models.resnet import (
     CifarResNet,
     resnet8,
@@ -12,9 +19,22 @@ from nst.models.resnet import (
     resnet56,
     resnet110,
 )
+from nst.models.vgg import CifarVGG, vgg8, vgg13
+from nst.models.wrn import WideResNet, wrn16_2, wrn40_1, wrn40_2
 
 __all__ = [
+    "CifarPreactResNet",
     "CifarResNet",
+    "CifarVGG",
+    "InceptionBN",
+    "InceptionBNSmall",
+    "PreactResNet",
+    "WideResNet",
+    "inception_bn",
+    "inception_bn_small",
+    "preact_resnet101",
+    "preact_resnet164",
+    "preact_resnet1001",
     "resnet8",
     "resnet8x4",
     "resnet14",
@@ -24,4 +44,11 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "timm_model",
+    "torchvision_model",
+    "vgg8",
+    "vgg13",
+    "wrn16_2",
+    "wrn40_1",
+    "wrn40_2",
 ]

@@ -1,22 +1,27 @@
-"""Initial weights of the networks built here."""
-
-from typing import Literal
+"""Initial weights of the networks built here. Normalisation layers keep PyTorch's own: scale 1, shift 0."""
 
 from torch import nn
 
 
-def he_normal_(model: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
-    """Draw every convolution's weights from He et al.'s normal distribution, in place.
+def he_normal_(model: nn.Module) -> None:
+    """Draw convolutions from N(0, 2 / fan-out), as the published ResNets, wide ResNets and VGGs do, in place.
 
-    Biases become zero. Normalisation layers keep PyTorch's scale 1 and shift 0, linear layers PyTorch's own draw.
-
-    Args:
-        model: the network.
-        mode: "fan_out" as in the published ResNets, wide ResNets and VGGs; "fan_in" for the paper's networks
-            (MXNet's Xavier, Gaussian, fan-in, magnitude 2, is the same distribution).
+    Linear layers keep PyTorch's draw of the weights; every bias becomes zero.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def xavier_gaussian_(model: nn.Module) -> None:
+    """Draw convolutions and linear layers from N(0, 2 / fan-in), in place; every bias becomes zero.
+
+    It is MXNet's Xavier (Gaussian, fan-in, magnitude 2), with which the paper's networks start.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -107,7 +107,7 @@ class CifarResNet(nn.Module):
         for k in (1, 2, 3):
             self.taps[f"stage{k}"] = f"layer{k}"
             self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{blocks - 1}.relu2:input"
-        he_normal_(self, "fan_out")
+        he_normal_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""

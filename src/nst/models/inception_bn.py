@@ -1,0 +1,191 @@
+"""Inception-BN (Ioffe & Szegedy, 2015): the paper's students, small for CIFAR and full for ImageNet.
+
+The branches of a factory end in their normalisation; they are concatenated first and go through one ReLU after. That is
+the same function as a ReLU a branch (pooled inputs are not negative), and gives the paper's ImageNet tap a place: the
+normalised, not yet activated branches of `in5b` side by side are the input of `in5b.relu`.
+
+Convolutions have no bias: the normalisation that follows each would take it away.
+
+Shape suffixes: B images, C channels, H and W rows and columns.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from nst.models.initialise import xavier_gaussian_
+from nst.models.input_norm import input_norm
+
+
+def conv_bn(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Sequential:
+    """A square convolution, padded to keep the size at stride 1, and its normalisation: children `conv` and `bn`."""
+    conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Sequential:
+    """`conv_bn` and a ReLU: children `conv`, `bn` and `relu`."""
+    layers = conv_bn(in_channels, out_channels, size, stride)
+    layers.add_module("relu", nn.ReLU())
+    return layers
+
+
+class Factory(nn.Module):
+    """Branches of the same input, concatenated over the channels, then ReLU.
+
+    Args:
+        branches: modules [B, in_channels, H, W] -> [B, C_i, H', W'], by name.
+    """
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict(branches)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, sum of C_i, H', W']."""
+        return self.relu(torch.cat([branch(x) for branch in self.branches.values()], dim=1))
+
+
+def _simple(in_channels: int, conv1: int, conv3: int) -> Factory:
+    """The CIFAR network's factory: 1x1 and 3x3 side by side."""
+    return Factory(conv1=conv_bn(in_channels, conv1, 1), conv3=conv_bn(in_channels, conv3, 3))
+
+
+def _simple_down(in_channels: int, conv3: int) -> Factory:
+    """The CIFAR network's factory that halves the map: strided 3x3 and max pooling side by side."""
+    return Factory(conv3=conv_bn(in_channels, conv3, 3, stride=2), pool=nn.MaxPool2d(3, stride=2, padding=1))
+
+
+def _full(
+    in_channels: int, conv1: int, conv3: tuple[int, int], double3: tuple[int, int], pool: nn.Module, proj: int
+) -> Factory:
+    """Four branches: 1x1; 1x1 - 3x3; 1x1 - 3x3 - 3x3; pool - 1x1. Pairs are channels of the 1x1 and of the 3x3."""
+    return Factory(
+        conv1=conv_bn(in_channels, conv1, 1),
+        conv3=nn.Sequential(conv_bn_relu(in_channels, conv3[0], 1), conv_bn(conv3[0], conv3[1], 3)),
+        double3=nn.Sequential(
+            conv_bn_relu(in_channels, double3[0], 1),
+            conv_bn_relu(double3[0], double3[1], 3),
+            conv_bn(double3[1], double3[1], 3),
+        ),
+        pool=nn.Sequential(pool, conv_bn(in_channels, proj, 1)),
+    )
+
+
+def _full_down(in_channels: int, conv3: tuple[int, int], double3: tuple[int, int]) -> Factory:
+    """Three branches that halve the map: 1x1 - strided 3x3; 1x1 - 3x3 - strided 3x3; max pooling."""
+    return Factory(
+        conv3=nn.Sequential(conv_bn_relu(in_channels, conv3[0], 1), conv_bn(conv3[0], conv3[1], 3, stride=2)),
+        double3=nn.Sequential(
+            conv_bn_relu(in_channels, double3[0], 1),
+            conv_bn_relu(double3[0], double3[1], 3),
+            conv_bn(double3[1], double3[1], 3, stride=2),
+        ),
+        pool=nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
+def _average() -> nn.AvgPool2d:
+    return nn.AvgPool2d(3, stride=1, padding=1)
+
+
+_TAPS = {
+    "last": "in5b",
+    "last_pre_relu": "in5b.relu:input",
+    "stage1": "in3b",
+    "stage1_pre_relu": "in3b.relu:input",
+    "stage2": "in4d",
+    "stage2_pre_relu": "in4d.relu:input",
+    "stage3": "in5b",
+    "stage3_pre_relu": "in5b.relu:input",
+}
+
+
+class InceptionBNSmall(nn.Module):
+    """The paper's CIFAR student: MXNet's `inception-bn-28-small`, 336 channels at a quarter of the resolution.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = conv_bn_relu(in_channels, 96, 3)
+        self.in3a = _simple(96, 32, 32)
+        self.in3b = _simple(64, 32, 48)
+        self.in3c = _simple_down(80, 80)
+        self.in4a = _simple(160, 112, 48)
+        self.in4b = _simple(160, 96, 64)
+        self.in4c = _simple(160, 80, 80)
+        self.in4d = _simple(160, 48, 96)
+        self.in4e = _simple_down(144, 96)
+        self.in5a = _simple(240, 176, 160)
+        self.in5b = _simple(336, 176, 160)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(336, num_classes)
+        self.taps = dict(_TAPS)
+        xavier_gaussian_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.in3b(self.in3a(self.conv1(x)))  # [B, 80, H, W]
+        x = self.in3c(x)  # [B, 160, H/2, W/2]
+        x = self.in4d(self.in4c(self.in4b(self.in4a(x))))  # [B, 144, H/2, W/2]
+        x = self.in4e(x)  # [B, 240, H/4, W/4]
+        x = self.in5b(self.in5a(x))  # [B, 336, H/4, W/4]
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+class InceptionBN(nn.Module):
+    """The paper's ImageNet student (its code's `inception_bn`): 1024 channels at 7x7 from 224x224 images.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
+    """
+
+    def __init__(self, num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False) -> None:
+        super().__init__()
+        self.input_bn = input_norm(in_channels, input_bn)
+        self.conv1 = conv_bn_relu(in_channels, 64, 7, stride=2)
+        self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.conv2_reduce = conv_bn_relu(64, 64, 1)
+        self.conv2 = conv_bn_relu(64, 192, 3)
+        self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.in3a = _full(192, 64, (64, 64), (64, 96), _average(), 32)
+        self.in3b = _full(256, 64, (64, 96), (64, 96), _average(), 64)
+        self.in3c = _full_down(320, (128, 160), (64, 96))
+        self.in4a = _full(576, 224, (64, 96), (96, 128), _average(), 128)
+        self.in4b = _full(576, 192, (96, 128), (96, 128), _average(), 128)
+        self.in4c = _full(576, 160, (128, 160), (128, 160), _average(), 128)
+        self.in4d = _full(608, 96, (128, 192), (160, 192), _average(), 128)
+        self.in4e = _full_down(608, (128, 192), (192, 256))
+        self.in5a = _full(1056, 352, (192, 320), (160, 224), _average(), 128)
+        self.in5b = _full(1024, 352, (192, 320), (192, 224), nn.MaxPool2d(3, stride=1, padding=1), 128)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(1024, num_classes)
+        self.taps = dict(_TAPS)
+        xavier_gaussian_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.pool1(self.conv1(self.input_bn(x)))  # [B, 64, H/4, W/4]
+        x = self.pool2(self.conv2(self.conv2_reduce(x)))  # [B, 192, H/8, W/8]
+        x = self.in3c(self.in3b(self.in3a(x)))  # [B, 576, H/16, W/16]
+        x = self.in4d(self.in4c(self.in4b(self.in4a(x))))  # [B, 608, H/16, W/16]
+        x = self.in5b(self.in5a(self.in4e(x)))  # [B, 1024, H/32, W/32]
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def inception_bn_small(num_classes: int = 10, in_channels: int = 3) -> InceptionBNSmall:
+    """Inception-BN for small images: the paper's CIFAR student."""
+    return InceptionBNSmall(num_classes, in_channels)
+
+
+def inception_bn(num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False) -> InceptionBN:
+    """Inception-BN for ImageNet: the paper's ImageNet student."""
+    return InceptionBN(num_classes, in_channels, input_bn)
