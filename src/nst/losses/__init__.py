@@ -1,0 +1,17 @@
+"""Losses of knowledge distillation, each a summary of the teacher and a value from it.
+
+from nst.losses import NST
+
+nst = NST()
+summary = nst.summarize(teacher_feature, student_feature.shape[1:])
+loss = cross_entropy + 50 * nst(student_feature, summary)
+"""
+
+from nst.losses.attention import AT
+from nst.losses.base import Convention, Plan, Shape, TransferLoss
+from nst.losses.cross_entropy import CrossEntropy
+from nst.losses.fitnet import FitNet
+from nst.losses.kd import KD
+from nst.losses.nst import NST
+
+__all__ = ["AT", "KD", "NST", "Convention", "CrossEntropy", "FitNet", "Plan", "Shape", "TransferLoss"]

@@ -1,0 +1,105 @@
+"""Attention transfer (Zagoruyko & Komodakis, 2017), method AT of the paper's tables."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nst.losses.base import (
+    Plan,
+    Shape,
+    TransferLoss,
+    check_convention,
+    check_map,
+    no_autocast,
+    resize_student,
+    resize_teacher,
+    shared_size,
+    summary_tensor,
+    working_dtype,
+)
+
+
+class PowerSum(torch.autograd.Function):
+    """[B, C, H, W] → Σ_c |x_c|^p as [B, H·W], in the working precision, without a map-sized temporary."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.p = p
+        norm = torch.linalg.vector_norm(x, ord=p, dim=1, dtype=working_dtype(x))
+        return norm.pow(p).flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        per_position = (ctx.p * grad).view(x.shape[0], 1, *x.shape[2:])
+        if ctx.p == 2:
+            return (x * per_position).to(x.dtype), None
+        magnitude = x.abs().to(per_position.dtype).pow(ctx.p - 1)
+        return (magnitude.copysign(x) * per_position).to(x.dtype), None
+
+
+def attention_map(feature: Tensor, p: float = 2.0) -> Tensor:
+    """Σ_c |F_c|^p over channels, scaled to unit length over positions: `[B, C, H, W]` → `[B, H·W]`.
+
+    A map that is zero everywhere gives zeros, and no gradient.
+    """
+    with no_autocast(feature):
+        power: Tensor = PowerSum.apply(feature, p)  # type: ignore[assignment]
+        # The result does not change with the map's scale: dividing by its peak keeps squares within float32.
+        peak = power.detach().amax(dim=1, keepdim=True)
+        power = power / torch.where(peak > 0, peak, 1.0)
+        length = torch.linalg.vector_norm(power, dim=1, keepdim=True)
+        return power / torch.where(peak > 0, length, 1.0)
+
+
+class AT(TransferLoss):
+    """½ · mean over positions of (a_T − a_S)², a = Σ_c |F_c|^p / ‖Σ_c |F_c|^p‖₂; mean over the batch.
+
+    The compared paper states weight λ = 10³ [recalled, unverified]; Zagoruyko & Komodakis write β/2 · ‖a_T − a_S‖ and
+    say that β is 10³ divided by the number of positions and the batch size, which is the mean taken here.
+
+    Args:
+        p: the power, at least 1.
+        convention: "paper" and "official" (the official code has no AT): as above. "crd": without the ½.
+
+    Raises:
+        ValueError: p < 1 or an unknown convention.
+    """
+
+    def __init__(self, p: float = 2.0, convention: Literal["paper", "official", "crd"] = "paper") -> None:
+        super().__init__()
+        if not p >= 1:
+            raise ValueError(f"p is {p}; attention maps need a power of at least 1")
+        check_convention(convention)
+        self.p = float(p)
+        self.convention = convention
+        self.scale = 1.0 if convention == "crd" else 0.5
+
+    @torch.no_grad()
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"attention": [B, H·W]}`, from the teacher's map brought to the student's size.
+
+        Raises:
+            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
+        """
+        return {"attention": attention_map(resize_teacher(teacher_feature, student_shape, self.convention), self.p)}
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C, H, W]` → scalar. Raises ValueError when the summary is for another map size or batch."""
+        check_map(student_feature, "student")
+        teacher = summary_tensor(summary, "attention", student_feature.shape[0])
+        with no_autocast(student_feature):
+            student_feature = resize_student(student_feature, teacher.shape[1], self.convention)
+            student = attention_map(student_feature, self.p)
+            return self.scale * (student - teacher.to(student.dtype)).square().mean()
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Summary: one value a position. Memory: the student's gradient."""
+        height, width = shared_size(student_shape, teacher_shape, self.convention)
+        positions = height * width
+        return Plan("attention map", {"attention": (positions,)}, 4 * positions * (student_shape[0] + 8))

@@ -1,0 +1,156 @@
+"""What every loss has in common: summary and value, the plan, map sizes, precision."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Convention = Literal["paper", "official", "crd"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a loss will do for given shapes.
+
+    Attributes:
+        form: name of the exact form that is used, e.g. "gram".
+        summary: shape of each tensor of the teacher's summary, for one image (no batch dimension).
+        workspace: bytes for one image, about the extra memory of a forward and backward pass.
+    """
+
+    form: str
+    summary: dict[str, Shape]
+    workspace: int
+
+
+class TransferLoss(nn.Module, ABC):
+    """A loss in two steps: `summary = loss.summarize(teacher_feature)`, `value = loss(student_feature, summary)`.
+
+    Features are `[B, C, H, W]`, logits `[B, classes]`. A summary is a dictionary of tensors whose first dimension is
+    the batch; it may be stored in half precision and read back. Values are means over the batch, computed in float32
+    (float64 for float64 features) whatever the autocast state, and carry no weight λ.
+    """
+
+    source: ClassVar[Literal["teacher", "labels"]] = "teacher"
+    """Where the summary comes from."""
+    on_logits: ClassVar[bool] = False
+    """The feature is the logits, not a tapped layer."""
+    projects: ClassVar[bool] = False
+    """The student's feature first goes through a 1×1 convolution to the teacher's channels."""
+
+    @abstractmethod
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
+
+    @abstractmethod
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """Student side: a scalar, the mean over the batch."""
+
+    @abstractmethod
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Form, summary and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
+
+
+def check_convention(convention: str, allowed: tuple[str, ...] = get_args(Convention)) -> None:
+    """Raises ValueError unless `convention` is one of `allowed`."""
+    if convention not in allowed:
+        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(allowed)}")
+
+
+def check_map(feature: Tensor, owner: str) -> None:
+    """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor that holds something."""
+    if feature.ndim != 4:
+        raise ValueError(f"the {owner}'s feature has shape {tuple(feature.shape)}; a map loss needs [B, C, H, W]")
+    if not feature.is_floating_point() or feature.numel() == 0:
+        raise ValueError(
+            f"the {owner}'s feature is {feature.dtype} of shape {tuple(feature.shape)}; "
+            "it must be floating point and not empty"
+        )
+
+
+def check_shape(shape: Shape, owner: str) -> None:
+    """Raises ValueError unless `shape` is (C, H, W) with positive sizes."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"the {owner}'s shape is {tuple(shape)}; a map loss needs (C, H, W), each at least 1")
+
+
+def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tensor:
+    """The tensor `name` of a summary; raises ValueError when it is missing or of another batch size."""
+    if name not in summary:
+        raise ValueError(f"the summary holds {sorted(summary)}; this loss needs {name!r} (from its own summarize)")
+    value = summary[name]
+    if value.ndim == 0 or value.shape[0] != batch:
+        raise ValueError(f"summary {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
+    return value
+
+
+def working_dtype(feature: Tensor) -> torch.dtype:
+    """float64 stays; everything else is computed in float32."""
+    return torch.float64 if feature.dtype == torch.float64 else torch.float32
+
+
+def no_autocast(feature: Tensor) -> torch.autocast:
+    """Context in which autocast leaves the precision alone."""
+    return torch.autocast(feature.device.type, enabled=False)
+
+
+def shared_size(student: Shape, teacher: Shape, convention: str) -> tuple[int, int]:
+    """The (H, W) at which two maps are compared: the student's; under "crd" the smaller one's.
+
+    Args:
+        student: (C, H, W) of the student's feature.
+        teacher: (C, H, W) of the teacher's.
+        convention: "paper", "official" or "crd".
+
+    Raises:
+        ValueError: a shape is not (C, H, W), or under "crd" the aspect ratios differ.
+    """
+    check_shape(student, "student")
+    check_shape(teacher, "teacher")
+    (_, h_s, w_s), (_, h_t, w_t) = student, teacher
+    if convention != "crd":
+        return h_s, w_s
+    if h_s * w_t != h_t * w_s:
+        raise ValueError(
+            f"convention 'crd' pools the larger map to the smaller, so both need one aspect ratio: the student's "
+            f"map is {h_s}×{w_s}, the teacher's {h_t}×{w_t}; use convention 'paper' for such a pair"
+        )
+    return min(h_s, h_t), min(w_s, w_t)
+
+
+def resize_teacher(feature: Tensor, student_shape: Shape | None, convention: str) -> Tensor:
+    """The teacher's map at the size of the comparison: bilinear ("crd": adaptive average pooling)."""
+    check_map(feature, "teacher")
+    teacher_shape = tuple(feature.shape[1:])
+    size = shared_size(student_shape or teacher_shape, teacher_shape, convention)
+    if size == tuple(feature.shape[2:]):
+        return feature
+    feature = feature.to(working_dtype(feature))
+    if convention == "crd":
+        return F.adaptive_avg_pool2d(feature, size)
+    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
+    """The student's map at the number of positions of the summary: itself ("crd": pooled when it is the larger).
+
+    Raises:
+        ValueError: the summary was made for another map size.
+    """
+    height, width = feature.shape[2:]
+    if height * width == positions:
+        return feature
+    ratio = sqrt(positions / (height * width))
+    size = (round(height * ratio), round(width * ratio))
+    if convention != "crd" or ratio > 1 or prod(size) != positions or size[0] * width != size[1] * height:
+        raise ValueError(
+            f"the summary has {positions} positions, the student's map {height}×{width}; "
+            "pass student_shape=(C, H, W) to summarize so that the teacher's map is brought to that size"
+        )
+    return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), size)

@@ -1,0 +1,33 @@
+"""Cross-entropy with the labels: the H(y, p_S) of every method."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from nst.losses.base import Plan, Shape, TransferLoss, no_autocast, summary_tensor, working_dtype
+
+
+class CrossEntropy(TransferLoss):
+    """H(y, p_S) = −log softmax(z_S)[y], mean over the batch.
+
+    `forward(logits, {"labels": labels})` with logits `[B, classes]` and int64 labels `[B]`.
+    """
+
+    source: ClassVar[Literal["teacher", "labels"]] = "labels"
+    on_logits: ClassVar[bool] = True
+
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """Raises TypeError: labels come from the data, not from a teacher."""
+        raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its summary")
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy. Raises ValueError when the labels are missing or of another batch size."""
+        labels = summary_tensor(summary, "labels", student_feature.shape[0])
+        with no_autocast(student_feature):
+            return F.cross_entropy(student_feature.to(working_dtype(student_feature)), labels)
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Labels are no part of a teacher's summary."""
+        return Plan("cross-entropy", {}, 8 * student_shape[0])

@@ -1,0 +1,81 @@
+"""Hints (Romero et al., FitNets, 2015), method FitNet of the paper's tables."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nst.losses.base import (
+    Plan,
+    Shape,
+    TransferLoss,
+    check_convention,
+    check_map,
+    no_autocast,
+    resize_student,
+    resize_teacher,
+    shared_size,
+    summary_tensor,
+    working_dtype,
+)
+
+
+class FitNet(TransferLoss):
+    """½ · mean of (F_T − r(F_S))² over channels, positions and the batch; r is a 1×1 convolution to C_T channels.
+
+    r belongs to the student and is applied before this loss, so the student's feature here has C_T channels.
+    That the paper uses one hint on the same layer with λ = 10² is recalled, unverified.
+
+    Args:
+        convention: "paper" and "official" (the official code has no FitNet): as above. "crd": without the ½. CRD's
+            regressor also has a batch norm and a ReLU, and strides where sizes differ; here it is the convolution.
+
+    Raises:
+        ValueError: an unknown convention.
+    """
+
+    projects: ClassVar[bool] = True
+
+    def __init__(self, convention: Literal["paper", "official", "crd"] = "paper") -> None:
+        super().__init__()
+        check_convention(convention)
+        self.convention = convention
+        self.scale = 1.0 if convention == "crd" else 0.5
+
+    @torch.no_grad()
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"feature": [B, C_T, H, W]}`, the teacher's map brought to the student's size.
+
+        Raises:
+            ValueError: a feature that is not [B, C, H, W]; other channels; under "crd", different aspect ratios.
+        """
+        if student_shape is not None:
+            self.plan(student_shape, tuple(teacher_feature.shape[1:]))
+        return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C_T, H, W]` → scalar. Raises ValueError when channels, sizes or batches differ."""
+        check_map(student_feature, "student")
+        teacher = summary_tensor(summary, "feature", student_feature.shape[0])
+        with no_autocast(student_feature):
+            student = resize_student(student_feature, teacher.shape[2] * teacher.shape[3], self.convention)
+            if student.shape != teacher.shape:
+                raise ValueError(
+                    f"the student's feature has shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
+                    "FitNet compares equal shapes: project the student with a 1×1 convolution first"
+                )
+            dtype = working_dtype(student_feature)
+            return self.scale * F.mse_loss(student.to(dtype), teacher.to(dtype))
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Summary: the feature itself. `student_shape` is the projected one: C_T channels, else ValueError."""
+        height, width = shared_size(student_shape, teacher_shape, self.convention)
+        channels = teacher_shape[0]
+        if student_shape[0] != channels:
+            raise ValueError(
+                f"the student's feature has {student_shape[0]} channels, the teacher's {channels}; "
+                "FitNet needs the student projected to the teacher's channels"
+            )
+        return Plan("feature", {"feature": (channels, height, width)}, 8 * channels * height * width)

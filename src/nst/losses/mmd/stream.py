@@ -1,0 +1,162 @@
+"""Kernels without a finite summary (Gaussian, polynomial of degree ≥ 3): all pairs, streamed by blocks of images.
+
+Only one block's C×C matrices exist at a time, and the student's gradient is gathered in the forward pass, so memory
+grows with the inputs, not with the pairs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nst.losses.base import no_autocast, working_dtype
+from nst.losses.mmd.unit import live_channels, unit_gradient, unit_maps
+
+SIGMA2_FLOOR = 1e-4
+"""σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""
+BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+"""Pair matrices held at a time, by type of device."""
+
+Sigma2 = Literal["pairs", "joint"] | float
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """k(x, y) = (x·y + c)^degree."""
+
+    degree: int
+    c: float
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """k(x, y) = exp(−‖x − y‖² / 2σ²)."""
+
+    sigma2: Sigma2
+
+
+def gaussian_sigma2(
+    sigma2: Sigma2, share: Tensor | float, mean_s: Tensor, live_s: Tensor, mean_t: Tensor, live_t: Tensor
+) -> Tensor:
+    """σ² of each image `[B]`, in closed form.
+
+    Args:
+        sigma2: a number; "pairs": mean ‖x̂_T − x̂_S‖² over teacher–student pairs; "joint": over all ordered pairs of
+            the joint sample, each with itself included.
+        share: the student's share of the joint sample, C_S / (C_S + C_T).
+        mean_s, mean_t: mean unit maps `[B, N]`.
+        live_s, live_t: the share of channels that are not dead `[B]`, which is the mean of ‖x̂‖².
+    """
+    if sigma2 == "pairs":
+        value = live_s + live_t - 2 * (mean_s * mean_t).sum(dim=1)
+    elif sigma2 == "joint":
+        mean = (share * mean_s.T + (1 - share) * mean_t.T).T
+        value = 2 * (share * live_s + (1 - share) * live_t - mean.square().sum(dim=1))
+    else:
+        value = torch.full_like(live_s, sigma2)
+    return value.clamp_min(SIGMA2_FLOOR)
+
+
+def images_per_block(c_s: int, c_t: int, itemsize: int, device: str) -> int:
+    """How many images' pair matrices, C_S × (C_S + C_T), fit the block's bytes; at least one."""
+    return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // (c_s * (c_s + c_t) * itemsize))
+
+
+def total(matrix: Tensor) -> Tensor:
+    """Sum over the last two dimensions in float64: the three terms nearly cancel when student ≈ teacher."""
+    return matrix.sum(dim=(1, 2), dtype=torch.float64)
+
+
+def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
+    """MMD² `[b]` of a block (without its teacher term) and the derivative k' at the pairs `[b, C_S, C_S + C_T]`."""
+    c_s, c_t = s.shape[1], t.shape[1]
+    base = torch.bmm(s, torch.cat((s, t), dim=1).transpose(1, 2)) + kernel.c
+    slope = base.pow(kernel.degree - 1)
+    value = base.mul_(slope)
+    mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
+    if teacher:
+        mmd = mmd + teacher_polynomial(kernel, t)
+    return mmd, slope.mul_(kernel.degree)
+
+
+def teacher_polynomial(kernel: Polynomial, t: Tensor) -> Tensor:
+    """Mean of k over the teacher's pairs, `[b]` in float64."""
+    return total((torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(kernel.degree)) / t.shape[1] ** 2
+
+
+def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
+    """As `polynomial_block`; k' is taken with respect to x·y, so k' = k / σ²."""
+    c_s, c_t = s.shape[1], t.shape[1]
+    live_s, live_t = live_channels(s), live_channels(t)
+    sigma2 = gaussian_sigma2(
+        kernel.sigma2, c_s / (c_s + c_t), s.mean(dim=1), live_s.mean(dim=1), t.mean(dim=1), live_t.mean(dim=1)
+    )
+    rate = 1 / sigma2.view(-1, 1, 1)
+    half_s, half_t = (0.5 * live_s).unsqueeze(2), (0.5 * live_t).unsqueeze(2)
+    z, half_z = torch.cat((s, t), dim=1), torch.cat((half_s, half_t), dim=1).transpose(1, 2)
+    value = torch.bmm(s, z.transpose(1, 2)).sub_(half_s).sub_(half_z).mul_(rate).exp_()
+    mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
+    if teacher:
+        k_t = torch.bmm(t, t.transpose(1, 2)).sub_(half_t).sub_(half_t.transpose(1, 2)).mul_(rate).exp_()
+        mmd = mmd + total(k_t) / c_t**2
+    return mmd, value.mul_(rate)
+
+
+def stream(
+    x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """MMD² of each image `[B]` and, if wanted, its gradient with respect to x (shape and strides of x)."""
+    dtype = working_dtype(x)
+    c_s, c_t = x.shape[1], teacher_unit.shape[1]
+    values = []
+    gradient = torch.empty_like(x, dtype=dtype) if with_gradient else None
+    step = images_per_block(c_s, c_t, dtype.itemsize, x.device.type)
+    for start in range(0, x.shape[0], step):
+        block = slice(start, start + step)
+        s, inverse = unit_maps(x[block], eps)
+        t = teacher_unit[block].to(dtype)
+        if isinstance(kernel, Gaussian):
+            value, slope = gaussian_block(kernel, s, t, teacher)
+        else:
+            value, slope = polynomial_block(kernel, s, t, teacher)
+        values.append(value)
+        if gradient is not None:
+            weighted = torch.cat((s * (2 / c_s**2), t * (-2 / (c_s * c_t))), dim=1)
+            gradient[block] = unit_gradient(torch.bmm(slope, weighted), s, inverse)
+    return torch.cat(values).to(dtype), gradient
+
+
+class StreamedMMD(torch.autograd.Function):
+    """The value of `stream`, its gradient kept from the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float):
+        with no_autocast(x):
+            value, gradient = stream(x, teacher_unit, kernel, teacher, eps, with_gradient=True)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad.view(-1, 1, 1)).to(ctx.dtype), None, None, None, None
+
+
+def streamed_mmd(x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float) -> Tensor:
+    """MMD² of each image `[B]` from student maps `[B, C_S, N]` and the teacher's unit maps `[B, C_T, N]`.
+
+    Args:
+        x: student maps.
+        teacher_unit: unit maps of the teacher, any floating dtype.
+        kernel: which kernel.
+        teacher: whether the value includes the teacher–teacher term (no gradient comes from it).
+        eps: see `unit_maps`.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return StreamedMMD.apply(x, teacher_unit, kernel, teacher, eps)  # type: ignore[return-value]
+    with no_autocast(x):
+        return stream(x, teacher_unit, kernel, teacher, eps, with_gradient=False)[0]

@@ -1,0 +1,205 @@
+"""Neuron Selectivity Transfer (Huang & Wang, 2017, arXiv 1707.01219): MMD between channel maps, cheapest form first."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nst.losses.base import (
+    Convention,
+    Plan,
+    Shape,
+    TransferLoss,
+    check_convention,
+    check_map,
+    no_autocast,
+    resize_student,
+    resize_teacher,
+    shared_size,
+    summary_tensor,
+    working_dtype,
+)
+from nst.losses.mmd.gram import gram, pack, positions
+from nst.losses.mmd.mean import mean_map, mean_mmd
+from nst.losses.mmd.quadratic import channel_counts, quadratic_mmd, taylor_mmd
+from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd
+from nst.losses.mmd.unit import OFFICIAL_EPS, unit_maps
+
+Form = Literal["mean", "gram", "pairs", "stream"]
+
+
+class NST(TransferLoss):
+    """½ · MMD²(F_T, F_S) between the unit channel maps of teacher and student; mean over the batch.
+
+    With x̂ = x/‖x‖₂ over the N = H·W positions and a kernel k (paper, eq. 4):
+
+        MMD² = 1/C_T² Σ k(f̂_T, f̂_T') + 1/C_S² Σ k(f̂_S, f̂_S') − 2/(C_T C_S) Σ k(f̂_T, f̂_S)
+
+    so that λ, the weight outside, is the paper's: L = H(y, p_S) + λ/2 · MMD² (eq. 3). λ = 50 for the polynomial kernel
+    is the official code's; 50 (linear) and 100 (Gaussian) are recalled from the paper, unverified. A dead channel
+    (‖x‖ ≤ 1e-12) is the zero vector, counts in C, and gets no gradient.
+
+    Args:
+        kernel: "linear" xᵀy; "polynomial" (xᵀy + c)^degree; "gaussian" exp(−‖x − y‖²/2σ²).
+        degree: d of the polynomial kernel, at least 1. The paper uses 2.
+        c: constant of the polynomial kernel. The paper uses 0.
+        sigma2: σ² of the Gaussian kernel. The paper's "mean squared distance of the pairs" (recalled, unverified) can
+            be read as the teacher–student pairs, "pairs", or as all pairs of the joint sample, a channel with itself
+            included, "joint". Both are per image and carry no gradient. Or a positive number.
+        approximate: 2 replaces the Gaussian kernel by its Taylor series of that order in xᵀy, whose summary is as small
+            as the polynomial kernel's. Not exact: on random features the gradient has cosine ≥ 0.999 and 3–6 % error,
+            the value about 10 %.
+        convention: "paper" as above, the teacher's map brought to the student's size bilinearly. "official" (the
+            authors' code): MMD² without the ½ and without the teacher–teacher term, so not 0 at S = T;
+            x̂ = x/√(‖x‖² + 1e-10). "crd" (CRD's benchmark): MMD² without the ½; the larger map is average-pooled.
+        teacher_term: False leaves the teacher–teacher term out of the value: same gradient, and cheaper where that
+            term is computed apart (form "stream"). None: as the convention says.
+        form: which exact form computes it; "auto" takes the cheapest for the shapes.
+
+    Raises:
+        ValueError: an argument out of range, or a form that the kernel does not have.
+    """
+
+    def __init__(
+        self,
+        kernel: Literal["linear", "polynomial", "gaussian"] = "polynomial",
+        *,
+        degree: int = 2,
+        c: float = 0.0,
+        sigma2: Literal["pairs", "joint"] | float = "pairs",
+        approximate: int | None = None,
+        convention: Convention = "paper",
+        teacher_term: bool | None = None,
+        form: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
+    ) -> None:
+        super().__init__()
+        check_convention(convention)
+        self.kernel = make_kernel(kernel, degree, c, sigma2)
+        self.forms = exact_forms(self.kernel) if approximate is None else taylor_forms(self.kernel, approximate)
+        if form != "auto" and form not in self.forms:
+            raise ValueError(f"form is {form!r}; for this kernel it must be auto or one of {', '.join(self.forms)}")
+        self.form: Form | Literal["auto"] = form
+        self.convention = convention
+        self.approximate = approximate is not None
+        self.teacher_term = convention != "official" if teacher_term is None else teacher_term
+        self.scale = 0.5 if convention == "paper" else 1.0
+        self.eps = OFFICIAL_EPS if convention == "official" else 0.0
+
+    def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Form:
+        """The form with the fewest multiply-adds, forward and backward."""
+        if self.form != "auto":
+            return self.form
+        if "gram" not in self.forms:
+            return self.forms[0]
+        by_gram = positions * (2 * student_channels + teacher_channels)
+        by_pairs = 3 * student_channels**2 + teacher_channels**2 + 2 * student_channels * teacher_channels
+        return "gram" if by_gram < by_pairs else "pairs"
+
+    @torch.no_grad()
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """What the value needs of the teacher's `[B, C_T, H, W]`, see `plan` for the shapes.
+
+        Args:
+            teacher_feature: any floating dtype and memory format.
+            student_shape: (C_S, H, W) of the student's feature; decides map size and form. Default: the teacher's.
+
+        Raises:
+            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
+        """
+        with no_autocast(teacher_feature):
+            x = resize_teacher(teacher_feature, student_shape, self.convention).flatten(2)
+            form = self.choose((student_shape or teacher_feature.shape[1:])[0], x.shape[1], x.shape[2])
+            if form == "mean":
+                return {"mean": mean_map(x, self.eps)}
+            unit, _ = unit_maps(x, self.eps)
+            if form != "gram":
+                return {"units": unit}
+            summary = {"gram": pack(gram(unit))}
+            if self.needs_mean:
+                summary["mean"] = unit.mean(dim=1)
+            if self.approximate:
+                summary["counts"] = channel_counts(unit)
+            return summary
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C_S, H, W]` → scalar. Raises ValueError when the summary is of another loss, map size or batch."""
+        check_map(student_feature, "student")
+        with no_autocast(student_feature):
+            name = next((key for key in ("gram", "units", "mean") if key in summary), "units")
+            first = summary_tensor(summary, name, student_feature.shape[0])
+            count = positions(first.shape[1]) if name == "gram" else first.shape[-1]
+            x = resize_student(student_feature, count, self.convention).flatten(2)
+            dtype = working_dtype(x)
+            teacher = {key: value.to(dtype) for key, value in summary.items()}
+            return self.scale * self.mmd2(x, teacher).mean()
+
+    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor]) -> Tensor:
+        """MMD² of each image `[B]` (without the teacher's own term where the settings say so)."""
+        kernel, term, eps = self.kernel, self.teacher_term, self.eps
+        if self.forms[0] == "mean" and "mean" in teacher and isinstance(kernel, Polynomial):
+            return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
+        if self.forms[0] != "gram" or self.form == "stream":
+            return streamed_mmd(x, summary_tensor(teacher, "units", x.shape[0]), kernel, term, eps)
+        if "gram" not in teacher:
+            summary_tensor(teacher, "units", x.shape[0])
+        if isinstance(kernel, Gaussian):
+            return taylor_mmd(x, teacher, kernel.sigma2, term, eps)
+        return quadratic_mmd(x, teacher, kernel.c, term, eps)
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the Gram form also needs the mean map."""
+        return self.approximate or (isinstance(self.kernel, Polynomial) and self.kernel.c != 0)
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Form, summary and memory for shapes (C, H, W). Raises ValueError as `summarize` does."""
+        height, width = shared_size(student_shape, teacher_shape, self.convention)
+        n, c_s, c_t = height * width, student_shape[0], teacher_shape[0]
+        form = self.choose(c_s, c_t, n)
+        if form == "mean":
+            return Plan(form, {"mean": (n,)}, 4 * 2 * n * c_s)
+        if form == "gram":
+            summary: dict[str, Shape] = {"gram": (n * (n + 1) // 2,)}
+            if self.needs_mean:
+                summary["mean"] = (n,)
+            if self.approximate:
+                summary["counts"] = (2,)
+            return Plan(form, summary, 4 * (3 * n * c_s + 4 * n * n))
+        summary = {"units": (c_t, n)}
+        if form == "pairs":
+            return Plan(form, summary, 4 * (3 * n * (c_s + c_t) + 2 * (c_s + c_t) ** 2))
+        return Plan(form, summary, 4 * (2 * n * c_s + n * c_t))
+
+
+def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polynomial | Gaussian:
+    """The kernel of these arguments; raises ValueError when one is out of range."""
+    if name == "linear":
+        return Polynomial(1, 0.0)
+    if name == "polynomial":
+        if not isinstance(degree, int) or degree < 1:
+            raise ValueError(f"degree is {degree!r}; the polynomial kernel needs a whole number, at least 1")
+        return Polynomial(degree, float(c))
+    if name != "gaussian":
+        raise ValueError(f"kernel is {name!r}; it must be linear, polynomial or gaussian")
+    if sigma2 == "pairs" or sigma2 == "joint":
+        return Gaussian(sigma2)
+    if isinstance(sigma2, str) or not sigma2 > 0:
+        raise ValueError(f"sigma2 is {sigma2!r}; it must be pairs, joint or a positive number")
+    return Gaussian(float(sigma2))
+
+
+def exact_forms(kernel: Polynomial | Gaussian) -> tuple[Form, ...]:
+    """The forms that compute this kernel exactly, the preferred one first."""
+    if isinstance(kernel, Polynomial) and kernel.degree == 1:
+        return "mean", "stream"
+    if isinstance(kernel, Polynomial) and kernel.degree == 2:
+        return "gram", "pairs", "stream"
+    return ("stream",)
+
+
+def taylor_forms(kernel: Polynomial | Gaussian, order: int) -> tuple[Form, ...]:
+    """The forms of the Gaussian's Taylor series; raises ValueError for other orders and kernels."""
+    if not isinstance(kernel, Gaussian) or order != 2:
+        raise ValueError(f"approximate is {order!r}; only the gaussian kernel has an approximate form, of order 2")
+    return "gram", "pairs"
