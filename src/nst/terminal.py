@@ -1,0 +1,97 @@
+"""Tables for the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nst.build import Networks
+from nst.config import RunConfig
+
+
+def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
+    """Print what a run would tap, how large everything is, and which form each loss takes."""
+    console = Console()
+    sizes = Table(title="networks")
+    for column in ("", "name", "parameters"):
+        sizes.add_column(column)
+    distiller = networks.distiller
+    rows = [("student", settings.model["name"], distiller.student), ("projections", "", distiller.projections)]
+    if networks.teacher is not None:
+        rows.insert(0, ("teacher", settings.teacher.model["name"], networks.teacher))
+    for role, name, module in rows:
+        sizes.add_row(role, name, f"{sum(p.numel() for p in module.parameters()):,}")
+    console.print(sizes)
+    pairs = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
+    for column in (
+        "term",
+        "weight",
+        "teacher layer",
+        "shape",
+        "student layer",
+        "shape",
+        "form",
+        "summary/image",
+        "memory",
+    ):
+        pairs.add_column(column)
+    for term in distiller.terms:
+        for pair in term.pairs:
+            if term.loss.source == "labels":
+                pairs.add_row(term.name, f"{term.weight:g}", "labels", "", "logits", "", "", "", "")
+                continue
+            teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
+            seen = (teacher[0], *student[1:]) if term.loss.projects else student
+            plan = term.loss.plan(seen, teacher)
+            values = sum(_product(shape) for shape in plan.summary.values())
+            pairs.add_row(
+                term.name, f"{term.weight * pair.weight:g}", pair.teacher, _shape(teacher), pair.student, _shape(student),
+                plan.form, f"{values:,}", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
+            )  # fmt: skip
+    console.print(pairs)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(s) for s in shape)
+
+
+def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
+    """Print what came out of a run, where it lies, and what to try next."""
+    console = Console()
+    table = Table(
+        title="finished earlier; nothing was run" if summary.get("was_finished") else "finished", show_header=False
+    )
+    teacher, test = summary["teacher"], summary["test"]
+    if teacher is not None:
+        table.add_row(
+            "teacher", f"{teacher['name']}, {teacher['parameters']:,} parameters: {teacher['top1']:.2f} % top-1"
+        )
+    student = summary["student"]
+    table.add_row(
+        "student", f"{student['name']}, {student['parameters']:,} parameters: {test['top1']:.2f} % top-1 (last epoch)"
+    )
+    table.add_row("evaluated on", f"{test['images']:,} test images")
+    best, where = summary["best"], summary["evaluated_on"]
+    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {where} images)")
+    table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
+    table.add_row("written to", Text(summary["folder"], overflow="fold"))
+    console.print(table)
+    console.print(f"next: {next_command(settings)}", highlight=False, soft_wrap=True)
+
+
+def next_command(settings: RunConfig) -> str:
+    """A sensible next thing to type."""
+    data = settings.data["name"]
+    if settings.teacher.model is None:
+        return f"python train.py data={data} teacher={settings.model['name']} model=resnet8 loss=nst_poly"
+    if set(settings.loss) == {"ce", "nst_poly"}:
+        return f"python train.py -m data={data} loss=ce,kd,at,nst_poly,kd_nst_poly seed=0,1,2"
+    return f"tensorboard --logdir {settings.outputs}"

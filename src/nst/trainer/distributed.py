@@ -1,0 +1,77 @@
+"""One process or many: who am I, and how do the ranks agree."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers. With one process every method is a no-op."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Only this rank writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max(self, number: int) -> int:
+        """The largest number on any rank, on every rank."""
+        if self.world == 1:
+            return number
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the buffers (BN statistics) of rank 0."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, if any; leave it at the end.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: CUDA asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.device=cuda, but torch finds no CUDA device; trainer.device=auto uses the CPU then")
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local)
+    where = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if "RANK" not in os.environ or dist.is_initialized():
+        joined = dist.is_initialized()
+        yield Ranks(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=where if cuda else None)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), where)
+    finally:
+        dist.destroy_process_group()

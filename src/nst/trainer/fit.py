@@ -1,0 +1,188 @@
+"""From the first step to the last: epochs, evaluation, logs, checkpoints, signals."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from nst.config import parse_every
+from nst.data.batch import Batch, Loader
+from nst.trainer.checkpoint import Checkpoints, read_checkpoint
+from nst.trainer.evaluate import Metrics, evaluate
+from nst.trainer.loop import Trainer
+from nst.trainer.signals import Interrupted, StopFlag, stop_flag
+from nst.trainer.tracking import Tracker
+
+AGREE_EVERY = 8  # with several ranks: steps between two questions whether any of them wants to stop or save
+SAVE, STOP = 100, 200  # what a rank may want; STOP + the signal's number
+
+
+class Fit:
+    """One start of a run: continues from the newest checkpoint and takes the trainer to its last step."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluation: Loader,
+        folder: Path,
+        draw: Callable[[], dict[str, Tensor]] | None = None,
+        show: bool = True,
+    ) -> None:
+        """Load the newest checkpoint, open the logs.
+
+        Args:
+            evaluation: evaluated every `trainer.eval_every` epochs and at the end.
+            folder: the run's; only rank 0 writes there.
+            draw: makes named pictures for TensorBoard, before the first step and after the last.
+            show: print progress.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or they are of another number of ranks.
+        """
+        self.trainer, self.evaluation, self.draw = trainer, evaluation, draw
+        self.settings, self.ranks = trainer.settings, trainer.ranks
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep_checkpoints)
+        self.every_steps, self.every_seconds = parse_every(self.settings.checkpoint_every)
+        state = self._newest()
+        if state is not None:
+            trainer.load_state(state)
+        self.last: Metrics | None = Metrics(**state["last"]) if state is not None and state["last"] else None
+        self.tracker: Tracker | None = None
+        if self.ranks.main:
+            sizes = None if state is None else state["logs"]
+            self.tracker = Tracker(folder, sizes, trainer.steps, trainer.progress.step, show)
+            if state is not None:
+                self.tracker.say(f"continuing after step {trainer.progress.step} of {trainer.steps}")
+        self._started = time.monotonic() - trainer.progress.seconds
+        self._saved = self._logged = time.monotonic()
+        self._images = 0
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
+        found = self.checkpoints.latest() if self.ranks.main else None
+        if self.ranks.world == 1:
+            return found[1] if found else None
+        names = [str(found[0]) if found else None]
+        dist.broadcast_object_list(names, 0)
+        if names[0] is None:
+            return None
+        return found[1] if found else read_checkpoint(Path(names[0]))
+
+    def run(self) -> Metrics:
+        """Train, evaluate, save, until the last epoch is done.
+
+        Returns:
+            The last evaluation.
+
+        Raises:
+            Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
+            FloatingPointError: a non-finite gradient, see `Trainer.window`.
+        """
+        progress, steps = self.trainer.progress, self.trainer.loader.steps
+        try:
+            with stop_flag() as flag:
+                if progress.step == 0:
+                    self.pictures()
+                while progress.epoch < self.settings.epochs:
+                    if progress.step < (progress.epoch + 1) * steps:
+                        self.train_epoch(flag)
+                    self.finish_epoch(flag)
+                    if (wanted := self.wanted(flag)) >= STOP and progress.epoch < self.settings.epochs:
+                        raise Interrupted(wanted - STOP)
+        finally:
+            if self.tracker is not None:
+                self.tracker.close()
+        assert self.last is not None
+        return self.last
+
+    def train_epoch(self, flag: StopFlag) -> None:
+        """The rest of the current epoch's steps."""
+        trainer, progress = self.trainer, self.trainer.progress
+        trainer.distiller.train()
+        for batch in trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps)):
+            self._images += trainer.images_in(progress.step)
+            trainer.step(batch)
+            last = progress.step % trainer.loader.steps == 0
+            if last or progress.step % self.settings.log_every == 0:
+                self.log()
+            elif self.tracker is not None:
+                self.tracker.advance()
+            if not last:
+                wanted = self.wanted(flag)
+                if wanted or (self.every_steps and progress.step % self.every_steps == 0):
+                    self.save()
+                if wanted >= STOP:
+                    raise Interrupted(wanted - STOP)
+
+    def wanted(self, flag: StopFlag) -> int:
+        """What any rank wants now: 0, SAVE (the time has come) or STOP + a signal's number."""
+        if self.ranks.world > 1 and self.trainer.progress.step % AGREE_EVERY and not self._at_epoch_end():
+            return 0
+        due = time.monotonic() - self._saved > self.every_seconds
+        return self.ranks.max(STOP + flag.signum if flag.signum else SAVE * due)
+
+    def _at_epoch_end(self) -> bool:
+        return self.trainer.progress.step % self.trainer.loader.steps == 0
+
+    def finish_epoch(self, flag: StopFlag) -> None:
+        """Evaluate, remember the best, save."""
+        progress, settings = self.trainer.progress, self.settings
+        epoch = progress.epoch + 1
+        if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+            self.ranks.share_buffers(self.trainer.distiller)
+            model = self.trainer.distiller.student
+            self.last = evaluate(model, self._until_stopped(flag), self.ranks, settings.precision)
+            if self.last.top1 > progress.best_top1:
+                progress.best_top1, progress.best_epoch = self.last.top1, epoch
+            if self.tracker is not None:
+                values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
+                self.tracker.log("eval", progress.step, values)
+                self.tracker.say(f"epoch {epoch}/{settings.epochs}: test top-1 {self.last.top1:.2f} %")
+        progress.epoch = epoch
+        if epoch == settings.epochs:
+            self.pictures()
+        self.save()
+
+    def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
+        """The evaluation's batches; a signal ends a single process here, with the epoch's steps saved."""
+        for batch in self.evaluation.epoch(0):
+            yield batch
+            if flag.signum and self.ranks.world == 1:
+                self.save()
+                raise Interrupted(flag.signum)
+
+    def log(self) -> None:
+        """Write the means since the last log line."""
+        try:
+            values = self.trainer.window()
+        except FloatingPointError as error:
+            paths = self.checkpoints.paths()
+            good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+            raise FloatingPointError(f"{error}; {good}") from None
+        if self.tracker is None:
+            return
+        progress, now = self.trainer.progress, time.monotonic()
+        rate, self._images = self._images / (now - self._logged), 0
+        self._logged, progress.seconds = now, now - self._started
+        epoch = progress.step / self.trainer.loader.steps
+        timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
+        self.tracker.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
+        self.tracker.advance(f"loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, {rate:.0f} images/s")
+
+    def save(self) -> None:
+        """A checkpoint of this moment, logs included."""
+        self.trainer.progress.seconds = time.monotonic() - self._started
+        state = self.trainer.state()
+        if self.tracker is not None:
+            last = None if self.last is None else vars(self.last)
+            self.checkpoints.save(self.trainer.progress.step, {**state, "last": last, "logs": self.tracker.sizes()})
+        self._saved = time.monotonic()
+
+    def pictures(self) -> None:
+        """Draw, where there is something to draw."""
+        if self.draw is not None and self.tracker is not None:
+            for name, grid in self.draw().items():
+                self.tracker.images(name, grid, self.trainer.progress.step)

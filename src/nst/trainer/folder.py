@@ -1,0 +1,95 @@
+"""A run's folder: named by what the run is, locked while it runs."""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from nst.config import NOT_IDENTITY
+from nst.weights import write_whole
+
+Config = dict[str, Any]
+
+
+def identity(config: Config) -> Config:
+    """The resolved configuration without the keys that do not change the result."""
+    kept = json.loads(json.dumps(config))
+    for dotted in NOT_IDENTITY:
+        *parents, last = dotted.split(".")
+        node = kept
+        for key in parents:
+            node = node.get(key) or {}
+        node.pop(last, None)
+    if kept["teacher"]["model"] is None:
+        kept["teacher"] = None
+    elif kept["teacher"]["weights"] is not None:
+        kept["teacher"].pop("recipe")
+    return kept
+
+
+def run_folder(config: Config) -> Path:
+    """`outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`."""
+    teacher = (config["teacher"]["model"] or {}).get("name", "none")
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    losses = "+".join(name for name in config["loss"] if name != "ce") or "ce"
+    pair = f"{teacher}-{config['model']['name']}"
+    return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
+
+
+class RunFolder:
+    """The folder of one run, held by one process (group) at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is made or written yet."""
+        self.path = path
+        self._lock: TextIO | None = None
+
+    def open(self, config: Config) -> None:
+        """Make the folder, lock it, and write `config.json`.
+
+        Raises:
+            ValueError: if another process holds it, or it belongs to another configuration (the keys are named).
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            raise ValueError(f"{self.path} is being written by another process ({holder})") from error
+        self._lock.truncate(0)
+        self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
+        self._lock.flush()
+        file = self.path / "config.json"
+        if file.is_file():
+            changed = differences(identity(json.loads(file.read_text())), identity(config))
+            if changed:
+                raise ValueError(f"{self.path} holds a run of another configuration: {'; '.join(changed)}")
+        else:
+            write_whole(file, json.dumps(config, indent=1).encode())
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished run left; None while it is not finished."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Field by field: `key: old value there, new value asked for`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} asked for"]

@@ -1,0 +1,180 @@
+"""The training loop. `Trainer.step` is the whole of one step, from batch to updated weights."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nst.config import OptimConfig, TrainerConfig
+from nst.data.batch import Batch, Loader
+from nst.distiller import Distiller, Summaries
+from nst.trainer.distributed import Ranks
+from nst.trainer.schedule import learning_rate
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in every checkpoint."""
+
+    step: int = 0  # batches seen
+    skipped: int = 0  # of them, without an update (non-finite gradient)
+    epoch: int = 0  # epochs finished, evaluation included
+    best_top1: float = 0.0
+    best_epoch: int = 0
+    seconds: float = 0.0  # spent so far, over all starts
+
+
+class Trainer:
+    """Trains a distiller on a loader with what the teacher knows."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        knowledge: Callable[[Batch], Summaries],
+        loader: Loader,
+        *,
+        optim: OptimConfig,
+        settings: TrainerConfig,
+        ranks: Ranks,
+        seed: int,
+    ) -> None:
+        """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet."""
+        self.distiller = distiller.to(ranks.device)
+        if settings.sync_bn and ranks.world > 1:
+            distiller.student = nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
+        if settings.channels_last:
+            distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.knowledge, self.loader = knowledge, loader
+        self.optim, self.settings, self.ranks, self.seed = optim, settings, ranks, seed
+        self.steps = settings.epochs * loader.steps
+        self.progress = Progress()
+        self.parameters = list(distiller.parameters())
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=optim.lr,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            nesterov=optim.nesterov,
+            fused=True,
+        )
+        self.forward: nn.Module = distiller
+        if ranks.world > 1:
+            self.forward = DistributedDataParallel(
+                distiller, device_ids=[ranks.device] if ranks.device.type == "cuda" else None
+            )
+        # On the device, since the last log line: steps, images, correct, loss, gradient norm, skipped, each term.
+        self.sums = torch.zeros(6 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
+        # The first non-finite step: its number, the loss, each term. Zero while there was none.
+        self.first_bad = torch.zeros(2 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's part of a global batch."""
+        step, ranks = self.progress.step, self.ranks
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.optim, step, self.steps)
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.seed, step, ranks.rank]).generate_state(1)[0])
+        )  # for dropout
+
+        summaries = self.knowledge(batch)
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            logits, values = self.forward(batch.images, batch.labels, summaries)
+        loss = self.distiller.total(values)
+        # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are uneven.
+        (loss * (len(batch.labels) * ranks.world / self.images_in(step))).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or float("inf"), foreach=True)
+
+        # A non-finite gradient on any rank (they are summed) skips the update, on the device and without a host sync.
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.count(batch.labels, logits.detach(), torch.stack([loss, *values.values()]).detach().double(), norm, bad)
+        self.progress.step += 1
+
+    def images_in(self, step: int) -> int:
+        """Images of the global batch of a step; the last batch of an epoch may be smaller."""
+        first = step % self.loader.steps * self.loader.batch_size
+        return min(self.loader.batch_size, self.loader.num_images - first)
+
+    def count(self, labels: Tensor, logits: Tensor, losses: Tensor, norm: Tensor, bad: Tensor) -> None:
+        """Add a step to the sums of the next log line, and remember the first non-finite one; no host sync."""
+        one = norm.new_ones((), dtype=torch.float64)
+        hits, images = (logits.argmax(1) == labels).sum(), len(labels)
+        row = torch.stack([one, one * images, hits * one, losses[0] * images, norm * one, 0 * one])
+        row = torch.cat([row, losses[1:] * images])
+        skipped = torch.zeros_like(row).index_fill_(0, torch.tensor([5], device=row.device), 1.0)
+        self.sums += torch.where(bad, skipped, row)
+        first = bad & (self.first_bad[0] == 0)
+        self.first_bad = torch.where(first, torch.cat([one[None] * (self.progress.step + 1), losses]), self.first_bad)
+
+    def window(self) -> dict[str, Any]:
+        """Means since the last call, over all ranks: what a log line holds. The only host sync of the loop.
+
+        Raises:
+            FloatingPointError: at the first non-finite step, with its number and the terms at fault, unless
+                `trainer.skip_nonfinite` asks to go on without it.
+        """
+        sums = self.ranks.sum(self.sums).tolist()
+        self.sums = torch.zeros_like(self.sums)
+        steps, images, hits, loss, norm, skipped, *terms = sums
+        self.progress.skipped += round(skipped / self.ranks.world)
+        if skipped and not self.settings.skip_nonfinite:
+            raise FloatingPointError(self.fault())
+        images = max(images, 1.0)
+        names = [term.name for term in self.distiller.terms]
+        return {
+            "loss": loss / images,
+            "top1": 100 * hits / images,
+            "terms": {name: value / images for name, value in zip(names, terms, strict=True)},
+            "grad_norm": norm / max(steps, 1.0),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "skipped": self.progress.skipped,
+        }
+
+    def fault(self) -> str:
+        """Which step was the first with a non-finite gradient, and which terms were not finite there on any rank."""
+        bad = self.ranks.sum((~torch.isfinite(self.first_bad[2:])).double()).tolist()
+        at_fault = [term.name for term, b in zip(self.distiller.terms, bad, strict=True) if b]
+        return (
+            f"step {int(self.first_bad[0])}: the gradient is not finite; "
+            f"terms not finite: {', '.join(at_fault) or 'none, so the backward pass'}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
+        sums = [torch.zeros_like(self.sums) for _ in range(self.ranks.world)]
+        if self.ranks.world > 1:
+            dist.all_gather(sums, self.sums)
+        else:
+            sums = [self.sums]
+        return {
+            "progress": asdict(self.progress),
+            "distiller": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": torch.stack(sums),
+            "first_bad": self.first_bad,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state()` gave.
+
+        Raises:
+            ValueError: if it is of a run on another number of ranks (its sums could not be divided exactly).
+        """
+        if len(state["sums"]) != self.ranks.world:
+            raise ValueError(
+                f"the checkpoint is of a run on {len(state['sums'])} ranks, this is one of {self.ranks.world}; "
+                "an exact continuation needs the same number"
+            )
+        self.progress = Progress(**state["progress"])
+        self.distiller.load_state_dict(state["distiller"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sums = state["sums"][self.ranks.rank].to(self.ranks.device)
+        self.first_bad = state["first_bad"].to(self.ranks.device)

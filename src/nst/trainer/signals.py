@@ -1,0 +1,45 @@
+"""Signals only set a flag; the loop looks at it between two steps."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(Exception):
+    """Training stopped on request after saving; the same command continues.
+
+    `status` is the exit status: 128 + the signal's number (SIGINT 130, SIGTERM 143, SIGUSR1 138).
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after saving; the same command continues")
+        self.status = 128 + signum
+
+
+class StopFlag:
+    """The number of the first stop signal received, or 0."""
+
+    signum: int = 0
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once."""
+    flag = StopFlag()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if flag.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.signum = flag.signum or signum
+
+    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+    try:
+        for s in STOP_SIGNALS:
+            signal.signal(s, handle)
+        yield flag
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,20 @@
+"""Train a student, alone or from a teacher: `python train.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+import nst.config  # noqa: F401  (registers the schema)
+from nst.cli import run_main
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Run what the command line says; the returned error (percent) is what sweepers minimise."""
+    from nst.run import run
+
+    summary = run(cfg)
+    return 100 - summary["last"]["top1"] if summary else 0.0
+
+
+if __name__ == "__main__":
+    run_main(main)
