@@ -1,0 +1,74 @@
+"""What every loader yields, and what every loader and split can do."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch."""
+
+    images: Tensor  # [B, C, H, W] float32, normalised, on the device
+    labels: Tensor  # [B] int64
+    indices: Tensor  # [B] int64, position of the image in its split: the stable key of the image
+    views: Tensor  # [B] int64, number of the image's view; in evaluation the identity view
+
+
+class Loader(Protocol):
+    """One rank's way through a split. The global batch size fixes the steps, so every rank takes as many."""
+
+    @property
+    def num_images(self) -> int: ...  # in the whole split
+    @property
+    def batch_size(self) -> int: ...  # global
+    @property
+    def steps(self) -> int: ...  # per epoch; the last batch may be smaller, and empty on some ranks
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `first_step` on. Steps skipped cost nothing."""
+        ...
+
+    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+        """Every image once, in order, each in the view given for it (`views`: [num_images] int64)."""
+        ...
+
+
+class Split(Protocol):
+    """The images of one part of a data set (training, validation or test)."""
+
+    labels: Tensor  # [n] int64, on the CPU
+
+    @property
+    def num_views(self) -> int | None: ...  # None: too many to list
+    @property
+    def identity(self) -> int: ...  # number of the view used in evaluation
+    @property
+    def view_key(self) -> str: ...  # names what a view number means, for a manifest
+    @property
+    def fingerprint(self) -> str: ...  # SHA-256 of the images and labels, hex
+
+    def __len__(self) -> int: ...
+
+    def view_subset(self, k: int) -> Tensor:
+        """[n, k]: the k views of each image that a store with k views an image holds. The same for every seed."""
+        ...
+
+    def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
+        """Normalised images [B, C, H, W] float32 for any (index, view) pairs, on the device of `indices`."""
+        ...
+
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        views: Tensor | None = None,
+        workers: int = 0,
+    ) -> Loader: ...

@@ -1,0 +1,179 @@
+"""CIFAR-10 and CIFAR-100, in memory: from torchvision's folder or from a folder of Hub-layout parquet shards."""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst.data.dataset import Dataset, check_classes, check_labels, check_settings, memory_splits
+from nst.data.decode import decode_all
+from nst.data.lock import one_process_at_a_time
+from nst.data.parquet import class_names, find_shards, has_shards, read_shard
+from nst.data.views import ViewScheme
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How one of the two data sets is laid out by its authors, and on the Hub."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+    names: tuple[str, str]  # file and key of the class names
+    column: str
+
+
+_LAYOUTS = {
+    "cifar10": _Layout(
+        "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",),
+        "labels", ("batches.meta", "label_names"), "label",
+    ),
+    "cifar100": _Layout(
+        "cifar-100-python", ("train",), ("test",), "fine_labels", ("meta", "fine_label_names"), "fine_label"
+    ),
+}  # fmt: skip
+
+
+def load_cifar(
+    name: str,
+    num_classes: int,
+    channels: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    root: str,
+    validation: float,
+    limit: int | None,
+    pad: int,
+    flip: bool,
+    download: bool,
+) -> Dataset:
+    """CIFAR-10 or -100 (`name`: cifar10, cifar100).
+
+    Args:
+        root: holds torchvision's folder (or is it), or parquet shards `train-*.parquet` and `test-*.parquet`.
+        download: fetch torchvision's folder into `root` if it holds neither.
+        validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
+        pad, flip: the augmentation, as in `ViewScheme`.
+
+    Raises:
+        ValueError: a setting is off, `root` holds no such data, or a file is damaged; the message names it.
+    """
+    if name not in _LAYOUTS:
+        raise ValueError(f"data.name: {name!r}; this loader reads {' and '.join(_LAYOUTS)}")
+    check_settings(num_classes, channels, size, mean, std, validation, limit)
+    if channels != 3:
+        raise ValueError(f"data.channels: {channels}; {name} has 3")
+    scheme = ViewScheme(size, pad, flip)
+    layout = _LAYOUTS[name]
+    read = _find(name, layout, Path(root).expanduser(), download)
+    images, labels, classes = read("train", size, num_classes)
+    check_classes(labels, num_classes, root)
+    test_images, test_labels, _ = read("test", size, num_classes)
+    parts = memory_splits(
+        images, labels, test_images, test_labels,
+        num_classes=num_classes, scheme=scheme, mean=mean, std=std, validation=validation, limit=limit,
+    )  # fmt: skip
+    return Dataset(name, num_classes, channels, size, tuple(mean), tuple(std), classes, *parts)
+
+
+def _find(name: str, layout: _Layout, root: Path, download: bool) -> "_Folder | _Shards":
+    """Whichever form of the data set `root` holds."""
+    folder = root if root.name == layout.folder else root / layout.folder
+    if folder.is_dir():
+        return _Folder(layout, folder)
+    if has_shards(root):
+        return _Shards(layout, root)
+    if not download:
+        found = "it does not hold" if root.is_dir() else "no such folder; it should hold"
+        raise ValueError(
+            f"data.root={root}: {found} torchvision's folder {layout.folder} or parquet shards (train-*.parquet, "
+            f"test-*.parquet). data.download=true downloads {name} into it; data.root=… names another folder"
+        )
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    root.mkdir(parents=True, exist_ok=True)
+    with one_process_at_a_time(root / ".download.lock"):  # ranks on one machine; a finished download is only checked
+        (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), download=True)
+    return _Folder(layout, folder)
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """Parquet shards of PNGs."""
+
+    layout: _Layout
+    root: Path
+
+    def __call__(self, part: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+        images, labels = [], []
+        paths = find_shards(self.root, [part])
+        for path in paths:
+            shard = read_shard(path, self.layout.column)
+            check_labels(shard.labels, num_classes, shard.where)
+            images.append(decode_all(shard.encoded, 3, size, shard.where))
+            labels.append(shard.labels)
+        return torch.cat(images), torch.cat(labels), class_names(paths[0], self.layout.column)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The authors' pickled batches, as torchvision unpacks them."""
+
+    layout: _Layout
+    folder: Path
+
+    def __call__(self, part: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+        images, labels = [], []
+        for name in self.layout.train if part == "train" else self.layout.test:
+            path = self.folder / name
+            pixels, targets = self._read_batch(path, size)
+            check_labels(targets, num_classes, lambda row, path=path: f"{path}, row {row}")
+            images.append(pixels)
+            labels.append(targets)
+        file, key = self.layout.names
+        names = _unpickle(self.folder / file).get(key) if (self.folder / file).is_file() else None
+        return torch.cat(images), torch.cat(labels), tuple(names) if names else None
+
+    def _read_batch(self, path: Path, size: int) -> tuple[Tensor, Tensor]:
+        content = _unpickle(path)
+        pixels, targets = content.get("data"), content.get(self.layout.labels)
+        if not isinstance(pixels, np.ndarray) or not isinstance(targets, list):
+            raise ValueError(f"{path}: needs 'data' and {self.layout.labels!r}; it has {', '.join(map(str, content))}")
+        if pixels.dtype != np.uint8 or pixels.shape != (len(targets), 3 * size * size):
+            raise ValueError(
+                f"{path}: 'data' is {pixels.dtype} {pixels.shape}; {len(targets)} labels and data.size={size} need "
+                f"uint8 ({len(targets)}, {3 * size * size})"
+            )
+        return torch.from_numpy(pixels).reshape(-1, 3, size, size), torch.tensor(targets, dtype=torch.int64)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what the batches hold, numpy arrays, and refuses whatever else a pickle could call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {"_reconstruct", "ndarray", "dtype", "_frombuffer"}
+        if module.partition(".")[0] == "numpy" and name in allowed:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR batch does not need")
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is missing; data.download=true in an empty data.root fetches the whole data set"
+        ) from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ValueError(f"{path}: cannot be read ({error or type(error).__name__}); download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a CIFAR batch")
+    return content

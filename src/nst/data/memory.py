@@ -1,0 +1,158 @@
+"""Data sets that fit in memory: one uint8 tensor on the device; crop, flip and normalisation run on whole batches."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nst.data.batch import Batch
+from nst.data.schedule import Schedule
+from nst.data.views import ViewScheme, view_subset
+
+
+class MemorySplit:
+    """Images of one size, in memory.
+
+    Args:
+        images: [n, C, size, size] uint8.
+        labels: [n] int64.
+        scheme: which views an image has.
+        mean, std: of the C channels, on the scale 0 … 1.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, scheme: ViewScheme, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.images, self.labels, self.scheme = images, labels, scheme
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._renderers: dict[tuple[torch.device, bool], Renderer] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_views(self) -> int:
+        return self.scheme.num_views
+
+    @property
+    def identity(self) -> int:
+        return self.scheme.identity
+
+    @property
+    def view_key(self) -> str:
+        return self.scheme.key
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, labels and pixels, hex."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.labels.contiguous().numpy().data)
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def view_subset(self, k: int) -> Tensor:
+        """[n, k] int16: k distinct views of each image, the same for every seed."""
+        return view_subset(len(self), k, self.num_views)
+
+    def renderer(self, device: torch.device | str, channels_last: bool = False) -> "Renderer":
+        """The split on a device, put there once."""
+        key = (torch.device(device), channels_last)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(self, *key)
+        return self._renderers[key]
+
+    def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
+        """Normalised images [B, C, size, size] float32 for (index, view) pairs, on the device of `indices`."""
+        return self.renderer(indices.device, channels_last)(indices, views)
+
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        views: Tensor | None = None,
+        workers: int = 0,
+    ) -> "MemoryLoader":
+        """A loader of this split; `views` as in `MemoryLoader`. Nothing is decoded, so `workers` have nothing to do."""
+        schedule = Schedule(
+            len(self), batch_size, train, seed, rank, world, self.num_views, self.identity, subset=views
+        )
+        return MemoryLoader(self, schedule, device, channels_last)
+
+
+class Renderer:
+    """(index, view) pairs → normalised images, by one gather over all windows of the padded images."""
+
+    def __init__(self, split: MemorySplit, device: torch.device, channels_last: bool) -> None:
+        self.scheme = split.scheme
+        size, margin = split.scheme.size, split.scheme.pad
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        padded = pad(split.images.to(device), (margin,) * 4).contiguous(memory_format=self.memory_format)
+        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # [n, C, dy, dx, size, size], a view: no copy
+        if channels_last:
+            self.windows = windows.permute(0, 2, 3, 4, 5, 1)  # [n, dy, dx, size, size, C]
+            self.columns, channel_shape = 2, (-1,)
+        else:
+            self.windows = windows.permute(0, 2, 3, 1, 4, 5)  # [n, dy, dx, C, size, size]
+            self.columns, channel_shape = 3, (-1, 1, 1)
+        mean, std = torch.tensor(split.mean, dtype=torch.float64), torch.tensor(split.std, dtype=torch.float64)
+        self.scale = (1 / (255 * std)).float().reshape(channel_shape).to(device)
+        self.shift = (-mean / std).float().reshape(channel_shape).to(device)
+        self.channels_last = channels_last
+
+    def __call__(self, indices: Tensor, views: Tensor) -> Tensor:
+        """indices, views: [B] int64 → [B, C, size, size] float32, contiguous in the memory format chosen."""
+        dy, dx, mirrored = self.scheme.decode(views)
+        crops = self.windows[indices, dy, dx]
+        if self.scheme.flip:
+            crops = torch.where(mirrored[:, None, None, None], crops.flip(self.columns), crops)
+        images = crops.float().mul_(self.scale).add_(self.shift)
+        return images.permute(0, 3, 1, 2) if self.channels_last else images
+
+
+class MemoryLoader:
+    """Batches of a `MemorySplit` on its device.
+
+    With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, as it is. With
+    `schedule.subset` ([n, K], from `view_subset`) each epoch draws its views among the K of each image.
+    """
+
+    def __init__(
+        self, split: MemorySplit, schedule: Schedule, device: torch.device | str, channels_last: bool = False
+    ) -> None:
+        self.schedule, self.device = schedule, torch.device(device)
+        self.render = split.renderer(device, channels_last)
+        self.labels = split.labels.to(device)
+
+    @property
+    def num_images(self) -> int:
+        return self.schedule.num_images
+
+    @property
+    def batch_size(self) -> int:
+        return self.schedule.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of the epoch, from `first_step` on."""
+        return self._batches(*self.schedule.plan(epoch), first_step)
+
+    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+        """Every image once, in order, image i in view `views[i]`."""
+        return self._batches(torch.arange(self.num_images), views.long(), first_step)
+
+    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+        order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
+        for part in self.schedule.parts(first_step):
+            indices = order[part]
+            yield Batch(self.render(indices, views[part]), self.labels[indices], indices, views[part])

@@ -1,0 +1,65 @@
+"""Which images, in which view, a rank sees at each step: the only place where the data path draws random numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_views
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one rank over `num_images` images.
+
+    Rank r takes the r-th contiguous part of every global batch, so the ranks together see what one process would see. The
+    last batch is split as evenly as its size allows; no image is dropped or doubled.
+
+    With `subset` ([n, K] view numbers) an epoch draws each image's view from that image's K.
+    """
+
+    num_images: int
+    batch_size: int
+    train: bool
+    seed: int
+    rank: int
+    world: int
+    num_views: int | None
+    identity: int
+    subset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size: {self.batch_size}; it must be at least 1")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world}: a rank is from 0 to {self.world - 1}")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed}; it must not be negative")
+        if self.subset is not None and len(self.subset) != self.num_images:
+            raise ValueError(f"views for {len(self.subset)} images were given, the split has {self.num_images}")
+
+    @property
+    def steps(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's images in order and the view of each: two [n] int64 tensors."""
+        n = self.num_images
+        if not self.train:
+            return torch.arange(n), torch.full((n,), self.identity)
+        order = epoch_order(n, self.seed, epoch)
+        if self.subset is None:
+            views = epoch_views(n, self.seed, epoch, self.num_views or UNLISTED_VIEWS)
+        else:
+            draw = epoch_views(n, self.seed, epoch, self.subset.shape[1])
+            views = self.subset.gather(1, draw[:, None])[:, 0].long()
+        return order, views[order]
+
+    def parts(self, first_step: int = 0) -> Iterator[slice]:
+        """Where this rank's images stand in the plan, step by step from `first_step` on."""
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
+        for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
+            size = min(self.batch_size, self.num_images - start)
+            yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)

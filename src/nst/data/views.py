@@ -1,0 +1,81 @@
+"""An image view is a number, and which view an epoch shows of an image is a function of (seed, epoch, index)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNLISTED_VIEWS = 2**63 - 1
+"""How many view numbers there are where the views of an image cannot be listed (random-sized crops)."""
+
+_SUBSET_SEED = 0x5EED  # the views a store holds do not depend on the seed of a run
+
+
+@dataclass(frozen=True)
+class ViewScheme:
+    """Crops of `size` from an image padded by `pad` on each side, mirrored or not.
+
+    view = (dy · (2·pad + 1) + dx) · (2 if flip else 1) + mirrored, with dy and dx the crop's corner in the padded image.
+    """
+
+    size: int
+    pad: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pad, int) or not 0 <= self.pad <= 63:
+            raise ValueError(f"data.pad: {self.pad!r}; it is from 0 (no crops) to 63 pixels")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"data.flip: {self.flip!r}; it is true or false")
+
+    @property
+    def offsets(self) -> int:
+        """Positions of the crop along one axis."""
+        return 2 * self.pad + 1
+
+    @property
+    def num_views(self) -> int:
+        return self.offsets**2 * (2 if self.flip else 1)
+
+    @property
+    def identity(self) -> int:
+        """The view that is the image itself."""
+        return (self.pad * self.offsets + self.pad) * (2 if self.flip else 1)
+
+    @property
+    def key(self) -> str:
+        """Names the scheme in a manifest: equal keys number the same views."""
+        return f"size{self.size}-pad{self.pad}-{'flip' if self.flip else 'noflip'}"
+
+    def decode(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """View numbers [B] → dy [B], dx [B] (int64, 0 … 2·pad), mirrored [B] (bool)."""
+        sides = 2 if self.flip else 1
+        place = views // sides
+        return place // self.offsets, place % self.offsets, views % sides == 1
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order in which an epoch shows n images: a permutation, [n] int64."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch, 0]).permutation(n))
+
+
+def epoch_views(n: int, seed: int, epoch: int, num_views: int) -> Tensor:
+    """The view that an epoch shows of each of n images, by index: [n] int64 in [0, num_views)."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).integers(0, num_views, n))
+
+
+def view_subset(n: int, k: int, num_views: int) -> Tensor:
+    """k distinct views for each of n images, ascending: [n, k] int16.
+
+    They depend on nothing else, the views for k are among those for k + 1, and k = num_views gives 0 … num_views − 1 (so that
+    drawing from all views this way draws the same as drawing without a subset).
+
+    Raises:
+        ValueError: k is not in 1 … num_views.
+    """
+    if not 1 <= k <= num_views:
+        raise ValueError(f"views per image: {k}; this data set has 1 to {num_views}")
+    rows = np.tile(np.arange(num_views, dtype=np.int16), (n, 1))
+    np.random.default_rng(_SUBSET_SEED).permuted(rows, axis=1, out=rows)
+    return torch.from_numpy(np.sort(rows[:, :k], axis=1))
