@@ -38,7 +38,8 @@ class NST(TransferLoss):
 
     so that λ, the weight outside, is the paper's: L = H(y, p_S) + λ/2 · MMD² (eq. 3). λ = 50 for the polynomial kernel
     is the official code's; 50 (linear) and 100 (Gaussian) are recalled from the paper, unverified. A dead channel
-    (‖x‖ ≤ 1e-12) is the zero vector, counts in C, and gets no gradient.
+    (‖x‖ ≤ 1e-12; in float16 below its smallest normal number, 6.1e-5) is the zero vector, counts in C, and gets no
+    gradient.
 
     Args:
         kernel: "linear" xᵀy; "polynomial" (xᵀy + c)^degree; "gaussian" exp(−‖x − y‖²/2σ²).

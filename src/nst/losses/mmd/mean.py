@@ -5,13 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast, working_dtype
-from nst.losses.mmd.unit import DEAD
-
-
-def inverse_norms(x: Tensor, eps: float) -> Tensor:
-    """`[B, C, N]` → 1/√(‖x‖² + eps) as `[B, 1, C]`, zero for dead channels."""
-    squared = (x * x).sum(dim=2).unsqueeze(1)
-    return torch.where(squared > DEAD**2, (squared + eps).rsqrt(), 0.0)
+from nst.losses.mmd.unit import inverse_root
 
 
 class MeanMap(torch.autograd.Function):
@@ -21,7 +15,7 @@ class MeanMap(torch.autograd.Function):
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
         work = x.to(working_dtype(x))
         with no_autocast(x):
-            inverse = inverse_norms(work, eps)
+            inverse = inverse_root((work * work).sum(dim=2), eps, x.dtype).unsqueeze(1)
             mean = torch.bmm(inverse, work).squeeze(1) / x.shape[1]
         ctx.save_for_backward(x, inverse)
         return mean
@@ -35,13 +29,13 @@ class MeanMap(torch.autograd.Function):
         with no_autocast(x):
             along = torch.bmm(grad.unsqueeze(1), work.transpose(1, 2))
             r, along = inverse.transpose(1, 2), (along * inverse.pow(3)).transpose(1, 2)
-            return (r * grad.unsqueeze(1) - work * along).to(x.dtype), None
+            return (work * -along).addcmul_(r, grad.unsqueeze(1)).to(x.dtype), None
 
 
 def mean_and_live(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean unit map `[B, N]` and share of live channels `[B]`, without gradient."""
     work = x.detach().to(working_dtype(x))
-    inverse = inverse_norms(work, eps)
+    inverse = inverse_root((work * work).sum(dim=2), eps, x.dtype).unsqueeze(1)
     return torch.bmm(inverse, work).squeeze(1) / x.shape[1], (inverse > 0).to(work.dtype).mean(dim=(1, 2))
 
 

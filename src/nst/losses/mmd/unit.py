@@ -6,7 +6,8 @@ from torch import Tensor
 from nst.losses.base import working_dtype
 
 DEAD = 1e-12
-"""A channel whose norm is not above this is dead: its unit map is zero and it passes no gradient."""
+"""A channel whose norm is not above this, or not above the smallest normal number of its dtype (6.1e-5 in float16),
+is dead: its unit map is zero and it passes no gradient."""
 OFFICIAL_EPS = 1e-10
 """The official code's x / √(‖x‖² + ε)."""
 
@@ -18,10 +19,15 @@ def unit_maps(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
         x: channel maps, any floating dtype and strides.
         eps: added to ‖x‖² under the root (`OFFICIAL_EPS` for the official convention).
     """
-    x = x.to(working_dtype(x))
-    squared = (x * x).sum(dim=2, keepdim=True)
-    inverse = torch.where(squared > DEAD**2, (squared + eps).rsqrt(), 0.0)
-    return x * inverse, inverse
+    work = x.to(working_dtype(x))
+    inverse = inverse_root((work * work).sum(dim=2, keepdim=True), eps, x.dtype)
+    return work * inverse, inverse
+
+
+def inverse_root(squared: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """‖x‖² → 1/√(‖x‖² + eps), zero for a dead channel of features of this dtype."""
+    threshold = max(DEAD, torch.finfo(dtype).tiny)
+    return torch.where(squared > threshold**2, (squared + eps).rsqrt(), 0.0)
 
 
 def live_channels(unit: Tensor) -> Tensor:

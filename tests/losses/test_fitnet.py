@@ -1,0 +1,49 @@
+"""FitNet is the mean squared difference of equal shapes."""
+
+import pytest
+import torch
+from tests.losses.reference import assert_equal, feature
+
+from nst.losses import FitNet
+
+
+@pytest.mark.parametrize(("convention", "factor"), [("paper", 0.5), ("official", 0.5), ("crd", 1.0)])
+def test_equals_the_mean_of_squares(convention, factor):
+    student, teacher = feature(0, (2, 5, 3, 4), "signed"), feature(1, (2, 5, 3, 4), "relu")
+
+    def double_loop(s, t):
+        total = torch.zeros((), dtype=torch.float64)
+        for a, b in zip(s.flatten(), t.flatten(), strict=True):
+            total = total + (a - b) ** 2
+        return factor * total / s.numel()
+
+    assert_equal(FitNet(convention), student, teacher, double_loop)
+
+
+def test_zero_at_equality_half_precision_and_autocast():
+    loss, x, y = FitNet(), feature(0, (2, 5, 3, 4), "signed").float(), feature(1, (2, 5, 3, 4), "signed").float()
+    assert loss(x, loss.summarize(x)).item() == 0
+    value = loss(x, loss.summarize(y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(x, loss.summarize(y)), value)
+    stored = loss(x.bfloat16(), {"feature": y.half()})
+    assert stored.dtype == torch.float32
+    torch.testing.assert_close(stored, value, rtol=1e-2, atol=1e-3)
+    large = loss(torch.full((1, 1, 2, 2), 60000.0).half(), {"feature": torch.full((1, 1, 2, 2), -60000.0).half()})
+    assert large.isfinite()
+
+
+def test_sizes_plan_and_errors():
+    loss, teacher = FitNet(), torch.randn(2, 5, 8, 8)
+    assert loss.projects
+    assert loss.plan((5, 4, 4), (5, 8, 8)).summary == {"feature": (5, 4, 4)}
+    summary = loss.summarize(teacher, (5, 4, 4))
+    assert summary["feature"].shape == (2, 5, 4, 4)
+    with pytest.raises(ValueError, match="projected"):
+        loss.plan((3, 4, 4), (5, 8, 8))
+    with pytest.raises(ValueError, match="1×1 convolution"):
+        loss(torch.randn(2, 3, 4, 4), summary)
+    with pytest.raises(ValueError, match="student_shape"):
+        loss(torch.randn(2, 5, 8, 8), summary)
+    crd = FitNet("crd")
+    assert crd(torch.randn(2, 5, 8, 8), crd.summarize(torch.randn(2, 5, 4, 4), (5, 8, 8))).isfinite()

@@ -1,0 +1,71 @@
+"""KD and cross-entropy equal their sums written out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.losses import reference
+from torch.nn import functional as F
+
+from nst.losses import KD, CrossEntropy
+
+
+@pytest.mark.parametrize(("convention", "power"), [("paper", 0), ("official", 0), ("crd", 2)])
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000), batch=st.integers(1, 3), classes=st.integers(2, 6), t=st.sampled_from([1.0, 4.0, 2.5])
+)
+def test_equals_the_sum(convention, power, seed, batch, classes, t):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (3 * torch.randn(2, batch, classes, generator=generator)).double().unbind()
+    expected, expected_gradient = reference.value_and_gradient(
+        lambda x: t**power * reference.kl(x, teacher, t), student
+    )
+    loss = KD(temperature=t, convention=convention)
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher.float())), student.float())
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_kd_under_autocast_half_precision_and_at_equality():
+    loss = KD()
+    student, teacher = torch.randn(4, 10), torch.randn(4, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student, loss.summarize(teacher))
+    assert torch.equal(value, loss(student, loss.summarize(teacher)))
+    half = loss(student.half() * 1000, {"logits": (teacher * 1000).half()})
+    assert half.dtype == torch.float32
+    assert half.isfinite()
+    assert loss(student, loss.summarize(student)).item() == 0
+    halves = [loss(student[i : i + 2], loss.summarize(teacher[i : i + 2])) for i in (0, 2)]
+    torch.testing.assert_close(sum(halves) / 2, value)
+
+
+def test_kd_plan_and_errors():
+    loss = KD()
+    assert loss.plan((10,), (10,)).summary == {"logits": (10,)}
+    with pytest.raises(ValueError, match="number of classes"):
+        loss.plan((10,), (100,))
+    with pytest.raises(ValueError, match="number of classes"):
+        loss.summarize(torch.randn(2, 100), (10,))
+    with pytest.raises(ValueError, match=r"\(2, 10\).*\(2, 100\)"):
+        loss(torch.randn(2, 10), loss.summarize(torch.randn(2, 100)))
+    with pytest.raises(ValueError, match=r"\[B, classes\]"):
+        loss.summarize(torch.randn(2, 10, 1, 1))
+    with pytest.raises(ValueError, match="positive"):
+        KD(temperature=0)
+
+
+def test_cross_entropy():
+    loss, logits, labels = CrossEntropy(), torch.randn(4, 10), torch.tensor([0, 3, 9, 1])
+    expected = F.cross_entropy(logits.double(), labels).float()
+    torch.testing.assert_close(loss(logits, {"labels": labels}), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(loss(logits, {"labels": labels}), expected)
+    assert loss(logits.half(), {"labels": labels}).dtype == torch.float32
+    assert loss.source == "labels"
+    assert loss.plan((10,), (10,)).summary == {}
+    with pytest.raises(ValueError, match="labels"):
+        loss(logits, {})
+    with pytest.raises(TypeError, match="no teacher"):
+        loss.summarize(logits)

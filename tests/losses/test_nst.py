@@ -1,0 +1,355 @@
+"""NST equals the double loop of equation 4 for every kernel, form and convention, and behaves at the edges."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.losses import reference
+from tests.losses.reference import assert_equal, feature, feature_pairs
+from torch.nn import functional as F
+
+from nst.losses import NST
+
+quick = settings(max_examples=25, deadline=None)
+EVERY = [
+    {"kernel": "linear"},
+    {"kernel": "linear", "form": "stream"},
+    {"form": "gram"},
+    {"form": "pairs"},
+    {"form": "stream"},
+    {"form": "gram", "c": 0.5},
+    {"form": "pairs", "c": 0.5},
+    {"degree": 1, "c": 0.5},
+    {"degree": 3, "c": -0.25},
+    {"kernel": "gaussian"},
+    {"kernel": "gaussian", "sigma2": "joint"},
+    {"kernel": "gaussian", "sigma2": 0.7},
+    {"kernel": "gaussian", "approximate": 2, "form": "gram"},
+    {"kernel": "gaussian", "approximate": 2, "form": "pairs", "sigma2": "joint"},
+]
+
+
+def name(options: dict) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items())
+
+
+@pytest.mark.parametrize("convention", ["paper", "official", "crd"])
+@pytest.mark.parametrize("form", ["gram", "pairs", "stream"])
+@quick
+@given(pair=feature_pairs(), c=st.sampled_from([0.0, 0.5, -0.3]))
+def test_polynomial(convention, form, pair, c):
+    eps = 1e-10 if convention == "official" else 0.0
+    assert_equal(
+        NST(c=c, form=form, convention=convention),
+        *pair,
+        lambda s, t: (
+            (0.5 if convention == "paper" else 1.0)
+            * reference.mmd2(s, t, reference.polynomial(2, c), teacher_term=convention != "official", eps=eps)
+        ),
+        atol=1e-6 if convention == "official" else 3e-7,  # without its constant the value is a difference of sums
+    )
+
+
+@quick
+@given(pair=feature_pairs(), degree=st.sampled_from([1, 2, 3]), c=st.sampled_from([0.0, 0.5]), own=st.booleans())
+def test_degrees_and_the_teacher_term(pair, degree, c, own):
+    kernel = reference.polynomial(degree, c)
+    for form in ("auto", "stream"):
+        loss = NST(degree=degree, c=c, form=form, teacher_term=own)
+        assert_equal(loss, *pair, lambda s, t: 0.5 * reference.mmd2(s, t, kernel, teacher_term=own))
+
+
+@quick
+@given(pair=feature_pairs())
+def test_linear(pair):
+    assert_equal(NST("linear"), *pair, lambda s, t: 0.5 * reference.mmd2(s, t, reference.polynomial(1, 0.0)))
+
+
+@pytest.mark.parametrize("convention", ["paper", "official", "crd"])
+@quick
+@given(pair=feature_pairs(), sigma2=st.sampled_from(["pairs", "joint", 0.7]))
+def test_gaussian(convention, pair, sigma2):
+    student, teacher = pair
+    maps = [[[reference.unit(c.flatten()) for c in image] for image in x] for x in pair]
+    smallest = min(reference.sigma2_of(sigma2, xs, ys) for xs, ys in zip(*maps, strict=True))
+    if smallest < 1e-2:
+        return  # maps that differ by little more than rounding: float32 has nothing to compare
+    assert_equal(
+        NST("gaussian", sigma2=sigma2, convention=convention),
+        student,
+        teacher,
+        lambda s, t: (
+            (0.5 if convention == "paper" else 1.0)
+            * reference.mmd2(s, t, sigma2, teacher_term=convention != "official")
+        ),
+        atol=3e-7 * max(1.0, 1 / smallest),  # rounding of x·y enters divided by σ²
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "kernel"),
+    [
+        ({"kernel": "linear"}, reference.polynomial(1, 0.0)),
+        ({"form": "gram"}, reference.polynomial(2, 0.0)),
+        ({"form": "pairs"}, reference.polynomial(2, 0.0)),
+        ({"form": "stream"}, reference.polynomial(2, 0.0)),
+        ({"degree": 3, "c": 0.5}, reference.polynomial(3, 0.5)),
+        ({"kernel": "gaussian"}, "pairs"),
+    ],
+    ids=str,
+)
+def test_relative_accuracy_of_the_value(options, kernel):
+    student, teacher = feature(0, (2, 20, 5, 5), "relu"), feature(1, (2, 14, 5, 5), "signed")
+    loss = NST(**options)
+    value = loss(student.float(), loss.summarize(teacher.float(), (20, 5, 5)))
+    torch.testing.assert_close(value.double(), 0.5 * reference.mmd2(student, teacher, kernel), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_zero_at_equality_and_without_gradient(options):
+    loss = NST(**options)
+    for kind in reference.KINDS:
+        x = feature(3, (2, 6, 4, 4), kind).float().requires_grad_(True)
+        value = loss(x, loss.summarize(x))
+        value.backward()
+        assert abs(value.item()) < 3e-7
+        assert x.grad.abs().max() < 1e-6
+
+
+def test_zero_at_equality_is_exact_for_the_default():
+    for form in ("gram", "pairs"):
+        loss = NST(form=form)
+        x = feature(3, (2, 6, 4, 4), "signed").float()
+        assert loss(x, loss.summarize(x)).item() == 0
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_gradcheck_in_float64(options):
+    loss = NST(**{**options, "sigma2": 0.7} if options.get("kernel") == "gaussian" else options)
+    student, teacher = feature(0, (2, 3, 2, 3), "signed").requires_grad_(True), feature(1, (2, 4, 2, 3), "relu")
+    summary = loss.summarize(teacher, (3, 2, 3))
+    assert loss(student, summary).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: loss(x, summary), (student,))
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_mean_over_the_batch(options):
+    loss = NST(**options)
+    student, teacher = feature(0, (4, 3, 3, 3), "signed").float(), feature(1, (4, 5, 3, 3), "relu").float()
+    halves = [loss(student[part], loss.summarize(teacher[part])) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(halves) / 2, loss(student, loss.summarize(teacher)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_channels_last_gives_the_same_and_keeps_the_layout(options):
+    loss = NST(**options)
+    student, teacher = feature(0, (2, 6, 4, 4), "signed").float(), feature(1, (2, 8, 4, 4), "relu").float()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = student.to(memory_format=layout).requires_grad_(True)
+        value = loss(x, loss.summarize(teacher.to(memory_format=layout), (6, 4, 4)))
+        (gradient,) = torch.autograd.grad(value, x)
+        assert gradient.is_contiguous(memory_format=layout)
+        results.append((value.detach(), gradient))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_autocast_changes_nothing(options):
+    loss = NST(**options)
+    student, teacher = feature(0, (2, 6, 4, 4), "signed").float(), feature(1, (2, 8, 4, 4), "relu").float()
+    plain = student.clone().requires_grad_(True)
+    expected = loss(plain, loss.summarize(teacher, (6, 4, 4)))
+    expected.backward()
+    cast = student.clone().requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(cast, loss.summarize(teacher, (6, 4, 4)))
+        value.backward()
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+    assert torch.equal(cast.grad, plain.grad)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_summaries_and_features(options, dtype):
+    loss = NST(**options)
+    student = feature(0, (2, 6, 4, 4), "signed").to(dtype)
+    teacher = feature(1, (2, 8, 4, 4), "relu").to(dtype)
+    exact = loss(student.double(), loss.summarize(teacher.double(), (6, 4, 4)))
+    x = student.clone().requires_grad_(True)
+    summary = loss.summarize(teacher, (6, 4, 4))
+    value = loss(x, summary)
+    value.backward()
+    assert x.grad.dtype == dtype
+    torch.testing.assert_close(value.detach().double(), exact, rtol=1e-5, atol=1e-6)
+    stored = loss(student, {key: tensor.to(dtype) for key, tensor in summary.items()})
+    assert stored.dtype == torch.float32
+    torch.testing.assert_close(stored.double(), exact, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+@pytest.mark.parametrize("scale", [65504.0, 6.2e-5])
+def test_the_ends_of_half_precision(options, scale):
+    loss = NST(**options)
+    student, teacher = feature(0, (1, 4, 3, 3), "signed"), feature(1, (1, 4, 3, 3), "signed")
+    expected = loss(student.sign(), loss.summarize(teacher.sign()))
+    x = (student.sign() * scale).half().requires_grad_(True)
+    value = loss(x, loss.summarize((teacher.sign() * scale).half()))
+    value.backward()
+    torch.testing.assert_close(value.detach().double(), expected, rtol=1e-5, atol=1e-6)
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_dead_channels_and_constant_maps_have_finite_values_and_no_gradient(options):
+    loss = NST(**options)
+    student = feature(0, (2, 4, 3, 3), "signed").float()
+    student[:, 1] = 0
+    student[:, 2] = 1e-20  # its square is not representable: dead too
+    x = student.requires_grad_(True)
+    value = loss(x, loss.summarize(feature(1, (2, 4, 3, 3), "constant").float()))
+    value.backward()
+    assert value.isfinite()
+    assert (x.grad[:, 1:3] == 0).all()
+    assert (x.grad[:, 0] != 0).any()
+    assert x.grad.abs().max() < 10
+    nothing = torch.zeros(2, 4, 3, 3, requires_grad=True)
+    loss(nothing, loss.summarize(torch.zeros(2, 4, 3, 3))).backward()
+    assert (nothing.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [({"form": "gram"}, 1e-5), ({"form": "pairs"}, 1e-5), ({"kernel": "linear"}, 1e-4), ({"kernel": "gaussian"}, 1e-3)],
+    ids=str,
+)
+def test_accuracy_when_student_and_teacher_are_close(options, tolerance):
+    """MMD² of about 1e-5, where three separate sums in float32 are wrong by 4e-4 and more."""
+    loss = NST(**options)
+    teacher = feature(0, (4, 32, 8, 8), "relu").float()
+    student = teacher + 0.015 * feature(1, (4, 32, 8, 8), "signed").float()
+    exact, exact_gradient = reference.value_and_gradient(
+        lambda x: loss(x, loss.summarize(teacher.double())), student.double()
+    )
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher)), student)
+    assert 1e-6 < exact < 3e-5
+    assert abs(value / exact - 1) < tolerance
+    assert (gradient - exact_gradient).norm() < tolerance * exact_gradient.norm()
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_plan_matches_what_happens(options):
+    loss = NST(**options)
+    for c_s, c_t, size in ((3, 5, 4), (24, 20, 3), (1, 1, 1)):
+        plan = loss.plan((c_s, size, size), (c_t, size, size))
+        summary = loss.summarize(torch.randn(2, c_t, size, size), (c_s, size, size))
+        assert {key: tuple(value.shape[1:]) for key, value in summary.items()} == plan.summary
+        assert plan.workspace > 0
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "form"),
+    [
+        ((336, 8, 8), (256, 8, 8), "gram"),
+        ((64, 8, 8), (64, 8, 8), "gram"),
+        ((1024, 7, 7), (2048, 7, 7), "gram"),
+        ((16, 32, 32), (16, 32, 32), "pairs"),
+        ((16, 16, 16), (64, 16, 16), "pairs"),
+    ],
+)
+def test_the_cheaper_form_is_chosen_by_shape(student, teacher, form):
+    assert NST().plan(student, teacher).form == form
+    assert NST("linear").plan(student, teacher).form == "mean"
+    assert NST("gaussian").plan(student, teacher).form == "stream"
+    assert NST(form="stream").plan(student, teacher).form == "stream"
+
+
+def test_the_gram_summary_is_its_upper_triangle():
+    assert NST().plan((336, 8, 8), (256, 8, 8)).summary == {"gram": (2080,)}
+    assert NST("linear").plan((336, 8, 8), (256, 8, 8)).summary == {"mean": (64,)}
+    assert NST("gaussian").plan((336, 8, 8), (256, 8, 8)).summary == {"units": (256, 64)}
+    taylor = NST("gaussian", approximate=2).plan((336, 8, 8), (256, 8, 8)).summary
+    assert taylor == {"gram": (2080,), "mean": (64,), "counts": (2,)}
+
+
+@pytest.mark.parametrize("options", EVERY, ids=name)
+def test_maps_of_different_size(options):
+    small, large = feature(0, (2, 4, 3, 3), "signed").float(), feature(1, (2, 5, 6, 6), "signed").float()
+    paper, crd = NST(**options), NST(**options, convention="crd")
+    for student, teacher in ((small, large), (large, small)):
+        shape = tuple(student.shape[1:])
+        resized = F.interpolate(teacher, size=shape[1:], mode="bilinear", align_corners=False)
+        expected = paper(student, paper.summarize(resized, shape))
+        torch.testing.assert_close(paper(student, paper.summarize(teacher, shape)), expected)
+        pooled = F.adaptive_avg_pool2d(student, (3, 3)), F.adaptive_avg_pool2d(teacher, (3, 3))
+        expected = crd(pooled[0], crd.summarize(pooled[1], tuple(pooled[0].shape[1:])))
+        torch.testing.assert_close(crd(student, crd.summarize(teacher, shape)), expected)
+
+
+def test_the_taylor_series_is_near_the_gaussian():
+    student, teacher = feature(0, (4, 48, 8, 8), "signed").float(), feature(1, (4, 32, 8, 8), "signed").float()
+    exact, approximate = NST("gaussian"), NST("gaussian", approximate=2)
+    v, g = reference.value_and_gradient(lambda x: exact(x, exact.summarize(teacher, (48, 8, 8))), student)
+    va, ga = reference.value_and_gradient(lambda x: approximate(x, approximate.summarize(teacher, (48, 8, 8))), student)
+    assert F.cosine_similarity(g.flatten(), ga.flatten(), dim=0) > 0.999
+    assert (g - ga).norm() / g.norm() < 0.06
+    assert abs(va / v - 1) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel": "cubic"}, "linear, polynomial or gaussian"),
+        ({"degree": 0}, "at least 1"),
+        ({"degree": 1.5}, "whole number"),
+        ({"kernel": "gaussian", "sigma2": 0.0}, "positive"),
+        ({"kernel": "gaussian", "sigma2": "median"}, "pairs, joint"),
+        ({"convention": "code"}, "paper, official, crd"),
+        ({"approximate": 2}, "gaussian"),
+        ({"kernel": "gaussian", "approximate": 3}, "order 2"),
+        ({"kernel": "linear", "form": "gram"}, "mean, stream"),
+    ],
+)
+def test_arguments_out_of_range(options, words):
+    with pytest.raises(ValueError, match=words):
+        NST(**options)
+
+
+def test_inputs_that_do_not_fit():
+    loss, x = NST(), torch.randn(2, 4, 6, 6)
+    summary = loss.summarize(x)
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
+        loss(x.flatten(2), summary)
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
+        loss.summarize(x[0])
+    with pytest.raises(ValueError, match="batch is 1"):
+        loss(x[:1], summary)
+    with pytest.raises(ValueError, match="student_shape"):
+        loss(torch.randn(2, 4, 3, 3), summary)
+    with pytest.raises(ValueError, match="from its own summarize"):
+        loss(x, {"logits": torch.randn(2, 10)})
+    with pytest.raises(ValueError, match="units"):
+        NST("gaussian")(x, NST("linear").summarize(x))
+    with pytest.raises(ValueError, match="aspect ratio"):
+        NST(convention="crd").summarize(x, (4, 3, 2))
+    with pytest.raises(ValueError, match="at least 1"):
+        loss.plan((4, 0, 3), (4, 3, 3))
+    with pytest.raises(ValueError, match="floating"):
+        loss.summarize(x.long())
+
+
+def test_compiles_in_one_graph():
+    loss = NST()
+    student, teacher = feature(0, (2, 4, 2, 2), "signed").float(), feature(1, (2, 4, 2, 2), "signed").float()
+
+    def step(student, teacher):
+        return loss(student, loss.summarize(teacher))
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    eager_x, compiled_x = student.clone().requires_grad_(True), student.clone().requires_grad_(True)
+    expected, value = step(eager_x, teacher), compiled(compiled_x, teacher)
+    expected.backward()
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(compiled_x.grad, eager_x.grad)
