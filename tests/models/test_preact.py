@@ -68,6 +68,16 @@ def test_block_is_the_stated_function(inputs, strides):
     torch.testing.assert_close(block(x), expected)
 
 
+# Where a stage halves the map: the first 1x1 in the authors' CIFAR code, the 3x3 in the MXNet network.
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(("name", "strided"), [("preact_resnet164", "conv1"), ("preact_resnet101", "conv2")])
+def test_place_of_the_stride(name, strided):
+    model = getattr(models, name)()
+    for stage in (model.layer2, model.layer3):
+        convolutions = {n for n, m in stage.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)}
+        assert convolutions == {f"0.{strided}", "0.downsample"}
+
+
 def test_taps_are_raw_sums_and_their_activations(capture):
     model = CifarPreactResNet(11).eval()
     nn.init.normal_(model.bn1.bias)

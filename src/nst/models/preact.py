@@ -4,8 +4,8 @@ The paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on ImageNet. Its tap is t
 `bn1`, before the last ReLU.
 
 Training memory: a normalisation keeps its input, a ReLU its output, and the normalisation's output is kept by nobody,
-so ReLUs that are not in place cost no stored activation. Training ResNet-1001 keeps
-153 MB a 32x32 image in float32, 77 MB under bf16 autocast: 20 and 10 GB for a batch of 128.
+so ReLUs that are not in place cost no stored activation. Training ResNet-1001 keeps 153 MB a 32x32 image in float32,
+77 MB under bf16 autocast: 20 and 10 GB for a batch of 128.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
