@@ -4,17 +4,19 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import run_main
+from nst.cli import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(cfg: DictConfig) -> float:
-    """Run what the command line says; the returned error (percent) is what sweepers minimise."""
-    from nst.run import run
+    """Do what the command line says; sweepers minimise the returned error (percent, on the evaluated split)."""
+    with readable_errors():
+        from nst.run import run
 
-    summary = run(cfg)
+        summary = run(cfg)
     return 100 - summary["last"]["top1"] if summary else 0.0
 
 
 if __name__ == "__main__":
-    run_main(main)
+    with readable_errors():
+        main()

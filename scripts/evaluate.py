@@ -7,16 +7,18 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import run_main
+from nst.cli import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Print top-1, top-5 and cross-entropy."""
-    from nst.run import evaluate_weights
+    with readable_errors():
+        from nst.run import evaluate_weights
 
-    evaluate_weights(cfg)
+        evaluate_weights(cfg)
 
 
 if __name__ == "__main__":
-    run_main(main, "evaluate")
+    with readable_errors("evaluate"):
+        main()

@@ -16,7 +16,7 @@ from nst.config import EvaluateConfig, RunConfig, check_values
 from nst.data.dataset import Dataset
 from nst.distiller import Distiller, Pair, Shape, Term
 from nst.losses import TransferLoss
-from nst.taps import LOGITS, feature_shapes
+from nst.taps import LOGITS, feature_shapes, resolve
 
 TERM_KEYS = ("weight", "taps", "_target_")
 
@@ -143,11 +143,13 @@ def networks(run: RunConfig) -> Networks:
     wanted = terms(run)
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
+    _check_taps(wanted, "student", student)
     student_shapes = _shapes("student", student, [p.student for t in wanted for p in t.pairs], image)
     _check_classes("model", student_shapes, run.data["num_classes"])
     teacher, teacher_shapes = None, {}
     if run.teacher.model is not None:
         teacher = network("teacher.model", run.teacher.model, run.teacher.seed)
+        _check_taps([t for t in wanted if t.loss.source == "teacher"], "teacher", teacher)
         asked = [p.teacher for t in wanted if t.loss.source == "teacher" for p in t.pairs]
         teacher_shapes = _shapes("teacher", teacher, asked, image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
@@ -160,6 +162,15 @@ def networks(run: RunConfig) -> Networks:
         except ValueError as error:
             raise ValueError(f"loss.{request.key.split(':')[0]}, teacher layer '{request.tap}': {error}") from error
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
+
+
+def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
+    for term in wanted:
+        for pair in term.pairs:
+            try:
+                resolve(model, pair.student if side == "student" else pair.teacher)
+            except ValueError as error:
+                raise ValueError(f"loss.{term.name}.taps, {side}: {error}") from error
 
 
 def _shapes(who: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:

@@ -13,12 +13,12 @@ from nst import build
 from nst.config import EvaluateConfig, RecipeConfig, RunConfig, TeacherConfig
 from nst.data.dataset import Dataset
 from nst.knowledge import LiveTeacher, Normalization
-from nst.trainer.heatmaps import heatmaps
 from nst.terminal import dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.fit import Fit
 from nst.trainer.folder import RunFolder, run_folder
+from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
 from nst.weights import load_weights, save_weights, sha256_of, write_whole
