@@ -53,7 +53,7 @@ class Trainer:
         self.optim, self.settings, self.ranks, self.seed = optim, settings, ranks, seed
         self.steps = settings.epochs * loader.steps
         self.progress = Progress()
-        self.parameters = list(distiller.parameters())
+        self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters,
             lr=optim.lr,
