@@ -1,0 +1,102 @@
+"""The distiller's loss is the weighted sum it says, with gradients for the student and its projections only."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nst.data.batch import Batch
+from nst.distiller import Distiller, Pair, Term
+from nst.knowledge import LiveTeacher, Normalization
+from nst.losses import AT, KD, NST, CrossEntropy, FitNet
+from nst.models import resnet8, resnet14, wrn16_2
+from nst.taps import LOGITS, feature_shapes
+
+IMAGE = (3, 16, 16)
+
+
+def batch(n: int = 4) -> Batch:
+    torch.manual_seed(1)
+    return Batch(torch.randn(n, *IMAGE), torch.arange(n) % 10, torch.arange(n), torch.zeros(n, dtype=torch.long))
+
+
+def wired(terms: list[Term], teacher_name: str = "resnet14") -> tuple[Distiller, LiveTeacher]:
+    torch.manual_seed(0)
+    student, teacher = resnet8(), {"resnet14": resnet14, "wrn16_2": wrn16_2}[teacher_name]()
+    pairs = [p for t in terms for p in t.pairs]
+    teacher_taps = [p.teacher for t in terms if t.loss.source == "teacher" for p in t.pairs]
+    shapes = feature_shapes(student, [p.student for p in pairs], IMAGE)
+    distiller = Distiller(student, terms, shapes, feature_shapes(teacher, teacher_taps, IMAGE))
+    return distiller, LiveTeacher(teacher, distiller.requests)
+
+
+LAST = (Pair("last", "last"),)
+LOGITS_PAIR = (Pair(LOGITS, LOGITS),)
+
+
+def test_the_total_is_the_weighted_sum_of_terms_and_pairs() -> None:
+    nst, kd = NST(kernel="polynomial"), KD(temperature=4.0)
+    pairs = (Pair("stage2", "stage2", 0.5), Pair("last", "last", 2.0))
+    terms = [Term("ce", CrossEntropy(), 0.1, LOGITS_PAIR), Term("kd", kd, 16, LOGITS_PAIR), Term("nst", nst, 50, pairs)]
+    distiller, live = wired(terms)
+    b = batch()
+    logits, values = distiller(b.images, b.labels, live(b))
+    live.model(b.images)
+    teacher = live.taps.read() | {LOGITS: live.model(b.images)}
+    distiller.student(b.images)
+    student = distiller.taps.read()
+    by_hand = 0.5 * nst(student["stage2"], nst.summarize(teacher["stage2"])) + 2 * nst(
+        student["last"], nst.summarize(teacher["last"])
+    )
+    torch.testing.assert_close(values["nst"], by_hand)
+    torch.testing.assert_close(values["ce"], F.cross_entropy(logits, b.labels))
+    total = 0.1 * values["ce"] + 16 * values["kd"] + 50 * by_hand
+    torch.testing.assert_close(distiller.total(values), total)
+
+
+def test_a_fitnet_projection_is_trained_with_the_student_and_the_teacher_is_not() -> None:
+    distiller, live = wired([Term("fitnet", FitNet(), 100, LAST)], "wrn16_2")
+    b = batch()
+    _, values = distiller(b.images, b.labels, live(b))
+    distiller.total(values).backward()
+    (projection,) = distiller.projections.values()
+    assert projection.weight.shape == (128, 64, 1, 1)
+    assert projection.weight.grad is not None
+    assert projection.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in live.model.parameters())
+
+
+def test_a_term_falls_when_it_is_trained() -> None:
+    distiller, live = wired([Term("at", AT(), 1000, LAST)])
+    b = batch()
+    summaries = live(b)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)
+    seen = []
+    for _ in range(5):
+        _, values = distiller(b.images, b.labels, summaries)
+        optimizer.zero_grad()
+        distiller.total(values).backward()
+        optimizer.step()
+        seen.append(values["at"].item())
+    assert seen[-1] < 0.9 * seen[0]
+
+
+def test_the_teacher_sees_images_of_its_own_normalization() -> None:
+    ours, theirs = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), Normalization((0.48, 0.45, 0.4), (0.23, 0.22, 0.2))
+    pixels = torch.rand(2, *IMAGE)
+
+    def normalised(n: Normalization) -> torch.Tensor:
+        return (pixels - torch.tensor(n.mean).view(1, 3, 1, 1)) / torch.tensor(n.std).view(1, 3, 1, 1)
+
+    torch.manual_seed(0)
+    model = resnet8()
+    live = LiveTeacher(model, (), images=ours, expects=theirs)
+    torch.testing.assert_close(live.logits(normalised(ours)), model(normalised(theirs)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("teacher", ["resnet14", "wrn16_2"])
+def test_every_loss_takes_teachers_of_other_widths(teacher: str) -> None:
+    losses = {"at": AT(), "fitnet": FitNet(), "nst": NST(kernel="gaussian"), "linear": NST(kernel="linear")}
+    distiller, live = wired([Term(n, loss, 1.0, LAST) for n, loss in losses.items()], teacher)
+    b = batch()
+    _, values = distiller(b.images, b.labels, live(b))
+    assert all(torch.isfinite(v) and v > 0 for v in values.values())

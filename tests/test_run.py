@@ -1,0 +1,107 @@
+"""Whole runs on the embedded digits, shrunken to seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nst.run import run
+from nst.trainer.fit import Fit
+from nst.trainer.loop import Trainer
+from tests.conftest import Compose
+
+
+def events(folder: str, kind: str) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_a_run_trains_its_teacher_once_and_writes_everything(
+    compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(compose(*tiny, "loss=[kd,nst_poly]", "trainer.heatmaps=true"))
+    folder = Path(summary["folder"])
+    assert folder.parts[-4:-1] == ("digits", "resnet8-resnet8", "kd+nst_poly")
+    assert summary["test"]["images"] == 360
+    assert summary["steps"] == 2 * 3
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["teacher"]["sha256"]
+    assert written["config"]["loss"]["kd"]["weight"] == 16
+    assert written["hardware"]["device"]
+    with safe_open(folder / "student.safetensors", framework="pt") as f:
+        assert f.metadata()["arch"] == "resnet8"
+        assert f.get_tensor("fc.weight").shape == (10, 64)
+    lines = events(summary["folder"], "train")
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
+    terms = lines[0]["terms"]
+    assert isinstance(terms, dict)
+    assert lines[0]["loss"] == pytest.approx(terms["ce"] + 16 * terms["kd"] + 50 * terms["nst_poly"], rel=1e-5)
+    assert [line["step"] for line in events(summary["folder"], "eval")] == [3, 6]
+    assert list((folder / "tensorboard").iterdir())
+    teachers = [p for p in folder.parents[2].glob("none-resnet8/ce/*/summary.json")]
+    assert len(teachers) == 1
+    capsys.readouterr()
+
+    stamp = teachers[0].stat().st_mtime_ns
+    assert run(compose(*tiny, "loss=at"))["teacher"]["sha256"] == written["teacher"]["sha256"]
+    assert teachers[0].stat().st_mtime_ns == stamp
+    assert "nothing was run" not in capsys.readouterr().out
+    again = run(compose(*tiny, "loss=[kd,nst_poly]", "trainer.heatmaps=true"))
+    assert again["test"] == summary["test"]
+    assert "nothing was run" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(compose(*tiny, "loss=nst_poly", "seed=3", "outputs=" + compose().outputs + "/whole"))
+    step, evaluations = Trainer.step, Fit.finish_epoch
+
+    def die_at_five(self: Trainer, batch: object) -> None:
+        step(self, batch)  # pyright: ignore[reportArgumentType]
+        if self.progress.step == 5 and self.steps == 6:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Trainer, "step", die_at_five)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(compose(*tiny, "loss=nst_poly", "seed=3"))
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Fit, "finish_epoch", evaluations)
+    continued = run(compose(*tiny, "loss=nst_poly", "seed=3"))
+
+    def comparable(summary: dict[str, str], kind: str) -> list[dict[str, object]]:
+        return [{k: v for k, v in e.items() if k != "timing"} for e in events(summary["folder"], kind)]
+
+    for kind in ("train", "eval"):
+        assert comparable(whole, kind) == comparable(continued, kind)
+    with (
+        safe_open(Path(whole["folder"]) / "student.safetensors", framework="pt") as a,
+        safe_open(Path(continued["folder"]) / "student.safetensors", framework="pt") as b,
+    ):
+        assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in list(a.keys()))  # noqa: SIM118
+
+
+def test_a_dry_run_prints_and_touches_nothing(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(compose("dry_run=true", "data=cifar10", "data.root=/nowhere", "loss=kd_fitnet_nst_poly")) == {}
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("resnet20", "gram", "64×8×8", "MiB", "projections"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(compose: Compose, tiny: list[str]) -> None:
+    weak = [o for o in tiny if "min_accuracy" not in o]
+    with pytest.raises(ValueError, match="close to guessing"):
+        run(compose(*weak, "loss=kd"))
+    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
+        run(compose(*weak, "loss=kd", "teacher.min_accuracy=99.5"))
+
+
+def test_validation_images_are_held_out_and_the_test_set_is_measured_once(compose: Compose, tiny: list[str]) -> None:
+    summary = run(compose(*tiny, "loss=ce", "data.validation=0.2", "data.limit=100"))
+    assert summary["evaluated_on"] == "val"
+    assert summary["test"]["images"] == 360
+    assert summary["last"]["images"] < 360
