@@ -6,10 +6,10 @@ from dataclasses import asdict
 import pytest
 import torch
 from hydra.errors import HydraException
+from tests.conftest import Compose
 
 from nst import build
 from nst.cli import CONFIGS, explain
-from tests.conftest import Compose
 
 MISTAKES = {
     # override: what the message must hold

@@ -3,7 +3,6 @@
 import ast
 
 import pytest
-
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "src" / "nst"

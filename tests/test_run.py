@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tests.conftest import Compose
 
 from nst.run import run
 from nst.trainer.fit import Fit
 from nst.trainer.loop import Trainer
-from tests.conftest import Compose
 
 
 def events(folder: str, kind: str) -> list[dict[str, object]]:
@@ -40,7 +40,7 @@ def test_a_run_trains_its_teacher_once_and_writes_everything(
     assert lines[0]["loss"] == pytest.approx(terms["ce"] + 16 * terms["kd"] + 50 * terms["nst_poly"], rel=1e-5)
     assert [line["step"] for line in events(summary["folder"], "eval")] == [3, 6]
     assert list((folder / "tensorboard").iterdir())
-    teachers = [p for p in folder.parents[2].glob("none-resnet8/ce/*/summary.json")]
+    teachers = list(folder.parents[2].glob("none-resnet8/ce/*/summary.json"))
     assert len(teachers) == 1
     capsys.readouterr()
 
@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         safe_open(Path(whole["folder"]) / "student.safetensors", framework="pt") as a,
         safe_open(Path(continued["folder"]) / "student.safetensors", framework="pt") as b,
     ):
-        assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in list(a.keys()))  # noqa: SIM118
+        assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in list(a.keys()))
 
 
 def test_a_dry_run_prints_and_touches_nothing(

@@ -1,5 +1,7 @@
 """Learning rates against the schedules' statements."""
 
+import itertools
+
 import pytest
 
 from nst.config import OptimConfig
@@ -24,8 +26,8 @@ def test_onecycle_peaks_at_the_warmup() -> None:
     rates = [learning_rate(optim, s, 100) for s in range(100)]
     assert rates.index(max(rates)) == 20
     assert max(rates) == pytest.approx(0.4)
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
-    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[-1] < 0.01
 
 
