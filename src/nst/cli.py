@@ -30,21 +30,31 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand its exceptions over ins
 def readable_errors(config_name: str = "config") -> Iterator[None]:
     """End the process with a message and status 1 on a user's error, 128 + signal after a stop on request.
 
+    With several ranks the first to fail says why; the others, who can only tell that it is gone, end silently.
     `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks.
     """
     try:
         yield
-    except USER_ERRORS as error:
-        if FULL:
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if os.environ.get("RANK", "0") == "0":
+            now = "stopped at once; the same command continues from the last checkpoint"
+            print(stop if isinstance(stop, Interrupted) else now, file=sys.stderr)
+        sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
+    except Exception as error:
+        if not _speaks():
+            sys.exit(1)
+        if FULL or not isinstance(error, USER_ERRORS):
             raise
         print(f"error: {explain(error, config_name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
         sys.exit(1)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.status)
-    except KeyboardInterrupt:
-        print("stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+
+
+def _speaks() -> bool:
+    if "RANK" not in os.environ:
+        return True
+    from nst.trainer.distributed import speaks
+
+    return speaks()
 
 
 def explain(error: BaseException, config_name: str = "config") -> str:

@@ -106,7 +106,23 @@ class EvaluateConfig:
     precision: str = "fp32"
 
 
-# Keys that may differ between two starts of the same run: where things lie and how much is shown.
+@dataclass
+class ExportConfig:
+    """What scripts/export.py writes."""
+
+    run: str = MISSING  # folder of a finished run
+    to: str | None = None  # folder of the files; null: export/ in the run's folder
+    formats: list[str] | None = None  # of safetensors, torch, onnx; null: all, onnx where it is installed
+    normalize: bool = False  # the torch and onnx files take pixels in 0…1 and normalise them themselves
+    images: int = 1000  # test images to verify on, evenly spaced over the split
+    repeats: int = 50  # timed calls a batch size; fewer where they take more than 10 s
+    device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
+    root: str | None = None  # where the data lies now; null: where the run found it
+    licence: str | None = None  # of the weights, for the model card
+
+
+# Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a
+# step that cannot be taken (a run without one is the same either way).
 NOT_IDENTITY = (
     "outputs",
     "dry_run",
@@ -122,6 +138,7 @@ NOT_IDENTITY = (
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "skip_nonfinite",
             "heatmaps",
         )
     ),
@@ -129,6 +146,7 @@ NOT_IDENTITY = (
 
 ConfigStore.instance().store("run_schema", node=RunConfig)
 ConfigStore.instance().store("evaluate_schema", node=EvaluateConfig)
+ConfigStore.instance().store("export_schema", node=ExportConfig)
 
 
 def check_values(cfg: RunConfig) -> None:

@@ -17,7 +17,7 @@ from nst.terminal import dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.fit import Fit
-from nst.trainer.folder import RunFolder, run_folder
+from nst.trainer.folder import RunFolder, identity, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
@@ -97,7 +97,12 @@ def _train(
         sample = next(iter(data.loader("test", 8, train=False, device=here.device).epoch(0)))
         by_name = {"student": networks.distiller.student, "teacher": networks.teacher}
         draw = partial(heatmaps, sample.images, by_name, Normalization(data.mean, data.std))
-    last = Fit(trainer, evaluation, folder.path, draw).run()
+    about = {  # what rank 0 finds must be the same in every start of the run
+        "config": identity(asdict(settings)),
+        "teacher": {"sha256": teacher["sha256"]} if teacher else None,
+        "data": {"sha256": data.fingerprint} if here.main else None,
+    }
+    last = Fit(trainer, evaluation, folder.path, draw, about=about).run()
     test = last
     if evaluated == "val":
         student = networks.distiller.student

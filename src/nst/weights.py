@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 # Wrappers that training code puts around a state dict, and prefixes it leaves on the keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.")
+CHECKSUM = "sha256_of_tensors"  # in the metadata of the files we write
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -25,27 +28,49 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             `state_dict`, `model` or `net` is unwrapped; the prefixes `module.`, `_orig_mod.` and `model.` are dropped.
 
     Raises:
-        ValueError: missing, damaged, or a pickle that would run code.
+        ValueError: missing, damaged (where the file has a checksum: one of ours, or a zip of `torch.save`), or a pickle
+            that would run code.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as f:
-                return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"weights file {path} is damaged or no safetensors file: {error}") from error
+        return _read_safetensors(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (part := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of its part {part} does not match")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"weights file {path} holds more than tensors and plain values; loading it could run its code, so it is "
             "refused. Save only the state_dict, best as safetensors."
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, OSError) as error:
         raise ValueError(f"weights file {path} is damaged or no torch file: {error}") from error
     return _state_dict(content, path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            state, metadata = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"weights file {path} is damaged or no safetensors file: {error}") from error
+    named = metadata.get(CHECKSUM)
+    if named is not None and named != (found := _checksum(state)):
+        raise ValueError(f"weights file {path} is damaged: its tensors have SHA-256 {found}, not {named}")
+    return state, metadata
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(f"{key} {state[key].dtype} {list(state[key].shape)}\n".encode())
+        digest.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -105,20 +130,25 @@ def _few(names: list[str], most: int = 5) -> str:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's state as safetensors with metadata, complete or not at all."""
+    """Write the model's state as safetensors with metadata and its checksum, complete or not at all."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_whole(path, save(state, metadata))
+    write_whole(path, save(state, metadata | {CHECKSUM: _checksum(state)}))
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that at any moment either the old or the new content is there: beside, synced, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()  # half a file would only fill a full disk
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -13,14 +13,15 @@ from nst.weights import write_whole
 log = logging.getLogger(__name__)
 
 MAGIC = b"NST checkpoint, sha256 "
+NEWEST = "newest-checkpoint"  # beside the folder, so that its loss is noticed
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, named by step."""
+    """The checkpoints of one run, in `<run folder>/checkpoints`, named by step."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, run: Path, keep: int = 2) -> None:
         """`keep`: how many of the newest stay."""
-        self.folder = folder
+        self.folder, self.marker = run / "checkpoints", run / NEWEST
         self.keep = keep
 
     def paths(self) -> list[Path]:
@@ -31,34 +32,55 @@ class Checkpoints:
         """Write the state of a run after `step` steps; older ones beyond `keep` are removed afterwards.
 
         Raises:
-            OSError: disk full, read-only folder; earlier checkpoints are untouched.
+            OSError: disk full, read-only folder, lost mount; earlier checkpoints are untouched.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()
         path = self.folder / f"step-{step:08d}.ckpt"
-        write_whole(path, MAGIC + digest.encode() + b"\n" + content)
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
+        try:
+            write_whole(path, MAGIC + digest.encode() + b"\n" + content)
+            write_whole(self.marker, path.name.encode() + b"\n")
+            for old in self.paths()[: -self.keep]:
+                old.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                error.errno, f"checkpoint {path} could not be written: {reason}; {self.last_good()}"
+            ) from error
         return path
+
+    def last_good(self) -> str:
+        """For messages: where the run can go on from."""
+        paths = self.paths()
+        return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is intact; damaged ones are reported and kept aside as `*.damaged`.
 
+        To be called by the one process that writes: it clears away what an interrupted write left.
+
         Raises:
-            ValueError: if there are checkpoints and every one is damaged: starting over silently would lose the run.
+            ValueError: there were checkpoints and none is left or intact: starting over silently would lose the run.
         """
+        for unfinished in self.folder.glob("*.tmp"):
+            unfinished.unlink()
+        newest = self.marker.read_text(errors="replace").strip() if self.marker.is_file() else ""
         paths = self.paths()
+        if paths and paths[-1].name < newest:
+            log.warning("checkpoint %s is missing from %s; the one before it is used", newest, self.folder)
         for path in reversed(paths):
             try:
                 return path, read_checkpoint(path)
             except ValueError as error:
-                log.warning("%s; using the one before it", error)
-                path.replace(path.with_suffix(".damaged"))
-        if paths:
+                log.warning("%s; it is kept as %s.damaged and the one before it is used", error, path.name)
+                path.replace(path.with_name(path.name + ".damaged"))
+        if newest or paths:
+            damaged = [path.name for path in sorted(self.folder.glob("*.damaged"))]
             raise ValueError(
-                f"every checkpoint in {self.folder} is damaged (kept there as *.damaged); delete the folder to start over"
+                f"{self.folder} has no usable checkpoint, but {newest or paths[-1].name} was written there "
+                f"(damaged: {', '.join(damaged) or 'none'}); restore it, or delete {self.folder.parent} to start over"
             )
         return None
 
@@ -71,7 +93,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     content = path.read_bytes()
     head, _, body = content.partition(b"\n")
-    found = hashlib.sha256(body).hexdigest()
-    if not head.startswith(MAGIC) or head[len(MAGIC) :].decode(errors="replace") != found:
-        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not the one it names")
+    if not head.startswith(MAGIC):
+        raise ValueError(f"checkpoint {path} is damaged: its first line is not a checkpoint's")
+    found, named = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
+    if found != named:
+        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not {named}")
     return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,13 +30,13 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, number: int) -> int:
-        """The largest number on any rank, on every rank."""
+    def max(self, *numbers: int) -> list[int]:
+        """Each number's largest value on any rank, on every rank."""
         if self.world == 1:
-            return number
-        tensor = torch.tensor(number, device=self.device)
+            return list(numbers)
+        tensor = torch.tensor(numbers, device=self.device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor.item())
+        return tensor.tolist()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (BN statistics) of rank 0."""
@@ -65,13 +66,24 @@ def ranks(device: str) -> Iterator[Ranks]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local)
+        torch.backends.cudnn.deterministic = True  # two starts of one run take the same steps
     where = torch.device("cuda", local) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or dist.is_initialized():
         joined = dist.is_initialized()
         yield Ranks(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
         return
     dist.init_process_group("nccl" if cuda else "gloo", device_id=where if cuda else None)
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), where)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size(), where)
+    # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
+    dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process should report the error it ends with: the first to fail does, so it is told once."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        store: Any = dist.distributed_c10d._get_default_store()
+        try:
+            return store.add("nst/failed", 1) == 1
+        except RuntimeError:  # the store went with its process
+            return True
+    return os.environ.get("RANK", "0") == "0"  # before the ranks met, all of them fail alike

@@ -1,10 +1,13 @@
 """From the first step to the last: epochs, evaluation, logs, checkpoints, signals."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -12,11 +15,14 @@ from nst.config import parse_every
 from nst.data.batch import Batch, Loader
 from nst.trainer.checkpoint import Checkpoints, read_checkpoint
 from nst.trainer.evaluate import Metrics, evaluate
+from nst.trainer.folder import differences
 from nst.trainer.loop import Trainer
 from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 from nst.trainer.tracking import Tracker
 
-AGREE_EVERY = 8  # with several ranks: steps between two questions whether any of them wants to stop or save
+log = logging.getLogger(__name__)
+
+ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they ask whether any of them wants to stop or save
 SAVE, STOP = 100, 200  # what a rank may want; STOP + the signal's number
 
 
@@ -30,6 +36,7 @@ class Fit:
         folder: Path,
         draw: Callable[[], dict[str, Tensor]] | None = None,
         show: bool = True,
+        about: dict[str, Any] | None = None,
     ) -> None:
         """Load the newest checkpoint, open the logs.
 
@@ -38,13 +45,15 @@ class Fit:
             folder: the run's; only rank 0 writes there.
             draw: makes named pictures for TensorBoard, before the first step and after the last.
             show: print progress.
+            about: plain values that every start of the run must share; they are kept in its checkpoints.
 
         Raises:
-            ValueError: every checkpoint is damaged, or they are of another number of ranks.
+            ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
         """
         self.trainer, self.evaluation, self.draw = trainer, evaluation, draw
         self.settings, self.ranks = trainer.settings, trainer.ranks
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.settings.keep_checkpoints)
+        self.about = {**(about or {}), "ranks": self.ranks.world}
+        self.checkpoints = Checkpoints(folder, self.settings.keep_checkpoints)
         self.every_steps, self.every_seconds = parse_every(self.settings.checkpoint_every)
         state = self._newest()
         if state is not None:
@@ -57,12 +66,19 @@ class Fit:
             if state is not None:
                 self.tracker.say(f"continuing after step {trainer.progress.step} of {trainer.steps}")
         self._started = time.monotonic() - trainer.progress.seconds
-        self._saved = self._logged = time.monotonic()
+        self._saved = self._logged = self._asked = time.monotonic()
+        self._asked_at, self._ask_at = trainer.progress.step, 0
         self._images = 0
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
         found = self.checkpoints.latest() if self.ranks.main else None
+        if found is not None:
+            path, state = found
+            if changed := differences(state["about"], self.about):
+                raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
+            if changed := differences(state["environment"], environment(self.ranks.device)):
+                log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
         if self.ranks.world == 1:
             return found[1] if found else None
         names = [str(found[0]) if found else None]
@@ -79,22 +95,18 @@ class Fit:
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
-            FloatingPointError: a non-finite gradient, see `Trainer.window`.
+            FloatingPointError: a non-finite loss or gradient, see `Trainer.window`.
         """
         progress, steps = self.trainer.progress, self.trainer.loader.steps
-        try:
-            with stop_flag() as flag:
-                if progress.step == 0:
-                    self.pictures()
-                while progress.epoch < self.settings.epochs:
-                    if progress.step < (progress.epoch + 1) * steps:
-                        self.train_epoch(flag)
-                    self.finish_epoch(flag)
-                    if (wanted := self.wanted(flag)) >= STOP and progress.epoch < self.settings.epochs:
-                        raise Interrupted(wanted - STOP)
-        finally:
-            if self.tracker is not None:
-                self.tracker.close()
+        with self.tracker or nullcontext(), stop_flag() as flag:
+            if progress.step == 0:
+                self.pictures()
+            while progress.epoch < self.settings.epochs:
+                if progress.step < (progress.epoch + 1) * steps:
+                    self.train_epoch(flag)
+                self.finish_epoch(flag)
+                if (wanted := self.wanted(flag)) >= STOP:
+                    raise Interrupted(wanted - STOP)
         assert self.last is not None
         return self.last
 
@@ -118,14 +130,19 @@ class Fit:
                     raise Interrupted(wanted - STOP)
 
     def wanted(self, flag: StopFlag) -> int:
-        """What any rank wants now: 0, SAVE (the time has come) or STOP + a signal's number."""
-        if self.ranks.world > 1 and self.trainer.progress.step % AGREE_EVERY and not self._at_epoch_end():
-            return 0
-        due = time.monotonic() - self._saved > self.every_seconds
-        return self.ranks.max(STOP + flag.signum if flag.signum else SAVE * due)
+        """What any rank wants now: 0, SAVE (the time has come) or STOP + a signal's number.
 
-    def _at_epoch_end(self) -> bool:
-        return self.trainer.progress.step % self.trainer.loader.steps == 0
+        Several ranks ask each other about once a second, at steps that all of them know.
+        """
+        step, now = self.trainer.progress.step, time.monotonic()
+        if self.ranks.world > 1 and step < self._ask_at and step % self.trainer.loader.steps:
+            return 0
+        due = now - self._saved > self.every_seconds
+        pace = int(1e6 * (now - self._asked) / max(1, step - self._asked_at))  # microseconds a step
+        wish, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * due, pace)
+        self._asked, self._asked_at = now, step
+        self._ask_at = step + min(max(int(1e6 * ASK_SECONDS) // max(pace, 1), 1), ASK_STEPS)
+        return wish
 
     def finish_epoch(self, flag: StopFlag) -> None:
         """Evaluate, remember the best, save."""
@@ -147,21 +164,18 @@ class Fit:
         self.save()
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
-        """The evaluation's batches; a signal ends a single process here, with the epoch's steps saved."""
+        """The evaluation's batches; a signal on any rank ends them, with the epoch's steps saved."""
         for batch in self.evaluation.epoch(0):
             yield batch
-            if flag.signum and self.ranks.world == 1:
+            (signum,) = self.ranks.max(flag.signum)
+            if signum:
                 self.save()
-                raise Interrupted(flag.signum)
+                raise Interrupted(signum)
 
     def log(self) -> None:
         """Write the means since the last log line."""
-        try:
+        with self._naming_last_good():
             values = self.trainer.window()
-        except FloatingPointError as error:
-            paths = self.checkpoints.paths()
-            good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
-            raise FloatingPointError(f"{error}; {good}") from None
         if self.tracker is None:
             return
         progress, now = self.trainer.progress, time.monotonic()
@@ -173,16 +187,36 @@ class Fit:
         self.tracker.advance(f"loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, {rate:.0f} images/s")
 
     def save(self) -> None:
-        """A checkpoint of this moment, logs included."""
+        """A checkpoint of this moment, logs included; never one after a step that stops the run."""
+        with self._naming_last_good():
+            self.trainer.check_finite()
         self.trainer.progress.seconds = time.monotonic() - self._started
         state = self.trainer.state()
         if self.tracker is not None:
-            last = None if self.last is None else vars(self.last)
-            self.checkpoints.save(self.trainer.progress.step, {**state, "last": last, "logs": self.tracker.sizes()})
+            state |= {
+                "last": None if self.last is None else vars(self.last),
+                "logs": self.tracker.sizes(),
+                "about": self.about,
+                "environment": environment(self.ranks.device),
+            }
+            self.checkpoints.save(self.trainer.progress.step, state)
         self._saved = time.monotonic()
+
+    @contextmanager
+    def _naming_last_good(self) -> Iterator[None]:
+        try:
+            yield
+        except FloatingPointError as error:
+            hint = "trainer.skip_nonfinite=true leaves such steps out"
+            raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
 
     def pictures(self) -> None:
         """Draw, where there is something to draw."""
         if self.draw is not None and self.tracker is not None:
             for name, grid in self.draw().items():
                 self.tracker.images(name, grid, self.trainer.progress.step)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may change between two starts of a run, at the price of the last bits."""
+    return {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,6 +12,9 @@ from nst.config import NOT_IDENTITY
 from nst.weights import write_whole
 
 Config = dict[str, Any]
+
+# Seconds to wait for a lock: the loader processes of a killed run hold it until they notice.
+PATIENCE = 10.0
 
 
 def identity(config: Config) -> Config:
@@ -54,18 +58,17 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _locked(self._lock):
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
-            raise ValueError(f"{self.path} is being written by another process ({holder})") from error
+            self.close()
+            raise ValueError(f"{self.path} is being written by another process ({holder})")
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
         self._lock.flush()
         file = self.path / "config.json"
         if file.is_file():
-            changed = differences(identity(json.loads(file.read_text())), identity(config))
+            changed = differences(identity(_read_json(file)), identity(config))
             if changed:
                 raise ValueError(f"{self.path} holds a run of another configuration: {'; '.join(changed)}")
         else:
@@ -80,11 +83,31 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left; None while it is not finished."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return _read_json(file) if file.is_file() else None
+
+
+def _locked(file: TextIO) -> bool:
+    """Take the lock of a file; False when another process keeps it."""
+    last = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > last:
+                return False
+            time.sleep(0.1)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it and start again: the checkpoints stay") from error
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Field by field: `key: old value there, new value asked for`."""
+    """Field by field: `key: old value there, new value now`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [
@@ -92,4 +115,4 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         ]
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} asked for"]
+    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]

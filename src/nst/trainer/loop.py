@@ -62,6 +62,9 @@ class Trainer:
             nesterov=optim.nesterov,
             fused=True,
         )
+        if optim.momentum:  # made here because a first step that is skipped would leave them unwritten
+            for p in self.parameters:
+                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         self.forward: nn.Module = distiller
         if ranks.world > 1:
             self.forward = DistributedDataParallel(
@@ -81,20 +84,26 @@ class Trainer:
             int(np.random.SeedSequence([self.seed, step, ranks.rank]).generate_state(1)[0])
         )  # for dropout
 
+        # A step that is skipped must not leave its mark in the BN statistics either.
+        buffers = list(self.distiller.buffers()) if self.settings.skip_nonfinite else []
+        before = [buffer.clone() for buffer in buffers]
         summaries = self.knowledge(batch)
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             logits, values = self.forward(batch.images, batch.labels, summaries)
         loss = self.distiller.total(values)
         # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are uneven.
-        (loss * (len(batch.labels) * ranks.world / self.images_in(step))).backward()
+        # A loss that is not finite makes it NaN, and with it every gradient on every rank.
+        (loss * (len(batch.labels) * ranks.world / self.images_in(step) + 0 * loss.detach())).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or float("inf"), foreach=True)
 
-        # A non-finite gradient on any rank (they are summed) skips the update, on the device and without a host sync.
+        # A non-finite gradient (or loss) on any rank skips the update, on the device and without a host sync.
         bad = ~torch.isfinite(norm)
         self.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(bad, old, buffer))
         self.count(batch.labels, logits.detach(), torch.stack([loss, *values.values()]).detach().double(), norm, bad)
         self.progress.step += 1
 
@@ -127,6 +136,7 @@ class Trainer:
         self.progress.skipped += round(skipped / self.ranks.world)
         if skipped and not self.settings.skip_nonfinite:
             raise FloatingPointError(self.fault())
+        self.first_bad = torch.zeros_like(self.first_bad)
         images = max(images, 1.0)
         names = [term.name for term in self.distiller.terms]
         return {
@@ -138,43 +148,43 @@ class Trainer:
             "skipped": self.progress.skipped,
         }
 
+    def check_finite(self) -> None:
+        """A host sync.
+
+        Raises:
+            FloatingPointError: as `window` would.
+        """
+        if self.sums[5].item() and not self.settings.skip_nonfinite:
+            raise FloatingPointError(self.fault())
+
     def fault(self) -> str:
-        """Which step was the first with a non-finite gradient, and which terms were not finite there on any rank."""
+        """Which step since the last log line was the first non-finite one, and which terms were so on any rank."""
         bad = self.ranks.sum((~torch.isfinite(self.first_bad[2:])).double()).tolist()
         at_fault = [term.name for term, b in zip(self.distiller.terms, bad, strict=True) if b]
         return (
-            f"step {int(self.first_bad[0])}: the gradient is not finite; "
+            f"step {int(self.first_bad[0])}: the loss or its gradient is not finite; "
             f"terms not finite: {', '.join(at_fault) or 'none, so the backward pass'}"
         )
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
-        sums = [torch.zeros_like(self.sums) for _ in range(self.ranks.world)]
+        mine = torch.cat([self.sums, self.first_bad])
+        windows = [torch.zeros_like(mine) for _ in range(self.ranks.world)]
         if self.ranks.world > 1:
-            dist.all_gather(sums, self.sums)
+            dist.all_gather(windows, mine)
         else:
-            sums = [self.sums]
+            windows = [mine]
         return {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sums": torch.stack(sums),
-            "first_bad": self.first_bad,
+            "windows": torch.stack(windows),  # what each rank has summed since the last log line
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state()` gave.
-
-        Raises:
-            ValueError: if it is of a run on another number of ranks (its sums could not be divided exactly).
-        """
-        if len(state["sums"]) != self.ranks.world:
-            raise ValueError(
-                f"the checkpoint is of a run on {len(state['sums'])} ranks, this is one of {self.ranks.world}; "
-                "an exact continuation needs the same number"
-            )
+        """Continue from what `state()` gave on as many ranks."""
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = state["sums"][self.ranks.rank].to(self.ranks.device)
-        self.first_bad = state["first_bad"].to(self.ranks.device)
+        mine = state["windows"][self.ranks.rank].to(self.ranks.device)
+        self.sums, self.first_bad = mine[: len(self.sums)].clone(), mine[len(self.sums) :].clone()

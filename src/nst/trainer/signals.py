@@ -27,7 +27,10 @@ class StopFlag:
 
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once.
+
+    Outside such a block the signals end the process as usual: nothing that is not on disk could be lost there.
+    """
     flag = StopFlag()
 
     def handle(signum: int, frame: FrameType | None) -> None:

@@ -1,12 +1,17 @@
 """What a run writes while it trains: JSON lines, TensorBoard, a progress bar. Only rank 0 has one that writes."""
 
 import json
+import logging
+import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 BOARD = "tensorboard"
@@ -32,33 +37,40 @@ class Tracker:
         self.folder = folder
         self.show = show
         self._cut(sizes or {})
-        self._lines = (folder / METRICS).open("ab")
+        self._lines = (folder / METRICS).open("ab", buffering=0)
         self._board = SummaryWriter(str(folder / BOARD))
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", disable=None if show else True, dynamic_ncols=True
         )
 
+    def _files(self) -> dict[str, Path]:
+        files = [self.folder / METRICS, *(self.folder / BOARD).glob("*")]
+        return {str(file.relative_to(self.folder)): file for file in files}
+
     def _cut(self, sizes: dict[str, int]) -> None:
-        for file in [self.folder / METRICS, *(self.folder / BOARD).glob("*")]:
-            size = sizes.get(str(file.relative_to(self.folder)))
-            if size is None:
+        for name, file in (self._files() | {name: self.folder / name for name in sizes}).items():
+            found, known = file.stat().st_size if file.is_file() else 0, sizes.get(name)
+            if known is None:
                 file.unlink(missing_ok=True)
+            elif found < known:
+                log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, found, known)
             else:
-                with file.open("r+b") as f:
-                    f.truncate(size)
+                os.truncate(file, known)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes written so far, by file; all of it is handed to the operating system first."""
-        self._lines.flush()
+        """Bytes written so far, by file; all of them are on disk when this returns."""
         self._board.flush()
-        files = [self.folder / METRICS, *(self.folder / BOARD).glob("*")]
-        return {str(f.relative_to(self.folder)): f.stat().st_size for f in files}
+        files = self._files()
+        for file in files.values():
+            with file.open("rb") as f:
+                os.fsync(f.fileno())
+        return {name: file.stat().st_size for name, file in files.items()}
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One event: a JSON line `{"kind", "step", **values}`; its numbers also as TensorBoard scalars `kind/name`."""
-        line = json.dumps({"kind": kind, "step": step, **values})
-        self._lines.write(line.encode() + b"\n")
-        self._lines.flush()
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        while line:
+            line = line[self._lines.write(line) :]
         for name, value in values.items():
             for key, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(number, int | float):
@@ -79,8 +91,12 @@ class Tracker:
         if self.show:
             self._bar.write(text)
 
-    def close(self) -> None:
-        """Flush and close everything."""
-        self._bar.close()
-        self._board.close()
-        self._lines.close()
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Flush and close everything; trouble with that does not hide an error that came before."""
+        with nullcontext() if kind is None else suppress(OSError):
+            self._bar.close()
+            self._lines.close()
+            self._board.close()
