@@ -34,3 +34,17 @@ def write_shard(path: Path, images: list[Any], labels: list[Any], **more: Any) -
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=more.get("row_group_size", 4))
+
+
+def write_tree(root: Path, classes: int = 3, images: int = 6, kind: str = "JPEG") -> None:
+    """train/<class>/* and val/<class>/*: JPEGs of many sizes, some grayscale, some CMYK."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", images), ("val", images // 2)):
+        for label in range(classes):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = draw.integers(30, 60, 2)
+                pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                mode = ("RGB", "L", "CMYK")[i % 3]
+                (folder / f"{i}.{kind}").write_bytes(encode(pixels, kind, mode))

@@ -7,7 +7,6 @@ from tests.data.samples import encode, noise
 
 from nst.data.decode import decode
 
-
 KINDS = {
     "PNG": ["RGB", "L", "P", "RGBA", "1"],
     "JPEG": ["RGB", "L", "CMYK"],

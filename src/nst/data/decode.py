@@ -33,8 +33,8 @@ def decode(data: bytes, channels: int) -> np.ndarray:
     if image.mode in ("P", "PA"):  # a palette with transparency goes by RGBA
         image = image.convert("RGBA")
     mode = "RGB" if channels == 3 else "L"
-    pixels = (image if image.mode == mode else image.convert(mode)).tobytes()
-    return np.frombuffer(pixels, np.uint8).reshape(image.height, image.width, channels)
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(image.height, image.width, channels)
 
 
 def decode_all(encoded: Sequence[bytes], channels: int, size: int, where: Callable[[int], str]) -> Tensor:

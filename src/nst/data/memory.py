@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nst.data.batch import Batch
+from nst.data.pixels import scale_and_shift
 from nst.data.schedule import Schedule
 from nst.data.views import ViewScheme, view_subset
 
@@ -102,9 +103,8 @@ class Renderer:
         else:
             self.windows = windows.permute(0, 2, 3, 1, 4, 5)  # [n, dy, dx, C, size, size]
             self.columns, channel_shape = 3, (-1, 1, 1)
-        mean, std = torch.tensor(split.mean, dtype=torch.float64), torch.tensor(split.std, dtype=torch.float64)
-        self.scale = (1 / (255 * std)).float().reshape(channel_shape).to(device)
-        self.shift = (-mean / std).float().reshape(channel_shape).to(device)
+        scale, shift = scale_and_shift(split.mean, split.std)
+        self.scale, self.shift = scale.reshape(channel_shape).to(device), shift.reshape(channel_shape).to(device)
         self.channels_last = channels_last
 
     def __call__(self, indices: Tensor, views: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,28 +77,45 @@ def read_shard(path: Path, label_column: str) -> Shard:
     Raises:
         ValueError: it is damaged, lacks a column, or a row lacks its image or label; the message names file and row.
     """
-    image_column = _image_column(path, label_column)
+    column = image_column(path, label_column)
     try:
-        table = pq.read_table(path, columns=[image_column, label_column], page_checksum_verification=True)
+        table = pq.read_table(path, columns=[column, label_column], page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
-    return shard_rows(path, table, image_column, label_column)
+    return _rows(path, table, column, label_column)
 
 
-def shard_rows(path: Path, table: pa.Table, image_column: str, label_column: str, first_row: int = 0) -> Shard:
-    """The rows of a table read from `path`; `first_row` is the number of its first row in the file."""
-    images = table.column(image_column).combine_chunks()
+def row_groups(path: Path, label_column: str) -> Iterator[Shard]:
+    """A shard piece by piece, for those too large to hold at once. Raises as `read_shard`; rows count from its start."""
+    column, row = image_column(path, label_column), 0
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as content:
+            tables = (content.read_row_group(i, columns=[column, label_column]) for i in range(content.num_row_groups))
+            for table in tables:
+                yield _rows(path, table, column, label_column, row)
+                row += table.num_rows
+    except pa.ArrowException as error:
+        raise _damaged(path, error) from None
+
+
+def _rows(path: Path, table: pa.Table, column: str, label_column: str, first_row: int = 0) -> Shard:
+    images = table.column(column).combine_chunks()
     if pa.types.is_struct(images.type):
         images = images.field("bytes")
     labels = table.column(label_column).combine_chunks()
-    for column, values in ((image_column, images), (label_column, labels)):
+    for name, values in ((column, images), (label_column, labels)):
         if values.null_count:
             row = first_row + values.is_null().to_pylist().index(True)
-            raise ValueError(f"{path}, row {row}: no value in column {column!r}")
+            raise ValueError(f"{path}, row {row}: no value in column {name!r}")
     return Shard(path, images.to_pylist(), torch.tensor(labels.to_pylist(), dtype=torch.int64))
 
 
-def _image_column(path: Path, label_column: str) -> str:
+def image_column(path: Path, label_column: str) -> str:
+    """The name of a shard's column of encoded images.
+
+    Raises:
+        ValueError: the shard has none, or no column of integer labels.
+    """
     schema = _schema(path)
     column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
     if column is None or label_column not in schema.names:

@@ -1,0 +1,109 @@
+"""The paper's ImageNet augmentation: random area, aspect, mirror, colour jitter, PCA noise; to test, resize and centre crop.
+
+What happens to an image is a function of (index, view) alone: the draws come from a generator seeded by the two.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from nst.data.views import UNLISTED_VIEWS
+
+CENTRE = UNLISTED_VIEWS
+"""The view used in evaluation; random views are numbered below it."""
+
+# Eigenvalues and eigenvectors (columns) of the RGB covariance over ImageNet's training images, on the scale 0 … 255: the
+# published figures of AlexNet's colour augmentation, as MXNet and others ship them.
+_EIGENVALUES = np.array([55.46, 4.794, 1.148])
+_EIGENVECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]],
+)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Pixels of any size → `size` × `size`.
+
+    Args:
+        resize: length of the shorter side before the centre crop, in evaluation.
+        area: the part of the image that a random crop covers, from … to.
+        aspect: its width over its height, from … to.
+        jitter: brightness, contrast and saturation change by factors from 1 − jitter to 1 + jitter, in random order.
+        pca_noise: standard deviation of the noise along the colours' principal axes.
+        flip: mirror half of the images.
+    """
+
+    size: int
+    resize: int
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    jitter: float
+    pca_noise: float
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.resize, int) or self.resize < self.size:
+            raise ValueError(
+                f"data.resize: {self.resize!r}; it must be a whole number of at least data.size={self.size}"
+            )
+        for key, values, top in (("area", self.area, 1.0), ("aspect", self.aspect, math.inf)):
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
+                ends = "two positive numbers, the smaller first" + (", at most 1" if top == 1 else "")
+                raise ValueError(f"data.{key}: {list(values)}; it must be {ends}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"data.jitter: {self.jitter}; it is from 0 (none) to 1")
+        if not 0 <= self.pca_noise < math.inf:
+            raise ValueError(f"data.pca_noise: {self.pca_noise}; it must not be negative")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"data.flip: {self.flip!r}; it is true or false")
+
+    @property
+    def key(self) -> str:
+        """Names the augmentation in a manifest: equal keys make the same picture of the same (index, view)."""
+        area, aspect = ("to".join(f"{value:.4g}" for value in ends) for ends in (self.area, self.aspect))
+        return (
+            f"size{self.size}-resize{self.resize}-area{area}-aspect{aspect}-jitter{self.jitter:g}-pca{self.pca_noise:g}"
+            f"-{'flip' if self.flip else 'noflip'}"
+        )
+
+    def __call__(self, pixels: np.ndarray, index: int, view: int) -> Tensor:
+        """[H, W, 3] uint8 → [3, size, size] uint8."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1)  # channels_last: the fast layout for resizing
+        size = [self.size, self.size]
+        if view == CENTRE:
+            return transforms.center_crop(transforms.resize(image, [self.resize], antialias=True), size)
+        draw = np.random.default_rng([index, view])
+        top, left, height, width = self._crop(draw, *pixels.shape[:2])
+        image = transforms.resized_crop(image, top, left, height, width, size, antialias=True)
+        if self.flip and draw.random() < 0.5:
+            image = transforms.horizontal_flip(image)
+        if self.jitter > 0:
+            image = self._jitter(draw, image)
+        if self.pca_noise > 0:
+            noise = _EIGENVECTORS @ (draw.normal(0, self.pca_noise, 3) * _EIGENVALUES)
+            shift = torch.from_numpy(noise).float()[:, None, None]
+            image = image.float().add_(shift).round_().clamp_(0, 255).to(torch.uint8)
+        return image
+
+    def _crop(self, draw: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height, width. As torchvision: ten tries, then the largest centred crop of an allowed aspect."""
+        for _ in range(10):
+            area = height * width * draw.uniform(*self.area)
+            aspect = math.exp(draw.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w
+        w = max(1, min(width, round(height * self.aspect[1])))
+        h = max(1, min(height, round(width / self.aspect[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def _jitter(self, draw: np.random.Generator, image: Tensor) -> Tensor:
+        steps = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)
+        factors = draw.uniform(1 - self.jitter, 1 + self.jitter, len(steps))
+        for step in draw.permutation(len(steps)):
+            image = steps[step](image, float(factors[step]))
+        return image

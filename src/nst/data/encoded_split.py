@@ -1,0 +1,148 @@
+"""Data sets too large for memory: images are read, decoded and augmented as they are needed, in worker processes."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nst.data.augment import CENTRE, Augmentation
+from nst.data.batch import Batch
+from nst.data.decode import decode
+from nst.data.encoded import Encoded
+from nst.data.pixels import scale_and_shift
+from nst.data.schedule import Schedule
+from nst.data.workers import Workers
+
+
+class EncodedSplit:
+    """Images that lie encoded on disk.
+
+    An image's views cannot be listed: an epoch draws a 63-bit view number for each image from (seed, epoch, index), and the
+    augmentation is drawn from (index, view).
+
+    Args:
+        source: the encoded images.
+        rows: [n] int64, which row of the source each image of this split is.
+        labels: [n] int64.
+        augmentation: (pixels, index, view) → [3, size, size].
+        mean, std: of the 3 channels, on the scale 0 … 1.
+    """
+
+    def __init__(
+        self,
+        source: Encoded,
+        rows: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.source, self.rows, self.labels, self.augmentation = source, rows, labels, augmentation
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_views(self) -> None:
+        return None
+
+    @property
+    def identity(self) -> int:
+        return CENTRE
+
+    @property
+    def view_key(self) -> str:
+        return self.augmentation.key
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and sizes of the files, and the labels, hex. It reads no image."""
+        digest = hashlib.sha256(self.source.fingerprint(self.rows).encode())
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def view_subset(self, k: int) -> Tensor:
+        """[n, k] int64: views 0 … k − 1 of each image, each an augmentation of its own."""
+        if k < 1:
+            raise ValueError(f"views per image: {k}; it must be at least 1")
+        return torch.arange(k).expand(len(self), k)
+
+    def pixels(self, indices: Tensor, views: Tensor) -> Tensor:
+        """[B, 3, size, size] uint8, channels_last. Raises ValueError, naming the file, for a bad image."""
+        size = self.augmentation.size
+        images = torch.empty(len(indices), size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for image, index, view in zip(images, indices.tolist(), views.tolist(), strict=True):
+            row = int(self.rows[index])
+            data = self.source.read(row)
+            try:
+                image.copy_(self.augmentation(decode(data, 3), index, view))
+            except ValueError as error:
+                raise ValueError(f"{self.source.where(row)}: the image {error}") from None
+        return images
+
+    def normalise(self, pixels: Tensor, channels_last: bool) -> Tensor:
+        """[B, 3, size, size] uint8 → float32 on the same device."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        scale, shift = (v.to(pixels.device)[:, None, None] for v in scale_and_shift(self.mean, self.std))
+        return pixels.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
+
+    def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
+        """Normalised images [B, 3, size, size] float32 for (index, view) pairs, on the device of `indices`."""
+        return self.normalise(self.pixels(indices, views).to(indices.device), channels_last)
+
+    def loader(
+        self,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        views: Tensor | None = None,
+        workers: int = 0,
+    ) -> "EncodedLoader":
+        """A loader of this split; `workers` as in `EncodedLoader`, `views` [n, K] as in `Schedule`."""
+        schedule = Schedule(len(self), batch_size, train, seed, rank, world, None, CENTRE, subset=views)
+        return EncodedLoader(self, schedule, torch.device(device), channels_last, workers)
+
+
+class EncodedLoader:
+    """Batches of an `EncodedSplit`, decoded ahead in `workers` processes (0: in this one, when asked for)."""
+
+    def __init__(
+        self, split: EncodedSplit, schedule: Schedule, device: torch.device, channels_last: bool, workers: int
+    ) -> None:
+        self.split, self.schedule, self.device, self.channels_last = split, schedule, device, channels_last
+        self.workers = Workers(split.pixels, workers, keep=schedule.train, pin=device.type == "cuda")
+
+    @property
+    def num_images(self) -> int:
+        return self.schedule.num_images
+
+    @property
+    def batch_size(self) -> int:
+        return self.schedule.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of the epoch, from `first_step` on; what comes before is not decoded."""
+        return self._batches(*self.schedule.plan(epoch), first_step)
+
+    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+        """Every image once, in order, image i in view `views[i]`."""
+        return self._batches(torch.arange(self.num_images), views.long(), first_step)
+
+    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+        parts = [(order[part], views[part]) for part in self.schedule.parts(first_step)]
+        tasks = [(indices.numpy(), numbers.numpy()) for indices, numbers in parts]
+        for (indices, numbers), pixels in zip(parts, self.workers.run(tasks), strict=True):
+            images = self.split.normalise(pixels.to(self.device, non_blocking=True), self.channels_last)
+            labels = self.split.labels[indices]
+            yield Batch(images, *(values.to(self.device) for values in (labels, indices, numbers)))

@@ -1,0 +1,135 @@
+"""Decoding in worker processes: what torch's DataLoader leaves open (signals, dead workers, the global generator)."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Task = tuple[np.ndarray, np.ndarray]
+"""Indices and views of the images of one batch; as arrays, which travel to a worker without shared memory."""
+
+_PRELOAD = ["torch", "torchvision.transforms.v2", "pyarrow.parquet", "PIL.Image", "nst.data.encoded_split"]
+"""What the workers start with already imported. Names that cannot be imported are passed over."""
+
+_SHIELDED = ("SIGTERM", "SIGUSR1")  # a scheduler signals whole process groups; the run then still wants its batches
+
+
+class Workers:
+    """Runs `decode` on each task, in order, in `count` processes (0: in this one), some tasks ahead.
+
+    Args:
+        decode: (indices, views) → images; a ValueError it raises is raised here, as it is.
+        count: processes, with one thread each.
+        keep: keep the processes from one run to the next.
+        pin: put the images into pinned memory, for a GPU.
+    """
+
+    def __init__(self, decode: Callable[[Tensor, Tensor], Tensor], count: int, *, keep: bool, pin: bool) -> None:
+        if count < 0:
+            raise ValueError(f"trainer.workers: {count}; it must not be negative")
+        self._tasks = _Tasks()
+        self._loader = DataLoader(
+            _Decode(decode),
+            batch_size=None,  # a task is a batch already
+            sampler=self._tasks,
+            num_workers=count,
+            persistent_workers=keep and count > 0,
+            pin_memory=pin,
+            worker_init_fn=_start if count else None,
+            multiprocessing_context=_context() if count else None,
+            generator=torch.Generator(),  # else each epoch would draw from the global one
+        )
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Tensor]:
+        """The images of each task.
+
+        Raises:
+            ValueError: an image is bad.
+            RuntimeError: a worker process died.
+        """
+        self._tasks.tasks = tasks
+        if not tasks:
+            return
+        if self._loader.num_workers:
+            _start_server()
+        try:
+            for images in self._loader:
+                if isinstance(images, str):
+                    raise ValueError(images)
+                yield images
+        except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while handing over a batch
+            if not self._loader.num_workers or (
+                isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)
+            ):
+                raise
+            raise RuntimeError(
+                "a data worker process died, most often because memory ran out or something killed it; fewer "
+                f"trainer.workers (now {self._loader.num_workers}) need less memory. torch says: {error!r}"
+            ) from None
+
+
+class _Tasks:
+    """A sampler whose tasks change from run to run."""
+
+    tasks: Sequence[Task] = ()
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+class _Decode(Dataset[Tensor | str]):
+    """A bad image comes back as its message: an exception would arrive wrapped in a traceback."""
+
+    def __init__(self, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.decode = decode
+
+    def __getitem__(self, task: Task) -> Tensor | str:
+        try:
+            return self.decode(*(torch.from_numpy(part) for part in task))
+        except ValueError as error:
+            return str(error)
+
+
+def _context() -> BaseContext:
+    """Not fork: a process with threads (OpenMP, CUDA, TensorBoard) forks into deadlocks."""
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:
+        context.set_forkserver_preload(_PRELOAD)
+    return context
+
+
+def _start_server() -> None:
+    """Start the server that forks the workers, deaf to what a scheduler sends; the workers inherit that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # starting it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _SHIELDED])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(_worker: int) -> None:
+    """In a worker: Ctrl-C and a scheduler's signals are the main process's business, but a second SIGTERM ends it."""
+
+    def once(_signal: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR1])
