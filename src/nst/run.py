@@ -17,7 +17,7 @@ from nst.terminal import dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.fit import Fit
-from nst.trainer.folder import RunFolder, identity, run_folder
+from nst.trainer.folder import HeldError, RunFolder, identity, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
@@ -47,11 +47,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return summary
 
 
-def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None) -> dict[str, Any]:
+def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
     """Train the student of `settings`, and its teacher first where its weights are neither given nor kept.
 
     Args:
         data: when it is already in memory.
+        wait: where another process is at this very run, wait for its result.
     """
     config = asdict(settings)
     folder = RunFolder(run_folder(config))
@@ -66,13 +67,32 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None) -> dic
     live, teacher = None, None
     if networks.teacher is not None:
         live, teacher = make_teacher(settings, networks, here, data)
-    if here.main:
-        folder.open(config)
-    here.barrier()
+    _hold(folder, config, here, wait)
     try:
+        if wait and (done := folder.summary()) is not None:
+            return {**done, "was_finished": True}
         return _train(settings, networks, here, data, folder, live, teacher)
     finally:
         folder.close()
+
+
+def _hold(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
+    """Rank 0 takes the folder; the others wait for it, asking again and again: no collective call lasts long."""
+    told = False
+    while True:
+        held = False
+        try:
+            if here.main:
+                folder.open(config)
+        except HeldError as error:
+            if not wait:
+                raise
+            held = True
+            if not told:
+                print(f"waiting: {error}", flush=True)
+            told = True
+        if here.max(int(held)) == [0]:
+            return
 
 
 def _train(
@@ -148,7 +168,7 @@ def make_teacher(
     assert networks.teacher is not None
     weights, images = settings.teacher.weights, Normalization(data.mean, data.std)
     if weights is None:
-        weights = str(Path(distil(teacher_run(settings), here, data)["folder"]) / STUDENT)
+        weights = str(Path(distil(teacher_run(settings), here, data, wait=True)["folder"]) / STUDENT)
     metadata = load_weights(networks.teacher, weights)
     expects = expected_normalization(settings.teacher, metadata) or images
     networks.teacher.to(here.device)

@@ -42,6 +42,10 @@ def run_folder(config: Config) -> Path:
     return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
 
 
+class HeldError(ValueError):
+    """Another process is writing a run's folder."""
+
+
 class RunFolder:
     """The folder of one run, held by one process (group) at a time."""
 
@@ -54,7 +58,8 @@ class RunFolder:
         """Make the folder, lock it, and write `config.json`.
 
         Raises:
-            ValueError: if another process holds it, or it belongs to another configuration (the keys are named).
+            HeldError: if another process holds it.
+            ValueError: if it belongs to another configuration (the keys are named).
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("a+")
@@ -62,7 +67,7 @@ class RunFolder:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
             self.close()
-            raise ValueError(f"{self.path} is being written by another process ({holder})")
+            raise HeldError(f"{self.path} is being written by another process ({holder})")
         self._lock.truncate(0)
         self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
         self._lock.flush()
