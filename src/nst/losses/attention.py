@@ -20,27 +20,32 @@ from nst.losses.base import (
     summary_tensor,
     working_dtype,
 )
+from nst.losses.mmd.blocks import image_blocks, join
 
 
 class PowerSum(torch.autograd.Function):
-    """[B, C, H, W] → Σ_c |x_c|^p as [B, H·W], in the working precision, without a map-sized temporary."""
+    """[B, C, N] → Σ_c |x_c|^p as [B, N], in the working precision; temporaries are of a block's size."""
 
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        norm = torch.linalg.vector_norm(x, ord=p, dim=1, dtype=working_dtype(x))
-        return norm.pow(p).flatten(1)
+        return join([power_sum(x[block].to(working_dtype(x)), p) for block in image_blocks(x)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        per_position = (ctx.p * grad).view(x.shape[0], 1, *x.shape[2:])
+        per_position = (ctx.p * grad).unsqueeze(1)
         if ctx.p == 2:
             return (x * per_position).to(x.dtype), None
-        magnitude = x.abs().to(per_position.dtype).pow(ctx.p - 1)
+        magnitude = x.abs().to(grad.dtype).pow(ctx.p - 1)
         return (magnitude.copysign(x) * per_position).to(x.dtype), None
+
+
+def power_sum(x: Tensor, p: float) -> Tensor:
+    """Σ_c |x_c|^p, `[B, C, N]` → `[B, N]`."""
+    return (x * x if p == 2 else x.abs().pow(p)).sum(dim=1)
 
 
 def attention_map(feature: Tensor, p: float = 2.0) -> Tensor:
@@ -49,7 +54,7 @@ def attention_map(feature: Tensor, p: float = 2.0) -> Tensor:
     A map that is zero everywhere gives zeros, and no gradient.
     """
     with no_autocast(feature):
-        power: Tensor = PowerSum.apply(feature, p)  # type: ignore[assignment]
+        power: Tensor = PowerSum.apply(feature.flatten(2), p)  # type: ignore[assignment]
         # The result does not change with the map's scale: dividing by its peak keeps squares within float32.
         peak = power.detach().amax(dim=1, keepdim=True)
         power = power / torch.where(peak > 0, peak, 1.0)

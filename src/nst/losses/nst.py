@@ -20,11 +20,11 @@ from nst.losses.base import (
     summary_tensor,
     working_dtype,
 )
-from nst.losses.mmd.gram import gram, pack, positions
+from nst.losses.mmd.gram import gram_summary, positions
 from nst.losses.mmd.mean import mean_map, mean_mmd
 from nst.losses.mmd.quadratic import channel_counts, quadratic_mmd, taylor_mmd
-from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd
-from nst.losses.mmd.unit import OFFICIAL_EPS, unit_maps
+from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd, teacher_units
+from nst.losses.mmd.unit import OFFICIAL_EPS
 
 Form = Literal["mean", "gram", "pairs", "stream"]
 
@@ -113,14 +113,14 @@ class NST(TransferLoss):
             form = self.choose((student_shape or teacher_feature.shape[1:])[0], x.shape[1], x.shape[2])
             if form == "mean":
                 return {"mean": mean_map(x, self.eps)}
-            unit, _ = unit_maps(x, self.eps)
             if form != "gram":
-                return {"units": unit}
-            summary = {"gram": pack(gram(unit))}
-            if self.needs_mean:
-                summary["mean"] = unit.mean(dim=1)
+                return {"units": teacher_units(x, self.eps)}
+            gram, mean = gram_summary(x, self.needs_mean, self.eps)
+            summary = {"gram": gram}
+            if mean is not None:
+                summary["mean"] = mean
             if self.approximate:
-                summary["counts"] = channel_counts(unit)
+                summary["counts"] = channel_counts(x, self.eps)
             return summary
 
     def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:

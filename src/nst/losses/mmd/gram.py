@@ -1,16 +1,26 @@
-"""Polynomial kernel of degree 2 over positions: ‖G_S − G_T‖²_F, G = X̂ᵀX̂ / C of size N×N, N = H·W."""
+"""Polynomial kernel of degree 2 over positions: ‖G_S − G_T‖²_F, G = X̂ᵀX̂ / C of size N×N, N = H·W.
+
+A teacher's Gram matrix travels packed, its upper triangle row by row: N(N+1)/2 values.
+"""
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast
-from nst.losses.mmd.unit import matmul_like, unit_gradient, unit_maps
+from nst.losses.mmd.blocks import image_blocks, join, map_blocks
+from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps, unit_gradient, unit_maps
 
 
-def gram(unit: Tensor) -> Tensor:
-    """Unit maps `[B, C, N]` → `[B, N, N]`, the mean over channels of x̂ x̂ᵀ."""
-    return torch.bmm(unit.transpose(1, 2), unit).div_(unit.shape[1])
+def gram_summary(x: Tensor, with_mean: bool, eps: float) -> tuple[Tensor, Tensor | None]:
+    """Maps `[B, C, N]` → packed Gram matrix `[B, N(N+1)/2]` and, if wanted, mean unit map `[B, N]`."""
+    grams, means = [], []
+    for block in image_blocks(x):
+        unit = unit_maps(x[block], eps)
+        grams.append(pack(torch.bmm(unit.transpose(1, 2), unit)))
+        if with_mean:
+            means.append(unit.mean(dim=1))
+    return join(grams).div_(x.shape[1]), join(means) if with_mean else None
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -38,35 +48,57 @@ def positions(packed_length: int) -> int:
 
 
 class GramTerms(torch.autograd.Function):
-    """Student `[B, C, N]`, teacher's Gram `[B, N, N]` and mean map `[B, N]` → ‖ΔG‖² and ‖Δμ‖², each `[B]`."""
+    """Student `[B, C, N]`, teacher's Gram and mean map → ‖ΔG‖² and ‖Δμ‖², each `[B]`.
+
+    Kept for the backward pass: x itself, its inverse norms and ΔG. The unit maps are made anew, block by block.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, teacher_gram: Tensor, teacher_mean: Tensor | None, eps: float):
+        inverses, deltas, means = [], [], []
         with no_autocast(x):
-            unit, inverse = unit_maps(x, eps)
-            delta = gram(unit).sub_(teacher_gram)
-            squared = delta.flatten(1).square().sum(dim=1)
-            if teacher_mean is None:
-                mean, mean_squared = None, torch.zeros_like(squared)
-            else:
-                mean = unit.mean(dim=1) - teacher_mean
-                mean_squared = mean.square().sum(dim=1)
-        ctx.save_for_backward(unit, inverse, delta, mean)
-        ctx.dtype = x.dtype
+            matrix = unpack(teacher_gram)
+            for block in image_blocks(x):
+                inverse = inverse_norms(x[block], eps)
+                unit = scale_maps(x[block], inverse)
+                inverses.append(inverse)
+                # The difference is taken before anything is squared: student ≈ teacher stays accurate.
+                own = torch.bmm(unit.transpose(1, 2), unit).div_(x.shape[1])
+                deltas.append(own.sub_(matrix[block]))
+                if teacher_mean is not None:
+                    means.append(unit.mean(dim=1) - teacher_mean[block])
+            delta = join(deltas)
+            squared = delta.square().sum(dim=(1, 2))
+            mean = join(means) if means else None
+            mean_squared = torch.zeros_like(squared) if mean is None else mean.square().sum(dim=1)
+        ctx.save_for_backward(x, join(inverses), delta, mean)
         return squared, mean_squared
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_gram: Tensor, grad_mean: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        unit, inverse, delta, mean = ctx.saved_tensors
-        channels = unit.shape[1]
-        with no_autocast(unit):
-            grad = matmul_like(unit, unit, delta * (4 / channels * grad_gram).view(-1, 1, 1))
+        x, inverse, delta, mean = ctx.saved_tensors
+        weight_gram = (4 / x.shape[1] * grad_gram).view(-1, 1, 1)
+        weight_mean = (2 / x.shape[1] * grad_mean).view(-1, 1, 1)
+
+        def gradient(block: slice) -> Tensor:
+            unit = scale_maps(x[block], inverse[block])
+            grad = matmul_like(unit, unit, delta[block] * weight_gram[block])
             if mean is not None:
-                grad += (2 / channels * grad_mean[:, None] * mean).unsqueeze(1)
-            return unit_gradient(grad, unit, inverse).to(ctx.dtype), None, None, None
+                grad += weight_mean[block] * mean[block].unsqueeze(1)
+            return unit_gradient(grad, unit, inverse[block])
+
+        with no_autocast(x):
+            return map_blocks(x, x.dtype, image_blocks(x), gradient), None, None, None
 
 
 def gram_terms(x: Tensor, teacher_gram: Tensor, teacher_mean: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """‖G_S − G_T‖² and ‖μ_S − μ_T‖² (0 without `teacher_mean`), each `[B]`, from student maps `[B, C, N]`."""
+    """‖G_S − G_T‖² and ‖μ_S − μ_T‖² (0 without `teacher_mean`), each `[B]`, with gradient.
+
+    Args:
+        x: student maps `[B, C, N]`.
+        teacher_gram: packed, `[B, N(N+1)/2]`.
+        teacher_mean: `[B, N]` or None.
+        eps: see `inverse_norms`.
+    """
     return GramTerms.apply(x, teacher_gram, teacher_mean, eps)  # type: ignore[return-value]

@@ -4,19 +4,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nst.losses.base import no_autocast, working_dtype
-from nst.losses.mmd.unit import inverse_root
+from nst.losses.base import no_autocast
+from nst.losses.mmd.blocks import image_blocks, join, map_blocks
+from nst.losses.mmd.unit import inverse_norms
+
+
+def weighted_mean(x: Tensor, inverse: Tensor) -> Tensor:
+    """Maps `[B, C, N]` and inverse norms `[B, C, 1]` → mean unit map `[B, N]`, without forming the unit maps."""
+    return torch.bmm(inverse.transpose(1, 2), x.to(inverse.dtype)).squeeze(1) / x.shape[1]
 
 
 class MeanMap(torch.autograd.Function):
-    """`[B, C, N]` → mean unit map `[B, N]`, without holding the unit maps."""
+    """`[B, C, N]` → mean unit map `[B, N]`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        work = x.to(working_dtype(x))
         with no_autocast(x):
-            inverse = inverse_root((work * work).sum(dim=2), eps, x.dtype).unsqueeze(1)
-            mean = torch.bmm(inverse, work).squeeze(1) / x.shape[1]
+            blocks = image_blocks(x)
+            inverse = join([inverse_norms(x[block], eps) for block in blocks])
+            mean = join([weighted_mean(x[block], inverse[block]) for block in blocks])
         ctx.save_for_backward(x, inverse)
         return mean
 
@@ -24,19 +30,23 @@ class MeanMap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, inverse = ctx.saved_tensors
-        work = x.to(working_dtype(x))
-        grad = grad / x.shape[1]
+        grad = (grad / x.shape[1]).unsqueeze(1)
+
+        def gradient(block: slice) -> Tensor:
+            # r (g − x̂ (x̂ · g)) with x̂ = r x, g the same for every channel
+            work, r, g = x[block].to(inverse.dtype), inverse[block], grad[block]
+            along = torch.bmm(work, g.transpose(1, 2)) * r.pow(3)
+            return (work * -along).addcmul_(r, g)
+
         with no_autocast(x):
-            along = torch.bmm(grad.unsqueeze(1), work.transpose(1, 2))
-            r, along = inverse.transpose(1, 2), (along * inverse.pow(3)).transpose(1, 2)
-            return (work * -along).addcmul_(r, grad.unsqueeze(1)).to(x.dtype), None
+            return map_blocks(x, x.dtype, image_blocks(x), gradient), None
 
 
 def mean_and_live(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean unit map `[B, N]` and share of live channels `[B]`, without gradient."""
-    work = x.detach().to(working_dtype(x))
-    inverse = inverse_root((work * work).sum(dim=2), eps, x.dtype).unsqueeze(1)
-    return torch.bmm(inverse, work).squeeze(1) / x.shape[1], (inverse > 0).to(work.dtype).mean(dim=(1, 2))
+    x = x.detach()
+    inverse = join([inverse_norms(x[block], eps) for block in image_blocks(x)])
+    return weighted_mean(x, inverse), (inverse > 0).to(inverse.dtype).mean(dim=(1, 2))
 
 
 def mean_map(x: Tensor, eps: float = 0.0) -> Tensor:

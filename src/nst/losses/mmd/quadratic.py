@@ -12,7 +12,6 @@ from nst.losses.mmd.gram import gram_terms, unpack
 from nst.losses.mmd.mean import mean_and_live
 from nst.losses.mmd.pairs import pair_terms
 from nst.losses.mmd.stream import Sigma2, gaussian_sigma2
-from nst.losses.mmd.unit import live_channels
 
 
 def distances(
@@ -25,12 +24,11 @@ def distances(
         teacher: either "gram" (packed) and perhaps "mean", or "units" `[B, C_T, N]`.
         with_mean: whether Δμ is needed.
         teacher_term: False subtracts ‖G_T‖² and ‖μ_T‖².
-        eps: see `unit_maps`.
+        eps: see `inverse_norms`.
     """
     if "gram" in teacher:
-        matrix = unpack(teacher["gram"])
         mean = teacher["mean"] if with_mean else None
-        gram_squared, mean_squared = gram_terms(x, matrix, mean, eps)
+        gram_squared, mean_squared = gram_terms(x, teacher["gram"], mean, eps)
     else:
         gram_squared, mean_squared = pair_terms(x, teacher["units"], with_mean, eps)
     if teacher_term:
@@ -49,10 +47,11 @@ def teacher_mean(teacher: Mapping[str, Tensor]) -> Tensor:
     return teacher["mean"] if "mean" in teacher else teacher["units"].mean(dim=1)
 
 
-def channel_counts(unit: Tensor) -> Tensor:
-    """Unit maps `[B, C, N]` → how many channels are live, and how many there are, `[B, 2]`."""
-    live = live_channels(unit).sum(dim=1)
-    return torch.stack((live, torch.full_like(live, unit.shape[1])), dim=1)
+def channel_counts(x: Tensor, eps: float) -> Tensor:
+    """Maps `[B, C, N]` → how many channels are live, and how many there are, `[B, 2]`."""
+    _, live = mean_and_live(x, eps)
+    channels = torch.full_like(live, x.shape[1])
+    return torch.stack((live * channels, channels), dim=1)
 
 
 def quadratic_mmd(x: Tensor, teacher: Mapping[str, Tensor], c: float, teacher_term: bool, eps: float) -> Tensor:
@@ -70,7 +69,7 @@ def taylor_mmd(x: Tensor, teacher: Mapping[str, Tensor], sigma2: Sigma2, teacher
     """
     with torch.no_grad():
         mean_s, live_s = mean_and_live(x, eps)
-        counts = teacher["counts"] if "counts" in teacher else channel_counts(teacher["units"])
+        counts = teacher["counts"] if "counts" in teacher else channel_counts(teacher["units"], 0.0)
         live_t = counts[:, 0] / counts[:, 1]
         share = x.shape[1] / (x.shape[1] + counts[:, 1])
         s2 = gaussian_sigma2(sigma2, share, mean_s, live_s, teacher_mean(teacher), live_t)

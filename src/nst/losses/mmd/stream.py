@@ -12,12 +12,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast, working_dtype
-from nst.losses.mmd.unit import live_channels, unit_gradient, unit_maps
+from nst.losses.mmd.blocks import blocks_of, image_blocks, join, map_blocks
+from nst.losses.mmd.unit import (
+    inverse_norms,
+    live_channels,
+    matmul_like,
+    scale_maps,
+    unit_gradient,
+    unit_maps,
+)
 
 SIGMA2_FLOOR = 1e-4
 """σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""
-BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
-"""Pair matrices held at a time, by type of device."""
+PAIR_BYTES = 4 << 20
+"""Pair matrices held at a time on a CPU."""
+PAIR_BYTES_FUSED = 128 << 20
+"""The same on a GPU and in a compiled graph, where few large operations are better."""
 
 Sigma2 = Literal["pairs", "joint"] | float
 
@@ -59,9 +69,16 @@ def gaussian_sigma2(
     return value.clamp_min(SIGMA2_FLOOR)
 
 
-def images_per_block(c_s: int, c_t: int, itemsize: int, device: str) -> int:
-    """How many images' pair matrices, C_S × (C_S + C_T), fit the block's bytes; at least one."""
-    return max(1, BLOCK_BYTES.get(device, BLOCK_BYTES["cuda"]) // (c_s * (c_s + c_t) * itemsize))
+def pair_blocks(x: Tensor, channels: int) -> list[slice]:
+    """Slices of the batch whose pair matrices, C_S × channels, fit the limit."""
+    fused = x.device.type != "cpu" or torch.compiler.is_compiling()
+    bytes_per_image = x.shape[1] * channels * max(4, x.element_size())
+    return blocks_of(x.shape[0], bytes_per_image, PAIR_BYTES_FUSED if fused else PAIR_BYTES)
+
+
+def teacher_units(x: Tensor, eps: float) -> Tensor:
+    """The summary of this form and of pairs: unit maps `[B, C_T, N]`."""
+    return map_blocks(x, working_dtype(x), image_blocks(x), lambda block: unit_maps(x[block], eps))
 
 
 def total(matrix: Tensor) -> Tensor:
@@ -69,10 +86,10 @@ def total(matrix: Tensor) -> Tensor:
     return matrix.sum(dim=(1, 2), dtype=torch.float64)
 
 
-def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
+def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
     """MMD² `[b]` of a block (without its teacher term) and the derivative k' at the pairs `[b, C_S, C_S + C_T]`."""
     c_s, c_t = s.shape[1], t.shape[1]
-    base = torch.bmm(s, torch.cat((s, t), dim=1).transpose(1, 2)) + kernel.c
+    base = torch.bmm(s, z.transpose(1, 2)) + kernel.c
     slope = base.pow(kernel.degree - 1)
     value = base.mul_(slope)
     mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
@@ -86,7 +103,7 @@ def teacher_polynomial(kernel: Polynomial, t: Tensor) -> Tensor:
     return total((torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(kernel.degree)) / t.shape[1] ** 2
 
 
-def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
+def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
     """As `polynomial_block`; k' is taken with respect to x·y, so k' = k / σ²."""
     c_s, c_t = s.shape[1], t.shape[1]
     live_s, live_t = live_channels(s), live_channels(t)
@@ -95,7 +112,7 @@ def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, teacher: bool) -> tup
     )
     rate = 1 / sigma2.view(-1, 1, 1)
     half_s, half_t = (0.5 * live_s).unsqueeze(2), (0.5 * live_t).unsqueeze(2)
-    z, half_z = torch.cat((s, t), dim=1), torch.cat((half_s, half_t), dim=1).transpose(1, 2)
+    half_z = torch.cat((half_s, half_t), dim=1).transpose(1, 2)
     value = torch.bmm(s, z.transpose(1, 2)).sub_(half_s).sub_(half_z).mul_(rate).exp_()
     mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
     if teacher:
@@ -110,22 +127,27 @@ def stream(
     """MMD² of each image `[B]` and, if wanted, its gradient with respect to x (shape and strides of x)."""
     dtype = working_dtype(x)
     c_s, c_t = x.shape[1], teacher_unit.shape[1]
-    values = []
-    gradient = torch.empty_like(x, dtype=dtype) if with_gradient else None
-    step = images_per_block(c_s, c_t, dtype.itemsize, x.device.type)
-    for start in range(0, x.shape[0], step):
-        block = slice(start, start + step)
-        s, inverse = unit_maps(x[block], eps)
-        t = teacher_unit[block].to(dtype)
+    blocks, values = pair_blocks(x, c_s + c_t), []
+
+    def one_block(block: slice) -> Tensor:
+        inverse = inverse_norms(x[block], eps)
+        s, t = scale_maps(x[block], inverse), teacher_unit[block].to(dtype)
+        z = torch.cat((s, t), dim=1)
         if isinstance(kernel, Gaussian):
-            value, slope = gaussian_block(kernel, s, t, teacher)
+            value, slope = gaussian_block(kernel, s, t, z, teacher)
         else:
-            value, slope = polynomial_block(kernel, s, t, teacher)
+            value, slope = polynomial_block(kernel, s, t, z, teacher)
         values.append(value)
-        if gradient is not None:
-            weighted = torch.cat((s * (2 / c_s**2), t * (-2 / (c_s * c_t))), dim=1)
-            gradient[block] = unit_gradient(torch.bmm(slope, weighted), s, inverse)
-    return torch.cat(values).to(dtype), gradient
+        if not with_gradient:
+            return value
+        z[:, :c_s] *= 2 / c_s**2
+        z[:, c_s:] *= -2 / (c_s * c_t)
+        return unit_gradient(matmul_like(s, slope, z), s, inverse)
+
+    if with_gradient:
+        gradient = map_blocks(x, dtype, blocks, one_block)
+        return join(values).to(dtype), gradient
+    return join([one_block(block) for block in blocks]).to(dtype), None
 
 
 class StreamedMMD(torch.autograd.Function):
@@ -154,7 +176,7 @@ def streamed_mmd(x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian,
         teacher_unit: unit maps of the teacher, any floating dtype.
         kernel: which kernel.
         teacher: whether the value includes the teacher–teacher term (no gradient comes from it).
-        eps: see `unit_maps`.
+        eps: see `inverse_norms`.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         return StreamedMMD.apply(x, teacher_unit, kernel, teacher, eps)  # type: ignore[return-value]

@@ -12,22 +12,27 @@ OFFICIAL_EPS = 1e-10
 """The official code's x / √(‖x‖² + ε)."""
 
 
-def unit_maps(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """`[B, C, N]` → unit maps `[B, C, N]` (laid out in memory as x) and inverse norms `[B, C, 1]`.
+def inverse_norms(x: Tensor, eps: float) -> Tensor:
+    """`[B, C, N]` → 1/√(‖x‖² + eps) in the working precision, zero for a dead channel, `[B, C, 1]`.
 
     Args:
         x: channel maps, any floating dtype and strides.
-        eps: added to ‖x‖² under the root (`OFFICIAL_EPS` for the official convention).
+        eps: `OFFICIAL_EPS` for the official convention, else 0.
     """
     work = x.to(working_dtype(x))
-    inverse = inverse_root((work * work).sum(dim=2, keepdim=True), eps, x.dtype)
-    return work * inverse, inverse
-
-
-def inverse_root(squared: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """‖x‖² → 1/√(‖x‖² + eps), zero for a dead channel of features of this dtype."""
-    threshold = max(DEAD, torch.finfo(dtype).tiny)
+    squared = (work * work).sum(dim=2, keepdim=True)
+    threshold = max(DEAD, torch.finfo(x.dtype).tiny)
     return torch.where(squared > threshold**2, (squared + eps).rsqrt(), 0.0)
+
+
+def scale_maps(x: Tensor, inverse: Tensor) -> Tensor:
+    """Unit maps `[B, C, N]` from maps and inverse norms, laid out in memory like x."""
+    return x.to(inverse.dtype) * inverse
+
+
+def unit_maps(x: Tensor, eps: float = 0.0) -> Tensor:
+    """`[B, C, N]` → unit maps in the working precision; see `inverse_norms`."""
+    return scale_maps(x, inverse_norms(x, eps))
 
 
 def live_channels(unit: Tensor) -> Tensor:
@@ -41,13 +46,8 @@ def unit_gradient(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
     return grad.addcmul_(unit, along, value=-1).mul_(inverse)
 
 
-def channels_inner(x: Tensor) -> bool:
-    """Whether `[B, C, N]` lies in memory with the channels innermost, as channels_last features do."""
-    return x.stride(1) == 1 and x.stride(2) != 1
-
-
 def matmul_like(layout: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """a @ b, `[B, C, M] @ [B, M, N]`, laid out in memory like `layout`: spares a copy of channels_last features."""
-    if channels_inner(layout):
+    if layout.stride(1) == 1 and layout.stride(2) != 1:
         return torch.bmm(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(a, b)

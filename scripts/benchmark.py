@@ -1,0 +1,26 @@
+"""Measure speed and memory.
+
+python scripts/benchmark.py losses --settings crd crd-early
+python scripts/benchmark.py losses --json losses.json --markdown
+"""
+
+import argparse
+
+from nst.benchmark import losses
+
+SUBJECTS = {"losses": losses}
+"""A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
+
+
+def main() -> None:
+    """Dispatch to the subject."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    for name, module in SUBJECTS.items():
+        module.add_arguments(subjects.add_parser(name, help=module.HELP))
+    arguments = parser.parse_args()
+    SUBJECTS[arguments.subject].run(arguments)
+
+
+if __name__ == "__main__":
+    main()
