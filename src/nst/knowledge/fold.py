@@ -1,0 +1,83 @@
+"""Batch normalisation folded into the convolution before it: for networks that only run forward, in `eval()` mode."""
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_weights
+
+TOLERANCE = 1e-3  # of the largest logit: folding in float32 moves a deep network's logits by about 1e-4
+
+
+def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ()) -> int:
+    """Fold each `Conv2d → BatchNorm2d` pair in place: the convolution gets a bias, the norm becomes `nn.Identity`.
+
+    Modules keep their names, so layers can be tapped as before. A network that cannot be traced (data-dependent control
+    flow) or whose output moves stays as it is. Call it before attaching hooks.
+
+    Args:
+        model: in `eval()` mode, on the device of `image`.
+        image: `[B, C, H, W]`, to compare the output before and after.
+        keep: modules whose output or input is looked at; pairs whose inner value that is are left alone.
+
+    Returns:
+        How many pairs were folded.
+    """
+    pairs = _pairs(model, set(keep))
+    if not pairs:
+        return 0
+    originals: list[tuple[str, nn.Module]] = []
+    with torch.no_grad():
+        before = model(image)
+        for conv, norm in pairs:
+            originals += [(conv, model.get_submodule(conv)), (norm, model.get_submodule(norm))]
+            model.set_submodule(conv, _folded(model, conv, norm), strict=True)
+            model.set_submodule(norm, nn.Identity(), strict=True)
+        after = model(image)
+    if (after - before).abs().max() <= TOLERANCE * before.abs().max():
+        return len(pairs)
+    for name, module in originals:
+        model.set_submodule(name, module, strict=True)
+    return 0
+
+
+def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
+    """Names of convolutions and norms where the norm is all that sees the convolution, each used once."""
+    try:
+        nodes = list(fx.symbolic_trace(model).graph.nodes)
+    except Exception:  # whatever a user's forward raises on symbolic values: then nothing is folded
+        return []
+    modules = dict(model.named_modules())
+    calls = [node.target for node in nodes if node.op == "call_module"]
+    found: list[tuple[str, str]] = []
+    for node in nodes:
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        before = node.args[0]
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        conv, norm = str(before.target), str(node.target)
+        once = calls.count(conv) == 1 and calls.count(norm) == 1
+        if type(modules[conv]) is nn.Conv2d and once and conv not in keep and f"{norm}:input" not in keep:
+            found.append((conv, norm))
+    return found
+
+
+def _folded(model: nn.Module, conv_name: str, norm_name: str) -> nn.Module:
+    """The convolution with the norm in it; computed in float64."""
+    conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    bias = None if conv.bias is None else conv.bias.double()
+    scale = None if norm.weight is None else norm.weight.double()
+    shift = None if norm.bias is None else norm.bias.double()
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    weight, new_bias = fuse_conv_bn_weights(conv.weight.double(), bias, mean, var, norm.eps, scale, shift)
+    folded = copy.copy(conv)  # shares nothing that is written to
+    folded._parameters = {
+        "weight": nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False),
+        "bias": nn.Parameter(new_bias.to(conv.weight.dtype), requires_grad=False),
+    }
+    return folded
