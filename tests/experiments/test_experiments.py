@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from tests.data.samples import encode, noise, write_shard
 
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
@@ -19,7 +20,6 @@ from nst.cli import CONFIGS
 from nst.knowledge import LiveTeacher
 from nst.trainer.distributed import Ranks
 from nst.trainer.loop import Trainer
-from tests.data.samples import encode, noise, write_shard
 
 FOLDER = CONFIGS / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
