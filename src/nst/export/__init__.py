@@ -1,0 +1,10 @@
+"""A finished run → files to deploy: the student in up to three formats, each verified, with its cost and a model card.
+
+`model.json` + `student.safetensors` need the network's own code; `student.pt2` needs torch, `student.onnx` an ONNX
+runtime. None needs hooks, projections, the teacher or the training code.
+"""
+
+from nst.export.finished import FinishedRun, finished_run, load_student
+from nst.export.student import export
+
+__all__ = ["FinishedRun", "export", "finished_run", "load_student"]

@@ -1,0 +1,157 @@
+"""From a run's folder to verified files: write, load again, compare, time, describe."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from nst import build
+from nst.config import ExportConfig
+from nst.data.dataset import Dataset
+from nst.export.card import model_card
+from nst.export.finished import FinishedRun, finished_run
+from nst.export.formats import (
+    FILES,
+    Forward,
+    Normalized,
+    capture,
+    load,
+    wanted_formats,
+    write_onnx,
+    write_safetensors,
+    write_torch,
+)
+from nst.export.measure import compare, cost, latencies, logits_of, sample_images
+from nst.export.table import print_table
+from nst.trainer.provenance import provenance
+from nst.weights import read_weights, sha256_of, write_whole
+
+BATCHES = (1, 32)  # sizes that are timed
+TOLERANCE = 1e-3  # of the largest logit: more than rounding
+
+
+def export(cfg: DictConfig) -> dict[str, Any]:
+    """Do what `configs/export.yaml` describes; print and return what was measured (also in `export.json`).
+
+    Raises:
+        ValueError: the run is not finished, a format can't be written, or a file disagrees with the network in memory.
+    """
+    asked = OmegaConf.to_object(cfg)
+    assert isinstance(asked, ExportConfig)
+    _check(asked)
+    formats = wanted_formats(asked.formats)
+    run = finished_run(asked.run, asked.root)
+    data = build.dataset(run.settings)
+    folder = Path(asked.to) if asked.to else run.folder / "export"
+    student = run.student()
+    write(folder, run, student, data, formats, asked.normalize)
+    report = measure(folder, run, student, data, formats, asked)
+    write_whole(folder / "export.json", json.dumps(report, indent=1).encode())
+    write_whole(folder / "MODEL_CARD.md", model_card(run, report, data, asked.licence).encode())
+    print_table(run, report, folder)
+    return report
+
+
+def _check(asked: ExportConfig) -> None:
+    for key in ("images", "repeats"):
+        if getattr(asked, key) < 1:
+            raise ValueError(f"{key}={getattr(asked, key)}: at least 1 is needed")
+    if asked.device not in ("cpu", "cuda"):
+        raise ValueError(f"device={asked.device}: cpu or cuda is needed")
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device")
+
+
+def write(
+    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], normalize: bool
+) -> None:
+    """Write the files. `normalize`: the captured ones take pixels in 0…1."""
+    if "safetensors" in formats:
+        metadata = read_weights(run.folder / FILES["safetensors"])[1]
+        write_safetensors(folder, run, student, _interface(run, data), metadata)
+    if {"torch", "onnx"} & {*formats}:
+        model = Normalized(student, data.mean, data.std).eval() if normalize else student
+        program = capture(model, run.image_shape)
+        if "torch" in formats:
+            write_torch(folder, program)
+        if "onnx" in formats:
+            write_onnx(folder, program, "pixels" if normalize else "images")
+
+
+def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
+    """What goes in and what comes out, for whoever uses the weights."""
+    return {
+        "input": {
+            "shape": ["batch", *run.image_shape],
+            "dtype": "float32",
+            "values": "(pixel / 255 - mean) / std, by channel",
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "output": {"shape": ["batch", data.num_classes], "values": "logits"},
+        "classes": None if data.classes is None else list(data.classes),
+    }
+
+
+def measure(
+    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], asked: ExportConfig
+) -> dict[str, Any]:
+    """Load every file again, compare it with the student in memory on test images, and time all beside the teacher.
+
+    Raises:
+        ValueError: a file gives other logits than the student in memory.
+    """
+    batches = list(sample_images(data, asked.images))
+    images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
+    expected = logits_of(student, images)
+    loaded = {name: load(folder, name) for name in formats}
+    files = {}
+    for name, forward in loaded.items():
+        inputs = [_pixels(x, data) for x in images] if asked.normalize and name != "safetensors" else images
+        agreement = compare(expected, logits_of(forward, inputs), labels)
+        path = folder / FILES[name]
+        if not agreement.max_difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise ValueError(
+                f"{path} disagrees with the network in memory: its logits differ by up to "
+                f"{agreement.max_difference:.3g} on {len(labels)} test images; do not use it"
+            )
+        files[name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} | asdict(agreement)
+    teacher = run.teacher()
+    return {
+        "images": len(labels),
+        "normalize": asked.normalize,
+        "files": files,
+        "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
+        "teacher": None if teacher is None else cost(teacher, run.image_shape),
+        "latency": _latency(teacher, student, loaded, run.image_shape, asked),
+        **provenance(torch.device(asked.device), 1),
+    }
+
+
+def _pixels(images: Tensor, data: Dataset) -> Tensor:
+    """Normalised images back to pixels in 0…1."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    return images * std + mean
+
+
+def _latency(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    loaded: dict[str, Forward],
+    image_shape: tuple[int, int, int],
+    asked: ExportConfig,
+) -> dict[str, dict[str, Any]]:
+    """Batch size → who → median milliseconds and calls. The files are timed on the CPU only."""
+    timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(asked.device)}
+    timed["student"] = student.to(asked.device)
+    if asked.device == "cpu":
+        timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
+    found: dict[str, dict[str, Any]] = {}
+    for size in BATCHES:
+        images = torch.randn(size, *image_shape, device=asked.device)
+        found[str(size)] = {name: asdict(v) for name, v in latencies(timed, images, asked.repeats).items()}
+    return found
