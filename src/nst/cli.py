@@ -11,7 +11,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +24,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # What a user can cause and mend; anything else is a fault of ours and keeps its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError)
 
+# Hydra's plugin → the extra of ours that installs it.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
+
 FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"  # asked for by the user
 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand its exceptions over instead of printing them
 
@@ -31,8 +36,11 @@ def readable_errors(config_name: str = "config") -> Iterator[None]:
     """End the process with a message and status 1 on a user's error, 128 + signal after a stop on request.
 
     With several ranks the first to fail says why; the others, who can only tell that it is gone, end silently.
-    `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks.
+    `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.sweep`.
     """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        yield
+        return
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -66,7 +74,10 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     text = text.split("\nConfig search path:")[0]
     noise = r"\s*(full_key|reference_type|object_type)\b|To append to your config|\s*$"
     text = "\n".join(line for line in text.splitlines() if not re.match(noise, line))
-    if option := re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text):
+    option = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text)
+    if option and option[2] in EXTRAS:
+        text += f"\nIt comes with an extra: pip install -e '.[{EXTRAS[option[2]]}]'"
+    elif option:
         names = sorted(file.stem for file in (CONFIGS / option[1]).glob("*.yaml"))
         text += _nearest(option[2], names)
         if "Available options" not in text:

@@ -54,9 +54,15 @@ class Sweep(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:  # one write of one line: jobs of a machine may end at the same time
                 file.write(json.dumps(line) + "\n")
-        if isinstance(error, Interrupted):
+        if isinstance(error, Interrupted):  # the whole sweep was asked to stop
             print(error)
-            raise SystemExit(error.status)  # the whole sweep was asked to stop
+            raise SystemExit(error.status)
+        if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":  # the ranks may be out of step
+            from nst.trainer.distributed import speaks
+
+            if speaks():
+                print(f"job {line['job']} failed: {line['message']}\nwith several ranks this ends the sweep")
+            raise SystemExit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; the process ends with status 1 if a job failed."""
