@@ -219,4 +219,4 @@ class Fit:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What may change between two starts of a run, at the price of the last bits."""
-    return {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
