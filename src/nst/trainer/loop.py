@@ -15,6 +15,7 @@ from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
 from nst.trainer.distributed import Ranks
 from nst.trainer.schedule import learning_rate
+from nst.trainer.sync_bn import sync_batch_norms
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Trainer:
         """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet."""
         self.distiller = distiller.to(ranks.device)
         if settings.sync_bn and ranks.world > 1:
-            distiller.student = nn.SyncBatchNorm.convert_sync_batchnorm(distiller.student)
+            sync_batch_norms(distiller.student, ranks.device)
         if settings.channels_last:
             distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.knowledge, self.loader = knowledge, loader
@@ -68,7 +69,10 @@ class Trainer:
         self.forward: nn.Module = distiller
         if ranks.world > 1:
             self.forward = DistributedDataParallel(
-                distiller, device_ids=[ranks.device] if ranks.device.type == "cuda" else None
+                distiller,
+                device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+                # Without a term on the logits the last layer has no gradient.
+                find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
             )
         # On the device, since the last log line: steps, images, correct, loss, gradient norm, skipped, each term.
         self.sums = torch.zeros(6 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
