@@ -36,7 +36,8 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool = False
     clip_grad_norm: float | None = None
-    sync_bn: bool = False
+    sync_bn: bool = False  # with several ranks: BN over the global batch
+    accumulate: int = 1  # parts in which a rank takes its share of a batch, one after the other (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
     eval_batch_size: int = 500
     eval_every: int = 1  # epochs
@@ -44,6 +45,8 @@ class TrainerConfig:
     checkpoint_every: str = "1 epoch"  # "1 epoch", or besides that also every "500 steps" or "10 min"
     keep_checkpoints: int = 2
     skip_nonfinite: bool = False  # skip (and count) steps with a non-finite gradient instead of stopping
+    profile: bool = False  # write a torch profiler trace of a few steps into the run's folder
+    prune_after: int | None = None  # epochs; from then on stop a run that is worse than the median of its like
     heatmaps: bool = True  # draw what some neurons select, into TensorBoard, at the first and the last epoch
 
 
@@ -174,8 +177,10 @@ def check_values(cfg: RunConfig) -> None:
     for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
         for f in fields(RecipeTrainerConfig):
             _at_least(f"{prefix}.{f.name}", getattr(node, f.name), 1)
-    for key in ("eval_batch_size", "eval_every", "log_every", "keep_checkpoints"):
+    for key in ("accumulate", "eval_batch_size", "eval_every", "log_every", "keep_checkpoints"):
         _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 1)
+    if cfg.trainer.prune_after is not None:
+        _at_least("trainer.prune_after", cfg.trainer.prune_after, 1)
     _at_least("trainer.workers", cfg.trainer.workers, 0)
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
