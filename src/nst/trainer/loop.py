@@ -1,6 +1,7 @@
 """The training loop. `Trainer.step` is the whole of one step, from batch to updated weights."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,11 @@ from nst.distiller import Distiller, Summaries
 from nst.trainer.distributed import Ranks
 from nst.trainer.schedule import learning_rate
 from nst.trainer.sync_bn import sync_batch_norms
+
+
+def cut(summaries: Summaries, part: slice) -> Summaries:
+    """The summaries of some images of a batch."""
+    return {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
 
 
 @dataclass
@@ -92,12 +98,19 @@ class Trainer:
         buffers = list(self.distiller.buffers()) if self.settings.skip_nonfinite else []
         before = [buffer.clone() for buffer in buffers]
         summaries = self.knowledge(batch)
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            logits, values = self.forward(batch.images, batch.labels, summaries)
-        loss = self.distiller.total(values)
-        # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are uneven.
-        # A loss that is not finite makes it NaN, and with it every gradient on every rank.
-        (loss * (len(batch.labels) * ranks.world / self.images_in(step) + 0 * loss.detach())).backward()
+        sums = torch.zeros_like(self.first_bad)  # over this rank's images: correct ones, the loss, each term
+        parts = self.micro_batches(len(batch.labels))
+        for part in parts:
+            with self.exchange_gradients(part is parts[-1]):
+                with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                    logits, values = self.forward(batch.images[part], batch.labels[part], cut(summaries, part))
+                loss = self.distiller.total(values)
+                # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are
+                # uneven. A loss that is not finite makes it NaN, and with it every gradient on every rank.
+                images = part.stop - part.start
+                (loss * (images * ranks.world / self.images_in(step) + 0 * loss.detach())).backward()
+            hits = (logits.argmax(1) == batch.labels[part]).sum()
+            sums += torch.stack([hits, *(images * value.detach().double() for value in (loss, *values.values()))])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or float("inf"), foreach=True)
 
         # A non-finite gradient (or loss) on any rank skips the update, on the device and without a host sync.
@@ -108,7 +121,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad, old, buffer))
-        self.count(batch.labels, logits.detach(), torch.stack([loss, *values.values()]).detach().double(), norm, bad)
+        self.count(len(batch.labels), sums, norm, bad)
         self.progress.step += 1
 
     def images_in(self, step: int) -> int:
@@ -116,16 +129,30 @@ class Trainer:
         first = step % self.loader.steps * self.loader.batch_size
         return min(self.loader.batch_size, self.loader.num_images - first)
 
-    def count(self, labels: Tensor, logits: Tensor, losses: Tensor, norm: Tensor, bad: Tensor) -> None:
-        """Add a step to the sums of the next log line, and remember the first non-finite one; no host sync."""
+    def micro_batches(self, images: int) -> list[slice]:
+        """This rank's images of a step in `trainer.accumulate` parts; fewer, on all ranks, where a rank has fewer."""
+        count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.ranks.world) or 1
+        return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
+
+    def exchange_gradients(self, now: bool) -> AbstractContextManager[None]:
+        """Several ranks exchange gradients once a step, in its last backward pass."""
+        if now or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+    def count(self, images: int, sums: Tensor, norm: Tensor, bad: Tensor) -> None:
+        """Add a step to the sums of the next log line, and remember the first non-finite one; no host sync.
+
+        Args:
+            images: of this rank.
+            sums: over them: correct ones, the loss, each term.
+        """
         one = norm.new_ones((), dtype=torch.float64)
-        hits, images = (logits.argmax(1) == labels).sum(), len(labels)
-        row = torch.stack([one, one * images, hits * one, losses[0] * images, norm * one, 0 * one])
-        row = torch.cat([row, losses[1:] * images])
+        row = torch.cat([torch.stack([one, one * images, sums[0], sums[1], norm * one, 0 * one]), sums[2:]])
         skipped = torch.zeros_like(row).index_fill_(0, torch.tensor([5], device=row.device), 1.0)
         self.sums += torch.where(bad, skipped, row)
         first = bad & (self.first_bad[0] == 0)
-        self.first_bad = torch.where(first, torch.cat([one[None] * (self.progress.step + 1), losses]), self.first_bad)
+        self.first_bad = torch.where(first, torch.cat([one[None] * (self.progress.step + 1), sums[1:]]), self.first_bad)
 
     def window(self) -> dict[str, Any]:
         """Means since the last call, over all ranks: what a log line holds. The only host sync of the loop.
