@@ -10,13 +10,15 @@ import hydra.utils
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
-from nst.config import EvaluateConfig, RunConfig, check_values
+from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_values
+from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.distiller import Distiller, Pair, Shape, Term
 from nst.losses import TransferLoss
 from nst.taps import LOGITS, feature_shapes, resolve
+from nst.trainer.distributed import Ranks
 
 TERM_KEYS = ("weight", "taps", "_target_")
 
@@ -50,6 +52,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     asking = [term.name for term in terms(run) if term.loss.source == "teacher"]
     if not asking:
         run.teacher.model, run.teacher.weights = None, None
+        run.knowledge = KnowledgeConfig()
     elif run.teacher.model is None:
         raise ValueError(
             f"loss.{asking[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
@@ -194,3 +197,29 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
         ValueError: naming the file or the key at fault.
     """
     return instantiate("data", run.data)
+
+
+def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
+    """This rank's way through a split: "train" shuffled and in changing views, the others as they are.
+
+    Args:
+        views: [images, K], to draw the training views from; None: all.
+    """
+    train = split == "train"
+    return data.loader(
+        split,
+        run.trainer.batch_size if train else run.trainer.eval_batch_size,
+        train=train,
+        seed=run.seed,
+        rank=here.rank,
+        world=here.world,
+        device=here.device,
+        channels_last=run.trainer.channels_last,
+        views=views,
+        workers=run.trainer.workers,
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable values."""
+    return sum(p.numel() for p in model.parameters())

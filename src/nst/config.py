@@ -80,12 +80,24 @@ class TeacherConfig:
 
 
 @dataclass
+class KnowledgeConfig:
+    """Where the teacher's summaries come from."""
+
+    mode: str = "live"  # live | stored
+    views: int | str = 16  # stored: views of each image that the store holds and epochs draw from; a number or all
+    dtype: str = "float16"  # stored: float16 | float32
+    path: str | None = None  # stored: the store's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
+    allow_large: bool = False  # stored: store summaries as large as the feature itself, too (FitNet, exact Gaussian)
+
+
+@dataclass
 class RunConfig:
     """One run: a student, the data, the losses and, with most losses, a teacher."""
 
     data: Any = None
     model: Any = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     loss: dict[str, Any] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -131,6 +143,7 @@ NOT_IDENTITY = (
     "dry_run",
     "data.root",
     "data.download",
+    "knowledge.path",
     *(
         f"trainer.{key}"
         for key in (
@@ -187,8 +200,21 @@ def check_values(cfg: RunConfig) -> None:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
     if cfg.teacher.min_accuracy is not None and not 0 <= cfg.teacher.min_accuracy <= 100:
         raise ValueError(f"teacher.min_accuracy={cfg.teacher.min_accuracy}: a percentage, 0 to 100, is needed")
+    _check_knowledge(cfg.knowledge)
     if cfg.seed < 0 or cfg.teacher.seed < 0:
         raise ValueError(f"seed={cfg.seed}, teacher.seed={cfg.teacher.seed}: seeds must not be negative")
+
+
+def _check_knowledge(knowledge: KnowledgeConfig) -> None:
+    _one_of("knowledge.mode", knowledge.mode, ("live", "stored"))
+    _one_of("knowledge.dtype", knowledge.dtype, ("float16", "float32"))
+    if knowledge.views != "all" and (not isinstance(knowledge.views, int) or knowledge.views < 1):
+        raise ValueError(f"knowledge.views={knowledge.views}: a number of views of each image, at least 1, or all")
+    if knowledge.mode == "live" and knowledge != KnowledgeConfig():
+        changed = [
+            f.name for f in fields(knowledge) if getattr(knowledge, f.name) != getattr(KnowledgeConfig(), f.name)
+        ]
+        raise ValueError(f"knowledge.{changed[0]} is for stored knowledge only; add knowledge=stored")
 
 
 def parse_every(text: str) -> tuple[int, float]:

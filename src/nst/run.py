@@ -1,18 +1,18 @@
 """One run, start to finish: check, build, have a teacher, train, write down what came out."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from nst import build
-from nst.config import EvaluateConfig, RecipeConfig, RunConfig, TeacherConfig
+from nst.config import EvaluateConfig, RunConfig
 from nst.data.dataset import Dataset
-from nst.knowledge import LiveTeacher, Normalization
+from nst.knowledge import Announcing, LiveTeacher, Normalization
+from nst.teaching import TeacherOutput, Teaching, expected_normalization, teaching
 from nst.terminal import dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
@@ -21,7 +21,7 @@ from nst.trainer.folder import HeldError, RunFolder, identity, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
-from nst.weights import load_weights, save_weights, sha256_of, write_whole
+from nst.weights import load_weights, save_weights, write_whole
 
 STUDENT = "student.safetensors"
 
@@ -64,14 +64,16 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
     data = data or build.dataset(settings)
     _check_split(settings, data, here)
-    live, teacher = None, None
-    if networks.teacher is not None:
-        live, teacher = make_teacher(settings, networks, here, data)
+
+    def train(other: RunConfig) -> str:
+        return str(Path(distil(other, here, data, wait=True)["folder"]) / STUDENT)
+
+    source = teaching(settings, networks, here, data, train)
     _hold(folder, config, here, wait)
     try:
         if wait and (done := folder.summary()) is not None:
             return {**done, "was_finished": True}
-        return _train(settings, networks, here, data, folder, live, teacher)
+        return _train(settings, networks, here, data, folder, source)
     finally:
         folder.close()
 
@@ -101,21 +103,21 @@ def _train(
     here: Ranks,
     data: Dataset,
     folder: RunFolder,
-    live: LiveTeacher | None,
-    teacher: dict[str, Any] | None,
+    source: Teaching,
 ) -> dict[str, Any]:
-    knowledge = live if live is not None else lambda batch: {}
-    loader = _loader(settings, here, data, "train")
+    teacher, loader = source.about, build.loader(settings, here, data, "train", source.views)
+    if source.knowledge.lookahead:
+        loader = Announcing(loader, source.knowledge)
     trainer = Trainer(
-        networks.distiller, knowledge, loader,
+        networks.distiller, source.knowledge, loader,
         optim=settings.optim, settings=settings.trainer, ranks=here, seed=settings.seed,
     )  # fmt: skip
     evaluated = "val" if data.val is not None else "test"
-    evaluation = _loader(settings, here, data, evaluated)
+    evaluation = build.loader(settings, here, data, evaluated)
     draw = None
     if settings.trainer.heatmaps and here.main:
         sample = next(iter(data.loader("test", 8, train=False, device=here.device).epoch(0)))
-        by_name = {"student": networks.distiller.student, "teacher": networks.teacher}
+        by_name = {"student": networks.distiller.student, "teacher": source.model}
         draw = partial(heatmaps, sample.images, by_name, Normalization(data.mean, data.std))
     about = {  # what rank 0 finds must be the same in every start of the run
         "config": identity(asdict(settings)),
@@ -126,7 +128,7 @@ def _train(
     test = last
     if evaluated == "val":
         student = networks.distiller.student
-        test = evaluate(student, _loader(settings, here, data, "test").epoch(0), here, settings.trainer.precision)
+        test = evaluate(student, build.loader(settings, here, data, "test").epoch(0), here, settings.trainer.precision)
     summary = {
         "finished": True,
         "folder": str(folder.path),
@@ -135,7 +137,7 @@ def _train(
         "last": asdict(last),
         "best": {"top1": trainer.progress.best_top1, "epoch": trainer.progress.best_epoch},
         "teacher": teacher,
-        "student": {"name": settings.model["name"], "parameters": count_parameters(networks.distiller.student)},
+        "student": {"name": settings.model["name"], "parameters": build.count_parameters(networks.distiller.student)},
         "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
         "steps": trainer.progress.step,
         "skipped_steps": trainer.progress.skipped,
@@ -157,106 +159,6 @@ def _train(
     return summary
 
 
-def make_teacher(
-    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset
-) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, and what is known of it: its accuracy is measured here.
-
-    Raises:
-        ValueError: weights of another architecture, or an accuracy below the floor (by default: near chance).
-    """
-    assert networks.teacher is not None
-    weights, images = settings.teacher.weights, Normalization(data.mean, data.std)
-    if weights is None:
-        weights = str(Path(distil(teacher_run(settings), here, data, wait=True)["folder"]) / STUDENT)
-    metadata = load_weights(networks.teacher, weights)
-    expects = expected_normalization(settings.teacher, metadata) or images
-    networks.teacher.to(here.device)
-    live = LiveTeacher(networks.teacher, networks.distiller.requests, images=images, expects=expects)
-    split = "val" if data.val is not None else "test"
-    metrics = measure(live, settings, here, data, split)
-    floor = settings.teacher.min_accuracy
-    if floor is None:
-        floor = min(200 / data.num_classes, 50 + 50 / data.num_classes)  # twice chance; for two classes 75 %
-        reason = (
-            "close to guessing: wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
-        )
-    else:
-        reason = f"teacher.min_accuracy={floor} is asked for"
-    if metrics.top1 < floor:
-        raise ValueError(
-            f"the teacher ({weights}) scores {metrics.top1:.2f} % on the {split} images; {reason} "
-            "teacher.min_accuracy=0 accepts any teacher"
-        )
-    if here.main:
-        print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
-    about = {
-        "name": settings.teacher.model["name"],
-        "weights": weights,
-        "sha256": sha256_of(weights),
-        "parameters": count_parameters(networks.teacher),
-        "evaluated_on": split,
-        **asdict(metrics),
-    }
-    return live, about
-
-
-def teacher_run(settings: RunConfig) -> RunConfig:
-    """The run that trains the teacher: its own recipe and seed, whatever the student's."""
-    recipe = settings.teacher.recipe
-    ce = {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}
-    return replace(
-        settings,
-        model=settings.teacher.model,
-        teacher=TeacherConfig(recipe=RecipeConfig(), seed=0),
-        loss={"ce": ce},
-        optim=recipe.optim,
-        trainer=replace(settings.trainer, epochs=recipe.trainer.epochs, batch_size=recipe.trainer.batch_size),
-        seed=settings.teacher.seed,
-    )
-
-
-def expected_normalization(teacher: TeacherConfig | EvaluateConfig, metadata: dict[str, str]) -> Normalization | None:
-    """What the weights were trained on: as configured, else as stored with them, else unknown."""
-    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
-    mean, std = teacher.mean or stored.get("mean"), teacher.std or stored.get("std")
-    return Normalization(tuple(mean), tuple(std)) if mean and std else None
-
-
-class _Output(nn.Module):
-    """A teacher as a plain module from the student's images to logits, for evaluation."""
-
-    def __init__(self, live: LiveTeacher) -> None:
-        super().__init__()
-        self.live = live
-
-    def forward(self, images: Any) -> Any:
-        logits = self.live.logits(images)
-        self.live.taps.read()
-        return logits
-
-
-def measure(live: LiveTeacher, settings: RunConfig, here: Ranks, data: Dataset, split: str) -> Metrics:
-    """The teacher's own accuracy."""
-    return evaluate(
-        _Output(live).eval(), _loader(settings, here, data, split).epoch(0), here, settings.trainer.precision
-    )
-
-
-def _loader(settings: RunConfig, here: Ranks, data: Dataset, split: str) -> Any:
-    train = split == "train"
-    return data.loader(
-        split,
-        settings.trainer.batch_size if train else settings.trainer.eval_batch_size,
-        train=train,
-        seed=settings.seed,
-        rank=here.rank,
-        world=here.world,
-        device=here.device,
-        channels_last=settings.trainer.channels_last,
-    )
-
-
 def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
     images, batch = len(data.train), settings.trainer.batch_size
     tail = images % batch or batch
@@ -265,11 +167,6 @@ def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
             f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
             f"too few for {here.world} ranks; choose another batch size"
         )
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable values."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def evaluate_weights(cfg: DictConfig) -> Metrics:
@@ -290,7 +187,7 @@ def evaluate_weights(cfg: DictConfig) -> Metrics:
         loader = data.loader(
             asked.split, asked.batch_size, train=False, rank=here.rank, world=here.world, device=here.device
         )
-        metrics = evaluate(_Output(live), loader.epoch(0), here, asked.precision)
+        metrics = evaluate(TeacherOutput(live), loader.epoch(0), here, asked.precision)
         if here.main:
             print(
                 f"{asked.model['name']} ({asked.weights}) on {metrics.images:,} {asked.split} images of {data.name}: "

@@ -69,7 +69,8 @@ def _folded(model: nn.Module, conv_name: str, norm_name: str) -> nn.Module:
     conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     bias = None if conv.bias is None else conv.bias.double()
     scale = None if norm.weight is None else norm.weight.double()
     shift = None if norm.bias is None else norm.bias.double()

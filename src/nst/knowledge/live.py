@@ -88,23 +88,34 @@ class LiveTeacher:
 
         Args:
             model: put into `eval()` mode here.
-            requests: from the distiller.
+            requests: from the distiller; `ask` changes them.
             images, expects: normalisation of the images handed in, and of those the teacher was trained on; where
                 they differ the teacher's input is converted.
         """
         self.model = model.eval().requires_grad_(False)
-        self.requests = tuple(requests)
-        self.taps = Taps(model, [r.tap for r in requests])
-        self._depth = None if any(r.tap == LOGITS for r in requests) else _Depth(model, [r.tap for r in requests])
+        self.requests: tuple[Request, ...] = ()
+        self.taps = Taps(model, ())
+        self._depth: _Depth | None = None
+        self._compiled: Callable[[Tensor], Summaries] | None = None
+        self._compiled_size = 0
+        self.ask(requests)
         self._convert = None
         device = next(model.parameters()).device
         if images is not None and expects is not None and images != expects:
             self._convert = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in images.onto(expects)]
-        self._compiled: Callable[[Tensor], Summaries] | None = None
-        self._compiled_size = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: deque[tuple[Batch, Summaries]] = deque()
         self.lookahead = 0 if self._stream is None else 1
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """From now on answer these requests, uncompiled."""
+        self.taps.remove()
+        if self._depth is not None:
+            self._depth.remove()
+        self.requests, self._compiled = tuple(requests), None
+        taps = [r.tap for r in requests]
+        self.taps = Taps(self.model, taps)
+        self._depth = None if LOGITS in taps or not taps else _Depth(self.model, taps)
 
     def logits(self, images: Tensor) -> Tensor:
         """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""

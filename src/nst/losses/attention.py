@@ -14,6 +14,7 @@ from nst.losses.base import (
     check_convention,
     check_map,
     no_autocast,
+    resize_key,
     resize_student,
     resize_teacher,
     shared_size,
@@ -84,6 +85,11 @@ class AT(TransferLoss):
         self.p = float(p)
         self.convention = convention
         self.scale = 1.0 if convention == "crd" else 0.5
+
+    @property
+    def summary_key(self) -> str:
+        """The map, by its power and how the feature is resized."""
+        return f"attention-p{self.p!r}-{resize_key(self.convention)}"
 
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:

@@ -44,6 +44,14 @@ class TransferLoss(nn.Module, ABC):
     projects: ClassVar[bool] = False
     """The student's feature first goes through a 1×1 convolution to the teacher's channels."""
 
+    @property
+    def summary_key(self) -> str | None:
+        """All that the summary depends on besides shapes and form: where it is equal, stored summaries are shared.
+
+        None: unknown, so that the summary is never stored.
+        """
+        return None
+
     @abstractmethod
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
@@ -135,6 +143,11 @@ def resize_teacher(feature: Tensor, student_shape: Shape | None, convention: str
     if convention == "crd":
         return F.adaptive_avg_pool2d(feature, size)
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_key(convention: str) -> str:
+    """How `resize_teacher` brings a map to another size, for a `summary_key`."""
+    return "pooled" if convention == "crd" else "bilinear"
 
 
 def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:

@@ -14,6 +14,7 @@ from nst.losses.base import (
     check_convention,
     check_map,
     no_autocast,
+    resize_key,
     resize_student,
     resize_teacher,
     shared_size,
@@ -43,6 +44,11 @@ class FitNet(TransferLoss):
         check_convention(convention)
         self.convention = convention
         self.scale = 1.0 if convention == "crd" else 0.5
+
+    @property
+    def summary_key(self) -> str:
+        """The feature, by how it is resized."""
+        return f"feature-{resize_key(self.convention)}"
 
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:

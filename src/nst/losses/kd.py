@@ -43,6 +43,11 @@ class KD(TransferLoss):
         self.temperature = float(temperature)
         self.scale = self.temperature**2 if convention == "crd" else 1.0
 
+    @property
+    def summary_key(self) -> str:
+        """The logits, whatever the temperature."""
+        return "logits"
+
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """The teacher's logits `[B, classes]`. Raises ValueError for another number of dimensions or classes."""

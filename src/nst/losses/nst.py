@@ -14,6 +14,7 @@ from nst.losses.base import (
     check_convention,
     check_map,
     no_autocast,
+    resize_key,
     resize_student,
     resize_teacher,
     shared_size,
@@ -96,6 +97,11 @@ class NST(TransferLoss):
         by_gram = positions * (2 * student_channels + teacher_channels)
         by_pairs = 3 * student_channels**2 + teacher_channels**2 + 2 * student_channels * teacher_channels
         return "gram" if by_gram < by_pairs else "pairs"
+
+    @property
+    def summary_key(self) -> str:
+        """Unit maps, by their ε and how the feature is resized; kernels share them."""
+        return f"unit-eps{self.eps!r}-{resize_key(self.convention)}"
 
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:

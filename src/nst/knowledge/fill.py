@@ -1,0 +1,92 @@
+"""Filling a store: every view it holds of every image, once through the teacher."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from torch import Tensor
+from tqdm import tqdm
+
+from nst.data.batch import Loader
+from nst.distiller import Summaries
+from nst.knowledge.layout import Array, readable_bytes
+from nst.knowledge.live import LiveTeacher
+from nst.knowledge.store import Store, Writer
+
+SYNC_SECONDS = 10.0  # at most this much work is lost when filling is cut off
+IN_FLIGHT = 4  # batches between the teacher and the disk
+
+
+def fill(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, wanted: Sequence[Array]) -> None:
+    """Complete the arrays `wanted`; what is written already stays.
+
+    Args:
+        teacher: its requests include those of the arrays.
+        loader: over the whole training set, in one process.
+        subset: [images, views] view numbers, from `split.view_subset`.
+
+    Raises:
+        ValueError: the disk is too small.
+    """
+    with store.locked():
+        missing = store.missing(wanted)
+        store.reserve(missing)
+        for written in sorted({store.written(a.name) for a in missing}):
+            _fill_group(store, teacher, loader, subset, [a for a in missing if store.written(a.name) == written])
+
+
+def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, group: Sequence[Array]) -> None:
+    """Arrays that are equally far: one pass of the teacher for all of them."""
+    start = store.written(group[0].name)
+    writers = {a.name: Writer(store, a.name, a.shape) for a in group}
+    pending: deque[Future[None]] = deque()
+    row = start
+    show = tqdm(
+        total=store.rows, initial=start, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=1
+    )
+    with ThreadPoolExecutor(1) as disk, show:
+        saved = time.monotonic()
+        for slot in range(start // store.images, store.views):
+            first = row % store.images // loader.batch_size
+            row = slot * store.images + first * loader.batch_size
+            for batch in loader.sweep(subset[:, slot], first):
+                pending.append(disk.submit(_write, teacher(batch), row, group, writers))
+                row += len(batch.labels)
+                show.update(row - show.n)
+                if len(pending) > IN_FLIGHT:
+                    pending.popleft().result()
+                if time.monotonic() - saved > SYNC_SECONDS or row == store.rows:
+                    _save(store, pending, writers, row)
+                    saved = time.monotonic()
+    for writer in writers.values():
+        writer.close()
+
+
+def _write(summaries: Summaries, row: int, group: Sequence[Array], writers: dict[str, Writer]) -> None:
+    for array in group:
+        writer = writers[array.name]
+        value = summaries[array.request][array.tensor]
+        writer.write(row, value.to(writer.dtype).cpu().numpy())
+
+
+def _save(store: Store, pending: deque[Future[None]], writers: dict[str, Writer], row: int) -> None:
+    """All that was computed goes to disk, then the manifest says so."""
+    while pending:
+        pending.popleft().result()
+    for writer in writers.values():
+        writer.sync()
+    store.save(dict.fromkeys(writers, row))
+
+
+def announce_sizes(store: Store, wanted: Sequence[Array]) -> str:
+    """What a store will hold and how much of it is missing, for the terminal."""
+    once = {a.name: a for a in wanted}.values()
+    lines = [f"knowledge store {store.folder}: {store.views} views of {store.images:,} images, {store.dtype}"]
+    for array in once:
+        state = "complete" if store.written(array.name) == store.rows else "to be computed"
+        if 0 < store.written(array.name) < store.rows:
+            state = f"{100 * store.written(array.name) / store.rows:.0f} % there"
+        lines.append(f"  {array.name}: {readable_bytes(store.bytes(array.shape))}, {state}")
+    total = sum(store.bytes(a.shape) for a in once)
+    return "\n".join([*lines, f"  together {readable_bytes(total)}"])

@@ -1,0 +1,264 @@
+"""The teacher's part of a run: its weights, its accuracy, and where its knowledge comes from."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nst import build
+from nst.config import EvaluateConfig, KnowledgeConfig, RecipeConfig, RunConfig, TeacherConfig
+from nst.data.dataset import Dataset
+from nst.knowledge import (
+    Array,
+    Knowledge,
+    LiveTeacher,
+    MixedKnowledge,
+    NoKnowledge,
+    Normalization,
+    Store,
+    StoredKnowledge,
+    announce_sizes,
+    arrays,
+    fill,
+    fold_batch_norm,
+    kept_live,
+)
+from nst.taps import resolve
+from nst.trainer.distributed import Ranks
+from nst.trainer.evaluate import Metrics, evaluate
+from nst.weights import load_weights, sha256_of
+
+Train = Callable[[RunConfig], str]  # does a teacher's run, or finds it done; gives its weights file
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a run learns from."""
+
+    knowledge: Knowledge
+    about: dict[str, Any] | None = None  # the teacher, for the summary
+    model: nn.Module | None = None  # the teacher where it was loaded
+    views: Tensor | None = None  # [images, K]: the views that epochs draw from; None: all
+
+
+def teaching(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
+    """The knowledge that the run's terms ask for, live or from a store that is filled first where it is incomplete.
+
+    Raises:
+        ValueError: no such weights or other ones, a teacher below its floor, a store of something else or too large.
+    """
+    if networks.teacher is None:
+        return Teaching(NoKnowledge())
+    if settings.knowledge.mode == "stored":
+        return _stored(settings, networks, here, data, train)
+    weights = settings.teacher.weights or train(teacher_run(settings))
+    live, about = load_teacher(settings, networks, here, data, weights)
+    live.ask(networks.distiller.requests)
+    return Teaching(live, about, networks.teacher)
+
+
+def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
+    requests, teacher = networks.distiller.requests, networks.teacher
+    assert teacher is not None
+    every = data.train.num_views
+    if every is None:
+        raise ValueError(
+            f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
+            "use knowledge=live"
+        )
+    views = every if settings.knowledge.views == "all" else int(settings.knowledge.views)
+    reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
+    if len(reasons) == len(requests):
+        found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in reasons.items())
+        raise ValueError(f"knowledge=stored has nothing to store. {found}. Use knowledge=live")
+    wanted = [
+        array
+        for r in requests
+        if r.key not in reasons
+        for array in arrays(r, resolve(teacher, r.tap), networks.teacher_shapes[r.tap])
+    ]
+    weights = _weights(settings, train)
+    identity = store_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
+    store = Store(store_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
+    subset = data.train.view_subset(views)
+    live, about = None, store.teacher
+    (incomplete,) = here.max(int(bool(store.missing(wanted))))
+    if here.main:
+        print(_plan(store, wanted, reasons, every), flush=True)
+    if incomplete or reasons:
+        weights = weights or train(teacher_run(settings))
+        live, about = load_teacher(settings, networks, here, data, weights)
+        if about["sha256"] != identity["teacher"]["sha256"]:
+            raise ValueError(
+                f"the knowledge store {store.folder} is of a teacher with other weights (SHA-256 "
+                f"{identity['teacher']['sha256']}) than {weights} ({about['sha256']}); name its teacher.weights"
+            )
+    if incomplete and live is not None:
+        live.ask([r for r in requests if r.key not in reasons])
+        _fill(settings, store, live, about, here, data, subset, wanted)
+    stored = StoredKnowledge(store, wanted, subset, here.device, here.world)
+    drawn = None if views == every else subset
+    if live is None or not reasons:
+        return Teaching(stored, about, None if live is None else teacher, drawn)
+    live.ask([r for r in requests if r.key in reasons])
+    return Teaching(MixedKnowledge(stored, live), about, teacher, drawn)
+
+
+def _weights(settings: RunConfig, train: Train) -> str | None:
+    """The teacher's weights file; None where a store that the user names stands for it."""
+    if settings.teacher.weights is not None:
+        return settings.teacher.weights
+    path = settings.knowledge.path
+    return None if path is not None and (Path(path) / "manifest.json").is_file() else train(teacher_run(settings))
+
+
+def _sha256_in(settings: RunConfig) -> str:
+    file = Path(settings.knowledge.path or "") / "manifest.json"
+    try:
+        return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
+
+
+def store_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
+    """What a store is of: equal values, equal content."""
+    return {
+        "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
+        "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
+        "teacher_input": {"mean": settings.teacher.mean, "std": settings.teacher.std},
+        "view_scheme": data.train.view_key,
+        "views": views,
+        "dtype": settings.knowledge.dtype,
+    }
+
+
+def store_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
+    """`outputs/<data>/knowledge/<teacher>-<hash>`, or the user's `knowledge.path`."""
+    if settings.knowledge.path is not None:
+        return Path(settings.knowledge.path)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
+
+
+def _plan(store: Store, wanted: Sequence[Array], reasons: dict[str, str], every: int) -> str:
+    lines = [announce_sizes(store, wanted)]
+    if store.views < every:
+        lines.append(f"epochs draw each image's view among its {store.views} stored ones, not among all {every}")
+    lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
+    return "\n".join(lines)
+
+
+def _fill(
+    settings: RunConfig,
+    store: Store,
+    live: LiveTeacher,
+    about: dict[str, Any] | None,
+    here: Ranks,
+    data: Dataset,
+    subset: Tensor,
+    wanted: Sequence[Array],
+) -> None:
+    """Rank 0 fills the store; the others look until it is complete."""
+    if here.main:
+        store.teacher = about
+        alone = Ranks(0, 1, here.device)
+        fill(store, live, build.loader(settings, alone, data, "train"), subset, wanted)
+    while store.missing(wanted):
+        time.sleep(1)
+        store.reload()
+    here.barrier()
+
+
+def load_teacher(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str
+) -> tuple[LiveTeacher, dict[str, Any]]:
+    """The teacher with its weights, batch norms folded, and what is known of it: its accuracy is measured here.
+
+    Raises:
+        ValueError: weights of another architecture, or an accuracy below the floor (by default: near chance).
+    """
+    teacher, images = networks.teacher, Normalization(data.mean, data.std)
+    assert teacher is not None
+    metadata = load_weights(teacher, weights)
+    parameters = build.count_parameters(teacher)
+    expects = expected_normalization(settings.teacher, metadata) or images
+    teacher.to(here.device)
+    if settings.trainer.channels_last:
+        teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    probe = next(iter(build.loader(settings, here, data, "test").epoch(0))).images[:8]
+    fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
+    live = LiveTeacher(teacher, (), images=images, expects=expects)
+    split = "val" if data.val is not None else "test"
+    metrics = evaluate(
+        TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here, settings.trainer.precision
+    )
+    check_accuracy(settings, data, weights, split, metrics)
+    if here.main:
+        print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
+    about = {
+        "name": settings.teacher.model["name"],
+        "weights": weights,
+        "sha256": sha256_of(weights),
+        "parameters": parameters,
+        "evaluated_on": split,
+        **asdict(metrics),
+    }
+    return live, about
+
+
+def check_accuracy(settings: RunConfig, data: Dataset, weights: str, split: str, metrics: Metrics) -> None:
+    """Raises ValueError for a teacher below `teacher.min_accuracy`, by default near chance."""
+    floor = settings.teacher.min_accuracy
+    reason = f"teacher.min_accuracy={floor} is asked for"
+    if floor is None:
+        floor = min(200 / data.num_classes, 50 + 50 / data.num_classes)  # twice chance; for two classes 75 %
+        reason = (
+            "close to guessing: wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
+        )
+    if metrics.top1 < floor:
+        raise ValueError(
+            f"the teacher ({weights}) scores {metrics.top1:.2f} % on the {split} images; {reason} "
+            "teacher.min_accuracy=0 accepts any teacher"
+        )
+
+
+def teacher_run(settings: RunConfig) -> RunConfig:
+    """The run that trains the teacher: its own recipe and seed, whatever the student's."""
+    recipe = settings.teacher.recipe
+    ce = {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}
+    return replace(
+        settings,
+        model=settings.teacher.model,
+        teacher=TeacherConfig(recipe=RecipeConfig(), seed=0),
+        knowledge=KnowledgeConfig(),
+        loss={"ce": ce},
+        optim=recipe.optim,
+        trainer=replace(settings.trainer, epochs=recipe.trainer.epochs, batch_size=recipe.trainer.batch_size),
+        seed=settings.teacher.seed,
+    )
+
+
+def expected_normalization(teacher: TeacherConfig | EvaluateConfig, metadata: dict[str, str]) -> Normalization | None:
+    """What the weights were trained on: as configured, else as stored with them, else unknown."""
+    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
+    mean, std = teacher.mean or stored.get("mean"), teacher.std or stored.get("std")
+    return Normalization(tuple(mean), tuple(std)) if mean and std else None
+
+
+class TeacherOutput(nn.Module):
+    """A teacher as a plain module from the student's images to logits, for evaluation."""
+
+    def __init__(self, live: LiveTeacher) -> None:
+        super().__init__()
+        self.live = live
+
+    def forward(self, images: Any) -> Any:
+        logits = self.live.logits(images)
+        self.live.taps.read()
+        return logits
