@@ -38,6 +38,15 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """The numbers of every rank, on every rank."""
+        if self.world == 1:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, device=self.device, dtype=torch.float64)
+        every = [torch.zeros_like(mine) for _ in range(self.world)]
+        dist.all_gather(every, mine)
+        return torch.stack(every).tolist()
+
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (BN statistics) of rank 0."""
         if self.world > 1:

@@ -17,6 +17,8 @@ from nst.trainer.checkpoint import Checkpoints, read_checkpoint
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.folder import differences
 from nst.trainer.loop import Trainer
+from nst.trainer.profile import profiler
+from nst.trainer.prune import Pruned, median_of_others
 from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 from nst.trainer.tracking import Tracker
 
@@ -51,7 +53,7 @@ class Fit:
             ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
         """
         self.trainer, self.evaluation, self.draw = trainer, evaluation, draw
-        self.settings, self.ranks = trainer.settings, trainer.ranks
+        self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, folder
         self.about = {**(about or {}), "ranks": self.ranks.world}
         self.checkpoints = Checkpoints(folder, self.settings.keep_checkpoints)
         self.every_steps, self.every_seconds = parse_every(self.settings.checkpoint_every)
@@ -63,12 +65,13 @@ class Fit:
         if self.ranks.main:
             sizes = None if state is None else state["logs"]
             self.tracker = Tracker(folder, sizes, trainer.steps, trainer.progress.step, show)
+            self.tracker.say(shares(trainer))
             if state is not None:
                 self.tracker.say(f"continuing after step {trainer.progress.step} of {trainer.steps}")
         self._started = time.monotonic() - trainer.progress.seconds
         self._saved = self._logged = self._asked = time.monotonic()
         self._asked_at, self._ask_at = trainer.progress.step, 0
-        self._images = 0
+        self._images, self._waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
@@ -96,9 +99,11 @@ class Fit:
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
             FloatingPointError: a non-finite loss or gradient, see `Trainer.window`.
+            Pruned: worse than others like it (`trainer.prune_after`); the state is saved.
         """
         progress, steps = self.trainer.progress, self.trainer.loader.steps
-        with self.tracker or nullcontext(), stop_flag() as flag:
+        trace = self.folder / "profile" if self.settings.profile and self.ranks.main else None
+        with self.tracker or nullcontext(), stop_flag() as flag, profiler(trace) as self.stepped:
             if progress.step == 0:
                 self.pictures()
             while progress.epoch < self.settings.epochs:
@@ -107,6 +112,7 @@ class Fit:
                 self.finish_epoch(flag)
                 if (wanted := self.wanted(flag)) >= STOP:
                     raise Interrupted(wanted - STOP)
+                self.prune()
         assert self.last is not None
         return self.last
 
@@ -114,9 +120,10 @@ class Fit:
         """The rest of the current epoch's steps."""
         trainer, progress = self.trainer, self.trainer.progress
         trainer.distiller.train()
-        for batch in trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps)):
-            self._images += trainer.images_in(progress.step)
+        for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
+            self._images += len(batch.labels)
             trainer.step(batch)
+            self.stepped()
             last = progress.step % trainer.loader.steps == 0
             if last or progress.step % self.settings.log_every == 0:
                 self.log()
@@ -128,6 +135,16 @@ class Fit:
                     self.save()
                 if wanted >= STOP:
                     raise Interrupted(wanted - STOP)
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; the time spent waiting for them is added up."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
 
     def wanted(self, flag: StopFlag) -> int:
         """What any rank wants now: 0, SAVE (the time has come) or STOP + a signal's number.
@@ -163,6 +180,16 @@ class Fit:
             self.pictures()
         self.save()
 
+    def prune(self) -> None:
+        """Stop here if the run does worse than others like it, and `trainer.prune_after` asks to."""
+        after, epoch, best = self.settings.prune_after, self.trainer.progress.epoch, self.trainer.progress.best_top1
+        if after is None or not after <= epoch < self.settings.epochs:
+            return
+        middle = median_of_others(self.folder, epoch) if self.ranks.main else None
+        (worse,) = self.ranks.max(int(middle is not None and best < middle))
+        if worse:
+            raise Pruned(epoch, best, middle or 0.0)
+
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
         """The evaluation's batches; a signal on any rank ends them, with the epoch's steps saved."""
         for batch in self.evaluation.epoch(0):
@@ -176,13 +203,17 @@ class Fit:
         """Write the means since the last log line."""
         with self._naming_last_good():
             values = self.trainer.window()
+        progress, now = self.trainer.progress, time.monotonic()
+        spent, self._logged, progress.seconds = now - self._logged, now, now - self._started
+        rates, waits = zip(*self.ranks.gather(self._images / spent, self._waited / spent), strict=True)
+        self._images, self._waited = 0, 0.0
         if self.tracker is None:
             return
-        progress, now = self.trainer.progress, time.monotonic()
-        rate, self._images = self._images / (now - self._logged), 0
-        self._logged, progress.seconds = now, now - self._started
-        epoch = progress.step / self.trainer.loader.steps
+        rate, epoch = sum(rates), progress.step / self.trainer.loader.steps
         timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
+        timing["waiting_for_data"] = round(max(waits), 4)  # part of the time, on the rank that waits most
+        if self.ranks.world > 1:
+            timing |= {f"images_per_second_rank{r}": round(own, 1) for r, own in enumerate(rates)}
         self.tracker.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         self.tracker.advance(f"loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, {rate:.0f} images/s")
 
@@ -215,6 +246,15 @@ class Fit:
         if self.draw is not None and self.tracker is not None:
             for name, grid in self.draw().items():
                 self.tracker.images(name, grid, self.trainer.progress.step)
+
+
+def shares(trainer: Trainer) -> str:
+    """Whose the batch size and the learning rate are: both are those of all ranks together."""
+    batch, lr, world = trainer.loader.batch_size, trainer.optim.lr, trainer.ranks.world
+    parts = trainer.settings.accumulate
+    taken = f", taken in {parts} parts of {batch / world / parts:g}" if parts > 1 else ""
+    ranks = "1 rank" if world == 1 else f"{world} ranks"
+    return f"{ranks}: batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
