@@ -21,6 +21,7 @@ from nst.trainer.folder import HeldError, RunFolder, identity, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
+from nst.trainer.prune import Pruned, noted
 from nst.weights import load_weights, save_weights, write_whole
 
 STUDENT = "student.safetensors"
@@ -30,7 +31,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Do what a composed configuration says, and print the result.
 
     Returns:
-        The run's summary (also in `summary.json`); empty for a dry run.
+        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only its `last` accuracy.
 
     Raises:
         ValueError: a setting, file or result that makes the run impossible; raised before any work where it can be.
@@ -41,7 +42,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         dry_run_tables(settings, build.networks(settings))
         return {}
     with ranks(settings.trainer.device) as here:
-        summary = distil(settings, here)
+        try:
+            summary = distil(settings, here)
+        except Pruned as pruned:
+            if here.main:
+                print(pruned)
+            return {"pruned": True, "last": {"top1": pruned.best}}
         if here.main:
             result_table(settings, summary)
         return summary
@@ -53,22 +59,23 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     Args:
         data: when it is already in memory.
         wait: where another process is at this very run, wait for its result.
+
+    Raises:
+        Pruned: now or in an earlier start, see `trainer.prune_after`.
     """
     config = asdict(settings)
     folder = RunFolder(run_folder(config))
     done = folder.summary()
     if done is not None:
         return {**done, "was_finished": True}
+    if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
+        raise pruned
     networks = build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
     data = data or build.dataset(settings)
     _check_split(settings, data, here)
-
-    def train(other: RunConfig) -> str:
-        return str(Path(distil(other, here, data, wait=True)["folder"]) / STUDENT)
-
-    source = teaching(settings, networks, here, data, train)
+    source = teaching(settings, networks, here, data, partial(_trained, here, data))
     _hold(folder, config, here, wait)
     try:
         if wait and (done := folder.summary()) is not None:
@@ -76,6 +83,28 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
         return _train(settings, networks, here, data, folder, source)
     finally:
         folder.close()
+
+
+def _trained(here: Ranks, data: Dataset, settings: RunConfig) -> str:
+    """The weights file of a teacher's run, done now where it is not done yet."""
+    return str(Path(distil(settings, here, data, wait=True)["folder"]) / STUDENT)
+
+
+def store_knowledge(cfg: DictConfig) -> None:
+    """Fill the store that a run with these settings would read, then compare all of it with its checksums.
+
+    Raises:
+        ValueError: nothing to store, a store of something else, a disk too small, damage.
+    """
+    settings = build.settings(cfg)
+    if settings.teacher.model is None:
+        raise ValueError("no term of the loss asks for a teacher's knowledge; choose for example loss=[kd,at,nst_poly]")
+    networks, data = build.networks(settings), build.dataset(settings)
+    with ranks(settings.trainer.device) as here:
+        store = teaching(settings, networks, here, data, partial(_trained, here, data)).store
+        if here.main and store is not None:
+            store.check_all()
+            print(f"{store.folder}: {len(store.state)} arrays, complete and as their checksums say")
 
 
 def _hold(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:

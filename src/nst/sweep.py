@@ -4,6 +4,7 @@ import json
 import os
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Sweep(Callback):
         line: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if error is None:
-            line |= {"state": "finished", "accuracy": 100 - job_return.return_value}
+            assert job_return.cfg is not None
+            line |= _outcome(job_return.cfg) | {"accuracy": 100 - job_return.return_value}
         elif isinstance(error, Interrupted):
             line |= {"state": "interrupted"}
         else:
@@ -73,6 +75,18 @@ class Sweep(Callback):
             show(lines)
         if any(line["state"] == "failed" for line in lines):
             raise SystemExit(1)
+
+
+def _outcome(cfg: DictConfig) -> dict[str, str]:
+    """Where the run of a job that ended well lies, and whether it went to its end."""
+    from nst import build  # late: these import torch, which the job has done by now
+    from nst.trainer.folder import RunFolder, run_folder
+
+    run = build.settings(cfg)
+    if run.dry_run:
+        return {"state": "dry run"}
+    folder = RunFolder(run_folder(asdict(run)))
+    return {"state": "pruned" if folder.summary() is None else "finished", "folder": str(folder.path)}
 
 
 def _main_rank() -> bool:

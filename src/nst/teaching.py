@@ -45,6 +45,7 @@ class Teaching:
     about: dict[str, Any] | None = None  # the teacher, for the summary
     model: nn.Module | None = None  # the teacher where it was loaded
     views: Tensor | None = None  # [images, K]: the views that epochs draw from; None: all
+    store: Store | None = None
 
 
 def teaching(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
@@ -105,9 +106,9 @@ def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Da
     stored = StoredKnowledge(store, wanted, subset, here.device, here.world)
     drawn = None if views == every else subset
     if live is None or not reasons:
-        return Teaching(stored, about, None if live is None else teacher, drawn)
+        return Teaching(stored, about, None if live is None else teacher, drawn, store)
     live.ask([r for r in requests if r.key in reasons])
-    return Teaching(MixedKnowledge(stored, live), about, teacher, drawn)
+    return Teaching(MixedKnowledge(stored, live), about, teacher, drawn, store)
 
 
 def _weights(settings: RunConfig, train: Train) -> str | None:
@@ -239,7 +240,9 @@ def teacher_run(settings: RunConfig) -> RunConfig:
         knowledge=KnowledgeConfig(),
         loss={"ce": ce},
         optim=recipe.optim,
-        trainer=replace(settings.trainer, epochs=recipe.trainer.epochs, batch_size=recipe.trainer.batch_size),
+        trainer=replace(
+            settings.trainer, epochs=recipe.trainer.epochs, batch_size=recipe.trainer.batch_size, prune_after=None
+        ),
         seed=settings.teacher.seed,
     )
 

@@ -188,7 +188,10 @@ class Fit:
         middle = median_of_others(self.folder, epoch) if self.ranks.main else None
         (worse,) = self.ranks.max(int(middle is not None and best < middle))
         if worse:
-            raise Pruned(epoch, best, middle or 0.0)
+            pruned = Pruned(epoch, best, middle or 0.0)
+            if self.ranks.main:
+                pruned.note(self.folder)
+            raise pruned
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
         """The evaluation's batches; a signal on any rank ends them, with the epoch's steps saved."""

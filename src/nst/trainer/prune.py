@@ -6,7 +6,9 @@ from statistics import median
 from typing import Any
 
 from nst.trainer.tracking import METRICS
+from nst.weights import write_whole
 
+PRUNED = "pruned.json"
 LEAST = 4  # other runs needed before one is stopped
 
 
@@ -19,6 +21,16 @@ class Pruned(Exception):
             f"pruned after epoch {epoch}: {best:.2f} % at best, half of the runs like it have {middle:.2f} %"
         )
         self.epoch, self.best, self.middle = epoch, best, middle
+
+    def note(self, folder: Path) -> None:
+        """Write it into the run's folder."""
+        write_whole(folder / PRUNED, json.dumps(vars(self)).encode())
+
+
+def noted(folder: Path) -> Pruned | None:
+    """Why the run in `folder` was stopped, if it was."""
+    file = folder / PRUNED
+    return Pruned(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def median_of_others(folder: Path, epoch: int) -> float | None:
