@@ -1,6 +1,6 @@
 """What the teacher says about a batch: computed live, or read from a store."""
 
-from nst.knowledge.fill import announce_sizes, fill
+from nst.knowledge.filling import announce_sizes, fill
 from nst.knowledge.fold import fold_batch_norm
 from nst.knowledge.layout import Array, arrays, kept_live
 from nst.knowledge.live import LiveTeacher, Normalization

@@ -72,12 +72,7 @@ class Store:
         self.teacher = manifest["teacher"]
         self.state = {name: state for name, state in arrays.items() if self.file(name).is_file()}
         for name, state in self.state.items():
-            expected = self.offset(name, tuple(state["shape"])) + self.bytes(tuple(state["shape"]))
-            if self.file(name).stat().st_size != expected:
-                raise ValueError(
-                    f"{self.file(name)} has {self.file(name).stat().st_size:,} bytes, {expected:,} are right; "
-                    "delete it to have it computed again"
-                )
+            self.offset(name, tuple(state["shape"]))
 
     def file(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -87,8 +82,11 @@ class Store:
         return self.rows * int(np.prod(shape)) * self.dtype.itemsize
 
     def offset(self, name: str, shape: Shape) -> int:
-        """Where the data of an array's file begins."""
-        memory = np.load(self.file(name), mmap_mode="r")
+        """Where the data of an array's file begins. Raises ValueError for a file of another size, shape or dtype."""
+        try:
+            memory = np.load(self.file(name), mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(f"{self.file(name)} is damaged ({error}); delete it to have it computed again") from error
         if memory.shape != (self.views, self.images, *shape) or memory.dtype != self.dtype:
             raise ValueError(f"{self.file(name)} holds {memory.dtype} {memory.shape}; delete it to have it built again")
         return int(memory.offset)  # pyright: ignore[reportAttributeAccessIssue]
@@ -144,6 +142,12 @@ class Store:
                 "delete the file to have it computed again"
             )
 
+    def check_all(self) -> None:
+        """Raises ValueError for the first finished view of any array that is damaged."""
+        for name, state in self.state.items():
+            for slot in range(len(state["sha256"])):
+                self.check(name, slot, self.digest(name, slot))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store for writing; waits while another process does."""
@@ -177,7 +181,10 @@ class Writer:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.file.close()
 
 

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 from torch import Tensor
 from tqdm import tqdm
@@ -39,13 +40,15 @@ def fill(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, wan
 def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, group: Sequence[Array]) -> None:
     """Arrays that are equally far: one pass of the teacher for all of them."""
     start = store.written(group[0].name)
-    writers = {a.name: Writer(store, a.name, a.shape) for a in group}
     pending: deque[Future[None]] = deque()
     row = start
     show = tqdm(
         total=store.rows, initial=start, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=1
     )
-    with ThreadPoolExecutor(1) as disk, show:
+    with ExitStack() as stack:
+        writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in group}
+        disk = stack.enter_context(ThreadPoolExecutor(1))
+        stack.enter_context(show)
         saved = time.monotonic()
         for slot in range(start // store.images, store.views):
             first = row % store.images // loader.batch_size
@@ -59,8 +62,6 @@ def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tens
                 if time.monotonic() - saved > SYNC_SECONDS or row == store.rows:
                     _save(store, pending, writers, row)
                     saved = time.monotonic()
-    for writer in writers.values():
-        writer.close()
 
 
 def _write(summaries: Summaries, row: int, group: Sequence[Array], writers: dict[str, Writer]) -> None:
