@@ -1,3 +1,79 @@
-"""Distil small vision networks from large ones: NST, KD, AT and FitNet as summaries of a teacher."""
+"""Distil small vision networks from large ones: NST, KD, AT and FitNet as summaries of a teacher.
+
+The names below are the public ones (docs/library.md); each is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nst.config import OptimConfig, TrainerConfig
+    from nst.data.batch import Batch
+    from nst.data.memory import MemorySplit
+    from nst.data.views import ViewScheme
+    from nst.distiller import Distiller, Pair, Term
+    from nst.export import load_student
+    from nst.knowledge import LiveTeacher, Normalization
+    from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+    from nst.taps import Taps, feature_shapes
+    from nst.trainer.distributed import Ranks
+    from nst.trainer.evaluate import Metrics, evaluate
+    from nst.trainer.loop import Trainer
+    from nst.weights import load_weights, save_weights
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AT",
+    "KD",
+    "NST",
+    "Batch",
+    "CrossEntropy",
+    "Distiller",
+    "FitNet",
+    "LiveTeacher",
+    "MemorySplit",
+    "Metrics",
+    "Normalization",
+    "OptimConfig",
+    "Pair",
+    "Ranks",
+    "Taps",
+    "Term",
+    "Trainer",
+    "TrainerConfig",
+    "TransferLoss",
+    "ViewScheme",
+    "evaluate",
+    "feature_shapes",
+    "load_student",
+    "load_weights",
+    "save_weights",
+]
+
+_HOMES = {
+    "nst.config": ("OptimConfig", "TrainerConfig"),
+    "nst.data.batch": ("Batch",),
+    "nst.data.memory": ("MemorySplit",),
+    "nst.data.views": ("ViewScheme",),
+    "nst.distiller": ("Distiller", "Pair", "Term"),
+    "nst.export": ("load_student",),
+    "nst.knowledge": ("LiveTeacher", "Normalization"),
+    "nst.losses": ("AT", "KD", "NST", "CrossEntropy", "FitNet", "TransferLoss"),
+    "nst.taps": ("Taps", "feature_shapes"),
+    "nst.trainer.distributed": ("Ranks",),
+    "nst.trainer.evaluate": ("Metrics", "evaluate"),
+    "nst.trainer.loop": ("Trainer",),
+    "nst.weights": ("load_weights", "save_weights"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nst' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

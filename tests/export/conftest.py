@@ -3,25 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from hydra import initialize_config_dir
+from shrunken import TINY, composed
 
-import nst.config  # noqa: F401  (registers the schema)
 from nst.export import export
 from nst.run import run
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = (
-    "model=resnet8", "teacher=resnet14", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
-    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.recipe.trainer.epochs=1",
-)  # fmt: skip
-
-
-def composed(config: str, *overrides: str) -> Any:
-    """The real configuration with overrides."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(config, [*overrides])
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from shrunken import composed
 from torch import nn
 
-from export.conftest import composed
 from nst.export import export, finished_run, load_student
 from nst.export.formats import capture, wanted_formats
 from nst.export.measure import cost, flops, latencies

@@ -9,8 +9,8 @@ from rich.table import Table
 from nst.export.finished import FinishedRun
 
 NAMES = {
-    "teacher": "teacher, in memory",
-    "student": "student, in memory",
+    "teacher": "teacher (memory)",
+    "student": "student (memory)",
     "safetensors": "safetensors + JSON",
     "torch": "torch.export",
     "onnx": "ONNX",
@@ -19,7 +19,7 @@ NAMES = {
 
 def cost_rows(run: FinishedRun, report: dict[str, Any]) -> list[list[str]]:
     """Header, then a row a network or file: what it is, size, accuracy, difference, latencies."""
-    rows = [["", "size", "top-1", "max. difference", *(f"batch {b}" for b in report["latency"])]]
+    rows = [["", "size", "top-1", "max. diff.", *(f"batch {b}" for b in report["latency"])]]
     about = {"student": report["student"], **report["files"]}
     if report["teacher"] is not None:
         about = {"teacher": {**report["teacher"], "top1": run.summary["teacher"]["top1"]}, **about}

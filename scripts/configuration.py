@@ -1,0 +1,150 @@
+"""Write docs/configuration.md from the schema in src/nst/config.py and the files in configs/.
+
+python scripts/configuration.py
+"""
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import nst.config
+from nst.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+INTRODUCTION = """\
+# Configuration
+
+Written by `python scripts/configuration.py` from `src/nst/config.py` and `configs/`.
+
+A run is a choice in each *group* (`model=resnet20`) and values for *keys* (`trainer.epochs=30`). A choice fills keys; a key on the
+command line wins. The recipe of the data set comes before an experiment, and both before the command line. `python train.py --cfg job
+--resolve` prints what a run would use, and `dry_run=true` what it would do.
+"""
+EXTRA = ("experiment", "table")  # one file a cell of a table: only their folders are listed
+
+
+def reference() -> str:
+    """The whole page."""
+    tree = ast.parse(inspect.getsource(nst.config))
+    source = inspect.getsource(nst.config).splitlines()
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    prefixes = dict(_prefixes(RunConfig, ""))
+    parts = [INTRODUCTION, "## Keys\n"]
+    for name, node in classes.items():
+        schema = getattr(nst.config, name)
+        if dataclasses.is_dataclass(schema):
+            parts.append(_section(schema, node, source, prefixes.get(name)))
+    parts.append("## Groups\n")
+    parts += [_group(folder) for folder in _groups()]
+    return "\n".join(part for part in parts if part)
+
+
+def _prefixes(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Class name → the keys under which a run holds it."""
+    found: dict[str, list[str]] = {schema.__name__: [prefix]}
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            for name, keys in _prefixes(field.type, f"{prefix}{field.name}."):
+                found[name] = found.get(name, []) + keys
+    yield from found.items()
+
+
+def _section(schema: Any, node: ast.ClassDef, source: list[str], prefixes: list[str] | None) -> str:
+    summary = inspect.getdoc(schema) or ""
+    if prefixes is None:
+        title = summary.removeprefix("What ").removesuffix(".").partition(" ")[0]
+    else:
+        title = " and ".join(f"`{prefix.removesuffix('.')}`" for prefix in sorted(prefixes) if prefix) or "A run"
+    lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
+    types = {s.target.id: s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            continue
+        statement = types[field.name]
+        comment = source[(statement.end_lineno or 1) - 1].partition("  # ")[2]
+        kind = ast.unparse(statement.annotation)
+        lines.append(f"| `{field.name}` | {_cell(kind)} | {_default(field)} | {_cell(comment)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 4 else ""
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return "must be given" if value == "???" else f"`{_shown(value)}`"
+
+
+def _shown(value: Any) -> str:
+    """A value as on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k}: {_shown(v)}' for k, v in value.items())}}}"
+    return str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _groups() -> list[Path]:
+    folders = [path for path in sorted((ROOT / "configs").iterdir()) if path.is_dir() and path.name != "hydra"]
+    return folders + sorted(path for path in (ROOT / "configs" / "hydra").iterdir() if path.name != "help")
+
+
+def _group(folder: Path) -> str:
+    name = str(folder.relative_to(ROOT / "configs"))
+    lines = [f"### `{name}=`\n"]
+    if name in EXTRA:
+        for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
+            files = sorted(file.stem for file in inner.glob("*.yaml"))
+            if files:
+                lines.append(f"- `{inner.relative_to(folder)}/`: {', '.join(files)}")
+        return "\n".join(lines) + "\n"
+    lines += ["| choice | | keys |", "|---|---|---|"]
+    for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
+        lines.append(f"| `{file.stem}` | {_cell(_comment(file))} | {_cell(_keys(file))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(file: Path) -> str:
+    words = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            words.append(line.removeprefix("#").strip())
+    return " ".join(words)
+
+
+def _keys(file: Path) -> str:
+    content = yaml.safe_load(file.read_text()) or {}
+    based = [_base(entry) for entry in content.pop("defaults", []) if entry != "_self_"]
+    return ", ".join([*(f"from `{entry}`" for entry in based), *_flat(content, "")])
+
+
+def _base(entry: str | dict[str, str]) -> str:
+    if isinstance(entry, str):
+        return entry
+    group, choice = next(iter(entry.items()))
+    return f"{group.partition('@')[0].removeprefix('/')}={choice}"
+
+
+def _flat(node: dict[str, Any], prefix: str) -> Iterator[str]:
+    """`key=value` for every leaf; not the values that models take from the data."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not str(value).startswith("${data."):
+            yield f"`{prefix}{key}={_shown(value)}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference())
+    print(f"written: {PAGE}")

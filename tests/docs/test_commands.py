@@ -1,0 +1,144 @@
+"""Every command in README.md and docs/*.md: run with shrunken settings, or composed and dry-run, or named below."""
+
+import argparse
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from blocks import PAGES, ROOT, Command, blocks, commands
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from nst import build
+from nst.run import run
+
+NOT_RUN = {
+    r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",
+    r"git clone |cd |mkdir ": "changes the working folder",
+    r"tensorboard ": "a server that does not end",
+    r"(\S*/)?python -m pytest": "these tests",
+    r"kill ": "names a process",
+    r"bash \.ci/": "installs the package and runs these tests",
+    r"(ruff|pyright|pre-commit) ": "checks of the source, run beside the tests",
+}
+FLAGS = ("--help", "--resolve", "--multirun", "-m")  # of Hydra, without a value
+SHRUNKEN = (
+    "trainer.epochs=1", "trainer.batch_size=16", "trainer.heatmaps=false", "data.limit=40",
+    "teacher.min_accuracy=0", "teacher.recipe.trainer.epochs=1", "teacher.recipe.trainer.batch_size=16",
+)  # fmt: skip
+
+
+class Parsed(Exception):
+    """A command line was understood; the work itself is left out."""
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shrunken runs go, so that they share teachers."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that pages describe, each page in a folder of its own."""
+    folder = tmp_path_factory.mktemp("own")
+    for page in PAGES:
+        for block in blocks(page, "python", "yaml"):
+            if block.file is not None:
+                path = folder / page.stem / block.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.text)
+    return folder
+
+
+@pytest.mark.parametrize("command", [*commands()], ids=str)
+def test_command(command: Command, outputs: Path, own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    if any(re.match(pattern, command.text) for pattern in NOT_RUN):
+        pytest.skip(next(reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command.text)))
+    words = list(command.words)
+    if words[0] == "torchrun":  # started with several processes in tests/distributed; here composed
+        words = ["python", *(word for word in words[1:] if not word.startswith("--"))]
+    script = next((Path(word) for word in words[:2] if word.endswith(".py")), None)
+    assert script is not None, f"{command}: say in tests/docs/test_commands.py how this is checked"
+    arguments = words[words.index(str(script)) + 1 :]
+    page = own / Path(command.page).stem
+    monkeypatch.syspath_prepend(page)
+    if script.name == "train.py":
+        check_train(arguments, page, outputs, multiple=command.words[0] == "torchrun")
+    else:
+        check_script(ROOT / "scripts" / script.name, arguments, page, outputs, monkeypatch)
+
+
+def overrides_of(arguments: list[str], page: Path) -> list[str]:
+    """The overrides among the words of a Hydra command; `--config-dir .` becomes the page's own folder."""
+    found, words = [], iter(arguments)
+    for word in words:
+        if word == "--config-dir":
+            next(words)
+            found.append(f"hydra.searchpath=[file://{page}]")
+        elif word in ("--cfg", "-c"):
+            next(words)
+        elif word not in FLAGS:
+            found.append(word)
+    return found
+
+
+def composed(config: str, overrides: list[str]) -> Any:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return hydra.compose(config, overrides)
+
+
+def check_train(arguments: list[str], page: Path, outputs: Path, *, multiple: bool) -> None:
+    """One job: run, on embedded or invented data; a sweep's jobs, and jobs on other data, are composed and built."""
+    overrides = [f"outputs={outputs}", *overrides_of(arguments, page)]
+    if {"-m", "--multirun"} & set(arguments):
+        own_keys = [word for word in overrides if word.startswith(("hydra", "+hydra"))]
+        parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in own_keys])
+        for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+            build.settings(composed("config", list(job)))
+        return
+    cfg = composed("config", overrides)
+    settings = build.settings(cfg)
+    if settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder")) or multiple or "--help" in arguments:
+        settings.model = {**settings.model, **({"pretrained": False} if "pretrained" in settings.model else {})}
+        if settings.teacher.model is not None and "pretrained" in settings.teacher.model:
+            settings.teacher.model = {**settings.teacher.model, "pretrained": False}
+        if settings.data["name"] != "imagenet":  # the networks of the ImageNet runs are built in tests/experiments
+            build.networks(settings)
+        return
+    run(composed("config", [*overrides, *SHRUNKEN]))
+
+
+def check_script(
+    script: Path, arguments: list[str], page: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script of scripts/: its words are composed or parsed, by whatever it does that with."""
+    source = script.read_text()
+    config = re.search(r'config_name="(\w+)"', source)
+    if config is not None:
+        composed(config[1], overrides_of(arguments, page))
+    elif "argparse" in source:
+        parse = argparse.ArgumentParser.parse_args
+
+        def parse_only(parser: argparse.ArgumentParser, *_: Any) -> None:
+            parse(parser)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        with pytest.raises(Parsed):
+            runpy.run_path(str(script), run_name="__main__")
+    elif script.name == "reproduce.py":
+        if arguments:
+            importlib.import_module("nst.reproduce.request").parse(arguments)
+    elif script.name == "runs.py":
+        importlib.import_module("scripts.runs").main([*arguments, f"outputs={outputs}"])
+    else:
+        assert script.name == "configuration.py", "say in tests/docs/test_commands.py how this is checked"
