@@ -24,8 +24,11 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.forward(None, grads[0].contiguous())
 
 
-class PortableSyncBatchNorm(nn.SyncBatchNorm):
-    """`nn.SyncBatchNorm`, which runs on GPUs only, in plain operations for every device; parts may be uneven."""
+class PortableSyncBatchNorm(_BatchNorm):
+    """What `nn.SyncBatchNorm` does on GPUs only, in plain operations for every device; parts may be uneven."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # that of the layer it was made from
 
     def forward(self, input: Tensor) -> Tensor:
         """`[B, C, ...]` normalised by mean and variance over B of all ranks and the positions."""
@@ -74,4 +77,5 @@ def sync_batch_norms(model: nn.Module, device: torch.device) -> None:
                 "BatchNorm layers only, so use trainer.sync_bn=false with this model"
             )
         module.__class__ = kind
-        module.process_group = None  # pyright: ignore[reportArgumentType]  (what nn.SyncBatchNorm itself sets)
+        if isinstance(module, nn.SyncBatchNorm):
+            module.process_group = None  # all ranks

@@ -1,0 +1,115 @@
+"""Small trainings whose numbers must not depend on how many processes share the work.
+
+Run by torchrun as a script, it writes what each scenario gives on this rank to the folder named on its command line.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nst.config import OptimConfig, TrainerConfig
+from nst.data.memory import MemorySplit
+from nst.data.views import ViewScheme
+from nst.distiller import Distiller, Pair, Term
+from nst.knowledge import LiveTeacher
+from nst.losses import AT, KD, NST, CrossEntropy, FitNet
+from nst.taps import LOGITS, feature_shapes
+from nst.trainer.distributed import Ranks, ranks
+from nst.trainer.evaluate import evaluate
+from nst.trainer.loop import Trainer
+
+IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: parts of 1 and 2
+
+
+class Network(nn.Module):
+    """Two convolutions, with or without BN; the BN of the second is a tap (its hook must survive synchronised BN)."""
+
+    def __init__(self, channels: int, bn: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, padding=1, bias=not bn)
+        self.bn1 = nn.BatchNorm2d(channels) if bn else nn.Identity()
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=not bn)
+        self.bn2 = nn.BatchNorm2d(channels) if bn else nn.Identity()
+        self.fc = nn.Linear(channels, 10)
+        self.taps = {"last": "bn2"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = self.bn2(self.conv2(self.bn1(x).relu()))
+        return self.fc(x.relu().mean((2, 3)))
+
+
+def data() -> MemorySplit:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (IMAGES, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return MemorySplit(images, torch.arange(IMAGES) % 10, ViewScheme(8, 1, False), (0.5,), (0.3,))
+
+
+def trainer(here: Ranks, *, bn: bool = False, with_labels: bool = True, **settings: Any) -> Trainer:
+    """Every loss at once, a projection (FitNet) among them, from a teacher with more channels."""
+    logits, last = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
+    terms = [
+        Term("fitnet", FitNet(), 1.0, last),
+        Term("at", AT(), 10.0, last),
+        Term("nst_poly", NST(kernel="polynomial"), 50.0, last),
+        Term("nst_gaussian", NST(kernel="gaussian"), 10.0, last),
+    ]
+    if with_labels:
+        terms += [Term("ce", CrossEntropy(), 1.0, logits), Term("kd", KD(), 4.0, logits)]
+    torch.manual_seed(0)
+    student, teacher = Network(6, bn), Network(8, True)
+    shapes = [feature_shapes(net, ["last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
+    distiller = Distiller(student, terms, *shapes)
+    loader = data().loader(BATCH, train=True, rank=here.rank, world=here.world)
+    return Trainer(
+        distiller,
+        LiveTeacher(teacher, distiller.requests),
+        loader,
+        optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-3),
+        settings=TrainerConfig(epochs=2, batch_size=BATCH, channels_last=False, clip_grad_norm=5.0, **settings),
+        ranks=here,
+        seed=0,
+    )
+
+
+def train(it: Trainer) -> dict[str, Any]:
+    """What the log would say of each of the first steps, and what they make of the student."""
+    logged: list[dict[str, Any]] = []
+    seen: list[Tensor] = []
+    it.distiller.train()
+    while it.progress.step < STEPS:
+        for batch in it.loader.epoch(*divmod(it.progress.step, it.loader.steps)):
+            it.step(batch)
+            logged.append(it.window())
+            seen.append(batch.indices)
+            if it.progress.step == STEPS:
+                break
+    it.ranks.share_buffers(it.distiller)
+    return {"logged": logged, "state": it.distiller.state_dict(), "seen": seen}
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sync_bn": {"bn": True, "sync_bn": True},
+    "parts": {"accumulate": 3},
+    "parts_sync_bn": {"bn": True, "sync_bn": True, "accumulate": 2},
+    "no_label": {"with_labels": False},
+}
+
+
+def results(here: Ranks) -> dict[str, Any]:
+    """Everything, on this rank."""
+    found: dict[str, Any] = {name: train(trainer(here, **kind)) for name, kind in SCENARIOS.items()}
+    torch.manual_seed(0)
+    evaluation = data().loader(20, train=False, rank=here.rank, world=here.world)
+    found["evaluation"] = vars(evaluate(Network(6, True), evaluation.epoch(0), here))
+    found["gathered"] = here.gather(here.rank, 10.0 * here.rank)
+    return found
+
+
+if __name__ == "__main__":
+    with ranks("cpu") as here:
+        torch.save(results(here), Path(sys.argv[1]) / f"rank{here.rank}.pt")

@@ -1,0 +1,90 @@
+"""Two ranks, joined over the network as two machines are, do what one process does on the same global batches."""
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import ROOT
+from tests.distributed import scenarios
+
+from nst.trainer.distributed import Ranks
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    """What each of two nodes with one process finds; they meet at a port of the first, as on a cluster."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"),
+        *(f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-id=nst", "--local-addr=127.0.0.1"),
+        *(str(ROOT / "tests/distributed/scenarios.py"), str(folder)),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    nodes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [node.communicate(timeout=120)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
+    return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one() -> Found:
+    return scenarios.results(ONE)
+
+
+# In the part of a step that synchronised BN sees, two ranks have other images than one process has.
+COMPARABLE = [name for name in scenarios.SCENARIOS if name != "parts_sync_bn"]
+
+
+@pytest.mark.parametrize("name", COMPARABLE)
+def test_losses_gradients_and_weights_are_those_of_one_process(name: str, ranks: list[Found], one: Found) -> None:
+    """Loss terms, gradient norm and accuracy of every step; then weights, projections and BN statistics."""
+    for two_ranks, single in zip(ranks[0][name]["logged"], one[name]["logged"], strict=True):
+        torch.testing.assert_close(flat(two_ranks), flat(single), rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(ranks[0][name]["state"], one[name]["state"], rtol=1e-4, atol=1e-6)
+
+
+def flat(logged: dict[str, Any]) -> dict[str, float]:
+    terms = logged["terms"]
+    return {key: float(value) for key, value in {**logged, **terms}.items() if key != "terms"}
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_all_ranks_hold_the_same_and_log_the_same(name: str, ranks: list[Found]) -> None:
+    torch.testing.assert_close(ranks[0][name]["state"], ranks[1][name]["state"], rtol=0, atol=0)
+    assert ranks[0][name]["logged"] == ranks[1][name]["logged"]
+
+
+def test_each_image_is_seen_once_an_epoch(ranks: list[Found]) -> None:
+    steps = -(-scenarios.IMAGES // scenarios.BATCH)
+    epoch = torch.cat([part for rank in ranks for part in rank["plain"]["seen"][:steps]])
+    assert epoch.sort().values.tolist() == list(range(scenarios.IMAGES))
+    assert [len(rank["plain"]["seen"][steps - 1]) for rank in ranks] == [1, 2]  # 3 images left for two ranks
+
+
+def test_evaluation_counts_each_image_once(ranks: list[Found], one: Found) -> None:
+    assert one["evaluation"]["images"] == scenarios.IMAGES
+    for rank in ranks:
+        torch.testing.assert_close(rank["evaluation"], one["evaluation"], rtol=1e-6, atol=0)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(one: Found) -> None:
+    """Without BN, which sees each part alone."""
+    torch.testing.assert_close(one["parts"]["state"], one["plain"]["state"], rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_are_gathered_by_rank(ranks: list[Found], one: Found) -> None:
+    assert one["gathered"] == [[0.0, 0.0]]
+    assert ranks[0]["gathered"] == ranks[1]["gathered"] == [[0.0, 0.0], [1.0, 10.0]]
