@@ -40,6 +40,9 @@ def test_rendering_equals_one_image_at_a_time(
     assert images.is_contiguous(memory_format=memory_format)
     expected = torch.stack([reference(split, int(i), int(v)) for i, v in zip(indices, views, strict=True)])
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
+    # what runs on a GPU is another program for the same result
+    other = split.renderer("cpu", channels_last)._by_torch(indices, views)
+    assert torch.equal(other.permute(0, 3, 1, 2) if channels_last else other, images)
     # the pixels themselves are exact
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (split.mean, split.std))
     pixels = [((x.double() * std + mean) * 255).round().to(torch.uint8) for x in (images, expected)]
@@ -68,6 +71,13 @@ def test_two_ranks_see_what_one_process_sees() -> None:
     for whole, *parts in zip(split.loader(16, train=True, seed=3).epoch(1), *(r.epoch(1) for r in ranks), strict=True):
         for field in range(4):
             assert torch.equal(whole[field], torch.cat([part[field] for part in parts]))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_rank_without_images_gets_an_empty_batch(channels_last: bool) -> None:
+    (batch,) = make_split(1).loader(4, train=True, rank=0, world=2, channels_last=channels_last).epoch(0)
+    assert batch.images.shape == (0, 3, 8, 8)
+    assert len(batch.labels) == len(batch.indices) == len(batch.views) == 0
 
 
 def test_a_restart_inside_an_epoch_gives_the_same_batches() -> None:
