@@ -1,0 +1,116 @@
+"""How long the missing runs will take: one real step of each kind, measured, times the number of steps."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table as Grid
+
+from nst import build
+from nst.config import RunConfig
+from nst.data.memory import MemorySplit
+from nst.data.views import ViewScheme
+from nst.knowledge import LiveTeacher
+from nst.reproduce.plan import Plan, finished
+from nst.trainer.distributed import Ranks
+from nst.trainer.loop import Trainer
+
+PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
+
+
+@dataclass
+class Line:
+    """Runs that differ in their seed only."""
+
+    name: str
+    run: RunConfig
+    runs: int
+    missing: int
+    seconds: float = 0.0  # of one run
+
+
+def lines(plan: Plan) -> list[Line]:
+    """The plan in the order in which it runs."""
+    found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
+    several = len(plan.table.groups) > 1
+    for cell in plan.cells:
+        name = f"{cell.group.title}: {cell.row.label}" if several else cell.row.label
+        missing = sum(not finished(run) for run in cell.runs)
+        found.append(Line(name, cell.runs[0], len(cell.runs), missing))
+    return found
+
+
+def estimate(plan: Plan, device: torch.device) -> list[Line]:
+    """Measure a step for each line with something missing, and fill in its seconds: an upper bound for resumed runs."""
+    train, test = plan.table.images
+    found = lines(plan)
+    for line in found:
+        if line.missing:
+            run = line.run
+            images = min(train, run.data.get("limit") or train) * run.trainer.epochs
+            # Evaluation is a forward pass: a third of a training step without a teacher.
+            images += test * run.trainer.epochs / run.trainer.eval_every / 3
+            line.seconds = images * seconds_per_image(run, device)
+    return found
+
+
+def seconds_per_image(run: RunConfig, device: torch.device) -> float:
+    """One training step on noise, teacher and losses included; weights are random, the time is the same."""
+    networks = build.networks(run)
+    channels, size = run.data["channels"], run.data["size"]
+    batch = run.trainer.batch_size
+    if device.type == "cpu":
+        batch = min(batch, max(2, PIXELS // size**2))
+    noise = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
+    labels = torch.arange(batch) % run.data["num_classes"]
+    split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
+    loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
+    knowledge = None
+    if networks.teacher is not None:
+        knowledge = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
+    trainer = Trainer(
+        networks.distiller, knowledge or (lambda batch: {}), loader,
+        optim=run.optim, settings=run.trainer, ranks=Ranks(0, 1, device), seed=0,
+    )  # fmt: skip
+    images = next(iter(loader.epoch(0)))
+    times = []
+    for _ in range(3):  # the first one warms up
+        began = time.perf_counter()
+        trainer.step(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / batch
+
+
+def show(plan: Plan, found: list[Line], folder: Path) -> None:
+    """Print the plan with its estimate."""
+    missing = sum(line.missing for line in found)
+    grid = Grid(title=f"{plan.table.title}: {sum(line.runs for line in found)} runs, {missing} to do")
+    for column in ("run", "epochs", "runs", "finished", "estimate each", "to do"):
+        grid.add_column(column, justify="left" if column == "run" else "right")
+    for line in found:
+        each = duration(line.seconds) if line.missing else ""
+        left = duration(line.seconds * line.missing) if line.missing else "done"
+        grid.add_row(line.name, str(line.run.trainer.epochs), str(line.runs), str(line.runs - line.missing), each, left)
+    console = Console()
+    console.print(grid)
+    if missing:
+        total = duration(sum(line.seconds * line.missing for line in found))
+        console.print(f"estimate from one measured step of each on this machine: about {total} in all")
+    changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))
+    if changes:
+        kind = "REDUCED" if any(cell.reduced for cell in plan.cells) else "CHANGED"
+        few = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
+        console.print(f"{kind}, not comparable with published figures: {few}", highlight=False, markup=False)
+    console.print(f"result: {folder}", highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """For a reader: "40 s", "12 min", "3.4 h", "12 days"."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}" if name == "h" else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"

@@ -1,0 +1,177 @@
+"""What only the networks themselves can tell, computed once and kept as small files for the report.
+
+MMD between teacher and student before and after training, what single neurons select (paper, Figure 2), and the
+channels of both networks laid out by t-SNE (paper, Figure 5).
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.manifold import TSNE
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst import build
+from nst.config import RunConfig
+from nst.data.dataset import Dataset
+from nst.knowledge import Normalization
+from nst.losses import NST
+from nst.reproduce.execute import dataset
+from nst.reproduce.plan import Cell, Plan, finished
+from nst.reproduce.table import Group
+from nst.run import STUDENT
+from nst.taps import Taps
+from nst.teaching import expected_normalization
+from nst.trainer.folder import run_folder
+from nst.trainer.heatmaps import heatmaps
+from nst.weights import load_weights, sha256_of, write_whole
+
+IMAGES = 256  # for MMD
+SHOWN = 4  # images of the heat maps
+KERNELS = ("linear", "polynomial", "gaussian")
+
+
+def gather(plan: Plan, device: torch.device) -> None:
+    """Write `evidence/<group>.json` and its pictures for every group; what is there for the same runs is kept."""
+    sets: dict[str, Dataset] = {}
+    for group in plan.table.groups:
+        cells = [cell for cell in plan.cells if cell.group is group]
+        runs = [mark(run) for cell in cells for run in cell.runs if finished(run)]
+        taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
+        file = plan.folder / "evidence" / f"{group.name}.json"
+        if not taught or (file.is_file() and json.loads(file.read_text())["runs"] == runs):
+            continue
+        print(f"looking into the networks of {group.title}", flush=True)
+        look = Look(group, taught[0], dataset(taught[0], sets), device)
+        content = {"runs": runs, "images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}
+        for name, picture in neurons(look, cells).items():
+            write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
+        write_whole(file, json.dumps(content, indent=1).encode())
+
+
+def mark(run: RunConfig) -> str:
+    """A finished run and which result of it this is."""
+    folder = run_folder(asdict(run))
+    return f"{folder.name} {sha256_of(folder / 'summary.json')[:16]}"
+
+
+class Look:
+    """A group's teacher, some test images, and the features of any network on them."""
+
+    def __init__(self, group: Group, run: RunConfig, data: Dataset, device: torch.device) -> None:
+        self.group, self.device, self.data = group, device, data
+        self.images = first_images(data, device)
+        self.normalization = Normalization(data.mean, data.std)
+        self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
+        summary = json.loads((run_folder(asdict(run)) / "summary.json").read_text())
+        metadata = load_weights(self.teacher, summary["teacher"]["weights"])
+        self.teacher.to(device).eval()
+        self.expects = expected_normalization(run.teacher, metadata) or self.normalization
+        scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(self.expects))
+        self.teacher_images = self.images * scale + shift
+        self.teacher_features = self.features(self.teacher, self.teacher_images, group.taps.teacher)
+
+    @torch.no_grad()
+    def features(self, model: nn.Module, images: Tensor, tap: str) -> Tensor:
+        """Features `[N, C, H, W]` of a network in `eval()` mode, on the CPU."""
+        recorder = Taps(model, [tap])
+        found = []
+        try:
+            for part in images.split(64):
+                model.eval()(part.to(self.device))
+                found.append(recorder.read()[tap].float().cpu())
+        finally:
+            recorder.remove()
+        return torch.cat(found)
+
+    def student(self, run: RunConfig, trained: bool) -> nn.Module:
+        """The student of a run, before or after its training."""
+        model = build.network("model", run.model, run.seed)
+        if trained:
+            load_weights(model, run_folder(asdict(run)) / STUDENT)
+        return model.to(self.device)
+
+    def student_features(self, run: RunConfig, trained: bool) -> Tensor:
+        """Its features on the images."""
+        return self.features(self.student(run, trained), self.images, self.group.taps.student)
+
+
+def first_images(data: Dataset, device: torch.device) -> Tensor:
+    """The first test images `[N, C, H, W]`, normalised, on the CPU."""
+    batches: Iterator[Any] = iter(data.loader("test", 64, train=False, device=device).epoch(0))
+    return torch.cat([batch.images.cpu() for _, batch in zip(range(IMAGES // 64), batches, strict=False)])
+
+
+def mmd(look: Look, cells: list[Cell]) -> dict[str, Any]:
+    """Row → kernel → MMD² (mean over the images) of each seed's student, untrained and trained."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        runs = [run for run in cell.runs if finished(run)]
+        values: dict[str, Any] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
+        for run in runs:
+            for when, trained in (("before", False), ("after", True)):
+                features = look.student_features(run, trained)
+                for kernel in KERNELS:
+                    values[kernel][when].append(distance(look.teacher_features, features, kernel))
+        found[cell.row.name] = values
+    return found
+
+
+def distance(teacher: Tensor, student: Tensor, kernel: Any) -> float:
+    """MMD² of the paper's eq. 4, without weight or ½, mean over images `[N, C, H, W]`."""
+    loss, total = NST(kernel), 0.0
+    for t, s in zip(teacher.split(16), student.split(16), strict=True):
+        total += 2 * float(loss(s, loss.summarize(t, tuple(s.shape[1:])))) * len(s)
+    return round(total / len(student), 8)
+
+
+def chosen(cells: list[Cell]) -> list[Cell]:
+    """The rows that the figures compare: the student alone and one NST, where they are finished."""
+    nst = [cell for cell in cells[1:] if any(name.startswith("nst") for name in cell.runs[0].loss)]
+    preferred = sorted(nst, key=lambda cell: cell.row.name not in ("nst_poly", "nst"))[:1]
+    return [cell for cell in [*cells[:1], *preferred] if finished(cell.runs[0])]
+
+
+def tsne(look: Look, cells: list[Cell]) -> dict[str, Any]:
+    """Row → coordinates of the teacher's and the student's unit channel maps on the first test image, laid out jointly."""
+    found: dict[str, Any] = {}
+    for cell in chosen(cells):
+        student = look.student_features(cell.runs[0], trained=True)[:1]
+        teacher = look.teacher_features[:1]
+        if teacher.shape[2:] != student.shape[2:]:
+            teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
+        sides = [unit_maps(teacher), unit_maps(student)]
+        points = np.concatenate(sides)
+        place = TSNE(perplexity=min(30, (len(points) - 1) // 3), init="pca", random_state=0).fit_transform(points)
+        first, second = np.round(place[: len(sides[0])], 2), np.round(place[len(sides[0]) :], 2)
+        found[cell.row.name] = {"teacher": first.tolist(), "student": second.tolist()}
+    return found
+
+
+def unit_maps(feature: Tensor) -> np.ndarray:
+    """`[1, C, H, W]` → the maps of the channels that are not zero, each of length 1: `[≤ C, H·W]`."""
+    maps = feature[0].flatten(1)
+    return F.normalize(maps[maps.norm(dim=1) > 0], dim=1).numpy()
+
+
+def neurons(look: Look, cells: list[Cell]) -> dict[str, bytes]:
+    """Heat maps of the most active neurons of the last stage, as PNG: the teacher's and the compared students'."""
+    grids = heatmaps(look.teacher_images[:SHOWN].to(look.device), {"teacher": look.teacher}, look.expects)
+    for cell in chosen(cells):
+        student = look.student(cell.runs[0], trained=True)
+        grids |= heatmaps(look.images[:SHOWN].to(look.device), {cell.row.name: student}, look.normalization)
+    return {name.removeprefix("neurons/"): png(grid) for name, grid in grids.items()}
+
+
+def png(picture: Tensor) -> bytes:
+    """`[3, H, W]` in 0…1 as a PNG file."""
+    file = io.BytesIO()
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return file.getvalue()

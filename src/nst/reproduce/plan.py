@@ -1,0 +1,165 @@
+"""Which runs a table needs, as settings and as the file that the report reads."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from nst import build
+from nst.config import NOT_IDENTITY, RunConfig
+from nst.reproduce.request import Request
+from nst.reproduce.table import Group, Row, Table, read_table
+from nst.teaching import teacher_run
+from nst.trainer.folder import run_folder
+from nst.weights import write_whole
+
+# Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
+HOW = (
+    "trainer.precision",
+    "trainer.compile",
+    "trainer.channels_last",
+    "trainer.sync_bn",
+    "knowledge.",
+    "teacher.weights",
+)
+UNSTATED = (*NOT_IDENTITY, "seed", "teacher.mean", "teacher.std", "teacher.min_accuracy")
+SHORTER = ("trainer.epochs", "teacher.recipe.trainer.epochs")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table with its runs, one a seed."""
+
+    group: Group
+    row: Row
+    command: str  # of its first seed
+    runs: tuple[RunConfig, ...]
+    changes: tuple[str, ...]  # "key: new (table: old)"
+    reduced: bool  # shorter, or on fewer images
+    comparable: bool  # with what was published: the table's own settings, but for how they are computed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a table, and where its result goes."""
+
+    request: Request
+    table: Table
+    cells: tuple[Cell, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The table's own folder."""
+        return Path(self.request.outputs) / "tables" / self.request.folder
+
+    @property
+    def teachers(self) -> list[RunConfig]:
+        """The runs that train teachers, each once."""
+        students = [run for cell in self.cells for run in cell.runs]
+        needed = [teacher_run(s) for s in students if s.teacher.model is not None and s.teacher.weights is None]
+        return list({run_folder(asdict(run)): run for run in needed}.values())
+
+
+def finished(run: RunConfig) -> bool:
+    """Whether the run's result lies there."""
+    return (run_folder(asdict(run)) / "summary.json").is_file()
+
+
+def make_plan(request: Request, configs: Path) -> Plan:
+    """Compose every run of the table; no data is read.
+
+    Raises:
+        ValueError: an unknown table, or settings that no run can have.
+    """
+    table = read_table(request.table, configs)
+    seeds = range(request.seeds or table.seeds)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        cells = tuple(_cell(request, table, group, row, seeds) for group in table.groups for row in group.rows)
+    return Plan(request, table, cells)
+
+
+def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) -> Cell:
+    own = [*table.overrides, *row.run]
+    meant = _settings(own)
+    words = [*own, *request.overrides]
+    asked = _settings(words)
+    if request.epochs < 1:
+        words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
+        if asked.teacher.model is not None and asked.teacher.weights is None:
+            teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
+            words.append(f"teacher.recipe.trainer.epochs={teacher}")
+        asked = _settings(words)
+    asked = replace(asked, outputs=request.outputs)
+    changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
+    shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
+    reduced = any(key in SHORTER and new < old for key, old, new in changed) or asked.data.get("limit") is not None
+    return Cell(
+        group, row, " ".join(["python train.py", *shown, "seed=0"]),
+        tuple(replace(asked, seed=seed) for seed in seeds),
+        tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
+        all(key.startswith(HOW) for key, _, _ in changed),
+    )  # fmt: skip
+
+
+def _settings(overrides: list[str]) -> RunConfig:
+    return build.settings(compose("config", overrides=overrides))
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `{"dotted.key": value}`."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    keys = [k for k in dict.fromkeys([*old, *new]) if not k.startswith(UNSTATED)]
+    if new.get("teacher.weights") is not None:
+        keys = [k for k in keys if not k.startswith("teacher.recipe.")]
+    return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def write_plan(plan: Plan) -> None:
+    """Write `plan.json`: all that the report needs besides the run folders; paths are relative to `outputs`."""
+    table, outputs = plan.table, Path(plan.request.outputs)
+    groups: list[dict[str, Any]] = []
+    for group in table.groups:
+        cells = [cell for cell in plan.cells if cell.group is group]
+        rows = [
+            {
+                "name": cell.row.name,
+                "label": cell.row.label,
+                "published": cell.row.published,
+                "published_top5": cell.row.published_top5,
+                "command": cell.command,
+                "changes": list(cell.changes),
+                "reduced": cell.reduced,
+                "comparable": cell.comparable,
+                "runs": [
+                    {"seed": run.seed, "folder": str(run_folder(asdict(run)).relative_to(outputs))} for run in cell.runs
+                ],
+            }
+            for cell in cells
+        ]
+        groups.append(
+            {
+                "name": group.name,
+                "title": group.title,
+                "teacher": asdict(group.teacher),
+                "taps": asdict(group.taps),
+                "rows": rows,
+            }
+        )
+    content = {
+        "table": plan.request.table,
+        "command": plan.request.command,
+        "title": table.title,
+        "source": table.source,
+        "metric": table.metric,
+        "groups": groups,
+    }
+    write_whole(plan.folder / "plan.json", json.dumps(content, indent=1, ensure_ascii=False).encode())

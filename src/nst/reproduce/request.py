@@ -1,0 +1,87 @@
+"""What the command line of `scripts/reproduce.py` asks for."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nst.config import NOT_IDENTITY
+
+USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
+
+  python scripts/reproduce.py table=NAME [seeds=N] [epochs=FRACTION] [plan=true] [outputs=FOLDER] [key=value ...]
+
+  table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
+                        conventions/digits, conventions/cifar10
+  seeds=3               students of every method: seeds 0, 1, 2 (the teacher is one network, trained or given once)
+  epochs=0.1            a tenth of every run's length, teacher's included: the result is labelled reduced
+  plan=true             show the plan and the estimate, run nothing
+  key=value             any override of train.py, for every run: data.root=FOLDER data.limit=2000 teacher.weights=FILE
+
+The same command again continues what was interrupted, and changes nothing when all is done."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A table and how much of it."""
+
+    table: str
+    seeds: int | None = None  # None: as the table says
+    epochs: float = 1.0  # fraction of each run's length
+    plan: bool = False
+    outputs: str = "outputs"
+    overrides: tuple[str, ...] = ()  # of every run
+
+    @property
+    def folder(self) -> str:
+        """Where the result goes below `<outputs>/tables`: by what was asked, but for the number of seeds."""
+        asked = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
+        asked += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
+        name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in asked)
+        return f"{self.table}/{name[:120] or 'full'}"
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this again."""
+        words = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
+        words += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
+        return " ".join(["python scripts/reproduce.py", *words, *self.overrides])
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Read `key=value` words.
+
+    Raises:
+        ValueError: a word that is no `key=value`, or a value out of range.
+    """
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
+        if key == "seed":
+            raise ValueError(f"{word}: a table runs seeds 0 to N-1; ask for seeds=N")
+        if key in ("table", "seeds", "epochs", "plan", "outputs"):
+            own[key] = value
+        else:
+            overrides.append(word)
+    if "table" not in own:
+        raise ValueError(f"which table? table=quick/digits for example\n\n{USAGE}")
+    seeds, epochs = own.get("seeds"), own.get("epochs", "1")
+    if seeds is not None and (not seeds.isdecimal() or int(seeds) < 1):
+        raise ValueError(f"seeds={seeds}: how many seeds, a whole number from 1, is needed")
+    if not re.fullmatch(r"\d*\.?\d+", epochs) or not 0 < float(epochs) <= 1:
+        raise ValueError(
+            f"epochs={epochs}: a fraction of each run's length, above 0 and up to 1, is needed; "
+            "trainer.epochs=N sets a number for the students"
+        )
+    if own.get("plan", "false") not in ("true", "false"):
+        raise ValueError(f"plan={own['plan']}: true or false is needed")
+    return Request(
+        own["table"],
+        int(seeds) if seeds else None,
+        float(epochs),
+        own.get("plan") == "true",
+        own.get("outputs", "outputs"),
+        tuple(overrides),
+    )
