@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_groups = count()  # process groups this process has joined so far
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,11 @@ def ranks(device: str) -> Iterator[Ranks]:
         joined = dist.is_initialized()
         yield Ranks(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
         return
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=where if cuda else None)
+    c10d: Any = dist
+    store, rank, world = next(iter(c10d.rendezvous("env://")))
+    own = c10d.PrefixStore(f"nst/{next(_groups)}", store)  # the jobs of a sweep join one group after the other
+    backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world, device_id=where if cuda else None)
     yield Ranks(dist.get_rank(), dist.get_world_size(), where)
     # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
     dist.destroy_process_group()
