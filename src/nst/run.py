@@ -134,9 +134,10 @@ def _train(
     folder: RunFolder,
     source: Teaching,
 ) -> dict[str, Any]:
-    teacher, loader = source.about, build.loader(settings, here, data, "train", source.views)
+    loader, teacher = build.loader(settings, here, data, "train", source.views), source.about
     if source.knowledge.lookahead:
         loader = Announcing(loader, source.knowledge)
+    student = networks.distiller.student
     trainer = Trainer(
         networks.distiller, source.knowledge, loader,
         optim=settings.optim, settings=settings.trainer, ranks=here, seed=settings.seed,
@@ -146,7 +147,7 @@ def _train(
     draw = None
     if settings.trainer.heatmaps and here.main:
         sample = next(iter(data.loader("test", 8, train=False, device=here.device).epoch(0)))
-        by_name = {"student": networks.distiller.student, "teacher": source.model}
+        by_name = {"student": student, "teacher": source.model}
         draw = partial(heatmaps, sample.images, by_name, Normalization(data.mean, data.std))
     about = {  # what rank 0 finds must be the same in every start of the run
         "config": identity(asdict(settings)),
@@ -156,7 +157,6 @@ def _train(
     last = Fit(trainer, evaluation, folder.path, draw, about=about).run()
     test = last
     if evaluated == "val":
-        student = networks.distiller.student
         test = evaluate(student, build.loader(settings, here, data, "test").epoch(0), here, settings.trainer.precision)
     summary = {
         "finished": True,
@@ -164,28 +164,41 @@ def _train(
         "test": asdict(test),
         "evaluated_on": evaluated,
         "last": asdict(last),
-        "best": {"top1": trainer.progress.best_top1, "epoch": trainer.progress.best_epoch},
         "teacher": teacher,
-        "student": {"name": settings.model["name"], "parameters": build.count_parameters(networks.distiller.student)},
-        "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
-        "steps": trainer.progress.step,
-        "skipped_steps": trainer.progress.skipped,
-        "seconds": round(trainer.progress.seconds, 2),
+        **_outcome(settings, trainer),
         **provenance(here.device, here.world),
         "config": asdict(settings),
     }
     if here.main:
-        metadata = {
-            "arch": settings.model["name"],
-            "dataset": data.name,
-            "mean": ",".join(str(v) for v in data.mean),
-            "std": ",".join(str(v) for v in data.std),
-            "test_accuracy": f"{test.top1 / 100:.4f}",
-        }
-        save_weights(folder.path / STUDENT, networks.distiller.student, metadata)
+        save_weights(folder.path / STUDENT, student, _metadata(settings, data, test))
         write_whole(folder.path / "summary.json", json.dumps(summary, indent=1).encode())
     here.barrier()
     return summary
+
+
+def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
+    """What the summary tells of the training itself."""
+    progress = trainer.progress
+    parameters = build.count_parameters(trainer.distiller.student)
+    return {
+        "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},
+        "student": {"name": settings.model["name"], "parameters": parameters},
+        "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "seconds": round(progress.seconds, 2),
+    }
+
+
+def _metadata(settings: RunConfig, data: Dataset, test: Metrics) -> dict[str, str]:
+    """What the student's weights carry with them."""
+    return {
+        "arch": settings.model["name"],
+        "dataset": data.name,
+        "mean": ",".join(str(v) for v in data.mean),
+        "std": ",".join(str(v) for v in data.std),
+        "test_accuracy": f"{test.top1 / 100:.4f}",
+    }
 
 
 def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
