@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nst.losses.base import working_dtype
+
 CACHE_BYTES = 3 << 19
 """Size of one block's channel maps on a CPU."""
 
@@ -33,11 +35,19 @@ def join(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def map_blocks(x: Tensor, dtype: torch.dtype, blocks: list[slice], compute: Callable[[slice], Tensor]) -> Tensor:
-    """`compute(block)` for each block as one tensor of x's shape, laid out in memory like x."""
+def map_blocks(
+    x: Tensor, dtype: torch.dtype, blocks: list[slice], compute: Callable[[slice, Tensor | None], Tensor]
+) -> Tensor:
+    """`compute(block, out)` for each block as one tensor of x's shape, laid out in memory like x.
+
+    `out`, unless it is None, is where the result may be written at once, as with torch's own `out=`.
+    """
     if len(blocks) == 1:
-        return compute(blocks[0]).to(dtype)
+        return compute(blocks[0], None).to(dtype)
     result = torch.empty_like(x, dtype=dtype)
+    direct = dtype == working_dtype(x)
     for block in blocks:
-        result[block] = compute(block)
+        part = compute(block, result[block] if direct else None)
+        if not direct:
+            result[block] = part
     return result

@@ -81,12 +81,12 @@ class GramTerms(torch.autograd.Function):
         weight_gram = (4 / x.shape[1] * grad_gram).view(-1, 1, 1)
         weight_mean = (2 / x.shape[1] * grad_mean).view(-1, 1, 1)
 
-        def gradient(block: slice) -> Tensor:
+        def gradient(block: slice, out: Tensor | None) -> Tensor:
             unit = scale_maps(x[block], inverse[block])
             grad = matmul_like(unit, unit, delta[block] * weight_gram[block])
             if mean is not None:
                 grad += weight_mean[block] * mean[block].unsqueeze(1)
-            return unit_gradient(grad, unit, inverse[block])
+            return unit_gradient(grad, unit, inverse[block], out)
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x), gradient), None, None, None

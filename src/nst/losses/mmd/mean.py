@@ -9,9 +9,14 @@ from nst.losses.mmd.blocks import image_blocks, join, map_blocks
 from nst.losses.mmd.unit import inverse_norms
 
 
-def weighted_mean(x: Tensor, inverse: Tensor) -> Tensor:
-    """Maps `[B, C, N]` and inverse norms `[B, C, 1]` → mean unit map `[B, N]`, without forming the unit maps."""
-    return torch.bmm(inverse.transpose(1, 2), x.to(inverse.dtype)).squeeze(1) / x.shape[1]
+def mean_of_blocks(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Maps `[B, C, N]` → mean unit map `[B, N]`, without forming the unit maps, and inverse norms `[B, C, 1]`."""
+    inverses, means = [], []
+    for block in image_blocks(x):
+        inverse = inverse_norms(x[block], eps)
+        inverses.append(inverse)
+        means.append(torch.bmm(inverse.transpose(1, 2), x[block].to(inverse.dtype)).squeeze(1))
+    return join(means).div_(x.shape[1]), join(inverses)
 
 
 class MeanMap(torch.autograd.Function):
@@ -20,9 +25,7 @@ class MeanMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
         with no_autocast(x):
-            blocks = image_blocks(x)
-            inverse = join([inverse_norms(x[block], eps) for block in blocks])
-            mean = join([weighted_mean(x[block], inverse[block]) for block in blocks])
+            mean, inverse = mean_of_blocks(x, eps)
         ctx.save_for_backward(x, inverse)
         return mean
 
@@ -32,11 +35,11 @@ class MeanMap(torch.autograd.Function):
         x, inverse = ctx.saved_tensors
         grad = (grad / x.shape[1]).unsqueeze(1)
 
-        def gradient(block: slice) -> Tensor:
+        def gradient(block: slice, out: Tensor | None) -> Tensor:
             # r (g − x̂ (x̂ · g)) with x̂ = r x, g the same for every channel
             work, r, g = x[block].to(inverse.dtype), inverse[block], grad[block]
             along = torch.bmm(work, g.transpose(1, 2)) * r.pow(3)
-            return (work * -along).addcmul_(r, g)
+            return torch.mul(work, -along, out=out).addcmul_(r, g)
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x), gradient), None
@@ -44,9 +47,8 @@ class MeanMap(torch.autograd.Function):
 
 def mean_and_live(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean unit map `[B, N]` and share of live channels `[B]`, without gradient."""
-    x = x.detach()
-    inverse = join([inverse_norms(x[block], eps) for block in image_blocks(x)])
-    return weighted_mean(x, inverse), (inverse > 0).to(inverse.dtype).mean(dim=(1, 2))
+    mean, inverse = mean_of_blocks(x.detach(), eps)
+    return mean, (inverse > 0).to(inverse.dtype).mean(dim=(1, 2))
 
 
 def mean_map(x: Tensor, eps: float = 0.0) -> Tensor:

@@ -1,10 +1,13 @@
 """Polynomial kernel of degree 2 over pairs of channels, for maps with many positions and few channels.
 
-‖Σ_i a_i a_iᵀ − Σ_j b_j b_jᵀ‖²_F with a = x̂_S / √C_S and b = x̂_T / √C_T. The three double sums of the MMD would
-cancel when student and teacher are close; instead the first m = min(C_S, C_T) channels of both are paired,
-a aᵀ − b bᵀ = ½(δ mᵀ + m δᵀ) with δ = a − b, m = a + b, and the rest r enters with its sign. With Z = [δ; m; r] of
-C_S + C_T rows the difference is Zᵀ J Z, J swapping δ and m, so the value needs the small matrix K = Z Zᵀ only.
-It is exact whatever the pairing, as cheap as the three sums, and 0 at S = T without rounding.
+‖Σ_i a_i a_iᵀ − Σ_j b_j b_jᵀ‖²_F / C_S² with a = x̂_S and b = √(C_S/C_T) x̂_T. The three double sums of the MMD would
+cancel when student and teacher are close. Instead the first m = min(C_S, C_T) channels of both are paired, δ = a − b:
+a aᵀ − b bᵀ = a δᵀ + δ aᵀ − δ δᵀ, and the rest enters with its sign. With Z = [δ; a; the rest of b], C_S + C_T rows, the
+difference is Zᵀ J Z, J acting on rows, so that the value needs the small matrix K = Z Zᵀ only. This is exact whatever
+the pairing, as cheap as the three sums, and 0 at S = T without rounding.
+
+In the gradient W Z, W of C_S rows, the projection by the normalisation is a diagonal of W and the inverse norms its
+scale: nothing of a map's size is touched but by the products.
 """
 
 from math import sqrt
@@ -15,23 +18,30 @@ from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast
 from nst.losses.mmd.blocks import image_blocks, join, map_blocks
-from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps, unit_gradient
+from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps
 
 
-def stacked_differences(unit: Tensor, teacher_unit: Tensor) -> Tensor:
-    """√C_S · Z, shape `[B, C_S + C_T, N]`, from unit maps."""
+def parts_of_z(unit: Tensor, teacher_unit: Tensor) -> list[Tensor]:
+    """Z in its parts: δ `[B, m, N]`, a `[B, C_S, N]` and, where the teacher has more channels, the rest of b."""
     c_s, c_t = unit.shape[1], teacher_unit.shape[1]
-    m, b = min(c_s, c_t), teacher_unit.to(unit.dtype)
-    if c_s == c_t:
-        return torch.cat((unit - b, unit + b), dim=1)
-    b = b * sqrt(c_s / c_t)
-    rest = unit[:, m:] if c_s > m else b[:, m:]
-    return torch.cat((unit[:, :m] - b[:, :m], unit[:, :m] + b[:, :m], rest), dim=1)
+    m, ratio, teacher = min(c_s, c_t), sqrt(c_s / c_t), teacher_unit.to(unit.dtype)
+    parts = [torch.sub(unit[:, :m], teacher[:, :m], alpha=ratio), unit]
+    return [*parts, teacher[:, m:] * ratio] if c_t > m else parts
 
 
-def swap(rows: Tensor, m: int, sign: float) -> Tensor:
-    """J applied to rows ordered as in Z: ½ of m, ½ of δ, ± the rest."""
-    return torch.cat((rows[:, m : 2 * m] * 0.5, rows[:, :m] * 0.5, rows[:, 2 * m :] * sign), dim=1)
+def gram_of_rows(parts: list[Tensor]) -> Tensor:
+    """K = Z Zᵀ from the parts of Z."""
+    rows: list[list[Tensor]] = []
+    for i, part in enumerate(parts):
+        mirrored = [rows[j][i].transpose(1, 2) for j in range(i)]
+        rows.append(mirrored + [torch.bmm(part, other.transpose(1, 2)) for other in parts[i:]])
+    return torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
+
+
+def apply_j(rows: Tensor, m: int, sign: float) -> Tensor:
+    """J on rows ordered as in Z: a − δ, δ, and ± the rest."""
+    delta, a = rows[:, :m], rows[:, m : 2 * m]
+    return torch.cat((a - delta, delta, rows[:, 2 * m :] * sign), dim=1)
 
 
 class PairTerms(torch.autograd.Function):
@@ -49,13 +59,12 @@ class PairTerms(torch.autograd.Function):
             for block in image_blocks(x, c_s + c_t):
                 inverse = inverse_norms(x[block], eps)
                 unit = scale_maps(x[block], inverse)
-                z = stacked_differences(unit, teacher_unit[block])
                 inverses.append(inverse)
-                ks.append(torch.bmm(z, z.transpose(1, 2)))
+                ks.append(gram_of_rows(parts_of_z(unit, teacher_unit[block])))
                 if with_mean:
                     means.append(unit.mean(dim=1) - teacher_unit[block].to(unit.dtype).mean(dim=1))
             k = join(ks)
-            jk = swap(k, ctx.m, ctx.sign)
+            jk = apply_j(k, ctx.m, ctx.sign)
             squared = (jk * jk.transpose(1, 2)).sum(dim=(1, 2), dtype=torch.float64).to(k.dtype) / c_s**2
             mean = join(means) if means else None
             mean_squared = torch.zeros_like(squared) if mean is None else mean.square().sum(dim=1)
@@ -66,23 +75,43 @@ class PairTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_gram: Tensor, grad_mean: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, teacher_unit, inverse, k, mean = ctx.saved_tensors
-        m, channels = ctx.m, x.shape[1]
-        # d‖ΔG‖²/da = 4 a (Zᵀ J Z), and a's rows are ½(δ + m), then the rest where the student has it.
-        a_z = (k[:, :m] + k[:, m : 2 * m]) * 0.5
-        if channels > m:
-            a_z = torch.cat((a_z, k[:, 2 * m :]), dim=1)
-        a_zj = swap(a_z.transpose(1, 2), m, ctx.sign).transpose(1, 2) * (4 / channels**2 * grad_gram).view(-1, 1, 1)
-        weight_mean = (2 / channels * grad_mean).view(-1, 1, 1)
+        weights = gradient_weights(k, 4 / x.shape[1] ** 2 * grad_gram, ctx.m, x.shape[1], ctx.sign) * inverse
+        if mean is not None:
+            mean = (2 / x.shape[1] * grad_mean[:, None] * mean).unsqueeze(1)
 
-        def gradient(block: slice) -> Tensor:
+        def gradient(block: slice, out: Tensor | None) -> Tensor:
             unit = scale_maps(x[block], inverse[block])
-            grad = matmul_like(unit, a_zj[block], stacked_differences(unit, teacher_unit[block]))
-            if mean is not None:
-                grad += weight_mean[block] * mean[block].unsqueeze(1)
-            return unit_gradient(grad, unit, inverse[block])
+            first, *others = parts_of_z(unit, teacher_unit[block])
+            grad, start = matmul_like(unit, weights[block, :, : ctx.m], first, out), ctx.m
+            for part in others:
+                grad = add_product(unit, grad, weights[block, :, start : start + part.shape[1]], part)
+                start += part.shape[1]
+            if mean is None:
+                return grad
+            along = torch.bmm(unit, mean[block].transpose(1, 2))
+            return grad.addcmul_(inverse[block], mean[block] - along * unit)
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x, k.shape[1]), gradient), None, None, None
+
+
+def add_product(layout: Tensor, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, in place and in the layout of `matmul_like`."""
+    if layout.stride(1) == 1 and layout.stride(2) != 1:
+        return total.transpose(1, 2).baddbmm_(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
+    return total.baddbmm_(a, b)
+
+
+def gradient_weights(k: Tensor, grad: Tensor, m: int, channels: int, sign: float) -> Tensor:
+    """W `[B, C_S, C_S + C_T]`: W Z is the gradient with respect to a, less its component along a.
+
+    d‖aᵀa − bᵀb‖²/da = 4 a Zᵀ J Z, and the products of a with W Z are those of a's rows of K with W.
+    """
+    a_z = k[:, m : m + channels]
+    weights = apply_j(a_z.transpose(1, 2), m, sign).transpose(1, 2) * grad.view(-1, 1, 1)
+    along = (weights * a_z).sum(dim=2)
+    weights[:, :, m : m + channels] -= torch.diag_embed(along)
+    return weights
 
 
 def pair_terms(x: Tensor, teacher_unit: Tensor, with_mean: bool, eps: float) -> tuple[Tensor, Tensor]:

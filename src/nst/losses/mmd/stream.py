@@ -19,7 +19,6 @@ from nst.losses.mmd.unit import (
     matmul_like,
     scale_maps,
     unit_gradient,
-    unit_maps,
 )
 
 SIGMA2_FLOOR = 1e-4
@@ -78,12 +77,16 @@ def pair_blocks(x: Tensor, channels: int) -> list[slice]:
 
 def teacher_units(x: Tensor, eps: float) -> Tensor:
     """The summary of this form and of pairs: unit maps `[B, C_T, N]`."""
-    return map_blocks(x, working_dtype(x), image_blocks(x), lambda block: unit_maps(x[block], eps))
+
+    def units(block: slice, out: Tensor | None) -> Tensor:
+        return scale_maps(x[block], inverse_norms(x[block], eps), out)
+
+    return map_blocks(x, working_dtype(x), image_blocks(x), units)
 
 
 def total(matrix: Tensor) -> Tensor:
-    """Sum over the last two dimensions in float64: the three terms nearly cancel when student ≈ teacher."""
-    return matrix.sum(dim=(1, 2), dtype=torch.float64)
+    """Sum over the last two dimensions, the rows' sums in float64: the three terms nearly cancel near S = T."""
+    return matrix.sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
 def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
@@ -111,14 +114,17 @@ def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, z: Tensor, teacher: b
         kernel.sigma2, c_s / (c_s + c_t), s.mean(dim=1), live_s.mean(dim=1), t.mean(dim=1), live_t.mean(dim=1)
     )
     rate = 1 / sigma2.view(-1, 1, 1)
-    half_s, half_t = (0.5 * live_s).unsqueeze(2), (0.5 * live_t).unsqueeze(2)
-    half_z = torch.cat((half_s, half_t), dim=1).transpose(1, 2)
-    value = torch.bmm(s, z.transpose(1, 2)).sub_(half_s).sub_(half_z).mul_(rate).exp_()
+    value = gaussian_pairs(s, z, live_s, torch.cat((live_s, live_t), dim=1), rate)
     mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
     if teacher:
-        k_t = torch.bmm(t, t.transpose(1, 2)).sub_(half_t).sub_(half_t.transpose(1, 2)).mul_(rate).exp_()
-        mmd = mmd + total(k_t) / c_t**2
+        mmd = mmd + total(gaussian_pairs(t, t, live_t, live_t, rate)) / c_t**2
     return mmd, value.mul_(rate)
+
+
+def gaussian_pairs(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor, rate: Tensor) -> Tensor:
+    """exp(−‖x − y‖²/2σ²) for all pairs `[b, A, B]`; rate is 1/σ² `[b, 1, 1]`, ‖x‖² is 1 or, of a dead channel, 0."""
+    exponent = -0.5 * rate * live_a.unsqueeze(2) - 0.5 * rate * live_b.unsqueeze(1)
+    return exponent.baddbmm_(a * rate, b.transpose(1, 2)).exp_()
 
 
 def stream(
@@ -129,7 +135,7 @@ def stream(
     c_s, c_t = x.shape[1], teacher_unit.shape[1]
     blocks, values = pair_blocks(x, c_s + c_t), []
 
-    def one_block(block: slice) -> Tensor:
+    def one_block(block: slice, out: Tensor | None = None) -> Tensor:
         inverse = inverse_norms(x[block], eps)
         s, t = scale_maps(x[block], inverse), teacher_unit[block].to(dtype)
         z = torch.cat((s, t), dim=1)
@@ -142,7 +148,7 @@ def stream(
             return value
         z[:, :c_s] *= 2 / c_s**2
         z[:, c_s:] *= -2 / (c_s * c_t)
-        return unit_gradient(matmul_like(s, slope, z), s, inverse)
+        return unit_gradient(matmul_like(s, slope, z), s, inverse, out)
 
     if with_gradient:
         gradient = map_blocks(x, dtype, blocks, one_block)

@@ -25,9 +25,9 @@ def inverse_norms(x: Tensor, eps: float) -> Tensor:
     return torch.where(squared > threshold**2, (squared + eps).rsqrt(), 0.0)
 
 
-def scale_maps(x: Tensor, inverse: Tensor) -> Tensor:
+def scale_maps(x: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:
     """Unit maps `[B, C, N]` from maps and inverse norms, laid out in memory like x."""
-    return x.to(inverse.dtype) * inverse
+    return torch.mul(x.to(inverse.dtype), inverse, out=out)
 
 
 def unit_maps(x: Tensor, eps: float = 0.0) -> Tensor:
@@ -40,14 +40,15 @@ def live_channels(unit: Tensor) -> Tensor:
     return (unit.abs().amax(dim=2) > 0).to(unit.dtype)
 
 
-def unit_gradient(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+def unit_gradient(grad: Tensor, unit: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:
     """Gradient through `unit_maps`: r · (g − x̂ (x̂ · g)). Overwrites `grad`; zero for dead channels."""
     along = (grad * unit).sum(dim=2, keepdim=True)
-    return grad.addcmul_(unit, along, value=-1).mul_(inverse)
+    return torch.mul(grad.addcmul_(unit, along, value=-1), inverse, out=out)
 
 
-def matmul_like(layout: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def matmul_like(layout: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b, `[B, C, M] @ [B, M, N]`, laid out in memory like `layout`: spares a copy of channels_last features."""
     if layout.stride(1) == 1 and layout.stride(2) != 1:
-        return torch.bmm(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
-    return torch.bmm(a, b)
+        transposed = None if out is None else out.transpose(1, 2)
+        return torch.bmm(b.transpose(1, 2), a.transpose(1, 2), out=transposed).transpose(1, 2)
+    return torch.bmm(a, b, out=out)

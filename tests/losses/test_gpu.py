@@ -1,0 +1,67 @@
+"""On a GPU every loss equals its float64 value and gradient on the CPU, eager and compiled."""
+
+import pytest
+import torch
+from tests.losses.reference import feature, value_and_gradient
+
+from nst.losses import AT, KD, NST, FitNet, TransferLoss
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+LOSSES: list[TransferLoss] = [
+    NST("linear"),
+    NST(form="gram", c=0.5),
+    NST(form="pairs", c=0.5),
+    NST(form="stream"),
+    NST(degree=3),
+    NST("gaussian"),
+    NST("gaussian", approximate=2),
+    AT(),
+    FitNet(),
+    KD(),
+]
+
+
+def inputs(loss: TransferLoss) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of sizes that fill some blocks and not others; logits for KD."""
+    channels = 96 if loss.projects else 160
+    student, teacher = feature(0, (9, channels, 7, 7), "relu"), feature(1, (9, 96, 7, 7), "signed")
+    return (student[:, :40, 0, 0], teacher[:, :40, 0, 0]) if loss.on_logits else (student, teacher)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__ + getattr(loss, "form", ""))
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("default")
+def test_equals_the_cpu_in_float64(loss, compiled):
+    student, teacher = inputs(loss)
+    shape = tuple(student.shape[1:])
+
+    def step(x, t):
+        return loss(x, loss.summarize(t, shape))
+
+    expected, expected_gradient = value_and_gradient(lambda x: step(x, teacher), student)
+    run = torch.compile(step, fullgraph=True) if compiled else step
+    value, gradient = value_and_gradient(lambda x: run(x, teacher.float().cuda()), student.float().cuda())
+    torch.testing.assert_close(value.cpu(), expected, rtol=1e-5, atol=1e-7)
+    assert (gradient.cpu() - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    for loss in LOSSES:
+        student, teacher = (x.float().cuda() for x in inputs(loss))
+        shape = tuple(student.shape[1:])
+        expected = loss(student, loss.summarize(teacher, shape))
+        with torch.autocast("cuda", dtype=dtype):
+            value = loss(student, loss.summarize(teacher, shape))
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected)
+
+
+def test_no_pair_tensor_for_the_gram_form():
+    loss, student, teacher = NST(), torch.randn(16, 512, 7, 7).cuda(), torch.randn(16, 512, 7, 7).cuda()
+    student.requires_grad_(True)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss(student, loss.summarize(teacher)).backward()
+    assert torch.cuda.max_memory_allocated() - before < 8 * student.numel() * 4
