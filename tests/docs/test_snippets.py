@@ -12,6 +12,14 @@ NEEDS_EXPORT = ("export.md",)  # read an exported student from the working folde
 SHRUNKEN = {
     '"trainer.epochs=2"': '"trainer.epochs=1", "data.limit=40", "trainer.heatmaps=false", "teacher.min_accuracy=0"'
 }
+GIVEN = {  # what a page takes as given
+    "losses.md": """
+import torch
+from nst.losses import NST
+loss, student_shape = NST(), (4, 5, 5)
+student_feature, teacher_feature = torch.randn(2, 4, 5, 5), torch.randn(2, 6, 5, 5)
+""",
+}
 PYTHON = [page for page in PAGES if page.name not in NEEDS_EXPORT and blocks(page, "python")]
 
 
@@ -28,6 +36,7 @@ def test_snippets(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "page"}
+    exec(GIVEN.get(page.name, ""), names)
     for block in blocks(page, "python"):
         execute(block, names)
 

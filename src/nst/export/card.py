@@ -86,7 +86,9 @@ def _method(run: FinishedRun) -> str:
     ]
     teacher = run.summary["teacher"]
     if teacher:
-        lines += ["", f"Teacher: {teacher['name']}, weights with SHA-256 `{teacher['sha256']}`."]
+        knowledge = run.settings.knowledge
+        source = "run beside it" if knowledge.mode == "live" else f"stored, {knowledge.views} views of each image"
+        lines += ["", f"Teacher: {teacher['name']} ({source}), weights with SHA-256 `{teacher['sha256']}`."]
     return "\n".join(lines)
 
 
