@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint; tensors and plain values only, no code is run.
 
     Raises:
-        ValueError: if it is truncated or its SHA-256 does not match.
+        ValueError: if it is truncated, its SHA-256 does not match, or it would run code.
     """
     content = path.read_bytes()
     head, _, body = content.partition(b"\n")
@@ -98,4 +99,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     found, named = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
     if found != named:
         raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not {named}")
-    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"checkpoint {path} holds more than tensors and plain values; it is refused") from error

@@ -86,7 +86,10 @@ def ranks(device: str) -> Iterator[Ranks]:
         return
     c10d: Any = dist
     store, rank, world = next(iter(c10d.rendezvous("env://")))
-    own = c10d.PrefixStore(f"nst/{next(_groups)}", store)  # the jobs of a sweep join one group after the other
+    # The jobs of a sweep join one group after the other. And torchrun keeps one store over its restarts: the addresses
+    # that dead processes have left there must not be found.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=own, rank=rank, world_size=world, device_id=where if cuda else None)
     yield Ranks(dist.get_rank(), dist.get_world_size(), where)
