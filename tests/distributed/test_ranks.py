@@ -1,15 +1,12 @@
 """Two ranks, joined over the network as two machines are, do what one process does on the same global batches."""
 
-import os
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from tests.conftest import ROOT
 from tests.distributed import scenarios
+from tests.distributed.conftest import output, torchrun
 
 from nst.trainer.distributed import Ranks
 
@@ -21,22 +18,9 @@ Found = dict[str, Any]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """What each of two nodes with one process finds; they meet at a port of the first, as on a cluster."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"),
-        *(f"--rdzv-endpoint=localhost:{free_port()}", "--rdzv-id=nst", "--local-addr=127.0.0.1"),
-        *(str(ROOT / "tests/distributed/scenarios.py"), str(folder)),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    nodes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [node.communicate(timeout=120)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
+    for node in torchrun(str(ROOT / "tests/distributed/scenarios.py"), str(folder), nodes=2):
+        output(node)
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
