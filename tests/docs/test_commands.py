@@ -14,6 +14,7 @@ from blocks import PAGES, ROOT, Command, blocks, commands
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
 from nst.run import run
@@ -62,16 +63,16 @@ def test_command(command: Command, outputs: Path, own: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     if any(re.match(pattern, command.text) for pattern in NOT_RUN):
         pytest.skip(next(reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command.text)))
-    words = list(command.words)
-    if words[0] == "torchrun":  # started with several processes in tests/distributed; here composed
-        words = ["python", *(word for word in words[1:] if not word.startswith("--"))]
+    words, several = list(command.words), False
+    if "torchrun" in words[:2]:  # started with several processes in tests/distributed; here composed
+        several, words = True, ["python", *(word for word in words[words.index("torchrun") + 1 :] if word[:2] != "--")]
     script = next((Path(word) for word in words[:2] if word.endswith(".py")), None)
     assert script is not None, f"{command}: say in tests/docs/test_commands.py how this is checked"
     arguments = words[words.index(str(script)) + 1 :]
     page = own / Path(command.page).stem
     monkeypatch.syspath_prepend(page)
     if script.name == "train.py":
-        check_train(arguments, page, outputs, multiple=command.words[0] == "torchrun")
+        check_train(arguments, page, outputs, several=several)
     else:
         check_script(ROOT / "scripts" / script.name, arguments, page, outputs, monkeypatch)
 
@@ -95,18 +96,20 @@ def composed(config: str, overrides: list[str]) -> Any:
         return hydra.compose(config, overrides)
 
 
-def check_train(arguments: list[str], page: Path, outputs: Path, *, multiple: bool) -> None:
+def check_train(arguments: list[str], page: Path, outputs: Path, *, several: bool) -> None:
     """One job: run, on embedded or invented data; a sweep's jobs, and jobs on other data, are composed and built."""
     overrides = [f"outputs={outputs}", *overrides_of(arguments, page)]
     if {"-m", "--multirun"} & set(arguments):
         own_keys = [word for word in overrides if word.startswith(("hydra", "+hydra"))]
         parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in own_keys])
-        for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+        searched = any(word.startswith("hydra/sweeper=") for word in own_keys)
+        jobs = [first_values(parsed)] if searched else BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        for job in jobs:
             build.settings(composed("config", list(job)))
         return
     cfg = composed("config", overrides)
     settings = build.settings(cfg)
-    if settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder")) or multiple or "--help" in arguments:
+    if settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder")) or several or "--help" in arguments:
         settings.model = {**settings.model, **({"pretrained": False} if "pretrained" in settings.model else {})}
         if settings.teacher.model is not None and "pretrained" in settings.teacher.model:
             settings.teacher.model = {**settings.teacher.model, "pretrained": False}
@@ -114,6 +117,20 @@ def check_train(arguments: list[str], page: Path, outputs: Path, *, multiple: bo
             build.networks(settings)
         return
     run(composed("config", [*overrides, *SHRUNKEN]))
+
+
+def first_values(parsed: list[Override]) -> list[str]:
+    """One job of a search: of each choice the first value, of each interval its start."""
+    job = []
+    for override in parsed:
+        value = override.value()
+        if isinstance(value, IntervalSweep):
+            job.append(f"{override.key_or_group}={value.start}")
+        elif override.is_sweep_override():
+            job.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
+        else:
+            job.append(override.input_line or "")
+    return job
 
 
 def check_script(
