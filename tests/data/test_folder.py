@@ -97,6 +97,14 @@ def test_validation_and_limit(tree: Path) -> None:
     assert data.fingerprint == load(tree, validation=0.3, limit=6).fingerprint != load(tree).fingerprint
 
 
+def test_more_workers_than_cores_are_not_started(tree: Path) -> None:
+    cores = os.cpu_count() or 1
+    assert len(list(train_loader(tree, batch_size=18, workers=cores + 50).epoch(0))) == 1
+    assert len(multiprocessing.active_children()) <= cores
+    with pytest.raises(ValueError, match=r"trainer\.workers: -1"):
+        train_loader(tree, workers=-1)
+
+
 def test_a_killed_worker_is_an_error_within_seconds(tree: Path) -> None:
     before = multiprocessing.active_children()
     epoch = train_loader(tree, batch_size=1, workers=1).epoch(0)

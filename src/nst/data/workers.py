@@ -1,6 +1,7 @@
 """Decoding in worker processes: what torch's DataLoader leaves open (signals, dead workers, the global generator)."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import BaseContext
@@ -25,7 +26,7 @@ class Workers:
 
     Args:
         decode: (indices, views) → images; a ValueError it raises is raised here, as it is.
-        count: processes, with one thread each.
+        count: processes, with one thread each; no more than there are cores.
         keep: keep the processes from one run to the next.
         pin: put the images into pinned memory, for a GPU.
     """
@@ -33,6 +34,8 @@ class Workers:
     def __init__(self, decode: Callable[[Tensor, Tensor], Tensor], count: int, *, keep: bool, pin: bool) -> None:
         if count < 0:
             raise ValueError(f"trainer.workers: {count}; it must not be negative")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = min(count, cores)
         self._tasks = _Tasks()
         self._loader = DataLoader(
             _Decode(decode),
