@@ -1,6 +1,7 @@
 """Model weights on disk: safetensors with metadata, and other people's checkpoints, read without running their code."""
 
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -132,7 +133,15 @@ def _few(names: list[str], most: int = 5) -> str:
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Write the model's state as safetensors with metadata and its checksum, complete or not at all."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_whole(path, save(state, metadata | {CHECKSUM: _checksum(state)}))
+    write_whole(path, _sorted_header(save(state, metadata | {CHECKSUM: _checksum(state)})))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header's keys in order (they come in a random one): equal weights give equal files."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -101,8 +101,9 @@ def speaks() -> bool:
     """Whether this process should report the error it ends with: the first to fail does, so it is told once."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         store: Any = dist.distributed_c10d._get_default_store()
+        me = str(dist.get_rank())
         try:
-            return store.add("nst/failed", 1) == 1
+            return store.compare_set("nst/failed", "", me).decode() == me
         except RuntimeError:  # the store went with its process
             return True
     return os.environ.get("RANK", "0") == "0"  # before the ranks met, all of them fail alike
