@@ -1,0 +1,295 @@
+"""Faults to set in a run before it starts. Each patches one place of the program in its own process."""
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nst.data import memory
+from nst.data.memory import MemoryLoader
+from nst.trainer import fit, folder, loop, tracking
+from nst.trainer.checkpoint import Checkpoints
+
+
+def me(rank: int) -> bool:
+    """Whether this process is that rank; a single process is rank 0."""
+    return int(os.environ.get("RANK", "0")) == rank
+
+
+def around_step(number: int, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
+    """Do something before or after the step that is the run's `number`-th, counted from 1."""
+    step = loop.Trainer.step
+
+    def patched(self: loop.Trainer, batch: Any) -> None:
+        now = self.progress.step + 1 == number
+        if now:
+            before()
+        step(self, batch)
+        if now:
+            after()
+
+    loop.Trainer.step = patched
+
+
+def die() -> None:
+    """What kill -9, the kernel's memory killer and a power cut look like."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_after_step(number: int, rank: int = 0) -> None:
+    """SIGKILL between a step and what is logged and saved after it."""
+    if me(rank):
+        around_step(number, after=die)
+
+
+def die_in_evaluation(epoch: int) -> None:
+    """SIGKILL in the evaluation that ends an epoch."""
+    dead_in_evaluation(epoch, die)
+
+
+def signal_in_evaluation(epoch: int, signum: int) -> None:
+    """A signal in the evaluation that ends an epoch."""
+    dead_in_evaluation(epoch, lambda: os.kill(os.getpid(), signum))
+
+
+def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
+    finish = fit.Fit.finish_epoch
+
+    def patched(self: fit.Fit, flag: Any) -> None:
+        if self.trainer.progress.epoch + 1 == epoch:
+            batches = MemoryLoader._batches
+
+            def some(loader: MemoryLoader, *args: Any) -> Any:
+                for i, batch in enumerate(batches(loader, *args)):
+                    if i == 1:
+                        happens()
+                    yield batch
+
+            MemoryLoader._batches = some
+        finish(self, flag)
+
+    fit.Fit.finish_epoch = patched
+
+
+def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:
+    """Signals in the middle of a step, each with time to be noticed."""
+    if me(rank):
+        around_step(number, before=lambda: [os.kill(os.getpid(), s) for s in signums])
+
+
+def raise_in_step(number: int, rank: int) -> None:
+    """A fault of the program on one rank."""
+
+    def fail() -> None:
+        raise RuntimeError(f"rank {rank} broke")
+
+    if me(rank):
+        around_step(number, before=fail)
+
+
+def wait_in_step(number: int, seconds: float) -> None:
+    """A run that is still there."""
+    around_step(number, before=lambda: time.sleep(seconds))
+
+
+def nan_in_step(number: int, rank: int = 0) -> None:
+    """Images of one step that are not finite, on one rank."""
+    step = loop.Trainer.step
+
+    def patched(self: loop.Trainer, batch: Any) -> None:
+        if me(rank) and self.progress.step + 1 == number:
+            batch = batch._replace(images=torch.full_like(batch.images, float("nan")))
+        step(self, batch)
+
+    loop.Trainer.step = patched
+
+
+def infinite_term(number: int, name: str) -> None:
+    """One term is infinite in one step, though its gradient is finite."""
+    step = loop.Trainer.step
+
+    def patched(self: loop.Trainer, batch: Any) -> None:
+        (term,) = (t for t in self.distiller.terms if t.name == name)
+        if self.progress.step + 1 == number:
+            handle = term.loss.register_forward_hook(lambda loss, inputs, value: value + float("inf"))
+            step(self, batch)
+            handle.remove()
+        else:
+            step(self, batch)
+
+    loop.Trainer.step = patched
+
+
+class Points:
+    """The places in which a save can be cut short, counted as they are passed."""
+
+    def __init__(self, happens: Callable[[int], None]) -> None:
+        self.passed = 0
+        self.happens = happens
+
+    def point(self) -> None:
+        self.happens(self.passed)
+        self.passed += 1
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            self.point()
+            result = function(*args, **kwargs)
+            self.point()
+            return result
+
+        return patched
+
+    def in_writes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            file = function(path, mode, *args, **kwargs)
+            if mode != "wb":
+                return file
+            self.point()
+            write = file.write
+
+            class Halves:
+                def __enter__(self) -> Any:
+                    return self
+
+                def __exit__(self, *error: object) -> None:
+                    file.close()
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)
+
+                def write(inner, content: bytes) -> None:
+                    write(content[: len(content) // 2])
+                    file.flush()
+                    self.point()
+                    write(content[len(content) // 2 :])
+
+            return Halves()
+
+        return patched
+
+    def install(self) -> None:
+        os.fsync = self.around(os.fsync)
+        Path.replace = self.around(Path.replace)
+        Path.unlink = self.around(Path.unlink)
+        Path.open = self.in_writes(Path.open)
+
+
+def die_at_point(step: int, number: int) -> None:
+    """SIGKILL in the `number`-th place of the save after a step."""
+
+    def happens(passed: int) -> None:
+        if passed == number:
+            die()
+
+    around_step(step, after=Points(happens).install)
+
+
+def save_and_die(folder: str, number: int) -> None:
+    """No run: write a second checkpoint over a first one, with SIGKILL in the `number`-th place; 0 when there is none."""
+    checkpoints = Checkpoints(Path(folder), keep=1)
+    checkpoints.save(1, {"weights": torch.full((1000,), 1.0)})
+
+    def happens(passed: int) -> None:
+        if passed == number:
+            die()
+
+    Points(happens).install()
+    checkpoints.save(2, {"weights": torch.full((1000,), 2.0)})
+    sys.exit(0)
+
+
+def no_space(step: int) -> None:
+    """From the save after a step on, checkpoints meet a full disk half-way."""
+
+    def happens(passed: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill() -> None:
+        Path.open = Points(lambda passed: happens(passed) if passed % 2 else None).in_writes(Path.open)
+
+    around_step(step, after=fill)
+
+
+def no_space_for_logs(step: int) -> None:
+    """From a step on, log rows meet a full disk."""
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, line: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            self.file.close()
+
+    log = tracking.Tracker.log
+
+    def patched(self: tracking.Tracker, kind: str, number: int, values: Any) -> None:
+        if number >= step and not isinstance(self._lines, Full):
+            self._lines = Full(self._lines)
+        log(self, kind, number, values)
+
+    tracking.Tracker.log = patched
+
+
+def read_only() -> None:
+    """The outputs lie in a folder that may be read only (root may write anywhere, so it is acted)."""
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    Path.mkdir = refuse
+
+
+def small_files(size: int) -> None:
+    """The operating system lets no file grow beyond `size` bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def impatient() -> None:
+    """Do not wait for a lock."""
+    folder.PATIENCE = 0.0
+
+
+def other_data() -> None:
+    """The data have changed under the run."""
+    memory.MemorySplit.fingerprint = "0" * 64  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def leave_out_step(number: int) -> None:
+    """One batch is seen and nothing done with it."""
+    step = loop.Trainer.step
+
+    def patched(self: loop.Trainer, batch: Any) -> None:
+        if self.progress.step + 1 == number:
+            self.progress.step += 1
+        else:
+            step(self, batch)
+
+    loop.Trainer.step = patched
+
+
+def only_rank_0_writes() -> None:
+    """Any other rank that opens a file for writing, renames or makes a folder fails."""
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        path = str(args[0]) if args else ""
+        if path.startswith(("/dev", "/proc")):
+            return
+        if event in ("os.rename", "os.mkdir", "os.remove", "os.truncate"):
+            raise RuntimeError(f"{event} {path}")
+        if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+            raise RuntimeError(f"open {path} for writing")
+
+    if not me(0):
+        sys.addaudithook(watch)

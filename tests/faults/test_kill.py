@@ -1,0 +1,74 @@
+"""SIGKILL anywhere, then the same command: the end is that of a run left alone, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+from tests.faults.conftest import Place, Server
+from tests.faults.outcome import differing, outcome, rows
+
+LOSSES = ["kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian"]
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The outcome with all losses at once."""
+    place = Place(server, tmp_path_factory.mktemp("undisturbed"), [*tiny, f"loss=[{','.join(LOSSES)}]"])
+    assert place.run() == 0, place.text()
+    found = rows(place.path)
+    assert [row["step"] for row in found if row["kind"] == "train"] == list(range(1, 13))
+    assert [row["step"] for row in found if row["kind"] == "eval"] == [6, 12]
+    return outcome(place.path)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [("2 steps", range(1, 13)), ("1 epoch", [3, 6, 8]), ("1 step", [1, 6, 11]), ("0.0001 min", [4])],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_killed_after_a_step(
+    server: Server, tiny: list[str], tmp_path: Path, undisturbed: dict[str, object], every: str, steps: list[int]
+) -> None:
+    args = [*tiny, f"loss=[{','.join(LOSSES)}]", f"trainer.checkpoint_every={every}"]
+    place = Place(server, tmp_path / "killed", args)
+    for step in steps:
+        assert place.run("die_after_step", step) == KILLED, place.text()
+    assert place.run() == 0, place.text()
+    assert differing(outcome(place.path), undisturbed) == []
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "ce"])
+def test_each_loss_alone(server: Server, tiny: list[str], tmp_path: Path, loss: str) -> None:
+    args = [*tiny, f"loss={loss}", "trainer.checkpoint_every=2 steps"]
+    alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
+    assert alone.run() == 0, alone.text()
+    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert killed.run() == 0, killed.text()
+    assert differing(outcome(killed.path), outcome(alone.path)) == []
+
+
+def test_killed_in_evaluation_and_while_saving(
+    server: Server, tiny: list[str], tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
+    args = [*tiny, f"loss=[{','.join(LOSSES)}]", "trainer.checkpoint_every=2 steps"]
+    place = Place(server, tmp_path / "killed", args)
+    assert place.run("die_in_evaluation", 1) == KILLED, place.text()
+    for step, point in ((8, 6), (8, 9), (10, 14)):  # half of a checkpoint, before its rename, before the marker's
+        assert place.run("die_at_point", step, point) == KILLED, place.text()
+    assert place.run("die_in_evaluation", 2) == KILLED, place.text()
+    assert place.run() == 0, place.text()
+    assert differing(outcome(place.path), undisturbed) == []
+    assert not list(place.path.rglob("*.tmp"))
+
+
+def test_two_ranks_killed(server: Server, tiny: list[str], tmp_path: Path) -> None:
+    args = [*tiny, "loss=kd_fitnet_nst_poly", "trainer.checkpoint_every=2 steps", "trainer.batch_size=18"]
+    alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
+    assert alone.ranks() == [0, 0], alone.text(0)
+    for step, rank in ((3, 0), (6, 1), (9, 0)):
+        codes = killed.ranks("die_after_step", step, rank)
+        assert codes[rank] == KILLED
+        assert codes[1 - rank] == 1
+    assert killed.ranks() == [0, 0], killed.text(0)
+    assert differing(outcome(killed.path), outcome(alone.path)) == []
+    assert [row["step"] for row in rows(killed.path) if row["kind"] == "train"] == list(range(1, 13))
