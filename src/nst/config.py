@@ -155,6 +155,8 @@ NOT_IDENTITY = (
             "checkpoint_every",
             "keep_checkpoints",
             "skip_nonfinite",
+            "profile",
+            "prune_after",
             "heatmaps",
         )
     ),
