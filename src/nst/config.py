@@ -34,7 +34,7 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast; the losses always compute in fp32)
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | str = "auto"  # auto: where it pays, by measurement, and agrees with eager | true | false
     clip_grad_norm: float | None = None
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # parts in which a rank takes its share of a batch, one after the other (BN sees each alone)
@@ -143,6 +143,7 @@ NOT_IDENTITY = (
     "dry_run",
     "data.root",
     "data.download",
+    "data.unpacked",
     "knowledge.path",
     *(
         f"trainer.{key}"
@@ -188,6 +189,8 @@ def check_values(cfg: RunConfig) -> None:
                 "are needed (for epochs 100 and 150 of 200 write [0.5,0.75])"
             )
     _one_of("trainer.device", cfg.trainer.device, ("auto", "cpu", "cuda"))
+    if not isinstance(cfg.trainer.compile, bool) and cfg.trainer.compile != "auto":
+        raise ValueError(f"trainer.compile={cfg.trainer.compile}: one of auto, true, false is needed")
     _one_of("trainer.precision", cfg.trainer.precision, ("fp32", "bf16"))
     for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
         for f in fields(RecipeTrainerConfig):
