@@ -59,7 +59,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state, metadata = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"weights file {path} is damaged or no safetensors file: {error}") from error
-    named = metadata.get(CHECKSUM)
+    named = metadata.pop(CHECKSUM, None)
     if named is not None and named != (found := _checksum(state)):
         raise ValueError(f"weights file {path} is damaged: its tensors have SHA-256 {found}, not {named}")
     return state, metadata
