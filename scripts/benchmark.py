@@ -6,9 +6,9 @@ python scripts/benchmark.py losses --json losses.json --markdown
 
 import argparse
 
-from nst.benchmark import losses
+from nst.benchmark import data, losses
 
-SUBJECTS = {"losses": losses}
+SUBJECTS = {"losses": losses, "data": data}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
 
 
