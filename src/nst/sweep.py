@@ -2,9 +2,9 @@
 
 import json
 import os
-import time
 import traceback
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the file of this sweep."""
-        started = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+        started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
         self.file = Path(config.hydra.sweep.dir).absolute() / "sweeps" / f"{started}.jsonl"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

@@ -1,0 +1,192 @@
+"""Sweeps: what is skipped, continued, reported; parallel launchers; search and pruning."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train
+from tests.conftest import ROOT, Compose
+
+import nst.trainer.folder
+from nst.run import run
+from nst.sweep import read_sweep
+from nst.trainer.folder import RunFolder
+from nst.trainer.loop import Trainer
+from nst.trainer.prune import LEAST, median_of_others
+
+Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """`sweep("seed=0,1", …)`: `python train.py -m …` in this process: its exit status and the jobs of its last sweep."""
+
+    def start(*overrides: str) -> tuple[int, list[dict[str, Any]]]:
+        before = set(tmp_path.glob("sweeps/*"))
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", "-m", "-cp", str(ROOT / "configs"), f"outputs={tmp_path}", *tiny, *overrides]
+        )
+        monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        with pytest.raises(SystemExit) as stop:
+            sys.exit(train.main())  # None, or a status of its own
+        [file] = set(tmp_path.glob("sweeps/*")) - before
+        return int(stop.value.code or 0), read_sweep(file)
+
+    return start
+
+
+ALONE = ("teacher=none", "loss=ce")
+
+
+def test_a_failed_job_costs_no_other_and_the_table_names_it(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
+    status, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1")
+    assert status == 1
+    assert [job["state"] for job in jobs] == ["failed", "failed", "finished", "finished"]
+    assert all(Path(job["folder"], "student.safetensors").is_file() for job in jobs[2:])
+    printed = capfd.readouterr().out
+    assert re.search(r"│ 3 +│ trainer.batch_size=16 seed=1 +│ finished +│ +\d+\.\d\d %", printed)
+    assert "job 0 failed: trainer.batch_size=0: at least 1 is needed" in printed
+
+
+def test_a_stopped_sweep_continues_where_it_was(
+    sweep: Sweep, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished runs are skipped, the interrupted one goes on from its step, the others start."""
+    step = Trainer.step
+
+    def stop_at_four(self: Trainer, batch: Any) -> None:
+        step(self, batch)
+        if self.seed == 1 and self.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", stop_at_four)
+    status, jobs = sweep(*ALONE, "seed=0,1,2")
+    assert status == 128 + signal.SIGTERM
+    assert [job["state"] for job in jobs] == ["finished", "interrupted"]
+    capfd.readouterr()
+    monkeypatch.setattr(Trainer, "step", step)
+    status, jobs = sweep(*ALONE, "seed=0,1,2")
+    printed = capfd.readouterr().out
+    assert status == 0
+    assert [job["state"] for job in jobs] == ["finished"] * 3
+    assert printed.count("finished earlier; nothing was run") == 1
+    assert printed.count("continuing after step 4 of 6") == 1
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package", "extra"),
+    [
+        ("processes", "hydra_plugins.hydra_joblib_launcher", "joblib"),
+        ("slurm_local", "hydra_plugins.hydra_submitit_launcher", "slurm"),
+        ("ray_jobs", "hydra_plugins.hydra_ray_launcher", "ray"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # the launchers' own
+def test_launchers_run_jobs_side_by_side(launcher: str, package: str, extra: str, sweep: Sweep, tmp_path: Path) -> None:
+    """Two jobs that need the same teacher, not trained yet: one of them trains it."""
+    pytest.importorskip(package, reason=f"needs pip install -e '.[{extra}]'")
+    own = ["hydra.launcher.ray.remote.num_gpus=0"] if launcher == "ray_jobs" else []
+    status, jobs = sweep(f"hydra/launcher={launcher}", "loss=kd", "seed=0,1", *own)
+    assert status == 0
+    assert [job["state"] for job in jobs] == ["finished", "finished"]
+    [teacher] = tmp_path.glob("digits/none-resnet8/ce/*/summary.json")
+    sha256 = {json.loads(Path(job["folder"], "summary.json").read_text())["teacher"]["sha256"] for job in jobs}
+    assert len(sha256) == 1
+    assert teacher.is_file()
+
+
+def test_the_slurm_configuration_is_one_the_plugin_takes(compose: Compose) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install -e '.[slurm]'")
+    compose("hydra/launcher=slurm")
+
+
+def test_a_run_waits_for_the_teacher_that_another_trains(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It says so, and takes the other's result."""
+    monkeypatch.setattr(nst.trainer.folder, "PATIENCE", 0.05)
+    teacher = Path(run(compose(*tiny, "loss=kd"))["teacher"]["weights"]).parent
+    summary, metrics = teacher / "summary.json", (teacher / "metrics.jsonl").stat()
+    content = summary.read_bytes()
+    summary.unlink()
+    other = RunFolder(teacher)
+    other.open(json.loads((teacher / "config.json").read_text()))
+
+    def finish() -> None:
+        time.sleep(1)
+        summary.write_bytes(content)
+        other.close()
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    run(compose(*tiny, "loss=kd", "seed=1"))
+    thread.join()
+    assert capfd.readouterr().out.count(f"waiting: {teacher} is being written by another process") == 1
+    assert (teacher / "metrics.jsonl").stat() == metrics
+
+
+SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.taps.0.student=choice(last,stage2)")
+
+
+@pytest.mark.filterwarnings("ignore")  # Optuna's own
+def test_a_search_over_weights_taps_and_temperature_repeats_itself(sweep: Sweep) -> None:
+    """The same command proposes the same runs, which are finished then."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install -e '.[optuna]'")
+    arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "loss=kd_nst_poly", *SEARCH, "trainer.epochs=1"]
+    found = [sweep(*arguments, "loss.kd.temperature=choice(2,4)") for _ in range(2)]
+    assert [status for status, _ in found] == [0, 0]
+    assert found[0][1] == found[1][1]
+    assert len({job["folder"] for job in found[0][1]}) == 3
+
+
+def like(folder: Path, accuracy: list[float], epochs: int = 2, data: str = "digits") -> Path:
+    """What a run with these accuracies leaves for others to compare themselves with."""
+    folder.mkdir(parents=True)
+    config = {"data": {"name": data, "root": str(folder)}, "trainer": {"epochs": epochs}}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [{"kind": "train", "step": 1, "epoch": 0.5}]
+    lines += [{"kind": "eval", "step": i, "epoch": i, "top1": a} for i, a in enumerate(accuracy, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "eval", "st')
+    return folder
+
+
+def test_the_median_is_that_of_comparable_runs_at_the_same_epoch(tmp_path: Path) -> None:
+    own = like(tmp_path / "pair/kd/seed0-a", [1])
+    for i, accuracy in enumerate(([10, 60], [20, 50], [30, 40])):
+        like(tmp_path / f"pair/nst/seed0-{i}", accuracy)
+    like(tmp_path / "pair/nst/seed0-long", [90, 90], epochs=3)
+    like(tmp_path / "pair/nst/seed0-other", [90, 90], data="cifar10")
+    like(tmp_path / "other-pair/nst/seed0-x", [90, 90])
+    assert LEAST == 4
+    assert median_of_others(own, 1) is None  # three are too few
+    like(tmp_path / "pair/at/seed1-b", [40])
+    assert median_of_others(own, 1) == 25
+    assert median_of_others(own, 2) is None
+
+
+def test_a_run_worse_than_the_median_is_pruned_and_goes_on_when_asked(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, [first] = sweep(*ALONE, "trainer.prune_after=1", "seed=7")
+    assert (status, first["state"]) == (0, "finished")  # alone there is nobody to be worse than
+    for i in range(LEAST):
+        copy = tmp_path / f"digits/none-resnet8/ce/seed{i}-copy"
+        like(copy, [99, 99])
+        (copy / "config.json").write_bytes(Path(first["folder"], "config.json").read_bytes())
+    for _ in range(2):  # the second time it is known
+        status, [job] = sweep(*ALONE, "trainer.prune_after=1", "seed=8")
+        assert (status, job["state"]) == (0, "pruned")
+        assert 0 < job["accuracy"] < 99
+    assert "pruned after epoch 1" in capfd.readouterr().out
+    status, [job] = sweep(*ALONE, "seed=8")
+    assert (status, job["state"]) == (0, "finished")
+    assert "continuing after step 3 of 6" in capfd.readouterr().out
