@@ -141,6 +141,7 @@ def _train(
     trainer = Trainer(
         networks.distiller, source.knowledge, loader,
         optim=settings.optim, settings=settings.trainer, ranks=here, seed=settings.seed,
+        compile_knowledge=source.knowledge.compile,
     )  # fmt: skip
     evaluated = "val" if data.val is not None else "test"
     evaluation = build.loader(settings, here, data, evaluated)

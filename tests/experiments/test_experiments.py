@@ -101,7 +101,7 @@ def composed(*overrides: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_composes_builds_and_takes_two_steps(name, roots):
     data = next((key for key in roots if key in name), "digits")  # cifar100 stands before cifar10
-    run = build.settings(composed(f"experiment={name}", *roots[data], "trainer.batch_size=2"))
+    run = build.settings(composed(f"experiment={name}", *roots[data], "trainer.batch_size=2", "trainer.compile=false"))
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
     here = Ranks(0, 1, torch.device("cpu"))
     live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else None

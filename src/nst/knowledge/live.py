@@ -155,11 +155,18 @@ class LiveTeacher:
         return self._summarize(self.taps.read())
 
     def compile(self, batch_size: int) -> None:
-        """Compile for batches of this size, the weights frozen into the code; what no summary needs drops out."""
+        """Compile for batches of this size, the weights frozen into the code; what no summary needs drops out.
+
+        0: back to eager code.
+        """
+        if not batch_size:
+            self._compiled_size = 0
+            return
         if self._depth is not None:
-            self._depth.remove()
+            self._depth.remove()  # hooks that count would make it compile again and again
             self._depth = None
-        self._compiled = torch.compile(self._whole, dynamic=False, options={"freezing": True})
+        if self._compiled is None:
+            self._compiled = torch.compile(self._whole, dynamic=False, options={"freezing": True})
         self._compiled_size = batch_size
 
     def _whole(self, images: Tensor) -> Summaries:

@@ -24,7 +24,7 @@ class Knowledge(Protocol):
         ...
 
     def compile(self, batch_size: int) -> None:
-        """Compile what there is to compile, for batches of this size; other sizes stay eager."""
+        """Compile what there is to compile, for batches of this size (0: none); other sizes stay eager."""
         ...
 
 

@@ -1,7 +1,7 @@
 """How long the missing runs will take: one real step of each kind, measured, times the number of steps."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,7 +72,7 @@ def seconds_per_image(run: RunConfig, device: torch.device) -> float:
         knowledge = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
     trainer = Trainer(
         networks.distiller, knowledge or (lambda batch: {}), loader,
-        optim=run.optim, settings=run.trainer, ranks=Ranks(0, 1, device), seed=0,
+        optim=run.optim, settings=replace(run.trainer, compile=False), ranks=Ranks(0, 1, device), seed=0,
     )  # fmt: skip
     images = next(iter(loader.epoch(0)))
     times = []

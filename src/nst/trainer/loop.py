@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nst.config import OptimConfig, TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
+from nst.trainer.compiled import CompiledForward
 from nst.trainer.distributed import Ranks
 from nst.trainer.schedule import learning_rate
 from nst.trainer.sync_bn import sync_batch_norms
@@ -49,8 +50,13 @@ class Trainer:
         settings: TrainerConfig,
         ranks: Ranks,
         seed: int,
+        compile_knowledge: Callable[[int], None] | None = None,
     ) -> None:
-        """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet."""
+        """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet.
+
+        Args:
+            compile_knowledge: compiles the teacher's side for a batch size (0: back to eager), where there is any.
+        """
         self.distiller = distiller.to(ranks.device)
         if settings.sync_bn and ranks.world > 1:
             sync_batch_norms(distiller.student, ranks.device)
@@ -80,6 +86,10 @@ class Trainer:
                 # Without a term on the logits the last layer has no gradient.
                 find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
             )
+        self.maybe_compiled = CompiledForward(
+            self.forward, distiller, asked=settings.compile, precision=settings.precision, ranks=ranks,
+            compile_knowledge=compile_knowledge, graphs=settings.accumulate == 1 and ranks.world == 1,
+        )  # fmt: skip
         # On the device, since the last log line: steps, images, correct, loss, gradient norm, skipped, each term.
         self.sums = torch.zeros(6 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
         # The first non-finite step: its number, the loss, each term. Zero while there was none.
@@ -88,6 +98,9 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """One optimizer step on this rank's part of a global batch."""
         step, ranks = self.progress.step, self.ranks
+        parts = self.micro_batches(len(batch.labels))
+        if self.maybe_compiled.undecided and self.images_in(step) == self.images_in(0):
+            self.maybe_compiled.choose(batch, parts[0], self.knowledge, self.steps - step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, step, self.steps)
         torch.manual_seed(
@@ -99,11 +112,10 @@ class Trainer:
         before = [buffer.clone() for buffer in buffers]
         summaries = self.knowledge(batch)
         sums = torch.zeros_like(self.first_bad)  # over this rank's images: correct ones, the loss, each term
-        parts = self.micro_batches(len(batch.labels))
         for part in parts:
             with self.exchange_gradients(part is parts[-1]):
                 with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-                    logits, values = self.forward(batch.images[part], batch.labels[part], cut(summaries, part))
+                    logits, values = self.maybe_compiled(batch.images[part], batch.labels[part], cut(summaries, part))
                 loss = self.distiller.total(values)
                 # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are
                 # uneven. A loss that is not finite makes it NaN, and with it every gradient on every rank.
@@ -209,6 +221,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "compiled": self.maybe_compiled.chosen,
             "windows": torch.stack(windows),  # what each rank has summed since the last log line
         }
 
@@ -217,5 +230,6 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.maybe_compiled.chosen = state["compiled"]
         mine = state["windows"][self.ranks.rank].to(self.ranks.device)
         self.sums, self.first_bad = mine[: len(self.sums)].clone(), mine[len(self.sums) :].clone()
