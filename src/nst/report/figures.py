@@ -60,7 +60,7 @@ def result_strip(
     """One method: a faint dot a seed, the mean with its interval, a diamond for the published figure."""
     parts = [axis.grid()]
     if mean is not None and half is not None:
-        low, high = max(axis(mean - half), 0), min(axis(mean + half), 100)
+        low, high = max(axis(max(mean - half, 0)), 0), min(axis(min(mean + half, 100)), 100)
         parts.append(f'<line class="{colour} whisker" x1="{low}%" x2="{high}%" y1="50%" y2="50%"/>')
     parts += [f'<circle class="{colour} faint" cx="{axis(v)}%" cy="50%" r="3.5"/>' for v in values]
     if mean is not None:

@@ -60,7 +60,7 @@ def result_rows(group: Record, metric: str) -> list[str]:
         last = row["last"]
         if last:
             half = min(last["half_width"] or 0, 3 * (last["std"] or 0))
-            values += [*row["by_seed"].values(), last["mean"] - half, last["mean"] + half]
+            values += [*row["by_seed"].values(), max(last["mean"] - half, 0), min(last["mean"] + half, 100)]
         values += [row["published"]] if row["published"] is not None else []
     if not values:
         return []
@@ -126,10 +126,11 @@ def mmd_rows(group: Record, evidence: Record) -> list[str]:
         for row in rows
     }
     axis = Axis([v for found in mean.values() for v in found["polynomial"]], log=True)
-    lines = [
-        f'<div class="name">{escape(row["label"])}</div>{change_strip(axis, *mean[row["name"]]["polynomial"], colour(row, group))}'
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        before, after = mean[row["name"]]["polynomial"]
+        strip = change_strip(axis, before, after, colour(row, group))
+        lines.append(f'<div class="name">{escape(row["label"])}</div>{strip}')
     header = ("method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after")))
     numbers = [(row["label"], *(f"{v:.3g}" for kernel in KERNELS for v in mean[row["name"]][kernel])) for row in rows]
     taps = group["taps"]

@@ -7,7 +7,7 @@ from typing import Any
 Record = dict[str, Any]
 
 COLUMNS = (
-    "method", "last epoch", "95 % interval", "best epoch", "published", "difference", "to student alone", "rank",
+    "method", "last epoch", "95 % interval", "best epoch", "published", "difference", "to student alone", "rank (published)",
     "verdict",
 )  # fmt: skip
 
@@ -18,7 +18,7 @@ def cells(row: Record) -> tuple[str, ...]:
     top5 = f" / {row['top5']['mean']:.2f}" if row["top5"] and row["published_top5"] is not None else ""
     rank = "–" if row["rank"] is None else str(row["rank"])
     if row["published_rank"] is not None:
-        rank += f" (published {row['published_rank']})"
+        rank += f" ({row['published_rank']})"
     return (
         row["label"],
         spread(last) + top5,

@@ -27,7 +27,7 @@ def print_result(result: Record) -> None:
     """The tables, for the terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=150)
+        console = Console(width=160)
     for group in result["groups"]:
         grid, shown = Table(title=f"{title(result)}\n{group['title']}"), columns(group)
         for name in (COLUMNS[i] for i in shown):

@@ -86,7 +86,7 @@ def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) 
     own = [*table.overrides, *row.run]
     meant = _settings(own)
     words = [*own, *request.overrides]
-    asked = _settings(words)
+    asked = _settings(words) if request.overrides else meant
     if request.epochs < 1:
         words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
         if asked.teacher.model is not None and asked.teacher.weights is None:

@@ -1,0 +1,130 @@
+"""The command: what it asks for, the plan, and a whole small table run twice."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from nst.cli import CONFIGS
+from nst.reproduce.command import reproduce
+from nst.reproduce.plan import make_plan
+from nst.reproduce.request import Request, parse
+from nst.run import run_folder
+
+TINY = (
+    "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
+    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.recipe.trainer.epochs=1", "optim.lr=0.01",
+)  # fmt: skip
+
+
+def test_request():
+    asked = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
+    assert (asked.table, asked.seeds, asked.epochs, asked.plan) == ("paper/cifar10", 3, 0.1, True)
+    assert asked.overrides == ("data.limit=2000", "data.root=x")
+    assert asked.folder == "paper/cifar10/epochs=0.1,data.limit=2000"
+    assert parse(["table=quick/digits"]).folder == "quick/digits/full"
+    assert asked.command == (
+        "python scripts/reproduce.py table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=3"], "which table"),
+        (["table=x", "seeds=0"], "whole number"),
+        (["table=x", "epochs=3"], "fraction"),
+        (["table=x", "epochs=ten"], "fraction"),
+        (["table=x", "seed=3"], "seeds=N"),
+        (["table=x", "now"], "key=value"),
+        (["table=x", "plan=maybe"], "true or false"),
+    ],
+)
+def test_request_errors(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(words)
+
+
+def test_unknown_table_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean paper/cifar10"):
+        make_plan(Request("paper/cifar"), CONFIGS)
+
+
+def test_plan_of_the_paper_s_table():
+    plan = make_plan(Request("paper/cifar10", 3), CONFIGS)
+    assert [cell.row.published for cell in plan.cells] == [5.80, 4.47, 4.75, 4.64, 4.87, 4.39, 4.48, 4.54, 4.21, 4.54]
+    (teacher,) = plan.teachers
+    assert (teacher.model["name"], teacher.teacher.model, teacher.trainer.epochs) == ("preact_resnet1001", None, 200)
+    for cell in plan.cells:
+        assert [run.seed for run in cell.runs] == [0, 1, 2]
+        assert {run.teacher.seed for run in cell.runs} == {0}
+        assert cell.comparable
+        assert not cell.changes
+    assert len({run_folder(asdict(run)) for cell in plan.cells for run in cell.runs}) == 30
+
+
+def test_a_reduced_plan_says_so():
+    plan = make_plan(Request("quick/digits", 1, 0.4, overrides=("data.limit=200", "data.root=null")), CONFIGS)
+    assert all(cell.reduced and not cell.comparable for cell in plan.cells)
+    assert plan.cells[0].changes == ("data.limit: 200 (table: None)", "trainer.epochs: 2 (table: 5)")
+    assert "trainer.epochs=2" in plan.cells[1].command
+    assert "teacher.recipe.trainer.epochs=6" in plan.cells[1].command
+    (teacher,) = plan.teachers
+    assert teacher.trainer.epochs == 6
+
+
+def test_how_a_run_is_computed_leaves_it_comparable():
+    overrides = ("trainer.precision=bf16", "teacher.weights=t.pt")
+    plan = make_plan(Request("quick/digits", 1, overrides=overrides), CONFIGS)
+    assert all(cell.comparable and not cell.reduced for cell in plan.cells)
+    assert "trainer.precision: bf16 (table: fp32)" in plan.cells[0].changes
+    assert "teacher.weights: t.pt (table: None)" in plan.cells[1].changes
+    assert plan.teachers == []
+    other = make_plan(Request("quick/digits", 1, overrides=("optim.lr=0.05",)), CONFIGS)
+    assert not any(cell.comparable or cell.reduced for cell in other.cells)
+
+
+def test_seven_pairs_of_crd_s_table():
+    plan = make_plan(Request("crd/cifar100", 1), CONFIGS)
+    assert len(plan.table.groups) == 7
+    assert len(plan.cells) == 35
+    assert len(plan.teachers) == 5
+
+
+def test_conventions_differ_in_what_they_say(tmp_path: Path):
+    plan = make_plan(Request("conventions/digits", 1), CONFIGS)
+    assert len(plan.cells) == 17
+    terms = [cell.runs[0].loss["nst_poly"] for cell in plan.cells[1:]]
+    assert len({str(term) for term in terms}) == 16
+    assert {term["convention"] for term in terms} == {"paper", "official", "crd"}
+    assert {len(term["taps"]) for term in terms} == {1, 3}
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "lock"
+    }
+
+
+def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    request = Request("quick/digits", 2, outputs=str(tmp_path / "outputs"), overrides=TINY)
+    reproduce(Request("quick/digits", 2, plan=True, outputs=str(tmp_path / "outputs"), overrides=TINY))
+    assert "17 runs, 17 to do" in capsys.readouterr().out
+    assert not (tmp_path / "outputs").exists()
+    reproduce(request)
+    printed = capsys.readouterr().out
+    assert "run 1 of 17: teacher resnet8" in printed
+    assert "Handwritten digits, test accuracy (reduced)" in printed
+    first = digest(tmp_path / "outputs")
+    table = tmp_path / "outputs" / "tables" / request.folder
+    names = {file.name for file in table.iterdir()}
+    assert names == {"plan.json", "table.json", "table.csv", "table.md", "page.html", "evidence"}
+    assert {f.name for f in (table / "evidence").iterdir()} == {
+        "resnet8.json", "resnet8-teacher.png", "resnet8-student.png", "resnet8-nst_poly.png",
+    }  # fmt: skip
+    reproduce(request)
+    assert "0 to do" in capsys.readouterr().out
+    assert digest(tmp_path / "outputs") == first

@@ -1,0 +1,66 @@
+"""Run folders and a plan as real runs leave them, written by hand with known numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROWS: dict[str, tuple[str, float | None, dict[int, list[float]]]] = {
+    # name: label, published error, seed → test accuracy by epoch
+    "student": ("Student alone", 5.80, {0: [90.0, 94.0], 1: [89.0, 95.0], 2: [88.0, 93.0]}),
+    "kd": ("KD", 4.47, {0: [93.0, 95.0], 1: [92.0, 96.0], 2: [97.0, 94.0]}),
+    "nst_poly": ("NST <poly>", 4.39, {0: [93.0, 95.5], 1: [92.0, 95.6]}),
+}
+
+
+def write_run(outputs: Path, name: str, seed: int, accuracies: list[float], finished: bool = True) -> str:
+    """A run folder; returns its place below `outputs`."""
+    folder = outputs / "digits" / "big-small" / name / f"seed{seed}-00000000"
+    folder.mkdir(parents=True)
+    config = {
+        "data": {"name": "digits"}, "teacher": {"model": None if name == "student" else {"name": "big"}},
+        "model": {"name": "small"}, "loss": {"ce": {}} | ({} if name == "student" else {name: {}}),
+        "seed": seed, "trainer": {"epochs": 2},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [{"kind": "eval", "step": 10 * e, "epoch": e, "top1": a} for e, a in enumerate(accuracies, 1)]
+    lines.insert(0, {"kind": "train", "step": 5, "epoch": 0.5, "timing": {"seconds": 1.5}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
+    best = max(range(len(accuracies)), key=lambda i: accuracies[i])
+    summary: dict[str, Any] = {
+        "test": {"top1": accuracies[-1], "top5": 99.0}, "best": {"top1": accuracies[best], "epoch": best + 1},
+        "evaluated_on": "test", "seconds": 12.0 + seed, "steps": 20, "skipped_steps": 0,
+        "student": {"name": "small", "parameters": 7}, "commit": "abc", "versions": {"torch": "2"},
+        "hardware": {"device": "cpu"},
+        "teacher": None if name == "student" else {
+            "name": "big", "top1": 96.0, "top5": 99.9, "parameters": 70, "weights": "w", "sha256": "0",
+        },
+    }  # fmt: skip
+    if finished:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return str(folder.relative_to(outputs))
+
+
+def write_table(outputs: Path, reduced: bool = False, metric: str = "error") -> Path:
+    """All runs of ROWS and their plan; returns the table's folder."""
+    rows = []
+    for name, (label, published, seeds) in ROWS.items():
+        runs = [{"seed": seed, "folder": write_run(outputs, name, seed, values)} for seed, values in seeds.items()]
+        if name == "nst_poly":
+            runs.append({"seed": 2, "folder": write_run(outputs, name, 2, [91.0], finished=False)})
+        rows.append({
+            "name": name, "label": label, "published": published, "published_top5": None, "runs": runs,
+            "command": f"python train.py experiment=x/{name} seed=0", "reduced": reduced, "comparable": not reduced,
+            "changes": ["trainer.epochs: 2 (table: 400)"] if reduced else [],
+        })  # fmt: skip
+    group = {
+        "name": "small", "title": "big → small", "teacher": {"published": 4.04, "published_top5": None},
+        "taps": {"teacher": "last", "student": "last"}, "rows": rows,
+    }  # fmt: skip
+    folder = outputs / "tables" / "test" / "full"
+    folder.mkdir(parents=True)
+    plan = {
+        "table": "test", "command": "python scripts/reproduce.py table=test", "title": "A test", "source": "a paper",
+        "metric": metric, "groups": [group],
+    }  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
