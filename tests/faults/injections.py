@@ -1,6 +1,7 @@
 """Faults to set in a run before it starts. Each patches one place of the program in its own process."""
 
 import errno
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from nst.data import memory
 from nst.data.memory import MemoryLoader
+from nst.knowledge import filling
 from nst.trainer import fit, folder, loop, tracking
 from nst.trainer.checkpoint import Checkpoints
 
@@ -75,6 +77,19 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
         finish(self, flag)
 
     fit.Fit.finish_epoch = patched
+
+
+def in_filling(number: int, signum: int) -> None:
+    """A signal while the `number`-th batch of a knowledge store is written."""
+    filling.SYNC_SECONDS = 0.0
+    write, count = filling._write, itertools.count(1)
+
+    def patched(*args: Any) -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signum)
+        write(*args)
+
+    filling._write = patched
 
 
 def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:
