@@ -18,3 +18,9 @@ def test_links(page: Path) -> None:
 
 def test_configuration_page_is_current() -> None:
     assert PAGE.read_text() == reference(), "run: python scripts/configuration.py"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = next(page for page in PAGES if page.name == "index.md").read_text()
+    missing = [page.name for page in PAGES if page.parent.name == "docs" and f"({page.name})" not in index]
+    assert set(missing) <= {"index.md"}, f"docs/index.md does not link to {missing}"

@@ -49,6 +49,13 @@ def test_captured_files_work_without_the_package(exported: tuple[Path, dict[str,
     assert len(shown.stdout.splitlines()) == len(kinds)
 
 
+def test_onnx_names_what_goes_in_and_out(exported: tuple[Path, dict[str, Any]]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(exported[0] / "student.onnx")
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("images", ["batch", 1, 8, 8])]
+    assert [(value.name, value.shape) for value in session.get_outputs()] == [("logits", ["batch", 10])]
+
+
 def test_rebuilt_from_json_and_safetensors(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
     rebuilt, trained = load_student(exported[0]), finished_run(finished).student()
     assert isinstance(rebuilt, CifarResNet)

@@ -105,7 +105,11 @@ def write_onnx(folder: Path, program: ExportedProgram, name: str) -> None:
         program, (), input_names=[name], output_names=["logits"], dynamo=True, external_data=False, verbose=False
     )
     assert made is not None
-    write_whole(folder / FILES["onnx"], made.model_proto.SerializeToString())
+    model = made.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch calls it s77 or so
+    del model.graph.value_info[:]  # shapes inside, in terms of the old name; a runtime finds them itself
+    write_whole(folder / FILES["onnx"], model.SerializeToString())
 
 
 def load(folder: Path, name: str) -> Forward:
