@@ -76,7 +76,7 @@ def seconds_per_image(run: RunConfig, device: torch.device) -> float:
     )  # fmt: skip
     images = next(iter(loader.epoch(0)))
     times = []
-    for _ in range(3):  # the first one warms up
+    for _ in range(4):  # the first one warms up
         began = time.perf_counter()
         trainer.step(images)
         if device.type == "cuda":

@@ -36,6 +36,7 @@ class Request:
         """Where the result goes below `<outputs>/tables`: by what was asked, but for the number of seeds."""
         asked = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
         asked += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
+        asked = [re.sub(r"=.*/", "=", text) for text in asked]  # of a path its last part
         name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in asked)
         return f"{self.table}/{name[:120] or 'full'}"
 
