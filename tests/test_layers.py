@@ -1,10 +1,12 @@
 """Listing layers: names, shapes, roles, overwritten outputs, pairs of one map size."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from nst.layers import describe, layers, matching, pairs_text
 from nst.models import resnet8, torchvision_model
+from nst.taps import feature_shapes
 
 
 class Overwriting(nn.Module):
@@ -38,6 +40,13 @@ def test_an_output_that_is_overwritten_is_marked_and_never_paired() -> None:
     assert [layer.intact for layer in found] == [False, True, True]
     assert "conv   Conv2d  6×4×4   overwritten by what follows: do not tap" in describe("student", "own", found)
     assert [(t.name, s.name) for t, s in matching(found, found)] == [("relu", "relu")]
+
+
+@pytest.mark.parametrize("tap", ["conv", "relu:input"])
+def test_a_tap_that_is_overwritten_is_refused(tap: str) -> None:
+    with pytest.raises(ValueError, match=f"layer '{tap}' of Overwriting is overwritten"):
+        feature_shapes(Overwriting(), [tap], (1, 8, 8))
+    assert feature_shapes(Overwriting(), ["relu", "logits"], (1, 8, 8))["relu"] == (6, 4, 4)
 
 
 def test_pairs_are_the_last_layers_of_each_common_map_size() -> None:

@@ -88,6 +88,26 @@ class Taps:
         self._handles.clear()
 
 
+class _Versions(Taps):
+    """Also remembers each feature's version, which an operation in place raises."""
+
+    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+        self.versions: dict[str, int] = {}
+        super().__init__(model, taps)
+
+    def _keep_output(self, tap: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self.features[tap] = output
+            if isinstance(output, Tensor):
+                self.versions[tap] = output._version
+
+        return hook
+
+    def _keep_input(self, tap: str) -> Any:
+        keep = self._keep_output(tap)
+        return lambda module, inputs: keep(module, None, inputs[0])
+
+
 @torch.no_grad()
 def feature_shapes(
     model: nn.Module, taps: Iterable[str], image_shape: tuple[int, int, int]
@@ -98,10 +118,11 @@ def feature_shapes(
         image_shape: `(C, H, W)`.
 
     Raises:
-        ValueError: for an unknown tap, or one that is not reached or yields no `[B, ...]` tensor.
+        ValueError: for an unknown tap, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
+            is overwritten later in the forward pass.
     """
     taps = list(taps)
-    recorder, training = Taps(model, taps), model.training
+    recorder, training = _Versions(model, taps), model.training
     parameter = next(model.parameters())
     try:
         logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
@@ -112,4 +133,9 @@ def feature_shapes(
     for tap in taps:
         if not isinstance(features.get(tap), Tensor):
             raise ValueError(f"layer '{tap}' of {type(model).__name__} yields no tensor in a forward pass")
+        if tap in recorder.versions and features[tap]._version != recorder.versions[tap]:
+            raise ValueError(
+                f"layer '{tap}' of {type(model).__name__} is overwritten by what follows, such as a ReLU in place: tap "
+                "the layer that writes, or make it inplace=False"
+            )
     return {tap: tuple(features[tap].shape[1:]) for tap in taps}
