@@ -41,7 +41,7 @@ class PowerSum(torch.autograd.Function):
         if ctx.p == 2:
             return (x * per_position).to(x.dtype), None
         magnitude = x.abs().to(grad.dtype).pow(ctx.p - 1)
-        return (magnitude.copysign(x) * per_position).to(x.dtype), None
+        return (x.sign() * magnitude * per_position).to(x.dtype), None
 
 
 def power_sum(x: Tensor, p: float) -> Tensor:
