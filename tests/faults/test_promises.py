@@ -1,0 +1,22 @@
+"""Every test that docs/faults.md names is there, and every test here is named."""
+
+import re
+
+from tests.faults.conftest import ROOT
+
+
+def test_the_table_names_the_tests() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs/faults.md").read_text()))
+    there = {
+        (file.name, name)
+        for file in (ROOT / "tests/faults").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    for file, name in named - there:
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+    helping = {("test_promises.py", "test_the_table_names_the_tests")}
+    assert there - named - helping == {
+        ("test_input.py", "test_messages_name_the_disk_error"),
+        ("test_numbers.py", "test_first_step"),
+        ("test_ranks.py", "test_all_ranks_fail_alike"),
+    }
