@@ -111,6 +111,16 @@ def test_the_files_may_normalise_themselves(finished: Path, tmp_path: Path) -> N
     assert "model(pixels)" in card
 
 
+def test_a_student_without_a_teacher(finished: Path) -> None:
+    alone = next(finished.parents[2].glob("none-resnet14/ce/*"))  # the run that trained the teacher
+    report = export(composed("export", f"run={alone}", "formats=[safetensors]", "repeats=1", "images=10"))
+    assert report["teacher"] is None
+    assert set(report["latency"]["32"]) == {"student"}
+    card = (alone / "export" / "MODEL_CARD.md").read_text()
+    assert "trained without a teacher" in card
+    assert "teacher |" not in card
+
+
 def test_no_path_of_this_machine_in_the_files(exported: tuple[Path, dict[str, Any]]) -> None:
     folder = exported[0]
     source = str(Path(nn.__file__).parents[2]).encode()
