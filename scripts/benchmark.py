@@ -6,9 +6,9 @@ python scripts/benchmark.py losses --json losses.json --markdown
 
 import argparse
 
-from nst.benchmark import data, losses
+from nst.benchmark import curves, data, losses, step
 
-SUBJECTS = {"losses": losses, "data": data}
+SUBJECTS = {"losses": losses, "data": data, "step": step, "curves": curves}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
 
 
