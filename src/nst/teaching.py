@@ -169,7 +169,8 @@ def _fill(
     if here.main:
         store.teacher = about
         alone = Ranks(0, 1, here.device)
-        fill(store, live, build.loader(settings, alone, data, "train"), subset, wanted)
+        loader = build.loader(settings, alone, data, "train")
+        fill(store, live, loader, subset, wanted, may_compile=settings.trainer.compile is not False)
     while store.missing(wanted):
         time.sleep(1)
         store.reload()

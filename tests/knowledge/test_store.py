@@ -202,6 +202,32 @@ def test_a_disk_too_small_is_known_before_anything_is_computed(tmp_path: Path, m
     assert live.calls == 0
 
 
+@pytest.mark.parametrize(("factor", "used"), [(1.0, True), (2.0, False)])
+def test_a_long_filling_uses_compiled_code_that_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, factor: float, used: bool
+) -> None:
+    calls: list[int] = []
+
+    def fake_compile(function: Any, **_: Any) -> Any:
+        def run(images: Tensor) -> Summaries:
+            calls.append(len(images))
+            return {k: {n: factor * v for n, v in s.items()} for k, s in function(images).items()}
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr("nst.knowledge.filling.COMPILE_COST", 0)
+    store = opened(tmp_path, "float16")
+    fill(
+        store, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), wanted(POLY), may_compile=True
+    )
+    assert len(calls) == (1 + 3 * VIEWS - 4 if used else 1)
+    assert ("differs by 1.0e+00" in caplog.text) is not used
+    exact = filled(tmp_path / "eager", POLY, dtype="float16")
+    (array,) = wanted(POLY)
+    assert exact.file(array.name).read_bytes() == store.file(array.name).read_bytes()
+
+
 def test_the_manifest_says_what_the_store_is_of(tmp_path: Path) -> None:
     store = filled(tmp_path, POLY)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

@@ -1,5 +1,6 @@
 """Filling a store: every view it holds of every image, once through the teacher."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,17 +16,32 @@ from nst.knowledge.layout import Array, readable_bytes
 from nst.knowledge.live import LiveTeacher
 from nst.knowledge.store import Store, Writer
 
+log = logging.getLogger(__name__)
+
+COMPILE_COST = 60.0  # seconds that compiling a teacher takes on two cores, about
+COMPILE_GAIN = 0.5  # of the eager time, about: frozen weights make a teacher twice as fast
+TRY_AFTER = 4  # batches, to know how long the filling will take
+TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when filling is cut off
 IN_FLIGHT = 4  # batches between the teacher and the disk
 
 
-def fill(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, wanted: Sequence[Array]) -> None:
+def fill(
+    store: Store,
+    teacher: LiveTeacher,
+    loader: Loader,
+    subset: Tensor,
+    wanted: Sequence[Array],
+    may_compile: bool = False,
+) -> None:
     """Complete the arrays `wanted`; what is written already stays.
 
     Args:
         teacher: its requests include those of the arrays.
         loader: over the whole training set, in one process.
         subset: [images, views] view numbers, from `split.view_subset`.
+        may_compile: compile the teacher where the filling is long enough, and compiled and eager summaries agree.
+            Not in float32: such a store is to equal eager live training bit for bit.
 
     Raises:
         ValueError: the disk is too small.
@@ -34,10 +50,14 @@ def fill(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, wan
         missing = store.missing(wanted)
         store.reserve(missing)
         for written in sorted({store.written(a.name) for a in missing}):
-            _fill_group(store, teacher, loader, subset, [a for a in missing if store.written(a.name) == written])
+            group = [a for a in missing if store.written(a.name) == written]
+            _fill_group(store, teacher, loader, subset, group, may_compile and store.dtype == "float16")
+    teacher.compile(0)
 
 
-def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, group: Sequence[Array]) -> None:
+def _fill_group(
+    store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, group: Sequence[Array], may_compile: bool
+) -> None:
     """Arrays that are equally far: one pass of the teacher for all of them."""
     start = store.written(group[0].name)
     pending: deque[Future[None]] = deque()
@@ -49,7 +69,7 @@ def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tens
         writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in group}
         disk = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(show)
-        saved = time.monotonic()
+        saved = began = time.monotonic()
         for slot in range(start // store.images, store.views):
             first = row % store.images // loader.batch_size
             row = slot * store.images + first * loader.batch_size
@@ -57,11 +77,34 @@ def _fill_group(store: Store, teacher: LiveTeacher, loader: Loader, subset: Tens
                 pending.append(disk.submit(_write, teacher(batch), row, group, writers))
                 row += len(batch.labels)
                 show.update(row - show.n)
+                if may_compile and row - start >= TRY_AFTER * loader.batch_size:
+                    left = (store.rows - row) * (time.monotonic() - began) / (row - start)
+                    compile_if_long(teacher, batch.images, left)
+                    may_compile = False
                 if len(pending) > IN_FLIGHT:
                     pending.popleft().result()
                 if time.monotonic() - saved > SYNC_SECONDS or row == store.rows:
                     _save(store, pending, writers, row)
                     saved = time.monotonic()
+
+
+def compile_if_long(teacher: LiveTeacher, images: Tensor, seconds: float) -> None:
+    """Compile the teacher for batches like this one where `seconds` of eager filling are left; keep it if it agrees."""
+    if seconds * COMPILE_GAIN < COMPILE_COST:
+        return
+    eager, trouble = teacher.summaries(images), None
+    try:
+        teacher.compile(len(images))
+        compiled = teacher.summaries(images)
+        for key, name in ((key, name) for key, summary in eager.items() for name in summary):
+            difference = float((compiled[key][name] - eager[key][name]).abs().max() / eager[key][name].abs().max())
+            if not difference <= TOLERANCE:
+                trouble = f"its summary {key} {name} differs by {difference:.1e} of the largest value"
+    except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
+        trouble = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+    if trouble is not None:
+        log.warning("the teacher is not compiled: %s", trouble)
+        teacher.compile(0)
 
 
 def _write(summaries: Summaries, row: int, group: Sequence[Array], writers: dict[str, Writer]) -> None:
