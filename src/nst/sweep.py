@@ -100,8 +100,9 @@ def read_sweep(file: Path) -> list[dict[str, Any]]:
 
 def show(lines: list[dict[str, Any]]) -> None:
     """Print a sweep's table, best accuracy first, with what differs between the jobs; failed ones explained below."""
-    common = set(lines[0]["overrides"]).intersection(*(line["overrides"] for line in lines[1:]))
-    table = Table(title=f"{len(lines)} jobs, best first")
+    lists = [line["overrides"] for line in lines]
+    common = set(lists[0]).intersection(*lists) if len(lines) > 1 else set()
+    table = Table(title=f"{len(lines)} job{'s' * (len(lines) > 1)}, best first")
     for column in ("job", "overrides", "state", "accuracy, last epoch"):
         table.add_column(column)
     for line in sorted(lines, key=lambda line: -line.get("accuracy", -1)):
