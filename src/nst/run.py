@@ -186,6 +186,7 @@ def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
         "student": {"name": settings.model["name"], "parameters": parameters},
         "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
         "steps": progress.step,
+        "compiled": trainer.maybe_compiled.chosen,
         "skipped_steps": progress.skipped,
         "seconds": round(progress.seconds, 2),
     }
