@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nst.losses.base import working_dtype
 
-CACHE_BYTES = 3 << 19
+CACHE_BYTES = 3 << 20
 """Size of one block's channel maps on a CPU."""
 
 

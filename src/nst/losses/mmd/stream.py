@@ -23,7 +23,7 @@ from nst.losses.mmd.unit import (
 
 SIGMA2_FLOOR = 1e-4
 """σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""
-PAIR_BYTES = 4 << 20
+PAIR_BYTES = 5 << 20
 """Pair matrices held at a time on a CPU."""
 PAIR_BYTES_FUSED = 128 << 20
 """The same on a GPU and in a compiled graph, where few large operations are better."""
