@@ -1,6 +1,6 @@
 """Small trainings whose numbers must not depend on how many processes share the work.
 
-Run by torchrun as a script, it writes what each scenario gives on this rank to the folder named on its command line.
+Run by torchrun as a script, it writes what each scenario gives on this rank: `scenarios.py <folder> <cpu or cuda>`.
 """
 
 import sys
@@ -63,13 +63,16 @@ def trainer(here: Ranks, *, bn: bool = False, with_labels: bool = True, **settin
     student, teacher = Network(6, bn), Network(8, True)
     shapes = [feature_shapes(net, ["last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
     distiller = Distiller(student, terms, *shapes)
-    loader = data().loader(BATCH, train=True, rank=here.rank, world=here.world)
+    teacher.to(here.device)
+    loader = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
     return Trainer(
         distiller,
         LiveTeacher(teacher, distiller.requests),
         loader,
         optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-3),
-        settings=TrainerConfig(epochs=2, batch_size=BATCH, channels_last=False, clip_grad_norm=5.0, **settings),
+        settings=TrainerConfig(
+            epochs=2, batch_size=BATCH, channels_last=False, compile=False, clip_grad_norm=5.0, **settings
+        ),
         ranks=here,
         seed=0,
     )
@@ -104,12 +107,12 @@ def results(here: Ranks) -> dict[str, Any]:
     """Everything, on this rank."""
     found: dict[str, Any] = {name: train(trainer(here, **kind)) for name, kind in SCENARIOS.items()}
     torch.manual_seed(0)
-    evaluation = data().loader(20, train=False, rank=here.rank, world=here.world)
-    found["evaluation"] = vars(evaluate(Network(6, True), evaluation.epoch(0), here))
+    evaluation = data().loader(20, train=False, rank=here.rank, world=here.world, device=here.device)
+    found["evaluation"] = vars(evaluate(Network(6, True).to(here.device), evaluation.epoch(0), here))
     found["gathered"] = here.gather(here.rank, 10.0 * here.rank)
     return found
 
 
 if __name__ == "__main__":
-    with ranks("cpu") as here:
+    with ranks(sys.argv[2]) as here:
         torch.save(results(here), Path(sys.argv[1]) / f"rank{here.rank}.pt")

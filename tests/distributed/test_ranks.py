@@ -1,5 +1,6 @@
 """Two ranks, joined over the network as two machines are, do what one process does on the same global batches."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.distributed.conftest import output, torchrun
 
 from nst.trainer.distributed import Ranks
 
+SCENARIOS = str(ROOT / "tests/distributed/scenarios.py")
 ONE = Ranks(0, 1, torch.device("cpu"))
 Found = dict[str, Any]
 
@@ -18,7 +20,7 @@ Found = dict[str, Any]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """What each of two nodes with one process finds; they meet at a port of the first, as on a cluster."""
     folder = tmp_path_factory.mktemp("ranks")
-    for node in torchrun(str(ROOT / "tests/distributed/scenarios.py"), str(folder), nodes=2):
+    for node in torchrun(SCENARIOS, str(folder), "cpu", nodes=2):
         output(node)
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
 
@@ -72,3 +74,14 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(one: Found) -> N
 def test_numbers_are_gathered_by_rank(ranks: list[Found], one: Found) -> None:
     assert one["gathered"] == [[0.0, 0.0]]
     assert ranks[0]["gathered"] == ranks[1]["gathered"] == [[0.0, 0.0], [1.0, 10.0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_give_what_one_process_gives(one: Found, tmp_path: Path) -> None:
+    """With NCCL and torch's own synchronised BN, in the arithmetic of the GPU."""
+    [job] = torchrun(SCENARIOS, str(tmp_path), "cuda", ranks=2)
+    output(job)
+    found = torch.load(tmp_path / "rank0.pt", weights_only=False, map_location="cpu")
+    for name in COMPARABLE:
+        torch.testing.assert_close(found[name]["state"], one[name]["state"], rtol=1e-2, atol=1e-3)
