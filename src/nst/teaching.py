@@ -73,7 +73,7 @@ def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Da
             f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
             "use knowledge=live"
         )
-    views = every if settings.knowledge.views == "all" else int(settings.knowledge.views)
+    views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
     reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
     if len(reasons) == len(requests):
         found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in reasons.items())

@@ -87,7 +87,7 @@ def _method(run: FinishedRun) -> str:
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
-        source = "run beside it" if knowledge.mode == "live" else f"stored, {knowledge.views} views of each image"
+        source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
         lines += ["", f"Teacher: {teacher['name']} ({source}), weights with SHA-256 `{teacher['sha256']}`."]
     return "\n".join(lines)
 
