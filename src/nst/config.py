@@ -84,7 +84,7 @@ class KnowledgeConfig:
     """Where the teacher's summaries come from."""
 
     mode: str = "live"  # live | stored
-    views: int | str = 16  # stored: views of each image that the store holds and epochs draw from; a number (at most all) or all
+    views: int | str = 16  # stored: views of each image to hold and to draw from; a number (at most all) or all
     dtype: str = "float16"  # stored: float16 | float32
     path: str | None = None  # stored: the store's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
     allow_large: bool = False  # stored: store summaries as large as the feature itself, too (FitNet, exact Gaussian)
