@@ -1,6 +1,7 @@
 """Filling a store: every view it holds of every image, once through the teacher."""
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -62,8 +63,9 @@ def _fill_group(
     start = store.written(group[0].name)
     pending: deque[Future[None]] = deque()
     row = start
+    pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
     show = tqdm(
-        total=store.rows, initial=start, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=1
+        total=store.rows, initial=start, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=pace
     )
     with ExitStack() as stack:
         writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in group}
