@@ -73,6 +73,7 @@ class Sweep(Callback):
         lines = read_sweep(self.file)
         if _main_rank():
             show(lines)
+            print(f"all runs so far: python scripts/runs.py outputs={config.hydra.sweep.dir}")
         if any(line["state"] == "failed" for line in lines):
             raise SystemExit(1)
 

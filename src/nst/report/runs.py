@@ -31,7 +31,7 @@ def read_events(folder: Path, kind: str) -> list[Record]:
 def all_runs(outputs: Path) -> list[Record]:
     """Every run below `outputs`, finished or not, by folder.
 
-    Each has data, teacher, model, loss, seed, state ("finished" or "epoch 3 of 15"), last and best (top-1 in percent,
+    Each has data, teacher, model, loss, seed, state ("finished", "epoch 3 of 15" or "pruned at epoch 3 of 15"), last and best (top-1 in percent,
     or None), best_epoch, seconds and folder.
     """
     return [_record(file.parent, outputs) for file in sorted(outputs.glob("*/*/*/*/config.json"))]
@@ -42,6 +42,7 @@ def _record(folder: Path, outputs: Path) -> Record:
     summary, evaluations = read_summary(folder), read_events(folder, "eval")
     best = max(evaluations, key=lambda e: e["top1"], default=None)
     done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
+    cut = "pruned at " if (folder / "pruned.json").is_file() else ""
     losses = "+".join(f"{name}" for name in config["loss"] if name != "ce") or "ce"
     timing = read_events(folder, "train")
     return {
@@ -51,7 +52,7 @@ def _record(folder: Path, outputs: Path) -> Record:
         "loss": losses,
         "seed": config["seed"],
         "epochs": epochs,
-        "state": "finished" if summary else f"epoch {done} of {epochs}",
+        "state": "finished" if summary else f"{cut}epoch {done} of {epochs}",
         "last": summary["test"]["top1"] if summary else (evaluations[-1]["top1"] if evaluations else None),
         "best": summary["best"]["top1"] if summary else (best["top1"] if best else None),
         "best_epoch": summary["best"]["epoch"] if summary else (best["epoch"] if best else None),
