@@ -1,4 +1,4 @@
-"""List the runs of `outputs/`: `python scripts/runs.py data=digits loss=*nst* sort=best`."""
+"""List the runs of `outputs/`: `python scripts/runs.py data=digits 'loss=*nst*' sort=best`."""
 
 import sys
 from pathlib import Path
@@ -15,10 +15,10 @@ USAGE = """List runs, finished or not, with their last and best accuracy.
   python scripts/runs.py [field=value ...] [sort=FIELD] [outputs=FOLDER]
 
   fields: data teacher model loss seed epochs state last best best_epoch seconds folder
-  values: several separated by commas; * matches anything: loss=*nst*,kd seed=0 state=finished
+  values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished
   sort:   last (default), best: highest first; other fields: lowest first"""
 
-COLUMNS = ("data", "teacher", "model", "loss", "seed", "state", "last", "best", "best_epoch", "seconds", "folder")
+COLUMNS = ("state", "last", "best", "best_epoch", "seconds")
 
 
 def main(words: list[str]) -> None:
@@ -29,12 +29,16 @@ def main(words: list[str]) -> None:
         return
     outputs, sort = Path(asked.pop("outputs", "outputs")), asked.pop("sort", "last")
     runs = select(all_runs(outputs), asked, sort)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
     grid = Table(title=f"{len(runs)} runs in {outputs}, by {sort}; accuracies: top-1 in %")
+    grid.add_column("run", overflow="fold")
     for name in COLUMNS:
-        grid.add_column(name.replace("_", " "), overflow="fold")
+        grid.add_column(name.replace("_", " "), justify="left" if name == "state" else "right", no_wrap=True)
     for run in runs:
-        grid.add_row(*(Text(shown(run[name])) for name in COLUMNS))
-    Console().print(grid)
+        grid.add_row(Text(run["folder"]), *(Text(shown(run[name])) for name in COLUMNS))
+    console.print(grid)
 
 
 def shown(value: object) -> str:

@@ -87,6 +87,20 @@ def test_how_a_run_is_computed_leaves_it_comparable():
     assert not any(cell.comparable or cell.reduced for cell in other.cells)
 
 
+def test_stored_knowledge_is_stored_once_for_all_rows():
+    overrides = ("knowledge=stored", "knowledge.views=all")
+    plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)
+    modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
+    live = {"student", "fitnet", "nst_gaussian"}  # their summaries are as large as the features, or they ask for none
+    assert {name for name, mode in modes.items() if mode == "live"} == live
+    (store,) = plan.stores
+    targets = sorted(node["_target_"].split(".")[-1] for node in store.loss.values())
+    assert targets == ["AT", "CrossEntropy", "KD", "NST", "NST"]
+    assert all(cell.comparable for cell in plan.cells)
+    assert "knowledge" not in plan.cells[2].command
+    assert "knowledge=stored" in plan.cells[1].command
+
+
 def test_seven_pairs_of_crd_s_table():
     plan = make_plan(Request("crd/cifar100", 1), CONFIGS)
     assert len(plan.table.groups) == 7
@@ -118,7 +132,8 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "outputs").exists()
     reproduce(request)
     printed = capsys.readouterr().out
-    assert "run 1 of 17: teacher resnet8" in printed
+    assert "run 1 of 1: teacher resnet8" in printed
+    assert "run 16 of 16: KD + NST (poly), seed 1" in printed
     assert "Handwritten digits, test accuracy (reduced)" in printed
     first = digest(tmp_path / "outputs")
     table = tmp_path / "outputs" / "tables" / request.folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from nst.report.figures import Axis, change_strip, curves, result_strip, scatter
 from nst.report.runs import read_events
-from nst.report.text import COLUMNS, cells, columns, teacher_text
+from nst.report.text import cells, columns, teacher_text
 
 Record = dict[str, Any]
 KERNELS = {"linear": "linear", "polynomial": "polynomial (xᵀy)²", "gaussian": "Gaussian"}
@@ -41,8 +41,8 @@ def html_table(
 def result_table(group: Record) -> str:
     """The table itself."""
     shown = columns(group)
-    header = tuple(COLUMNS[i] for i in shown)
-    rows = [tuple(cells(row)[i] for i in shown) for row in group["rows"]]
+    header = tuple(name for _, name in shown)
+    rows = [tuple(cells(row)[i] for i, _ in shown) for row in group["rows"]]
     best = next((i for i, row in enumerate(group["rows"]) if row["rank"] == 1), None)
     said = f'<p class="mute">{escape(teacher_text(group["teacher"]))} %.</p>' if group["teacher"] else ""
     return html_table(header, rows, best, words=header[-1] == "verdict") + said

@@ -32,11 +32,12 @@ def cells(row: Record) -> tuple[str, ...]:
     )
 
 
-def columns(group: Record) -> list[int]:
-    """Positions of COLUMNS that say something about a group: nothing published, no column about it."""
-    published = any(row["published"] is not None for row in group["rows"])
+def columns(group: Record) -> list[tuple[int, str]]:
+    """Positions in `cells` and names of the columns that say something: nothing published, no column about it."""
+    if any(row["published"] is not None for row in group["rows"]):
+        return list(enumerate(COLUMNS))
     about = ("published", "difference", "verdict")
-    return [i for i, name in enumerate(COLUMNS) if published or name not in about]
+    return [(i, name.removesuffix(" (published)")) for i, name in enumerate(COLUMNS) if name not in about]
 
 
 def title(result: Record) -> str:
@@ -121,9 +122,9 @@ def as_markdown(result: Record) -> str:
     for group in result["groups"]:
         lines += [f"## {group['title']}", ""]
         shown = columns(group)
-        alignment = ["---" if COLUMNS[i] in ("method", "verdict") else "---:" for i in shown]
-        lines += [markdown_row([COLUMNS[i] for i in shown]), markdown_row(alignment)]
-        lines += [markdown_row([cells(row)[i] for i in shown]) for row in group["rows"]]
+        alignment = ["---" if name in ("method", "verdict") else "---:" for _, name in shown]
+        lines += [markdown_row([name for _, name in shown]), markdown_row(alignment)]
+        lines += [markdown_row([cells(row)[i] for i, _ in shown]) for row in group["rows"]]
         if group["teacher"]:
             lines += ["", teacher_text(group["teacher"])[:1].upper() + teacher_text(group["teacher"])[1:] + "."]
         lines.append("")

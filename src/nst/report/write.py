@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nst.report.page import page
-from nst.report.text import COLUMNS, as_csv, as_markdown, cells, columns, label, notes, teacher_text, title
+from nst.report.text import as_csv, as_markdown, cells, columns, label, notes, teacher_text, title
 from nst.weights import write_whole
 
 Record = dict[str, Any]
@@ -30,10 +30,10 @@ def print_result(result: Record) -> None:
         console = Console(width=160)
     for group in result["groups"]:
         grid, shown = Table(title=f"{title(result)}\n{group['title']}"), columns(group)
-        for name in (COLUMNS[i] for i in shown):
+        for _, name in shown:
             grid.add_column(name, justify="left" if name in ("method", "verdict") else "right")
         for row in group["rows"]:
-            grid.add_row(*(Text(cells(row)[i]) for i in shown))
+            grid.add_row(*(Text(cells(row)[i]) for i, _ in shown))
         if group["teacher"]:
             grid.caption = teacher_text(group["teacher"])
         console.print(grid)

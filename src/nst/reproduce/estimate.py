@@ -95,6 +95,9 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
         each = duration(line.seconds) if line.missing else ""
         left = duration(line.seconds * line.missing) if line.missing else "done"
         grid.add_row(line.name, str(line.run.trainer.epochs), str(line.runs), str(line.runs - line.missing), each, left)
+    for run in plan.stores:
+        terms = ", ".join(cell.row.label for cell in plan.cells if cell.runs[0].knowledge == run.knowledge)
+        grid.caption = f"after the teachers: a store of {run.teacher.model['name']}'s knowledge, for {terms}"
     console = Console()
     console.print(grid)
     if missing:

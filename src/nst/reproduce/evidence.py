@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,12 @@ def gather(plan: Plan, device: torch.device) -> None:
         file = plan.folder / "evidence" / f"{group.name}.json"
         if not taught or (file.is_file() and json.loads(file.read_text())["runs"] == runs):
             continue
+        weights = json.loads((run_folder(asdict(taught[0])) / "summary.json").read_text())["teacher"]["weights"]
+        if not Path(weights).is_file():
+            print(f"{group.title}: the teacher's weights {weights} are gone, so no look into the networks")
+            continue
         print(f"looking into the networks of {group.title}", flush=True)
-        look = Look(group, taught[0], dataset(taught[0], sets), device)
+        look = Look(group, taught[0], weights, dataset(taught[0], sets), device)
         content = {"runs": runs, "images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}
         for name, picture in neurons(look, cells).items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
@@ -64,13 +69,12 @@ def mark(run: RunConfig) -> str:
 class Look:
     """A group's teacher, some test images, and the features of any network on them."""
 
-    def __init__(self, group: Group, run: RunConfig, data: Dataset, device: torch.device) -> None:
+    def __init__(self, group: Group, run: RunConfig, weights: str, data: Dataset, device: torch.device) -> None:
         self.group, self.device, self.data = group, device, data
         self.images = first_images(data, device)
         self.normalization = Normalization(data.mean, data.std)
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
-        summary = json.loads((run_folder(asdict(run)) / "summary.json").read_text())
-        metadata = load_weights(self.teacher, summary["teacher"]["weights"])
+        metadata = load_weights(self.teacher, weights)
         self.teacher.to(device).eval()
         self.expects = expected_normalization(run.teacher, metadata) or self.normalization
         scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(self.expects))

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from nst import build
-from nst.config import NOT_IDENTITY, RunConfig
+from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
+from nst.knowledge import kept_live
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.teaching import teacher_run
@@ -62,6 +63,17 @@ class Plan:
         needed = [teacher_run(s) for s in students if s.teacher.model is not None and s.teacher.weights is None]
         return list({run_folder(asdict(run)): run for run in needed}.values())
 
+    @property
+    def stores(self) -> list[RunConfig]:
+        """One run a knowledge store to fill, asking for all that the table's students will read from it."""
+        found: dict[str, RunConfig] = {}
+        for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
+            key = json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
+            known = found.get(key, run)
+            new = [node for node in run.loss.values() if node not in known.loss.values()]
+            found[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
+        return list(found.values())
+
 
 def finished(run: RunConfig) -> bool:
     """Whether the run's result lies there."""
@@ -93,6 +105,9 @@ def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) 
             teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
             words.append(f"teacher.recipe.trainer.epochs={teacher}")
         asked = _settings(words)
+    if asked.knowledge.mode == "stored" and not storable(asked):
+        words = [word for word in words if not word.startswith("knowledge")]
+        asked = replace(asked, knowledge=KnowledgeConfig())
     asked = replace(asked, outputs=request.outputs)
     changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
     shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
@@ -103,6 +118,13 @@ def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) 
         tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
     )  # fmt: skip
+
+
+def storable(run: RunConfig) -> bool:
+    """Whether a store holds anything that the run asks of the teacher; rows with nothing to store stay live."""
+    networks = build.networks(run)
+    requests = networks.distiller.requests
+    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large)) < len(requests)
 
 
 def _settings(overrides: list[str]) -> RunConfig:
