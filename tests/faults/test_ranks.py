@@ -67,12 +67,12 @@ def test_only_rank_0_writes(place: Place) -> None:
 
 
 def test_torchrun_restarts(place: Place, tmp_path: Path) -> None:
-    """The real launcher: one rank breaks, at the next start one is killed, the third start ends as if nothing had been."""
+    """The real launcher: one rank breaks, and the next start ends as if nothing had been."""
     alone = Place(place.server, tmp_path / "alone", place.args)
     assert alone.ranks() == [0, 0], alone.texts()
-    faults = [["raise_in_step", 4, 1], ["die_after_step", 7, 0], None]
+    faults = [["raise_in_step", 6, 1], None]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", "--monitor-interval=0.2",
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.2",
         "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", str(ROOT / "tests/faults/faulty.py"), json.dumps(faults),
         *place.args,
     ]  # fmt: skip
@@ -80,6 +80,5 @@ def test_torchrun_restarts(place: Place, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=place.folder, env=environment(), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("RuntimeError: rank 1 broke") == 1
-    assert "continuing after step 2 of 12" in done.stdout + done.stderr
-    assert "continuing after step 6 of 12" in done.stdout + done.stderr
+    assert "continuing after step 4 of 12" in done.stdout + done.stderr
     assert differing(outcome(place.path), outcome(alone.path)) == []
