@@ -60,14 +60,9 @@ class Fit:
         state = self._newest()
         if state is not None:
             trainer.load_state(state)
-        self.last: Metrics | None = Metrics(**state["last"]) if state is not None and state["last"] else None
-        self.tracker: Tracker | None = None
-        if self.ranks.main:
-            sizes = None if state is None else state["logs"]
-            self.tracker = Tracker(folder, sizes, trainer.steps, trainer.progress.step, show)
-            self.tracker.say(shares(trainer))
-            if state is not None:
-                self.tracker.say(f"continuing after step {trainer.progress.step} of {trainer.steps}")
+        last = None if state is None else state["last"]
+        self.last = Metrics(**last) if last else None
+        self.tracker = self._open_logs(state, show) if self.ranks.main else None
         self._started = time.monotonic() - trainer.progress.seconds
         self._saved = self._logged = self._asked = time.monotonic()
         self._asked_at, self._ask_at = trainer.progress.step, 0
@@ -89,6 +84,14 @@ class Fit:
         if names[0] is None:
             return None
         return found[1] if found else read_checkpoint(Path(names[0]))
+
+    def _open_logs(self, state: dict[str, Any] | None, show: bool) -> Tracker:
+        step, steps = self.trainer.progress.step, self.trainer.steps
+        tracker = Tracker(self.folder, None if state is None else state["logs"], steps, step, show)
+        tracker.say(shares(self.trainer))
+        if state is not None:
+            tracker.say(f"continuing after step {step} of {steps}")
+        return tracker
 
     def run(self) -> Metrics:
         """Train, evaluate, save, until the last epoch is done.
