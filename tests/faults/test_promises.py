@@ -18,5 +18,5 @@ def test_the_table_names_the_tests() -> None:
     assert there - named - helping == {
         ("test_input.py", "test_messages_name_the_disk_error"),
         ("test_numbers.py", "test_first_step"),
-        ("test_ranks.py", "test_all_ranks_fail_alike"),
+        ("test_failing_ranks.py", "test_all_ranks_fail_alike"),
     }
