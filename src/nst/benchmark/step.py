@@ -74,6 +74,7 @@ class Case:
     knowledge: str  # plain | live | stored
     trainer: Trainer
     seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
     peak: int = 0  # bytes that a step adds
 
     def batches(self) -> Iterator[Batch]:
@@ -160,17 +161,25 @@ def filled(
     loader = split.loader(arguments.batch_size, train=True, device=arguments.device, channels_last=True)
     subset = split.view_subset(arguments.views)
     images = next(iter(loader.epoch(0))).images
-    rates: list[tuple[float, float]] = []
+    rates: list[tuple[float, float, float, float]] = []
     stores = [Store(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
     for store in stores:
         live.ask([])
-        forward = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
+        forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
         live.ask(requests)
-        filling = timed(lambda store=store: fill(store, live, loader, subset, wanted), arguments.device)
-        rates.append((store.rows / forward, store.rows / filling))
-    teacher, fills = (median(side) for side in zip(*rates, strict=True))
-    ratio = median(fill / forward for forward, fill in rates)
-    return stores[0], wanted, {"teacher_images_per_second": teacher, "images_per_second": fills, "ratio": ratio}
+        filling, fill_processor = timed(lambda store=store: fill(store, live, loader, subset, wanted), arguments.device)
+        rates.append((store.rows / forward, store.rows / filling, forward / filling, bare_processor / fill_processor))
+    teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
+    return (
+        stores[0],
+        wanted,
+        {
+            "teacher_images_per_second": teacher,
+            "images_per_second": fills,
+            "ratio": ratio,
+            "by_processor_time": by_processor,
+        },
+    )
 
 
 @torch.no_grad()
@@ -180,28 +189,32 @@ def bare(live: LiveTeacher, images: torch.Tensor, times: int) -> None:
         live.logits(images)
 
 
-def timed(work: Callable[[], None], device: str) -> float:
-    """Seconds that `work` takes, the device's part included."""
-    begin = time.perf_counter()
+def timed(work: Callable[[], None], device: str) -> tuple[float, float]:
+    """Seconds that `work` takes, the device's part included, and the processor time of this process in them."""
+    begin, used = time.perf_counter(), time.process_time()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - used
 
 
 def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
-    """Steps of all cases in turns; ratios are medians over the turns, so that a busy machine harms all alike."""
+    """Steps of all cases in turns; ratios are medians over the turns, so that a busy machine harms all alike.
+
+    On a busy machine the ratio of processor times is still right, with one thread (OMP_NUM_THREADS=1) and on a CPU.
+    """
     device = arguments.device
     streams = [case.batches() for case in cases]
     for turn in range(arguments.repeats + 2):  # the first one warms up, the second one is for the memory
         for one, stream in zip(cases, streams, strict=True):
             base = forget_peak(device) if turn == 1 else 0
-            seconds = timed(lambda one=one, stream=stream: one.trainer.step(next(stream)), device)
+            seconds, processor = timed(lambda one=one, stream=stream: one.trainer.step(next(stream)), device)
             if turn == 1:
                 peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
                 one.peak = peak - base
             elif turn > 1:
                 one.seconds.append(seconds)
+                one.processor.append(processor)
     plain = cases[0]
     rows = []
     for one in cases:
@@ -212,6 +225,7 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
             "compiled": one.trainer.maybe_compiled.chosen,
             "images_per_second": arguments.batch_size / median(one.seconds),
             "ratio_to_plain": median(a / b for a, b in zip(one.seconds, plain.seconds, strict=True)),
+            "ratio_by_processor_time": median(a / b for a, b in zip(one.processor, plain.processor, strict=True)),
             "peak_bytes": one.peak,
             "seconds": one.seconds,
         }
@@ -225,18 +239,28 @@ def print_tables(arguments: argparse.Namespace, report: Row) -> None:
     """One line a case, and the filling."""
     title = f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}, {report['machine']['device']}"
     table = Table(title=title)
-    for column in ("loss", "knowledge", "compiled", "images/s", "× plain", "teacher's share", "memory of a step"):
+    for column in (
+        "loss",
+        "knowledge",
+        "compiled",
+        "images/s",
+        "× plain",
+        "by processor time",
+        "teacher's share",
+        "memory of a step",
+    ):
         table.add_column(column, justify="left" if column in ("loss", "knowledge") else "right")
     for row in report["rows"]:
         share = f"{100 * row['teacher_share']:.0f} %" if "teacher_share" in row else ""
         table.add_row(
             row["loss"], row["knowledge"], "yes" if row["compiled"] else "no", f"{row['images_per_second']:.0f}",
-            f"{row['ratio_to_plain']:.2f}", share, f"{row['peak_bytes'] / 1e6:.0f} MB",
+            f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}", share, f"{row['peak_bytes'] / 1e6:.0f} MB",
         )  # fmt: skip
     console = Console()
     console.print(table)
     filling = report["filling"]
     console.print(
         f"filling a store: {filling['images_per_second']:.0f} images/s, {100 * filling['ratio']:.0f} % of the teacher's "
-        f"own forward speed ({filling['teacher_images_per_second']:.0f})"
+        f"own forward speed ({filling['teacher_images_per_second']:.0f}), {100 * filling['by_processor_time']:.0f} % by "
+        "processor time"
     )
