@@ -130,6 +130,7 @@ def test_ticks_are_round_and_within():
     assert ticks(0, 400, 4) == [0, 100, 200, 300, 400]
     assert ticks(93.2, 96.1) == [93.5, 94.0, 94.5, 95.0, 95.5, 96.0]
     assert log_ticks(0.5, 40) == [0.5, 1, 2, 5, 10, 20]
+    assert log_ticks(70, 110) == [70, 80, 90, 100, 110]
     assert log_ticks(1e-6, 1) == [10.0**d for d in range(-6, 1)]
 
 

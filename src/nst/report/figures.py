@@ -16,9 +16,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of every decade within [low, high], thinned to the decades where there are many."""
+    """Round numbers for a logarithmic axis: 1, 2, 5 of every decade, the decades alone where those are many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
+    if len(fine) < 3:
+        return ticks(low, high, 5)
     return fine if len(fine) <= 6 else [10.0**d for d in decades if low <= 10.0**d <= high]
 
 

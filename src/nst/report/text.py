@@ -93,7 +93,8 @@ def notes(result: Record) -> list[str]:
         "the images and their crops; the teacher is the same network for all of them.",
         "The 95 % interval is Student's t over the seeds. The verdict compares the last epoch: reproduced means that "
         "the published figure, itself of an unknown number of runs, lies in the interval.",
-        "To student alone: mean difference to the first row over the same seeds, ± half its 95 % interval.",
+        "To student alone: mean difference to the first row over the same seeds, ± half its 95 % interval. "
+        "The best of several methods is picked after the fact, which its interval does not account for.",
     ]
     if split:
         chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
