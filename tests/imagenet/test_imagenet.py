@@ -22,7 +22,7 @@ from nst.trainer.distributed import Ranks
 from nst.trainer.loop import Trainer
 from nst.trainer.signals import Interrupted
 
-CLASSES, TRAIN, TEST = 4, 2400, 400  # images
+CLASSES, TRAIN, TEST = 4, 2000, 200  # images
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(
     settings = [
         *("data=imagenet", f"data.root={tree}", f"data.num_classes={CLASSES}", "data.size=32", "data.resize=36"),
         *("model=resnet8", "teacher=resnet8", "loss=kd_nst_poly", "optim.lr=0.01", "trainer.epochs=1"),
-        *("trainer.batch_size=300", "trainer.log_every=2", "trainer.heatmaps=false", "trainer.compile=false"),
+        *("trainer.batch_size=250", "trainer.log_every=2", "trainer.heatmaps=false", "trainer.compile=false"),
         *("teacher.recipe.trainer.epochs=1", "teacher.recipe.optim.lr=0.02", "teacher.min_accuracy=30"),
     ]
     whole = run(compose(*settings, "trainer.workers=2"))
