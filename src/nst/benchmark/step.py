@@ -245,9 +245,9 @@ def print_tables(arguments: argparse.Namespace, report: Row) -> None:
         "compiled",
         "images/s",
         "× plain",
-        "by processor time",
-        "teacher's share",
-        "memory of a step",
+        "× CPU time",
+        "teacher",
+        "memory",
     ):
         table.add_column(column, justify="left" if column in ("loss", "knowledge") else "right")
     for row in report["rows"]:
