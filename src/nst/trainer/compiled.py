@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,10 @@ class CompiledForward:
         """Compiled code for parts of this size from batches of that one; 0: none."""
         if size and self._compiled is None:
             # Dropout draws what it draws in eager code, else the two could not be compared.
-            options = {"fallback_random": True, "triton.cudagraphs": self.graphs}
+            options: dict[str, str | int | bool | Callable[..., Any]] = {
+                "fallback_random": True,
+                "triton.cudagraphs": self.graphs,
+            }
             self._compiled = cast(nn.Module, torch.compile(self.forward, dynamic=False, options=options))
         if self.compile_knowledge is not None and size != self._size:
             self.compile_knowledge(batch_size)
