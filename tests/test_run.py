@@ -1,6 +1,7 @@
 """Whole runs on the embedded digits, shrunken to seconds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,14 @@ import torch
 from safetensors import safe_open
 from tests.conftest import Compose
 
+from nst import build
+from nst.models import resnet8
 from nst.run import run
+from nst.teaching import teacher_run
 from nst.trainer.fit import Fit
+from nst.trainer.folder import run_folder
 from nst.trainer.loop import Trainer
+from nst.weights import save_weights
 
 
 def events(folder: str, kind: str) -> list[dict[str, object]]:
@@ -105,3 +111,32 @@ def test_validation_images_are_held_out_and_the_test_set_is_measured_once(compos
     assert summary["evaluated_on"] == "val"
     assert summary["test"]["images"] == 360
     assert summary["last"]["images"] < 360
+
+
+def test_the_teacher_does_not_depend_on_how_the_student_is_trained(compose: Compose, tiny: list[str]) -> None:
+    def teacher(*overrides: str) -> Path:
+        return run_folder(asdict(teacher_run(build.settings(compose(*tiny, "loss=kd", *overrides)))))
+
+    same = ["trainer.clip_grad_norm=5", "trainer.precision=bf16", "trainer.compile=false", "trainer.accumulate=2"]
+    assert teacher(*same, "seed=4", "optim.lr=0.3", "trainer.epochs=9") == teacher()
+    assert teacher("teacher.seed=1") != teacher()
+    assert teacher("teacher.recipe.trainer.epochs=2") != teacher()
+    plain = compose(*tiny, "loss=ce", "teacher=none", "trainer.epochs=1")
+    assert teacher() == run_folder(asdict(build.settings(plain)))
+
+
+def test_a_finished_run_is_not_passed_off_as_one_of_other_weights(
+    compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(weights, resnet8(num_classes=10, in_channels=1), {})
+    run(compose(*tiny, "loss=kd", f"teacher.weights={weights}"))
+    save_weights(weights, resnet8(num_classes=10, in_channels=1), {})
+    with pytest.raises(ValueError, match="is finished, with a teacher of SHA-256"):
+        run(compose(*tiny, "loss=kd", f"teacher.weights={weights}"))
+
+
+def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:
+    run(compose(*tiny, "loss=kd", "knowledge=stored"))
+    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
+        run(compose(*tiny, "loss=kd", "knowledge=stored", "seed=1", "teacher.min_accuracy=99.5"))

@@ -32,7 +32,7 @@ class TrainerConfig:
     epochs: int = 200
     batch_size: int = 128  # global: shared by all ranks
     device: str = "auto"  # auto | cpu | cuda
-    precision: str = "fp32"  # fp32 | bf16 (autocast; the losses always compute in fp32)
+    precision: str = "fp32"  # fp32 | bf16 (autocast of the student; teacher and losses compute in fp32)
     channels_last: bool = True
     compile: bool | str = "auto"  # auto: where it pays, by measurement, and agrees with eager | true | false
     clip_grad_norm: float | None = None
@@ -56,6 +56,7 @@ class RecipeTrainerConfig:
 
     epochs: int = 200
     batch_size: int = 128
+    precision: str = "fp32"  # fp32 | bf16
 
 
 @dataclass
@@ -191,10 +192,10 @@ def check_values(cfg: RunConfig) -> None:
     _one_of("trainer.device", cfg.trainer.device, ("auto", "cpu", "cuda"))
     if not isinstance(cfg.trainer.compile, bool) and cfg.trainer.compile != "auto":
         raise ValueError(f"trainer.compile={cfg.trainer.compile}: one of auto, true, false is needed")
-    _one_of("trainer.precision", cfg.trainer.precision, ("fp32", "bf16"))
     for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
-        for f in fields(RecipeTrainerConfig):
-            _at_least(f"{prefix}.{f.name}", getattr(node, f.name), 1)
+        _at_least(f"{prefix}.epochs", node.epochs, 1)
+        _at_least(f"{prefix}.batch_size", node.batch_size, 1)
+        _one_of(f"{prefix}.precision", node.precision, ("fp32", "bf16"))
     for key in ("accumulate", "eval_batch_size", "eval_every", "log_every", "keep_checkpoints"):
         _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 1)
     if cfg.trainer.prune_after is not None:

@@ -1,12 +1,15 @@
 """One run, start to finish: check, build, have a teacher, train, write down what came out."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from nst import build
 from nst.config import EvaluateConfig, RunConfig
@@ -22,7 +25,7 @@ from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
 from nst.trainer.prune import Pruned, noted
-from nst.weights import load_weights, save_weights, write_whole
+from nst.weights import load_weights, save_weights, sha256_of, write_whole
 
 STUDENT = "student.safetensors"
 
@@ -67,6 +70,7 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     folder = RunFolder(run_folder(config))
     done = folder.summary()
     if done is not None:
+        _check_teacher(settings, done)
         return {**done, "was_finished": True}
     if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
         raise pruned
@@ -107,6 +111,18 @@ def store_knowledge(cfg: DictConfig) -> None:
             print(f"{store.folder}: {len(store.state)} arrays, complete and as their checksums say")
 
 
+def _check_teacher(settings: RunConfig, done: dict[str, Any]) -> None:
+    """Raises ValueError where a finished run learned from other weights than those its file holds now."""
+    weights, teacher = settings.teacher.weights, done["teacher"]
+    if teacher is None or weights is None or not Path(weights).is_file():
+        return
+    if (found := sha256_of(weights)) != teacher["sha256"]:
+        raise ValueError(
+            f"{done['folder']} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {found}. "
+            "Give the new weights another name, or delete that folder to run it again"
+        )
+
+
 def _hold(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
     """Rank 0 takes the folder; the others wait for it, asking again and again: no collective call lasts long."""
     told = False
@@ -145,17 +161,14 @@ def _train(
     )  # fmt: skip
     evaluated = "val" if data.val is not None else "test"
     evaluation = build.loader(settings, here, data, evaluated)
-    draw = None
-    if settings.trainer.heatmaps and here.main:
-        sample = next(iter(data.loader("test", 8, train=False, device=here.device).epoch(0)))
-        by_name = {"student": student, "teacher": source.model}
-        draw = partial(heatmaps, sample.images, by_name, Normalization(data.mean, data.std))
+    draw = _drawing(student, source, here, data) if settings.trainer.heatmaps and here.main else None
     about = {  # what rank 0 finds must be the same in every start of the run
         "config": identity(asdict(settings)),
         "teacher": {"sha256": teacher["sha256"]} if teacher else None,
         "data": {"sha256": data.fingerprint} if here.main else None,
     }
-    last = Fit(trainer, evaluation, folder.path, draw, about=about).run()
+    made_with = provenance(here.device, here.world)
+    last = Fit(trainer, evaluation, folder.path, draw, about=about, split=evaluated).run()
     test = last
     if evaluated == "val":
         test = evaluate(student, build.loader(settings, here, data, "test").epoch(0), here, settings.trainer.precision)
@@ -167,7 +180,7 @@ def _train(
         "last": asdict(last),
         "teacher": teacher,
         **_outcome(settings, trainer),
-        **provenance(here.device, here.world),
+        **made_with,
         "config": asdict(settings),
     }
     if here.main:
@@ -175,6 +188,16 @@ def _train(
         write_whole(folder.path / "summary.json", json.dumps(summary, indent=1).encode())
     here.barrier()
     return summary
+
+
+def _drawing(student: nn.Module, source: Teaching, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+    """What draws the heat maps of both networks on eight test images."""
+    first = torch.arange(min(8, len(data.test)), device=here.device)
+    images = data.test.render(first, torch.full_like(first, data.test.identity))
+    seen = {"student": (student, images)}
+    if source.live is not None:
+        seen["teacher"] = (source.live.model, source.live.convert(images))
+    return partial(heatmaps, images, seen, Normalization(data.mean, data.std))
 
 
 def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:

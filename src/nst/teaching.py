@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from nst import build
-from nst.config import EvaluateConfig, KnowledgeConfig, RecipeConfig, RunConfig, TeacherConfig
+from nst.config import (
+    NOT_IDENTITY,
+    EvaluateConfig,
+    KnowledgeConfig,
+    RecipeConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainerConfig,
+)
 from nst.data.dataset import Dataset
 from nst.knowledge import (
     Array,
@@ -31,7 +39,7 @@ from nst.knowledge import (
 )
 from nst.taps import resolve
 from nst.trainer.distributed import Ranks
-from nst.trainer.evaluate import Metrics, evaluate
+from nst.trainer.evaluate import evaluate
 from nst.weights import load_weights, sha256_of
 
 Train = Callable[[RunConfig], str]  # does a teacher's run, or finds it done; gives its weights file
@@ -43,7 +51,7 @@ class Teaching:
 
     knowledge: Knowledge
     about: dict[str, Any] | None = None  # the teacher, for the summary
-    model: nn.Module | None = None  # the teacher where it was loaded
+    live: LiveTeacher | None = None  # the teacher where it was loaded
     views: Tensor | None = None  # [images, K]: the views that epochs draw from; None: all
     store: Store | None = None
 
@@ -61,7 +69,7 @@ def teaching(settings: RunConfig, networks: build.Networks, here: Ranks, data: D
     weights = settings.teacher.weights or train(teacher_run(settings))
     live, about = load_teacher(settings, networks, here, data, weights)
     live.ask(networks.distiller.requests)
-    return Teaching(live, about, networks.teacher)
+    return Teaching(live, about, live)
 
 
 def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
@@ -103,12 +111,14 @@ def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Da
     if incomplete and live is not None:
         live.ask([r for r in requests if r.key not in reasons])
         _fill(settings, store, live, about, here, data, subset, wanted)
+    if live is None and about is not None:
+        check_accuracy(settings, data, about)
     stored = StoredKnowledge(store, wanted, subset, here.device, here.world)
     drawn = None if views == every else subset
     if live is None or not reasons:
-        return Teaching(stored, about, None if live is None else teacher, drawn, store)
+        return Teaching(stored, about, live, drawn, store)
     live.ask([r for r in requests if r.key in reasons])
-    return Teaching(MixedKnowledge(stored, live), about, teacher, drawn, store)
+    return Teaching(MixedKnowledge(stored, live), about, live, drawn, store)
 
 
 def _weights(settings: RunConfig, train: Train) -> str | None:
@@ -193,14 +203,12 @@ def load_teacher(
     teacher.to(here.device)
     if settings.trainer.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    probe = next(iter(build.loader(settings, here, data, "test").epoch(0))).images[:8]
+    first = torch.arange(min(8, len(data.test)), device=here.device)
+    probe = data.test.render(first, torch.full_like(first, data.test.identity))
     fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects)
     split = "val" if data.val is not None else "test"
-    metrics = evaluate(
-        TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here, settings.trainer.precision
-    )
-    check_accuracy(settings, data, weights, split, metrics)
+    metrics = evaluate(TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here)
     if here.main:
         print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
     about = {
@@ -211,10 +219,11 @@ def load_teacher(
         "evaluated_on": split,
         **asdict(metrics),
     }
+    check_accuracy(settings, data, about)
     return live, about
 
 
-def check_accuracy(settings: RunConfig, data: Dataset, weights: str, split: str, metrics: Metrics) -> None:
+def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:
     """Raises ValueError for a teacher below `teacher.min_accuracy`, by default near chance."""
     floor = settings.teacher.min_accuracy
     reason = f"teacher.min_accuracy={floor} is asked for"
@@ -223,16 +232,26 @@ def check_accuracy(settings: RunConfig, data: Dataset, weights: str, split: str,
         reason = (
             "close to guessing: wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
         )
-    if metrics.top1 < floor:
+    if about["top1"] < floor:
         raise ValueError(
-            f"the teacher ({weights}) scores {metrics.top1:.2f} % on the {split} images; {reason} "
+            f"the teacher ({about['weights']}) scores {about['top1']:.2f} % on the {about['evaluated_on']} images; {reason} "
             "teacher.min_accuracy=0 accepts any teacher"
         )
 
 
 def teacher_run(settings: RunConfig) -> RunConfig:
-    """The run that trains the teacher: its own recipe and seed, whatever the student's."""
+    """The run that trains the teacher: its own recipe and seed, whatever the student's.
+
+    Of the student's trainer it takes only what changes no result.
+    """
     recipe = settings.teacher.recipe
+    shared = [key.removeprefix("trainer.") for key in NOT_IDENTITY if key.startswith("trainer.")]
+    trainer = replace(
+        TrainerConfig(**{key: getattr(settings.trainer, key) for key in shared}),
+        **asdict(recipe.trainer),
+        prune_after=None,
+        profile=False,
+    )
     ce = {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}
     return replace(
         settings,
@@ -241,9 +260,7 @@ def teacher_run(settings: RunConfig) -> RunConfig:
         knowledge=KnowledgeConfig(),
         loss={"ce": ce},
         optim=recipe.optim,
-        trainer=replace(
-            settings.trainer, epochs=recipe.trainer.epochs, batch_size=recipe.trainer.batch_size, prune_after=None
-        ),
+        trainer=trainer,
         seed=settings.teacher.seed,
     )
 

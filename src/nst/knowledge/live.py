@@ -117,11 +117,13 @@ class LiveTeacher:
         self.taps = Taps(self.model, taps)
         self._depth = None if LOGITS in taps or not taps else _Depth(self.model, taps)
 
+    def convert(self, images: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` of the data's normalisation in the teacher's own."""
+        return images if self._convert is None else images * self._convert[0] + self._convert[1]
+
     def logits(self, images: Tensor) -> Tensor:
         """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""
-        if self._convert is not None:
-            images = images * self._convert[0] + self._convert[1]
-        return self.model(images)
+        return self.model(self.convert(images))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Summaries:

@@ -166,10 +166,12 @@ def unit_maps(feature: Tensor) -> np.ndarray:
 
 def neurons(look: Look, cells: list[Cell]) -> dict[str, bytes]:
     """Heat maps of the most active neurons of the last stage, as PNG: the teacher's and the compared students'."""
-    grids = heatmaps(look.teacher_images[:SHOWN].to(look.device), {"teacher": look.teacher}, look.expects)
+    images = look.images[:SHOWN].to(look.device)
+    theirs = look.teacher_images[:SHOWN].to(look.device)
+    grids = heatmaps(images, {"teacher": (look.teacher, theirs)}, look.normalization)
     for cell in chosen(cells):
         student = look.student(cell.runs[0], trained=True)
-        grids |= heatmaps(look.images[:SHOWN].to(look.device), {cell.row.name: student}, look.normalization)
+        grids |= heatmaps(images, {cell.row.name: (student, images)}, look.normalization)
     return {name.removeprefix("neurons/"): png(grid) for name, grid in grids.items()}
 
 

@@ -39,6 +39,7 @@ class Fit:
         draw: Callable[[], dict[str, Tensor]] | None = None,
         show: bool = True,
         about: dict[str, Any] | None = None,
+        split: str = "test",
     ) -> None:
         """Load the newest checkpoint, open the logs.
 
@@ -47,12 +48,13 @@ class Fit:
             folder: the run's; only rank 0 writes there.
             draw: makes named pictures for TensorBoard, before the first step and after the last.
             show: print progress.
+            split: what `evaluation` is called in messages.
             about: plain values that every start of the run must share; they are kept in its checkpoints.
 
         Raises:
             ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
         """
-        self.trainer, self.evaluation, self.draw = trainer, evaluation, draw
+        self.trainer, self.evaluation, self.draw, self.split = trainer, evaluation, draw, split
         self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, folder
         self.about = {**(about or {}), "ranks": self.ranks.world}
         self.checkpoints = Checkpoints(folder, self.settings.keep_checkpoints)
@@ -123,8 +125,10 @@ class Fit:
         """The rest of the current epoch's steps."""
         trainer, progress = self.trainer, self.trainer.progress
         trainer.distiller.train()
+        self._logged = time.monotonic()  # evaluating and saving are no part of the rate
         for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
             self._images += len(batch.labels)
+            undecided = trainer.maybe_compiled.chosen is None
             trainer.step(batch)
             self.stepped()
             last = progress.step % trainer.loader.steps == 0
@@ -134,7 +138,10 @@ class Fit:
                 self.tracker.advance()
             if not last:
                 wanted = self.wanted(flag)
-                if wanted or (self.every_steps and progress.step % self.every_steps == 0):
+                decided = (
+                    undecided and trainer.maybe_compiled.chosen is not None
+                )  # by the clock: a restart must know it
+                if wanted or decided or (self.every_steps and progress.step % self.every_steps == 0):
                     self.save()
                 if wanted >= STOP:
                     raise Interrupted(wanted - STOP)
@@ -177,7 +184,7 @@ class Fit:
             if self.tracker is not None:
                 values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
                 self.tracker.log("eval", progress.step, values)
-                self.tracker.say(f"epoch {epoch}/{settings.epochs}: test top-1 {self.last.top1:.2f} %")
+                self.tracker.say(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
         progress.epoch = epoch
         if epoch == settings.epochs:
             self.pictures()

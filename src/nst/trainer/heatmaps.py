@@ -18,7 +18,7 @@ SIZE = 96  # pixels of one picture
 @torch.no_grad()
 def heatmaps(
     images: Tensor,
-    networks: Mapping[str, nn.Module | None],
+    networks: Mapping[str, tuple[nn.Module, Tensor]],
     normalization: Normalization,
     neurons: int = 4,
 ) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def heatmaps(
 
     Args:
         images: `[B, C, H, W]`, normalised.
-        networks: by name; those that are None or name no `last` tap are left out.
+        networks: by name, each with the images in its own normalisation; those without a `last` tap are left out.
         normalization: of the images.
         neurons: how many of the channels with the largest mean activation over these images.
 
@@ -36,10 +36,10 @@ def heatmaps(
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
     grids: dict[str, Tensor] = {}
-    for name, network in networks.items():
-        if network is None or "last" not in getattr(network, "taps", {}):
+    for name, (network, own) in networks.items():
+        if "last" not in getattr(network, "taps", {}):
             continue
-        maps = last_maps(network, images)
+        maps = last_maps(network, own)
         chosen = maps.mean((0, 2, 3)).topk(min(neurons, maps.shape[1])).indices
         rows = [torch.cat([pictures[:, None], torch.stack([overlay(pictures, maps[:, c]) for c in chosen], 1)], 1)]
         grids[f"neurons/{name}"] = make_grid(torch.cat(rows).flatten(0, 1), nrow=len(chosen) + 1, padding=2)
