@@ -22,8 +22,12 @@ REPEATS = 3
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2}  # relative
 GRADIENT_TOLERANCE = {"fp32": 2e-2, "bf16": 2e-1}  # norm of the difference over the norm
 
-
 Step = Callable[[], tuple[Tensor, list[Tensor]]]  # forward and backward on one batch: loss and gradients
+
+
+def cut(summaries: Summaries, part: slice) -> Summaries:
+    """The summaries of some images of a batch."""
+    return {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
 
 
 class CompiledForward:
@@ -117,7 +121,7 @@ class CompiledForward:
         before = [buffer.clone() for buffer in buffers]
         torch.manual_seed(0)  # dropout
         try:
-            summaries = {k: {n: v[part] for n, v in s.items()} for k, s in knowledge(batch).items()}
+            summaries = cut(knowledge(batch), part)
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 _, values = self(batch.images[part], batch.labels[part], summaries)
             loss = self.distiller.total(values)

@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from nst.config import OptimConfig, TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
-from nst.trainer.compiled import CompiledForward
+from nst.trainer.compiled import CompiledForward, cut
 from nst.trainer.distributed import Ranks
 from nst.trainer.schedule import learning_rate
 from nst.trainer.sync_bn import sync_batch_norms
 
-
-def cut(summaries: Summaries, part: slice) -> Summaries:
-    """The summaries of some images of a batch."""
-    return {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
+# What `Trainer.sums` adds up and `Trainer.first_bad` remembers; in both the value of each term follows.
+SUMS = ("steps", "images", "correct", "loss", "norm", "skipped")
+FIRST_BAD = ("step", "loss")
+SKIPPED = SUMS.index("skipped")
 
 
 @dataclass
@@ -90,10 +90,11 @@ class Trainer:
             self.forward, distiller, asked=settings.compile, precision=settings.precision, ranks=ranks,
             compile_knowledge=compile_knowledge, graphs=settings.accumulate == 1 and ranks.world == 1,
         )  # fmt: skip
-        # On the device, since the last log line: steps, images, correct, loss, gradient norm, skipped, each term.
-        self.sums = torch.zeros(6 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
-        # The first non-finite step: its number, the loss, each term. Zero while there was none.
-        self.first_bad = torch.zeros(2 + len(distiller.terms), device=ranks.device, dtype=torch.float64)
+        # On the device, since the last log line; zero while there was no step, or no non-finite one.
+        self.sums = torch.zeros(len(SUMS) + len(distiller.terms), device=ranks.device, dtype=torch.float64)
+        self.first_bad = torch.zeros(len(FIRST_BAD) + len(distiller.terms), device=ranks.device, dtype=torch.float64)
+        self.one_skipped = torch.zeros_like(self.sums)  # what a step that is skipped adds
+        self.one_skipped[SKIPPED] = 1
 
     def step(self, batch: Batch) -> None:
         """One optimizer step on this rank's part of a global batch."""
@@ -159,12 +160,13 @@ class Trainer:
             images: of this rank.
             sums: over them: correct ones, the loss, each term.
         """
-        one = norm.new_ones((), dtype=torch.float64)
-        row = torch.cat([torch.stack([one, one * images, sums[0], sums[1], norm * one, 0 * one]), sums[2:]])
-        skipped = torch.zeros_like(row).index_fill_(0, torch.tensor([5], device=row.device), 1.0)
-        self.sums += torch.where(bad, skipped, row)
+        correct, *values = sums.unbind()  # the loss, each term
+        one = torch.ones_like(correct)
+        row = torch.stack([one, one * images, correct, values[0], norm.double(), 0 * one, *values[1:]])  # as in SUMS
+        self.sums += torch.where(bad, self.one_skipped, row)
         first = bad & (self.first_bad[0] == 0)
-        self.first_bad = torch.where(first, torch.cat([one[None] * (self.progress.step + 1), sums[1:]]), self.first_bad)
+        found = torch.stack([one * (self.progress.step + 1), *values])  # as in FIRST_BAD
+        self.first_bad = torch.where(first, found, self.first_bad)
 
     def window(self) -> dict[str, Any]:
         """Means since the last call, over all ranks: what a log line holds. The only host sync of the loop.
@@ -197,12 +199,12 @@ class Trainer:
         Raises:
             FloatingPointError: as `window` would.
         """
-        if self.sums[5].item() and not self.settings.skip_nonfinite:
+        if self.sums[SKIPPED].item() and not self.settings.skip_nonfinite:
             raise FloatingPointError(self.fault())
 
     def fault(self) -> str:
         """Which step since the last log line was the first non-finite one, and which terms were so on any rank."""
-        bad = self.ranks.sum((~torch.isfinite(self.first_bad[2:])).double()).tolist()
+        bad = self.ranks.sum((~torch.isfinite(self.first_bad[len(FIRST_BAD) :])).double()).tolist()
         at_fault = [term.name for term, b in zip(self.distiller.terms, bad, strict=True) if b]
         return (
             f"step {int(self.first_bad[0])}: the loss or its gradient is not finite; "
