@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_values
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
-from nst.distiller import Distiller, Pair, Shape, Term
-from nst.losses import TransferLoss
+from nst.distiller import Distiller, Pair, Term
+from nst.losses import Shape, TransferLoss
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.trainer.distributed import Ranks
-
-TERM_KEYS = ("weight", "taps", "_target_")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ def settings(cfg: DictConfig) -> RunConfig:
 
 def _check_component(key: str, node: Any) -> None:
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise ValueError(f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key[:5]}")
+        raise ValueError(
+            f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key.partition('.')[0]}"
+        )
     if not isinstance(node.get("name"), str) or not node["name"] or "/" in node["name"]:
         raise ValueError(
             f"{key}.name is {node.get('name')!r}; a short name without slashes is needed: folders carry it"
@@ -221,5 +221,5 @@ def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable values."""
+    """Values of all parameters, trainable or not."""
     return sum(p.numel() for p in model.parameters())

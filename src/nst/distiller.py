@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nst.losses import TransferLoss
+from nst.losses import Shape, TransferLoss
 from nst.taps import LOGITS, Taps
 
-Shape = tuple[int, ...]
 Summaries = dict[str, dict[str, Tensor]]  # request key → what the loss needs of the teacher
 
 

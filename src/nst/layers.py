@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nst.losses import Shape
 from nst.taps import resolve
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from nst.terminal import dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.fit import Fit
-from nst.trainer.folder import HeldError, RunFolder, identity, run_folder
+from nst.trainer.folder import STUDENT, HeldError, RunFolder, identity, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
 from nst.trainer.prune import Pruned, noted
 from nst.weights import load_weights, save_weights, sha256_of, write_whole
-
-STUDENT = "student.safetensors"
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Tables for the terminal."""
 
+from math import prod
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nst.build import Networks
+from nst.build import Networks, count_parameters
 from nst.config import RunConfig
+from nst.layers import shown
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
@@ -21,7 +23,7 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
     if networks.teacher is not None:
         rows.insert(0, ("teacher", settings.teacher.model["name"], networks.teacher))
     for role, name, module in rows:
-        sizes.add_row(role, name, f"{sum(p.numel() for p in module.parameters()):,}")
+        sizes.add_row(role, name, f"{count_parameters(module):,}")
     console.print(sizes)
     pairs = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
     for column in (
@@ -44,23 +46,12 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
             teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
             seen = (teacher[0], *student[1:]) if term.loss.projects else student
             plan = term.loss.plan(seen, teacher)
-            values = sum(_product(shape) for shape in plan.summary.values())
+            values = sum(prod(shape) for shape in plan.summary.values())
             pairs.add_row(
-                term.name, f"{term.weight * pair.weight:g}", pair.teacher, _shape(teacher), pair.student, _shape(student),
+                term.name, f"{term.weight * pair.weight:g}", pair.teacher, shown(teacher), pair.student, shown(student),
                 plan.form, f"{values:,}", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
             )  # fmt: skip
     console.print(pairs)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(str(s) for s in shape)
 
 
 def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:

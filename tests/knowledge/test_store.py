@@ -170,7 +170,7 @@ def test_a_loss_of_unknown_summary_is_never_stored() -> None:
 
 def test_a_store_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
     filled(tmp_path, SOFT)
-    with pytest.raises(ValueError, match=r"teacher\.sha256 is 'abc' there, 'xyz' here.*delete the folder"):
+    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now.*delete the folder"):
         opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
 
 

@@ -48,7 +48,7 @@ def test_a_store_that_was_carried_elsewhere_needs_no_weights(compose: Compose, t
     elsewhere, _ = trained(compose, *tiny, "loss=kd", *node, f"outputs={tmp_path}/elsewhere")
     assert elsewhere["last"] == first["last"]
     assert not list((tmp_path / "elsewhere").glob("*/none-*"))
-    with pytest.raises(ValueError, match=r"views is 2 there, 3 here"):
+    with pytest.raises(ValueError, match=r"views: 2 there, 3 now"):
         trained(compose, *tiny, "loss=kd", *node, "knowledge.views=3")
 
 

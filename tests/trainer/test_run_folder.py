@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from nst.differences import differences
 from nst.trainer import folder
-from nst.trainer.folder import HeldError, RunFolder, differences, run_folder
+from nst.trainer.folder import HeldError, RunFolder, run_folder
 
 
 def config(**changed: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from torch import nn
 
 from nst import build
 from nst.config import RunConfig
+from nst.trainer.folder import STUDENT
 from nst.weights import load_weights
 
-STUDENT = "student.safetensors"
 REBUILD = "model.json"
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from nst.export.finished import REBUILD, STUDENT, FinishedRun, load_student, without_download
+from nst.export.finished import REBUILD, FinishedRun, load_student, without_download
+from nst.trainer.folder import STUDENT
 from nst.weights import save_weights, sha256_of, write_whole
 
 FORMATS = ("safetensors", "torch", "onnx")

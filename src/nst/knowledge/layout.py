@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from nst.distiller import Request, Shape
+from nst.distiller import Request
+from nst.losses import Shape
 
 
 @dataclass(frozen=True)

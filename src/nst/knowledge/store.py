@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nst.distiller import Shape
+from nst.differences import differences
 from nst.knowledge.layout import Array, readable_bytes
+from nst.losses import Shape
 from nst.weights import write_whole
 
 VERSION = 1
@@ -63,7 +64,7 @@ class Store:
             found, arrays = manifest["identity"], manifest["arrays"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
-        wrong = _differences(found, self.identity)
+        wrong = differences(found, self.identity)
         if wrong:
             raise ValueError(
                 f"the knowledge store {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
@@ -186,13 +187,3 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-
-
-def _differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        return [
-            line
-            for key in dict.fromkeys([*found, *wanted])
-            for line in _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if found == wanted else [f"{prefix} is {found!r} there, {wanted!r} here"]

@@ -26,10 +26,9 @@ from nst.losses import NST
 from nst.reproduce.execute import dataset
 from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
-from nst.run import STUDENT
 from nst.taps import Taps
 from nst.teaching import expected_normalization
-from nst.trainer.folder import run_folder
+from nst.trainer.folder import STUDENT, run_folder
 from nst.trainer.heatmaps import heatmaps
 from nst.weights import load_weights, sha256_of, write_whole
 

@@ -8,9 +8,10 @@ from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.reproduce.plan import Plan, finished
-from nst.run import STUDENT, distil
+from nst.run import distil
 from nst.teaching import teaching
 from nst.trainer.distributed import Ranks
+from nst.trainer.folder import STUDENT
 
 
 def execute(plan: Plan, here: Ranks) -> list[str]:

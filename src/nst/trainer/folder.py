@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nst.config import NOT_IDENTITY
+from nst.differences import differences
 from nst.weights import write_whole
 
 Config = dict[str, Any]
+
+STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
 
 # Seconds to wait for a lock: the loader processes of a killed run hold it until they notice.
 PATIENCE = 10.0
@@ -109,15 +112,3 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); delete it and start again: the checkpoints stay") from error
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Field by field: `key: old value there, new value now`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
