@@ -80,9 +80,10 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
 
 def next_command(settings: RunConfig) -> str:
     """A sensible next thing to type."""
-    data = settings.data["name"]
-    if settings.teacher.model is None:
-        return f"python train.py data={data} teacher={settings.model['name']} model=resnet8 loss=nst_poly"
+    data, model = settings.data["name"], settings.model["name"]
+    if settings.teacher.model is None:  # the smallest network is taught next, any other teaches it
+        teacher = "resnet20" if model == "resnet8" else model
+        return f"python train.py data={data} teacher={teacher} model=resnet8 loss=nst_poly"
     if set(settings.loss) == {"ce", "nst_poly"}:
         return f"python train.py -m data={data} loss=ce,kd,at,nst_poly,kd_nst_poly seed=0,1,2"
     return f"tensorboard --logdir {settings.outputs}"
