@@ -17,11 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from outcome import differing, outcome
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.faults.outcome import differing, outcome  # noqa: E402
-
 SETTINGS = ["trainer.checkpoint_every=7 steps", "trainer.log_every=3", "trainer.heatmaps=false", "trainer.epochs=4"]
 
 

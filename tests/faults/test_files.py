@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.outcome import differing, outcome
 from tests.faults.conftest import Place, Server
-from tests.faults.outcome import differing, outcome
 
 from nst.trainer.checkpoint import Checkpoints
 

@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
-from tests.faults.outcome import differing, outcome, rows
 
 LOSSES = ["kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian"]
 KILLED = -9

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
-from tests.faults.outcome import differing, outcome, rows
 
 from nst.trainer.checkpoint import Checkpoints
 

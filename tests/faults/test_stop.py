@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
-from tests.faults.outcome import differing, outcome, rows
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.faults.outcome import board, rows
+from scripts.outcome import board, rows
 
 from nst.trainer.tracking import Tracker
 
