@@ -58,6 +58,21 @@ def test_no_operator_of_a_step_waits(settings: dict[str, Any]) -> None:
     assert not calls.names & WAITS
 
 
+def test_gradients_are_clipped_only_where_that_is_asked_for() -> None:
+    """A step of plain SGD moves the weights by the learning rate times the gradient."""
+    moved, logged = {}, {}
+    for limit in (None, 0.1, 1e6):
+        it = trainer(clip_grad_norm=limit)
+        before = [p.detach().clone() for p in it.parameters]
+        it.step(next(iter(it.loader.epoch(0))))
+        window = it.window()
+        moves = [(old - p.detach()).flatten() for p, old in zip(it.parameters, before, strict=True)]
+        moved[limit], logged[limit] = float(torch.cat(moves).norm()) / window["lr"], window["grad_norm"]
+    assert logged[None] == logged[0.1] == logged[1e6] > 0.2
+    assert moved[None] == moved[1e6] == pytest.approx(logged[None], rel=1e-4)
+    assert moved[0.1] == pytest.approx(0.1, rel=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_never_waits_for_the_gpu() -> None:

@@ -86,6 +86,8 @@ class Trainer:
                 # Without a term on the logits the last layer has no gradient.
                 find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
             )
+            # BN does not read its statistics in training, and evaluation starts by sharing those of rank 0.
+            self.forward.broadcast_buffers = False
         self.maybe_compiled = CompiledForward(
             self.forward, distiller, asked=settings.compile, precision=settings.precision, ranks=ranks,
             compile_knowledge=compile_knowledge, graphs=settings.accumulate == 1 and ranks.world == 1,
@@ -124,7 +126,9 @@ class Trainer:
                 (loss * (images * ranks.world / self.images_in(step) + 0 * loss.detach())).backward()
             hits = (logits.argmax(1) == batch.labels[part]).sum()
             sums += torch.stack([hits, *(images * value.detach().double() for value in (loss, *values.values()))])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or float("inf"), foreach=True)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        if self.settings.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, norm, foreach=True)
 
         # A non-finite gradient (or loss) on any rank skips the update, on the device and without a host sync.
         bad = ~torch.isfinite(norm)
