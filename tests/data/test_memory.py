@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +112,13 @@ def test_the_fingerprint_tells_pixels_and_labels_apart() -> None:
     label.labels[7] = (label.labels[7] + 1) % 10
     assert split.fingerprint == same.fingerprint
     assert len({split.fingerprint, pixel.fingerprint, label.fingerprint}) == 3
+
+
+def test_the_fingerprint_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make_split()
+    first = split.fingerprint
+    monkeypatch.setattr(hashlib, "sha256", None)
+    assert split.fingerprint == first
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class Dataset:
             device=device, channels_last=channels_last, views=views, workers=workers,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the splits' own fingerprints, hex."""
         parts = [split.fingerprint for split in (self.train, self.val, self.test) if split is not None]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class EncodedSplit:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the files, and the labels, hex. It reads no image."""
+        return self._fingerprint
+
+    @cached_property  # behind a property, since `Split` declares one
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self.source.fingerprint(self.rows).encode())
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
@@ -82,15 +87,10 @@ class EncodedSplit:
                 raise ValueError(f"{self.source.where(row)}: the image {error}") from None
         return images
 
-    def normalise(self, pixels: Tensor, channels_last: bool) -> Tensor:
-        """[B, 3, size, size] uint8 → float32 on the same device."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        scale, shift = (v.to(pixels.device)[:, None, None] for v in scale_and_shift(self.mean, self.std))
-        return pixels.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
-
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
         """Normalised images [B, 3, size, size] float32 for (index, view) pairs, on the device of `indices`."""
-        return self.normalise(self.pixels(indices, views).to(indices.device), channels_last)
+        normalise = Normaliser(self, indices.device, channels_last)
+        return normalise(self.pixels(indices, views).to(indices.device))
 
     def loader(
         self,
@@ -110,13 +110,26 @@ class EncodedSplit:
         return EncodedLoader(self, schedule, torch.device(device), channels_last, workers)
 
 
+class Normaliser:
+    """Pixels of a split → float32, on a device; what that takes is put there once."""
+
+    def __init__(self, split: EncodedSplit, device: torch.device, channels_last: bool) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.scale, self.shift = (v.to(device)[:, None, None] for v in scale_and_shift(split.mean, split.std))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """[B, 3, size, size] uint8 → float32."""
+        return pixels.to(torch.float32, memory_format=self.layout).mul_(self.scale).add_(self.shift)
+
+
 class EncodedLoader:
     """Batches of an `EncodedSplit`, decoded ahead in `workers` processes (0: in this one, when asked for)."""
 
     def __init__(
         self, split: EncodedSplit, schedule: Schedule, device: torch.device, channels_last: bool, workers: int
     ) -> None:
-        self.split, self.schedule, self.device, self.channels_last = split, schedule, device, channels_last
+        self.schedule, self.device = schedule, device
+        self.normalise, self.labels = Normaliser(split, device, channels_last), split.labels.to(device)
         self.workers = Workers(split.pixels, workers, keep=schedule.train, pin=device.type == "cuda")
 
     @property
@@ -140,9 +153,9 @@ class EncodedLoader:
         return self._batches(torch.arange(self.num_images), views.long(), first_step)
 
     def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
-        parts = [(order[part], views[part]) for part in self.schedule.parts(first_step)]
-        tasks = [(indices.numpy(), numbers.numpy()) for indices, numbers in parts]
-        for (indices, numbers), pixels in zip(parts, self.workers.run(tasks), strict=True):
-            images = self.split.normalise(pixels.to(self.device, non_blocking=True), self.channels_last)
-            labels = self.split.labels[indices]
-            yield Batch(images, *(values.to(self.device) for values in (labels, indices, numbers)))
+        parts = list(self.schedule.parts(first_step))
+        tasks = [(order[part].numpy(), views[part].numpy()) for part in parts]
+        order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
+        for part, pixels in zip(parts, self.workers.run(tasks), strict=True):
+            images, indices = self.normalise(pixels.to(self.device, non_blocking=True)), order[part]
+            yield Batch(images, self.labels[indices], indices, views[part])

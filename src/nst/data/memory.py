@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,6 +50,10 @@ class MemorySplit:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over shape, labels and pixels, hex."""
+        return self._fingerprint
+
+    @cached_property  # behind a property, since `Split` declares one
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.labels.contiguous().numpy().data)
         digest.update(self.images.contiguous().numpy().data)
