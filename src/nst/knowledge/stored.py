@@ -67,10 +67,9 @@ class StoredKnowledge:
             for slot in {0, store.views - 1}:
                 store.check(name, slot, store.digest(name, slot))
             return torch.from_numpy(memory).flatten(0, 1)
-        pinned = self.residence == "host" and self.device.type == "cuda"
         dtype = torch.float16 if store.dtype == np.float16 else torch.float32
         place = self.device if self.residence == "device" else torch.device("cpu")
-        whole = torch.empty(memory.shape, dtype=dtype, device=place, pin_memory=pinned)
+        whole = torch.empty(memory.shape, dtype=dtype, device=place)
         for slot in range(store.views):
             view = np.array(memory[slot])
             store.check(name, slot, hashlib.sha256(view.data).hexdigest())
