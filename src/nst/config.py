@@ -57,6 +57,7 @@ class RecipeTrainerConfig:
     epochs: int = 200
     batch_size: int = 128
     precision: str = "fp32"  # fp32 | bf16
+    sync_bn: bool = False
 
 
 @dataclass

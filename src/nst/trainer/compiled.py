@@ -72,6 +72,11 @@ class CompiledForward:
         """Whether `choose` is due: nothing chosen, or compiled in an earlier start and not yet in this one."""
         return self.chosen is None or (self.chosen and self._compiled is None)
 
+    @property
+    def tried(self) -> bool:
+        """Whether compiled code was made in this start, kept or not."""
+        return self._compiled is not None
+
     def __call__(self, images: Tensor, labels: Tensor, summaries: Summaries) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Distiller.forward`."""
         if self._compiled is None or len(images) != self._size:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from nst.config import parse_every
 from nst.data.batch import Batch, Loader
+from nst.differences import differences
 from nst.trainer.checkpoint import Checkpoints, read_checkpoint
 from nst.trainer.evaluate import Metrics, evaluate
-from nst.trainer.folder import differences
 from nst.trainer.loop import Trainer
 from nst.trainer.profile import profiler
 from nst.trainer.prune import Pruned, median_of_others
@@ -128,7 +128,7 @@ class Fit:
         self._logged = time.monotonic()  # evaluating and saving are no part of the rate
         for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
             self._images += len(batch.labels)
-            undecided = trainer.maybe_compiled.chosen is None
+            untried = not trainer.maybe_compiled.tried
             trainer.step(batch)
             self.stepped()
             last = progress.step % trainer.loader.steps == 0
@@ -138,9 +138,7 @@ class Fit:
                 self.tracker.advance()
             if not last:
                 wanted = self.wanted(flag)
-                decided = (
-                    undecided and trainer.maybe_compiled.chosen is not None
-                )  # by the clock: a restart must know it
+                decided = untried and trainer.maybe_compiled.tried  # by the clock: a restart must know it
                 if wanted or decided or (self.every_steps and progress.step % self.every_steps == 0):
                     self.save()
                 if wanted >= STOP:
