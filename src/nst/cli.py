@@ -27,8 +27,12 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, Floa
 # Hydra's plugin → the extra of ours that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 
-FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"  # asked for by the user
-os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand its exceptions over instead of printing them
+# Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
+# from here must not take that for the user's wish.
+OURS = "NST_SET_HYDRA_FULL_ERROR"
+FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # the user wants tracebacks
+if not FULL:
+    os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"
 
 
 @contextmanager
