@@ -125,19 +125,19 @@ def _hold(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) ->
     """Rank 0 takes the folder; the others wait for it, asking again and again: no collective call lasts long."""
     told = False
     while True:
-        held = False
+        held = None
         try:
             if here.main:
                 folder.open(config)
         except HeldError as error:
-            if not wait:
-                raise
-            held = True
-            if not told:
+            held = error
+            if wait and not told:
                 print(f"waiting: {error}", flush=True)
             told = True
-        if here.max(int(held)) == [0]:
+        if here.max(int(held is not None)) == [0]:
             return
+        if not wait:
+            raise held or HeldError(f"{folder.path} is being written by another process")
 
 
 def _train(

@@ -26,30 +26,21 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
         sizes.add_row(role, name, f"{count_parameters(module):,}")
     console.print(sizes)
     pairs = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
-    for column in (
-        "term",
-        "weight",
-        "teacher layer",
-        "shape",
-        "student layer",
-        "shape",
-        "form",
-        "summary/image",
-        "memory",
-    ):
-        pairs.add_column(column)
+    for column in ("term", "weight", "teacher", "student", "summary of the teacher", "memory"):
+        pairs.add_column(column, overflow="fold")
     for term in distiller.terms:
         for pair in term.pairs:
+            weight = f"{term.weight * pair.weight:g}"
             if term.loss.source == "labels":
-                pairs.add_row(term.name, f"{term.weight:g}", "labels", "", "logits", "", "", "", "")
+                pairs.add_row(term.name, weight, "labels", "logits", "", "")
                 continue
             teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
             seen = (teacher[0], *student[1:]) if term.loss.projects else student
             plan = term.loss.plan(seen, teacher)
             values = sum(prod(shape) for shape in plan.summary.values())
             pairs.add_row(
-                term.name, f"{term.weight * pair.weight:g}", pair.teacher, shown(teacher), pair.student, shown(student),
-                plan.form, f"{values:,}", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
+                term.name, weight, f"{pair.teacher} {shown(teacher)}", f"{pair.student} {shown(student)}",
+                f"{plan.form}: {values:,} values", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
             )  # fmt: skip
     console.print(pairs)
 

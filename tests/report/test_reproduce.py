@@ -1,16 +1,16 @@
 """The command: what it asks for, the plan, and a whole small table run twice."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from nst.cli import CONFIGS
 from nst.reproduce.command import reproduce
-from nst.reproduce.plan import make_plan
+from nst.reproduce.plan import finished, make_plan
 from nst.reproduce.request import Request, parse
-from nst.run import run_folder
+from nst.trainer.folder import RunFolder, run_folder
 
 TINY = (
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
@@ -130,11 +130,24 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     reproduce(Request("quick/digits", 2, plan=True, outputs=str(tmp_path / "outputs"), overrides=TINY))
     assert "17 runs, 17 to do" in capsys.readouterr().out
     assert not (tmp_path / "outputs").exists()
+    other = make_plan(request, CONFIGS).cells[1].runs[0]  # a second process is at this run
+    held = RunFolder(run_folder(asdict(other)))
+    held.open(asdict(other))
     reproduce(request)
     printed = capsys.readouterr().out
-    assert "run 1 of 1: teacher resnet8" in printed
-    assert "run 16 of 16: KD + NST (poly), seed 1" in printed
+    assert "teacher resnet8\n" in printed
+    assert "Student alone, seed 0 (16 of 16 runs left)" in printed
+    assert printed.index("KD + NST (poly), seed 0") < printed.index("Student alone, seed 1")
+    assert "KD + NST (poly), seed 1 (2 of 16 runs left)" in printed
+    assert "under way in other processes, of which the last to end completes the page: KD, seed 0\n" in printed
     assert "Handwritten digits, test accuracy (reduced)" in printed
+    held.close()
+    reproduce(replace(request, page=True))
+    assert "runs left" not in capsys.readouterr().out
+    assert not finished(other)
+    reproduce(request)
+    assert "KD, seed 0 (1 of 16 runs left)" in capsys.readouterr().out
+    assert finished(other)
     first = digest(tmp_path / "outputs")
     table = tmp_path / "outputs" / "tables" / request.folder
     names = {file.name for file in table.iterdir()}

@@ -1,7 +1,9 @@
 """How long the missing runs will take: one real step of each kind, measured, times the number of steps."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,9 +12,11 @@ from rich.table import Table as Grid
 
 from nst import build
 from nst.config import RunConfig
+from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
-from nst.knowledge import LiveTeacher
+from nst.distiller import Summaries
+from nst.knowledge import LiveTeacher, NoKnowledge
 from nst.reproduce.plan import Plan, finished
 from nst.trainer.distributed import Ranks
 from nst.trainer.loop import Trainer
@@ -22,19 +26,24 @@ PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, an
 
 @dataclass
 class Line:
-    """Runs that differ in their seed only."""
+    """Runs that differ in their seed only, or the filling of a knowledge store."""
 
     name: str
     run: RunConfig
     runs: int
     missing: int
     seconds: float = 0.0  # of one run
+    views: int = 0  # to store of each image
 
 
 def lines(plan: Plan) -> list[Line]:
     """The plan in the order in which it runs."""
     found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
+    for store in plan.stores:
+        name = f"knowledge of {store.teacher.model['name']}"
+        needed = any(not finished(run) for cell in plan.cells for run in cell.runs if run.knowledge == store.knowledge)
+        found.append(Line(name, store, 1, int(needed), views=_views(store)))
     for cell in plan.cells:
         name = f"{cell.group.title}: {cell.row.label}" if several else cell.row.label
         missing = sum(not finished(run) for run in cell.runs)
@@ -43,20 +52,40 @@ def lines(plan: Plan) -> list[Line]:
 
 
 def estimate(plan: Plan, device: torch.device) -> list[Line]:
-    """Measure a step for each line with something missing, and fill in its seconds: an upper bound for resumed runs."""
+    """Measure a step for each line with something missing, and fill in its seconds: an upper bound for resumed runs.
+
+    A store is taken for missing as long as a run is.
+    """
     train, test = plan.table.images
     found = lines(plan)
     for line in found:
         if line.missing:
             run = line.run
-            images = min(train, run.data.get("limit") or train) * run.trainer.epochs
+            images = min(train, run.data.get("limit") or train)
+            if line.views:
+                line.seconds = images * line.views * pace(run, device).teacher
+                continue
+            images *= run.trainer.epochs
             # Evaluation is a forward pass: a third of a training step without a teacher.
             images += test * run.trainer.epochs / run.trainer.eval_every / 3
-            line.seconds = images * seconds_per_image(run, device)
+            line.seconds = images * pace(run, device).step
     return found
 
 
-def seconds_per_image(run: RunConfig, device: torch.device) -> float:
+def _views(run: RunConfig) -> int:
+    every = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
+    return every if run.knowledge.views == "all" else min(int(run.knowledge.views), every)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds an image."""
+
+    step: float  # of training: the student's, the losses', and a live teacher's
+    teacher: float  # of the teacher alone: what filling a store costs
+
+
+def pace(run: RunConfig, device: torch.device) -> Pace:
     """One training step on noise, teacher and losses included; weights are random, the time is the same."""
     networks = build.networks(run)
     channels, size = run.data["channels"], run.data["size"]
@@ -67,37 +96,48 @@ def seconds_per_image(run: RunConfig, device: torch.device) -> float:
     labels = torch.arange(batch) % run.data["num_classes"]
     split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
     loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
-    knowledge = None
+    images = next(iter(loader.epoch(0)))
+    knowledge, teacher = NoKnowledge(), 0.0
     if networks.teacher is not None:
-        knowledge = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
+        live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
+        knowledge, teacher = live, _seconds(lambda: live(images), device)
+        if run.knowledge.mode == "stored":  # but for the few terms that stay live, of which this takes no account
+            knowledge = partial(_known, live(images))
     trainer = Trainer(
-        networks.distiller, knowledge or (lambda batch: {}), loader,
+        networks.distiller, knowledge, loader,
         optim=run.optim, settings=replace(run.trainer, compile=False), ranks=Ranks(0, 1, device), seed=0,
     )  # fmt: skip
-    images = next(iter(loader.epoch(0)))
+    return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
+
+
+def _known(summaries: Summaries, batch: Batch) -> Summaries:
+    return summaries
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The least of three, after one to warm up."""
     times = []
-    for _ in range(4):  # the first one warms up
+    for _ in range(4):
         began = time.perf_counter()
-        trainer.step(images)
+        call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return min(times[1:]) / batch
+    return min(times[1:])
 
 
 def show(plan: Plan, found: list[Line], folder: Path) -> None:
     """Print the plan with its estimate."""
-    missing = sum(line.missing for line in found)
-    grid = Grid(title=f"{plan.table.title}: {sum(line.runs for line in found)} runs, {missing} to do")
+    runs = [line for line in found if not line.views]
+    missing = sum(line.missing for line in runs)
+    grid = Grid(title=f"{plan.table.title}: {sum(line.runs for line in runs)} runs, {missing} to do")
     for column in ("run", "epochs", "runs", "finished", "estimate each", "to do"):
         grid.add_column(column, justify="left" if column == "run" else "right")
     for line in found:
         each = duration(line.seconds) if line.missing else ""
         left = duration(line.seconds * line.missing) if line.missing else "done"
-        grid.add_row(line.name, str(line.run.trainer.epochs), str(line.runs), str(line.runs - line.missing), each, left)
-    for run in plan.stores:
-        terms = ", ".join(cell.row.label for cell in plan.cells if cell.runs[0].knowledge == run.knowledge)
-        grid.caption = f"after the teachers: a store of {run.teacher.model['name']}'s knowledge, for {terms}"
+        length = f"{line.views} views" if line.views else str(line.run.trainer.epochs)
+        grid.add_row(line.name, length, str(line.runs), str(line.runs - line.missing), each, left)
     console = Console()
     console.print(grid)
     if missing:

@@ -8,16 +8,18 @@ from nst.config import NOT_IDENTITY
 
 USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
 
-  python scripts/reproduce.py table=NAME [seeds=N] [epochs=FRACTION] [plan=true] [outputs=FOLDER] [key=value ...]
+  python scripts/reproduce.py table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
 
   table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
                         conventions/digits, conventions/cifar10
   seeds=3               students of every method: seeds 0, 1, 2 (the teacher is one network, trained or given once)
   epochs=0.1            a tenth of every run's length, teacher's included: the result is labelled reduced
   plan=true             show the plan and the estimate, run nothing
+  page=true             write the result of what is finished, run nothing
   key=value             any override of train.py, for every run: data.root=FOLDER data.limit=2000 teacher.weights=FILE
 
-The same command again continues what was interrupted, and changes nothing when all is done."""
+The same command again continues what was interrupted, and changes nothing when all is done. Started several times at once, on as
+many GPUs or machines as see the folder of the outputs, each process takes the runs that no other is at."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Request:
     seeds: int | None = None  # None: as the table says
     epochs: float = 1.0  # fraction of each run's length
     plan: bool = False
+    page: bool = False
     outputs: str = "outputs"
     overrides: tuple[str, ...] = ()  # of every run
 
@@ -62,7 +65,7 @@ def parse(words: Sequence[str]) -> Request:
             raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
         if key == "seed":
             raise ValueError(f"{word}: a table runs seeds 0 to N-1; ask for seeds=N")
-        if key in ("table", "seeds", "epochs", "plan", "outputs"):
+        if key in ("table", "seeds", "epochs", "plan", "page", "outputs"):
             own[key] = value
         else:
             overrides.append(word)
@@ -76,13 +79,15 @@ def parse(words: Sequence[str]) -> Request:
             f"epochs={epochs}: a fraction of each run's length, above 0 and up to 1, is needed; "
             "trainer.epochs=N sets a number for the students"
         )
-    if own.get("plan", "false") not in ("true", "false"):
-        raise ValueError(f"plan={own['plan']}: true or false is needed")
+    for key in ("plan", "page"):
+        if own.get(key, "false") not in ("true", "false"):
+            raise ValueError(f"{key}={own[key]}: true or false is needed")
     return Request(
         own["table"],
         int(seeds) if seeds else None,
         float(epochs),
         own.get("plan") == "true",
+        own.get("page") == "true",
         own.get("outputs", "outputs"),
         tuple(overrides),
     )

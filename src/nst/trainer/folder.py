@@ -82,6 +82,17 @@ class RunFolder:
         else:
             write_whole(file, json.dumps(config, indent=1).encode())
 
+    def held(self) -> bool:
+        """Whether another process is writing it at this moment."""
+        try:
+            with (self.path / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
