@@ -79,9 +79,9 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
     fit.Fit.finish_epoch = patched
 
 
-def in_filling(number: int, signum: int) -> None:
+def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
     """A signal while the `number`-th batch of a knowledge store is written."""
-    filling.SYNC_SECONDS = 0.0
+    filling.SYNC_SECONDS = sync_seconds
     write, count = filling._write, itertools.count(1)
 
     def patched(*args: Any) -> None:

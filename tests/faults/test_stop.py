@@ -1,5 +1,6 @@
 """Signals: saved at the next step boundary, a documented exit status, and the same command goes on."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
+
+from nst.knowledge import filling
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
@@ -83,6 +86,24 @@ def test_while_the_teacher_is_trained(server: Server, tmp_path: Path, tiny: list
     assert "none-resnet14" in str(place.path)
     assert place.run() == 0, place.text()
     assert "continuing after step 1 of 2" in place.text()
+
+
+def test_while_a_store_is_filled(server: Server, tmp_path: Path, tiny: list[str]) -> None:
+    """All that was computed is kept, whatever the signal."""
+    place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
+    for number, signum in ((3, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGINT)):
+        before = rows_stored(place)
+        assert place.run("in_filling", number, signum, 600.0) == STATUS[signum], place.text()
+        assert f"stopped by {signum.name} after saving; the same command continues" in place.text()
+        assert before + 16 * (number - 1) < rows_stored(place) <= before + 16 * (number + filling.IN_FLIGHT)
+    assert place.run() == 0, place.text()
+    assert rows_stored(place) == 4 * 96
+
+
+def rows_stored(place: Place) -> int:
+    """Rows that the store's manifest knows of."""
+    manifests = list(place.folder.glob("outputs/digits/knowledge/*/manifest.json"))
+    return min((a["rows"] for m in manifests for a in json.loads(m.read_text())["arrays"].values()), default=0)
 
 
 def test_the_real_command(tmp_path: Path, tiny: list[str], undisturbed: dict[str, object], server: Server) -> None:

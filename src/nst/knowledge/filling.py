@@ -16,6 +16,7 @@ from nst.distiller import Summaries
 from nst.knowledge.layout import Array, readable_bytes
 from nst.knowledge.live import LiveTeacher
 from nst.knowledge.store import Store, Writer
+from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ COMPILE_COST = 60.0  # seconds that compiling a teacher takes on two cores, abou
 COMPILE_GAIN = 0.5  # of the eager time, about: frozen weights make a teacher twice as fast
 TRY_AFTER = 4  # batches, to know how long the filling will take
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
-SYNC_SECONDS = 10.0  # at most this much work is lost when filling is cut off
+SYNC_SECONDS = 10.0  # at most this much work is lost when filling is killed
 IN_FLIGHT = 4  # batches between the teacher and the disk
 
 
@@ -46,18 +47,25 @@ def fill(
 
     Raises:
         ValueError: the disk is too small.
+        Interrupted: stopped by a signal, saved.
     """
-    with store.locked():
+    with store.locked(), stop_flag() as flag:
         missing = store.missing(wanted)
         store.reserve(missing)
         for written in sorted({store.written(a.name) for a in missing}):
             group = [a for a in missing if store.written(a.name) == written]
-            _fill_group(store, teacher, loader, subset, group, may_compile and store.dtype == "float16")
+            _fill_group(store, teacher, loader, subset, group, may_compile and store.dtype == "float16", flag)
     teacher.compile(0)
 
 
 def _fill_group(
-    store: Store, teacher: LiveTeacher, loader: Loader, subset: Tensor, group: Sequence[Array], may_compile: bool
+    store: Store,
+    teacher: LiveTeacher,
+    loader: Loader,
+    subset: Tensor,
+    group: Sequence[Array],
+    may_compile: bool,
+    flag: StopFlag,
 ) -> None:
     """Arrays that are equally far: one pass of the teacher for all of them."""
     start = store.written(group[0].name)
@@ -85,9 +93,11 @@ def _fill_group(
                     may_compile = False
                 if len(pending) > IN_FLIGHT:
                     pending.popleft().result()
-                if time.monotonic() - saved > SYNC_SECONDS or row == store.rows:
+                if time.monotonic() - saved > SYNC_SECONDS or row == store.rows or flag.signum:
                     _save(store, pending, writers, row)
                     saved = time.monotonic()
+                if flag.signum:
+                    raise Interrupted(flag.signum)
 
 
 def compile_if_long(teacher: LiveTeacher, images: Tensor, seconds: float) -> None:
