@@ -15,7 +15,7 @@ import torch
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.knowledge import filling
-from nst.trainer import fit, folder, loop, tracking
+from nst.trainer import compiled, fit, folder, loop, tracking
 from nst.trainer.checkpoint import Checkpoints
 
 
@@ -90,6 +90,16 @@ def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
         write(*args)
 
     filling._write = patched
+
+
+def signal_in_compilation(signum: int) -> None:
+    """A signal while the step is compiled, which also ends the C++ compiler, as Ctrl-C in a terminal does."""
+
+    def failing(*args: Any) -> None:
+        os.kill(os.getpid(), signum)
+        raise RuntimeError("the compiler was interrupted")
+
+    compiled.disagreement = failing
 
 
 def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:

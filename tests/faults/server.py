@@ -17,6 +17,7 @@ from typing import Any
 
 import sklearn.datasets  # noqa: F401  (the digits)
 import torch
+import torch._inductor.compile_fx  # long to import
 import torch.distributed
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig

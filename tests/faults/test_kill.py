@@ -1,5 +1,6 @@
 """SIGKILL anywhere, then the same command: the end is that of a run left alone, bit for bit."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_killed_in_evaluation_and_while_saving(
     assert place.run() == 0, place.text()
     assert differing(outcome(place.path), undisturbed) == []
     assert not list(place.path.rglob("*.tmp"))
+
+
+@pytest.mark.compiles
+def test_compiled(server: Server, tiny: list[str], tmp_path: Path) -> None:
+    """Interrupted while the step is compiled, then killed in training: compiled to the end all the same."""
+    small = ["model._target_=tests.faults.small.Small", "loss=nst_poly", "knowledge=stored", "knowledge.views=1"]
+    args = [*tiny, *small, "trainer.compile=true", "trainer.checkpoint_every=2 steps"]
+    alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
+    assert alone.run() == 0, alone.text()
+    assert killed.run("signal_in_compilation", signal.SIGINT) == 130, killed.text()
+    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert killed.run() == 0, killed.text()
+    assert json.loads((killed.path / "summary.json").read_text())["compiled"] is True
+    assert differing(outcome(killed.path), outcome(alone.path)) == []
 
 
 def test_two_ranks_killed(server: Server, tiny: list[str], tmp_path: Path) -> None:

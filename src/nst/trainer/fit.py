@@ -129,6 +129,7 @@ class Fit:
         for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
             self._images += len(batch.labels)
             untried = not trainer.maybe_compiled.tried
+            self.prepare(batch, flag)
             trainer.step(batch)
             self.stepped()
             last = progress.step % trainer.loader.steps == 0
@@ -143,6 +144,16 @@ class Fit:
                     self.save()
                 if wanted >= STOP:
                     raise Interrupted(wanted - STOP)
+
+    def prepare(self, batch: Batch, flag: StopFlag) -> None:
+        """Compile what is to be compiled; a signal meanwhile stops the run before the step, with nothing to save.
+
+        What was found out about compiling is not kept then: Ctrl-C ends the C++ compiler, too.
+        """
+        if self.trainer.prepare(batch):
+            (signum,) = self.ranks.max(flag.signum)
+            if signum:
+                raise Interrupted(signum)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; the time spent waiting for them is added up."""

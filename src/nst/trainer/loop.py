@@ -98,12 +98,20 @@ class Trainer:
         self.one_skipped = torch.zeros_like(self.sums)  # what a step that is skipped adds
         self.one_skipped[SKIPPED] = 1
 
+    def prepare(self, batch: Batch) -> bool:
+        """Before the step on this batch, decide whether to compile, where that is due; True where it was."""
+        step = self.progress.step
+        due = self.maybe_compiled.undecided and self.images_in(step) == self.images_in(0)
+        if due:
+            part = self.micro_batches(len(batch.labels))[0]
+            self.maybe_compiled.choose(batch, part, self.knowledge, self.steps - step)
+        return due
+
     def step(self, batch: Batch) -> None:
         """One optimizer step on this rank's part of a global batch."""
+        self.prepare(batch)
         step, ranks = self.progress.step, self.ranks
         parts = self.micro_batches(len(batch.labels))
-        if self.maybe_compiled.undecided and self.images_in(step) == self.images_in(0):
-            self.maybe_compiled.choose(batch, parts[0], self.knowledge, self.steps - step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.optim, step, self.steps)
         torch.manual_seed(
