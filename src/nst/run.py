@@ -66,8 +66,10 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     """
     config = asdict(settings)
     folder = RunFolder(run_folder(config))
-    done = folder.summary()
-    if done is not None:
+    done = folder.summary() if here.main else None
+    if here.max(int(done is not None)) == [1]:  # another process may finish it at any moment: rank 0 has looked for all
+        done = done or folder.summary()
+        assert done is not None
         _check_teacher(settings, done)
         return {**done, "was_finished": True}
     if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
@@ -80,7 +82,7 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     source = teaching(settings, networks, here, data, partial(_trained, here, data))
     _hold(folder, config, here, wait)
     try:
-        if wait and (done := folder.summary()) is not None:
+        if (done := folder.summary()) is not None:  # by another process, meanwhile
             return {**done, "was_finished": True}
         return _train(settings, networks, here, data, folder, source)
     finally:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from nst.knowledge import (
     StoredKnowledge,
     announce_sizes,
     arrays,
+    await_filling,
     fill,
     fold_batch_norm,
     kept_live,
@@ -175,16 +175,14 @@ def _fill(
     subset: Tensor,
     wanted: Sequence[Array],
 ) -> None:
-    """Rank 0 fills the store; the others look until it is complete."""
+    """Rank 0 fills the store, the others wait."""
     if here.main:
         store.teacher = about
-        alone = Ranks(0, 1, here.device)
-        loader = build.loader(settings, alone, data, "train")
-        fill(store, live, loader, subset, wanted, may_compile=settings.trainer.compile is not False)
-    while store.missing(wanted):
-        time.sleep(1)
+        loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
+        fill(store, live, loader, subset, wanted, settings.trainer.compile is not False, here)
+    else:
+        await_filling(here)
         store.reload()
-    here.barrier()
 
 
 def load_teacher(

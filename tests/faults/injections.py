@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nst import teaching
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.knowledge import filling
@@ -82,14 +84,30 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
 def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
     """A signal while the `number`-th batch of a knowledge store is written."""
     filling.SYNC_SECONDS = sync_seconds
-    write, count = filling._write, itertools.count(1)
+    write, count = filling.Filling.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
         if next(count) == number:
             os.kill(os.getpid(), signum)
         write(*args)
 
-    filling._write = patched
+    filling.Filling.write = patched
+
+
+def signal_while_waiting(signum: int) -> None:
+    """A signal to the ranks that wait while rank 0 fills a store, which takes its time."""
+    filling.SYNC_SECONDS = 0.0
+    wait, write = teaching.await_filling, filling.Filling.write
+
+    def waiting(ranks: Any) -> None:
+        threading.Timer(0.5, os.kill, (os.getpid(), signum)).start()
+        wait(ranks)
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.2)
+        write(*args)
+
+    teaching.await_filling, filling.Filling.write = waiting, slow
 
 
 def signal_in_compilation(signum: int) -> None:

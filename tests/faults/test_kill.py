@@ -77,14 +77,21 @@ def test_killed_in_evaluation_and_while_saving(
 
 @pytest.mark.compiles
 def test_compiled(server: Server, tiny: list[str], tmp_path: Path) -> None:
-    """Interrupted while the step is compiled, then killed in training: compiled to the end all the same."""
+    """Interrupted while the step is compiled, then killed, once before a tail batch: compiled to the end all the same."""
     small = ["model._target_=tests.faults.small.Small", "loss=nst_poly", "knowledge=stored", "knowledge.views=1"]
-    args = [*tiny, *small, "trainer.compile=true", "trainer.checkpoint_every=2 steps"]
+    often = [
+        "data.limit=100",
+        "trainer.compile=true",
+        "trainer.checkpoint_every=2 steps",
+    ]  # 7 steps an epoch, the last of 4
+    args = [*tiny, *small, *often]
     alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
     assert alone.run() == 0, alone.text()
     assert killed.run("signal_in_compilation", signal.SIGINT) == 130, killed.text()
-    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert [killed.run("die_after_step", step) for step in (3, 7)] == [KILLED, KILLED], killed.text()
+    assert "continuing after step 6 of 14" not in killed.text()
     assert killed.run() == 0, killed.text()
+    assert "continuing after step 6 of 14" in killed.text()
     assert json.loads((killed.path / "summary.json").read_text())["compiled"] is True
     assert differing(outcome(killed.path), outcome(alone.path)) == []
 

@@ -2,15 +2,20 @@
 
 import hashlib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from nst.cli import CONFIGS
+from nst.config import RunConfig
+from nst.reproduce import execute
 from nst.reproduce.command import reproduce
-from nst.reproduce.plan import finished, make_plan
+from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
-from nst.trainer.folder import RunFolder, run_folder
+from nst.trainer.distributed import Ranks
+from nst.trainer.folder import HeldError, RunFolder, run_folder
 
 TINY = (
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
@@ -41,11 +46,18 @@ def test_request():
         (["table=x", "seed=3"], "seeds=N"),
         (["table=x", "now"], "key=value"),
         (["table=x", "plan=maybe"], "true or false"),
+        (["table=x", "page=maybe"], "true or false"),
+        (["table=x", "plan=true", "page=true"], "one of them"),
     ],
 )
 def test_request_errors(words, message):
     with pytest.raises(ValueError, match=message):
         parse(words)
+
+
+@pytest.fixture(scope="module")
+def crd(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return make_plan(Request("crd/cifar100", 1, outputs=str(tmp_path_factory.mktemp("crd"))), CONFIGS)
 
 
 def test_unknown_table_names_the_nearest():
@@ -101,11 +113,10 @@ def test_stored_knowledge_is_stored_once_for_all_rows():
     assert "knowledge=stored" in plan.cells[1].command
 
 
-def test_seven_pairs_of_crd_s_table():
-    plan = make_plan(Request("crd/cifar100", 1), CONFIGS)
-    assert len(plan.table.groups) == 7
-    assert len(plan.cells) == 35
-    assert len(plan.teachers) == 5
+def test_seven_pairs_of_crd_s_table(crd: Plan):
+    assert len(crd.table.groups) == 7
+    assert len(crd.cells) == 35
+    assert len(crd.teachers) == 5
 
 
 def test_conventions_differ_in_what_they_say(tmp_path: Path):
@@ -125,7 +136,7 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     request = Request("quick/digits", 2, outputs=str(tmp_path / "outputs"), overrides=TINY)
     reproduce(Request("quick/digits", 2, plan=True, outputs=str(tmp_path / "outputs"), overrides=TINY))
     assert "17 runs, 17 to do" in capsys.readouterr().out
@@ -133,28 +144,56 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     other = make_plan(request, CONFIGS).cells[1].runs[0]  # a second process is at this run
     held = RunFolder(run_folder(asdict(other)))
     held.open(asdict(other))
+    monkeypatch.setattr(execute, "PATIENCE", 0.0)
     reproduce(request)
     printed = capsys.readouterr().out
-    assert "teacher resnet8\n" in printed
-    assert "Student alone, seed 0 (16 of 16 runs left)" in printed
+    assert "teacher resnet8 (1 of 1 left)\n" in printed
+    assert "Student alone, seed 0 (16 of 16 left)" in printed
     assert printed.index("KD + NST (poly), seed 0") < printed.index("Student alone, seed 1")
-    assert "KD + NST (poly), seed 1 (2 of 16 runs left)" in printed
-    assert "under way in other processes, of which the last to end completes the page: KD, seed 0\n" in printed
+    assert "KD + NST (poly), seed 1 (2 of 16 left)" in printed
+    assert "not finished, other processes were at them: KD, seed 0\n" in printed
+    reproduce(replace(request, page=True))
+    printed = capsys.readouterr().out
+    assert " left)" not in printed
     assert "Handwritten digits, test accuracy (reduced)" in printed
     held.close()
-    reproduce(replace(request, page=True))
-    assert "runs left" not in capsys.readouterr().out
     assert not finished(other)
     reproduce(request)
-    assert "KD, seed 0 (1 of 16 runs left)" in capsys.readouterr().out
+    assert "KD, seed 0 (1 of 16 left)" in capsys.readouterr().out
     assert finished(other)
     first = digest(tmp_path / "outputs")
     table = tmp_path / "outputs" / "tables" / request.folder
     names = {file.name for file in table.iterdir()}
-    assert names == {"plan.json", "table.json", "table.csv", "table.md", "page.html", "evidence"}
+    assert names == {"lock", "plan.json", "table.json", "table.csv", "table.md", "page.html", "evidence"}
     assert {f.name for f in (table / "evidence").iterdir()} == {
         "resnet8.json", "resnet8-teacher.png", "resnet8-student.png", "resnet8-nst_poly.png",
     }  # fmt: skip
     reproduce(request)
     assert "0 to do" in capsys.readouterr().out
     assert digest(tmp_path / "outputs") == first
+
+
+def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: pytest.MonkeyPatch):
+    """Several groups with rows of the same names: one run diverges, one is taken by a quicker process."""
+    students = [run for cell in crd.cells for run in cell.runs]
+    diverging, taken = students[0], students[1]
+    tried = []
+
+    def distil(run: RunConfig, *args: object, wait: bool = False) -> None:
+        folder = run_folder(asdict(run))
+        if wait and folder.exists():
+            return
+        tried.append(folder)
+        if run is diverging:
+            raise FloatingPointError("too large")
+        folder.mkdir(parents=True)
+        (folder / "summary.json").touch()
+        if run is taken:
+            raise HeldError
+
+    monkeypatch.setattr(execute, "attempt", partial(execute.attempt, do=distil))
+    monkeypatch.setattr(execute, "dataset", lambda run, sets: None)
+    outcome = execute.execute(crd, Ranks(0, 1, torch.device("cpu")))
+    assert tried == list(dict.fromkeys(run_folder(asdict(run)) for run in [*crd.teachers, *students]))
+    assert list(outcome.failed.values()) == [f"{crd.cells[0].group.title}: Student alone, seed 0: too large"]
+    assert outcome.elsewhere == []

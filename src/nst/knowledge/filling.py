@@ -4,18 +4,20 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nst.data.batch import Loader
+from nst.data.batch import Batch, Loader
 from nst.distiller import Summaries
 from nst.knowledge.layout import Array, readable_bytes
 from nst.knowledge.live import LiveTeacher
 from nst.knowledge.store import Store, Writer
+from nst.trainer.distributed import Ranks
 from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ TRY_AFTER = 4  # batches, to know how long the filling will take
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when filling is killed
 IN_FLIGHT = 4  # batches between the teacher and the disk
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def fill(
@@ -35,6 +38,7 @@ def fill(
     subset: Tensor,
     wanted: Sequence[Array],
     may_compile: bool = False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Complete the arrays `wanted`; what is written already stays.
 
@@ -44,60 +48,120 @@ def fill(
         subset: [images, views] view numbers, from `split.view_subset`.
         may_compile: compile the teacher where the filling is long enough, and compiled and eager summaries agree.
             Not in float32: such a store is to equal eager live training bit for bit.
+        ranks: this is rank 0; the others are in `await_filling` meanwhile.
 
     Raises:
         ValueError: the disk is too small.
-        Interrupted: stopped by a signal, saved.
+        Interrupted: a signal to any rank stopped it; what was computed is saved.
     """
-    with store.locked(), stop_flag() as flag:
-        missing = store.missing(wanted)
-        store.reserve(missing)
-        for written in sorted({store.written(a.name) for a in missing}):
-            group = [a for a in missing if store.written(a.name) == written]
-            _fill_group(store, teacher, loader, subset, group, may_compile and store.dtype == "float16", flag)
+    with stop_flag() as flag:
+
+        def agree(done: bool = False) -> None:
+            signum, _ = ranks.max(flag.signum, int(done))
+            if signum:
+                raise Interrupted(signum)
+
+        with store.locked(agree):
+            missing = store.missing(wanted)
+            store.reserve(missing)
+            for written in sorted({store.written(a.name) for a in missing}):
+                group = [a for a in missing if store.written(a.name) == written]
+                filling = Filling(store, teacher, loader, subset, group, flag, agree)
+                filling.run(may_compile and store.dtype == "float16")
+        agree(done=True)
     teacher.compile(0)
 
 
-def _fill_group(
-    store: Store,
-    teacher: LiveTeacher,
-    loader: Loader,
-    subset: Tensor,
-    group: Sequence[Array],
-    may_compile: bool,
-    flag: StopFlag,
-) -> None:
+def await_filling(ranks: Ranks) -> None:
+    """What the ranks other than 0 do while that fills.
+
+    Raises:
+        Interrupted: a signal to any rank stopped it.
+    """
+    with stop_flag() as flag:
+        done = 0
+        while not done:
+            signum, done = ranks.max(flag.signum, 0)
+            if signum:
+                raise Interrupted(signum)
+
+
+class Filling:
     """Arrays that are equally far: one pass of the teacher for all of them."""
-    start = store.written(group[0].name)
-    pending: deque[Future[None]] = deque()
-    row = start
-    pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
-    show = tqdm(
-        total=store.rows, initial=start, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=pace
-    )
-    with ExitStack() as stack:
-        writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in group}
-        disk = stack.enter_context(ThreadPoolExecutor(1))
-        stack.enter_context(show)
-        saved = began = time.monotonic()
-        for slot in range(start // store.images, store.views):
-            first = row % store.images // loader.batch_size
-            row = slot * store.images + first * loader.batch_size
-            for batch in loader.sweep(subset[:, slot], first):
-                pending.append(disk.submit(_write, teacher(batch), row, group, writers))
-                row += len(batch.labels)
-                show.update(row - show.n)
-                if may_compile and row - start >= TRY_AFTER * loader.batch_size:
-                    left = (store.rows - row) * (time.monotonic() - began) / (row - start)
-                    compile_if_long(teacher, batch.images, left)
+
+    def __init__(
+        self,
+        store: Store,
+        teacher: LiveTeacher,
+        loader: Loader,
+        subset: Tensor,
+        group: Sequence[Array],
+        flag: StopFlag,
+        agree: Callable[[], None],
+    ) -> None:
+        """See `fill`.
+
+        Args:
+            agree: raises Interrupted where any rank is to stop; called after each save.
+        """
+        self.store, self.teacher, self.loader, self.subset, self.group = store, teacher, loader, subset, group
+        self.flag, self.agree = flag, agree
+        self.start = store.written(group[0].name)
+        self.pending: deque[Future[None]] = deque()
+        self.writers: dict[str, Writer] = {}
+
+    def run(self, may_compile: bool) -> None:
+        """Fill to the end, saving every few seconds."""
+        store, row = self.store, self.start
+        pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
+        show = tqdm(
+            total=store.rows, initial=row, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=pace
+        )
+        with ExitStack() as stack:
+            self.writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in self.group}
+            disk = stack.enter_context(ThreadPoolExecutor(1))
+            stack.enter_context(show)
+            saved = began = time.monotonic()
+            for row, batch in self.batches():
+                self.pending.append(disk.submit(self.write, self.teacher(batch), row))
+                end = row + len(batch.labels)
+                show.update(end - show.n)
+                if may_compile and end - self.start >= TRY_AFTER * self.loader.batch_size:
+                    left = (store.rows - end) * (time.monotonic() - began) / (end - self.start)
+                    compile_if_long(self.teacher, batch.images, left)
                     may_compile = False
-                if len(pending) > IN_FLIGHT:
-                    pending.popleft().result()
-                if time.monotonic() - saved > SYNC_SECONDS or row == store.rows or flag.signum:
-                    _save(store, pending, writers, row)
+                if len(self.pending) > IN_FLIGHT:
+                    self.pending.popleft().result()
+                if time.monotonic() - saved > SYNC_SECONDS or end == store.rows or self.flag.signum:
+                    self.save(end)
                     saved = time.monotonic()
-                if flag.signum:
-                    raise Interrupted(flag.signum)
+                    self.agree()
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """What is left, by views: the row of the first image, and the images."""
+        images, size = self.store.images, self.loader.batch_size
+        first = self.start % images // size
+        for slot in range(self.start // images, self.store.views):
+            row = slot * images + first * size
+            for batch in self.loader.sweep(self.subset[:, slot], first):
+                yield row, batch
+                row += len(batch.labels)
+            first = 0
+
+    def write(self, summaries: Summaries, row: int) -> None:
+        """A batch's summaries, on another thread."""
+        for array in self.group:
+            writer = self.writers[array.name]
+            value = summaries[array.request][array.tensor]
+            writer.write(row, value.to(writer.dtype).cpu().numpy())
+
+    def save(self, row: int) -> None:
+        """All that was computed goes to disk, then the manifest says so."""
+        while self.pending:
+            self.pending.popleft().result()
+        for writer in self.writers.values():
+            writer.sync()
+        self.store.save(dict.fromkeys(self.writers, row))
 
 
 def compile_if_long(teacher: LiveTeacher, images: Tensor, seconds: float) -> None:
@@ -117,22 +181,6 @@ def compile_if_long(teacher: LiveTeacher, images: Tensor, seconds: float) -> Non
     if trouble is not None:
         log.warning("the teacher is not compiled: %s", trouble)
         teacher.compile(0)
-
-
-def _write(summaries: Summaries, row: int, group: Sequence[Array], writers: dict[str, Writer]) -> None:
-    for array in group:
-        writer = writers[array.name]
-        value = summaries[array.request][array.tensor]
-        writer.write(row, value.to(writer.dtype).cpu().numpy())
-
-
-def _save(store: Store, pending: deque[Future[None]], writers: dict[str, Writer], row: int) -> None:
-    """All that was computed goes to disk, then the manifest says so."""
-    while pending:
-        pending.popleft().result()
-    for writer in writers.values():
-        writer.sync()
-    store.save(dict.fromkeys(writers, row))
 
 
 def announce_sizes(store: Store, wanted: Sequence[Array]) -> str:

@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +125,10 @@ class Store:
 
     def save(self, rows: Mapping[str, int]) -> None:
         """Note, for these arrays, how many rows are on disk now, and the digests of views that became complete."""
-        for name, count in rows.items():
+        for name, written in rows.items():
             state = self.state[name]
-            state["rows"] = count
-            for slot in range(len(state["sha256"]), count // self.images):
+            state["rows"] = written
+            for slot in range(len(state["sha256"]), written // self.images):
                 state["sha256"].append(self.digest(name, slot))
         manifest = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
         write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -150,15 +152,19 @@ class Store:
                 self.check(name, slot, self.digest(name, slot))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store for writing; waits while another process does."""
+    def locked(self, each_second: Callable[[], None]) -> Iterator[None]:
+        """Hold the store for writing; waits while another process does, with a call each second."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                print(f"another process is writing {self.folder}; waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            for attempt in count():
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == 0:
+                        print(f"another process is writing {self.folder}; waiting for it", flush=True)
+                    time.sleep(1)
+                    each_second()
             self.reload()
             yield
 

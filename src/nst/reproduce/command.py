@@ -1,7 +1,9 @@
 """What `scripts/reproduce.py` does, from request to page."""
 
+import fcntl
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from nst.cli import CONFIGS
@@ -10,7 +12,7 @@ from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
 from nst.reproduce.evidence import gather
 from nst.reproduce.execute import Outcome, execute
-from nst.reproduce.plan import make_plan, write_plan
+from nst.reproduce.plan import Plan, make_plan, write_plan
 from nst.reproduce.request import Request
 from nst.trainer.distributed import ranks
 
@@ -32,16 +34,24 @@ def reproduce(request: Request) -> None:
         if not here.main:
             return
         if outcome.elsewhere:
-            print(
-                f"under way in other processes, of which the last to end completes the page: {'; '.join(outcome.elsewhere)}"
-            )
+            print(f"not finished, other processes were at them: {'; '.join(outcome.elsewhere)}")
+            print("the process that ends last writes the page; page=true writes one of what is finished")
+        else:
+            _write(plan, here.device)
+    for reason in outcome.failed.values():
+        print(f"failed: {reason}")
+
+
+def _write(plan: Plan, device: torch.device) -> None:
+    """One process at a time, and each sees all that is finished then."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with (plan.folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         write_plan(plan)
-        gather(plan, here.device)
-    result = read_table(plan.folder, Path(request.outputs))
-    write_result(result, plan.folder, Path(request.outputs))
+        gather(plan, device)
+        result = read_table(plan.folder, Path(plan.request.outputs))
+        write_result(result, plan.folder, Path(plan.request.outputs))
     print_result(result)
-    for name, reason in outcome.failed.items():
-        print(f"failed: {name}: {reason}")
     Console().print(
         f"written: {plan.folder}/page.html, table.md, table.csv, table.json", highlight=False, soft_wrap=True
     )

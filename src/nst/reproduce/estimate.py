@@ -17,7 +17,7 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Summaries
 from nst.knowledge import LiveTeacher, NoKnowledge
-from nst.reproduce.plan import Plan, finished
+from nst.reproduce.plan import Plan, finished, store_key
 from nst.trainer.distributed import Ranks
 from nst.trainer.loop import Trainer
 
@@ -37,12 +37,14 @@ class Line:
 
 
 def lines(plan: Plan) -> list[Line]:
-    """The plan in the order in which it runs."""
+    """Teachers, stores, then students, by row."""
     found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
     for store in plan.stores:
         name = f"knowledge of {store.teacher.model['name']}"
-        needed = any(not finished(run) for cell in plan.cells for run in cell.runs if run.knowledge == store.knowledge)
+        needed = any(
+            not finished(run) for cell in plan.cells for run in cell.runs if store_key(run) == store_key(store)
+        )
         found.append(Line(name, store, 1, int(needed), views=_views(store)))
     for cell in plan.cells:
         name = f"{cell.group.title}: {cell.row.label}" if several else cell.row.label
@@ -145,9 +147,12 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
         console.print(f"estimate from one measured step of each on this machine: about {total} in all")
     changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))
     if changes:
-        kind = "REDUCED" if any(cell.reduced for cell in plan.cells) else "CHANGED"
+        kind = "as the table's settings, but for"
+        if not all(cell.comparable for cell in plan.cells):
+            kind = "REDUCED" if any(cell.reduced for cell in plan.cells) else "CHANGED"
+            kind += ", not comparable with published figures:"
         few = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
-        console.print(f"{kind}, not comparable with published figures: {few}", highlight=False, markup=False)
+        console.print(f"{kind} {few}", highlight=False, markup=False)
     console.print(f"result: {folder}", highlight=False, soft_wrap=True)
 
 

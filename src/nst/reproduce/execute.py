@@ -4,6 +4,8 @@ Several processes can be at one plan, on as many GPUs or machines as see the fol
 """
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,28 @@ from nst.reproduce.plan import Plan, finished
 from nst.run import distil
 from nst.teaching import teaching
 from nst.trainer.distributed import Ranks
-from nst.trainer.folder import STUDENT, HeldError, RunFolder, run_folder
+from nst.trainer.folder import PATIENCE, STUDENT, HeldError, RunFolder, run_folder
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run of the plan."""
+
+    name: str
+    run: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return run_folder(asdict(self.run))
 
 
 @dataclass
 class Outcome:
-    """What became of the runs that were missing and are not finished by this process."""
+    """What became of the runs that this process did not finish."""
 
-    failed: dict[str, str] = field(default_factory=dict)  # diverged: name → reason
-    elsewhere: list[str] = field(default_factory=list)  # under way in another process
+    failed: dict[Path, str] = field(default_factory=dict)  # diverged here: folder → name and reason
+    elsewhere: list[str] = field(default_factory=list)  # not finished; another process was at them
 
 
 def execute(plan: Plan, here: Ranks) -> Outcome:
@@ -35,45 +50,65 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
     """
     sets: dict[str, Dataset] = {}
     outcome = Outcome()
-    for teacher in plan.teachers:
-        if not finished(teacher):
-            _say(here, f"teacher {teacher.model['name']}")
-            distil(teacher, here, dataset(teacher, sets), wait=True)
-    if any(not finished(run) for cell in plan.cells for run in cell.runs):
+    teachers = [Named(f"teacher {run.model['name']}", run) for run in plan.teachers]
+    several = len(plan.table.groups) > 1
+    students = [
+        Named(f"{f'{cell.group.title}: ' if several else ''}{cell.row.label}, seed {run.seed}", run)
+        for cell in plan.cells
+        for run in cell.runs
+    ]
+    students.sort(key=lambda student: student.run.seed)
+    share(teachers, outcome, here, sets)
+    for teacher in teachers:  # those of other processes: to be waited for
+        attempt(teacher, outcome, here, sets, wait=True)
+    if here.max(int(any(not finished(student.run) for student in students))) == [1]:
         for run in plan.stores:
-            fill_store(run, here, dataset(run, sets))
-    students = [(f"{cell.row.label}, seed {run.seed}", run) for cell in plan.cells for run in cell.runs]
-    students.sort(key=lambda student: student[1].seed)
-    while (found := _next(students, outcome, here)) is not None:
-        name, run = found
-        _say(here, f"{name} ({sum(not finished(run) for _, run in students)} of {len(students)} runs left)")
-        try:
-            distil(run, here, dataset(run, sets))
-        except HeldError:
-            continue  # another process was quicker
-        except FloatingPointError as error:
-            outcome.failed[name] = str(error)
-    outcome.elsewhere = [name for name, run in students if name not in outcome.failed and not finished(run)]
+            store = Named(f"knowledge of {run.teacher.model['name']}", run)
+            attempt(store, outcome, here, sets, do=fill_store)
+    share(students, outcome, here, sets)
+    outcome.elsewhere = [s.name for s in students if s.folder not in outcome.failed and not finished(s.run)]
     return outcome
 
 
-def _next(students: list[tuple[str, RunConfig]], outcome: Outcome, here: Ranks) -> tuple[str, RunConfig] | None:
-    """The first run that is not finished and that no process is at; rank 0 chooses for all."""
-    choice = len(students)
+def share(runs: list[Named], outcome: Outcome, here: Ranks, sets: dict[str, Dataset]) -> None:
+    """Do the runs one after the other, always the first that is not finished and that no process is at."""
+    while (run := _next(runs, outcome, here)) is not None:
+        if here.main:
+            left = sum(not finished(other.run) for other in runs)
+            print(f"{run.name} ({left} of {len(runs)} left)", flush=True)
+        attempt(run, outcome, here, sets)
+
+
+def attempt(
+    named: Named,
+    outcome: Outcome,
+    here: Ranks,
+    sets: dict[str, Dataset],
+    do: Callable[..., object] = distil,
+    **how: Any,
+) -> None:
+    """Do a run, unless another process was quicker; note it where it diverges."""
+    try:
+        do(named.run, here, dataset(named.run, sets), **how)
+    except HeldError:
+        return
+    except FloatingPointError as error:
+        outcome.failed[named.folder] = f"{named.name}: {error}"
+
+
+def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
+    """Rank 0 chooses for all."""
+    choice = len(runs)
     if here.main:
-        free = (i for i, (name, run) in enumerate(students) if name not in outcome.failed and _free(run))
-        choice = next(free, choice)
+        left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not finished(run.run)]
+        for moment in (0.0, PATIENCE):  # what a killed process held is free a little later
+            time.sleep(moment if left else 0)
+            free = [i for i in left if not RunFolder(runs[i].folder).held()]
+            if free:
+                choice = free[0]
+                break
     (choice,) = here.max(choice if here.main else 0)
-    return students[choice] if choice < len(students) else None
-
-
-def _free(run: RunConfig) -> bool:
-    return not finished(run) and not RunFolder(run_folder(asdict(run))).held()
-
-
-def _say(here: Ranks, text: str) -> None:
-    if here.main:
-        print(text, flush=True)
+    return runs[choice] if choice < len(runs) else None
 
 
 def fill_store(run: RunConfig, here: Ranks, data: Dataset) -> None:

@@ -68,11 +68,16 @@ class Plan:
         """One run a knowledge store to fill, asking for all that the table's students will read from it."""
         found: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
-            key = json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
+            key = store_key(run)
             known = found.get(key, run)
             new = [node for node in run.loss.values() if node not in known.loss.values()]
             found[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
         return list(found.values())
+
+
+def store_key(run: RunConfig) -> str:
+    """Equal for runs that read one store with one filling."""
+    return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
 
 
 def finished(run: RunConfig) -> bool:

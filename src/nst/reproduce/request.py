@@ -1,5 +1,6 @@
 """What the command line of `scripts/reproduce.py` asks for."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Request:
         asked += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
         asked = [re.sub(r"=.*/", "=", text) for text in asked]  # of a path its last part
         name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in asked)
-        return f"{self.table}/{name[:120] or 'full'}"
+        if len(name) > 120:  # file systems have limits
+            name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return f"{self.table}/{name or 'full'}"
 
     @property
     def command(self) -> str:
@@ -82,6 +85,8 @@ def parse(words: Sequence[str]) -> Request:
     for key in ("plan", "page"):
         if own.get(key, "false") not in ("true", "false"):
             raise ValueError(f"{key}={own[key]}: true or false is needed")
+    if own.get("plan") == own.get("page") == "true":
+        raise ValueError("plan=true page=true: one of them is needed")
     return Request(
         own["table"],
         int(seeds) if seeds else None,

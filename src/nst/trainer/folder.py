@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
 
-# Seconds to wait for a lock: the loader processes of a killed run hold it until they notice.
+# Seconds to wait for a lock: a killed process may hold it until it is gone.
 PATIENCE = 10.0
 
 
