@@ -11,6 +11,11 @@ COLUMNS = (
     "verdict",
 )  # fmt: skip
 
+VERDICT = (
+    " The verdict compares the last epoch: reproduced means that the published figure, itself of an unknown number of runs, "
+    "lies in the interval."
+)
+
 
 def cells(row: Record) -> tuple[str, ...]:
     """One row as text, in the order of COLUMNS."""
@@ -86,13 +91,13 @@ def notes(result: Record) -> list[str]:
     """What a reader must know to read the figures."""
     lower = result["metric"] == "error"
     rows = [row for group in result["groups"] for row in group["rows"]]
+    published = any(row["published"] is not None for row in rows)
     split = sorted({name for row in rows for name in row["evaluated_on"]})
     kind = "Top-1 error in %, lower is better" if lower else "Top-1 accuracy in %, higher is better"
     found = [
         f"{kind}: mean ± standard deviation (number of seeds). Seeds change the student's first weights, the order of "
         "the images and their crops; the teacher is the same network for all of them.",
-        "The 95 % interval is Student's t over the seeds. The verdict compares the last epoch: reproduced means that "
-        "the published figure, itself of an unknown number of runs, lies in the interval.",
+        f"The 95 % interval is Student's t over the seeds.{VERDICT if published else ''}",
         "To student alone: mean difference to the first row over the same seeds, ± half its 95 % interval. "
         "The best of several methods is picked after the fact, which its interval does not account for.",
     ]
@@ -121,17 +126,21 @@ def as_markdown(result: Record) -> str:
     if label(result):
         lines += [f"**{label(result)}**", ""]
     for group in result["groups"]:
-        lines += [f"## {group['title']}", ""]
-        shown = columns(group)
-        alignment = ["---" if name in ("method", "verdict") else "---:" for _, name in shown]
-        lines += [markdown_row([name for _, name in shown]), markdown_row(alignment)]
-        lines += [markdown_row([cells(row)[i] for i, _ in shown]) for row in group["rows"]]
+        lines += [f"## {group['title']}", "", *as_table(group)]
         if group["teacher"]:
             lines += ["", teacher_text(group["teacher"])[:1].upper() + teacher_text(group["teacher"])[1:] + "."]
         lines.append("")
     lines += [f"- {note}" for note in notes(result)]
     lines += [f"- Published figures: {result['source']}.", f"- `{result['command']}`", ""]
     return "\n".join(lines)
+
+
+def as_table(group: Record) -> list[str]:
+    """The lines of a group's GitHub table."""
+    shown = columns(group)
+    alignment = ["---" if name in ("method", "verdict") else "---:" for _, name in shown]
+    rows = [markdown_row([cells(row)[i] for i, _ in shown]) for row in group["rows"]]
+    return [markdown_row([name for _, name in shown]), markdown_row(alignment), *rows]
 
 
 def markdown_row(texts: list[str]) -> str:
