@@ -206,8 +206,7 @@ def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor
         views: [images, K], to draw the training views from; None: all.
     """
     train = split == "train"
-    return data.loader(
-        split,
+    return data.split(split).loader(
         run.trainer.batch_size if train else run.trainer.eval_batch_size,
         train=train,
         seed=run.seed,

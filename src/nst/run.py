@@ -251,8 +251,8 @@ def evaluate_weights(cfg: DictConfig) -> Metrics:
     with ranks(asked.device) as here:
         model.to(here.device)
         live = LiveTeacher(model, (), images=images, expects=expected_normalization(asked, metadata))
-        loader = data.loader(
-            asked.split, asked.batch_size, train=False, rank=here.rank, world=here.world, device=here.device
+        loader = data.split(asked.split).loader(
+            asked.batch_size, train=False, rank=here.rank, world=here.world, device=here.device
         )
         metrics = evaluate(TeacherOutput(live), loader.epoch(0), here, asked.precision)
         if here.main:

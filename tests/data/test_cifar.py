@@ -68,13 +68,13 @@ def test_the_validation_part_is_apart_and_fixed(folder_cifar: tuple[Path, np.nda
 
 def test_splits_make_loaders(hub_cifar: tuple[Path, np.ndarray]) -> None:
     data = load(hub_cifar[0])
-    loader = data.loader("train", 8, train=True, seed=1, views=data.train.view_subset(2))
+    loader = data.split("train").loader(8, train=True, seed=1, views=data.train.view_subset(2))
     assert (loader.num_images, loader.batch_size, loader.steps) == (20, 8, 3)
     assert sum(len(batch.labels) for batch in loader.epoch(0)) == 20
-    evaluation = next(data.loader("test", 10, train=False, channels_last=True).epoch(0))
+    evaluation = next(data.split("test").loader(10, train=False, channels_last=True).epoch(0))
     assert torch.equal(evaluation.labels, torch.arange(10))
     with pytest.raises(ValueError, match=r"split 'val': cifar10 has train, test; data\.validation"):
-        data.loader("val", 8, train=False)
+        data.split("val").loader(8, train=False)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_loader(root: Path, batch_size: int = 4, **settings: Any) -> Loader:
-    return load(root).loader("train", batch_size, train=True, seed=1, **settings)
+    return load(root).split("train").loader(batch_size, train=True, seed=1, **settings)
 
 
 def same(batches: list[Batch], others: list[Batch]) -> bool:
@@ -47,7 +47,7 @@ def test_batches_are_what_their_indices_and_views_say(tree: Path) -> None:
     data = load(tree)
     assert data.classes == ("class0", "class1", "class2")
     assert (len(data.train), len(data.test), data.train.num_views) == (18, 9, None)
-    batches = list(data.loader("train", 4, train=True, seed=1, channels_last=True).epoch(2))
+    batches = list(data.split("train").loader(4, train=True, seed=1, channels_last=True).epoch(2))
     assert torch.cat([batch.indices for batch in batches]).sort().values.equal(torch.arange(18))
     for batch in batches:
         assert batch.images.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_batches_are_what_their_indices_and_views_say(tree: Path) -> None:
 
 
 def test_evaluation_is_the_centre_in_order(tree: Path) -> None:
-    (batch,) = load(tree).loader("test", 100, train=False).epoch(0)
+    (batch,) = load(tree).split("test").loader(100, train=False).epoch(0)
     assert batch.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert batch.views.tolist() == [CENTRE] * 9
 
@@ -83,9 +83,9 @@ def test_workers_ranks_and_restarts_change_nothing(tree: Path) -> None:
 def test_a_store_may_hold_some_views(tree: Path) -> None:
     data = load(tree)
     subset = data.train.view_subset(2)
-    batches = [b for epoch in range(8) for b in data.loader("train", 9, train=True, views=subset).epoch(epoch)]
+    batches = [b for epoch in range(8) for b in data.split("train").loader(9, train=True, views=subset).epoch(epoch)]
     assert {view for batch in batches for view in batch.views.tolist()} == {0, 1}
-    swept = list(data.loader("train", 9, train=True).sweep(subset[:, 1], first_step=1))
+    swept = list(data.split("train").loader(9, train=True).sweep(subset[:, 1], first_step=1))
     assert torch.equal(swept[0].images, data.train.render(torch.arange(9, 18), torch.ones(9, dtype=torch.int64)))
 
 
@@ -223,7 +223,7 @@ def test_shards_give_what_the_class_folders_give(shards: Path) -> None:
     for split in ("train", "test"):
         for train in (True, False):
             loaders = (
-                d.loader(split, 4, train=train, seed=1, workers=w) for d, w in ((data, 1), (tree, 0), (again, 0))
+                d.split(split).loader(4, train=train, seed=1, workers=w) for d, w in ((data, 1), (tree, 0), (again, 0))
             )
             first, *others = (list(loader.epoch(0)) for loader in loaders)
             assert all(same(first, other) for other in others)
@@ -241,7 +241,7 @@ def test_a_bad_row_of_a_shard_is_named(shards: Path) -> None:
         load(shards)
     write_shard(path, [*encoded[:5], encoded[5][:99], *encoded[6:]], [0, 1, 2, 0, 1, 2, 0, 1], image="image")
     with pytest.raises(ValueError, match=r"^\S*train-00001-of-00002\.parquet, row 5: the image cannot be decoded"):
-        list(load(shards).loader("train", 4, train=True, workers=1).epoch(0))
+        list(load(shards).split("train").loader(4, train=True, workers=1).epoch(0))
     write_shard(path, [*encoded[:5], None, *encoded[6:]], [0, 1, 2, 0, 1, 2, 0, 1], image="image")
     with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet, row 5: no value in column 'image'"):
         load(shards)

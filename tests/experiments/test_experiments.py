@@ -105,7 +105,7 @@ def test_composes_builds_and_takes_two_steps(name, roots):
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
     here = Ranks(0, 1, torch.device("cpu"))
     live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else None
-    loader = dataset.loader("train", 2, train=True)
+    loader = dataset.split("train").loader(2, train=True)
     trainer = Trainer(
         networks.distiller, live or (lambda batch: {}), loader,
         optim=run.optim, settings=run.trainer, ranks=here, seed=0,

@@ -94,7 +94,7 @@ def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Pa
     )
     networks = build.networks(settings)
     assert networks.teacher is not None
-    loader = build.dataset(settings).loader("train", 2, train=True)
+    loader = build.dataset(settings).split("train").loader(2, train=True)
     batches = [batch for _, batch in zip(range(2), loader.epoch(0), strict=False)]
     assert batches[0].images.shape == (2, 3, 224, 224)
     assert networks.student_shapes["last_pre_relu"] == (1024, 7, 7)

@@ -150,7 +150,7 @@ def loader_speed(encoded: list[bytes], arguments: argparse.Namespace) -> list[fl
             "jpegs", 1, 3, 224, MEAN, STD, root, 0.0, None,
             256, (0.08, 1.0), (0.75, 1.3333), 0.4, 0.1, True, "label", None,
         )  # fmt: skip
-        loader = data.loader("train", 64, train=True, device=arguments.device, workers=arguments.workers)
+        loader = data.split("train").loader(64, train=True, device=arguments.device, workers=arguments.workers)
         seconds = [timed(lambda e=e: exhaust(loader.epoch(e)), arguments.device) for e in range(arguments.repeats + 1)]
     return [loader.num_images / s for s in seconds[1:]]
 

@@ -71,4 +71,13 @@ class Split(Protocol):
         channels_last: bool = False,
         views: Tensor | None = None,
         workers: int = 0,
-    ) -> Loader: ...
+    ) -> Loader:
+        """One rank's loader of this split.
+
+        Args:
+            batch_size: images in a global batch, over all ranks.
+            train: shuffle and draw views by (seed, epoch); else every image in order, in its identity view.
+            views: [n, K] from `view_subset(K)`: draw each image's view among these.
+            workers: processes that decode images, where there are any to decode.
+        """
+        ...

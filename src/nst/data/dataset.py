@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nst.data.batch import Loader, Split
+from nst.data.batch import Split
 from nst.data.memory import MemorySplit
 from nst.data.subset import training_parts
 from nst.data.views import ViewScheme
@@ -42,33 +42,6 @@ class Dataset:
             hint = "; data.validation=0.1 holds out a tenth of the training images" if name == "val" else ""
             raise ValueError(f"split {name!r}: {self.name} has {', '.join(known)}{hint}")
         return found
-
-    def loader(
-        self,
-        split: str,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        views: Tensor | None = None,
-        workers: int = 0,
-    ) -> Loader:
-        """A loader of one split.
-
-        Args:
-            batch_size: images in a global batch, over all ranks.
-            train: shuffle and draw views by (seed, epoch); else every image in order, in its identity view.
-            views: [n, K] from `split.view_subset(K)`: draw each image's view among these.
-            workers: processes that decode images, where there are any to decode.
-        """
-        return self.split(split).loader(
-            batch_size, train=train, seed=seed, rank=rank, world=world,
-            device=device, channels_last=channels_last, views=views, workers=workers,
-        )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:

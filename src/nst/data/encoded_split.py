@@ -12,7 +12,7 @@ from nst.data.batch import Batch
 from nst.data.decode import decode
 from nst.data.encoded import Encoded
 from nst.data.pixels import scale_and_shift
-from nst.data.schedule import Schedule
+from nst.data.schedule import Schedule, ScheduledLoader
 from nst.data.workers import Workers
 
 
@@ -122,35 +122,16 @@ class Normaliser:
         return pixels.to(torch.float32, memory_format=self.layout).mul_(self.scale).add_(self.shift)
 
 
-class EncodedLoader:
+class EncodedLoader(ScheduledLoader):
     """Batches of an `EncodedSplit`, decoded ahead in `workers` processes (0: in this one, when asked for)."""
 
     def __init__(
         self, split: EncodedSplit, schedule: Schedule, device: torch.device, channels_last: bool, workers: int
     ) -> None:
-        self.schedule, self.device = schedule, device
+        super().__init__(schedule)
+        self.device = device
         self.normalise, self.labels = Normaliser(split, device, channels_last), split.labels.to(device)
         self.workers = Workers(split.pixels, workers, keep=schedule.train, pin=device.type == "cuda")
-
-    @property
-    def num_images(self) -> int:
-        return self.schedule.num_images
-
-    @property
-    def batch_size(self) -> int:
-        return self.schedule.batch_size
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch of the epoch, from `first_step` on; what comes before is not decoded."""
-        return self._batches(*self.schedule.plan(epoch), first_step)
-
-    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
-        """Every image once, in order, image i in view `views[i]`."""
-        return self._batches(torch.arange(self.num_images), views.long(), first_step)
 
     def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
         parts = list(self.schedule.parts(first_step))

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from nst.data.batch import Batch
 from nst.data.pixels import scale_and_shift
-from nst.data.schedule import Schedule
+from nst.data.schedule import Schedule, ScheduledLoader
 from nst.data.views import ViewScheme, view_subset
 
 
@@ -145,7 +145,7 @@ class Renderer:
         return torch.from_numpy(lines.reshape(crops.shape))
 
 
-class MemoryLoader:
+class MemoryLoader(ScheduledLoader):
     """Batches of a `MemorySplit` on its device.
 
     With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, as it is. With
@@ -155,29 +155,10 @@ class MemoryLoader:
     def __init__(
         self, split: MemorySplit, schedule: Schedule, device: torch.device | str, channels_last: bool = False
     ) -> None:
-        self.schedule, self.device = schedule, torch.device(device)
+        super().__init__(schedule)
+        self.device = torch.device(device)
         self.render = split.renderer(device, channels_last)
         self.labels = split.labels.to(device)
-
-    @property
-    def num_images(self) -> int:
-        return self.schedule.num_images
-
-    @property
-    def batch_size(self) -> int:
-        return self.schedule.batch_size
-
-    @property
-    def steps(self) -> int:
-        return self.schedule.steps
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch of the epoch, from `first_step` on."""
-        return self._batches(*self.schedule.plan(epoch), first_step)
-
-    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
-        """Every image once, in order, image i in view `views[i]`."""
-        return self._batches(torch.arange(self.num_images), views.long(), first_step)
 
     def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
         order, views = order.to(self.device), views.to(self.device)  # one copy an epoch

@@ -1,11 +1,13 @@
 """Which images, in which view, a rank sees at each step: the only place where the data path draws random numbers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nst.data.batch import Batch
 from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_views
 
 
@@ -63,3 +65,34 @@ class Schedule:
         for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
             size = min(self.batch_size, self.num_images - start)
             yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
+
+
+class ScheduledLoader(ABC):
+    """What all loaders share: the way through a split that its schedule lays down; see `Loader`."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    @property
+    def num_images(self) -> int:
+        return self.schedule.num_images
+
+    @property
+    def batch_size(self) -> int:
+        return self.schedule.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of the epoch, from `first_step` on."""
+        return self._batches(*self.schedule.plan(epoch), first_step)
+
+    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+        """Every image once, in order, image i in view `views[i]`."""
+        return self._batches(torch.arange(self.num_images), views.long(), first_step)
+
+    @abstractmethod
+    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+        """The images `order` in the views `views`, both [n] int64, from `first_step` on."""

@@ -107,7 +107,7 @@ class Look:
 
 def first_images(data: Dataset, device: torch.device) -> Tensor:
     """The first test images `[N, C, H, W]`, normalised, on the CPU."""
-    batches: Iterator[Any] = iter(data.loader("test", 64, train=False, device=device).epoch(0))
+    batches: Iterator[Any] = iter(data.split("test").loader(64, train=False, device=device).epoch(0))
     return torch.cat([batch.images.cpu() for _, batch in zip(range(IMAGES // 64), batches, strict=False)])
 
 
