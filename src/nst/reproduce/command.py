@@ -1,12 +1,12 @@
 """What `scripts/reproduce.py` does, from request to page."""
 
-import fcntl
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from nst.cli import CONFIGS
+from nst.data.lock import one_process_at_a_time
 from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
@@ -45,8 +45,7 @@ def reproduce(request: Request) -> None:
 def _write(plan: Plan, device: torch.device) -> None:
     """One process at a time, and each sees all that is finished then."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with (plan.folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_process_at_a_time(plan.folder / "lock"):
         write_plan(plan)
         gather(plan, device)
         result = read_table(plan.folder, Path(plan.request.outputs))
