@@ -5,6 +5,7 @@ from pathlib import Path
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
 
+from nst.report.runs import diverged
 from nst.trainer.checkpoint import Checkpoints
 
 
@@ -35,7 +36,9 @@ def test_infinite_loss_with_finite_gradient(place: Place) -> None:
 def test_skipped_and_counted(place: Place, server: Server, tmp_path: Path) -> None:
     """Weights, momentum and BN statistics are those of a run without such steps, whichever step it is."""
     assert place.run("nan_in_step", 7) == 1
+    assert str(diverged(place.path)).startswith("step 7: the loss or its gradient is not finite")
     assert place.run("nan_in_step", 7, args=["trainer.skip_nonfinite=true"]) == 0, place.text()
+    assert diverged(place.path) is None
     assert "continuing after step 6" in place.text()
     counts = [row["skipped"] for row in rows(place.path) if row["kind"] == "train"]
     assert counts == [0] * 6 + [1] * 6

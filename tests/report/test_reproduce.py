@@ -185,6 +185,8 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
             return
         tried.append(folder)
         if run is diverging:
+            folder.mkdir(parents=True)
+            (folder / "diverged.json").write_text('{"step": 3, "reason": "too large"}')
             raise FloatingPointError("too large")
         folder.mkdir(parents=True)
         (folder / "summary.json").touch()
@@ -197,3 +199,6 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
     assert tried == list(dict.fromkeys(run_folder(asdict(run)) for run in [*crd.teachers, *students]))
     assert list(outcome.failed.values()) == [f"{crd.cells[0].group.title}: Student alone, seed 0: too large"]
     assert outcome.elsewhere == []
+    tried.clear()
+    assert execute.execute(crd, Ranks(0, 1, torch.device("cpu"))).failed == outcome.failed
+    assert tried == []  # it would diverge again

@@ -82,6 +82,23 @@ def test_a_second_call_changes_nothing(tmp_path: Path):
     assert json.loads(contents[0]["table.json"])["groups"][0]["rows"][1]["by_seed"] == {"0": 5.0, "1": 4.0, "2": 6.0}
 
 
+def test_diverged_runs_are_counted_and_no_result(tmp_path: Path):
+    folder = write_table(tmp_path)
+    kd = json.loads((folder / "plan.json").read_text())["groups"][0]["rows"][1]
+    gone = tmp_path / kd["runs"][0]["folder"]
+    (gone / "summary.json").unlink()
+    (gone / "diverged.json").write_text('{"step": 3, "reason": "step 3: not finite"}')
+    result = read_table(folder, tmp_path)
+    row = result["groups"][0]["rows"][1]
+    assert (row["diverged"], row["last"]["n"], row["asked"]) == (1, 2, 3)
+    text = as_markdown(result)
+    assert "| 5.00 ± 1.41 (2); diverged (1) |" in text
+    assert "Diverged (number of seeds)" in text
+    assert "Runs missing, by method: NST <poly> 1." in text
+    (state,) = (run["state"] for run in all_runs(tmp_path) if run["folder"] == kd["runs"][0]["folder"])
+    assert state.startswith("diverged after epoch")
+
+
 def test_a_table_without_runs(tmp_path: Path):
     folder = write_table(tmp_path)
     for file in tmp_path.rglob("summary.json"):

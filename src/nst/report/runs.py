@@ -14,6 +14,12 @@ def read_summary(folder: Path) -> Record | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
+def diverged(folder: Path) -> str | None:
+    """Why the run in `folder` was stopped, if a non-finite loss or gradient stopped its last start."""
+    file = folder / "diverged.json"
+    return json.loads(file.read_text())["reason"] if file.is_file() else None
+
+
 def read_events(folder: Path, kind: str) -> list[Record]:
     """The lines of `metrics.jsonl` of one kind ("train" or "eval"); a line cut off by a crash is left out."""
     file = folder / "metrics.jsonl"
@@ -31,7 +37,7 @@ def read_events(folder: Path, kind: str) -> list[Record]:
 def all_runs(outputs: Path) -> list[Record]:
     """Every run below `outputs`, finished or not, by folder.
 
-    Each has data, teacher, model, loss, seed, state ("finished", "epoch 3 of 15" or "pruned at epoch 3 of 15"), last and best (top-1 in percent,
+    Each has data, teacher, model, loss, seed, state ("finished", "epoch 3 of 15", "pruned at …" or "diverged after …"), last and best (top-1 in percent,
     or None), best_epoch, seconds and folder.
     """
     return [_record(file.parent, outputs) for file in sorted(outputs.glob("*/*/*/*/config.json"))]
@@ -42,7 +48,7 @@ def _record(folder: Path, outputs: Path) -> Record:
     summary, evaluations = read_summary(folder), read_events(folder, "eval")
     best = max(evaluations, key=lambda e: e["top1"], default=None)
     done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
-    cut = "pruned at " if (folder / "pruned.json").is_file() else ""
+    cut = "pruned at " if (folder / "pruned.json").is_file() else "diverged after " if diverged(folder) else ""
     losses = "+".join(f"{name}" for name in config["loss"] if name != "ce") or "ce"
     timing = read_events(folder, "train")
     return {

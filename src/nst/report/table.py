@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.runs import read_summary
+from nst.report.runs import diverged, read_summary
 from nst.report.stats import paired, ranks, sample, verdict
 
 Record = dict[str, Any]
@@ -57,12 +57,14 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
     best = [figure(s["best"]["top1"], lower) for s in done.values()]
     ours = sample(list(last.values())) if last else None
     hindrance = None if row["comparable"] else "reduced" if row["reduced"] else "other settings"
+    lost = sum(diverged(outputs / run["folder"]) is not None for run in row["runs"])
     difference = ours.mean - row["published"] if ours and row["published"] is not None else None
     return {
         **{key: row[key] for key in ("name", "label", "published", "published_top5", "command", "changes")},
         "reduced": row["reduced"],
         "comparable": row["comparable"],
         "asked": len(row["runs"]),
+        "diverged": lost,
         "by_seed": last,
         "last": asdict(ours) if ours else None,
         "top5": asdict(sample([figure(s["test"]["top5"], lower) for s in done.values()])) if done else None,
@@ -70,7 +72,7 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
         "best_epochs": [s["best"]["epoch"] for s in done.values()],
         "evaluated_on": sorted({s["evaluated_on"] for s in done.values()}),
         "difference": difference,
-        "verdict": verdict(ours, row["published"], lower, hindrance) if ours else "not run",
+        "verdict": verdict(ours, row["published"], lower, hindrance) if ours else "diverged" if lost else "not run",
         "seconds": asdict(sample([s["seconds"] for s in done.values()])) if done else None,
         "steps": [s["steps"] for s in done.values()],
         "skipped_steps": sum(s["skipped_steps"] for s in done.values()),

@@ -26,7 +26,7 @@ def cells(row: Record) -> tuple[str, ...]:
         rank += f" ({row['published_rank']})"
     return (
         row["label"],
-        spread(last) + top5,
+        spread(last) + top5 + (f"; diverged ({row['diverged']})" if row["diverged"] else ""),
         interval(last),
         spread(row["best"]),
         published_text(row),
@@ -104,8 +104,12 @@ def notes(result: Record) -> list[str]:
     if split:
         chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
         found.append(f"Best epoch is shown beside, never used: it is chosen on the {chosen}.")
-    incomplete = [f"{row['label']} {row['asked'] - (row['last'] or {'n': 0})['n']}" for row in rows
-                  if (row["last"] or {"n": 0})["n"] < row["asked"]]  # fmt: skip
+    if any(row["diverged"] for row in rows):
+        found.append(
+            "Diverged (number of seeds): stopped by a loss or gradient that was not finite; no accuracy counts for them."
+        )
+    missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
+    incomplete = [f"{name} {count}" for name, count in missing if count]
     if incomplete:
         found.append(f"Runs missing, by method: {', '.join(incomplete)}.")
     return found

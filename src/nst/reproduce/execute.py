@@ -13,6 +13,7 @@ from typing import Any
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
 from nst.run import distil
 from nst.teaching import teaching
@@ -37,7 +38,7 @@ class Named:
 class Outcome:
     """What became of the runs that this process did not finish."""
 
-    failed: dict[Path, str] = field(default_factory=dict)  # diverged here: folder → name and reason
+    failed: dict[Path, str] = field(default_factory=dict)  # diverged, now or earlier: folder → name and reason
     elsewhere: list[str] = field(default_factory=list)  # not finished; another process was at them
 
 
@@ -66,6 +67,9 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
             store = Named(f"knowledge of {run.teacher.model['name']}", run)
             attempt(store, outcome, here, sets, do=fill_store)
     share(students, outcome, here, sets)
+    for student in students:
+        if reason := diverged(student.folder):
+            outcome.failed.setdefault(student.folder, f"{student.name}: {reason}")
     outcome.elsewhere = [s.name for s in students if s.folder not in outcome.failed and not finished(s.run)]
     return outcome
 
@@ -74,7 +78,7 @@ def share(runs: list[Named], outcome: Outcome, here: Ranks, sets: dict[str, Data
     """Do the runs one after the other, always the first that is not finished and that no process is at."""
     while (run := _next(runs, outcome, here)) is not None:
         if here.main:
-            left = sum(not finished(other.run) for other in runs)
+            left = sum(not _over(other) for other in runs)
             print(f"{run.name} ({left} of {len(runs)} left)", flush=True)
         attempt(run, outcome, here, sets)
 
@@ -87,20 +91,22 @@ def attempt(
     do: Callable[..., object] = distil,
     **how: Any,
 ) -> None:
-    """Do a run, unless another process was quicker; note it where it diverges."""
+    """Do a run, unless another process was quicker; say it where it diverges."""
     try:
         do(named.run, here, dataset(named.run, sets), **how)
     except HeldError:
         return
     except FloatingPointError as error:
         outcome.failed[named.folder] = f"{named.name}: {error}"
+        if here.main:
+            print(f"failed: {error}", flush=True)
 
 
 def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
     """Rank 0 chooses for all."""
     choice = len(runs)
     if here.main:
-        left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not finished(run.run)]
+        left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not _over(run)]
         for moment in (0.0, PATIENCE):  # what a killed process held is free a little later
             time.sleep(moment if left else 0)
             free = [i for i in left if not RunFolder(runs[i].folder).held()]
@@ -109,6 +115,11 @@ def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
                 break
     (choice,) = here.max(choice if here.main else 0)
     return runs[choice] if choice < len(runs) else None
+
+
+def _over(named: Named) -> bool:
+    """Finished, or diverged, which it would do again."""
+    return finished(named.run) or (diverged(named.folder) is not None and not named.run.trainer.skip_nonfinite)
 
 
 def fill_store(run: RunConfig, here: Ranks, data: Dataset) -> None:

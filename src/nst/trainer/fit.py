@@ -1,5 +1,6 @@
 """From the first step to the last: epochs, evaluation, logs, checkpoints, signals."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ from nst.trainer.profile import profiler
 from nst.trainer.prune import Pruned, median_of_others
 from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 from nst.trainer.tracking import Tracker
+from nst.weights import write_whole
 
 log = logging.getLogger(__name__)
 
+DIVERGED = "diverged.json"  # in the folder of a run that a non-finite loss or gradient stopped: step and reason
 ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they ask whether any of them wants to stop or save
 SAVE, STOP = 100, 200  # what a rank may want; STOP + the signal's number
 
@@ -108,6 +111,8 @@ class Fit:
         """
         progress, steps = self.trainer.progress, self.trainer.loader.steps
         trace = self.folder / "profile" if self.settings.profile and self.ranks.main else None
+        if self.ranks.main:
+            (self.folder / DIVERGED).unlink(missing_ok=True)
         with self.tracker or nullcontext(), stop_flag() as flag, profiler(trace) as self.stepped:
             if progress.step == 0:
                 self.pictures()
@@ -260,6 +265,9 @@ class Fit:
         try:
             yield
         except FloatingPointError as error:
+            if self.ranks.main:
+                note = {"step": self.trainer.progress.step, "reason": str(error)}
+                write_whole(self.folder / DIVERGED, json.dumps(note).encode())
             hint = "trainer.skip_nonfinite=true leaves such steps out"
             raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
 
