@@ -32,7 +32,6 @@ from nst.knowledge import (
     StoredKnowledge,
     announce_sizes,
     arrays,
-    await_filling,
     fill,
     fold_batch_norm,
     kept_live,
@@ -40,6 +39,7 @@ from nst.knowledge import (
 from nst.taps import resolve
 from nst.trainer.distributed import Ranks
 from nst.trainer.evaluate import evaluate
+from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 from nst.weights import load_weights, sha256_of
 
 Train = Callable[[RunConfig], str]  # does a teacher's run, or finds it done; gives its weights file
@@ -175,14 +175,41 @@ def _fill(
     subset: Tensor,
     wanted: Sequence[Array],
 ) -> None:
-    """Rank 0 fills the store, the others wait."""
-    if here.main:
-        store.teacher = about
-        loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
-        fill(store, live, loader, subset, wanted, settings.trainer.compile is not False, here)
-    else:
-        await_filling(here)
-        store.reload()
+    """Rank 0 fills the store, the others wait; a signal to any of them stops all."""
+    with stop_flag() as flag:
+        stop = StopTogether(flag, here)
+        if here.main:
+            store.teacher = about
+            loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
+            fill(store, live, loader, subset, wanted, settings.trainer.compile is not False, stop)
+            stop.check(done=True)
+        else:
+            stop.wait()
+            store.reload()
+
+
+@dataclass(frozen=True)
+class StopTogether:
+    """While rank 0 works and the others wait: a stop signal to one of them ends all, saved."""
+
+    flag: StopFlag
+    ranks: Ranks
+
+    def asked(self) -> bool:
+        """Whether this rank was."""
+        return bool(self.flag.signum)
+
+    def check(self, done: bool = False) -> bool:
+        """Ask each other; rank 0 says when it is done. Raises Interrupted."""
+        signum, finished = self.ranks.max(self.flag.signum, int(done))
+        if signum:
+            raise Interrupted(signum)
+        return bool(finished)
+
+    def wait(self) -> None:
+        """Return when rank 0 is done. Raises Interrupted."""
+        while not self.check():
+            pass
 
 
 def load_teacher(

@@ -97,17 +97,17 @@ def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
 def signal_while_waiting(signum: int) -> None:
     """A signal to the ranks that wait while rank 0 fills a store, which takes its time."""
     filling.SYNC_SECONDS = 0.0
-    wait, write = teaching.await_filling, filling.Filling.write
+    wait, write = teaching.StopTogether.wait, filling.Filling.write
 
-    def waiting(ranks: Any) -> None:
+    def waiting(stop: Any) -> None:
         threading.Timer(0.5, os.kill, (os.getpid(), signum)).start()
-        wait(ranks)
+        wait(stop)
 
     def slow(*args: Any) -> None:
         time.sleep(0.2)
         write(*args)
 
-    teaching.await_filling, filling.Filling.write = waiting, slow
+    teaching.StopTogether.wait, filling.Filling.write = waiting, slow
 
 
 def signal_in_compilation(signum: int) -> None:

@@ -1,6 +1,6 @@
 """What the teacher says about a batch: computed live, or read from a store."""
 
-from nst.knowledge.filling import announce_sizes, await_filling, fill
+from nst.knowledge.filling import announce_sizes, fill
 from nst.knowledge.fold import fold_batch_norm
 from nst.knowledge.layout import Array, arrays, kept_live
 from nst.knowledge.live import LiveTeacher, Normalization
@@ -20,7 +20,6 @@ __all__ = [
     "StoredKnowledge",
     "announce_sizes",
     "arrays",
-    "await_filling",
     "fill",
     "fold_batch_norm",
     "kept_live",

@@ -4,11 +4,11 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Protocol
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,8 +17,6 @@ from nst.distiller import Summaries
 from nst.knowledge.layout import Array, readable_bytes
 from nst.knowledge.live import LiveTeacher
 from nst.knowledge.store import Store, Writer
-from nst.trainer.distributed import Ranks
-from nst.trainer.signals import Interrupted, StopFlag, stop_flag
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,32 @@ TRY_AFTER = 4  # batches, to know how long the filling will take
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when filling is killed
 IN_FLIGHT = 4  # batches between the teacher and the disk
-ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+class Stop(Protocol):
+    """A wish to stop before the end; what was computed is saved first."""
+
+    def asked(self) -> bool:
+        """Whether this process is to stop: asked after each batch."""
+        ...
+
+    def check(self) -> object:
+        """Raises where any process is to stop: called every few seconds, after saving."""
+        ...
+
+
+class Never:
+    """No wish to stop."""
+
+    def asked(self) -> bool:
+        """No."""
+        return False
+
+    def check(self) -> None:
+        """Nothing."""
+
+
+NEVER = Never()
 
 
 def fill(
@@ -38,7 +61,7 @@ def fill(
     subset: Tensor,
     wanted: Sequence[Array],
     may_compile: bool = False,
-    ranks: Ranks = ALONE,
+    stop: Stop = NEVER,
 ) -> None:
     """Complete the arrays `wanted`; what is written already stays.
 
@@ -48,42 +71,19 @@ def fill(
         subset: [images, views] view numbers, from `split.view_subset`.
         may_compile: compile the teacher where the filling is long enough, and compiled and eager summaries agree.
             Not in float32: such a store is to equal eager live training bit for bit.
-        ranks: this is rank 0; the others are in `await_filling` meanwhile.
+        stop: asked after each batch, and while another process fills the store.
 
     Raises:
         ValueError: the disk is too small.
-        Interrupted: a signal to any rank stopped it; what was computed is saved.
     """
-    with stop_flag() as flag:
-
-        def agree(done: bool = False) -> None:
-            signum, _ = ranks.max(flag.signum, int(done))
-            if signum:
-                raise Interrupted(signum)
-
-        with store.locked(agree):
-            missing = store.missing(wanted)
-            store.reserve(missing)
-            for written in sorted({store.written(a.name) for a in missing}):
-                group = [a for a in missing if store.written(a.name) == written]
-                filling = Filling(store, teacher, loader, subset, group, flag, agree)
-                filling.run(may_compile and store.dtype == "float16")
-        agree(done=True)
+    with store.locked(stop.check):
+        missing = store.missing(wanted)
+        store.reserve(missing)
+        for written in sorted({store.written(a.name) for a in missing}):
+            group = [a for a in missing if store.written(a.name) == written]
+            filling = Filling(store, teacher, loader, subset, group, stop)
+            filling.run(may_compile and store.dtype == "float16")
     teacher.compile(0)
-
-
-def await_filling(ranks: Ranks) -> None:
-    """What the ranks other than 0 do while that fills.
-
-    Raises:
-        Interrupted: a signal to any rank stopped it.
-    """
-    with stop_flag() as flag:
-        done = 0
-        while not done:
-            signum, done = ranks.max(flag.signum, 0)
-            if signum:
-                raise Interrupted(signum)
 
 
 class Filling:
@@ -96,16 +96,11 @@ class Filling:
         loader: Loader,
         subset: Tensor,
         group: Sequence[Array],
-        flag: StopFlag,
-        agree: Callable[[], None],
+        stop: Stop,
     ) -> None:
-        """See `fill`.
-
-        Args:
-            agree: raises Interrupted where any rank is to stop; called after each save.
-        """
+        """See `fill`."""
         self.store, self.teacher, self.loader, self.subset, self.group = store, teacher, loader, subset, group
-        self.flag, self.agree = flag, agree
+        self.stop = stop
         self.start = store.written(group[0].name)
         self.pending: deque[Future[None]] = deque()
         self.writers: dict[str, Writer] = {}
@@ -132,10 +127,10 @@ class Filling:
                     may_compile = False
                 if len(self.pending) > IN_FLIGHT:
                     self.pending.popleft().result()
-                if time.monotonic() - saved > SYNC_SECONDS or end == store.rows or self.flag.signum:
+                if time.monotonic() - saved > SYNC_SECONDS or end == store.rows or self.stop.asked():
                     self.save(end)
                     saved = time.monotonic()
-                    self.agree()
+                    self.stop.check()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """What is left, by views: the row of the first image, and the images."""

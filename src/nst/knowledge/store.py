@@ -152,7 +152,7 @@ class Store:
                 self.check(name, slot, self.digest(name, slot))
 
     @contextmanager
-    def locked(self, each_second: Callable[[], None]) -> Iterator[None]:
+    def locked(self, each_second: Callable[[], object]) -> Iterator[None]:
         """Hold the store for writing; waits while another process does, with a call each second."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as lock:
