@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nst.report.runs import read_events
 from nst.report.text import as_table, label, markdown_row, teacher_text
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,6 @@ def one_run(folder: Path) -> Record:
     """Settings, accuracies by epoch, cost and origin of a finished run."""
     summary = json.loads((folder / "summary.json").read_text())
     config = summary["config"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "loss": {name: node["weight"] for name, node in config["loss"].items()},
         "seed": config["seed"],
@@ -58,7 +58,7 @@ def one_run(folder: Path) -> Record:
         "precision": config["trainer"]["precision"],
         "test_top1": summary["test"]["top1"],
         "evaluated_on": summary["evaluated_on"],
-        "top1_by_epoch": [row["top1"] for row in rows if row["kind"] == "eval"],
+        "top1_by_epoch": [row["top1"] for row in read_events(folder, "eval")],
         **{
             key: summary[key]
             for key in ("compiled", "steps", "skipped_steps", "seconds", "commit", "versions", "hardware")

@@ -17,9 +17,10 @@ def write_run(outputs: Path, name: str, seed: int, accuracies: list[float], fini
     folder = outputs / "digits" / "big-small" / name / f"seed{seed}-00000000"
     folder.mkdir(parents=True)
     config = {
-        "data": {"name": "digits"}, "teacher": {"model": None if name == "student" else {"name": "big"}},
-        "model": {"name": "small"}, "loss": {"ce": {}} | ({} if name == "student" else {name: {}}),
-        "seed": seed, "trainer": {"epochs": 2},
+        "data": {"name": "digits", "limit": None, "validation": 0.0}, "teacher": {"model": None if name == "student" else {"name": "big"}},
+        "model": {"name": "small"}, "seed": seed, "trainer": {"epochs": 2, "precision": "fp32"},
+        "loss": {"ce": {"weight": 1.0}} | ({} if name == "student" else {name: {"weight": 50.0}}),
+        "optim": {"lr": 0.1, "weight_decay": 1e-4}, "knowledge": {"mode": "live"},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     lines = [{"kind": "eval", "step": 10 * e, "epoch": e, "top1": a} for e, a in enumerate(accuracies, 1)]
@@ -30,7 +31,7 @@ def write_run(outputs: Path, name: str, seed: int, accuracies: list[float], fini
         "test": {"top1": accuracies[-1], "top5": 99.0}, "best": {"top1": accuracies[best], "epoch": best + 1},
         "evaluated_on": "test", "seconds": 12.0 + seed, "steps": 20, "skipped_steps": 0,
         "student": {"name": "small", "parameters": 7}, "commit": "abc", "versions": {"torch": "2"},
-        "hardware": {"device": "cpu"},
+        "hardware": {"device": "cpu", "threads": 1}, "compiled": False, "config": config,
         "teacher": None if name == "student" else {
             "name": "big", "top1": 96.0, "top5": 99.9, "parameters": 70, "weights": "w", "sha256": "0",
         },
