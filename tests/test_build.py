@@ -18,6 +18,8 @@ MISTAKES = {
     "trainer.epochs=0": ("trainer.epochs=0", "at least 1"),
     "modle=resnet8": ("modle", "model"),
     "model=resnet21": ("model/resnet21", "resnet20"),
+    "experiment=paper/cifar10/nst_polly": ("nst_polly", "nst_poly"),
+    "experiment=nonsense": ("nonsense",),
     "loss=nst_ploy": ("loss/nst_ploy", "nst_poly"),
     "loss=[kd,nst_ploy]": ("nst_ploy", "nst_poly"),
     "loss.nst_poly.wieght=3": ("wieght", "loss.nst_poly.weight"),
@@ -96,3 +98,14 @@ def test_settings_are_plain_data(compose: Compose) -> None:
     run = build.settings(compose())
     assert re.fullmatch(r"\d+", str(asdict(run)["trainer"]["epochs"]))
     assert isinstance(run.loss["nst_poly"], dict)
+
+
+@pytest.mark.parametrize("loss", ["nst_poly", "at"])
+def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
+    """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
+    build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
+    with pytest.raises(
+        ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*scripts/layers"
+    ):
+        build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
+    build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))

@@ -16,6 +16,7 @@ from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_values
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import shown
 from nst.losses import Shape, TransferLoss
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.trainer.distributed import Ranks
@@ -160,8 +161,15 @@ def networks(run: RunConfig) -> Networks:
         torch.manual_seed(run.seed)
         distiller = Distiller(student, wanted, student_shapes, teacher_shapes)
     for request in distiller.requests:
+        shapes = (request.student_shape, teacher_shapes[request.tap])
         try:
-            request.loss.plan(request.student_shape, teacher_shapes[request.tap])
+            request.loss.plan(*shapes)
+            if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
+                raise ValueError(
+                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
+                    "scaled to unit length is the same whatever the network says: name earlier layers as "
+                    f"loss.{request.key.split(':')[0]}.taps=[{{teacher: …, student: …}}]; scripts/layers.py lists what fits"
+                )
         except ValueError as error:
             raise ValueError(f"loss.{request.key.split(':')[0]}, teacher layer '{request.tap}': {error}") from error
     return Networks(distiller, teacher, student_shapes, teacher_shapes)

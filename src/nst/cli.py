@@ -49,7 +49,7 @@ def readable_errors(config_name: str = "config") -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         if os.environ.get("RANK", "0") == "0":
-            now = "stopped at once; the same command continues from the last checkpoint"
+            now = "stopped at once; the same command continues from the last checkpoint, if there is one"
             print(stop if isinstance(stop, Interrupted) else now, file=sys.stderr)
         sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
     except Exception as error:
@@ -82,9 +82,10 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     if option and option[2] in EXTRAS:
         text += f"\nIt comes with an extra: pip install -e '.[{EXTRAS[option[2]]}]'"
     elif option:
-        names = sorted(file.stem for file in (CONFIGS / option[1]).glob("*.yaml"))
+        folder = CONFIGS / option[1]
+        names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
         text += _nearest(option[2], names)
-        if "Available options" not in text:
+        if "Available options" not in text and len(names) < 40:
             text += f"\nAvailable options in '{option[1]}': {', '.join(names)}"
     elif key := re.search(r"Could not override '([^']+)'", text):
         text += _nearest(key[1], list(_known_keys(config_name)))

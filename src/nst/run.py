@@ -91,6 +91,12 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
 
 def _trained(here: Ranks, data: Dataset, settings: RunConfig) -> str:
     """The weights file of a teacher's run, done now where it is not done yet."""
+    folder = run_folder(asdict(settings))
+    if here.main and not (folder / "summary.json").is_file():
+        name, epochs = settings.model["name"], settings.trainer.epochs
+        print(
+            f"teacher {name} has no weights yet: it is trained first, {epochs} epochs by teacher.recipe, and kept in {folder}"
+        )
     return str(Path(distil(settings, here, data, wait=True)["folder"]) / STUDENT)
 
 

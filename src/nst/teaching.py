@@ -254,9 +254,11 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
     reason = f"teacher.min_accuracy={floor} is asked for"
     if floor is None:
         floor = min(200 / data.num_classes, 50 + 50 / data.num_classes)  # twice chance; for two classes 75 %
-        reason = (
-            "close to guessing: wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
-        )
+        reason = "close to guessing: "
+        if settings.teacher.weights is None and settings.knowledge.path is None:
+            reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
+        else:
+            reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
     if about["top1"] < floor:
         raise ValueError(
             f"the teacher ({about['weights']}) scores {about['top1']:.2f} % on the {about['evaluated_on']} images; {reason} "

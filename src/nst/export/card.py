@@ -123,15 +123,21 @@ def _files(run: FinishedRun, report: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"- `{f['file']}`: SHA-256 `{f['sha256']}`" for f in report["files"].values())])
 
 
+def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a share `p` seen in `n` cases; it holds for shares of 0 and 1, too."""
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
+
+
 def _limits(run: FinishedRun, data: Dataset) -> str:
     test, teacher = run.summary["test"], run.summary["teacher"]
     p = test["top1"] / 100
-    error = 196 * math.sqrt(p * (1 - p) / test["images"])
+    low, high = wilson(p, test["images"])
     lines = [
         f"- Tested on {data.name} alone. Other cameras, sizes or subjects may give other accuracies, and an image of "
         "none of the classes gets one of them all the same.",
-        f"- One run with one seed. From {test['images']:,} test images, the accuracy is known to ± {error:.1f} points "
-        "(95 %); another seed differs besides.",
+        f"- One run with one seed. From {test['images']:,} test images, the accuracy is known to lie between "
+        f"{100 * low:.1f} and {100 * high:.1f} % (95 %); another seed differs besides.",
         "- The logits are not calibrated: a softmax of them is no probability.",
     ]
     if run.summary["evaluated_on"] == "test":

@@ -110,7 +110,7 @@ class Filling:
         store, row = self.store, self.start
         pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
         show = tqdm(
-            total=store.rows, initial=row, unit=" images", unit_scale=True, desc="storing knowledge", mininterval=pace
+            total=store.rows, initial=row, unit=" views", unit_scale=True, desc="storing knowledge", mininterval=pace
         )
         with ExitStack() as stack:
             self.writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in self.group}

@@ -77,6 +77,8 @@ class AT(TransferLoss):
         ValueError: p < 1 or an unknown convention.
     """
 
+    normalises_maps = True
+
     def __init__(self, p: float = 2.0, convention: Literal["paper", "official", "crd"] = "paper") -> None:
         super().__init__()
         if not p >= 1:

@@ -44,6 +44,9 @@ class TransferLoss(nn.Module, ABC):
     projects: ClassVar[bool] = False
     """The student's feature first goes through a 1×1 convolution to the teacher's channels."""
 
+    normalises_maps: ClassVar[bool] = False
+    """It compares maps scaled to unit length over the positions, so a map of 1×1 says nothing."""
+
     @property
     def summary_key(self) -> str | None:
         """All that the summary depends on besides shapes and form: where it is equal, stored summaries are shared.

@@ -63,6 +63,8 @@ class NST(TransferLoss):
         ValueError: an argument out of range, or a form that the kernel does not have.
     """
 
+    normalises_maps = True
+
     def __init__(
         self,
         kernel: Literal["linear", "polynomial", "gaussian"] = "polynomial",

@@ -26,7 +26,8 @@ def cells(row: Record) -> tuple[str, ...]:
         rank += f" ({row['published_rank']})"
     return (
         row["label"],
-        "; ".join(filter(None, [last and spread(last) + top5, row["diverged"] and f"diverged ({row['diverged']})"])) or "–",
+        "; ".join(filter(None, [last and spread(last) + top5, row["diverged"] and f"diverged ({row['diverged']})"]))
+        or "–",
         interval(last),
         spread(row["best"]),
         published_text(row),
