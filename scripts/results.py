@@ -129,8 +129,8 @@ def main(words: list[str]) -> None:
         case ["table", folder, target]:
             keep_table(Path(folder).resolve(), Path(target))
         case ["search", folder, target]:
-            found = sorted(file.parent for file in Path(folder).rglob("summary.json"))
-            keep_runs([run for run in found if one_run(run)["evaluated_on"] == "val"], Path(target))
+            files = sorted(Path(folder).rglob("summary.json"))
+            keep_runs([f.parent for f in files if json.loads(f.read_text())["evaluated_on"] == "val"], Path(target))
         case ["pages"]:
             for page in PAGES:
                 page.write_text(written(page))

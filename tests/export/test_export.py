@@ -13,6 +13,7 @@ from shrunken import composed
 from torch import nn
 
 from nst.export import export, finished_run, load_student
+from nst.export.card import wilson
 from nst.export.formats import capture, wanted_formats
 from nst.export.measure import cost, flops, latencies
 from nst.models import resnet8
@@ -180,3 +181,12 @@ def test_latency_is_a_median_over_turns() -> None:
     found = latencies({"slow": slow, "fast": fast}, torch.zeros(1), repeats=4)
     assert calls[6:] == ["slow", "fast"] * 4
     assert found["slow"].calls == 4
+
+
+@pytest.mark.parametrize(("right", "images"), [(30, 30), (0, 12), (150, 360)])
+def test_the_interval_of_an_accuracy(right: int, images: int) -> None:
+    """Wilson's ends are the shares from which what was seen lies exactly z standard errors away."""
+    p = right / images
+    for end in wilson(p, images):
+        assert end in (0.0, 1.0) or abs(p - end) == pytest.approx(1.96 * (end * (1 - end) / images) ** 0.5)
+    assert wilson(p, images)[0] < wilson(p, images)[1]
