@@ -1,136 +1,172 @@
 """Keep what was measured in results/, and write it into the pages.
 
-python scripts/results.py table outputs/tables/quick/cifar10/full results/quick_cifar10    # a table: .json, .csv and .runs.jsonl
-python scripts/results.py search outputs/cifar10 results/search_cifar10.jsonl              # runs evaluated on a validation part
-python scripts/results.py pages                                                            # README.md and docs/measured.md
+python scripts/results.py add outputs/cifar10 results/cifar10.jsonl    # one line for each run that finished or diverged
+python scripts/results.py pages                                        # README.md and docs/measured.md
 
-A page holds `<!-- results: FILE -->` and `<!-- end of results -->`; what lies between them is written from results/FILE.
-Files in results/ name no folder of the machine they were measured on: of a path only its last part is kept.
+Runs of several machines and days gather in one file: a run that is in it already stays as it is.
+A page holds `<!-- results: FILE SPLIT -->` and `<!-- end of results -->`; what lies between them is written from the runs of
+results/FILE that were evaluated on that split ("test" or "val"). No line names a folder of the machine it was measured on: of a
+path only its last part is kept.
 """
 
 import json
 import re
-import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.runs import read_events
-from nst.report.text import as_table, label, markdown_row, teacher_text
+from nst.report.runs import diverged, read_events
+from nst.report.stats import paired, sample
+from nst.report.text import markdown_row, signed, spread
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
-SECTION = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.S)
+SECTION = re.compile(r"(<!-- results: (\S+) (test|val) -->\n).*?(<!-- end of results -->)", re.S)
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
+SETTINGS = ("loss", "seed", "data", "student", "teacher", "knowledge", "optim", "epochs", "precision")  # what a run is
+METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows
 
 Record = dict[str, Any]
 
 
-def keep_table(folder: Path, target: Path) -> None:
-    """Copy a table's result, and one line for each of its runs."""
-    text = FOLDERS.sub("", (folder / "table.json").read_text())
-    target.with_suffix(".json").write_text(text)
-    shutil.copyfile(folder / "table.csv", target.with_suffix(".csv"))
-    outputs = next(parent.parent for parent in folder.parents if parent.name == "tables")
-    rows = [row for group in json.loads(text)["groups"] for row in group["rows"]]
-    keep_runs([outputs / run for row in rows for run in row["runs"]], target.with_suffix(".runs.jsonl"))
+def add(folder: Path, target: Path) -> None:
+    """Add to `target` the runs below `folder` that are over and not in it."""
+    kept = [json.loads(line) for line in target.read_text().splitlines()] if target.is_file() else []
+    runs = {what(run): run for run in kept}
+    for file in sorted(folder.rglob("config.json")):
+        if (file.parent / "summary.json").is_file() or diverged(file.parent):
+            run = json.loads(FOLDERS.sub("", json.dumps(one_run(file.parent))))
+            runs.setdefault(what(run), run)
+    target.write_text("".join(json.dumps(run) + "\n" for run in runs.values()))
 
 
-def keep_runs(folders: list[Path], target: Path) -> None:
-    """One line for each finished run: what it was, and what came out."""
-    lines = [json.dumps(one_run(folder)) for folder in folders if (folder / "summary.json").is_file()]
-    target.write_text(FOLDERS.sub("", "\n".join(lines) + "\n"))
+def what(run: Record) -> str:
+    """Equal for equal runs."""
+    return json.dumps([run[key] for key in SETTINGS], sort_keys=True)
 
 
 def one_run(folder: Path) -> Record:
-    """Settings, accuracies by epoch, cost and origin of a finished run."""
-    summary = json.loads((folder / "summary.json").read_text())
-    config = summary["config"]
+    """Settings, accuracies by epoch, cost and origin of a run that finished or diverged."""
+    config, file = json.loads((folder / "config.json").read_text()), folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    taught = config["teacher"]["model"] is not None
+    origin = ("compiled", "steps", "skipped_steps", "seconds", "commit", "versions", "hardware")
     return {
-        "loss": {name: node["weight"] for name, node in config["loss"].items()},
+        "loss": {name: {k: v for k, v in node.items() if k != "_target_"} for name, node in config["loss"].items()},
         "seed": config["seed"],
         "data": {key: config["data"][key] for key in ("name", "limit", "validation")},
         "student": config["model"]["name"],
-        "teacher": (summary["teacher"] or {}).get("name"),
-        "knowledge": config["knowledge"] if summary["teacher"] else None,
+        "teacher": config["teacher"]["model"]["name"] if taught else None,
+        "knowledge": config["knowledge"] if taught else None,
         "optim": config["optim"],
         "epochs": config["trainer"]["epochs"],
         "precision": config["trainer"]["precision"],
-        "test_top1": summary["test"]["top1"],
-        "evaluated_on": summary["evaluated_on"],
-        "top1_by_epoch": [row["top1"] for row in read_events(folder, "eval")],
-        **{
-            key: summary[key]
-            for key in ("compiled", "steps", "skipped_steps", "seconds", "commit", "versions", "hardware")
-        },
+        "evaluated_on": "val" if config["data"]["validation"] else "test",
+        "diverged": diverged(folder),
+        "test_top1": summary["test"]["top1"] if summary else None,
+        "top1_by_epoch": {event["epoch"]: event["top1"] for event in read_events(folder, "eval")},
+        **{key: summary.get(key) for key in origin},
     }
 
 
-def section(name: str) -> str:
-    """What a page says of results/<name>."""
-    text = (ROOT / "results" / name).read_text()
-    return table_section(json.loads(text)) if name.endswith(".json") else search_section(text.splitlines())
-
-
-def table_section(result: Record) -> str:
-    """A table and where it comes from."""
-    rows = [row for group in result["groups"] for row in group["rows"]]
-    lines = [f"**{result['title']}**", ""]
-    for group in result["groups"]:
-        lines += [*as_table(group), ""]
-        if group["teacher"]:
-            lines += [f"{group['title']}; {teacher_text(group['teacher'])}.", ""]
-    origin = [made(commit, machine) for row in rows for commit in row["commits"] for machine in row["hardware"]]
-    lines += [f"{label(result)} Measured with {'; '.join(dict.fromkeys(origin))}.".strip(), ""]
-    return "\n".join([*lines, f"`{result['command']}`"])
-
-
-def search_section(lines: list[str]) -> str:
-    """Validation accuracy by losses and learning rate."""
-    runs = [json.loads(line) for line in lines]
-    found: dict[tuple[str, ...], list[float]] = {}
-    for run in runs:
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in run["loss"].items() if name != "ce")
-        optim = (f"{run['optim']['lr']:g}", f"{run['optim']['weight_decay']:g}")
-        key = (
-            run["student"],
-            weights or "student alone",
-            *optim,
-            f"{run['data']['limit'] or 'all'}",
-            str(run["epochs"]),
-        )
-        found.setdefault(key, []).append(run["top1_by_epoch"][-1])
-    table = [
-        markdown_row(
-            ["student", "loss weights", "learning rate", "weight decay", "images", "epochs", "validation top-1 (seeds)"]
-        ),
-        markdown_row(["---", "---", "---:", "---:", "---:", "---:", "---:"]),
+def section(runs: Sequence[Record]) -> str:
+    """A table of the runs: a row for equal settings, a column for each setting in which they differ."""
+    settings = [shown(run) for run in runs]
+    constant = {k: values[0] for k in settings[0] if len(values := list(dict.fromkeys(s[k] for s in settings))) == 1}
+    varying = [key for key in settings[0] if key not in constant]
+    rows: dict[tuple[str, ...], list[Record]] = {}
+    for run in sorted(runs, key=lambda run: (place(run), [shown(run)[key] for key in varying])):
+        rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
+    lines = [
+        markdown_row(["method, λ", *varying, "last epoch", "to student alone"]),
+        markdown_row(["---", *("---:" for _ in varying), "---:", "---:"]),
     ]
-    for key, values in sorted(found.items()):
-        table.append(markdown_row([*key, f"{sum(values) / len(values):.2f} ({len(values)})"]))
-    origin = dict.fromkeys(made(run["commit"], run["hardware"]) for run in runs)
-    return "\n".join([*table, "", f"Measured with {'; '.join(origin)}."])
+    for key, members in rows.items():
+        alone = rows.get(("student alone", *key[1:]), [])
+        difference = None if members is alone else paired(by_seed(members), by_seed(alone))
+        cells = [accuracy(members), "–" if difference is None else signed(asdict(difference))]
+        lines.append(markdown_row([*key, *cells]))
+    origin = dict.fromkeys(made(run) for run in runs if run["commit"])
+    return "\n".join(
+        [*lines, "", f"{'; '.join(f'{k}: {v}' for k, v in constant.items())}. Measured with {'; '.join(origin)}."]
+    )
 
 
-def made(commit: str, machine: Record) -> str:
+def shown(run: Record) -> dict[str, str]:
+    """The settings that a table tells, as text."""
+    optim = run["optim"]
+    return {
+        "student": run["student"],
+        "learning rate": f"{optim['lr']:g} ({optim['schedule']})",
+        "weight decay": f"{optim['weight_decay']:g}",
+        "training images": f"{run['data']['limit'] or 'all'}",
+        "epochs": str(run["epochs"]),
+        "precision": run["precision"],
+    }
+
+
+def method(run: Record, runs: Sequence[Record]) -> str:
+    """The terms with their weights, and what else of a term is not the same in all runs that have it."""
+    words = []
+    for name, node in run["loss"].items():
+        others = [other["loss"][name] for other in runs if name in other["loss"]]
+        differing = [key for key in node if key != "weight" and any(other[key] != node[key] for other in others)]
+        if name != "ce":
+            words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={node[key]}" for key in differing)]))
+    sources = {source(other) for other in runs if other["knowledge"]}
+    if not run["knowledge"]:
+        return "student alone"
+    return " + ".join(words) + (f", {source(run)}" if len(sources) > 1 else "")
+
+
+def source(run: Record) -> str:
+    """Where the teacher's summaries came from."""
+    knowledge = run["knowledge"]
+    return f"stored, {knowledge['views']} views" if knowledge["mode"] == "stored" else "live"
+
+
+def place(run: Record) -> tuple[Any, ...]:
+    """Where a run stands: few terms first, in the order of METHODS, large weights first."""
+    terms = [name for name in run["loss"] if name != "ce"]
+    return len(terms), [METHODS.index(name) for name in terms], [-run["loss"][name]["weight"] for name in terms]
+
+
+def by_seed(runs: Sequence[Record]) -> dict[int, float]:
+    """Seed → accuracy of the last epoch, of the runs that reached it."""
+    return {run["seed"]: list(run["top1_by_epoch"].values())[-1] for run in runs if not run["diverged"]}
+
+
+def accuracy(runs: Sequence[Record]) -> str:
+    """Mean ± standard deviation (seeds), and how many diverged."""
+    values, lost = by_seed(runs), sum(bool(run["diverged"]) for run in runs)
+    texts = [spread(asdict(sample(list(values.values()))))] if values else []
+    return "; ".join(texts + ([f"diverged ({lost})"] if lost else []))
+
+
+def made(run: Record) -> str:
     """Where a figure comes from, in words."""
-    dirty = " with changes" if commit.endswith("+dirty") else ""
-    return f"commit {commit[:7]}{dirty} on {machine['device']}, threads: {machine['threads']}"
+    dirty = " with changes" if run["commit"].endswith("+dirty") else ""
+    machine = run["hardware"]
+    return f"commit {run['commit'][:7]}{dirty} on {machine['device']}, threads: {machine['threads']}"
 
 
 def written(page: Path) -> str:
     """The page with its sections made anew."""
-    return SECTION.sub(lambda found: f"{found[1]}{section(found[2])}\n{found[3]}", page.read_text())
+
+    def anew(found: re.Match[str]) -> str:
+        runs = [json.loads(line) for line in (ROOT / "results" / found[2]).read_text().splitlines()]
+        return f"{found[1]}{section([run for run in runs if run['evaluated_on'] == found[3]])}\n{found[4]}"
+
+    return SECTION.sub(anew, page.read_text())
 
 
 def main(words: list[str]) -> None:
     """Do what the words say."""
     match words:
-        case ["table", folder, target]:
-            keep_table(Path(folder).resolve(), Path(target))
-        case ["search", folder, target]:
-            files = sorted(Path(folder).rglob("summary.json"))
-            keep_runs([f.parent for f in files if json.loads(f.read_text())["evaluated_on"] == "val"], Path(target))
+        case ["add", folder, target]:
+            add(Path(folder), Path(target))
         case ["pages"]:
             for page in PAGES:
                 page.write_text(written(page))

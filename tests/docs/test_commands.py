@@ -157,5 +157,10 @@ def check_script(
             importlib.import_module("nst.reproduce.request").parse(arguments)
     elif script.name == "runs.py":
         importlib.import_module("scripts.runs").main([*arguments, f"outputs={outputs}"])
+    elif script.name == "results.py":
+        module = importlib.import_module("scripts.results")
+        monkeypatch.setattr(module, "PAGES", ())  # the project's own are left as they are
+        Path("results").mkdir()  # in this test's own folder
+        module.main(arguments)
     else:
         assert script.name == "configuration.py", "say in tests/docs/test_commands.py how this is checked"

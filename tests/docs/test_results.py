@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 from scripts import results
-from tests.report.written import write_run, write_table
-
-from nst.report.table import read_table
-from nst.report.write import write_result
+from tests.report.written import write_table
 
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
@@ -22,34 +19,62 @@ def test_no_file_names_a_folder_of_the_machine(file: Path) -> None:
     assert not results.FOLDERS.search(file.read_text())
 
 
-def test_a_table_is_kept(tmp_path: Path) -> None:
-    folder = write_table(tmp_path / "outputs")
-    plan = json.loads((folder / "plan.json").read_text())
-    plan["command"] += " data.root=/home/somebody/data/cifar10 outputs=/tmp/x"
-    (folder / "plan.json").write_text(json.dumps(plan))
-    write_result(read_table(folder, tmp_path / "outputs"), folder, tmp_path / "outputs")
-    results.keep_table(folder, tmp_path / "kept")
-    kept = json.loads((tmp_path / "kept.json").read_text())
-    assert kept["command"].endswith("data.root=cifar10 outputs=x")
-    section = results.table_section(kept)
-    assert "| NST <poly> | 4.45 ± 0.07 (2) |" in section
-    assert "commit abc on cpu, threads: 1" in section
-    runs = [json.loads(line) for line in (tmp_path / "kept.runs.jsonl").read_text().splitlines()]
-    assert [(run["seed"], run["top1_by_epoch"][-1]) for run in runs if run["loss"] == {"ce": 1.0}] == [
-        (0, 94.0),
-        (1, 95.0),
-        (2, 93.0),
-    ]
-    assert len(runs) == 8
+def kept(tmp_path: Path, **changes: object) -> list[results.Record]:
+    """Runs of three methods as `add` keeps them."""
+    write_table(tmp_path / "outputs")
+    for file in (tmp_path / "outputs").rglob("summary.json"):
+        summary = json.loads(file.read_text())
+        file.write_text(json.dumps(summary | changes))
+    results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
+    return [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
 
 
-def test_a_search_is_kept(tmp_path: Path) -> None:
-    """Only runs that were evaluated on a validation part; equal settings are one row."""
-    for seed, accuracy in ((0, 90.0), (1, 92.0), (2, 50.0)):
-        folder = tmp_path / "outputs" / write_run(tmp_path / "outputs", "kd", seed, [10.0, accuracy])
-        summary = json.loads((folder / "summary.json").read_text())
-        summary["evaluated_on"] = "test" if seed == 2 else "val"
-        (folder / "summary.json").write_text(json.dumps(summary))
-    results.main(["search", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
-    section = results.search_section((tmp_path / "kept.jsonl").read_text().splitlines())
-    assert "| small | kd 50 | 0.1 | 0.0001 | all | 2 | 91.00 (2) |" in section
+def test_a_run_is_kept_once(tmp_path: Path) -> None:
+    """Also where another machine did it again; and without the folders of the machine."""
+    runs = kept(tmp_path, commit="/home/somebody/abc")
+    assert len(runs) == 8  # the ninth is not finished
+    assert {run["commit"] for run in runs} == {"abc"}
+    (tmp_path / "outputs").rename(tmp_path / "elsewhere")
+    assert kept(tmp_path, commit="def") == runs
+
+
+def test_rows_are_means_over_seeds_beside_the_student_alone(tmp_path: Path) -> None:
+    lines = results.section(kept(tmp_path)).splitlines()
+    assert lines[2:4] == ["| student alone | 94.00 ± 1.00 (3) | – |", "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 |"]
+    assert lines[4].startswith("| nst_poly 50 | 95.55 ± 0.07 (2) | +1.05")
+    assert "training images: all; epochs: 2; " in lines[-1]
+    assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
+
+
+def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
+    """A method is compared with the student alone of its own settings."""
+    runs = kept(tmp_path)
+    other = json.loads(json.dumps([run for run in runs if run["seed"] == 0 and "nst_poly" not in run["loss"]]))
+    for run in other:
+        run["optim"]["lr"] = 0.2
+        run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
+    lines = results.section(runs + other).splitlines()
+    assert lines[0] == "| method, λ | learning rate | last epoch | to student alone |"
+    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | +1.00 |" in lines
+
+
+def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
+    runs = kept(tmp_path)
+    runs += json.loads(json.dumps([run for run in runs if "kd" in run["loss"]]))
+    for i, run in enumerate(run for run in runs if "kd" in run["loss"]):
+        run["loss"]["kd"]["temperature"] = 4.0 if i < 3 else 8.0
+    section = results.section(runs)
+    assert "| kd 50 temperature=4.0 | 95.00 ± 1.00 (3) |" in section
+    assert "| kd 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
+
+
+def test_diverged_runs_are_counted(tmp_path: Path) -> None:
+    """They have no accuracy."""
+    folder = next(
+        f.parent for f in (write_table(tmp_path / "outputs").parents[2]).rglob("summary.json") if "kd" in str(f)
+    )
+    (folder / "summary.json").unlink()
+    (folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
+    results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
+    runs = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert "(2); diverged (1) |" in results.section(runs)

@@ -20,7 +20,7 @@ def write_run(outputs: Path, name: str, seed: int, accuracies: list[float], fini
         "data": {"name": "digits", "limit": None, "validation": 0.0}, "teacher": {"model": None if name == "student" else {"name": "big"}},
         "model": {"name": "small"}, "seed": seed, "trainer": {"epochs": 2, "precision": "fp32"},
         "loss": {"ce": {"weight": 1.0}} | ({} if name == "student" else {name: {"weight": 50.0}}),
-        "optim": {"lr": 0.1, "weight_decay": 1e-4}, "knowledge": {"mode": "live"},
+        "optim": {"lr": 0.1, "schedule": "cosine", "weight_decay": 1e-4}, "knowledge": {"mode": "live", "views": 16},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     lines = [{"kind": "eval", "step": 10 * e, "epoch": e, "top1": a} for e, a in enumerate(accuracies, 1)]
