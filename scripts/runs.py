@@ -28,6 +28,8 @@ def main(words: list[str]) -> None:
         print(USAGE)
         return
     outputs, sort = Path(asked.pop("outputs", "outputs")), asked.pop("sort", "last")
+    if not outputs.is_dir():
+        raise ValueError(f"outputs={outputs}: there is no such folder; name the one that runs were written to")
     runs = select(all_runs(outputs), asked, sort)
     console = Console()
     if not console.is_terminal:

@@ -329,6 +329,8 @@ def test_inputs_that_do_not_fit():
         loss(torch.randn(2, 4, 3, 3), summary)
     with pytest.raises(ValueError, match="from its own summarize"):
         loss(x, {"logits": torch.randn(2, 10)})
+    with pytest.raises(TypeError, match=r"loss\.summarize\(teacher\)"):
+        loss(x, x)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="units"):
         NST("gaussian")(x, NST("linear").summarize(x))
     with pytest.raises(ValueError, match="aspect ratio"):

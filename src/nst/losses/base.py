@@ -92,7 +92,9 @@ def check_shape(shape: Shape, owner: str) -> None:
 
 
 def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tensor:
-    """The tensor `name` of a summary; raises ValueError when it is missing or of another batch size."""
+    """The tensor `name` of a summary; ValueError when it is missing or of another batch size, TypeError for a bare tensor."""
+    if isinstance(summary, Tensor):
+        raise TypeError("the teacher's side is a tensor; it must be a summary: loss(student, loss.summarize(teacher))")
     if name not in summary:
         raise ValueError(f"the summary holds {sorted(summary)}; this loss needs {name!r} (from its own summarize)")
     value = summary[name]

@@ -135,7 +135,7 @@ class NST(TransferLoss):
         """`[B, C_S, H, W]` → scalar. Raises ValueError when the summary is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
-            name = next((key for key in ("gram", "units", "mean") if key in summary), "units")
+            name = next((key for key in ("gram", "units", "mean") if key in [*summary]), "units")
             first = summary_tensor(summary, name, student_feature.shape[0])
             count = positions(first.shape[1]) if name == "gram" else first.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)

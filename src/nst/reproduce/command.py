@@ -27,6 +27,7 @@ def reproduce(request: Request) -> None:
     plan = make_plan(request, CONFIGS)
     with ranks(plan.cells[0].runs[0].trainer.device) as here:
         if here.main and not request.page:
+            print("measuring a training step of each row that is not finished", flush=True)
             estimate.show(plan, estimate.estimate(plan, here.device), plan.folder)
         if request.plan:
             return

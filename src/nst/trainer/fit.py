@@ -283,8 +283,9 @@ def shares(trainer: Trainer) -> str:
     batch, lr, world = trainer.loader.batch_size, trainer.optim.lr, trainer.ranks.world
     parts = trainer.settings.accumulate
     taken = f", taken in {parts} parts of {batch / world / parts:g}" if parts > 1 else ""
-    ranks = "1 rank" if world == 1 else f"{world} ranks"
-    return f"{ranks}: batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
+    if world == 1:
+        return f"batch size {batch}{taken}; learning rate {lr:g}"
+    return f"{world} ranks: batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
