@@ -6,10 +6,13 @@ from dataclasses import asdict
 import pytest
 import torch
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tests.conftest import Compose
 
 from nst import build
 from nst.cli import CONFIGS, explain
+from nst.config import ExportConfig
 
 MISTAKES = {
     # override: what the message must hold
@@ -59,6 +62,12 @@ def test_mistakes_are_named_with_what_would_be_right(
         build.networks(build.settings(compose(override)))
     message = explain(caught.value)
     assert all(part in message for part in MISTAKES[override]), message
+
+
+def test_a_value_that_must_be_given_is_named() -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        _ = OmegaConf.structured(ExportConfig).run
+    assert explain(caught.value).startswith("run: nothing is given; say run=…")
 
 
 def test_a_loss_of_labels_alone_drops_the_teacher(compose: Compose) -> None:

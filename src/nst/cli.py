@@ -78,6 +78,8 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     text = text.split("\nConfig search path:")[0]
     noise = r"\s*(full_key|reference_type|object_type)\b|To append to your config|\s*$"
     text = "\n".join(line for line in text.splitlines() if not re.match(noise, line))
+    if key := re.search(r"(?i)missing mandatory value: (\S+)", text):
+        return f"{key[1]}: nothing is given; say {key[1]}=… (--help tells what else there is)"
     option = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text)
     if option and option[2] in EXTRAS:
         text += f"\nIt comes with an extra: pip install -e '.[{EXTRAS[option[2]]}]'"

@@ -81,6 +81,16 @@ def test_unknown_name_gives_the_nearest():
         models.torchvision_model("zzzz", num_classes=10)
 
 
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
+    def offline(*_args, **_kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"resnet18: torchvision's pretrained.*no network.*pretrained=false"):
+        models.torchvision_model("resnet18", num_classes=10, pretrained=True)
+
+
 def test_pretrained_weights_have_three_channels():
     with pytest.raises(ValueError, match=r"in_channels=1: .* 3 channels"):
         models.torchvision_model("resnet18", num_classes=10, in_channels=1, pretrained=True)

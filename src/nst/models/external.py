@@ -8,6 +8,8 @@ output they overwrite can't be tapped; tap the input of the layer behind it.
 import difflib
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -33,7 +35,7 @@ def torchvision_model(arch: str, num_classes: int, in_channels: int = 3, pretrai
         "last" where the family has one place for it, nothing otherwise.
 
     Raises:
-        ValueError: no such name, or pretrained weights for other than 3 channels.
+        ValueError: no such name, pretrained weights for other than 3 channels, or they cannot be downloaded.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     _check_name("torchvision", arch, names)
@@ -44,7 +46,8 @@ def torchvision_model(arch: str, num_classes: int, in_channels: int = 3, pretrai
         options = {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
     if not pretrained:
         options["num_classes"] = num_classes
-    model: nn.Module = torchvision.models.get_model(arch, weights="DEFAULT" if pretrained else None, **options)
+    with _downloading("torchvision", arch, pretrained):
+        model: nn.Module = torchvision.models.get_model(arch, weights="DEFAULT" if pretrained else None, **options)
     if pretrained:
         _replace_classifier(model, num_classes)
     if in_channels != 3:
@@ -69,13 +72,28 @@ def timm_model(arch: str, num_classes: int, in_channels: int = 3, pretrained: bo
         nothing otherwise.
 
     Raises:
-        ValueError: timm is not installed, or has no such name.
+        ValueError: timm is not installed, or has no such name, or its weights cannot be downloaded.
     """
     timm = _import_timm()
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+    with _downloading("timm", arch, pretrained):
+        model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
     return _prepare(model, _residual_taps(model))
+
+
+@contextmanager
+def _downloading(library: str, arch: str, pretrained: bool) -> Iterator[None]:
+    """Raises ValueError where weights cannot be had; the libraries raise a dozen kinds of errors for it."""
+    try:
+        yield
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"arch={arch}: {library}'s pretrained weights are not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {error}); pretrained=false leaves them out"
+        ) from error
 
 
 def _import_timm() -> ModuleType:
