@@ -51,7 +51,8 @@ def one_run(folder: Path) -> Record:
     """Settings, accuracies by epoch, cost and origin of a run that finished or diverged."""
     config, file = json.loads((folder / "config.json").read_text()), folder / "summary.json"
     summary = json.loads(file.read_text()) if file.is_file() else {}
-    taught = config["teacher"]["model"] is not None
+    taught, epochs = config["teacher"]["model"] is not None, config["trainer"]["epochs"]
+    crops = [event["top1"] for event in read_events(folder, "train") if event["epoch"] > epochs - 1]
     origin = ("compiled", "steps", "skipped_steps", "seconds", "commit", "versions", "hardware")
     return {
         "loss": {name: {k: v for k, v in node.items() if k != "_target_"} for name, node in config["loss"].items()},
@@ -61,10 +62,11 @@ def one_run(folder: Path) -> Record:
         "teacher": config["teacher"]["model"]["name"] if taught else None,
         "knowledge": config["knowledge"] if taught else None,
         "optim": config["optim"],
-        "epochs": config["trainer"]["epochs"],
+        "epochs": epochs,
         "precision": config["trainer"]["precision"],
         "evaluated_on": "val" if config["data"]["validation"] else "test",
         "diverged": diverged(folder),
+        "crops_top1": round(sum(crops) / len(crops), 2) if crops else None,  # training images, over the last epoch
         "test_top1": summary["test"]["top1"] if summary else None,
         "top1_by_epoch": {event["epoch"]: event["top1"] for event in read_events(folder, "eval")},
         **{key: summary.get(key) for key in origin},
@@ -80,13 +82,13 @@ def section(runs: Sequence[Record]) -> str:
     for run in sorted(runs, key=lambda run: (place(run), [shown(run)[key] for key in varying])):
         rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
     lines = [
-        markdown_row(["method, λ", *varying, "last epoch", "to student alone"]),
-        markdown_row(["---", *("---:" for _ in varying), "---:", "---:"]),
+        markdown_row(["method, λ", *varying, "last epoch", "to student alone", "its training crops"]),
+        markdown_row(["---", *("---:" for _ in varying), "---:", "---:", "---:"]),
     ]
     for key, members in rows.items():
         alone = rows.get(("student alone", *key[1:]), [])
         difference = None if members is alone else paired(by_seed(members), by_seed(alone))
-        cells = [accuracy(members), "–" if difference is None else signed(asdict(difference))]
+        cells = [accuracy(members), "–" if difference is None else signed(asdict(difference)), on_crops(members)]
         lines.append(markdown_row([*key, *cells]))
     origin = dict.fromkeys(made(run) for run in runs if run["commit"])
     return "\n".join(
@@ -143,6 +145,12 @@ def accuracy(runs: Sequence[Record]) -> str:
     values, lost = by_seed(runs), sum(bool(run["diverged"]) for run in runs)
     texts = [spread(asdict(sample(list(values.values()))))] if values else []
     return "; ".join(texts + ([f"diverged ({lost})"] if lost else []))
+
+
+def on_crops(runs: Sequence[Record]) -> str:
+    """Accuracy on the augmented training images during the last epoch, where it was kept."""
+    values = [run["crops_top1"] for run in runs if run["crops_top1"] is not None]
+    return f"{sample(values).mean:.1f}" if values else "–"
 
 
 def made(run: Record) -> str:

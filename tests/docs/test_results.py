@@ -40,7 +40,10 @@ def test_a_run_is_kept_once(tmp_path: Path) -> None:
 
 def test_rows_are_means_over_seeds_beside_the_student_alone(tmp_path: Path) -> None:
     lines = results.section(kept(tmp_path)).splitlines()
-    assert lines[2:4] == ["| student alone | 94.00 ± 1.00 (3) | – |", "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 |"]
+    assert lines[2:4] == [
+        "| student alone | 94.00 ± 1.00 (3) | – | 70.0 |",
+        "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 | 70.0 |",
+    ]
     assert lines[4].startswith("| nst_poly 50 | 95.55 ± 0.07 (2) | +1.05")
     assert "training images: all; epochs: 2; " in lines[-1]
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
@@ -54,8 +57,8 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
         run["optim"]["lr"] = 0.2
         run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
     lines = results.section(runs + other).splitlines()
-    assert lines[0] == "| method, λ | learning rate | last epoch | to student alone |"
-    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | +1.00 |" in lines
+    assert lines[0] == "| method, λ | learning rate | last epoch | to student alone | its training crops |"
+    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | +1.00 | 70.0 |" in lines
 
 
 def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
@@ -77,4 +80,4 @@ def test_diverged_runs_are_counted(tmp_path: Path) -> None:
     (folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
     results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     runs = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
-    assert "(2); diverged (1) |" in results.section(runs)
+    assert "(2); diverged (1) | +1.00" in results.section(runs)
