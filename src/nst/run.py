@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nst import build
+from nst.balance import pulls
 from nst.config import EvaluateConfig, RunConfig
 from nst.data.dataset import Dataset
 from nst.knowledge import Announcing, LiveTeacher, Normalization
 from nst.teaching import TeacherOutput, Teaching, expected_normalization, teaching
-from nst.terminal import dry_run_tables, result_table
+from nst.terminal import balance_table, dry_run_tables, result_table
 from nst.trainer.distributed import Ranks, ranks
 from nst.trainer.evaluate import Metrics, evaluate
 from nst.trainer.fit import Fit
@@ -26,6 +28,8 @@ from nst.trainer.loop import Trainer
 from nst.trainer.provenance import provenance
 from nst.trainer.prune import Pruned, noted
 from nst.weights import load_weights, save_weights, sha256_of, write_whole
+
+BALANCE_BATCHES = 8  # that gradients are averaged over
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -115,6 +119,28 @@ def store_knowledge(cfg: DictConfig) -> None:
         if here.main and store is not None:
             store.check_all()
             print(f"{store.folder}: {len(store.state)} arrays, complete and as their checksums say")
+
+
+def show_balance(cfg: DictConfig) -> None:
+    """Print how hard each term pulls at the student before the run and, where it is finished, after it: see `nst.balance`.
+
+    Raises:
+        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+    """
+    settings = build.settings(cfg)
+    if settings.teacher.model is None:
+        raise ValueError("no term of the loss asks for a teacher's knowledge; choose for example loss=[kd,at,nst_poly]")
+    networks, data = build.networks(settings), build.dataset(settings)
+    with ranks(settings.trainer.device) as here:
+        source = teaching(settings, networks, here, data, partial(_trained, here, data))
+        networks.distiller.to(here.device)
+        loader = build.loader(settings, here, data, "train", source.views)
+        batches = list(islice(loader.epoch(0), BALANCE_BATCHES))
+        balance_table("before training", pulls(networks.distiller, source.knowledge, batches))
+        weights = run_folder(asdict(settings)) / STUDENT
+        if weights.is_file():
+            load_weights(networks.distiller.student, weights)
+            balance_table(f"after it ({weights})", pulls(networks.distiller, source.knowledge, batches))
 
 
 def _check_teacher(settings: RunConfig, done: dict[str, Any]) -> None:

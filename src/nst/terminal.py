@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nst.balance import Pull
 from nst.build import Networks, count_parameters
 from nst.config import RunConfig
 from nst.layers import shown
@@ -67,6 +68,16 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
     table.add_row("written to", Text(summary["folder"], overflow="fold"))
     console.print(table)
     console.print(f"next: {next_command(settings)}", highlight=False, soft_wrap=True)
+
+
+def balance_table(when: str, found: list[Pull]) -> None:
+    """Print the pulls of a run's terms."""
+    table = Table(title=Text(when), title_justify="left")
+    for column in ("term", "λ", "value", "λ · |gradient|, cross-entropy = 1", "cosine to the cross-entropy's"):
+        table.add_column(column, justify="left" if column == "term" else "right")
+    for pull in found:
+        table.add_row(pull.term, f"{pull.weight:g}", f"{pull.value:.4g}", f"{pull.strength:.3g}", f"{pull.cosine:+.2f}")
+    Console().print(table)
 
 
 def next_command(settings: RunConfig) -> str:

@@ -1,0 +1,91 @@
+"""How hard each term pulls: gradients of known size and direction, and the script's tables."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from tests.conftest import Compose
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from nst.balance import pulls
+from nst.data.batch import Batch
+from nst.distiller import Distiller, Pair, Term
+from nst.losses import Plan, Shape, TransferLoss
+from nst.run import run, show_balance
+from nst.taps import LOGITS
+
+
+class Pulling(TransferLoss):
+    """The sum of the logits times fixed factors: its gradient in the logits is the factors."""
+
+    on_logits = True
+
+    def __init__(self, factors: list[float], source: str) -> None:
+        super().__init__()
+        self.factors, self.source = torch.tensor(factors), source  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        return (student_feature * self.factors).sum(1).mean()
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        return Plan("pulling", {}, 0)
+
+
+def distiller(**factors: tuple[str, float, list[float]]) -> Distiller:
+    """Terms by name: source, weight, factors. The student is a linear layer of one input without bias."""
+    terms = [
+        Term(name, Pulling(values, source), weight, (Pair(LOGITS, LOGITS),))
+        for name, (source, weight, values) in factors.items()
+    ]
+    return Distiller(nn.Linear(1, 2, bias=False), terms, {LOGITS: (2,)}, {LOGITS: (2,)})
+
+
+def batch(value: float) -> Batch:
+    zeros = torch.zeros(3, dtype=torch.int64)
+    return Batch(torch.full((3, 1), value), zeros, zeros, zeros)
+
+
+def known(batch: Batch) -> dict[str, dict[str, Tensor]]:
+    return {"across:0": {}, "against:0": {}}
+
+
+def test_strength_and_direction() -> None:
+    """A term at right angles five times as strong, and one that wants the opposite."""
+    tested = distiller(
+        ce=("labels", 2.0, [1.0, 0.0]), across=("teacher", 5.0, [0.0, 2.0]), against=("teacher", 0.5, [-1.0, 0.0])
+    )
+    before = [p.detach().clone() for p in tested.parameters()]
+    ce, across, against = pulls(tested, known, [batch(1.0), batch(3.0)])
+    assert (ce.strength, ce.cosine) == (1.0, 1.0)
+    assert_close((across.strength, across.cosine), (5.0, 0.0))
+    assert_close((against.strength, against.cosine), (0.25, -1.0))
+    assert across.weight == 5.0
+    assert_close(across.value, float(2.0 * 2.0 * before[0][1]))  # the mean input is 2
+    assert all(torch.equal(a, b) for a, b in zip(before, tested.parameters(), strict=True))
+    assert all(p.grad is None for p in tested.parameters())
+
+
+def test_something_to_compare_with_is_needed() -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        pulls(distiller(across=("teacher", 1.0, [1.0, 1.0])), known, [batch(1.0)])
+
+
+def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = compose(*tiny, "loss=[kd,nst_poly]")
+    show_balance(cfg.copy())
+    assert "after it" not in capsys.readouterr().out
+    run(cfg.copy())
+    capsys.readouterr()
+    show_balance(cfg)
+    text = capsys.readouterr().out
+    assert text.index("before training") < text.index("after it")
+    assert text.count("nst_poly") >= 2
+
+
+def test_a_teacher_is_needed(compose: Compose) -> None:
+    with pytest.raises(ValueError, match="asks for a teacher"):
+        show_balance(compose("loss=ce"))
