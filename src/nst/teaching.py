@@ -52,7 +52,7 @@ class Teaching:
     knowledge: Knowledge
     about: dict[str, Any] | None = None  # the teacher, for the summary
     live: LiveTeacher | None = None  # the teacher where it was loaded
-    views: Tensor | None = None  # [images, K]: the views that epochs draw from; None: all
+    views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
     store: Store | None = None
 
 
@@ -99,7 +99,7 @@ def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Da
     live, about = None, store.teacher
     (incomplete,) = here.max(int(bool(store.missing(wanted))))
     if here.main:
-        print(_plan(store, wanted, reasons, every), flush=True)
+        print(_plan(store, wanted, reasons, every, settings.trainer.epochs), flush=True)
     if incomplete or reasons:
         weights = weights or train(teacher_run(settings))
         live, about = load_teacher(settings, networks, here, data, weights)
@@ -157,10 +157,12 @@ def store_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(store: Store, wanted: Sequence[Array], reasons: dict[str, str], every: int) -> str:
+def _plan(store: Store, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
     lines = [announce_sizes(store, wanted)]
     if store.views < every:
-        lines.append(f"epochs draw each image's view among its {store.views} stored ones, not among all {every}")
+        lines.append(f"epochs show each image's {store.views} stored views in turn, not random ones of all {every}")
+        if store.views < epochs:
+            lines[-1] += f"; that may cost accuracy: knowledge.views={min(epochs, every)} would cost none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 

@@ -61,20 +61,23 @@ def test_evaluation_shows_every_image_as_it_is_in_order() -> None:
     assert views.tolist() == [8] * 10
 
 
-def test_a_subset_limits_the_views() -> None:
-    subset = view_subset(300, 3, 18)
-    seen = [set() for _ in range(300)]
-    for epoch in range(30):
-        order, views = schedule(300, 16, subset=subset).plan(epoch)
-        for index, view in zip(order.tolist(), views.tolist(), strict=True):
-            seen[index].add(view)
-    assert [sorted(views) for views in seen] == [sorted(set(row)) for row in subset.tolist()]
+def test_as_many_epochs_as_a_subset_has_views_show_each_once() -> None:
+    """Wherever they begin; and in one epoch the images are at different ones of their views."""
+    subset = view_subset(300, 5, 18)
+    for first in (0, 5, 7):
+        seen = [[] for _ in range(300)]
+        for epoch in range(first, first + 5):
+            order, views = schedule(300, 16, subset=subset).plan(epoch)
+            slots = (views[:, None] == subset[order]).nonzero()[:, 1]
+            assert torch.bincount(slots, minlength=5).min() > 30
+            for index, view in zip(order.tolist(), views.tolist(), strict=True):
+                seen[index].append(view)
+        assert [sorted(views) for views in seen] == subset.tolist()
 
 
-def test_a_subset_of_all_views_draws_as_no_subset_does() -> None:
-    subset = view_subset(40, 18, 18)
-    for epoch in range(3):
-        assert torch.equal(schedule(40, 8, subset=subset).plan(epoch)[1], schedule(40, 8).plan(epoch)[1])
+def test_seeds_go_round_a_subset_differently() -> None:
+    one, other = (schedule(40, 8, subset=view_subset(40, 5, 18), seed=seed) for seed in (0, 1))
+    assert not torch.equal(*(s.plan(0)[1][s.plan(0)[0].argsort()] for s in (one, other)))
 
 
 def test_views_that_cannot_be_listed_are_drawn_from_63_bits() -> None:

@@ -32,7 +32,7 @@ def test_the_second_run_does_not_touch_the_teacher(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, _ = trained(compose, *tiny, TERMS, "knowledge=stored", "knowledge.views=2")
-    assert "among its 2 stored ones, not among all 9" in capsys.readouterr().out
+    assert "2 stored views in turn, not random ones of all 9" in capsys.readouterr().out
 
     def untouched(*_: object) -> None:
         raise AssertionError("the teacher was loaded")

@@ -77,7 +77,7 @@ class Split(Protocol):
         Args:
             batch_size: images in a global batch, over all ranks.
             train: shuffle and draw views by (seed, epoch); else every image in order, in its identity view.
-            views: [n, K] from `view_subset(K)`: draw each image's view among these.
+            views: [n, K] from `view_subset(K)`: show each image in these, in turn.
             workers: processes that decode images, where there are any to decode.
         """
         ...

@@ -149,7 +149,7 @@ class MemoryLoader(ScheduledLoader):
     """Batches of a `MemorySplit` on its device.
 
     With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, as it is. With
-    `schedule.subset` ([n, K], from `view_subset`) each epoch draws its views among the K of each image.
+    `schedule.subset` ([n, K], from `view_subset`) K epochs show each of an image's K views once.
     """
 
     def __init__(

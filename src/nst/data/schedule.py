@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nst.data.batch import Batch
-from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_views
+from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_slots, epoch_views
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Schedule:
     Rank r takes the r-th contiguous part of every global batch, so the ranks together see what one process would see. The
     last batch is split as evenly as its size allows; no image is dropped or doubled.
 
-    With `subset` ([n, K] view numbers) an epoch draws each image's view from that image's K.
+    With `subset` ([n, K] view numbers) K epochs show each of an image's K views once.
     """
 
     num_images: int
@@ -54,8 +54,8 @@ class Schedule:
         if self.subset is None:
             views = epoch_views(n, self.seed, epoch, self.num_views or UNLISTED_VIEWS)
         else:
-            draw = epoch_views(n, self.seed, epoch, self.subset.shape[1])
-            views = self.subset.gather(1, draw[:, None])[:, 0].long()
+            slots = epoch_slots(n, self.seed, epoch, self.subset.shape[1])
+            views = self.subset.gather(1, slots[:, None])[:, 0].long()
         return order, views[order]
 
     def parts(self, first_step: int = 0) -> Iterator[slice]:

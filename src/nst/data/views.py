@@ -65,11 +65,19 @@ def epoch_views(n: int, seed: int, epoch: int, num_views: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).integers(0, num_views, n))
 
 
+def epoch_slots(n: int, seed: int, epoch: int, k: int) -> Tensor:
+    """Which of its k views an epoch shows of each of n images: [n] int64 in [0, k).
+
+    k epochs show each view once: an image starts anywhere and goes round.
+    """
+    start = torch.from_numpy(np.random.default_rng([seed, 0, 1]).integers(0, k, n))
+    return (start + epoch) % k
+
+
 def view_subset(n: int, k: int, num_views: int) -> Tensor:
     """k distinct views for each of n images, ascending: [n, k] int16.
 
-    They depend on nothing else, the views for k are among those for k + 1, and k = num_views gives 0 … num_views − 1 (so that
-    drawing from all views this way draws the same as drawing without a subset).
+    They depend on nothing else, the views for k are among those for k + 1, and k = num_views gives 0 … num_views − 1.
 
     Raises:
         ValueError: k is not in 1 … num_views.
