@@ -26,6 +26,8 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 SECTION = re.compile(r"(<!-- results: (\S+) (test|val) -->\n).*?(<!-- end of results -->)", re.S)
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
 SETTINGS = ("loss", "seed", "data", "student", "teacher", "knowledge", "optim", "epochs", "precision")  # what a run is
+ALONE, CONTROL = "student alone", "student alone on the stored views"
+NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
 METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows
 
 Record = dict[str, Any]
@@ -81,15 +83,12 @@ def section(runs: Sequence[Record]) -> str:
     rows: dict[tuple[str, ...], list[Record]] = {}
     for run in sorted(runs, key=lambda run: (place(run), [shown(run)[key] for key in varying])):
         rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
-    lines = [
-        markdown_row(["method, λ", *varying, "last epoch", "to student alone", "its training crops"]),
-        markdown_row(["---", *("---:" for _ in varying), "---:", "---:", "---:"]),
-    ]
+    compared = [ALONE, CONTROL] if any(key[0] == CONTROL for key in rows) else [ALONE]
+    names = ["method, λ", *varying, "last epoch", *(f"to {name}" for name in compared), "on its training crops"]
+    lines = [markdown_row(names), markdown_row(["---", *("---:" for _ in names[1:])])]
     for key, members in rows.items():
-        alone = rows.get(("student alone", *key[1:]), [])
-        difference = None if members is alone else paired(by_seed(members), by_seed(alone))
-        cells = [accuracy(members), "–" if difference is None else signed(asdict(difference)), on_crops(members)]
-        lines.append(markdown_row([*key, *cells]))
+        differences = [difference(members, rows.get((name, *key[1:]), [])) for name in compared]
+        lines.append(markdown_row([*key, accuracy(members), *differences, on_crops(members)]))
     origin = dict.fromkeys(made(run) for run in runs if run["commit"])
     return "\n".join(
         [*lines, "", f"{'; '.join(f'{k}: {v}' for k, v in constant.items())}. Measured with {'; '.join(origin)}."]
@@ -115,12 +114,12 @@ def method(run: Record, runs: Sequence[Record]) -> str:
     for name, node in run["loss"].items():
         others = [other["loss"][name] for other in runs if name in other["loss"]]
         differing = [key for key in node if key != "weight" and any(other[key] != node[key] for other in others)]
-        if name != "ce":
+        if name != "ce" and node["weight"] > NEGLIGIBLE:
             words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={node[key]}" for key in differing)]))
     sources = {source(other) for other in runs if other["knowledge"]}
     if not run["knowledge"]:
-        return "student alone"
-    return " + ".join(words) + (f", {source(run)}" if len(sources) > 1 else "")
+        return ALONE
+    return (" + ".join(words) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")
 
 
 def source(run: Record) -> str:
@@ -131,8 +130,13 @@ def source(run: Record) -> str:
 
 def place(run: Record) -> tuple[Any, ...]:
     """Where a run stands: few terms first, in the order of METHODS, large weights first."""
-    terms = [name for name in run["loss"] if name != "ce"]
-    return len(terms), [METHODS.index(name) for name in terms], [-run["loss"][name]["weight"] for name in terms]
+    terms = [name for name, node in run["loss"].items() if name != "ce" and node["weight"] > NEGLIGIBLE]
+    return (
+        len(terms),
+        bool(run["knowledge"]),
+        [METHODS.index(name) for name in terms],
+        [-run["loss"][name]["weight"] for name in terms],
+    )
 
 
 def by_seed(runs: Sequence[Record]) -> dict[int, float]:
@@ -145,6 +149,12 @@ def accuracy(runs: Sequence[Record]) -> str:
     values, lost = by_seed(runs), sum(bool(run["diverged"]) for run in runs)
     texts = [spread(asdict(sample(list(values.values()))))] if values else []
     return "; ".join(texts + ([f"diverged ({lost})"] if lost else []))
+
+
+def difference(runs: Sequence[Record], baseline: Sequence[Record]) -> str:
+    """To a baseline of the same settings, over the seeds that both have; with half its 95 % interval from two seeds on."""
+    found = None if runs == baseline else paired(by_seed(runs), by_seed(baseline))
+    return "–" if found is None else signed(asdict(found))
 
 
 def on_crops(runs: Sequence[Record]) -> str:

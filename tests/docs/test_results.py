@@ -57,8 +57,20 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
         run["optim"]["lr"] = 0.2
         run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
     lines = results.section(runs + other).splitlines()
-    assert lines[0] == "| method, λ | learning rate | last epoch | to student alone | its training crops |"
+    assert lines[0] == "| method, λ | learning rate | last epoch | to student alone | on its training crops |"
     assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | +1.00 | 70.0 |" in lines
+
+
+def test_a_method_is_compared_with_the_student_alone_on_the_same_views_too(tmp_path: Path) -> None:
+    """A run whose term has next to no weight is that."""
+    runs = kept(tmp_path)
+    control = json.loads(json.dumps([run for run in runs if "kd" in run["loss"]]))
+    for run in control:
+        run["loss"]["kd"]["weight"] = 1e-9
+        run["top1_by_epoch"] = {"2": 90.0}
+    lines = results.section(runs + control).splitlines()
+    assert lines[3] == "| student alone on the stored views | 90.00 ± 0.00 (3) | -4.00 ± 2.48 | – | 70.0 |"
+    assert "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
 
 
 def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
