@@ -77,12 +77,12 @@ def test_something_to_compare_with_is_needed() -> None:
 def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cfg = compose(*tiny, "loss=[kd,nst_poly]")
     show_balance(cfg.copy())
-    assert "after it" not in capsys.readouterr().out
+    assert "after training" not in capsys.readouterr().out
     run(cfg.copy())
     capsys.readouterr()
     show_balance(cfg)
     text = capsys.readouterr().out
-    assert text.index("before training") < text.index("after it")
+    assert text.index("before training") < text.index("after training")
     assert text.count("nst_poly") >= 2
 
 

@@ -140,7 +140,7 @@ def show_balance(cfg: DictConfig) -> None:
         weights = run_folder(asdict(settings)) / STUDENT
         if weights.is_file():
             load_weights(networks.distiller.student, weights)
-            balance_table(f"after it ({weights})", pulls(networks.distiller, source.knowledge, batches))
+            balance_table("after training", pulls(networks.distiller, source.knowledge, batches))
 
 
 def _check_teacher(settings: RunConfig, done: dict[str, Any]) -> None:
