@@ -1,6 +1,7 @@
 """One process or many: who am I, and how do the ranks agree."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,10 @@ def ranks(device: str) -> Iterator[Ranks]:
     yield Ranks(dist.get_rank(), dist.get_world_size(), where)
     # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
     dist.destroy_process_group()
+    if backend == "gloo":
+        # DDP keeps the group alive, with threads that may still have a tensor to let go, for which they wait for Python's
+        # lock: at the very end of the process they would abort it.
+        time.sleep(0.2)
 
 
 def speaks() -> bool:
