@@ -84,11 +84,14 @@ def section(runs: Sequence[Record]) -> str:
     for run in sorted(runs, key=lambda run: (place(run), [shown(run)[key] for key in varying])):
         rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
     compared = [ALONE, CONTROL] if any(key[0] == CONTROL for key in rows) else [ALONE]
+    held_out = runs[0]["evaluated_on"] == "val"
     names = ["method, λ", *varying, "last epoch", *(f"to {name}" for name in compared), "on its training crops"]
+    names += ["on the test images"] if held_out else []
     lines = [markdown_row(names), markdown_row(["---", *("---:" for _ in names[1:])])]
     for key, members in rows.items():
         differences = [difference(members, rows.get((name, *key[1:]), [])) for name in compared]
-        lines.append(markdown_row([*key, accuracy(members), *differences, on_crops(members)]))
+        tests = [mean(members, "test_top1", 2)] if held_out else []
+        lines.append(markdown_row([*key, accuracy(members), *differences, mean(members, "crops_top1", 1), *tests]))
     origin = dict.fromkeys(made(run) for run in runs if run["commit"])
     return "\n".join(
         [*lines, "", f"{'; '.join(f'{k}: {v}' for k, v in constant.items())}. Measured with {'; '.join(origin)}."]
@@ -157,10 +160,10 @@ def difference(runs: Sequence[Record], baseline: Sequence[Record]) -> str:
     return "–" if found is None else signed(asdict(found))
 
 
-def on_crops(runs: Sequence[Record]) -> str:
-    """Accuracy on the augmented training images during the last epoch, where it was kept."""
-    values = [run["crops_top1"] for run in runs if run["crops_top1"] is not None]
-    return f"{sample(values).mean:.1f}" if values else "–"
+def mean(runs: Sequence[Record], field: str, digits: int) -> str:
+    """Of a field, over the runs that have it."""
+    values = [run[field] for run in runs if run[field] is not None]
+    return f"{sample(values).mean:.{digits}f}" if values else "–"
 
 
 def made(run: Record) -> str:

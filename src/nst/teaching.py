@@ -162,7 +162,7 @@ def _plan(store: Store, wanted: Sequence[Array], reasons: dict[str, str], every:
     if store.views < every:
         lines.append(f"epochs show each image's {store.views} stored views in turn, not random ones of all {every}")
         if store.views < epochs:
-            lines[-1] += f"; that may cost accuracy: knowledge.views={min(epochs, every)} would cost none"
+            lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
