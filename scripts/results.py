@@ -28,7 +28,7 @@ FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
 SETTINGS = ("loss", "seed", "data", "student", "teacher", "knowledge", "optim", "epochs", "precision")  # what a run is
 ALONE, CONTROL = "student alone", "student alone on the stored views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
-METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows
+METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows; others follow
 
 Record = dict[str, Any]
 
@@ -67,7 +67,7 @@ def one_run(folder: Path) -> Record:
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
         "evaluated_on": "val" if config["data"]["validation"] else "test",
-        "diverged": diverged(folder),
+        "diverged": None if summary else diverged(folder),
         "crops_top1": round(sum(crops) / len(crops), 2) if crops else None,  # training images, over the last epoch
         "test_top1": summary["test"]["top1"] if summary else None,
         "top1_by_epoch": {event["epoch"]: event["top1"] for event in read_events(folder, "eval")},
@@ -116,7 +116,7 @@ def method(run: Record, runs: Sequence[Record]) -> str:
     words = []
     for name, node in run["loss"].items():
         others = [other["loss"][name] for other in runs if name in other["loss"]]
-        differing = [key for key in node if key != "weight" and any(other[key] != node[key] for other in others)]
+        differing = [key for key in node if key != "weight" and any(other.get(key) != node[key] for other in others)]
         if name != "ce" and node["weight"] > NEGLIGIBLE:
             words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={node[key]}" for key in differing)]))
     sources = {source(other) for other in runs if other["knowledge"]}
@@ -137,7 +137,7 @@ def place(run: Record) -> tuple[Any, ...]:
     return (
         len(terms),
         bool(run["knowledge"]),
-        [METHODS.index(name) for name in terms],
+        [METHODS.index(name) if name in METHODS else len(METHODS) for name in terms],
         [-run["loss"][name]["weight"] for name in terms],
     )
 
