@@ -88,6 +88,13 @@ def test_a_reduced_plan_says_so():
     assert teacher.trainer.epochs == 6
 
 
+def test_a_limit_of_the_tables_own_reduces_nothing():
+    plan = make_plan(Request("quick/cifar10_5000", 1), CONFIGS)
+    assert all(cell.comparable and not cell.reduced for cell in plan.cells)
+    fewer = make_plan(Request("quick/cifar10_5000", 1, overrides=("data.limit=500",)), CONFIGS)
+    assert all(cell.reduced for cell in fewer.cells)
+
+
 def test_how_a_run_is_computed_leaves_it_comparable():
     overrides = ("trainer.precision=bf16", "teacher.weights=t.pt")
     plan = make_plan(Request("quick/digits", 1, overrides=overrides), CONFIGS)
