@@ -118,11 +118,18 @@ def method(run: Record, runs: Sequence[Record]) -> str:
         others = [other["loss"][name] for other in runs if name in other["loss"]]
         differing = [key for key in node if key != "weight" and any(other.get(key) != node[key] for other in others)]
         if name != "ce" and node["weight"] > NEGLIGIBLE:
-            words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={node[key]}" for key in differing)]))
+            words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={value(node[key])}" for key in differing)]))
     sources = {source(other) for other in runs if other["knowledge"]}
     if not run["knowledge"]:
         return ALONE
     return (" + ".join(words) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")
+
+
+def value(part: Any) -> str:
+    """A part of a term; of taps the layers' names, the teacher's first where they differ."""
+    if not isinstance(part, list):
+        return str(part)
+    return ",".join("→".join(dict.fromkeys((tap["teacher"], tap["student"]))) for tap in part)
 
 
 def source(run: Record) -> str:

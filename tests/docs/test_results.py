@@ -83,6 +83,15 @@ def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
     assert "| kd 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
 
 
+def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
+    runs = [run for run in kept(tmp_path) if "nst_poly" in run["loss"]]
+    for run, student in zip(runs, ("last", "layer2"), strict=True):
+        run["loss"]["nst_poly"]["taps"] = [{"teacher": "last", "student": student}]
+    section = results.section(runs)
+    assert "| nst_poly 50 taps=last |" in section
+    assert "| nst_poly 50 taps=last→layer2 |" in section
+
+
 def test_diverged_runs_are_counted(tmp_path: Path) -> None:
     """They have no accuracy."""
     folder = next(

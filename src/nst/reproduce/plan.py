@@ -116,7 +116,9 @@ def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) 
     asked = replace(asked, outputs=request.outputs)
     changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
     shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
-    reduced = any(key in SHORTER and new < old for key, old, new in changed) or asked.data.get("limit") != meant.data.get("limit")
+    reduced = any(key in SHORTER and new < old for key, old, new in changed) or asked.data.get(
+        "limit"
+    ) != meant.data.get("limit")
     return Cell(
         group, row, " ".join(["python train.py", *shown, "seed=0"]),
         tuple(replace(asked, seed=seed) for seed in seeds),
