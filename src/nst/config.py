@@ -34,7 +34,7 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast of the student; teacher and losses compute in fp32)
     channels_last: bool = True
-    compile: bool | str = "auto"  # auto: where it pays, by measurement, and agrees with eager | true | false
+    compile: bool | str = False  # auto: where it pays, by measurement, and agrees with eager | true | false
     clip_grad_norm: float | None = None
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # parts in which a rank takes its share of a batch, one after the other (BN sees each alone)

@@ -11,11 +11,13 @@ from nst.data.views import ViewScheme
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
-def make_split(n: int = 40, size: int = 8, pad: int = 2, flip: bool = True, channels: int = 3) -> MemorySplit:
+def make_split(
+    n: int = 40, size: int = 8, pad: int = 2, flip: bool = True, channels: int = 3, padding_mode: str = "constant"
+) -> MemorySplit:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (n,), generator=generator)
-    return MemorySplit(images, labels, ViewScheme(size, pad, flip), MEAN[:channels], STD[:channels])
+    return MemorySplit(images, labels, ViewScheme(size, pad, flip, padding_mode), MEAN[:channels], STD[:channels])
 
 
 def reference(split: MemorySplit, index: int, view: int) -> Tensor:
@@ -23,17 +25,19 @@ def reference(split: MemorySplit, index: int, view: int) -> Tensor:
     size, margin, sides = split.scheme.size, split.scheme.pad, 2 if split.scheme.flip else 1
     place, mirrored = divmod(view, sides)
     dy, dx = divmod(place, 2 * margin + 1)
-    image = transforms.crop(transforms.pad(split.images[index], [margin] * 4), dy, dx, size, size)
+    padded = transforms.pad(split.images[index].float(), [margin] * 4, padding_mode=split.scheme.padding_mode)
+    image = transforms.crop(padded.to(torch.uint8), dy, dx, size, size)
     image = transforms.horizontal_flip(image) if mirrored else image
     return transforms.normalize(image.double() / 255, list(split.mean), list(split.std))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
 @pytest.mark.parametrize(("size", "pad", "flip", "channels"), [(8, 2, True, 3), (5, 1, False, 1), (6, 0, True, 3)])
 def test_rendering_equals_one_image_at_a_time(
-    size: int, pad: int, flip: bool, channels: int, channels_last: bool
+    size: int, pad: int, flip: bool, channels: int, padding_mode: str, channels_last: bool
 ) -> None:
-    split = make_split(12, size, pad, flip, channels)
+    split = make_split(12, size, pad, flip, channels, padding_mode)
     indices = torch.arange(12).repeat_interleave(split.num_views)
     views = torch.arange(split.num_views).repeat(12)
     images = split.render(indices, views, channels_last)

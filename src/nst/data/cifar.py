@@ -53,6 +53,7 @@ def load_cifar(
     pad: int,
     flip: bool,
     download: bool,
+    padding_mode: str = "constant",
 ) -> Dataset:
     """CIFAR-10 or -100 (`name`: cifar10, cifar100).
 
@@ -60,7 +61,7 @@ def load_cifar(
         root: holds torchvision's folder (or is it), or parquet shards `train-*.parquet` and `test-*.parquet`.
         download: fetch torchvision's folder into `root` if it holds neither.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
-        pad, flip: the augmentation, as in `ViewScheme`.
+        pad, flip, padding_mode: the augmentation, as in `ViewScheme`.
 
     Raises:
         ValueError: a setting is off, `root` holds no such data, or a file is damaged; the message names it.
@@ -70,7 +71,7 @@ def load_cifar(
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; {name} has 3")
-    scheme = ViewScheme(size, pad, flip)
+    scheme = ViewScheme(size, pad, flip, padding_mode)
     layout = _LAYOUTS[name]
     read = _find(name, layout, Path(root).expanduser(), download)
     images, labels, classes = read("train", size, num_classes)

@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from nst.data.batch import Batch
 from nst.data.pixels import scale_and_shift
@@ -102,9 +101,9 @@ class Renderer:
 
     def __init__(self, split: MemorySplit, device: torch.device, channels_last: bool) -> None:
         self.scheme, self.channels_last = split.scheme, channels_last
-        size, margin = split.scheme.size, split.scheme.pad
+        size = split.scheme.size
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        padded = pad(split.images.to(device), (margin,) * 4).contiguous(memory_format=layout)
+        padded = split.scheme.padded(split.images.to(device)).contiguous(memory_format=layout)
         windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # [n, C, dy, dx, size, size], a view: no copy
         inner = (4, 5, 1) if channels_last else (1, 4, 5)
         self.windows = windows.permute(0, 2, 3, *inner)  # [n, dy, dx, …]: an image as it will lie in memory

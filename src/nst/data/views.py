@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 UNLISTED_VIEWS = 2**63 - 1
 """How many view numbers there are where the views of an image cannot be listed (random-sized crops)."""
@@ -16,18 +16,25 @@ _SUBSET_SEED = 0x5EED  # the views a store holds do not depend on the seed of a 
 class ViewScheme:
     """Crops of `size` from an image padded by `pad` on each side, mirrored or not.
 
+    The border is zero ("constant") or the image mirrored at its edge without repeating it ("reflect").
+
     view = (dy · (2·pad + 1) + dx) · (2 if flip else 1) + mirrored, with dy and dx the crop's corner in the padded image.
     """
 
     size: int
     pad: int
     flip: bool
+    padding_mode: str = "constant"
 
     def __post_init__(self) -> None:
         if not isinstance(self.pad, int) or not 0 <= self.pad <= 63:
             raise ValueError(f"data.pad: {self.pad!r}; it is from 0 (no crops) to 63 pixels")
         if not isinstance(self.flip, bool):
             raise ValueError(f"data.flip: {self.flip!r}; it is true or false")
+        if self.padding_mode not in ("constant", "reflect"):
+            raise ValueError(f"data.padding_mode: {self.padding_mode!r}; it is constant (zeros) or reflect")
+        if self.padding_mode == "reflect" and self.pad >= self.size:
+            raise ValueError(f"data.pad: {self.pad}; reflect padding needs fewer pixels than data.size={self.size}")
 
     @property
     def offsets(self) -> int:
@@ -46,7 +53,17 @@ class ViewScheme:
     @property
     def key(self) -> str:
         """Names the scheme in a manifest: equal keys number the same views."""
-        return f"size{self.size}-pad{self.pad}-{'flip' if self.flip else 'noflip'}"
+        border = "reflect" if self.padding_mode == "reflect" else ""
+        return f"size{self.size}-{border}pad{self.pad}-{'flip' if self.flip else 'noflip'}"
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images [n, C, size, size] with their border: [n, C, size + 2·pad, size + 2·pad]."""
+        if self.padding_mode == "constant":
+            return nn.functional.pad(images, (self.pad,) * 4)
+        last = self.size - 1
+        place = torch.arange(-self.pad, self.size + self.pad, device=images.device).abs()
+        place = last - (last - place).abs()  # torch's own reflect padding takes no uint8
+        return images.index_select(2, place).index_select(3, place)
 
     def decode(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """View numbers [B] → dy [B], dx [B] (int64, 0 … 2·pad), mirrored [B] (bool)."""
