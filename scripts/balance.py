@@ -10,14 +10,14 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Print a table before and a table after training."""
     with readable_errors():
-        from nst.run import show_balance
+        from nst.runs.run import show_balance
 
         show_balance(cfg)
 

@@ -6,7 +6,7 @@ python scripts/benchmark.py losses --json losses.json --markdown
 
 import argparse
 
-from nst.benchmark import curves, data, losses, step
+from benchmarks import curves, data, losses, step
 
 SUBJECTS = {"losses": losses, "data": data, "step": step, "curves": curves}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""

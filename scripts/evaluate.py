@@ -7,14 +7,14 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Print top-1, top-5 and cross-entropy."""
     with readable_errors():
-        from nst.run import evaluate_weights
+        from nst.runs.run import evaluate_weights
 
         evaluate_weights(cfg)
 

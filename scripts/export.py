@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")

@@ -3,7 +3,7 @@
 import sys
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 
 
 def main(words: list[str]) -> None:

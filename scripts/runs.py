@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 from nst.report.runs import all_runs, select
 
 USAGE = """List runs, finished or not, with their last and best accuracy.

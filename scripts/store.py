@@ -10,14 +10,14 @@ import hydra
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.cli import readable_errors
+from nst.errors import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Fill, or check."""
     with readable_errors():
-        from nst.run import store_knowledge
+        from nst.runs.run import store_knowledge
 
         cfg.knowledge.mode = "stored"
         store_knowledge(cfg)

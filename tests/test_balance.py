@@ -8,12 +8,12 @@ from tests.conftest import Compose
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from nst.balance import pulls
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Term
 from nst.losses import Plan, Shape, TransferLoss
-from nst.run import run, show_balance
+from nst.runs.run import run, show_balance
 from nst.taps import LOGITS
+from nst.training.gradients import pulls
 
 
 class Pulling(TransferLoss):

@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.conftest import Compose
 
 from nst import build
-from nst.cli import CONFIGS, explain
 from nst.config import ExportConfig
+from nst.errors import CONFIGS, explain
 
 MISTAKES = {
     # override: what the message must hold

@@ -1,4 +1,4 @@
-"""The distiller's loss is the weighted sum it says, with gradients for the student and its projections only."""
+"""The distiller's loss is the weighted sum it says, with gradients for the student and what its losses learn only."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Term
-from nst.knowledge import LiveTeacher, Normalization
 from nst.losses import AT, KD, NST, CrossEntropy, FitNet
 from nst.models import resnet8, resnet14, wrn16_2
 from nst.taps import LOGITS, feature_shapes
+from nst.teacher import LiveTeacher, Normalization
 
 IMAGE = (3, 16, 16)
 
@@ -53,12 +53,12 @@ def test_the_total_is_the_weighted_sum_of_terms_and_pairs() -> None:
     torch.testing.assert_close(distiller.total(values), total)
 
 
-def test_a_fitnet_projection_is_trained_with_the_student_and_the_teacher_is_not() -> None:
+def test_a_fitnet_regressor_is_trained_with_the_student_and_the_teacher_is_not() -> None:
     distiller, live = wired([Term("fitnet", FitNet(), 100, LAST)], "wrn16_2")
     b = batch()
     _, values = distiller(b.images, b.labels, live(b))
     distiller.total(values).backward()
-    (projection,) = distiller.projections.values()
+    projection = distiller.losses["fitnet:0"].regressor
     assert projection.weight.shape == (128, 64, 1, 1)
     assert projection.weight.grad is not None
     assert projection.weight.grad.abs().sum() > 0

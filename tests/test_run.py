@@ -11,12 +11,12 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.models import resnet8
-from nst.run import run
-from nst.teaching import teacher_run
-from nst.trainer.fit import Fit
-from nst.trainer.folder import run_folder
-from nst.trainer.loop import Trainer
-from nst.weights import save_weights
+from nst.models.weights import save_weights
+from nst.runs.folder import run_folder
+from nst.runs.run import run
+from nst.runs.teacher import teacher_run
+from nst.training.loop import Fit
+from nst.training.trainer import Trainer
 
 
 def events(folder: str, kind: str) -> list[dict[str, object]]:
@@ -94,7 +94,7 @@ def test_a_dry_run_prints_and_touches_nothing(
 ) -> None:
     assert run(compose("dry_run=true", "data=cifar10", "data.root=/nowhere", "loss=kd_fitnet_nst_poly")) == {}
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("resnet20", "gram", "64×8×8", "MiB", "projections"))
+    assert all(word in printed for word in ("resnet20", "gram", "64×8×8", "MiB", "losses"))
     assert not (tmp_path / "outputs").exists()
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from nst.config import OptimConfig
-from nst.trainer.schedule import learning_rate
+from nst.training.schedule import learning_rate
 
 
 def test_steps_at_fractions_of_the_run() -> None:

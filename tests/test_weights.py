@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from nst.weights import load_weights, read_weights, save_weights, write_whole
+from nst.files import write_whole
+from nst.models.weights import load_weights, read_weights, save_weights
 
 
 def net(classes: int = 3) -> nn.Module:

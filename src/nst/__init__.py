@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from nst.data.views import ViewScheme
     from nst.distiller import Distiller, Pair, Term
     from nst.export import load_student
-    from nst.knowledge import LiveTeacher, Normalization
     from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+    from nst.models.weights import load_weights, save_weights
     from nst.taps import Taps, feature_shapes
-    from nst.trainer.distributed import Ranks
-    from nst.trainer.evaluate import Metrics, evaluate
-    from nst.trainer.loop import Trainer
-    from nst.weights import load_weights, save_weights
+    from nst.teacher import LiveTeacher, Normalization
+    from nst.training.evaluate import Metrics, evaluate
+    from nst.training.ranks import Ranks
+    from nst.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -58,13 +58,13 @@ _HOMES = {
     "nst.data.views": ("ViewScheme",),
     "nst.distiller": ("Distiller", "Pair", "Term"),
     "nst.export": ("load_student",),
-    "nst.knowledge": ("LiveTeacher", "Normalization"),
+    "nst.teacher": ("LiveTeacher", "Normalization"),
     "nst.losses": ("AT", "KD", "NST", "CrossEntropy", "FitNet", "TransferLoss"),
     "nst.taps": ("Taps", "feature_shapes"),
-    "nst.trainer.distributed": ("Ranks",),
-    "nst.trainer.evaluate": ("Metrics", "evaluate"),
-    "nst.trainer.loop": ("Trainer",),
-    "nst.weights": ("load_weights", "save_weights"),
+    "nst.training.ranks": ("Ranks",),
+    "nst.training.evaluate": ("Metrics", "evaluate"),
+    "nst.training.trainer": ("Trainer",),
+    "nst.models.weights": ("load_weights", "save_weights"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

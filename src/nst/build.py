@@ -19,7 +19,7 @@ from nst.distiller import Distiller, Pair, Term
 from nst.layers import shown
 from nst.losses import Shape, TransferLoss
 from nst.taps import LOGITS, feature_shapes, resolve
-from nst.trainer.distributed import Ranks
+from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The student, its projections and the weighted terms of the loss: one module, one DDP wrapper."""
+"""The student and the weighted terms of the loss with what they learn: one module, one DDP wrapper."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Request:
-    """What a term asks of the teacher: `loss.summarize(feature at tap, student_shape)`, kept under `key`."""
+    """What a loss asks of the teacher: `loss.summarize(feature at tap, student_shape)`, kept under `key`."""
 
     key: str
     tap: str
     loss: TransferLoss
     student_shape: Shape
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One loss module of a term and the pairs of layers it sees: one pair, or all of the term's with `all_layers`."""
+
+    keys: tuple[str, ...]  # a pair's own name, "term:0", "term:1", …; of its request, and the first one of the module
+    pairs: tuple[Pair, ...]
+    weight: float
 
 
 class Distiller(nn.Module):
@@ -48,10 +58,10 @@ class Distiller(nn.Module):
         self,
         student: nn.Module,
         terms: Sequence[Term],
-        student_shapes: dict[str, Shape],
-        teacher_shapes: dict[str, Shape],
+        student_shapes: Mapping[str, Shape],
+        teacher_shapes: Mapping[str, Shape],
     ) -> None:
-        """Tap the student and make the projections.
+        """Tap the student and set the losses up.
 
         Args:
             student: maps images `[B, C, H, W]` to logits.
@@ -62,35 +72,80 @@ class Distiller(nn.Module):
         self.student = student
         self.terms = tuple(terms)
         self.taps = Taps(student, [p.student for t in terms for p in t.pairs])
-        self.projections = nn.ModuleDict()
+        self.losses = nn.ModuleDict()  # what is learned besides the student lives here
+        self.instances: dict[str, list[Instance]] = {}
         self.requests: list[Request] = []
+        self.gather: Callable[[Tensor], Tensor] | None = None  # the rows of all ranks, with gradient; None: one process
         for term in self.terms:
-            for i, pair in enumerate(term.pairs):
-                if term.loss.source != "teacher":
-                    continue
-                key, shape = f"{term.name}:{i}", student_shapes[pair.student]
-                if term.loss.projects:
-                    channels = teacher_shapes[pair.teacher][0]
-                    self.projections[key] = nn.Conv2d(shape[0], channels, 1)
-                    shape = (channels, *shape[1:])
-                self.requests.append(Request(key, pair.teacher, term.loss, shape))
+            self.instances[term.name] = [
+                self._set_up(loss, instance, student_shapes, teacher_shapes) for loss, instance in _instances(term)
+            ]
 
-    def forward(self, images: Tensor, labels: Tensor, summaries: Summaries) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch."""
+    def _set_up(
+        self,
+        loss: TransferLoss,
+        instance: Instance,
+        student_shapes: Mapping[str, Shape],
+        teacher_shapes: Mapping[str, Shape],
+    ) -> Instance:
+        self.losses[instance.keys[0]] = loss
+        own = [student_shapes[pair.student] for pair in instance.pairs]
+        if loss.source == "teacher":
+            teachers = [teacher_shapes[pair.teacher] for pair in instance.pairs]
+            loss.setup(*((own, teachers) if loss.all_layers else (own[0], teachers[0])))
+            for key, pair, shape in zip(instance.keys, instance.pairs, own, strict=True):
+                self.requests.append(Request(key, pair.teacher, loss, shape))
+        return instance
+
+    def forward(
+        self, images: Tensor, labels: Tensor, summaries: Summaries, context: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch.
+
+        Args:
+            context: what losses need besides labels and the teacher, by name; see `losses.base.Need`.
+        """
         logits = self.student(images)
         features = self.taps.read() | {LOGITS: logits}
+        context = {**(context or {}), "labels": labels}
         values: dict[str, Tensor] = {}
         for term in self.terms:
             value = torch.zeros((), device=images.device)
-            for i, pair in enumerate(term.pairs):
-                key, feature = f"{term.name}:{i}", features[pair.student]
-                if key in self.projections:
-                    feature = self.projections[key](feature)
-                summary = {"labels": labels} if term.loss.source == "labels" else summaries[key]
-                value = value + pair.weight * term.loss(feature, summary)
+            for instance in self.instances[term.name]:
+                value = value + instance.weight * self._value(instance, features, summaries, context)
             values[term.name] = value
         return logits, values
 
-    def total(self, values: dict[str, Tensor]) -> Tensor:
-        """The run's loss: the weighted sum of the terms."""
-        return torch.stack([term.weight * values[term.name] for term in self.terms]).sum()
+    def _value(
+        self,
+        instance: Instance,
+        features: Mapping[str, Tensor],
+        summaries: Summaries,
+        context: Mapping[str, Tensor],
+    ) -> Tensor:
+        loss = self.losses[instance.keys[0]]
+        assert isinstance(loss, TransferLoss)
+        labelled = loss.source == "labels"
+        extra = {name: context[name] for name in (("labels",) if labelled else loss.needs)}
+        found = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
+        own = [features[pair.student] for pair in instance.pairs]
+        if loss.relational and (gather := self.gather) is not None:
+            own = [gather(feature) for feature in own]
+            found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
+        return loss(own, found) if loss.all_layers else loss(own[0], found[0])
+
+    def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:
+        """The run's loss: the weighted sum of the terms; of those that relate images only, or of the others, if asked."""
+        terms = [term for term in self.terms if relational in (None, term.loss.relational)]
+        return torch.stack([term.weight * values[term.name] for term in terms]).sum()
+
+
+def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
+    """The loss modules of a term, the term's own first, with what each sees."""
+    keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
+    if term.loss.all_layers:
+        return [(term.loss, Instance(tuple(keys), term.pairs, 1.0))]
+    losses = [term.loss, *(copy.deepcopy(term.loss) for _ in keys[1:])]
+    return [
+        (loss, Instance((key,), (pair,), pair.weight)) for loss, key, pair in zip(losses, keys, term.pairs, strict=True)
+    ]

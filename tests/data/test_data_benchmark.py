@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nst.benchmark import data
+from benchmarks import data
 
 
 def test_the_benchmark_measures_both_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_a_store_may_hold_some_views(tree: Path) -> None:
     subset = data.train.view_subset(2)
     batches = [b for epoch in range(8) for b in data.split("train").loader(9, train=True, views=subset).epoch(epoch)]
     assert {view for batch in batches for view in batch.views.tolist()} == {0, 1}
-    swept = list(data.split("train").loader(9, train=True).sweep(subset[:, 1], first_step=1))
+    swept = list(data.split("train").loader(9, train=True).sequential(subset[:, 1], first_step=1))
     assert torch.equal(swept[0].images, data.train.render(torch.arange(9, 18), torch.ones(9, dtype=torch.int64)))
 
 

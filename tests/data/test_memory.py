@@ -97,11 +97,11 @@ def test_a_restart_inside_an_epoch_gives_the_same_batches() -> None:
 def test_a_sweep_shows_every_image_in_the_view_asked_for() -> None:
     split = make_split(11)
     views = split.view_subset(3)[:, 1]
-    parts = [list(split.loader(4, train=True, rank=rank, world=2).sweep(views)) for rank in range(2)]
+    parts = [list(split.loader(4, train=True, rank=rank, world=2).sequential(views)) for rank in range(2)]
     batches = [batch for step in zip(*parts, strict=True) for batch in step]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
     assert torch.cat([batch.views for batch in batches]).tolist() == views.tolist()
-    assert len(list(split.loader(4, train=True).sweep(views, first_step=2))) == 1
+    assert len(list(split.loader(4, train=True).sequential(views, first_step=2))) == 1
 
 
 def test_the_data_path_leaves_the_global_generators_alone() -> None:

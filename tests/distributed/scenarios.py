@@ -14,12 +14,12 @@ from nst.config import OptimConfig, TrainerConfig
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
-from nst.knowledge import LiveTeacher
 from nst.losses import AT, KD, NST, CrossEntropy, FitNet
 from nst.taps import LOGITS, feature_shapes
-from nst.trainer.distributed import Ranks, ranks
-from nst.trainer.evaluate import evaluate
-from nst.trainer.loop import Trainer
+from nst.teacher import LiveTeacher
+from nst.training.evaluate import evaluate
+from nst.training.ranks import Ranks, ranks
+from nst.training.trainer import Trainer
 
 IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: parts of 1 and 2
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, Compose
 from tests.distributed.conftest import output, torchrun
 
-from nst.run import run
+from nst.runs.run import run
 
 
 def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose, tiny: list[str]) -> None:

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.distributed import scenarios
 from tests.distributed.conftest import output, torchrun
 
-from nst.trainer.distributed import Ranks
+from nst.training.ranks import Ranks
 
 SCENARIOS = str(ROOT / "tests/distributed/scenarios.py")
 ONE = Ranks(0, 1, torch.device("cpu"))

@@ -16,10 +16,10 @@ from tests.data.samples import encode, noise, write_shard
 
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
-from nst.cli import CONFIGS
-from nst.knowledge import LiveTeacher
-from nst.trainer.distributed import Ranks
-from nst.trainer.loop import Trainer
+from nst.errors import CONFIGS
+from nst.teacher import LiveTeacher
+from nst.training.ranks import Ranks
+from nst.training.trainer import Trainer
 
 FOLDER = CONFIGS / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))

@@ -7,7 +7,7 @@ import pytest
 from shrunken import TINY, composed
 
 from nst.export import export
-from nst.run import run
+from nst.runs.run import run
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nst.runs import folder, trackers
+from nst.runs import teacher as runs_teacher
+from nst.training import compiled, loop, trainer
 
-from nst import teaching
+from nst.runs import teacher as teaching
 from nst.data import memory
 from nst.data.memory import MemoryLoader
-from nst.knowledge import filling
-from nst.trainer import compiled, fit, folder, loop, tracking
-from nst.trainer.checkpoint import Checkpoints
+from nst.runs.checkpoint import Checkpoints
+from nst.teacher import write as filling
 
 
 def me(rank: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from scripts.outcome import differing, outcome
 from tests.faults.conftest import Place, Server
 
-from nst.trainer.checkpoint import Checkpoints
+from nst.runs.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")

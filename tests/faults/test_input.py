@@ -41,7 +41,7 @@ def test_malicious_checkpoint(place: Place, tmp_path: Path) -> None:
     import hashlib
     import io
 
-    from nst.trainer.checkpoint import MAGIC
+    from nst.runs.checkpoint import MAGIC
 
     assert place.run("die_after_step", 3) == -9
     buffer = io.BytesIO()

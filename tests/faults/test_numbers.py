@@ -6,7 +6,7 @@ from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
 
 from nst.report.runs import diverged
-from nst.trainer.checkpoint import Checkpoints
+from nst.runs.checkpoint import Checkpoints
 
 
 def test_stops_with_step_term_and_checkpoint(place: Place) -> None:

@@ -11,7 +11,7 @@ import pytest
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
 
-from nst.knowledge import filling
+from nst.teacher import write as filling
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 

@@ -16,11 +16,11 @@ from tests.data.samples import encode, noise
 from nst import build
 from nst.data.batch import Batch
 from nst.distiller import Distiller
-from nst.knowledge import LiveTeacher
-from nst.run import run
-from nst.trainer.distributed import Ranks
-from nst.trainer.loop import Trainer
-from nst.trainer.signals import Interrupted
+from nst.runs.run import run
+from nst.teacher import LiveTeacher
+from nst.training.ranks import Ranks
+from nst.training.signals import Interrupted
+from nst.training.trainer import Trainer
 
 CLASSES, TRAIN, TEST = 4, 2000, 200  # images
 

@@ -35,15 +35,24 @@ def test_zero_at_equality_half_precision_and_autocast():
 
 def test_sizes_plan_and_errors():
     loss, teacher = FitNet(), torch.randn(2, 5, 8, 8)
-    assert loss.projects
     assert loss.plan((5, 4, 4), (5, 8, 8)).summary == {"feature": (5, 4, 4)}
     summary = loss.summarize(teacher, (5, 4, 4))
     assert summary["feature"].shape == (2, 5, 4, 4)
-    with pytest.raises(ValueError, match="projected"):
-        loss.plan((3, 4, 4), (5, 8, 8))
-    with pytest.raises(ValueError, match="1×1 convolution"):
+    with pytest.raises(ValueError, match="call setup"):
         loss(torch.randn(2, 3, 4, 4), summary)
     with pytest.raises(ValueError, match="student_shape"):
         loss(torch.randn(2, 5, 8, 8), summary)
     crd = FitNet("crd")
     assert crd(torch.randn(2, 5, 8, 8), crd.summarize(torch.randn(2, 5, 4, 4), (5, 8, 8))).isfinite()
+
+
+def test_setup_makes_the_regressor():
+    loss = FitNet()
+    loss.setup((3, 4, 4), (5, 8, 8))
+    student, summary = torch.randn(2, 3, 4, 4), loss.summarize(torch.randn(2, 5, 8, 8), (3, 4, 4))
+    value = loss(student, summary)
+    mapped = torch.einsum("oc,bchw->bohw", loss.regressor.weight[:, :, 0, 0], student)
+    mapped = mapped + loss.regressor.bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(value, 0.5 * (mapped - summary["feature"]).square().mean())
+    value.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())

@@ -24,7 +24,7 @@ LOSSES: list[TransferLoss] = [
 
 def inputs(loss: TransferLoss) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of sizes that fill some blocks and not others; logits for KD."""
-    channels = 96 if loss.projects else 160
+    channels = 96 if isinstance(loss, FitNet) else 160
     student, teacher = feature(0, (9, channels, 7, 7), "relu"), feature(1, (9, 96, 7, 7), "signed")
     return (student[:, :40, 0, 0], teacher[:, :40, 0, 0]) if loss.on_logits else (student, teacher)
 

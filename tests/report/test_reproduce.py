@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nst.cli import CONFIGS
 from nst.config import RunConfig
+from nst.errors import CONFIGS
 from nst.reproduce import execute
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
-from nst.trainer.distributed import Ranks
-from nst.trainer.folder import HeldError, RunFolder, run_folder
+from nst.runs.folder import RunFolder, RunLockedError, run_folder
+from nst.training.ranks import Ranks
 
 TINY = (
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
@@ -198,7 +198,7 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
         folder.mkdir(parents=True)
         (folder / "summary.json").touch()
         if run is taken:
-            raise HeldError
+            raise RunLockedError
 
     monkeypatch.setattr(execute, "attempt", partial(execute.attempt, do=distil))
     monkeypatch.setattr(execute, "dataset", lambda run, sets: None)

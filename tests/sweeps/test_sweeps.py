@@ -15,18 +15,18 @@ import pytest
 import train
 from tests.conftest import ROOT, Compose
 
-import nst.trainer.folder
-from nst.run import run
-from nst.sweep import read_sweep
-from nst.trainer.folder import RunFolder
-from nst.trainer.loop import Trainer
-from nst.trainer.prune import LEAST, median_of_others
+import nst.runs.folder
+from nst.commands.sweep import read_sweep
+from nst.runs.folder import RunFolder
+from nst.runs.prune import LEAST, median_of_others
+from nst.runs.run import run
+from nst.training.trainer import Trainer
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
+def sequential(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """`sweep("seed=0,1", …)`: `python train.py -m …` in this process: its exit status and the jobs of its last sweep."""
 
     def start(*overrides: str) -> tuple[int, list[dict[str, Any]]]:
@@ -113,7 +113,7 @@ def test_a_run_waits_for_the_teacher_that_another_trains(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so, and takes the other's result."""
-    monkeypatch.setattr(nst.trainer.folder, "PATIENCE", 0.05)
+    monkeypatch.setattr(nst.runs.folder, "PATIENCE", 0.05)
     teacher = Path(run(compose(*tiny, "loss=kd"))["teacher"]["weights"]).parent
     summary, metrics = teacher / "summary.json", (teacher / "metrics.jsonl").stat()
     content = summary.read_bytes()

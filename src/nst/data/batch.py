@@ -30,7 +30,7 @@ class Loader(Protocol):
         """The batches of one epoch from `first_step` on. Steps skipped cost nothing."""
         ...
 
-    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
         """Every image once, in order, each in the view given for it (`views`: [num_images] int64)."""
         ...
 

@@ -89,7 +89,7 @@ class ScheduledLoader(ABC):
         """This rank's part of each global batch of the epoch, from `first_step` on."""
         return self._batches(*self.schedule.plan(epoch), first_step)
 
-    def sweep(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
         """Every image once, in order, image i in view `views[i]`."""
         return self._batches(torch.arange(self.num_images), views.long(), first_step)
 

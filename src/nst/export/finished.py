@@ -12,8 +12,8 @@ from torch import nn
 
 from nst import build
 from nst.config import RunConfig
-from nst.trainer.folder import STUDENT
-from nst.weights import load_weights
+from nst.models.weights import load_weights
+from nst.runs.folder import STUDENT
 
 REBUILD = "model.json"
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nst.export.finished import REBUILD, FinishedRun, load_student, without_download
-from nst.trainer.folder import STUDENT
-from nst.weights import save_weights, sha256_of, write_whole
+from nst.files import sha256_of, write_whole
+from nst.models.weights import save_weights
+from nst.runs.folder import STUDENT
 
 FORMATS = ("safetensors", "torch", "onnx")
 FILES = {"safetensors": STUDENT, "torch": "student.pt2", "onnx": "student.onnx"}

@@ -27,8 +27,9 @@ from nst.export.formats import (
 )
 from nst.export.measure import compare, cost, latencies, logits_of, sample_images
 from nst.export.table import print_table
-from nst.trainer.provenance import provenance
-from nst.weights import read_weights, sha256_of, write_whole
+from nst.files import sha256_of, write_whole
+from nst.models.weights import read_weights
+from nst.runs.provenance import provenance
 
 BATCHES = (1, 32)  # sizes that are timed
 TOLERANCE = 1e-3  # of the largest logit: more than rounding

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from torch.nn import functional as F
 
 Convention = Literal["paper", "official", "crd"]
 Shape = tuple[int, ...]
+
+Need = Literal["labels", "index", "epoch", "progress", "seed"]
+"""What a loss may need besides the teacher's summary: the images' labels `[B]` int64 and their positions in the training set `[B]`
+int64; the epochs done so far and the fraction of the run done so far (float32 scalars, equal for all images of a step); a
+number for random draws, another one each step and the same on every rank (int64 scalar on the CPU)."""
 
 
 @dataclass(frozen=True)
@@ -35,33 +40,52 @@ class TransferLoss(nn.Module, ABC):
     Features are `[B, C, H, W]`, logits `[B, classes]`. A summary is a dictionary of tensors whose first dimension is
     the batch; it may be stored in half precision and read back. Values are means over the batch, computed in float32
     (float64 for float64 features) whatever the autocast state, and carry no weight λ.
+
+    A loss says by its class attributes what it is, and a run treats it accordingly. Parameters and buffers, made in
+    `__init__`, `setup` or `allocate`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
+    exported student. Each pair of layers has an instance of its own.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
     """Where the summary comes from."""
     on_logits: ClassVar[bool] = False
     """The feature is the logits, not a tapped layer."""
-    projects: ClassVar[bool] = False
-    """The student's feature first goes through a 1×1 convolution to the teacher's channels."""
-
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What `forward` finds in the summary besides what `summarize` put there; see `Need`."""
+    relational: ClassVar[bool] = False
+    """Relates the images of a batch, or remembers something of them in a buffer: `forward` gets the global batch, the same on
+    every rank, and gradient accumulation is refused."""
+    all_layers: ClassVar[bool] = False
+    """Looks at several pairs of layers at once: `setup` and `forward` get lists, in the order of the taps, and there is one
+    instance for all pairs. `summarize` and `plan` are still of one layer."""
     normalises_maps: ClassVar[bool] = False
     """It compares maps scaled to unit length over the positions, so a map of 1×1 says nothing."""
 
     @property
     def summary_key(self) -> str | None:
-        """All that the summary depends on besides shapes and form: where it is equal, stored summaries are shared.
+        """All that the summary depends on besides shapes and form: where it is equal, cached summaries are shared.
 
-        None: unknown, so that the summary is never stored.
+        None: unknown, so that the summary is never cached.
         """
         return None
+
+    def setup(self, student_shape: Any, teacher_shape: Any) -> None:  # noqa: B027  (most losses have nothing to do)
+        """Make what depends on the shapes, such as parameters; called once, under the run's seed, before training.
+
+        Args:
+            student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits; with `all_layers` lists of them.
+        """
+
+    def allocate(self, num_images: int) -> None:  # noqa: B027
+        """Make buffers with a row for each training image; called once, under the run's seed, when the data is known."""
 
     @abstractmethod
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
 
     @abstractmethod
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
-        """Student side: a scalar, the mean over the batch."""
+    def forward(self, student_feature: Any, summary: Any) -> Tensor:
+        """Student side: a scalar, the mean over the batch. Of one feature and its summary; with `all_layers` lists of them."""
 
     @abstractmethod
     def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nst.files import write_whole
 from nst.report.page import page
 from nst.report.text import as_csv, as_markdown, cells, columns, label, notes, teacher_text, title
-from nst.weights import write_whole
 
 Record = dict[str, Any]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from nst.cli import CONFIGS
 from nst.data.lock import one_process_at_a_time
+from nst.errors import CONFIGS
 from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
@@ -14,7 +14,7 @@ from nst.reproduce.evidence import gather
 from nst.reproduce.execute import Outcome, execute
 from nst.reproduce.plan import Plan, make_plan, write_plan
 from nst.reproduce.request import Request
-from nst.trainer.distributed import ranks
+from nst.training.ranks import ranks
 
 
 def reproduce(request: Request) -> None:

@@ -16,10 +16,10 @@ from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Summaries
-from nst.knowledge import LiveTeacher, NoKnowledge
 from nst.reproduce.plan import Plan, finished, store_key
-from nst.trainer.distributed import Ranks
-from nst.trainer.loop import Trainer
+from nst.teacher import LiveTeacher, NoTeacher
+from nst.training.ranks import Ranks
+from nst.training.trainer import Trainer
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
 
@@ -99,7 +99,7 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
     loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
     images = next(iter(loader.epoch(0)))
-    knowledge, teacher = NoKnowledge(), 0.0
+    knowledge, teacher = NoTeacher(), 0.0
     if networks.teacher is not None:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
         knowledge, teacher = live, _seconds(lambda: live(images), device)

@@ -21,16 +21,17 @@ from torch.nn import functional as F
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
-from nst.knowledge import Normalization
+from nst.files import sha256_of, write_whole
 from nst.losses import NST
+from nst.models.weights import load_weights
 from nst.reproduce.execute import dataset
 from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
+from nst.runs.folder import STUDENT, run_folder
+from nst.runs.heatmaps import heatmaps
+from nst.runs.teacher import expected_normalization
 from nst.taps import Taps
-from nst.teaching import expected_normalization
-from nst.trainer.folder import STUDENT, run_folder
-from nst.trainer.heatmaps import heatmaps
-from nst.weights import load_weights, sha256_of, write_whole
+from nst.teacher import Normalization
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps

@@ -15,10 +15,10 @@ from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
-from nst.run import distil
-from nst.teaching import teaching
-from nst.trainer.distributed import Ranks
-from nst.trainer.folder import PATIENCE, STUDENT, HeldError, RunFolder, run_folder
+from nst.runs.folder import PATIENCE, STUDENT, RunFolder, RunLockedError, run_folder
+from nst.runs.run import distil
+from nst.runs.teacher import teaching
+from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def attempt(
     """Do a run, unless another process was quicker; say it where it diverges."""
     try:
         do(named.run, here, dataset(named.run, sets), **how)
-    except HeldError:
+    except RunLockedError:
         return
     except FloatingPointError as error:
         outcome.failed[named.folder] = f"{named.name}: {error}"

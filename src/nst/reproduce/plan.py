@@ -10,12 +10,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
-from nst.knowledge import kept_live
+from nst.files import write_whole
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
-from nst.teaching import teacher_run
-from nst.trainer.folder import run_folder
-from nst.weights import write_whole
+from nst.runs.folder import run_folder
+from nst.runs.teacher import teacher_run
+from nst.teacher import kept_live
 
 # Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
 HOW = (

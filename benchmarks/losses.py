@@ -1,0 +1,206 @@
+"""`scripts/benchmark.py losses`: every loss and form beside the broadcast form, time and memory, forward + backward."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from benchmarks.loss_cases import METHODS, SETTINGS, Method, Setting, broadcast_bytes
+from benchmarks.machine import describe, gpu_ceilings
+from rich.console import Console
+from rich.table import Table
+
+ALLOCATORS = {
+    "default": {},
+    # glibc keeps large blocks instead of returning each to the system: no page is touched anew on every call
+    "lifted": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"},
+}
+HELP = "the losses, each form beside the broadcast one"
+Row = dict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `losses`."""
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=list(ALLOCATORS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="also measure our losses under torch.compile")
+    parser.add_argument("--memory-gb", type=float, default=8.0, help="the broadcast form's batch is cut to fit this")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each case")
+    parser.add_argument("--repeats", type=int, default=3, help="least number of timed runs of each case")
+    parser.add_argument("--json", type=Path, help="write everything measured here")
+    parser.add_argument("--markdown", action="store_true", help="print the short table of the README instead")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print the tables, write the JSON."""
+    allocators = arguments.allocators if arguments.device == "cpu" else ["default"]
+    rows: list[Row] = []
+    console = Console(stderr=True)
+    for allocator in allocators:
+        for setting in arguments.settings:
+            for method in arguments.methods:
+                for compiled in (False, True) if arguments.compile and METHODS[method].make else (False,):
+                    console.print(f"{setting} · {method}{' · compiled' * compiled} · {allocator}", style="dim")
+                    rows.append(measure_case(arguments, allocator, setting, method, compiled))
+    add_ratios(rows)
+    report = {"machine": describe(arguments.device), "rows": rows}
+    if arguments.device == "cuda":
+        report["ceilings"] = add_rooflines(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+    if arguments.markdown:
+        print(markdown(report))
+    else:
+        print_tables(report)
+
+
+def measure_case(arguments: argparse.Namespace, allocator: str, name: str, method: str, compiled: bool) -> Row:
+    """One case in a process of its own; a case that fails (out of memory) says so in its row."""
+    setting, kind = SETTINGS[name], METHODS[method]
+    batch = setting.batch
+    if kind.broadcasts:
+        batch = max(1, min(batch, int(arguments.memory_gb * 1e9 / broadcast_bytes(kind.loss, setting))))
+    case = {
+        "setting": name,
+        "method": method,
+        "batch": batch,
+        "device": arguments.device,
+        "compiled": compiled,
+        "seconds": arguments.seconds,
+        "repeats": arguments.repeats,
+    }
+    command = [sys.executable, "-m", "benchmarks.loss_cases", json.dumps(case)]
+    environment = {**os.environ, **ALLOCATORS[allocator], "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    row: Row = {**case, "allocator": allocator, "loss": kind.loss, "ours": kind.make is not None}
+    if done.returncode:
+        return {**row, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return {**row, **summarise(json.loads(done.stdout.splitlines()[-1]), batch)}
+
+
+def summarise(found: dict, batch: int) -> Row:
+    """Median, quartiles, extremes and n of the times, and what one image takes."""
+    times = found["milliseconds"]
+    quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
+    return {
+        "n": len(times),
+        "median_ms": statistics.median(times),
+        "quartiles_ms": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "range_ms": [min(times), max(times)],
+        "ms_per_image": statistics.median(times) / batch,
+        "extra_mb": found["extra_bytes"] / 1e6,
+        "mb_per_image": found["extra_bytes"] / 1e6 / batch,
+        "value": found["value"],
+    }
+
+
+def add_ratios(rows: list[Row]) -> None:
+    """How many times faster and leaner than the broadcast form of the same loss, image for image."""
+    broadcast = {
+        (row["allocator"], row["setting"], row["loss"]): row
+        for row in rows
+        if METHODS[row["method"]].broadcasts and "error" not in row
+    }
+    for row in rows:
+        loss = "gaussian" if row["loss"] == "taylor" else row["loss"]
+        base = broadcast.get((row["allocator"], row["setting"], loss))
+        if base is not None and "error" not in row:
+            row["times_faster"] = base["ms_per_image"] / row["ms_per_image"]
+            if row["mb_per_image"] > 0:
+                row["times_leaner"] = base["mb_per_image"] / row["mb_per_image"]
+
+
+def work(method: Method, setting: Setting) -> tuple[float, float]:
+    """Bytes that must move and float32 operations of one image: S is read twice, T once, the gradient written."""
+    n, c_s, c_t = setting.side**2, setting.student, setting.teacher
+    moved = 4.0 * n * (3 * (c_t if method.loss == "fitnet" else c_s) + c_t)
+    if method.loss in ("poly", "taylor"):
+        return moved, 2.0 * n * min(n * (2 * c_s + c_t), 3 * c_s**2 + c_t**2 + 2 * c_s * c_t)
+    if method.loss == "gaussian":
+        return moved, 2.0 * n * (2 * c_s**2 + c_t**2 + 2 * c_s * c_t)
+    return moved, 2.0 * n * (3 * c_s + c_t)
+
+
+def add_rooflines(rows: list[Row]) -> dict[str, float]:
+    """Puts on each of our rows the share of the device's measured ceilings; returns the ceilings."""
+    ceilings = gpu_ceilings()
+    for row in rows:
+        if row["ours"] and "error" not in row:
+            moved, operations = work(METHODS[row["method"]], SETTINGS[row["setting"]])
+            seconds = row["ms_per_image"] / 1e3
+            row["share_of_bandwidth"] = moved / seconds / ceilings["bytes_per_second"]
+            row["share_of_flops"] = operations / seconds / ceilings["flops_per_second"]
+    return ceilings
+
+
+def print_tables(report: dict) -> None:
+    """One table for each allocator and setting."""
+    console = Console()
+    console.print(" · ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    for key in dict.fromkeys((row["allocator"], row["setting"]) for row in report["rows"]):
+        allocator, setting = key[0], SETTINGS[key[1]]
+        table = Table(title=f"{shape_of(setting)} · {allocator} allocator")
+        table.add_column("method", no_wrap=True, min_width=max(len(cells(row)[0]) for row in report["rows"]))
+        for column in ("B", "ms (quartiles)", "n", "MB", "faster", "leaner"):
+            table.add_column(column, justify="right", no_wrap=True)
+        if "ceilings" in report:
+            table.add_column("roofline", justify="right")
+        for row in report["rows"]:
+            if (row["allocator"], row["setting"]) == key:
+                table.add_row(*cells(row))
+        console.print(table)
+
+
+def shape_of(setting: Setting) -> str:
+    """E.g. "paper, CIFAR: B 128, 336/256 channels, 8×8"."""
+    side = f"{setting.side}×{setting.side}"
+    return f"{setting.title}: B {setting.batch}, {setting.student}/{setting.teacher} channels, {side}"
+
+
+def cells(row: Row) -> list[str]:
+    """One row of the terminal's table."""
+    name = row["method"] + (" · compiled" if row["compiled"] else "")
+    if "error" in row:
+        return [name, str(row["batch"]), row["error"][:40]]
+    low, high = row["quartiles_ms"]
+    ratios = [f"{row[key]:.1f}×" if key in row else "" for key in ("times_faster", "times_leaner")]
+    roofline = [f"{max(row['share_of_bandwidth'], row['share_of_flops']):.0%}"] if "share_of_flops" in row else []
+    times = [f"{row['median_ms']:.1f} ({low:.1f}–{high:.1f})", str(row["n"])]
+    return [name, str(row["batch"]), *times, f"{row['extra_mb']:.0f}", *ratios, *roofline]
+
+
+def markdown(report: dict) -> str:
+    """The short table: for each setting the broadcast form, the pairwise product and ours, default allocator."""
+    machine = report["machine"]
+    lines = [
+        "| setting | loss | broadcast form | pairwise product | this project | faster | leaner |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    found = {(r["setting"], r["method"], r["compiled"]): r for r in reversed(report["rows"]) if "error" not in r}
+    for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
+        for loss in ("linear", "poly", "gaussian"):
+            ours = found.get((setting, loss, False))
+            if ours is None:
+                continue
+            others = [found.get((setting, f"{loss}-{form}", False)) for form in ("broadcast", "pairwise")]
+            ratios = [f"{ours[key]:,.0f}×" if key in ours else "" for key in ("times_faster", "times_leaner")]
+            texts = [short(row, SETTINGS[setting].batch) for row in (*others, ours)]
+            lines.append(f"| {' | '.join([shape_of(SETTINGS[setting]), loss, *texts, *ratios])} |")
+    count = min((row["n"] for row in found.values()), default=0)
+    where = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
+    return "\n".join([*lines, "", f"Forward + backward, median of at least {count} runs; {where}, {machine['date']}."])
+
+
+def short(row: Row | None, batch: int) -> str:
+    """Time and memory in a few words, with the batch where it had to be smaller."""
+    if row is None:
+        return ""
+    smaller = f" (B {row['batch']})" if row["batch"] != batch else ""
+    digits = 0 if row["median_ms"] >= 100 else 1
+    return f"{row['median_ms']:,.{digits}f} ms, +{row['extra_mb']:,.0f} MB{smaller}"

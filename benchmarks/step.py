@@ -1,0 +1,266 @@
+"""`scripts/benchmark.py step`: a training step of the plain student, with a live teacher, and from stored knowledge."""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+from benchmarks.loss_cases import forget_peak, resident
+from benchmarks.machine import describe
+from rich.console import Console
+from rich.table import Table
+
+from nst import models
+from nst.config import OptimConfig, TrainerConfig
+from nst.data.batch import Batch
+from nst.data.memory import MemorySplit
+from nst.data.views import ViewScheme
+from nst.distiller import Distiller, Pair, Request, Term
+from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+from nst.taps import LOGITS, feature_shapes, resolve
+from nst.teacher import (
+    CachedTeacher,
+    LiveTeacher,
+    NoTeacher,
+    SummarySource,
+    TeacherCache,
+    arrays,
+    fill,
+    fold_batch_norm,
+    kept_live,
+)
+from nst.training.ranks import Ranks
+from nst.training.trainer import Trainer
+
+HELP = "a training step: plain, with a live teacher, from stored knowledge"
+LOSSES: dict[str, tuple[float, TransferLoss]] = {
+    "kd": (16, KD()),
+    "at": (1000, AT()),
+    "nst_linear": (50, NST("linear")),
+    "nst_poly": (50, NST("polynomial")),
+    "nst_gaussian": (100, NST("gaussian")),
+    "fitnet": (100, FitNet()),
+}
+IMAGE = (3, 32, 32)
+TAPS = ["last", LOGITS]
+FILLINGS = 3  # of the store, and as many runs of the bare teacher
+Row = dict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `step`."""
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
+    parser.add_argument("--student", default="resnet20", help="a function of nst.models")
+    parser.add_argument("--teacher", default="resnet56", help="a function of nst.models")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case, in turns")
+    parser.add_argument("--views", type=int, default=2, help="views of each image in the store")
+    parser.add_argument("--compile", action="store_true", help="compile the steps: minutes on a small machine")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--json", type=Path, help="write everything measured here")
+
+
+@dataclass
+class Case:
+    """One way to train, ready for its next step."""
+
+    loss: str
+    knowledge: str  # plain | live | stored
+    trainer: Trainer
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
+    peak: int = 0  # bytes that a step adds
+
+    def batches(self) -> Iterator[Batch]:
+        """Endless."""
+        while True:
+            yield from self.trainer.loader.epoch(0)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print the tables, write the JSON."""
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    split = noise(4 * arguments.batch_size)
+    teacher = getattr(models, arguments.teacher)().to(device).to(memory_format=torch.channels_last)
+    shapes = feature_shapes(teacher, TAPS, IMAGE)
+    fold_batch_norm(teacher.eval(), split.render(torch.arange(8), torch.zeros(8, dtype=torch.long)).to(device))
+    with tempfile.TemporaryDirectory() as folder:
+        students = {name: distiller(arguments, [name], shapes) for name in arguments.losses}
+        requests = [r for d in students.values() for r in d.requests]
+        reasons = kept_live(requests, shapes, allow_large=False)
+        asked = [r for r in requests if r.key not in reasons]
+        live = LiveTeacher(copy.deepcopy(teacher), ())
+        store, wanted, filling = filled(arguments, Path(folder), split, live, asked, shapes)
+        subset = split.view_subset(arguments.views)
+        cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
+        for name, student in students.items():
+            own = LiveTeacher(copy.deepcopy(teacher), student.requests)  # with no hooks but its own
+            cases.append(case(arguments, split, name, "live", student, own))
+            arrays_of = [a for a in wanted if a.request in {r.key for r in student.requests}]
+            if arrays_of:
+                knowledge = CachedTeacher(store, arrays_of, subset, device)
+                cases.append(case(arguments, split, name, "stored", distiller(arguments, [name], shapes), knowledge))
+        rows = measure(arguments, cases)
+    report = {"machine": describe(arguments.device), "filling": filling, "rows": rows}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+    print_tables(arguments, report)
+
+
+def noise(images: int) -> MemorySplit:
+    """CIFAR-shaped images."""
+    pixels = torch.randint(0, 256, (images, *IMAGE), dtype=torch.uint8)
+    return MemorySplit(pixels, torch.arange(images) % 10, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
+
+
+def distiller(arguments: argparse.Namespace, names: list[str], shapes: dict[str, tuple[int, ...]]) -> Distiller:
+    """A student with cross-entropy and the losses of these names."""
+    student = getattr(models, arguments.student)()
+    terms = [Term("ce", CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),))]
+    for name in names:
+        weight, loss = LOSSES[name]
+        tap = LOGITS if loss.on_logits else "last"
+        terms.append(Term(name, loss, weight, (Pair(tap, tap),)))
+    return Distiller(student, terms, feature_shapes(student, TAPS, IMAGE), shapes)
+
+
+def case(
+    arguments: argparse.Namespace, split: MemorySplit, loss: str, kind: str, student: Distiller, knowledge: SummarySource
+) -> Case:
+    """One trainer; a learning rate of 0 keeps the noise from doing harm."""
+    subset = split.view_subset(arguments.views) if kind == "stored" else None
+    loader = split.loader(
+        arguments.batch_size, train=True, device=arguments.device, channels_last=True, views=subset
+    )  # fmt: skip
+    settings = TrainerConfig(epochs=1_000_000, batch_size=arguments.batch_size, compile=arguments.compile)
+    trainer = Trainer(
+        student, knowledge, loader, optim=OptimConfig(lr=0.0), settings=settings,
+        ranks=Ranks(0, 1, torch.device(arguments.device)), seed=0, compile_knowledge=knowledge.compile,
+    )  # fmt: skip
+    trainer.distiller.train()
+    return Case(loss, kind, trainer)
+
+
+def filled(
+    arguments: argparse.Namespace,
+    folder: Path,
+    split: MemorySplit,
+    live: LiveTeacher,
+    requests: list[Request],
+    shapes: dict[str, tuple[int, ...]],
+) -> tuple[TeacherCache, list, Row]:
+    """A store of all that can be stored, and how fast it was filled beside the bare teacher, in turns."""
+    wanted = [a for r in requests for a in arrays(r, resolve(live.model, r.tap), shapes[r.tap])]
+    loader = split.loader(arguments.batch_size, train=True, device=arguments.device, channels_last=True)
+    subset = split.view_subset(arguments.views)
+    images = next(iter(loader.epoch(0))).images
+    rates: list[tuple[float, float, float, float]] = []
+    stores = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
+    for store in stores:
+        live.ask([])
+        forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
+        live.ask(requests)
+        filling, fill_processor = timed(lambda store=store: fill(store, live, loader, subset, wanted), arguments.device)
+        rates.append((store.rows / forward, store.rows / filling, forward / filling, bare_processor / fill_processor))
+    teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
+    return (
+        stores[0],
+        wanted,
+        {
+            "teacher_images_per_second": teacher,
+            "images_per_second": fills,
+            "ratio": ratio,
+            "by_processor_time": by_processor,
+        },
+    )
+
+
+@torch.no_grad()
+def bare(live: LiveTeacher, images: torch.Tensor, times: int) -> None:
+    """The teacher's own forward pass."""
+    for _ in range(times):
+        live.logits(images)
+
+
+def timed(work: Callable[[], None], device: str) -> tuple[float, float]:
+    """Seconds that `work` takes, the device's part included, and the processor time of this process in them."""
+    begin, used = time.perf_counter(), time.process_time()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, time.process_time() - used
+
+
+def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
+    """Steps of all cases in turns; ratios are medians over the turns, so that a busy machine harms all alike.
+
+    On a busy machine the ratio of processor times is still right, with one thread (OMP_NUM_THREADS=1) and on a CPU.
+    """
+    device = arguments.device
+    streams = [case.batches() for case in cases]
+    for turn in range(arguments.repeats + 2):  # the first one warms up, the second one is for the memory
+        for one, stream in zip(cases, streams, strict=True):
+            base = forget_peak(device) if turn == 1 else 0
+            seconds, processor = timed(lambda one=one, stream=stream: one.trainer.step(next(stream)), device)
+            if turn == 1:
+                peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+                one.peak = peak - base
+            elif turn > 1:
+                one.seconds.append(seconds)
+                one.processor.append(processor)
+    plain = cases[0]
+    rows = []
+    for one in cases:
+        stored = next((c for c in cases if (c.loss, c.knowledge) == (one.loss, "stored")), None)
+        row: Row = {
+            "loss": one.loss,
+            "knowledge": one.knowledge,
+            "compiled": one.trainer.maybe_compiled.chosen,
+            "images_per_second": arguments.batch_size / median(one.seconds),
+            "ratio_to_plain": median(a / b for a, b in zip(one.seconds, plain.seconds, strict=True)),
+            "ratio_by_processor_time": median(a / b for a, b in zip(one.processor, plain.processor, strict=True)),
+            "peak_bytes": one.peak,
+            "seconds": one.seconds,
+        }
+        if one.knowledge == "live" and stored is not None:
+            row["teacher_share"] = median(1 - b / a for a, b in zip(one.seconds, stored.seconds, strict=True))
+        rows.append(row)
+    return rows
+
+
+def print_tables(arguments: argparse.Namespace, report: Row) -> None:
+    """One line a case, and the filling."""
+    title = f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}, {report['machine']['device']}"
+    table = Table(title=title)
+    for column in (
+        "loss",
+        "knowledge",
+        "compiled",
+        "images/s",
+        "× plain",
+        "× CPU time",
+        "teacher",
+        "memory",
+    ):
+        table.add_column(column, justify="left" if column in ("loss", "knowledge") else "right")
+    for row in report["rows"]:
+        share = f"{100 * row['teacher_share']:.0f} %" if "teacher_share" in row else ""
+        table.add_row(
+            row["loss"], row["knowledge"], "yes" if row["compiled"] else "no", f"{row['images_per_second']:.0f}",
+            f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}", share, f"{row['peak_bytes'] / 1e6:.0f} MB",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    filling = report["filling"]
+    console.print(
+        f"filling a store: {filling['images_per_second']:.0f} images/s, {100 * filling['ratio']:.0f} % of the teacher's "
+        f"own forward speed ({filling['teacher_images_per_second']:.0f}), {100 * filling['by_processor_time']:.0f} % by "
+        "processor time"
+    )

@@ -1,1 +1,0 @@
-"""Measurements of speed and memory, one module a subject; `scripts/benchmark.py` runs them."""

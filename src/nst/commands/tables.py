@@ -1,0 +1,90 @@
+"""Tables for the terminal."""
+
+from math import prod
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nst.build import Networks, count_parameters
+from nst.config import RunConfig
+from nst.layers import shown
+from nst.training.gradients import Pull
+
+
+def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
+    """Print what a run would tap, how large everything is, and which form each loss takes."""
+    console = Console()
+    sizes = Table(title="networks")
+    for column in ("", "name", "parameters"):
+        sizes.add_column(column)
+    distiller = networks.distiller
+    rows = [("student", settings.model["name"], distiller.student), ("losses", "", distiller.losses)]
+    if networks.teacher is not None:
+        rows.insert(0, ("teacher", settings.teacher.model["name"], networks.teacher))
+    for role, name, module in rows:
+        sizes.add_row(role, name, f"{count_parameters(module):,}")
+    console.print(sizes)
+    pairs = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
+    for column in ("term", "weight", "teacher", "student", "summary of the teacher", "memory"):
+        pairs.add_column(column, overflow="fold")
+    for term in distiller.terms:
+        for pair in term.pairs:
+            weight = f"{term.weight * pair.weight:g}"
+            if term.loss.source == "labels":
+                pairs.add_row(term.name, weight, "labels", "logits", "", "")
+                continue
+            teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
+            plan = term.loss.plan(student, teacher)
+            values = sum(prod(shape) for shape in plan.summary.values())
+            pairs.add_row(
+                term.name, weight, f"{pair.teacher} {shown(teacher)}", f"{pair.student} {shown(student)}",
+                f"{plan.form}: {values:,} values", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
+            )  # fmt: skip
+    console.print(pairs)
+
+
+def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
+    """Print what came out of a run, where it lies, and what to try next."""
+    console = Console()
+    table = Table(
+        title="finished earlier; nothing was run" if summary.get("was_finished") else "finished", show_header=False
+    )
+    teacher, test = summary["teacher"], summary["test"]
+    if teacher is not None:
+        table.add_row(
+            "teacher", f"{teacher['name']}, {teacher['parameters']:,} parameters: {teacher['top1']:.2f} % top-1"
+        )
+    student = summary["student"]
+    table.add_row(
+        "student", f"{student['name']}, {student['parameters']:,} parameters: {test['top1']:.2f} % top-1 (last epoch)"
+    )
+    table.add_row("evaluated on", f"{test['images']:,} test images")
+    best, where = summary["best"], summary["evaluated_on"]
+    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {where} images)")
+    table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
+    table.add_row("written to", Text(summary["folder"], overflow="fold"))
+    console.print(table)
+    console.print(f"next: {next_command(settings)}", highlight=False, soft_wrap=True)
+
+
+def balance_table(when: str, found: list[Pull]) -> None:
+    """Print the pulls of a run's terms."""
+    table = Table(title=Text(when), title_justify="left")
+    for column in ("term", "λ", "value", "λ · |gradient|, cross-entropy = 1", "cosine to the cross-entropy's"):
+        table.add_column(column, justify="left" if column == "term" else "right")
+    for pull in found:
+        table.add_row(pull.term, f"{pull.weight:g}", f"{pull.value:.4g}", f"{pull.strength:.3g}", f"{pull.cosine:+.2f}")
+    Console().print(table)
+
+
+def next_command(settings: RunConfig) -> str:
+    """A sensible next thing to type."""
+    data, model = settings.data["name"], settings.model["name"]
+    if settings.teacher.model is None:  # the smallest network is taught next, any other teaches it
+        teacher = "resnet20" if model == "resnet8" else model
+        return f"python train.py data={data} teacher={teacher} model=resnet8 loss=nst_poly"
+    if set(settings.loss) == {"ce", "nst_poly"}:
+        return f"python train.py -m data={data} loss=ce,kd,at,nst_poly,kd_nst_poly seed=0,1,2"
+    return f"tensorboard --logdir {settings.outputs}"

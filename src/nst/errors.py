@@ -1,0 +1,131 @@
+"""Entry points: errors that a user can mend are one readable message instead of a traceback."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nst.training.signals import Interrupted
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+# What a user can cause and mend; anything else is a fault of ours and keeps its traceback.
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError)
+
+# Hydra's plugin → the extra of ours that installs it.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
+
+# Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
+# from here must not take that for the user's wish.
+OURS = "NST_SET_HYDRA_FULL_ERROR"
+FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # the user wants tracebacks
+if not FULL:
+    os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"
+
+
+@contextmanager
+def readable_errors(config_name: str = "config") -> Iterator[None]:
+    """End the process with a message and status 1 on a user's error, 128 + signal after a stop on request.
+
+    With several ranks the first to fail says why; the others, who can only tell that it is gone, end silently.
+    `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.commands.sweep`.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        yield
+        return
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if os.environ.get("RANK", "0") == "0":
+            now = "stopped at once; the same command continues from the last checkpoint, if there is one"
+            print(stop if isinstance(stop, Interrupted) else now, file=sys.stderr)
+        sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
+    except Exception as error:
+        if not _should_report_error():
+            sys.exit(1)
+        if FULL or not isinstance(error, USER_ERRORS):
+            raise
+        print(f"error: {explain(error, config_name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _should_report_error() -> bool:
+    if "RANK" not in os.environ:
+        return True
+    from nst.training.ranks import should_report_error
+
+    return should_report_error()
+
+
+def explain(error: BaseException, config_name: str = "config") -> str:
+    """The message of `error`, without Hydra's inner details and with the nearest names for a misspelt one."""
+    text = str(error)
+    cause = error.__cause__
+    if isinstance(error, HydraException) and cause is not None and str(cause) not in text:
+        text = f"{text}\n{cause}"
+    text = text.split("\nConfig search path:")[0]
+    noise = r"\s*(full_key|reference_type|object_type)\b|To append to your config|\s*$"
+    text = "\n".join(line for line in text.splitlines() if not re.match(noise, line))
+    if key := re.search(r"(?i)missing mandatory value: (\S+)", text):
+        return f"{key[1]}: nothing is given; say {key[1]}=… (--help tells what else there is)"
+    option = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text)
+    if option and option[2] in EXTRAS:
+        text += f"\nIt comes with an extra: pip install -e '.[{EXTRAS[option[2]]}]'"
+    elif option:
+        folder = CONFIGS / option[1]
+        names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+        text += _nearest(option[2], names)
+        if "Available options" not in text and len(names) < 40:
+            text += f"\nAvailable options in '{option[1]}': {', '.join(names)}"
+    elif key := re.search(r"Could not override '([^']+)'", text):
+        text += _nearest(key[1], list(_known_keys(config_name)))
+    return text
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"\nDid you mean {' or '.join(near)}?" if near else ""
+
+
+def _known_keys(config_name: str) -> Iterator[str]:
+    """Dotted names of all keys of the configuration, with the group choices of this command line where they compose."""
+    choices = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w\[\],/]+", arg) and "." not in arg]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for overrides in (choices, []):
+            try:
+                cfg = compose(config_name, overrides=overrides)
+            except (HydraException, OmegaConfBaseException):
+                continue
+            yield from _keys(OmegaConf.to_container(cfg), "")
+            return
+
+
+def _keys(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """How two nested settings differ, one line a field: `key: old value there, new value now`; a missing key counts as None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]

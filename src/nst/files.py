@@ -1,0 +1,68 @@
+"""Files: written whole or not at all, checksums, and locks that end with their process."""
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old or the new content is there: beside, synced, renamed.
+
+    Raises:
+        OSError: disk full, read-only folder, lost mount; names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as f:  # a new file: never through a link that somebody laid there
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()  # half a file would only fill a full disk
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path, each_second: Callable[[], object] = lambda: None, waiting: str = "") -> Iterator[None]:
+    """Hold the lock file `path`; the lock ends with the process, however it ends.
+
+    Args:
+        each_second: called while another process holds it; may raise to give up.
+        waiting: printed once, then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            if waiting:
+                print(waiting, flush=True)
+                waiting = ""
+            time.sleep(1)
+            each_second()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,105 @@
+"""Checkpoints: written whole, verified when read, the last few kept."""
+
+import hashlib
+import io
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nst.files import write_whole
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"NST checkpoint, sha256 "
+NEWEST = "newest-checkpoint"  # beside the folder, so that its loss is noticed
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `<run folder>/checkpoints`, named by step."""
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        """`keep`: how many of the newest stay."""
+        self.folder, self.marker = run / "checkpoints", run / NEWEST
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*.ckpt"))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state of a run after `step` steps; older ones beyond `keep` are removed afterwards.
+
+        Raises:
+            OSError: disk full, read-only folder, lost mount; earlier checkpoints are untouched.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+        digest = hashlib.sha256(content).hexdigest()
+        path = self.folder / f"step-{step:08d}.ckpt"
+        try:
+            write_whole(path, MAGIC + digest.encode() + b"\n" + content)
+            write_whole(self.marker, path.name.encode() + b"\n")
+            for old in self.paths()[: -self.keep]:
+                old.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                error.errno, f"checkpoint {path} could not be written: {reason}; {self.last_good()}"
+            ) from error
+        return path
+
+    def last_good(self) -> str:
+        """For messages: where the run can go on from."""
+        paths = self.paths()
+        return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is intact; damaged ones are reported and kept aside as `*.damaged`.
+
+        To be called by the one process that writes: it clears away what an interrupted write left.
+
+        Raises:
+            ValueError: there were checkpoints and none is left or intact: starting over silently would lose the run.
+        """
+        for unfinished in self.folder.glob("*.tmp"):
+            unfinished.unlink()
+        newest = self.marker.read_text(errors="replace").strip() if self.marker.is_file() else ""
+        paths = self.paths()
+        if paths and paths[-1].name < newest:
+            log.warning("checkpoint %s is missing from %s; the one before it is used", newest, self.folder)
+        for path in reversed(paths):
+            try:
+                return path, read_checkpoint(path)
+            except ValueError as error:
+                log.warning("%s; it is kept as %s.damaged and the one before it is used", error, path.name)
+                path.replace(path.with_name(path.name + ".damaged"))
+        if newest or paths:
+            damaged = [path.name for path in sorted(self.folder.glob("*.damaged"))]
+            raise ValueError(
+                f"{self.folder} has no usable checkpoint, but {newest or paths[-1].name} was written there "
+                f"(damaged: {', '.join(damaged) or 'none'}); restore it, or delete {self.folder.parent} to start over"
+            )
+        return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint; tensors and plain values only, no code is run.
+
+    Raises:
+        ValueError: if it is truncated, its SHA-256 does not match, or it would run code.
+    """
+    content = path.read_bytes()
+    head, _, body = content.partition(b"\n")
+    if not head.startswith(MAGIC):
+        raise ValueError(f"checkpoint {path} is damaged: its first line is not a checkpoint's")
+    found, named = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
+    if found != named:
+        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not {named}")
+    try:
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"checkpoint {path} holds more than tensors and plain values; it is refused") from error

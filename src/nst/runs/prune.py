@@ -1,0 +1,65 @@
+"""Stopping runs of a search that do worse than others like them."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from nst.files import write_whole
+from nst.runs.trackers import METRICS
+
+PRUNED = "pruned.json"
+LEAST = 4  # other runs needed before one is stopped
+
+
+class Pruned(Exception):
+    """The run was stopped because it did worse than the others; without `trainer.prune_after` it would go on."""
+
+    def __init__(self, epoch: int, best: float, middle: float) -> None:
+        """`best`: of the run up to `epoch`; `middle`: of the others at that epoch, both in percent."""
+        super().__init__(
+            f"pruned after epoch {epoch}: {best:.2f} % at best, half of the runs like it have {middle:.2f} %"
+        )
+        self.epoch, self.best, self.middle = epoch, best, middle
+
+    def note(self, folder: Path) -> None:
+        """Write it into the run's folder."""
+        write_whole(folder / PRUNED, json.dumps(vars(self)).encode())
+
+
+def noted(folder: Path) -> Pruned | None:
+    """Why the run in `folder` was stopped, if it was."""
+    file = folder / PRUNED
+    return Pruned(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def median_of_others(folder: Path, epoch: int) -> float | None:
+    """The median accuracy, after `epoch` epochs, of the runs that the one in `folder` is compared with.
+
+    They are those of the same data and settings of it, teacher, student and number of epochs, running or finished,
+    whatever their losses, weights, taps, learning rates and seeds. This is the median stopping rule (Golovin et al., Google
+    Vizier, 2017, in Optuna's form): a run stops when its best accuracy so far is below this.
+
+    Returns:
+        Percent; None if fewer than four of them have come that far.
+    """
+    own = _comparable(folder)
+    others = [file.parent for file in folder.parents[1].glob("*/*/config.json") if file.parent != folder]
+    found = [_accuracy(other / METRICS, epoch) for other in others if _comparable(other) == own]
+    known = [accuracy for accuracy in found if accuracy is not None]
+    return median(known) if len(known) >= LEAST else None
+
+
+def _comparable(folder: Path) -> Any:
+    config = json.loads((folder / "config.json").read_text())
+    data = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
+    return data, config["trainer"]["epochs"]
+
+
+def _accuracy(metrics: Path, epoch: int) -> float | None:
+    if not metrics.is_file():
+        return None
+    for line in metrics.read_bytes().splitlines(keepends=True):
+        if b'"eval"' in line[:20] and line.endswith(b"\n") and (event := json.loads(line))["epoch"] == epoch:
+            return event["top1"]
+    return None

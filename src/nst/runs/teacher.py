@@ -1,0 +1,315 @@
+"""The teacher's part of a run: its weights, its accuracy, and where its knowledge comes from."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nst import build
+from nst.config import (
+    NOT_IDENTITY,
+    EvaluateConfig,
+    KnowledgeConfig,
+    RecipeConfig,
+    RunConfig,
+    TeacherConfig,
+    TrainerConfig,
+)
+from nst.data.dataset import Dataset
+from nst.files import sha256_of
+from nst.models.weights import load_weights
+from nst.taps import resolve
+from nst.teacher import (
+    Array,
+    CachedTeacher,
+    LiveTeacher,
+    MixedSource,
+    Normalization,
+    NoTeacher,
+    SummarySource,
+    TeacherCache,
+    arrays,
+    describe_sizes,
+    fill,
+    fold_batch_norm,
+    kept_live,
+)
+from nst.training.evaluate import evaluate
+from nst.training.ranks import Ranks
+from nst.training.signals import Interrupted, StopFlag, stop_flag
+
+Train = Callable[[RunConfig], str]  # does a teacher's run, or finds it done; gives its weights file
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What a run learns from."""
+
+    knowledge: SummarySource
+    about: dict[str, Any] | None = None  # the teacher, for the summary
+    live: LiveTeacher | None = None  # the teacher where it was loaded
+    views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
+    store: TeacherCache | None = None
+
+
+def teaching(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
+    """The knowledge that the run's terms ask for, live or from a store that is filled first where it is incomplete.
+
+    Raises:
+        ValueError: no such weights or other ones, a teacher below its floor, a store of something else or too large.
+    """
+    if networks.teacher is None:
+        return Teaching(NoTeacher())
+    if settings.knowledge.mode == "stored":
+        return _stored(settings, networks, here, data, train)
+    weights = settings.teacher.weights or train(teacher_run(settings))
+    live, about = load_teacher(settings, networks, here, data, weights)
+    live.ask(networks.distiller.requests)
+    return Teaching(live, about, live)
+
+
+def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
+    requests, teacher = networks.distiller.requests, networks.teacher
+    assert teacher is not None
+    every = data.train.num_views
+    if every is None:
+        raise ValueError(
+            f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
+            "use knowledge=live"
+        )
+    views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
+    reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
+    if len(reasons) == len(requests):
+        found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in reasons.items())
+        raise ValueError(f"knowledge=stored has nothing to store. {found}. Use knowledge=live")
+    wanted = [
+        array
+        for r in requests
+        if r.key not in reasons
+        for array in arrays(r, resolve(teacher, r.tap), networks.teacher_shapes[r.tap])
+    ]
+    weights = _weights(settings, train)
+    identity = store_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
+    store = TeacherCache(store_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
+    subset = data.train.view_subset(views)
+    live, about = None, store.teacher
+    (incomplete,) = here.max(int(bool(store.missing(wanted))))
+    if here.main:
+        print(_plan(store, wanted, reasons, every, settings.trainer.epochs), flush=True)
+    if incomplete or reasons:
+        weights = weights or train(teacher_run(settings))
+        live, about = load_teacher(settings, networks, here, data, weights)
+        if about["sha256"] != identity["teacher"]["sha256"]:
+            raise ValueError(
+                f"the knowledge store {store.folder} is of a teacher with other weights (SHA-256 "
+                f"{identity['teacher']['sha256']}) than {weights} ({about['sha256']}); name its teacher.weights"
+            )
+    if incomplete and live is not None:
+        live.ask([r for r in requests if r.key not in reasons])
+        _fill(settings, store, live, about, here, data, subset, wanted)
+    if live is None and about is not None:
+        check_accuracy(settings, data, about)
+    stored = CachedTeacher(store, wanted, subset, here.device, here.world)
+    drawn = None if views == every else subset
+    if live is None or not reasons:
+        return Teaching(stored, about, live, drawn, store)
+    live.ask([r for r in requests if r.key in reasons])
+    return Teaching(MixedSource(stored, live), about, live, drawn, store)
+
+
+def _weights(settings: RunConfig, train: Train) -> str | None:
+    """The teacher's weights file; None where a store that the user names stands for it."""
+    if settings.teacher.weights is not None:
+        return settings.teacher.weights
+    path = settings.knowledge.path
+    return None if path is not None and (Path(path) / "manifest.json").is_file() else train(teacher_run(settings))
+
+
+def _sha256_in(settings: RunConfig) -> str:
+    file = Path(settings.knowledge.path or "") / "manifest.json"
+    try:
+        return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
+
+
+def store_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
+    """What a store is of: equal values, equal content."""
+    return {
+        "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
+        "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
+        "teacher_input": {"mean": settings.teacher.mean, "std": settings.teacher.std},
+        "view_scheme": data.train.view_key,
+        "views": views,
+        "dtype": settings.knowledge.dtype,
+    }
+
+
+def store_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
+    """`outputs/<data>/knowledge/<teacher>-<hash>`, or the user's `knowledge.path`."""
+    if settings.knowledge.path is not None:
+        return Path(settings.knowledge.path)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
+
+
+def _plan(store: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
+    lines = [describe_sizes(store, wanted)]
+    if store.views < every:
+        lines.append(f"epochs show each image's {store.views} stored views in turn, not random ones of all {every}")
+        if store.views < epochs:
+            lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
+    lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
+    return "\n".join(lines)
+
+
+def _fill(
+    settings: RunConfig,
+    store: TeacherCache,
+    live: LiveTeacher,
+    about: dict[str, Any] | None,
+    here: Ranks,
+    data: Dataset,
+    subset: Tensor,
+    wanted: Sequence[Array],
+) -> None:
+    """Rank 0 fills the store, the others wait; a signal to any of them stops all."""
+    with stop_flag() as flag:
+        stop = StopTogether(flag, here)
+        if here.main:
+            store.teacher = about
+            loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
+            fill(store, live, loader, subset, wanted, settings.trainer.compile is not False, stop)
+            stop.check(done=True)
+        else:
+            stop.wait()
+            store.reload()
+
+
+@dataclass(frozen=True)
+class StopTogether:
+    """While rank 0 works and the others wait: a stop signal to one of them ends all, saved."""
+
+    flag: StopFlag
+    ranks: Ranks
+
+    def asked(self) -> bool:
+        """Whether this rank was."""
+        return bool(self.flag.signum)
+
+    def check(self, done: bool = False) -> bool:
+        """Ask each other; rank 0 says when it is done. Raises Interrupted."""
+        signum, finished = self.ranks.max(self.flag.signum, int(done))
+        if signum:
+            raise Interrupted(signum)
+        return bool(finished)
+
+    def wait(self) -> None:
+        """Return when rank 0 is done. Raises Interrupted."""
+        while not self.check():
+            pass
+
+
+def load_teacher(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str
+) -> tuple[LiveTeacher, dict[str, Any]]:
+    """The teacher with its weights, batch norms folded, and what is known of it: its accuracy is measured here.
+
+    Raises:
+        ValueError: weights of another architecture, or an accuracy below the floor (by default: near chance).
+    """
+    teacher, images = networks.teacher, Normalization(data.mean, data.std)
+    assert teacher is not None
+    metadata = load_weights(teacher, weights)
+    parameters = build.count_parameters(teacher)
+    expects = expected_normalization(settings.teacher, metadata) or images
+    teacher.to(here.device)
+    if settings.trainer.channels_last:
+        teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    first = torch.arange(min(8, len(data.test)), device=here.device)
+    probe = data.test.render(first, torch.full_like(first, data.test.identity))
+    fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
+    live = LiveTeacher(teacher, (), images=images, expects=expects)
+    split = "val" if data.val is not None else "test"
+    metrics = evaluate(TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here)
+    if here.main:
+        print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
+    about = {
+        "name": settings.teacher.model["name"],
+        "weights": weights,
+        "sha256": sha256_of(weights),
+        "parameters": parameters,
+        "evaluated_on": split,
+        **asdict(metrics),
+    }
+    check_accuracy(settings, data, about)
+    return live, about
+
+
+def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:
+    """Raises ValueError for a teacher below `teacher.min_accuracy`, by default near chance."""
+    floor = settings.teacher.min_accuracy
+    reason = f"teacher.min_accuracy={floor} is asked for"
+    if floor is None:
+        floor = min(200 / data.num_classes, 50 + 50 / data.num_classes)  # twice chance; for two classes 75 %
+        reason = "close to guessing: "
+        if settings.teacher.weights is None and settings.knowledge.path is None:
+            reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
+        else:
+            reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
+    if about["top1"] < floor:
+        raise ValueError(
+            f"the teacher ({about['weights']}) scores {about['top1']:.2f} % on the {about['evaluated_on']} images; {reason} "
+            "teacher.min_accuracy=0 accepts any teacher"
+        )
+
+
+def teacher_run(settings: RunConfig) -> RunConfig:
+    """The run that trains the teacher: its own recipe and seed, whatever the student's.
+
+    Of the student's trainer it takes only what changes no result.
+    """
+    recipe = settings.teacher.recipe
+    shared = [key.removeprefix("trainer.") for key in NOT_IDENTITY if key.startswith("trainer.")]
+    trainer = replace(
+        TrainerConfig(**{key: getattr(settings.trainer, key) for key in shared}),
+        **asdict(recipe.trainer),
+        prune_after=None,
+        profile=False,
+    )
+    ce = {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}
+    return replace(
+        settings,
+        model=settings.teacher.model,
+        teacher=TeacherConfig(recipe=RecipeConfig(), seed=0),
+        knowledge=KnowledgeConfig(),
+        loss={"ce": ce},
+        optim=recipe.optim,
+        trainer=trainer,
+        seed=settings.teacher.seed,
+    )
+
+
+def expected_normalization(teacher: TeacherConfig | EvaluateConfig, metadata: dict[str, str]) -> Normalization | None:
+    """What the weights were trained on: as configured, else as stored with them, else unknown."""
+    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
+    mean, std = teacher.mean or stored.get("mean"), teacher.std or stored.get("std")
+    return Normalization(tuple(mean), tuple(std)) if mean and std else None
+
+
+class TeacherOutput(nn.Module):
+    """A teacher as a plain module from the student's images to logits, for evaluation."""
+
+    def __init__(self, live: LiveTeacher) -> None:
+        super().__init__()
+        self.live = live
+
+    def forward(self, images: Any) -> Any:
+        logits = self.live.logits(images)
+        self.live.taps.read()
+        return logits

@@ -1,0 +1,26 @@
+"""What the teacher says about a batch: computed live, or read from a store."""
+
+from nst.teacher.cache import TeacherCache
+from nst.teacher.cached import CachedTeacher
+from nst.teacher.fold import fold_batch_norm
+from nst.teacher.layout import Array, arrays, kept_live
+from nst.teacher.live import LiveTeacher, Normalization
+from nst.teacher.source import MixedSource, NoTeacher, Prefetch, SummarySource
+from nst.teacher.write import describe_sizes, fill
+
+__all__ = [
+    "Array",
+    "CachedTeacher",
+    "LiveTeacher",
+    "MixedSource",
+    "NoTeacher",
+    "Normalization",
+    "Prefetch",
+    "SummarySource",
+    "TeacherCache",
+    "arrays",
+    "describe_sizes",
+    "fill",
+    "fold_batch_norm",
+    "kept_live",
+]

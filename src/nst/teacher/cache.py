@@ -1,0 +1,195 @@
+"""The knowledge store: a folder of arrays, `[views, images, ...]` each, and a manifest that says what they are of.
+
+`manifest.json` names the teacher's weights, the data, the views and the dtype; for each array how many rows are written, and
+a SHA-256 for each finished view. It is replaced whole, and only after the rows it counts are on disk, so a store whose writing
+was cut off continues from there.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nst.errors import differences
+from nst.files import write_whole
+from nst.losses import Shape
+from nst.teacher.layout import Array, readable_bytes
+
+VERSION = 1
+MANIFEST = "manifest.json"
+SPARE = 100_000_000  # bytes to leave free on the disk
+
+
+class TeacherCache:
+    """The stored summaries of one teacher on one training set."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], images: int, views: int, dtype: str) -> None:
+        """Open a store, or describe one that is not there yet; nothing is written.
+
+        Args:
+            identity: what the store is of, as plain values; see `nst.runs.teacher.store_identity`.
+            images: in the training set.
+            views: stored of each image.
+            dtype: "float16" or "float32".
+
+        Raises:
+            ValueError: the folder holds a store of something else (the fields are named), or is damaged.
+        """
+        self.folder, self.images, self.views, self.dtype = folder, images, views, np.dtype(dtype)
+        self.identity = {"version": VERSION, **json.loads(json.dumps(identity))}
+        self.teacher: dict[str, Any] | None = None  # what is known of the teacher, its accuracy included
+        self.state: dict[str, dict[str, Any]] = {}  # array → shape, rows written, a digest for each finished view
+        self.reload()
+
+    @property
+    def rows(self) -> int:
+        """Rows of each array: views times images; row `slot · images + index`."""
+        return self.views * self.images
+
+    def reload(self) -> None:
+        """Read the manifest again: another process may have written."""
+        file = self.folder / MANIFEST
+        if not file.is_file():
+            return
+        try:
+            manifest = json.loads(file.read_text())
+            found, arrays = manifest["identity"], manifest["arrays"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
+        wrong = differences(found, self.identity)
+        if wrong:
+            raise ValueError(
+                f"the knowledge store {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
+                "knowledge.path, or delete the folder to have it built again"
+            )
+        self.teacher = manifest["teacher"]
+        self.state = {name: state for name, state in arrays.items() if self.file(name).is_file()}
+        for name, state in self.state.items():
+            self.offset(name, tuple(state["shape"]))
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def bytes(self, shape: Shape) -> int:
+        """Size of an array's data for this shape of one row."""
+        return self.rows * int(np.prod(shape)) * self.dtype.itemsize
+
+    def offset(self, name: str, shape: Shape) -> int:
+        """Where the data of an array's file begins. Raises ValueError for a file of another size, shape or dtype."""
+        try:
+            memory = np.load(self.file(name), mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(f"{self.file(name)} is damaged ({error}); delete it to have it computed again") from error
+        if memory.shape != (self.views, self.images, *shape) or memory.dtype != self.dtype:
+            raise ValueError(f"{self.file(name)} holds {memory.dtype} {memory.shape}; delete it to have it built again")
+        return int(memory.offset)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def missing(self, wanted: Sequence[Array]) -> list[Array]:
+        """Those of the arrays that are not complete; each name once."""
+        once = {array.name: array for array in wanted}
+        return [a for a in once.values() if self.written(a.name) < self.rows]
+
+    def written(self, name: str) -> int:
+        """Rows of an array that are on disk."""
+        return self.state[name]["rows"] if name in self.state else 0
+
+    def reserve(self, wanted: Sequence[Array]) -> None:
+        """Make the files of arrays that are not there yet.
+
+        Raises:
+            ValueError: the disk is too small; says what is needed and what is free.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = sum(int(self.bytes(a.shape) * (1 - self.written(a.name) / self.rows)) for a in wanted)
+        free = shutil.disk_usage(self.folder).free
+        if needed + SPARE > free:
+            raise ValueError(
+                f"the knowledge store {self.folder} needs {readable_bytes(needed)} more, the disk has "
+                f"{readable_bytes(free)} free; ask for fewer knowledge.views (now {self.views}) or another knowledge.path"
+            )
+        for array in wanted:
+            if array.name not in self.state:
+                shape = (self.views, self.images, *array.shape)
+                np.lib.format.open_memmap(self.file(array.name), "w+", self.dtype, shape)
+                self.state[array.name] = {"shape": list(array.shape), "rows": 0, "sha256": []}
+
+    def save(self, rows: Mapping[str, int]) -> None:
+        """Note, for these arrays, how many rows are on disk now, and the digests of views that became complete."""
+        for name, written in rows.items():
+            state = self.state[name]
+            state["rows"] = written
+            for slot in range(len(state["sha256"]), written // self.images):
+                state["sha256"].append(self.digest(name, slot))
+        manifest = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
+        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+    def digest(self, name: str, slot: int) -> str:
+        """SHA-256 of one view of an array."""
+        return hashlib.sha256(np.array(np.load(self.file(name), mmap_mode="r")[slot]).data).hexdigest()
+
+    def check(self, name: str, slot: int, digest: str) -> None:
+        """Raises ValueError when a view of an array does not have the SHA-256 that the manifest names."""
+        if digest != self.state[name]["sha256"][slot]:
+            raise ValueError(
+                f"{self.file(name)} is damaged: view {slot} has another SHA-256 than {MANIFEST} says; "
+                "delete the file to have it computed again"
+            )
+
+    def check_all(self) -> None:
+        """Raises ValueError for the first finished view of any array that is damaged."""
+        for name, state in self.state.items():
+            for slot in range(len(state["sha256"])):
+                self.check(name, slot, self.digest(name, slot))
+
+    @contextmanager
+    def locked(self, each_second: Callable[[], object]) -> Iterator[None]:
+        """Hold the store for writing; waits while another process does, with a call each second."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as lock:
+            for attempt in count():
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == 0:
+                        print(f"another process is writing {self.folder}; waiting for it", flush=True)
+                    time.sleep(1)
+                    each_second()
+            self.reload()
+            yield
+
+
+class Writer:
+    """Writes rows of one array in order."""
+
+    def __init__(self, store: TeacherCache, name: str, shape: Shape) -> None:
+        self.file = store.file(name).open("r+b")
+        self.start = store.offset(name, shape)
+        self.row_bytes = store.bytes(shape) // store.rows
+        self.dtype = torch.float16 if store.dtype == np.float16 else torch.float32
+
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Rows from `row` on: `[B, ...]` of the store's dtype."""
+        self.file.seek(self.start + row * self.row_bytes)
+        self.file.write(np.ascontiguousarray(values).data)
+
+    def sync(self) -> None:
+        """Return when all rows are on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()

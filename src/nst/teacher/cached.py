@@ -1,0 +1,129 @@
+"""Summaries read from a store: from the device's memory, the host's, or the disk, by size."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst.data.batch import Batch
+from nst.distiller import Summaries
+from nst.teacher.cache import TeacherCache
+from nst.teacher.layout import Array
+
+Residence = Literal["device", "host", "disk"]
+SHARE = 0.5  # of the free memory that stored knowledge may take
+PREFETCH_BATCHES = 4  # batches gathered before their turn, where they come from elsewhere than the device's memory
+
+
+class CachedTeacher:
+    """Looks up what the teacher said about each image view of a batch; the teacher itself is not there."""
+
+    def __init__(
+        self,
+        store: TeacherCache,
+        wanted: Sequence[Array],
+        subset: Tensor,
+        device: torch.device,
+        ranks: int = 1,
+        residence: Residence | None = None,
+    ) -> None:
+        """Open the arrays, in memory where they fit, and check them against the manifest.
+
+        What is read into memory is checked whole; of what stays on disk the first and the last view.
+
+        Args:
+            wanted: complete arrays of the store.
+            subset: [images, views] view numbers, ascending in each row.
+            device: of the batches.
+            ranks: processes that share this machine's memory.
+            residence: where the arrays are to lie; None: by size.
+
+        Raises:
+            ValueError: a file does not have the content that the manifest says.
+        """
+        self.images, self.wanted, self.device = store.images, tuple(wanted), device
+        once = {array.name: array for array in wanted}
+        size = sum(store.bytes(array.shape) for array in once.values())
+        self.residence: Residence = residence or choose_residence(size, device, ranks)
+        self.arrays = {name: self._open(store, name) for name in once}
+        every = bool((subset == torch.arange(subset.shape[1])).all())
+        self.subset = None if every else subset.to(device)  # None: a view's number is its place
+        direct = self.residence == "device" or (self.residence == "host" and device.type == "cpu")
+        self.prefetch_batches = 0 if direct else PREFETCH_BATCHES
+        self._pool = None if direct else ThreadPoolExecutor(2)
+        self._ahead: deque[tuple[Batch, Future[dict[str, Tensor]]]] = deque()
+
+    def _open(self, store: TeacherCache, name: str) -> Tensor:
+        """An array as `[views · images, ...]`."""
+        memory = np.load(store.file(name), mmap_mode="c")  # torch wants to be allowed to write; the file stays
+        if self.residence == "disk":
+            for slot in {0, store.views - 1}:
+                store.check(name, slot, store.digest(name, slot))
+            return torch.from_numpy(memory).flatten(0, 1)
+        dtype = torch.float16 if store.dtype == np.float16 else torch.float32
+        place = self.device if self.residence == "device" else torch.device("cpu")
+        whole = torch.empty(memory.shape, dtype=dtype, device=place)
+        for slot in range(store.views):
+            view = np.array(memory[slot])
+            store.check(name, slot, hashlib.sha256(view.data).hexdigest())
+            whole[slot].copy_(torch.from_numpy(view))
+        return whole.flatten(0, 1)
+
+    def __call__(self, batch: Batch) -> Summaries:
+        """Summaries of a batch, by request key; in the store's dtype."""
+        if self._ahead and self._ahead[0][0] is batch:
+            found = self._ahead.popleft()[1].result()
+        else:
+            found = self._gather(self.rows(batch))
+        summaries: Summaries = {}
+        for array in self.wanted:
+            summaries.setdefault(array.request, {})[array.tensor] = found[array.name]
+        return summaries
+
+    def prefetch(self, batch: Batch) -> None:
+        """Have a later batch gathered by another thread."""
+        if self._pool is not None:
+            self._ahead.append((batch, self._pool.submit(self._gather, self.rows(batch))))
+
+    def compile(self, batch_size: int) -> None:
+        """A lookup has nothing to compile."""
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Where the batch's image views stand in the arrays: [B] int64."""
+        if self.subset is None:
+            return batch.views * self.images + batch.indices
+        slots = (self.subset[batch.indices] < batch.views[:, None]).sum(1)
+        return slots * self.images + batch.indices
+
+    def _gather(self, rows: Tensor) -> dict[str, Tensor]:
+        if self._pool is None:
+            return {name: values.index_select(0, rows) for name, values in self.arrays.items()}
+        on_host = rows.cpu()
+        found = {name: values.index_select(0, on_host) for name, values in self.arrays.items()}
+        if self.device.type == "cpu":
+            return found
+        return {name: values.pin_memory().to(self.device, non_blocking=True) for name, values in found.items()}
+
+
+def choose_residence(size: int, device: torch.device, ranks: int) -> Residence:
+    """The device's memory, else the host's, else the disk: the first where `size` bytes take at most half of what is free."""
+    if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "host" if size * ranks <= SHARE * available_memory() else "disk"
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can be had without swapping."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

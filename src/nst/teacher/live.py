@@ -1,0 +1,179 @@
+"""A teacher that computes its summaries batch by batch."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nst.data.batch import Batch
+from nst.distiller import Request, Summaries
+from nst.taps import LOGITS, Taps, resolve
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of a network's inputs, per channel, for pixels in 0…1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def onto(self, other: "Normalization") -> tuple[list[float], list[float]]:
+        """Scale and shift per channel that turn images normalised by `self` into images normalised by `other`."""
+        scale = [s / o for s, o in zip(self.std, other.std, strict=True)]
+        shift = [(m - o) / s for m, o, s in zip(self.mean, other.mean, other.std, strict=True)]
+        return scale, shift
+
+
+class _DeepEnough(Exception):
+    """Ends a forward pass: all that was asked for is there."""
+
+
+class _Depth:
+    """Ends a network's forward pass at its last tap. The first pass runs to the end and counts."""
+
+    def __init__(self, model: nn.Module, taps: Sequence[str]) -> None:
+        """Attach after the taps' own hooks, which then run first."""
+        self.events = 0  # tapped places passed in this forward pass
+        self.last: int | None = None  # how many a whole pass has
+        self.running = False
+        self.handles: list[RemovableHandle] = []
+        modules = dict(model.named_modules())
+        for path in dict.fromkeys(resolve(model, tap) for tap in taps):
+            module = modules[path.removesuffix(":input")]
+            inputs = path.endswith(":input")
+            register = module.register_forward_pre_hook if inputs else module.register_forward_hook
+            self.handles.append(register(self._passed))
+
+    def _passed(self, *_: Any) -> None:
+        self.events += 1
+        if self.running and self.events == self.last:
+            raise _DeepEnough
+
+    def run(self, forward: Callable[[], Tensor]) -> None:
+        """`forward()` as far as needed."""
+        self.events, self.running = 0, True
+        try:
+            forward()
+            self.last = self.events
+        except _DeepEnough:
+            return
+        finally:
+            self.running = False
+
+    def remove(self) -> None:
+        """Detach; whole forward passes from now on."""
+        for handle in self.handles:
+            handle.remove()
+
+
+class LiveTeacher:
+    """Runs the teacher without gradient and keeps only the summaries that the student's terms ask for.
+
+    On a GPU the next batch's summaries are computed beside the current step, on a stream of their own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        requests: Sequence[Request],
+        *,
+        images: Normalization | None = None,
+        expects: Normalization | None = None,
+    ) -> None:
+        """Attach to a teacher.
+
+        Args:
+            model: put into `eval()` mode here.
+            requests: from the distiller; `ask` changes them.
+            images, expects: normalisation of the images handed in, and of those the teacher was trained on; where
+                they differ the teacher's input is converted.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.requests: tuple[Request, ...] = ()
+        self.taps = Taps(model, ())
+        self._depth: _Depth | None = None
+        self._compiled: Callable[[Tensor], Summaries] | None = None
+        self._compiled_size = 0
+        self.ask(requests)
+        self._convert = None
+        device = next(model.parameters()).device
+        if images is not None and expects is not None and images != expects:
+            self._convert = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in images.onto(expects)]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ahead: deque[tuple[Batch, Summaries]] = deque()
+        self.prefetch_batches = 0 if self._stream is None else 1
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """From now on answer these requests, uncompiled."""
+        self.taps.remove()
+        if self._depth is not None:
+            self._depth.remove()
+        self.requests, self._compiled = tuple(requests), None
+        taps = [r.tap for r in requests]
+        self.taps = Taps(self.model, taps)
+        self._depth = None if LOGITS in taps or not taps else _Depth(self.model, taps)
+
+    def convert(self, images: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` of the data's normalisation in the teacher's own."""
+        return images if self._convert is None else images * self._convert[0] + self._convert[1]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""
+        return self.model(self.convert(images))
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Summaries:
+        """Summaries of a batch, by request key."""
+        if self._stream is None or not self._ahead or self._ahead[0][0] is not batch:
+            return self.summaries(batch.images)
+        _, summaries = self._ahead.popleft()
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for value in (value for summary in summaries.values() for value in summary.values()):
+            value.record_stream(current)  # its memory belongs to the teacher's stream
+        return summaries
+
+    @torch.no_grad()
+    def prefetch(self, batch: Batch) -> None:
+        """On a GPU: start on a later batch, beside whatever the device is doing."""
+        if self._stream is None:
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            self._ahead.append((batch, self.summaries(batch.images)))
+
+    @torch.no_grad()
+    def summaries(self, images: Tensor) -> Summaries:
+        """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap."""
+        if self._compiled is not None and len(images) == self._compiled_size:
+            return self._compiled(images)
+        if self._depth is None:
+            return self._whole(images)
+        self._depth.run(lambda: self.logits(images))
+        return self._summarize(self.taps.read())
+
+    def compile(self, batch_size: int) -> None:
+        """Compile for batches of this size, the weights frozen into the code; what no summary needs drops out.
+
+        0: back to eager code.
+        """
+        if not batch_size:
+            self._compiled_size = 0
+            return
+        if self._depth is not None:
+            self._depth.remove()  # hooks that count would make it compile again and again
+            self._depth = None
+        if self._compiled is None:
+            self._compiled = torch.compile(self._whole, dynamic=False, options={"freezing": True})
+        self._compiled_size = batch_size
+
+    def _whole(self, images: Tensor) -> Summaries:
+        logits = self.logits(images)
+        return self._summarize(self.taps.read() | {LOGITS: logits})
+
+    def _summarize(self, features: dict[str, Tensor]) -> Summaries:
+        return {r.key: r.loss.summarize(features[r.tap], r.student_shape) for r in self.requests}

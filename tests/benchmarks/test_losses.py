@@ -1,0 +1,49 @@
+"""The benchmark's baselines compute our losses, and its command measures, compares and prints."""
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+import torch
+
+from benchmarks import baselines, loss_cases, losses
+from nst.losses import NST
+
+
+@pytest.mark.parametrize("kernel", ["linear", "polynomial", "gaussian"])
+def test_baselines_equal_ours(kernel):
+    student, teacher = torch.randn(3, 4, 3, 3), torch.randn(3, 6, 3, 3)
+    ours = NST(kernel)
+    forms = {
+        "linear": (baselines.broadcast_dot, baselines.product_dot),
+        "polynomial": (baselines.broadcast_dot, baselines.product_dot),
+        "gaussian": (baselines.broadcast_distance, baselines.product_distance),
+    }
+    for form in forms[kernel]:
+        value = getattr(baselines, kernel)(student, teacher, form)
+        torch.testing.assert_close(value, ours(student, ours.summarize(teacher, (4, 3, 3))), rtol=1e-4, atol=1e-6)
+
+
+def test_every_method_runs_on_a_small_setting():
+    setting = loss_cases.Setting("small", 2, 3, 4, 2)
+    for name, method in loss_cases.METHODS.items():
+        value = loss_cases.make_step(method, setting, 2, "cpu", False)()
+        assert value.isfinite(), name
+
+
+def test_the_command(tmp_path, capsys):
+    parser = ArgumentParser()
+    losses.add_arguments(parser)
+    target = tmp_path / "losses.json"
+    words = "--settings crd --methods poly poly-broadcast --allocators default --device cpu --seconds 0 --repeats 2"
+    losses.run(parser.parse_args([*words.split(), "--memory-gb", "0.01", "--json", str(target), "--markdown"]))
+    report = json.loads(target.read_text())
+    ours, broadcast = report["rows"]
+    assert broadcast["batch"] < ours["batch"] == 64
+    assert ours["times_faster"] == pytest.approx(broadcast["ms_per_image"] / ours["ms_per_image"])
+    assert len(report["machine"]["commit"]) >= 7
+    table = capsys.readouterr().out
+    assert "CRD, last stage" in table
+    assert f"(B {broadcast['batch']})" in table
+    losses.print_tables(report)
+    assert "poly-broadcast" in capsys.readouterr().out

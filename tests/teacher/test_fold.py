@@ -1,0 +1,70 @@
+"""Folding batch normalisation changes no output, no layer name, and leaves tapped layers and odd networks alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nst.models import preact_resnet164, resnet8, wrn16_2
+from nst.taps import Taps
+from nst.teacher import fold_batch_norm
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """With batch statistics that are not the identity."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model.eval().double()
+
+
+@pytest.mark.parametrize(("make", "folded"), [(resnet8, 7), (wrn16_2, 7), (preact_resnet164, 109)])
+def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> None:
+    model = lived_in(make())
+    image = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    reference = copy.deepcopy(model)
+    assert fold_batch_norm(model, image) == folded
+    names = ["last", "last_pre_relu", "stage1"]
+    taps, expected = Taps(model, names), Taps(reference, names)
+    torch.testing.assert_close(model(image), reference(image), rtol=1e-9, atol=1e-9)
+    for name, value in expected.read().items():
+        torch.testing.assert_close(taps.features[name], value, rtol=1e-9, atol=1e-9)
+    assert fold_batch_norm(model, image) == 0
+
+
+def test_a_tapped_convolution_keeps_its_own_output() -> None:
+    model = lived_in(resnet8())
+    image = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    kept = copy.deepcopy(model)
+    assert fold_batch_norm(model, image, keep=["layer1.0.conv1", "layer2.0.bn1:input"]) == 5
+    paths = ["layer1.0.conv1", "layer2.0.conv1"]
+    ours, theirs = Taps(model, paths), Taps(kept, paths)
+    model(image), kept(image)
+    for path in paths:
+        torch.testing.assert_close(ours.features[path], theirs.features[path], rtol=1e-9, atol=1e-9)
+
+
+class Shared(nn.Module):
+    """One convolution and norm used twice, the second time on an image that decides how."""
+
+    def __init__(self, branches: bool) -> None:
+        super().__init__()
+        self.conv, self.bn, self.branches = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        if self.branches and x.mean() > 0:
+            return x
+        return self.bn(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_shared_layers_and_untraceable_networks_stay_as_they_are(branches: bool) -> None:
+    assert fold_batch_norm(Shared(branches).eval(), torch.randn(1, 3, 4, 4)) == 0

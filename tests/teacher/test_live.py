@@ -1,0 +1,60 @@
+"""A live teacher stops at its last tap, and says the same whether eager, cut short or compiled."""
+
+import pytest
+import torch
+
+from nst.data.batch import Batch
+from nst.distiller import Request
+from nst.losses import AT, KD, NST
+from nst.models import resnet8
+from nst.taps import LOGITS
+from nst.teacher import LiveTeacher
+
+
+def batch(n: int = 4) -> Batch:
+    torch.manual_seed(1)
+    zeros = torch.zeros(n, dtype=torch.long)
+    return Batch(torch.randn(n, 3, 8, 8), zeros, torch.arange(n), zeros)
+
+
+AT_STAGE1 = Request("at:0", "stage1", AT(), (16, 8, 8))
+POLY = Request("nst:0", "last", NST(), (64, 2, 2))
+SOFT = Request("kd:0", LOGITS, KD(), (10,))
+
+
+def test_the_forward_pass_ends_at_the_last_tap() -> None:
+    model = resnet8()
+    calls: list[str] = []
+    model.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
+    live = LiveTeacher(model, [AT_STAGE1])
+    first = live(batch())  # to the end, once: how often a tapped layer is passed is not known before
+    again = live(batch())
+    assert calls == ["layer2"]
+    assert torch.equal(first["at:0"]["attention"], again["at:0"]["attention"])
+    assert model(batch().images).shape == (4, 10)  # others may still run it to the end
+    assert len(calls) == 2
+
+
+def test_with_logits_asked_for_it_runs_to_the_end() -> None:
+    model = resnet8()
+    live = LiveTeacher(model, [AT_STAGE1, SOFT])
+    live(batch())
+    assert torch.equal(live(batch())["kd:0"]["logits"], model(batch().images))
+
+
+def test_features_are_not_kept() -> None:
+    live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
+    live(batch())
+    assert not live(batch())["nst:0"]["gram"].requires_grad
+    assert live.taps.features == {}
+
+
+@pytest.mark.compiles
+def test_compiled_for_one_batch_size_it_says_the_same() -> None:
+    live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
+    eager, tail = live(batch()), live(batch(3))
+    live.compile(4)
+    for key, summary in live(batch()).items():
+        for name, value in summary.items():
+            torch.testing.assert_close(value, eager[key][name], rtol=1e-4, atol=1e-5)
+    assert torch.equal(live(batch(3))["nst:0"]["gram"], tail["nst:0"]["gram"])

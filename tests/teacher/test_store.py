@@ -1,0 +1,244 @@
+"""A store gives back what the teacher said, continues where it was cut off, and refuses what it is not of."""
+
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nst.data.batch import Batch
+from nst.data.memory import MemorySplit
+from nst.data.views import ViewScheme
+from nst.distiller import Request, Summaries
+from nst.losses import AT, KD, NST, FitNet, TransferLoss
+from nst.models import resnet8
+from nst.taps import LOGITS, resolve
+from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, fill, kept_live
+from nst.teacher import cache as store_module
+from nst.teacher.layout import readable_bytes
+
+IMAGES, VIEWS = 21, 4
+IDENTITY = {"teacher": {"name": "resnet8", "sha256": "abc"}, "views": VIEWS, "dtype": "float32"}
+
+
+def split() -> MemorySplit:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return MemorySplit(pixels, torch.zeros(IMAGES, dtype=torch.long), ViewScheme(8, 1, True), (0.5,) * 3, (0.5,) * 3)
+
+
+def teacher(*requests: Request) -> LiveTeacher:
+    torch.manual_seed(0)
+    return LiveTeacher(resnet8(), requests)
+
+
+def request(key: str, loss: TransferLoss, tap: str = "last") -> Request:
+    return Request(key, tap, loss, (10,) if loss.on_logits else (64, 2, 2))
+
+
+SOFT, POLY, MAP = request("kd:0", KD(), LOGITS), request("nst:0", NST()), request("at:0", AT())
+
+
+def wanted(*requests: Request) -> list[Array]:
+    model = resnet8()
+    shape = {"last": (64, 2, 2), "layer3": (64, 2, 2), LOGITS: (10,)}
+    return [array for r in requests for array in arrays(r, resolve(model, r.tap), shape[r.tap])]
+
+
+def opened(folder: Path, dtype: str = "float32", **identity: Any) -> TeacherCache:
+    return TeacherCache(folder, {**IDENTITY, **identity}, IMAGES, VIEWS, dtype)
+
+
+def filled(folder: Path, *requests: Request, dtype: str = "float32") -> TeacherCache:
+    store = opened(folder, dtype)
+    live = teacher(*requests)
+    fill(store, live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(*requests))
+    return store
+
+
+def some_batch(indices: list[int], slots: list[int]) -> Batch:
+    subset, i = split().view_subset(VIEWS).long(), torch.tensor(indices)
+    views = subset[i, torch.tensor(slots)]
+    return Batch(split().render(i, views), torch.zeros(len(i), dtype=torch.long), i, views)
+
+
+def assert_same(found: Summaries, expected: Summaries, **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for key, summary in expected.items():
+        assert found[key].keys() == summary.keys()
+        for name, value in summary.items():
+            torch.testing.assert_close(found[key][name].float(), value, **tolerance)
+
+
+BATCH = some_batch([20, 3, 3, 0, 11, 7], [0, 1, 3, 2, 3, 0])
+
+
+@pytest.mark.parametrize("residence", ["host", "disk", "device"])
+def test_any_view_of_any_image_comes_back_as_the_teacher_said_it(tmp_path: Path, residence: Any) -> None:
+    requests = (SOFT, POLY, MAP)
+    store = filled(tmp_path, *requests)
+    knowledge = CachedTeacher(
+        store, wanted(*requests), split().view_subset(VIEWS), torch.device("cpu"), residence=residence
+    )
+    assert_same(knowledge(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
+    knowledge.prefetch(BATCH)
+    later = some_batch([1, 2], [0, 1])
+    knowledge.prefetch(later)
+    assert_same(knowledge(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
+    assert_same(knowledge(later), teacher(*requests)(later), rtol=0, atol=0)
+
+
+def test_half_precision_is_half_the_size_and_close(tmp_path: Path) -> None:
+    store = filled(tmp_path, POLY, dtype="float16")
+    assert store.bytes((10,)) == VIEWS * IMAGES * 10 * 2
+    knowledge = CachedTeacher(store, wanted(POLY), split().view_subset(VIEWS), torch.device("cpu"))
+    assert knowledge(BATCH)["nst:0"]["gram"].dtype == torch.float16
+    assert_same(knowledge(BATCH), teacher(POLY)(BATCH), rtol=1e-3, atol=1e-4)
+
+
+class CutOff(LiveTeacher):
+    """Fails after some batches, and counts them."""
+
+    after = 10**9
+    calls = 0
+
+    def __call__(self, batch: Batch) -> Summaries:
+        if self.calls == self.after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return super().__call__(batch)
+
+
+@pytest.mark.parametrize("after", [2, 7])
+def test_a_half_written_store_continues_where_it_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("nst.teacher.write.SYNC_SECONDS", 0)
+    torch.manual_seed(0)
+    live = CutOff(resnet8(), [POLY])
+    live.after = after
+    loader, subset = split().loader(8, train=True), split().view_subset(VIEWS)
+    with pytest.raises(KeyboardInterrupt):
+        fill(opened(tmp_path), live, loader, subset, wanted(POLY))
+    (array,) = wanted(POLY)
+    reopened = opened(tmp_path)
+    assert 0 < reopened.written(array.name) < reopened.rows
+    live.after = 10**9
+    fill(reopened, live, loader, subset, wanted(POLY))
+    assert live.calls == VIEWS * 3  # each batch of each view once
+    whole = filled(tmp_path / "whole", POLY)
+    assert whole.file(array.name).read_bytes() == reopened.file(array.name).read_bytes()
+    assert whole.state == reopened.state
+
+
+def test_a_loss_added_later_fills_its_own_arrays_only(tmp_path: Path) -> None:
+    filled(tmp_path, SOFT)
+    (logits,) = wanted(SOFT)
+    before = opened(tmp_path).file(logits.name).stat().st_mtime_ns
+    both = filled(tmp_path, SOFT, MAP)
+    assert both.missing(wanted(SOFT, MAP)) == []
+    assert both.file(logits.name).stat().st_mtime_ns == before
+
+
+def test_losses_with_one_summary_share_it() -> None:
+    poly, other = NST(), NST(degree=2, c=1.0)
+    one, two = wanted(request("a:0", poly)), wanted(request("b:0", other, tap="layer3"))
+    assert [a.name for a in one] == [a.name for a in two if a.tensor == "gram"]
+    assert wanted(SOFT)[0].name == wanted(request("x:0", KD(temperature=2), LOGITS))[0].name
+    names = [wanted(request("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
+    assert len(set(names)) == 4
+
+
+def test_a_summary_as_large_as_the_feature_stays_live_unless_asked_for() -> None:
+    hint, gaussian = request("fitnet:0", FitNet()), request("gauss:0", NST("gaussian"))
+    shapes = {"last": (64, 2, 2), LOGITS: (10,)}
+    reasons = kept_live([SOFT, POLY, hint, gaussian], shapes, allow_large=False)
+    assert list(reasons) == ["fitnet:0", "gauss:0"]
+    assert "256 values" in reasons["fitnet:0"]
+    assert kept_live([hint, gaussian], shapes, allow_large=True) == {}
+
+
+def test_a_loss_of_unknown_summary_is_never_stored() -> None:
+    class Own(AT):
+        summary_key = None  # pyright: ignore[reportAssignmentType]
+
+    assert "summary_key" in kept_live([request("own:0", Own())], {"last": (64, 2, 2)}, allow_large=True)["own:0"]
+
+
+def test_a_store_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
+    filled(tmp_path, SOFT)
+    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now.*delete the folder"):
+        opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
+
+
+@pytest.mark.parametrize("residence", ["host", "disk"])
+def test_damage_is_found(tmp_path: Path, residence: Any) -> None:
+    store = filled(tmp_path, SOFT)
+    (array,) = wanted(SOFT)
+    content = bytearray(store.file(array.name).read_bytes())
+    content[-3] ^= 1
+    store.file(array.name).write_bytes(content)
+    with pytest.raises(ValueError, match="view 3 has another SHA-256"):
+        CachedTeacher(opened(tmp_path), [array], split().view_subset(VIEWS), torch.device("cpu"), residence=residence)
+    store.file(array.name).write_bytes(content[:-8])
+    with pytest.raises(ValueError, match=r"is damaged .*delete it"):
+        opened(tmp_path)
+    store.file(array.name).unlink()
+    assert opened(tmp_path).missing([array]) == [array]
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        opened(tmp_path)
+
+
+def test_a_disk_too_small_is_known_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
+    live = CutOff(resnet8(), [POLY])
+    with pytest.raises(ValueError, match=r"needs 3\.4 kB more, the disk has 100\.0 MB free; ask for fewer"):
+        fill(opened(tmp_path), live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(POLY))
+    assert live.calls == 0
+
+
+@pytest.mark.parametrize(("factor", "used"), [(1.0, True), (2.0, False)])
+def test_a_long_filling_uses_compiled_code_that_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, factor: float, used: bool
+) -> None:
+    calls: list[int] = []
+
+    def fake_compile(function: Any, **_: Any) -> Any:
+        def run(images: Tensor) -> Summaries:
+            calls.append(len(images))
+            return {k: {n: factor * v for n, v in s.items()} for k, s in function(images).items()}
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    monkeypatch.setattr("nst.teacher.write.COMPILE_COST", 0)
+    store = opened(tmp_path, "float16")
+    fill(
+        store, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), wanted(POLY), may_compile=True
+    )
+    assert len(calls) == (1 + 3 * VIEWS - 4 if used else 1)
+    assert ("differs by 1.0e+00" in caplog.text) is not used
+    exact = filled(tmp_path / "eager", POLY, dtype="float16")
+    (array,) = wanted(POLY)
+    assert exact.file(array.name).read_bytes() == store.file(array.name).read_bytes()
+
+
+def test_the_manifest_says_what_the_store_is_of(tmp_path: Path) -> None:
+    store = filled(tmp_path, POLY)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["identity"] == {"version": 1, **IDENTITY}
+    (state,) = manifest["arrays"].values()
+    assert state["rows"] == store.rows
+    assert len(state["sha256"]) == VIEWS
+
+
+def test_sizes_of_cifar10_are_those_of_the_design() -> None:
+    images, views, half = 50_000, 162, 2
+    values: dict[str, Tensor | int] = {"162.0 MB": 10, "1.0 GB": 64, "33.7 GB": 2080}
+    assert [readable_bytes(images * views * half * int(v)) for v in values.values()] == list(values)
+    assert readable_bytes(images * 16 * half * 2080) == "3.3 GB"

@@ -1,0 +1,86 @@
+"""Checkpoints: what was saved comes back, the last few stay, nothing damaged is used and nothing lost is passed over."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nst.runs.checkpoint import Checkpoints, read_checkpoint
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"progress": {"step": step}, "weights": torch.full((100,), float(step)), "last": None}
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    """Of a run that has saved after steps 1, 2 and 3 and keeps two."""
+    made = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        made.save(step, state(step))
+    return made
+
+
+def found(checkpoints: Checkpoints) -> int:
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert torch.equal(latest[1]["weights"], state(latest[1]["progress"]["step"])["weights"])
+    return latest[1]["progress"]["step"]
+
+
+def test_the_newest_comes_back_and_the_last_ones_stay(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    assert found(checkpoints) == 3
+    assert [path.name for path in checkpoints.paths()] == ["step-00000002.ckpt", "step-00000003.ckpt"]
+    assert found(Checkpoints(tmp_path)) == 3
+
+
+def test_a_new_run_has_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).latest() is None
+
+
+def test_every_flipped_bit_is_noticed(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    path = checkpoints.paths()[-1]
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 17):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged"):
+            read_checkpoint(path)
+    with caplog.at_level(logging.WARNING):
+        assert found(checkpoints) == 2
+    assert "step-00000003.ckpt.damaged and the one before it is used" in caplog.text
+
+
+def test_every_truncation_is_noticed(checkpoints: Checkpoints) -> None:
+    path = checkpoints.paths()[-1]
+    whole = path.read_bytes()
+    for size in (0, 1, 23, 87, 88, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="is damaged"):
+            read_checkpoint(path)
+
+
+def test_without_any_left_it_does_not_start_over(checkpoints: Checkpoints) -> None:
+    for path in checkpoints.paths():
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"step-00000003\.ckpt was written there \(damaged: step-00000002"):
+            checkpoints.latest()
+
+
+def test_half_written_files_are_cleared_away(checkpoints: Checkpoints) -> None:
+    (checkpoints.folder / "step-00000004.ckpt.tmp").write_bytes(b"half")
+    assert found(checkpoints) == 3
+    assert not list(checkpoints.folder.glob("*.tmp"))
+
+
+def test_a_failed_save_names_the_last_good_one(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "replace", refuse)
+        with pytest.raises(OSError, match=r"step-00000004.*Input/output error; the last good checkpoint is .*00000003"):
+            checkpoints.save(4, state(4))
+    assert found(checkpoints) == 3

@@ -1,0 +1,47 @@
+"""Evaluation: each image once, in eval mode, whatever the batches."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nst.data.batch import Batch
+from nst.training.evaluate import evaluate
+from nst.training.ranks import Ranks
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+class Table(nn.Module):
+    """Logits are the image itself; fails in training mode."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        return images.flatten(1)
+
+
+def batches(logits: Tensor, labels: Tensor, size: int) -> list[Batch]:
+    none = torch.zeros(0, dtype=torch.int64)
+    return [
+        Batch(images, part, none, none)
+        for images, part in zip(logits[..., None, None].split(size), labels.split(size), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 25])
+def test_accuracy_and_loss_by_hand(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(25, 8, generator=generator), torch.randint(8, (25,), generator=generator)
+    order = logits.argsort(1, descending=True)
+    top1 = sum(int(order[i, 0] == labels[i]) for i in range(25)) * 4.0
+    top5 = sum(int(labels[i] in order[i, :5]) for i in range(25)) * 4.0
+    loss = -sum(float(logits[i].double().log_softmax(0)[labels[i]]) for i in range(25)) / 25
+    model = Table().train()
+    found = evaluate(model, batches(logits, labels, size), ONE)
+    assert (found.top1, found.top5, found.images) == (top1, top5, 25)
+    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert model.training
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(Table(), [], ONE)
