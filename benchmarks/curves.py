@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.machine import describe
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
 import nst.config  # noqa: F401  (registers the schema)
+from benchmarks.machine import describe
 from nst.errors import CONFIGS
 
 HELP = "training curves from stored knowledge beside live ones"
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace, seed: int, overrides: list[str]) -> Curve:
     """One run's evaluations."""
-    from nst.runs.run import run as train
+    from nst.commands.train import run as train
 
     words = [f"outputs={Path(arguments.outputs).resolve()}", f"seed={seed}", "trainer.heatmaps=false"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -7,17 +7,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from benchmarks.loss_cases import forget_peak, resident
-from benchmarks.machine import describe
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.loss_cases import forget_peak, resident
+from benchmarks.machine import describe
 from nst import models
-from nst.config import OptimConfig, TrainerConfig
+from nst.config import TrainerConfig
 from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
@@ -36,6 +37,7 @@ from nst.teacher import (
     kept_live,
 )
 from nst.training.ranks import Ranks
+from nst.training.schedule import Constant
 from nst.training.trainer import Trainer
 
 HELP = "a training step: plain, with a live teacher, from stored knowledge"
@@ -132,7 +134,12 @@ def distiller(arguments: argparse.Namespace, names: list[str], shapes: dict[str,
 
 
 def case(
-    arguments: argparse.Namespace, split: MemorySplit, loss: str, kind: str, student: Distiller, knowledge: SummarySource
+    arguments: argparse.Namespace,
+    split: MemorySplit,
+    loss: str,
+    kind: str,
+    student: Distiller,
+    knowledge: SummarySource,
 ) -> Case:
     """One trainer; a learning rate of 0 keeps the noise from doing harm."""
     subset = split.view_subset(arguments.views) if kind == "stored" else None
@@ -141,8 +148,8 @@ def case(
     )  # fmt: skip
     settings = TrainerConfig(epochs=1_000_000, batch_size=arguments.batch_size, compile=arguments.compile)
     trainer = Trainer(
-        student, knowledge, loader, optim=OptimConfig(lr=0.0), settings=settings,
-        ranks=Ranks(0, 1, torch.device(arguments.device)), seed=0, compile_knowledge=knowledge.compile,
+        student, knowledge, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
+        settings=settings, ranks=Ranks(0, 1, torch.device(arguments.device)), seed=0,
     )  # fmt: skip
     trainer.distiller.train()
     return Case(loss, kind, trainer)
@@ -222,7 +229,7 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
         row: Row = {
             "loss": one.loss,
             "knowledge": one.knowledge,
-            "compiled": one.trainer.maybe_compiled.chosen,
+            "compiled": one.trainer.forward.chosen,
             "images_per_second": arguments.batch_size / median(one.seconds),
             "ratio_to_plain": median(a / b for a, b in zip(one.seconds, plain.seconds, strict=True)),
             "ratio_by_processor_time": median(a / b for a, b in zip(one.processor, plain.processor, strict=True)),

@@ -1,26 +1,8 @@
-"""Measure speed and memory.
+"""`nst benchmark` from a clone: see src/nst/commands/benchmark.py."""
 
-python scripts/benchmark.py losses --settings crd crd-early
-python scripts/benchmark.py losses --json losses.json --markdown
-"""
+import sys
 
-import argparse
-
-from benchmarks import curves, data, losses, step
-
-SUBJECTS = {"losses": losses, "data": data, "step": step, "curves": curves}
-"""A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
-
-
-def main() -> None:
-    """Dispatch to the subject."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subjects = parser.add_subparsers(dest="subject", required=True)
-    for name, module in SUBJECTS.items():
-        module.add_arguments(subjects.add_parser(name, help=module.HELP))
-    arguments = parser.parse_args()
-    SUBJECTS[arguments.subject].run(arguments)
-
+from nst.commands.main import command
 
 if __name__ == "__main__":
-    main()
+    command("benchmark", sys.argv[1:])

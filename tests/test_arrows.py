@@ -8,14 +8,18 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "src" / "nst"
 # part → parts it may not import
 FORBIDDEN = {
-    "losses": "models data taps knowledge distiller trainer build run report reproduce config",
-    "models": "losses data taps knowledge distiller trainer build run report reproduce config",
-    "data": "losses models taps knowledge distiller trainer build run report reproduce config",
-    "taps": "losses models data knowledge distiller trainer build run report reproduce config",
-    "distiller": "models data knowledge trainer build run report reproduce",
-    "knowledge": "models trainer build run report reproduce",
-    "trainer": "models losses build run report reproduce",
-    "report": "losses models data taps knowledge distiller trainer build run reproduce",
+    "files": "config losses models data taps teacher distiller training build runs report reproduce export commands",
+    "losses": "models data taps teacher distiller training build runs report reproduce export commands config",
+    "models": "losses data taps teacher distiller training build runs report reproduce export commands config",
+    "data": "losses models taps teacher distiller training build runs report reproduce export commands config",
+    "taps": "losses models data teacher distiller training build runs report reproduce export commands config",
+    "distiller": "models data teacher training build runs report reproduce export commands",
+    "teacher": "models training build runs report reproduce export commands",
+    "training": "models losses build runs report reproduce export commands",
+    "runs": "report reproduce export commands",
+    "report": "losses models data taps teacher distiller training build runs reproduce export commands",
+    "reproduce": "export commands",
+    "export": "reproduce commands",
 }
 
 

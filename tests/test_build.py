@@ -5,14 +5,17 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tests.conftest import Compose
+from torch import nn
 
 from nst import build
-from nst.config import ExportConfig
-from nst.errors import CONFIGS, explain
+from nst.config import CONFIGS, ExportConfig
+from nst.errors import explain
+from nst.runs.folder import run_folder
+from nst.training.optimizer import make_optimizer
 
 MISTAKES = {
     # override: what the message must hold
@@ -40,14 +43,14 @@ MISTAKES = {
     "teacher.model.num_classes=100": ("teacher.model.num_classes=100", "data.num_classes=10"),
     "+model.depth=3": ("model", "depth"),
     "model._target_=torch.relu": ("model",),
-    "optim.schedule=cosin": ("optim.schedule=cosin", "cosine"),
-    "optim.milestones=[100,150]": ("optim.milestones", "fractions", "[0.5,0.75]"),
-    "optim.lr=-1": ("optim.lr=-1", "at least 0"),
+    "schedule=cosin": ("schedule/cosin", "cosine"),
+    "schedule.milestones=[100,150]": ("schedule: milestones", "fractions", "[0.5,0.75]"),
+    "optim.lr=-1": ("optim: Invalid learning rate: -1",),
     "trainer.precision=fp16": ("trainer.precision=fp16", "bf16"),
     "trainer.checkpoint_every=5": ("trainer.checkpoint_every=5", "500 steps"),
     "trainer.clip_grad_norm=0": ("trainer.clip_grad_norm=0", "positive"),
     "teacher.min_accuracy=101": ("teacher.min_accuracy=101", "percentage"),
-    "seed=-1": ("seed=-1", "negative"),
+    "seed=-1": ("seed=-1", "from 0 to"),
     "~loss.nst_poly.weight": ("loss.nst_poly.weight", "None"),
 }
 
@@ -114,7 +117,74 @@ def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
     build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
     with pytest.raises(
-        ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*scripts/layers"
+        ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"
     ):
         build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
+
+
+def own_loss(kind: str, *more: str) -> list[str]:
+    return ["loss=ce", f"+loss.own._target_=tests.kinds.{kind}", "+loss.own.weight=1.0", *more]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            own_loss("Relational", "trainer.accumulate=2"),
+            "loss.own relates the images of a batch.*trainer.accumulate=2",
+        ),
+        (
+            own_loss("SeveralLayers", "+loss.own.taps=[{teacher: last, student: last, weight: 0.5}]"),
+            "no pair has a weight",
+        ),
+        (["+foo=1"], "foo: unknown key"),
+        (["+trainer.ema=0.999"], "trainer.ema: unknown key"),
+        (["+optim.name=adamw"], "optim: .*unexpected keyword argument 'name'"),
+        (["optim.lr=nan"], "optim.lr=nan"),
+        (["optim.lr=1e300"], "optim.lr=1e[+]300"),
+        (["optim.momentum=5"], "momentum is 5"),
+        (["optim.weight_decay=-1"], "optim: Invalid weight_decay"),
+        (["optim._target_=torch.optim.LBFGS", "~optim.momentum", "~optim.nesterov", "~optim.weight_decay"], "closure"),
+        (["optim.no_decay=[norms]"], "'norms' is none of norm, bias"),
+        (["schedule.gamma=nan"], "schedule.gamma=nan"),
+        (["schedule.milestones=[100]"], "schedule: .*fractions of the run"),
+        (["loss.nst_poly.weight=1e300"], "loss.nst_poly.weight"),
+        (["trainer.clip_grad_norm=1e-300"], "trainer.clip_grad_norm"),
+        (["seed=9223372036854775808"], "seed"),
+        (["model.name=.."], "model.name is '..'"),
+        (["data.name=a/b"], "data.name is 'a/b'"),
+        (["teacher.mean=[0.5]"], "teacher.mean is given without teacher.std"),
+        (["teacher.mean=[0.5]", "teacher.std=[0]"], "teacher.std"),
+        (["teacher.mean=[0.5,0.5]", "teacher.std=[1,1]"], "2 values, but the images have 1 channel"),
+        (
+            ["tracker.tensorboard._target_=nst.runs.trackers.TensorBoard", "+tracker.tensorboard.x=1"],
+            "tracker.tensorboard",
+        ),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_any_work(compose: Compose, overrides: list[str], told: str) -> None:
+    with pytest.raises((ValueError, ConfigCompositionException), match=told):
+        build.settings(compose(*overrides))
+
+
+def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) -> None:
+    taps = "taps=[{teacher: stage2, student: stage1}]"
+    run = build.settings(compose("loss=[kd,at,nst_poly]", taps, "loss.at.taps=[{teacher: last, student: last}]"))
+    pairs = {term.name: [(p.teacher, p.student) for p in term.pairs] for term in build.terms(run)}
+    assert pairs["nst_poly"] == [("stage2", "stage1")]
+    assert pairs["at"] == [("last", "last")]
+    own = compose("loss=[kd,at,nst_poly]", "loss.nst_poly.taps=[{teacher: stage2, student: stage1}]")
+    assert run_folder(asdict(build.settings(own))) == run_folder(asdict(run))
+
+
+@pytest.mark.parametrize("choice", ["sgd", "adamw", "adam"])
+@pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle", "constant"])
+def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str, schedule: str) -> None:
+    run = build.settings(compose(f"optim={choice}", f"schedule={schedule}"))
+    make, no_decay = build.optimizer(run)
+    optimizer = make_optimizer(make, nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), no_decay)
+    assert type(optimizer).__name__.lower() == choice
+    assert 0 < build.schedule(run)(0.1, 0, 100) <= 0.1
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == ([0.05, 0.0] if choice == "adamw" else [run.optim["weight_decay"]])

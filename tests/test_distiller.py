@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from tests import kinds
 from torch.nn import functional as F
 
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Term
-from nst.losses import AT, KD, NST, CrossEntropy, FitNet
+from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
 from nst.models import resnet8, resnet14, wrn16_2
 from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher, Normalization
@@ -100,3 +101,37 @@ def test_every_loss_takes_teachers_of_other_widths(teacher: str) -> None:
     b = batch()
     _, values = distiller(b.images, b.labels, live(b))
     assert all(torch.isfinite(v) and v > 0 for v in values.values())
+
+
+def two_stages(loss: TransferLoss) -> Term:
+    return Term("own", loss, 1.0, (Pair("stage2", "stage2"), Pair("last", "last")))
+
+
+@pytest.mark.parametrize(
+    "kind", [kinds.Learned, kinds.Relational, kinds.Remembering, kinds.Ramped, kinds.SeveralLayers]
+)
+def test_a_loss_of_each_kind_is_trained(kind: type[TransferLoss]) -> None:
+    """Its value falls, and its parameters, one set a pair of layers, change with the student's."""
+    distiller, live = wired([two_stages(kind())])
+    b = batch()
+    for loss in distiller.losses.values():
+        loss.allocate(len(b.labels))
+    context = {
+        "index": b.indices, "epoch": torch.ones(()), "progress": torch.ones(()),
+        "seed": torch.zeros((), dtype=torch.int64),
+    }  # fmt: skip
+    before = {name: p.detach().clone() for name, p in distiller.named_parameters()}
+    optimizer = torch.optim.Adam(distiller.parameters(), lr=3e-3)
+    summaries, seen = live(b), []
+    for _ in range(15):
+        _, values = distiller(b.images, b.labels, summaries, context)
+        optimizer.zero_grad()
+        distiller.total(values).backward()
+        optimizer.step()
+        seen.append(values["own"].item())
+    assert seen[-1] < 0.9 * seen[0]
+    learned = [name for name in before if name.startswith("losses.")]
+    assert {name.split(".")[1] for name in learned} <= {"own:0", "own:1"}
+    assert all((before[name] != p).any() for name, p in distiller.named_parameters() if name in learned)
+    expected = {kinds.Learned: 4, kinds.Remembering: 8, kinds.SeveralLayers: 2}
+    assert len(learned) == expected.get(kind, 0)

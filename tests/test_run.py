@@ -10,12 +10,12 @@ from safetensors import safe_open
 from tests.conftest import Compose
 
 from nst import build
+from nst.commands.train import run
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.runs.folder import run_folder
-from nst.runs.run import run
 from nst.runs.teacher import teacher_run
-from nst.training.loop import Fit
+from nst.training.loop import Loop
 from nst.training.trainer import Trainer
 
 
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(compose(*tiny, "loss=nst_poly", "seed=3", "outputs=" + compose().outputs + "/whole"))
-    step, evaluations = Trainer.step, Fit.finish_epoch
+    step, evaluations = Trainer.step, Loop.finish_epoch
 
     def die_at_five(self: Trainer, batch: object) -> None:
         step(self, batch)  # pyright: ignore[reportArgumentType]
@@ -74,7 +74,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     with pytest.raises(RuntimeError, match="power cut"):
         run(compose(*tiny, "loss=nst_poly", "seed=3"))
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Fit, "finish_epoch", evaluations)
+    monkeypatch.setattr(Loop, "finish_epoch", evaluations)
     continued = run(compose(*tiny, "loss=nst_poly", "seed=3"))
 
     def comparable(summary: dict[str, str], kind: str) -> list[dict[str, object]]:
@@ -98,10 +98,13 @@ def test_a_dry_run_prints_and_touches_nothing(
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(compose: Compose, tiny: list[str]) -> None:
-    weak = [o for o in tiny if "min_accuracy" not in o]
-    with pytest.raises(ValueError, match="close to guessing"):
-        run(compose(*weak, "loss=kd"))
+def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(
+    compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    weak, weights = [o for o in tiny if "min_accuracy" not in o], tmp_path / "random.safetensors"
+    save_weights(weights, build.network("model", build.settings(compose(*tiny)).model, seed=1), {})
+    with pytest.raises(ValueError, match=r"most frequent class gives 10\.00 %, so it may be guessing"):
+        run(compose(*weak, "loss=kd", f"teacher.weights={weights}"))
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
         run(compose(*weak, "loss=kd", "teacher.min_accuracy=99.5"))
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nst.config import OptimConfig, TrainerConfig
+    from nst.config import TrainerConfig
     from nst.data.batch import Batch
     from nst.data.memory import MemorySplit
     from nst.data.views import ViewScheme
@@ -35,7 +35,6 @@ __all__ = [
     "MemorySplit",
     "Metrics",
     "Normalization",
-    "OptimConfig",
     "Pair",
     "Ranks",
     "Taps",
@@ -52,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "nst.config": ("OptimConfig", "TrainerConfig"),
+    "nst.config": ("TrainerConfig",),
     "nst.data.batch": ("Batch",),
     "nst.data.memory": ("MemorySplit",),
     "nst.data.views": ("ViewScheme",),

@@ -2,8 +2,9 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import hydra.utils
@@ -12,14 +13,21 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_values
+from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_channels, check_numbers, check_values
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
-from nst.distiller import Distiller, Pair, Term
+from nst.distiller import Distiller, Pair, Request, Term
 from nst.layers import shown
 from nst.losses import Shape, TransferLoss
+from nst.runs.trackers import Tracker
 from nst.taps import LOGITS, feature_shapes, resolve
+from nst.teacher.source import SummarySource
+from nst.training.optimizer import MakeOptimizer, check_optimizer
 from nst.training.ranks import Ranks
+from nst.training.schedule import Schedule
+from nst.training.trainer import Trainer
+
+LAST = {"teacher": "last", "student": "last"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,15 @@ def settings(cfg: DictConfig) -> RunConfig:
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
         raise ValueError(f"a composed run configuration is needed, found {type(run).__name__}")
+    _check_keys(cfg, run, "")
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
-    if not any(term.weight > 0 for term in terms(run)):
+    _share_taps(run)
+    found = terms(run)
+    if not found:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
-    asking = [term.name for term in terms(run) if term.loss.source == "teacher"]
+    asking = [term.name for term in found if term.loss.source == "teacher"]
     if not asking:
         run.teacher.model, run.teacher.weights = None, None
         run.knowledge = KnowledgeConfig()
@@ -58,6 +69,45 @@ def settings(cfg: DictConfig) -> RunConfig:
         )
     else:
         _check_component("teacher.model", run.teacher.model)
+        check_channels("teacher.", run.teacher, run.data["channels"])
+    _check_classes_agree(run)
+    _check_kinds(run, found)
+    for make in (optimizer, schedule, trackers):
+        make(run)
+    return run
+
+
+def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
+    """Raises ValueError for a key that no part of the schema knows: Hydra lets `+key=value` add any."""
+    names = [f.name for f in fields(run)]
+    for key in cfg:
+        value = getattr(run, str(key), None)
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
+            raise ValueError(f"{prefix}{key}: unknown key; {hint}")
+        if is_dataclass(value):
+            _check_keys(cfg[key], value, f"{prefix}{key}.")
+
+
+def _check_component(key: str, node: Any) -> None:
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ValueError(
+            f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key.partition('.')[0]}"
+        )
+    check_name(f"{key}.name", node.get("name"))
+
+
+def check_name(key: str, name: Any) -> None:
+    """Raises ValueError unless `name` can be one plain part of a path."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
+        raise ValueError(
+            f"{key} is {name!r}; folders carry it, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
+            "a letter or digit"
+        )
+
+
+def _check_classes_agree(run: RunConfig) -> None:
     classes = {
         f"{key}.num_classes": node["num_classes"]
         for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
@@ -66,49 +116,104 @@ def settings(cfg: DictConfig) -> RunConfig:
     if len(set(classes.values())) > 1:
         found = ", ".join(f"{key}={value}" for key, value in classes.items())
         raise ValueError(f"teacher, student and data need the same number of classes, found {found}")
-    return run
 
 
-def _check_component(key: str, node: Any) -> None:
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise ValueError(
-            f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key.partition('.')[0]}"
-        )
-    if not isinstance(node.get("name"), str) or not node["name"] or "/" in node["name"]:
-        raise ValueError(
-            f"{key}.name is {node.get('name')!r}; a short name without slashes is needed: folders carry it"
-        )
+def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
+    """What a term says of itself, against how the run goes."""
+    for term in found:
+        if term.loss.relational and run.trainer.accumulate > 1:
+            raise ValueError(
+                f"loss.{term.name} relates the images of a batch, so gradient accumulation would change it; "
+                f"trainer.accumulate={run.trainer.accumulate}, 1 is needed"
+            )
+        if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
+            raise ValueError(
+                f"loss.{term.name}.taps: this loss looks at all layers at once, so no pair has a weight of its own"
+            )
 
 
-def instantiate(key: str, node: Mapping[str, Any]) -> Any:
-    """Call a node's `_target_`; the error of a wrong argument names `key`."""
+def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
+    """Call a node's `_target_`, or with `partial` prepare the call; the error of a wrong argument names `key`."""
     try:
-        return hydra.utils.instantiate({**node}, _convert_="all")
+        return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
     except InstantiationException as error:
         raise ValueError(f"{key}: {error.__cause__ or error}") from error
 
 
+def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
+    """What makes the run's optimizer, and which parameters it leaves out of weight decay.
+
+    Raises:
+        ValueError: no such optimizer, or an argument it does not take.
+    """
+    node = run.optim
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ValueError(f"optim is {node!r}; a node with a `_target_` is needed, for example optim=sgd or optim=adamw")
+    no_decay = node.get("no_decay") or ()
+    make = instantiate("optim", {k: v for k, v in node.items() if k != "no_decay"}, partial=True)
+    if isinstance(no_decay, str):
+        raise ValueError(f"optim.no_decay={no_decay}: a list such as [norm,bias] is needed")
+    try:
+        check_optimizer(make, no_decay)
+    except ValueError as error:
+        raise ValueError(f"optim: {error}") from error
+    return make, tuple(no_decay)
+
+
+def schedule(run: RunConfig) -> Schedule:
+    """The run's learning-rate schedule. Raises ValueError where there is none or an argument is off."""
+    node = run.schedule
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise ValueError(f"schedule is {node!r}; a node with a `_target_` is needed, for example schedule=cosine")
+    return instantiate("schedule", node)
+
+
+def trackers(run: RunConfig) -> list[Tracker]:
+    """The run's trackers, not started. Raises ValueError for what is no tracker or not installed."""
+    for name, node in run.tracker.items():
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise ValueError(f"tracker.{name} is {node!r}; a node with a `_target_` is needed")
+    return [instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()]
+
+
 def terms(run: RunConfig) -> list[Term]:
     """The terms of the run's loss, in order; those of weight 0 are left out."""
-    built = [_term(name, node) for name, node in run.loss.items()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        built = [_term(name, node) for name, node in run.loss.items()]
     return [term for term in built if term.weight > 0]
+
+
+def _share_taps(run: RunConfig) -> None:
+    """Losses without taps of their own compare the layers that the run names."""
+    for node in run.loss.values():
+        if isinstance(node, dict) and node.get("taps", ()) is None:
+            node["taps"] = run.taps
 
 
 def _term(name: str, node: Any) -> Term:
     key = f"loss.{name}"
+    check_name(f"{key}: its name", name)
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ValueError(f"{key} is {node!r}; a term with `weight` and `_target_` is needed")
+        raise ValueError(
+            f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
+            "which layers correspond is said for all losses at once by taps=[{teacher: last, student: last}]"
+        )
     weight = node.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
     loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
     if not isinstance(loss, TransferLoss):
         raise ValueError(f"{key}._target_={node['_target_']}: a nst.losses.TransferLoss is needed")
+    if getattr(loss, "projects", False):
+        raise ValueError(
+            f"{key}: `projects` is gone; make the 1×1 convolution in setup(student_shape, teacher_shape) and apply it in forward"
+        )
     if loss.on_logits:
         if node.get("taps"):
             raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
         return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
-    pairs = tuple(_pair(f"{key}.taps", pair) for pair in node.get("taps") or [{"teacher": "last", "student": "last"}])
+    pairs = tuple(_pair(f"{key}.taps", pair) for pair in node.get("taps") or [LAST])
     return Term(name, loss, float(weight), pairs)
 
 
@@ -161,18 +266,23 @@ def networks(run: RunConfig) -> Networks:
         torch.manual_seed(run.seed)
         distiller = Distiller(student, wanted, student_shapes, teacher_shapes)
     for request in distiller.requests:
-        shapes = (request.student_shape, teacher_shapes[request.tap])
-        try:
-            request.loss.plan(*shapes)
-            if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
-                raise ValueError(
-                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
-                    "scaled to unit length is the same whatever the network says: name earlier layers as "
-                    f"loss.{request.key.split(':')[0]}.taps=[{{teacher: …, student: …}}]; scripts/layers.py lists what fits"
-                )
-        except ValueError as error:
-            raise ValueError(f"loss.{request.key.split(':')[0]}, teacher layer '{request.tap}': {error}") from error
+        _check_plan(request, teacher_shapes[request.tap])
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
+
+
+def _check_plan(request: Request, teacher_shape: Shape) -> None:
+    """Raises ValueError where a loss cannot compare two shapes."""
+    name, shapes = request.key.split(":")[0], (request.student_shape, teacher_shape)
+    try:
+        request.loss.plan(*shapes)
+        if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
+            raise ValueError(
+                f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
+                "scaled to unit length is the same whatever the network says: name earlier layers as "
+                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists what fits"
+            )
+    except ValueError as error:
+        raise ValueError(f"loss.{name}, teacher layer '{request.tap}': {error}") from error
 
 
 def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
@@ -204,6 +314,7 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     Raises:
         ValueError: naming the file or the key at fault.
     """
+    check_numbers(run.data, "data")
     return instantiate("data", run.data)
 
 
@@ -225,6 +336,24 @@ def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor
         views=views,
         workers=run.trainer.workers,
     )
+
+
+def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader: Loader, here: Ranks) -> Trainer:
+    """The trainer of the run's student, with its optimizer and schedule."""
+    make, no_decay = optimizer(run)
+    return Trainer(
+        distiller, source, loader, optimizer=make, schedule=schedule(run),
+        settings=run.trainer, ranks=here, seed=run.seed, no_decay=no_decay,
+    )  # fmt: skip
+
+
+def allocate(run: RunConfig, distiller: Distiller, num_images: int) -> None:
+    """Let losses make their buffers with a row for each training image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        for loss in distiller.losses.values():
+            assert isinstance(loss, TransferLoss)
+            loss.allocate(num_images)
 
 
 def count_parameters(model: nn.Module) -> int:

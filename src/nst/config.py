@@ -1,28 +1,33 @@
 """The schema of a run: every run-level key, its type and its default.
 
-Components (model, data, the losses) are YAML nodes with a `_target_`; their own signatures are their schema.
+Components (model, data, the losses, optimizer, schedule, trackers) are YAML nodes with a `_target_`; their own signatures are
+their schema.
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+_INSTALLED = Path(__file__).parent / "configs"
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"  # in a wheel, in a clone
+"""The folder of the configuration files."""
+
 
 @dataclass
-class OptimConfig:
-    """SGD with momentum and a learning-rate schedule over the whole run."""
+class RecipeConfig:
+    """What suits a data set: defaults that optimizer, schedule and trainer refer to."""
 
-    lr: float = 0.1  # for the global batch
-    momentum: float = 0.9
+    epochs: int = 200
+    batch_size: int = 128
+    lr: float = 0.1  # of SGD, for the global batch
     nesterov: bool = False
-    weight_decay: float = 1e-4
-    schedule: str = "step"  # step | cosine | onecycle
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])  # step: fractions of the run
-    gamma: float = 0.1  # step: factor at each milestone
-    warmup: float = 0.0  # fraction of the run over which the rate rises linearly (onecycle: the place of its peak)
+    weight_decay: float = 1e-4  # of SGD
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])  # of the step schedule, fractions of the run
+    warmup: float = 0.0  # fraction of the run
 
 
 @dataclass
@@ -34,10 +39,10 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast of the student; teacher and losses compute in fp32)
     channels_last: bool = True
-    compile: bool | str = False  # auto: where it pays, by measurement, and agrees with eager | true | false
-    clip_grad_norm: float | None = None
+    compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
+    clip_grad_norm: float | None = None  # scale gradients down to this norm
     sync_bn: bool = False  # with several ranks: BN over the global batch
-    accumulate: int = 1  # parts in which a rank takes its share of a batch, one after the other (BN sees each alone)
+    accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
     eval_batch_size: int = 500
     eval_every: int = 1  # epochs
@@ -46,8 +51,9 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     skip_nonfinite: bool = False  # skip (and count) steps with a non-finite gradient instead of stopping
     profile: bool = False  # write a torch profiler trace of a few steps into the run's folder
-    prune_after: int | None = None  # epochs; from then on stop a run that is worse than the median of its like
-    heatmaps: bool = True  # draw what some neurons select, into TensorBoard, at the first and the last epoch
+    prune_after: int | None = None  # epochs; from then on stop a run that is below the median of comparable runs
+    heatmaps: bool = True  # draw what some neurons select, for the trackers, at the first and the last epoch
+    timeout: float = 600.0  # seconds after which a rank that does not answer ends the run
 
 
 @dataclass
@@ -61,10 +67,12 @@ class RecipeTrainerConfig:
 
 
 @dataclass
-class RecipeConfig:
+class TeacherRecipeConfig:
     """How a teacher is trained when its weights are not given: independent of how the student is trained."""
 
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optim: Any = None  # a node like `optim`
+    schedule: Any = None  # a node like `schedule`
     trainer: RecipeTrainerConfig = field(default_factory=RecipeTrainerConfig)
 
 
@@ -78,7 +86,7 @@ class TeacherConfig:
     std: list[float] | None = None
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
     seed: int = 0  # of its training, whatever the student's
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
 
 
 @dataclass
@@ -101,8 +109,12 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    taps: list[Any] = field(default_factory=lambda: [{"teacher": "last", "student": "last"}])  # layers that correspond
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optim: Any = None
+    schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracker: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     outputs: str = "outputs"  # the folder of all runs
     dry_run: bool = False  # print taps, shapes, parameters and memory, then stop
@@ -139,10 +151,14 @@ class ExportConfig:
 
 
 # Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a
-# step that cannot be taken (a run without one is the same either way).
+# step that cannot be taken (a run without one is the same either way). Recipes act through the keys that refer to them.
 NOT_IDENTITY = (
     "outputs",
     "dry_run",
+    "recipe",
+    "taps",
+    "teacher.recipe.recipe",
+    "tracker",
     "data.root",
     "data.download",
     "data.unpacked",
@@ -161,6 +177,7 @@ NOT_IDENTITY = (
             "profile",
             "prune_after",
             "heatmaps",
+            "timeout",
         )
     ),
 )
@@ -176,23 +193,8 @@ def check_values(cfg: RunConfig) -> None:
     Raises:
         ValueError: naming the key, the value found and what would be right.
     """
-    for prefix, optim in (("optim", cfg.optim), ("teacher.recipe.optim", cfg.teacher.recipe.optim)):
-        _one_of(f"{prefix}.schedule", optim.schedule, ("step", "cosine", "onecycle"))
-        _at_least(f"{prefix}.lr", optim.lr, 0)
-        _at_least(f"{prefix}.momentum", optim.momentum, 0)
-        _at_least(f"{prefix}.weight_decay", optim.weight_decay, 0)
-        if optim.nesterov and optim.momentum == 0:
-            raise ValueError(f"{prefix}.nesterov=true needs {prefix}.momentum > 0, found 0")
-        if not 0 <= optim.warmup < 1:
-            raise ValueError(f"{prefix}.warmup={optim.warmup}: a fraction of the run, 0 <= warmup < 1, is needed")
-        if any(not 0 < m < 1 for m in optim.milestones):
-            raise ValueError(
-                f"{prefix}.milestones={list(optim.milestones)}: fractions of the run, each between 0 and 1, "
-                "are needed (for epochs 100 and 150 of 200 write [0.5,0.75])"
-            )
+    check_numbers(cfg, "")
     _one_of("trainer.device", cfg.trainer.device, ("auto", "cpu", "cuda"))
-    if not isinstance(cfg.trainer.compile, bool) and cfg.trainer.compile != "auto":
-        raise ValueError(f"trainer.compile={cfg.trainer.compile}: one of auto, true, false is needed")
     for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
         _at_least(f"{prefix}.epochs", node.epochs, 1)
         _at_least(f"{prefix}.batch_size", node.batch_size, 1)
@@ -202,14 +204,52 @@ def check_values(cfg: RunConfig) -> None:
     if cfg.trainer.prune_after is not None:
         _at_least("trainer.prune_after", cfg.trainer.prune_after, 1)
     _at_least("trainer.workers", cfg.trainer.workers, 0)
+    _at_least("trainer.timeout", cfg.trainer.timeout, 1)
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
-    if cfg.teacher.min_accuracy is not None and not 0 <= cfg.teacher.min_accuracy <= 100:
-        raise ValueError(f"teacher.min_accuracy={cfg.teacher.min_accuracy}: a percentage, 0 to 100, is needed")
+    _check_teacher(cfg.teacher)
     _check_knowledge(cfg.knowledge)
-    if cfg.seed < 0 or cfg.teacher.seed < 0:
-        raise ValueError(f"seed={cfg.seed}, teacher.seed={cfg.teacher.seed}: seeds must not be negative")
+    for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"{key}={seed}: a whole number from 0 to 2^63 - 1 is needed")
+
+
+def check_numbers(node: Any, key: str) -> None:
+    """Raises ValueError for the first number in nested settings that float32 cannot hold: NaN, infinite, too large or too small."""
+    if isinstance(node, float) and node and not _SMALLEST <= abs(node) <= _LARGEST:
+        raise ValueError(f"{key}={node}: a finite number that float32 can hold is needed")
+    if isinstance(node, int) and not isinstance(node, bool) and abs(node) >= 2**63 and not key.endswith("seed"):
+        raise ValueError(f"{key}={node}: a number below 2^63 is needed")
+    if is_dataclass(node):
+        node = {f.name: getattr(node, f.name) for f in fields(node)}
+    if isinstance(node, dict):
+        for name, value in node.items():
+            check_numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            check_numbers(value, f"{key}[{i}]")
+
+
+_SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal float32
+
+
+def _check_teacher(teacher: TeacherConfig) -> None:
+    if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
+        raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
+    if (teacher.mean is None) != (teacher.std is None):
+        missing, given = ("std", "mean") if teacher.std is None else ("mean", "std")
+        raise ValueError(f"teacher.{given} is given without teacher.{missing}: give both, or neither")
+    if teacher.std is not None and min(teacher.std, default=0) <= 0:
+        raise ValueError(f"teacher.std={teacher.std}: each value must be above 0")
+
+
+def check_channels(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int) -> None:
+    """Raises ValueError where a mean or standard deviation does not have one value a channel."""
+    for key in ("mean", "std"):
+        values = getattr(node, key)
+        if values is not None and len(values) != channels:
+            raise ValueError(f"{prefix}{key}={values}: {len(values)} values, but the images have {channels} channels")
 
 
 def _check_knowledge(knowledge: KnowledgeConfig) -> None:
@@ -230,6 +270,8 @@ def parse_every(text: str) -> tuple[int, float]:
     if match is None or float(match[1]) <= 0 or (match[2] == "epoch" and match[1] != "1"):
         raise ValueError(f'trainer.checkpoint_every={text}: "1 epoch", "500 steps" or "10 min" is needed')
     number = float(match[1])
+    if number > 1e9:
+        raise ValueError(f"trainer.checkpoint_every={text}: a number up to 1e9 is needed")
     steps = max(1, int(number)) if match[2].startswith("step") else 0
     return steps, 60 * number if match[2] == "min" else float("inf")
 

@@ -3,10 +3,10 @@
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,9 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nst.training.signals import Interrupted
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from nst.config import CONFIGS
 
 # What a user can cause and mend; anything else is a fault of ours and keeps its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError)
@@ -33,6 +31,17 @@ OURS = "NST_SET_HYDRA_FULL_ERROR"
 FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # the user wants tracebacks
 if not FULL:
     os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"
+
+
+class Interrupted(Exception):
+    """Training stopped on request after saving; the same command continues.
+
+    `status` is the exit status: 128 + the signal's number (SIGINT 130, SIGTERM 143, SIGUSR1 138).
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after saving; the same command continues")
+        self.status = 128 + signum
 
 
 @contextmanager
@@ -90,7 +99,7 @@ def explain(error: BaseException, config_name: str = "config") -> str:
         if "Available options" not in text and len(names) < 40:
             text += f"\nAvailable options in '{option[1]}': {', '.join(names)}"
     elif key := re.search(r"Could not override '([^']+)'", text):
-        text += _nearest(key[1], list(_known_keys(config_name)))
+        text += _nearest(key[1], list(known_keys(config_name)))
     return text
 
 
@@ -99,7 +108,7 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"\nDid you mean {' or '.join(near)}?" if near else ""
 
 
-def _known_keys(config_name: str) -> Iterator[str]:
+def known_keys(config_name: str) -> Iterator[str]:
     """Dotted names of all keys of the configuration, with the group choices of this command line where they compose."""
     choices = [arg for arg in sys.argv[1:] if re.fullmatch(r"[\w/]+=[\w\[\],/]+", arg) and "." not in arg]
     GlobalHydra.instance().clear()

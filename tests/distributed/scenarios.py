@@ -4,13 +4,15 @@ Run by torchrun as a script, it writes what each scenario gives on this rank: `s
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tests.kinds import Learned, Ramped, Relational, Remembering, SeveralLayers
 from torch import Tensor, nn
 
-from nst.config import OptimConfig, TrainerConfig
+from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
@@ -19,6 +21,7 @@ from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks, ranks
+from nst.training.schedule import Step
 from nst.training.trainer import Trainer
 
 IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: parts of 1 and 2
@@ -48,8 +51,10 @@ def data() -> MemorySplit:
     return MemorySplit(images, torch.arange(IMAGES) % 10, ViewScheme(8, 1, False), (0.5,), (0.3,))
 
 
-def trainer(here: Ranks, *, bn: bool = False, with_labels: bool = True, **settings: Any) -> Trainer:
-    """Every loss at once, a projection (FitNet) among them, from a teacher with more channels."""
+def trainer(
+    here: Ranks, *, bn: bool = False, with_labels: bool = True, kinds: bool = False, **settings: Any
+) -> Trainer:
+    """Every loss at once, from a teacher with more channels; or one of each kind, which learn, relate images and remember."""
     logits, last = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
     terms = [
         Term("fitnet", FitNet(), 1.0, last),
@@ -57,19 +62,30 @@ def trainer(here: Ranks, *, bn: bool = False, with_labels: bool = True, **settin
         Term("nst_poly", NST(kernel="polynomial"), 50.0, last),
         Term("nst_gaussian", NST(kernel="gaussian"), 10.0, last),
     ]
+    if kinds:
+        terms = [
+            Term("learned", Learned(), 1.0, last),
+            Term("relational", Relational(), 2.0, last),
+            Term("remembering", Remembering(), 1.0, last),
+            Term("ramped", Ramped(), 1.0, last),
+            Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), Pair("last", "last"))),
+        ]
     if with_labels:
         terms += [Term("ce", CrossEntropy(), 1.0, logits), Term("kd", KD(), 4.0, logits)]
     torch.manual_seed(0)
     student, teacher = Network(6, bn), Network(8, True)
-    shapes = [feature_shapes(net, ["last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
+    shapes = [feature_shapes(net, ["conv1", "last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
     distiller = Distiller(student, terms, *shapes)
+    for loss in distiller.losses.values():
+        loss.allocate(IMAGES)  # type: ignore[operator]
     teacher.to(here.device)
     loader = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
     return Trainer(
         distiller,
         LiveTeacher(teacher, distiller.requests),
         loader,
-        optim=OptimConfig(lr=0.02, momentum=0.9, weight_decay=1e-3),
+        optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3),
+        schedule=Step(),
         settings=TrainerConfig(
             epochs=2, batch_size=BATCH, channels_last=False, compile=False, clip_grad_norm=5.0, **settings
         ),
@@ -100,6 +116,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "parts": {"accumulate": 3},
     "parts_sync_bn": {"bn": True, "sync_bn": True, "accumulate": 2},
     "no_label": {"with_labels": False},
+    "kinds": {"kinds": True},
 }
 
 

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
-from nst.runs.run import run
+from nst.commands.train import run
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from shrunken import TINY, composed
 
+from nst.commands.train import run
 from nst.export import export
-from nst.runs.run import run
 
 
 @pytest.fixture(scope="session")

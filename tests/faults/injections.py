@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nst.runs import folder, trackers
-from nst.runs import teacher as runs_teacher
-from nst.training import compiled, loop, trainer
 
-from nst.runs import teacher as teaching
 from nst.data import memory
 from nst.data.memory import MemoryLoader
+from nst.runs import folder, record
+from nst.runs import teacher as teaching
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import write as filling
+from nst.training import compiled, loop, trainer
 
 
 def me(rank: int) -> bool:
@@ -30,9 +29,9 @@ def me(rank: int) -> bool:
 
 def around_step(number: int, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
     """Do something before or after the step that is the run's `number`-th, counted from 1."""
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
-    def patched(self: loop.Trainer, batch: Any) -> None:
+    def patched(self: trainer.Trainer, batch: Any) -> None:
         now = self.progress.step + 1 == number
         if now:
             before()
@@ -40,7 +39,7 @@ def around_step(number: int, before: Callable[[], Any] = bool, after: Callable[[
         if now:
             after()
 
-    loop.Trainer.step = patched
+    trainer.Trainer.step = patched
 
 
 def die() -> None:
@@ -65,9 +64,9 @@ def signal_in_evaluation(epoch: int, signum: int) -> None:
 
 
 def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
-    finish = fit.Fit.finish_epoch
+    finish = loop.Loop.finish_epoch
 
-    def patched(self: fit.Fit, flag: Any) -> None:
+    def patched(self: loop.Loop, flag: Any) -> None:
         if self.trainer.progress.epoch + 1 == epoch:
             batches = MemoryLoader._batches
 
@@ -80,26 +79,26 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
             MemoryLoader._batches = some
         finish(self, flag)
 
-    fit.Fit.finish_epoch = patched
+    loop.Loop.finish_epoch = patched
 
 
 def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
     """A signal while the `number`-th batch of a knowledge store is written."""
     filling.SYNC_SECONDS = sync_seconds
-    write, count = filling.Filling.write, itertools.count(1)
+    write, count = filling.Writing.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
         if next(count) == number:
             os.kill(os.getpid(), signum)
         write(*args)
 
-    filling.Filling.write = patched
+    filling.Writing.write = patched
 
 
 def signal_while_waiting(signum: int) -> None:
     """A signal to the ranks that wait while rank 0 fills a store, which takes its time."""
     filling.SYNC_SECONDS = 0.0
-    wait, write = teaching.StopTogether.wait, filling.Filling.write
+    wait, write = teaching.StopTogether.wait, filling.Writing.write
 
     def waiting(stop: Any) -> None:
         threading.Timer(0.5, os.kill, (os.getpid(), signum)).start()
@@ -109,7 +108,7 @@ def signal_while_waiting(signum: int) -> None:
         time.sleep(0.2)
         write(*args)
 
-    teaching.StopTogether.wait, filling.Filling.write = waiting, slow
+    teaching.StopTogether.wait, filling.Writing.write = waiting, slow
 
 
 def signal_in_compilation(signum: int) -> None:
@@ -145,21 +144,21 @@ def wait_in_step(number: int, seconds: float) -> None:
 
 def nan_in_step(number: int, rank: int = 0) -> None:
     """Images of one step that are not finite, on one rank."""
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
-    def patched(self: loop.Trainer, batch: Any) -> None:
+    def patched(self: trainer.Trainer, batch: Any) -> None:
         if me(rank) and self.progress.step + 1 == number:
             batch = batch._replace(images=torch.full_like(batch.images, float("nan")))
         step(self, batch)
 
-    loop.Trainer.step = patched
+    trainer.Trainer.step = patched
 
 
 def infinite_term(number: int, name: str) -> None:
     """One term is infinite in one step, though its gradient is finite."""
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
-    def patched(self: loop.Trainer, batch: Any) -> None:
+    def patched(self: trainer.Trainer, batch: Any) -> None:
         (term,) = (t for t in self.distiller.terms if t.name == name)
         if self.progress.step + 1 == number:
             handle = term.loss.register_forward_hook(lambda loss, inputs, value: value + float("inf"))
@@ -168,7 +167,7 @@ def infinite_term(number: int, name: str) -> None:
         else:
             step(self, batch)
 
-    loop.Trainer.step = patched
+    trainer.Trainer.step = patched
 
 
 class Points:
@@ -275,14 +274,14 @@ def no_space_for_logs(step: int) -> None:
         def close(self) -> None:
             self.file.close()
 
-    log = tracking.Tracker.log
+    log = record.RunRecord.log
 
-    def patched(self: tracking.Tracker, kind: str, number: int, values: Any) -> None:
+    def patched(self: record.RunRecord, kind: str, number: int, values: Any) -> None:
         if number >= step and not isinstance(self._lines, Full):
             self._lines = Full(self._lines)
         log(self, kind, number, values)
 
-    tracking.Tracker.log = patched
+    record.RunRecord.log = patched
 
 
 def read_only() -> None:
@@ -313,15 +312,15 @@ def other_data() -> None:
 
 def leave_out_step(number: int) -> None:
     """One batch is seen and nothing done with it."""
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
-    def patched(self: loop.Trainer, batch: Any) -> None:
+    def patched(self: trainer.Trainer, batch: Any) -> None:
         if self.progress.step + 1 == number:
             self.progress.step += 1
         else:
             step(self, batch)
 
-    loop.Trainer.step = patched
+    trainer.Trainer.step = patched
 
 
 def only_rank_0_writes() -> None:

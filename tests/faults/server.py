@@ -23,8 +23,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tests.faults import injections
 
+from nst.commands.train import run
 from nst.errors import readable_errors
-from nst.runs.run import run
 
 ROOT = Path(__file__).parents[2]
 

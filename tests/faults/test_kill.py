@@ -5,8 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
+
+from nst.models import resnet8
 
 LOSSES = ["kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian"]
 KILLED = -9
@@ -47,6 +50,38 @@ def test_each_loss_alone(server: Server, tiny: list[str], tmp_path: Path, loss: 
     assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
     assert killed.run() == 0, killed.text()
     assert differing(outcome(killed.path), outcome(alone.path)) == []
+
+
+KINDS = {
+    "Learned": [],
+    "Remembering": [],
+    "Ramped": [],
+    "SeveralLayers": ["+loss.own.taps=[{teacher: stage2, student: stage2}, {teacher: last, student: last}]"],
+}
+
+
+def own_loss(kind: str) -> list[str]:
+    """A loss of tests/kinds.py beside the cross-entropy."""
+    return ["loss=ce", f"+loss.own._target_=tests.kinds.{kind}", "+loss.own.weight=1.0", *KINDS.get(kind, [])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_that_learn_and_remember(server: Server, tiny: list[str], tmp_path: Path, kind: str) -> None:
+    """Their parameters and buffers go on as they were; none of it is in the student."""
+    args = [*tiny, *own_loss(kind), "trainer.checkpoint_every=2 steps"]
+    alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
+    assert alone.run() == 0, alone.text()
+    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert killed.run() == 0, killed.text()
+    assert differing(outcome(killed.path), outcome(alone.path)) == []
+    with safe_open(alone.path / "student.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(resnet8(num_classes=10, in_channels=1).state_dict())
+
+
+def test_a_loss_whose_buffers_differ_between_ranks_is_refused(server: Server, tiny: list[str], tmp_path: Path) -> None:
+    place = Place(server, tmp_path / "here", [*tiny, *own_loss("Unequal")])
+    assert place.ranks() == [1, 1]
+    assert "loss.own: its buffer seen differs between ranks" in place.texts()
 
 
 def test_stored_knowledge(server: Server, tiny: list[str], tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tests.conftest import Compose
 from tests.data.samples import encode, noise
 
 from nst import build
+from nst.commands.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller
-from nst.runs.run import run
 from nst.teacher import LiveTeacher
 from nst.training.ranks import Ranks
 from nst.training.signals import Interrupted

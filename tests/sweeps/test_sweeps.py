@@ -17,9 +17,9 @@ from tests.conftest import ROOT, Compose
 
 import nst.runs.folder
 from nst.commands.sweep import read_sweep
+from nst.commands.train import run
 from nst.runs.folder import RunFolder
 from nst.runs.prune import LEAST, median_of_others
-from nst.runs.run import run
 from nst.training.trainer import Trainer
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import Compose
 
+from nst.commands.train import run
 from nst.runs import teacher as teaching
-from nst.runs.run import run
 
 TERMS = "loss=[kd,at,nst_poly]"
 EXACT = ["knowledge=stored", "knowledge.views=all", "knowledge.dtype=float32"]

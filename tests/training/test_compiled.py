@@ -1,16 +1,16 @@
-"""The compiled step: chosen for long runs only, refused when it departs from eager, the same after a restart."""
+"""The compiled step: refused when it departs from eager, the same after a restart."""
 
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from nst.training import compiled
 from torch import Tensor, nn
 
-from nst.config import OptimConfig, TrainerConfig
+from nst.config import TrainerConfig
 from nst.data.memory import MemoryLoader, MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
@@ -19,6 +19,7 @@ from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.compiled import disagreement
 from nst.training.ranks import Ranks
+from nst.training.schedule import Step
 from nst.training.trainer import Trainer
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
@@ -44,7 +45,7 @@ def loader() -> MemoryLoader:
     return split.loader(BATCH, train=True)
 
 
-def trainer(compile: bool | str, **settings: Any) -> Trainer:
+def trainer(compile: bool, **settings: Any) -> Trainer:
     torch.manual_seed(0)
     student, teacher = Net(), Net()
     terms = [
@@ -57,8 +58,8 @@ def trainer(compile: bool | str, **settings: Any) -> Trainer:
     here = Ranks(0, 1, torch.device("cpu"))
     settings = {"epochs": 2, "batch_size": BATCH, "compile": compile, **settings}
     return Trainer(
-        distiller, live, loader(), optim=OptimConfig(), settings=TrainerConfig(**settings), ranks=here, seed=0,
-        compile_knowledge=live.compile,
+        distiller, live, loader(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4),
+        schedule=Step(), settings=TrainerConfig(**settings), ranks=here, seed=0,
     )  # fmt: skip
 
 
@@ -107,26 +108,6 @@ def test_choosing_leaves_no_trace_and_the_tail_batch_stays_eager(fake: Any) -> N
     assert len(sizes) == 1 + 4  # the comparison, and the full batches of two epochs
 
 
-def test_a_short_run_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("compiled")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    it = trainer("auto")
-    assert_equal(take(it, 3), take(trainer(False), 3))
-    assert it.maybe_compiled.chosen is False
-
-
-def test_a_long_run_is_compiled_only_where_that_is_faster(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake()
-    monkeypatch.setattr(compiled, "COST", 0.0)
-    for worth, chosen in ((1e9, True), (0.0, False)):
-        monkeypatch.setattr(compiled, "WORTH", worth)
-        it = trainer("auto")
-        take(it, 1)
-        assert it.maybe_compiled.chosen is chosen
-
-
 def doubled(output: Any) -> Any:
     logits, values = output
     return logits, {**values, "ce": 2 * values["ce"]}
@@ -156,7 +137,7 @@ def test_what_departs_from_eager_or_fails_is_said_once_and_not_used(
     it = trainer(True)
     with caplog.at_level(logging.WARNING):
         assert_equal(take(it, 4), take(trainer(False), 4))
-    assert it.maybe_compiled.chosen is False
+    assert it.forward.chosen is False
     assert len(caplog.records) == 1
     assert message in caplog.text
 
@@ -167,19 +148,17 @@ def test_gradients_are_compared() -> None:
     assert "gradient differ by 1.0e" in str(disagreement((loss, [2 * g for g in gradient]), (loss, gradient), "fp32"))
 
 
-def test_a_continued_run_does_not_choose_again(fake: Any) -> None:
-    whole = trainer("auto")
-    whole.maybe_compiled.chosen = True
-    sizes = fake()
+def test_a_continued_run_does_not_try_again_what_has_failed(fake: Any) -> None:
+    fake(failing)
     first = trainer(True)
     take(first, 2)
     state = copy.deepcopy(first.state())
-    sizes.clear()
-    second = trainer("auto")  # short: would stay eager by itself
+    sizes = fake()
+    second = trainer(True)
     second.load_state(state)
     take(second, 3)
-    assert second.maybe_compiled.chosen is True
-    assert sizes == [BATCH] * 3  # the comparison, and two full batches
+    assert second.forward.chosen is False
+    assert sizes == []
 
 
 @pytest.mark.compiles
@@ -187,6 +166,6 @@ def test_compiled_steps_do_what_eager_steps_do() -> None:
     """Dropout and the eager tail batches included; that a killed run continues compiled is in tests/faults/test_kill.py."""
     compiled_one = trainer(True)
     found = take(compiled_one, 5)
-    assert compiled_one.maybe_compiled.chosen is True
+    assert compiled_one.forward.chosen is True
     for key, value in take(trainer(False), 5).items():
         torch.testing.assert_close(value, found[key], rtol=1e-3, atol=1e-4)

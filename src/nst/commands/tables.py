@@ -1,6 +1,8 @@
 """Tables for the terminal."""
 
+import sys
 from math import prod
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.text import Text
 from nst.build import Networks, count_parameters
 from nst.config import RunConfig
 from nst.layers import shown
-from nst.training.gradients import Pull
+from nst.training.gradients import TermGradient
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
@@ -64,27 +66,34 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
     best, where = summary["best"], summary["evaluated_on"]
     table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {where} images)")
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
-    table.add_row("written to", Text(summary["folder"], overflow="fold"))
     console.print(table)
+    console.print(f"written to: {summary['folder']}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"next: {next_command(settings)}", highlight=False, soft_wrap=True)
 
 
-def balance_table(when: str, found: list[Pull]) -> None:
-    """Print the pulls of a run's terms."""
+def gradient_tables(when: str, found: list[TermGradient]) -> None:
+    """Print the gradients of a run's terms: norms, and the cosines between them."""
     table = Table(title=Text(when), title_justify="left")
-    for column in ("term", "λ", "value", "λ · |gradient|, cross-entropy = 1", "cosine to the cross-entropy's"):
+    for column in ("term", "λ", "value", "λ · |gradient|, cross-entropy = 1", *(f"cosine to {g.term}" for g in found)):
         table.add_column(column, justify="left" if column == "term" else "right")
-    for pull in found:
-        table.add_row(pull.term, f"{pull.weight:g}", f"{pull.value:.4g}", f"{pull.strength:.3g}", f"{pull.cosine:+.2f}")
+    for g in found:
+        cosines = [f"{g.cosines[other.term]:+.2f}" for other in found]
+        table.add_row(g.term, f"{g.weight:g}", f"{g.value:.4g}", f"{g.relative_norm:.3g}", *cosines)
     Console().print(table)
 
 
 def next_command(settings: RunConfig) -> str:
-    """A sensible next thing to type."""
-    data, model = settings.data["name"], settings.model["name"]
-    if settings.teacher.model is None:  # the smallest network is taught next, any other teaches it
-        teacher = "resnet20" if model == "resnet8" else model
-        return f"python train.py data={data} teacher={teacher} model=resnet8 loss=nst_poly"
+    """A sensible next thing to type: the user's own words, with what is next."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("hydra.", "-"))]
+    kept = [word for word in words if word.partition("=")[0] not in ("loss", "seed") and not word.startswith("loss.")]
+    if settings.teacher.model is None:
+        kept = [word for word in kept if word.partition("=")[0] != "teacher" or word != "teacher=none"]
+        return shell("nst train", [*kept, "loss=nst_poly"])
     if set(settings.loss) == {"ce", "nst_poly"}:
-        return f"python train.py -m data={data} loss=ce,kd,at,nst_poly,kd_nst_poly seed=0,1,2"
+        return shell("nst train -m", [*kept, "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"])
     return f"tensorboard --logdir {settings.outputs}"
+
+
+def shell(command: str, words: list[str]) -> str:
+    """A command line that can be typed."""
+    return " ".join([command, *(quote(word) for word in words)])

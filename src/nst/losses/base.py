@@ -69,14 +69,14 @@ class TransferLoss(nn.Module, ABC):
         """
         return None
 
-    def setup(self, student_shape: Any, teacher_shape: Any) -> None:  # noqa: B027  (most losses have nothing to do)
+    def setup(self, student_shape: Any, teacher_shape: Any) -> None:
         """Make what depends on the shapes, such as parameters; called once, under the run's seed, before training.
 
         Args:
             student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits; with `all_layers` lists of them.
         """
 
-    def allocate(self, num_images: int) -> None:  # noqa: B027
+    def allocate(self, num_images: int) -> None:
         """Make buffers with a row for each training image; called once, under the run's seed, when the data is known."""
 
     @abstractmethod

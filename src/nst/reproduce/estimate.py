@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +16,8 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Summaries
 from nst.reproduce.plan import Plan, finished, store_key
-from nst.teacher import LiveTeacher, NoTeacher
+from nst.teacher import LiveTeacher, NoTeacher, SummarySource
 from nst.training.ranks import Ranks
-from nst.training.trainer import Trainer
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
 
@@ -99,21 +97,28 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
     loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
     images = next(iter(loader.epoch(0)))
-    knowledge, teacher = NoTeacher(), 0.0
+    source: SummarySource = NoTeacher()
+    teacher = 0.0
     if networks.teacher is not None:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
-        knowledge, teacher = live, _seconds(lambda: live(images), device)
+        source, teacher = live, _seconds(lambda: live(images), device)
         if run.knowledge.mode == "stored":  # but for the few terms that stay live, of which this takes no account
-            knowledge = partial(_known, live(images))
-    trainer = Trainer(
-        networks.distiller, knowledge, loader,
-        optim=run.optim, settings=replace(run.trainer, compile=False), ranks=Ranks(0, 1, device), seed=0,
-    )  # fmt: skip
+            source = Known(live(images))
+    build.allocate(run, networks.distiller, batch)
+    eager = replace(run, trainer=replace(run.trainer, compile=False))
+    trainer = build.trainer(eager, networks.distiller, source, loader, Ranks(0, 1, device))
     return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
 
 
-def _known(summaries: Summaries, batch: Batch) -> Summaries:
-    return summaries
+class Known(NoTeacher):
+    """Summaries that are there already, the same for every batch."""
+
+    def __init__(self, summaries: Summaries) -> None:
+        self.summaries = summaries
+
+    def __call__(self, batch: Batch) -> Summaries:
+        """See `SummarySource`."""
+        return self.summaries
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

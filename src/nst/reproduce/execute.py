@@ -1,4 +1,4 @@
-"""Run what a plan misses: teachers first, then the knowledge stores, then students, all rows of one seed after another.
+"""Run what a plan misses: teachers first, then the teacher caches, then students, all rows of one seed after another.
 
 Several processes can be at one plan, on as many GPUs or machines as see the folder: each takes what no other is at.
 """
@@ -15,9 +15,8 @@ from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
-from nst.runs.folder import PATIENCE, STUDENT, RunFolder, RunLockedError, run_folder
-from nst.runs.run import distil
-from nst.runs.teacher import teaching
+from nst.runs.folder import PATIENCE, RunFolder, RunLockedError, run_folder
+from nst.runs.run import distil, write_teacher_cache
 from nst.training.ranks import Ranks
 
 
@@ -64,8 +63,8 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
         attempt(teacher, outcome, here, sets, wait=True)
     if here.max(int(any(not finished(student.run) for student in students))) == [1]:
         for run in plan.stores:
-            store = Named(f"knowledge of {run.teacher.model['name']}", run)
-            attempt(store, outcome, here, sets, do=fill_store)
+            store = Named(f"teacher cache of {run.teacher.model['name']}", run)
+            attempt(store, outcome, here, sets, do=write_teacher_cache)
     share(students, outcome, here, sets)
     for student in students:
         if reason := diverged(student.folder):
@@ -120,15 +119,6 @@ def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
 def _over(named: Named) -> bool:
     """Finished, or diverged, which it would do again."""
     return finished(named.run) or (diverged(named.folder) is not None and not named.run.trainer.skip_nonfinite)
-
-
-def fill_store(run: RunConfig, here: Ranks, data: Dataset) -> None:
-    """Fill the store that students like this one read: one pass of the teacher for all their losses."""
-
-    def weights(teacher: RunConfig) -> str:
-        return str(Path(distil(teacher, here, data, wait=True)["folder"]) / STUDENT)
-
-    teaching(run, build.networks(run), here, data, weights)
 
 
 def dataset(run: RunConfig, sets: dict[str, Dataset]) -> Dataset:

@@ -1,27 +1,43 @@
 """A run's folder: named by what the run is, locked while it runs."""
 
-import fcntl
 import hashlib
+import inspect
 import json
 import os
-import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from nst.config import NOT_IDENTITY
+from filelock import FileLock, Timeout
+from hydra.errors import HydraException
+from hydra.utils import get_object
+
+from nst.config import NOT_IDENTITY, RunConfig
 from nst.errors import differences
 from nst.files import write_whole
 
 Config = dict[str, Any]
 
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
+METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
+DIVERGED = "diverged.json"  # of a run that a non-finite loss or gradient stopped: step and reason
+SUMMARY = "summary.json"  # of a finished run
 
 # Seconds to wait for a lock: a killed process may hold it until it is gone.
 PATIENCE = 10.0
 
 
-def identity(config: Config) -> Config:
-    """The resolved configuration without the keys that do not change the result."""
+def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Config:
+    """What the run is: the resolved configuration, less the keys that do not change the result and those at their default.
+
+    So a key that is added later, with a default that changes nothing, renames no run. Defaults are those of the schema and of
+    the components' own signatures; they must never change (a new default is a new key).
+
+    Args:
+        like: for a configuration that was read from a file: only components that this one names, too, are looked up.
+    """
     kept = json.loads(json.dumps(config))
     for dotted in NOT_IDENTITY:
         *parents, last = dotted.split(".")
@@ -30,13 +46,54 @@ def identity(config: Config) -> Config:
             node = node.get(key) or {}
         node.pop(last, None)
     if kept["teacher"]["model"] is None:
-        kept["teacher"] = None
+        kept.pop("teacher")
     elif kept["teacher"]["weights"] is not None:
-        kept["teacher"].pop("recipe")
+        kept["teacher"].pop("recipe", None)
+    return _without_defaults(kept, json.loads(json.dumps(asdict(RunConfig()))), _targets(like or config))
+
+
+def _targets(node: Any) -> set[str]:
+    """All components that nested settings name."""
+    if not isinstance(node, Mapping):
+        return set()
+    own = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
+    return own.union(*(_targets(value) for value in node.values()))
+
+
+def _without_defaults(node: Config, defaults: Mapping[str, Any], known: set[str]) -> Config:
+    """Nested settings without what equals its default; what has no known default stays."""
+    if node.get("_target_") in known:
+        defaults = {**defaults, **_signature_defaults(node["_target_"])}
+    kept: Config = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            inner = defaults.get(key)
+            value = _without_defaults(value, inner if isinstance(inner, dict) else {}, known)
+            if value or not isinstance(inner, dict):
+                kept[key] = value
+        elif key not in defaults or defaults[key] != value:
+            kept[key] = value
     return kept
 
 
-def run_folder(config: Config) -> Path:
+def _signature_defaults(target: str) -> Config:
+    """The defaults of a component's own arguments. Of torch's classes none: theirs may change with its version."""
+    if target.startswith("torch."):
+        return {}
+    with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
+        parameters = inspect.signature(get_object(target)).parameters.values()
+        return {p.name: _as_json(p.default) for p in parameters if p.default is not p.empty}
+    return {}
+
+
+def _as_json(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError:
+        return object()  # equal to nothing
+
+
+def run_folder(config: Mapping[str, Any]) -> Path:
     """`outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`."""
     teacher = (config["teacher"]["model"] or {}).get("name", "none")
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
@@ -55,7 +112,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Nothing is made or written yet."""
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock = FileLock(path / "lock")
 
     def open(self, config: Config) -> None:
         """Make the folder, lock it, and write `config.json`.
@@ -65,18 +122,16 @@ class RunFolder:
             ValueError: if it belongs to another configuration (the keys are named).
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a+")
-        if not _locked(self._lock):
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self.close()
-            raise RunLockedError(f"{self.path} is being written by another process ({holder})")
-        self._lock.truncate(0)
-        self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
-        self._lock.flush()
+        holder = self.path / "holder"
+        try:
+            self._lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+        except Timeout:
+            who = holder.read_text(errors="replace").strip() if holder.is_file() else "unknown"
+            raise RunLockedError(f"{self.path} is being written by another process ({who})") from None
+        write_whole(holder, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
         file = self.path / "config.json"
         if file.is_file():
-            changed = differences(identity(_read_json(file)), identity(config))
+            changed = differences(identity(read_json(file), like=config), identity(config))
             if changed:
                 raise ValueError(f"{self.path} holds a run of another configuration: {'; '.join(changed)}")
         else:
@@ -84,42 +139,40 @@ class RunFolder:
 
     def held(self) -> bool:
         """Whether another process is writing it at this moment."""
-        try:
-            with (self.path / "lock").open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        if not (self.path / "lock").exists():
             return False
-        except BlockingIOError:
+        try:
+            with self._lock.acquire(timeout=0):
+                return False
+        except Timeout:
             return True
-        return False
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def summary(self) -> dict[str, Any] | None:
-        """What a finished run left; None while it is not finished."""
-        file = self.path / "summary.json"
-        return _read_json(file) if file.is_file() else None
+        """What a finished run left; None while it is not finished, or without its weights.
+
+        Raises:
+            ValueError: it is damaged, or of another run.
+        """
+        file = self.path / SUMMARY
+        if not file.is_file() or not (self.path / STUDENT).is_file():
+            return None
+        found = read_json(file)
+        name = Path(str(found.get("folder"))).name
+        if name != self.path.name:
+            raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")
+        return found | {"folder": str(self.path)}  # where it lies now
 
 
-def _locked(file: TextIO) -> bool:
-    """Take the lock of a file; False when another process keeps it."""
-    last = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > last:
-                return False
-            time.sleep(0.1)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError, naming it, where it does not."""
     try:
-        return json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+        return found
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); delete it and start again: the checkpoints stay") from error

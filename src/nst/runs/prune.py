@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from nst.files import write_whole
-from nst.runs.trackers import METRICS
+from nst.runs.folder import METRICS
 
 PRUNED = "pruned.json"
 LEAST = 4  # other runs needed before one is stopped

@@ -1,62 +1,32 @@
-"""One run, start to finish: check, build, have a teacher, train, write down what came out."""
+"""One run, start to finish: check, data, teacher, what it says, train, write down what came out."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nst import build
-from nst.commands.tables import balance_table, dry_run_tables, result_table
-from nst.config import EvaluateConfig, RunConfig
+from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
-from nst.models.weights import load_weights, save_weights
-from nst.runs.folder import STUDENT, RunFolder, RunLockedError, identity, run_folder
+from nst.models.weights import save_weights
+from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, identity, run_folder
 from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import provenance
-from nst.runs.prune import Pruned, noted
-from nst.runs.teacher import TeacherOutput, Teaching, expected_normalization, teaching
-from nst.teacher import LiveTeacher, Normalization, Prefetch
+from nst.runs.prune import noted
+from nst.runs.record import RunRecord
+from nst.runs.teacher import TeacherSide, needs_weights, teacher_run, teacher_side
+from nst.runs.trackers import RunInfo
+from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate
-from nst.training.gradients import pulls
-from nst.training.loop import Fit
-from nst.training.ranks import Ranks, ranks
+from nst.training.loop import Loop
+from nst.training.ranks import Ranks
 from nst.training.trainer import Trainer
-
-BALANCE_BATCHES = 8  # that gradients are averaged over
-
-
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Do what a composed configuration says, and print the result.
-
-    Returns:
-        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only its `last` accuracy.
-
-    Raises:
-        ValueError: a setting, file or result that makes the run impossible; raised before any work where it can be.
-        Interrupted: stopped by a signal, saved.
-    """
-    settings = build.settings(cfg)
-    if settings.dry_run:
-        dry_run_tables(settings, build.networks(settings))
-        return {}
-    with ranks(settings.trainer.device) as here:
-        try:
-            summary = distil(settings, here)
-        except Pruned as pruned:
-            if here.main:
-                print(pruned)
-            return {"pruned": True, "last": {"top1": pruned.best}}
-        if here.main:
-            result_table(settings, summary)
-        return summary
 
 
 def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -66,170 +36,204 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
         data: when it is already in memory.
         wait: where another process is at this very run, wait for its result.
 
+    Returns:
+        The run's summary; with `was_finished` where it was done before.
+
     Raises:
+        ValueError: what makes the run impossible.
         Pruned: now or in an earlier start, see `trainer.prune_after`.
     """
+    # check
     config = asdict(settings)
     folder = RunFolder(run_folder(config))
-    done = folder.summary() if here.main else None
-    if here.max(int(done is not None)) == [1]:  # another process may finish it at any moment: rank 0 has looked for all
-        done = done or folder.summary()
-        assert done is not None
-        _check_teacher(settings, done)
-        return {**done, "was_finished": True}
-    if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
-        raise pruned
-    networks = build.networks(settings)
+    networks = None if _is_finished(folder, here) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
+    # data
     data = data or build.dataset(settings)
+    if networks is None:
+        return _finished(settings, folder, data)
+    if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
+        raise pruned
     _check_split(settings, data, here)
-    source = teaching(settings, networks, here, data, partial(_trained, here, data))
-    _hold(folder, config, here, wait)
+    # teacher, and what it says
+    teacher = have_teacher(settings, networks, here, data)
+    # train, write
+    _lock(folder, config, here, wait)
     try:
-        if (done := folder.summary()) is not None:  # by another process, meanwhile
-            return {**done, "was_finished": True}
-        return _train(settings, networks, here, data, folder, source)
+        if _is_finished(folder, here):  # by another process, meanwhile
+            return _finished(settings, folder, data)
+        return _train(settings, networks, here, data, folder, teacher)
     finally:
         folder.close()
 
 
-def _trained(here: Ranks, data: Dataset, settings: RunConfig) -> str:
-    """The weights file of a teacher's run, done now where it is not done yet."""
-    folder = run_folder(asdict(settings))
-    if here.main and not (folder / "summary.json").is_file():
-        name, epochs = settings.model["name"], settings.trainer.epochs
+def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset) -> TeacherSide:
+    """What the student learns from; a teacher without weights is trained first, a cache written.
+
+    Raises:
+        ValueError: as `teacher_side`, or from the teacher's own run.
+    """
+    weights = _trained_teacher(settings, here, data) if needs_weights(settings) else settings.teacher.weights
+    return teacher_side(settings, networks, here, data, weights)
+
+
+def write_teacher_cache(settings: RunConfig, here: Ranks, data: Dataset | None = None) -> TeacherSide:
+    """Write the cache that a run with these settings would read.
+
+    Raises:
+        ValueError: nothing to cache, a cache of something else, a disk too small, damage.
+    """
+    if settings.teacher.model is None:
+        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+    return have_teacher(settings, build.networks(settings), here, data or build.dataset(settings))
+
+
+def _trained_teacher(settings: RunConfig, here: Ranks, data: Dataset) -> str:
+    """The weights file of a teacher that nobody gives: its run is done now, where it is not done yet."""
+    own = teacher_run(settings)
+    folder = run_folder(asdict(own))
+    if here.main and not (folder / SUMMARY).is_file():
         print(
-            f"teacher {name} has no weights yet: it is trained first, {epochs} epochs by teacher.recipe, and kept in {folder}"
+            f"teacher {own.model['name']} has no weights yet: it is trained first, {own.trainer.epochs} epochs by "
+            f"teacher.recipe, and kept in {folder}"
         )
-    return str(Path(distil(settings, here, data, wait=True)["folder"]) / STUDENT)
+    return str(Path(distil(own, here, data, wait=True)["folder"]) / STUDENT)
 
 
-def store_knowledge(cfg: DictConfig) -> None:
-    """Fill the store that a run with these settings would read, then compare all of it with its checksums.
-
-    Raises:
-        ValueError: nothing to store, a store of something else, a disk too small, damage.
-    """
-    settings = build.settings(cfg)
-    if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher's knowledge; choose for example loss=[kd,at,nst_poly]")
-    networks, data = build.networks(settings), build.dataset(settings)
-    with ranks(settings.trainer.device) as here:
-        store = teaching(settings, networks, here, data, partial(_trained, here, data)).store
-        if here.main and store is not None:
-            store.check_all()
-            print(f"{store.folder}: {len(store.state)} arrays, complete and as their checksums say")
+def _is_finished(folder: RunFolder, here: Ranks) -> bool:
+    """Rank 0 looks for all: another process may finish the run at any moment."""
+    return here.max(int(here.main and folder.summary() is not None)) == [1]
 
 
-def show_balance(cfg: DictConfig) -> None:
-    """Print how hard each term pulls at the student before the run and, where it is finished, after it: see `nst.training.gradients`.
+def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
+    """The summary of a finished run.
 
     Raises:
-        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+        ValueError: it is of other images, learned from other weights, or its student's file has changed since.
     """
-    settings = build.settings(cfg)
-    if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher's knowledge; choose for example loss=[kd,at,nst_poly]")
-    networks, data = build.networks(settings), build.dataset(settings)
-    with ranks(settings.trainer.device) as here:
-        source = teaching(settings, networks, here, data, partial(_trained, here, data))
-        networks.distiller.to(here.device)
-        loader = build.loader(settings, here, data, "train", source.views)
-        batches = list(islice(loader.epoch(0), BALANCE_BATCHES))
-        balance_table("before training", pulls(networks.distiller, source.knowledge, batches))
-        weights = run_folder(asdict(settings)) / STUDENT
-        if weights.is_file():
-            load_weights(networks.distiller.student, weights)
-            balance_table("after training", pulls(networks.distiller, source.knowledge, batches))
-
-
-def _check_teacher(settings: RunConfig, done: dict[str, Any]) -> None:
-    """Raises ValueError where a finished run learned from other weights than those its file holds now."""
-    weights, teacher = settings.teacher.weights, done["teacher"]
-    if teacher is None or weights is None or not Path(weights).is_file():
-        return
-    if (found := sha256_of(weights)) != teacher["sha256"]:
+    done = folder.summary()
+    assert done is not None
+    redo = f"delete {folder.path} to run it again"
+    if (found := done["data"]["sha256"]) != data.fingerprint:
         raise ValueError(
-            f"{done['folder']} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {found}. "
-            "Give the new weights another name, or delete that folder to run it again"
+            f"{folder.path} is finished, on images of fingerprint {found[:16]}…; data={data.name} now has "
+            f"{data.fingerprint[:16]}…. Give the new images another data.name or outputs, or {redo}"
         )
+    if (found := sha256_of(folder.path / STUDENT)) != done["student"]["sha256"]:
+        raise ValueError(
+            f"{folder.path / STUDENT} has SHA-256 {found}, not {done['student']['sha256']}; restore it, or {redo}"
+        )
+    weights, teacher = settings.teacher.weights, done["teacher"]
+    if teacher is not None and weights is not None and (found := sha256_of(weights)) != teacher["sha256"]:
+        raise ValueError(
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {found}. "
+            f"Give the new weights another name, or {redo}"
+        )
+    return {**done, "was_finished": True}
 
 
-def _hold(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
-    """Rank 0 takes the folder; the others wait for it, asking again and again: no collective call lasts long."""
+def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
+    """Rank 0 locks the folder; the others wait for it, asking again and again: no collective call lasts long."""
     told = False
     while True:
-        held = None
+        locked = None
         try:
             if here.main:
                 folder.open(config)
         except RunLockedError as error:
-            held = error
+            locked = error
             if wait and not told:
                 print(f"waiting: {error}", flush=True)
             told = True
-        if here.max(int(held is not None)) == [0]:
+        if here.max(int(locked is not None)) == [0]:
             return
         if not wait:
-            raise held or RunLockedError(f"{folder.path} is being written by another process")
+            raise locked or RunLockedError(f"{folder.path} is being written by another process")
+
+
+def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
+    images, batch = len(data.train), settings.trainer.batch_size
+    tail = images % batch or batch
+    if min(batch, tail) < here.world:
+        raise ValueError(
+            f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
+            f"too few for {here.world} ranks; choose another batch size"
+        )
 
 
 def _train(
-    settings: RunConfig,
-    networks: build.Networks,
-    here: Ranks,
-    data: Dataset,
-    folder: RunFolder,
-    source: Teaching,
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, folder: RunFolder, teacher: TeacherSide
 ) -> dict[str, Any]:
-    loader, teacher = build.loader(settings, here, data, "train", source.views), source.about
-    if source.knowledge.prefetch_batches:
-        loader = Prefetch(loader, source.knowledge)
-    student = networks.distiller.student
-    trainer = Trainer(
-        networks.distiller, source.knowledge, loader,
-        optim=settings.optim, settings=settings.trainer, ranks=here, seed=settings.seed,
-        compile_knowledge=source.knowledge.compile,
-    )  # fmt: skip
+    config = asdict(settings)
+    loader = build.loader(settings, here, data, "train", teacher.views)
+    if teacher.source.prefetch_batches:
+        loader = Prefetch(loader, teacher.source)
+    build.allocate(settings, networks.distiller, len(data.train))
+    trainer = build.trainer(settings, networks.distiller, teacher.source, loader, here)
     evaluated = "val" if data.val is not None else "test"
-    evaluation = build.loader(settings, here, data, evaluated)
-    draw = _drawing(student, source, here, data) if settings.trainer.heatmaps and here.main else None
     about = {  # what rank 0 finds must be the same in every start of the run
-        "config": identity(asdict(settings)),
-        "teacher": {"sha256": teacher["sha256"]} if teacher else None,
+        "config": identity(config),
+        "teacher": {"sha256": teacher.about["sha256"]} if teacher.about else None,
         "data": {"sha256": data.fingerprint} if here.main else None,
     }
+    info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
+    draw = None
+    if settings.trainer.heatmaps and here.main and settings.tracker:
+        draw = _drawing(networks.distiller.student, teacher, here, data)
     made_with = provenance(here.device, here.world)
-    last = Fit(trainer, evaluation, folder.path, draw, about=about, split=evaluated).run()
+    profile = folder.path / "profile" if settings.trainer.profile and here.main else None
+    with RunRecord(trainer, info, build.trackers(settings), about=about, draw=draw) as record:
+        last = Metrics(**record.last) if record.last else None
+        evaluation = build.loader(settings, here, data, evaluated)
+        loop = Loop(trainer, evaluation, record, last=last, split=evaluated, chance=100 / data.num_classes)
+        last = loop.run(profile)
     test = last
     if evaluated == "val":
-        test = evaluate(student, build.loader(settings, here, data, "test").epoch(0), here, settings.trainer.precision)
+        batches = build.loader(settings, here, data, "test").epoch(0)
+        test = evaluate(networks.distiller.student, batches, here, settings.trainer.precision)
+    _check_weights(networks.distiller.student)
     summary = {
         "finished": True,
         "folder": str(folder.path),
         "test": asdict(test),
         "evaluated_on": evaluated,
         "last": asdict(last),
-        "teacher": teacher,
+        "teacher": teacher.about,
+        "data": {"sha256": data.fingerprint, "images": len(data.train)},
         **_outcome(settings, trainer),
         **made_with,
-        "config": asdict(settings),
+        "config": config,
     }
     if here.main:
-        save_weights(folder.path / STUDENT, student, _metadata(settings, data, test))
-        write_whole(folder.path / "summary.json", json.dumps(summary, indent=1).encode())
+        _write(folder, networks.distiller.student, _metadata(settings, data, test), summary)
     here.barrier()
     return summary
 
 
-def _drawing(student: nn.Module, source: Teaching, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+def _check_weights(student: nn.Module) -> None:
+    """Raises FloatingPointError for a trained network that is not finite: the last step may have made it so."""
+    for name, value in student.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(
+                f"the trained student is not finite: {name}; a lower optim.lr or trainer.clip_grad_norm=2 may prevent it"
+            )
+
+
+def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summary: dict[str, Any]) -> None:
+    """The weights, then the summary, which makes the run a finished one."""
+    save_weights(folder.path / STUDENT, student, metadata)
+    summary["student"]["sha256"] = sha256_of(folder.path / STUDENT)
+    write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
+
+
+def _drawing(student: nn.Module, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
     """What draws the heat maps of both networks on eight test images."""
     first = torch.arange(min(8, len(data.test)), device=here.device)
     images = data.test.render(first, torch.full_like(first, data.test.identity))
     seen = {"student": (student, images)}
-    if source.live is not None:
-        seen["teacher"] = (source.live.model, source.live.convert(images))
+    if teacher.live is not None:
+        seen["teacher"] = (teacher.live.model, teacher.live.convert(images))
     return partial(heatmaps, images, seen, Normalization(data.mean, data.std))
 
 
@@ -242,7 +246,7 @@ def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
         "student": {"name": settings.model["name"], "parameters": parameters},
         "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
         "steps": progress.step,
-        "compiled": trainer.maybe_compiled.chosen,
+        "compiled": bool(trainer.forward.chosen),
         "skipped_steps": progress.skipped,
         "seconds": round(progress.seconds, 2),
     }
@@ -257,40 +261,3 @@ def _metadata(settings: RunConfig, data: Dataset, test: Metrics) -> dict[str, st
         "std": ",".join(str(v) for v in data.std),
         "test_accuracy": f"{test.top1 / 100:.4f}",
     }
-
-
-def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
-    images, batch = len(data.train), settings.trainer.batch_size
-    tail = images % batch or batch
-    if min(batch, tail) < here.world:
-        raise ValueError(
-            f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
-            f"too few for {here.world} ranks; choose another batch size"
-        )
-
-
-def evaluate_weights(cfg: DictConfig) -> Metrics:
-    """Do what `configs/evaluate.yaml` describes and print the result.
-
-    Raises:
-        ValueError: a file or setting at fault.
-    """
-    asked = OmegaConf.to_object(cfg)
-    assert isinstance(asked, EvaluateConfig)
-    model = build.network("model", asked.model, seed=0)
-    metadata = load_weights(model, asked.weights)
-    data = build.dataset(asked)
-    images = Normalization(data.mean, data.std)
-    with ranks(asked.device) as here:
-        model.to(here.device)
-        live = LiveTeacher(model, (), images=images, expects=expected_normalization(asked, metadata))
-        loader = data.split(asked.split).loader(
-            asked.batch_size, train=False, rank=here.rank, world=here.world, device=here.device
-        )
-        metrics = evaluate(TeacherOutput(live), loader.epoch(0), here, asked.precision)
-        if here.main:
-            print(
-                f"{asked.model['name']} ({asked.weights}) on {metrics.images:,} {asked.split} images of {data.name}: "
-                f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %, cross-entropy {metrics.loss:.4f}"
-            )
-    return metrics

@@ -1,13 +1,14 @@
-"""The teacher's part of a run: its weights, its accuracy, and where its knowledge comes from."""
+"""The teacher's part of a run: its weights, its accuracy, and where its summaries come from."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from nst import build
@@ -15,12 +16,13 @@ from nst.config import (
     NOT_IDENTITY,
     EvaluateConfig,
     KnowledgeConfig,
-    RecipeConfig,
     RunConfig,
     TeacherConfig,
+    TeacherRecipeConfig,
     TrainerConfig,
 )
 from nst.data.dataset import Dataset
+from nst.errors import Interrupted
 from nst.files import sha256_of
 from nst.models.weights import load_weights
 from nst.taps import resolve
@@ -35,47 +37,58 @@ from nst.teacher import (
     TeacherCache,
     arrays,
     describe_sizes,
-    fill,
     fold_batch_norm,
     kept_live,
+    write_cache,
 )
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks
-from nst.training.signals import Interrupted, StopFlag, stop_flag
-
-Train = Callable[[RunConfig], str]  # does a teacher's run, or finds it done; gives its weights file
+from nst.training.signals import StopFlag, stop_flag
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TeacherSide:
     """What a run learns from."""
 
-    knowledge: SummarySource
+    source: SummarySource
     about: dict[str, Any] | None = None  # the teacher, for the summary
     live: LiveTeacher | None = None  # the teacher where it was loaded
     views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
-    store: TeacherCache | None = None
+    cache: TeacherCache | None = None
 
 
-def teaching(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
-    """The knowledge that the run's terms ask for, live or from a store that is filled first where it is incomplete.
+def needs_weights(settings: RunConfig) -> bool:
+    """Whether a run needs a teacher's weights that nobody gives: not without a teacher, nor beside a cache that stands for it."""
+    path = settings.knowledge.path
+    given = settings.teacher.weights is not None or settings.teacher.model is None
+    return not given and (path is None or not (Path(path) / "manifest.json").is_file())
+
+
+def teacher_side(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+) -> TeacherSide:
+    """The summaries that the run's terms ask for, live or from a cache that is written first where it is incomplete.
+
+    Args:
+        weights: the teacher's file; None without a teacher, or where a named cache stands for it.
 
     Raises:
-        ValueError: no such weights or other ones, a teacher below its floor, a store of something else or too large.
+        ValueError: no such weights or other ones, a teacher below its floor, a cache of something else or too large.
     """
     if networks.teacher is None:
-        return Teaching(NoTeacher())
+        return TeacherSide(NoTeacher())
     if settings.knowledge.mode == "stored":
-        return _stored(settings, networks, here, data, train)
-    weights = settings.teacher.weights or train(teacher_run(settings))
+        return _cached(settings, networks, here, data, weights)
+    assert weights is not None
     live, about = load_teacher(settings, networks, here, data, weights)
     live.ask(networks.distiller.requests)
-    return Teaching(live, about, live)
+    return TeacherSide(live, about, live)
 
 
-def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, train: Train) -> Teaching:
-    requests, teacher = networks.distiller.requests, networks.teacher
-    assert teacher is not None
+def _cached(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+) -> TeacherSide:
+    requests = networks.distiller.requests
     every = data.train.num_views
     if every is None:
         raise ValueError(
@@ -84,50 +97,47 @@ def _stored(settings: RunConfig, networks: build.Networks, here: Ranks, data: Da
         )
     views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
     reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
+    wanted = _wanted(networks, reasons)
+    identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
+    cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
+    subset = data.train.view_subset(views)
+    live, about = None, cache.teacher
+    (incomplete,) = here.max(int(bool(cache.missing(wanted))))
+    if here.main:
+        print(_plan(cache, wanted, reasons, every, settings.trainer.epochs), flush=True)
+    if incomplete or reasons:
+        if weights is None:
+            raise ValueError(
+                f"the teacher cache {cache.folder} does not hold all that this run asks for, so the teacher itself is needed: "
+                "name its teacher.weights"
+            )
+        live, about = load_teacher(settings, networks, here, data, weights)
+    if incomplete and live is not None:
+        live.ask([r for r in requests if r.key not in reasons])
+        _write(settings, cache, live, about, here, data, subset, wanted)
+    if live is None and about is not None:
+        check_accuracy(settings, data, about)
+    cached = CachedTeacher(cache, wanted, subset, here.device, here.world)
+    shown = None if views == every else subset
+    if live is None or not reasons:
+        return TeacherSide(cached, about, live, shown, cache)
+    live.ask([r for r in requests if r.key in reasons])
+    return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
+
+
+def _wanted(networks: build.Networks, reasons: dict[str, str]) -> list[Array]:
+    """The arrays of the requests that a cache serves. Raises ValueError if there are none."""
+    requests, teacher = networks.distiller.requests, networks.teacher
+    assert teacher is not None
     if len(reasons) == len(requests):
         found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in reasons.items())
-        raise ValueError(f"knowledge=stored has nothing to store. {found}. Use knowledge=live")
-    wanted = [
+        raise ValueError(f"knowledge=stored has nothing to cache. {found}. Use knowledge=live")
+    return [
         array
         for r in requests
         if r.key not in reasons
         for array in arrays(r, resolve(teacher, r.tap), networks.teacher_shapes[r.tap])
     ]
-    weights = _weights(settings, train)
-    identity = store_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
-    store = TeacherCache(store_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
-    subset = data.train.view_subset(views)
-    live, about = None, store.teacher
-    (incomplete,) = here.max(int(bool(store.missing(wanted))))
-    if here.main:
-        print(_plan(store, wanted, reasons, every, settings.trainer.epochs), flush=True)
-    if incomplete or reasons:
-        weights = weights or train(teacher_run(settings))
-        live, about = load_teacher(settings, networks, here, data, weights)
-        if about["sha256"] != identity["teacher"]["sha256"]:
-            raise ValueError(
-                f"the knowledge store {store.folder} is of a teacher with other weights (SHA-256 "
-                f"{identity['teacher']['sha256']}) than {weights} ({about['sha256']}); name its teacher.weights"
-            )
-    if incomplete and live is not None:
-        live.ask([r for r in requests if r.key not in reasons])
-        _fill(settings, store, live, about, here, data, subset, wanted)
-    if live is None and about is not None:
-        check_accuracy(settings, data, about)
-    stored = CachedTeacher(store, wanted, subset, here.device, here.world)
-    drawn = None if views == every else subset
-    if live is None or not reasons:
-        return Teaching(stored, about, live, drawn, store)
-    live.ask([r for r in requests if r.key in reasons])
-    return Teaching(MixedSource(stored, live), about, live, drawn, store)
-
-
-def _weights(settings: RunConfig, train: Train) -> str | None:
-    """The teacher's weights file; None where a store that the user names stands for it."""
-    if settings.teacher.weights is not None:
-        return settings.teacher.weights
-    path = settings.knowledge.path
-    return None if path is not None and (Path(path) / "manifest.json").is_file() else train(teacher_run(settings))
 
 
 def _sha256_in(settings: RunConfig) -> str:
@@ -138,8 +148,8 @@ def _sha256_in(settings: RunConfig) -> str:
         raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
 
 
-def store_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a store is of: equal values, equal content."""
+def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
+    """What a cache is of: equal values, equal content."""
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -150,7 +160,7 @@ def store_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
     }
 
 
-def store_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
+def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     """`outputs/<data>/knowledge/<teacher>-<hash>`, or the user's `knowledge.path`."""
     if settings.knowledge.path is not None:
         return Path(settings.knowledge.path)
@@ -158,19 +168,19 @@ def store_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(store: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
-    lines = [describe_sizes(store, wanted)]
-    if store.views < every:
-        lines.append(f"epochs show each image's {store.views} stored views in turn, not random ones of all {every}")
-        if store.views < epochs:
+def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
+    lines = [describe_sizes(cache, wanted)]
+    if cache.views < every:
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not random ones of all {every}")
+        if cache.views < epochs:
             lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
 
-def _fill(
+def _write(
     settings: RunConfig,
-    store: TeacherCache,
+    cache: TeacherCache,
     live: LiveTeacher,
     about: dict[str, Any] | None,
     here: Ranks,
@@ -178,17 +188,20 @@ def _fill(
     subset: Tensor,
     wanted: Sequence[Array],
 ) -> None:
-    """Rank 0 fills the store, the others wait; a signal to any of them stops all."""
+    """Rank 0 writes the cache, the others wait; a signal to any of them stops all."""
+    compile = settings.trainer.compile
     with stop_flag() as flag:
         stop = StopTogether(flag, here)
         if here.main:
-            store.teacher = about
+            cache.teacher = about
             loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
-            fill(store, live, loader, subset, wanted, settings.trainer.compile is not False, stop)
+            write_cache(
+                cache, live, loader, subset, wanted, here.device.type == "cuda" if compile is None else compile, stop
+            )
             stop.check(done=True)
         else:
             stop.wait()
-            store.reload()
+            cache.reload()
 
 
 @dataclass(frozen=True)
@@ -252,19 +265,27 @@ def load_teacher(
 
 
 def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:
-    """Raises ValueError for a teacher below `teacher.min_accuracy`, by default near chance."""
-    floor = settings.teacher.min_accuracy
-    reason = f"teacher.min_accuracy={floor} is asked for"
-    if floor is None:
-        floor = min(200 / data.num_classes, 50 + 50 / data.num_classes)  # twice chance; for two classes 75 %
-        reason = "close to guessing: "
-        if settings.teacher.weights is None and settings.knowledge.path is None:
-            reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
-        else:
-            reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
-    if about["top1"] < floor:
+    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that cannot be told from guessing.
+
+    Guessing is naming the most frequent class; the test is a one-sided binomial one at the level of 1 %.
+    """
+    floor, top1, where = settings.teacher.min_accuracy, about["top1"], about["evaluated_on"]
+    if floor is not None:
+        reason = f"teacher.min_accuracy={floor} is asked for" if top1 < floor else None
+    else:
+        labels = data.split(where).labels
+        chance = float(torch.bincount(labels).max() / len(labels))
+        hits = round(top1 * len(labels) / 100)
+        reason = None
+        if binomtest(hits, len(labels), chance, alternative="greater").pvalue > 0.01:
+            reason = f"naming the most frequent class gives {100 * chance:.2f} %, so it may be guessing: "
+            if settings.teacher.weights is None and settings.knowledge.path is None:
+                reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
+            else:
+                reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
+    if reason is not None:
         raise ValueError(
-            f"the teacher ({about['weights']}) scores {about['top1']:.2f} % on the {about['evaluated_on']} images; {reason} "
+            f"the teacher ({about['weights']}) scores {top1:.2f} % on the {where} images; {reason} "
             "teacher.min_accuracy=0 accepts any teacher"
         )
 
@@ -286,10 +307,11 @@ def teacher_run(settings: RunConfig) -> RunConfig:
     return replace(
         settings,
         model=settings.teacher.model,
-        teacher=TeacherConfig(recipe=RecipeConfig(), seed=0),
+        teacher=TeacherConfig(recipe=TeacherRecipeConfig(), seed=0),
         knowledge=KnowledgeConfig(),
         loss={"ce": ce},
         optim=recipe.optim,
+        schedule=recipe.schedule,
         trainer=trainer,
         seed=settings.teacher.seed,
     )

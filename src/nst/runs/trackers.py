@@ -1,102 +1,221 @@
-"""What a run writes while it trains: JSON lines, TensorBoard, a progress bar. Only rank 0 has one that writes."""
+"""Trackers: where a run's scalars and pictures go besides its metrics.jsonl.
 
-import json
+A continued run takes some steps again, with the same result. A tracker must hold each step once: TensorBoard's files are cut
+back to the checkpoint, the others leave out what an earlier start has sent.
+"""
+
 import logging
 import os
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-BOARD = "tensorboard"
+BOARD = "tensorboard"  # in the run's folder
+EVENTS = "events.out.tfevents."  # how TensorBoard's files are called
 
 
-class Tracker:
-    """Appends events to `metrics.jsonl` and TensorBoard so that a resumed run holds each step once.
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker is told of a run."""
 
-    A checkpoint keeps `sizes()`; handing them back cuts the files to what they were then.
-    """
+    folder: Path
+    name: str  # unique below the outputs, the same in every start
+    group: str  # data, networks and losses: runs that differ by seed or settings
+    config: Mapping[str, Any]  # resolved
 
-    def __init__(
-        self, folder: Path, sizes: dict[str, int] | None, steps: int, first_step: int, show: bool = True
-    ) -> None:
-        """Open the logs of a run.
+
+class Tracker(Protocol):
+    """What `tracker` chooses; only rank 0 has one."""
+
+    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Open.
 
         Args:
-            folder: the run's folder.
-            sizes: from the checkpoint that the run continues from, or None at a new start.
-            steps, first_step: for the progress bar.
-            show: print the progress.
+            seen: the last step of each kind that earlier starts have logged, after their last checkpoint too.
+            state: what `state` gave when the checkpoint was written that the run continues from; None at a new start.
         """
-        self.folder = folder
-        self.show = show
-        self._cut(sizes or {})
-        self._lines = (folder / METRICS).open("ab", buffering=0)
-        self._board = SummaryWriter(str(folder / BOARD))
-        self._bar = tqdm(
-            total=steps, initial=first_step, unit="step", disable=None if show else True, dynamic_ncols=True
-        )
+        ...
 
-    def _files(self) -> dict[str, Path]:
-        files = [self.folder / METRICS, *(self.folder / BOARD).glob("*")]
-        return {str(file.relative_to(self.folder)): file for file in files}
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Named values of one step, of the kind "train" or "eval"."""
+        ...
 
-    def _cut(self, sizes: dict[str, int]) -> None:
-        for name, file in (self._files() | {name: self.folder / name for name in sizes}).items():
-            found, known = file.stat().st_size if file.is_file() else 0, sizes.get(name)
-            if known is None:
-                file.unlink(missing_ok=True)
-            elif found < known:
-                log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, found, known)
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """A picture `[3, H, W]` in 0…1."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to keep in a checkpoint; all that was logged is safe when this returns."""
+        ...
+
+    def close(self) -> None:
+        """The run ends, or this start of it."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Bring the event files back to what they were at the checkpoint; see `Tracker`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = run.folder / BOARD
+        sizes = {} if state is None else state["sizes"]
+        for file in self._files():
+            size = sizes.get(file.name, 0)
+            if not size:
+                file.unlink()
+            elif file.stat().st_size < size:
+                log.warning("%s has %d bytes, %d at the checkpoint: rows are lost", file, file.stat().st_size, size)
             else:
-                os.truncate(file, known)
+                os.truncate(file, size)
+        self._writer = SummaryWriter(str(self.folder))
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes written so far, by file; all of them are on disk when this returns."""
-        self._board.flush()
-        files = self._files()
-        for file in files.values():
+    def _files(self) -> list[Path]:
+        """The event files themselves: what else lies there is the user's."""
+        return [f for f in self.folder.glob(f"{EVENTS}*") if f.is_file() and not f.is_symlink()]
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """See `Tracker`."""
+        self._writer.add_image(name, picture, step)
+
+    def state(self) -> dict[str, Any]:
+        """The sizes of the event files, which are on disk."""
+        self._writer.flush()
+        for file in self._files():
             with file.open("rb") as f:
                 os.fsync(f.fileno())
-        return {name: file.stat().st_size for name, file in files.items()}
+        return {"sizes": {file.name: file.stat().st_size for file in self._files()}}
 
-    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One event: a JSON line `{"kind", "step", **values}`; its numbers also as TensorBoard scalars `kind/name`."""
-        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
-        while line:
-            line = line[self._lines.write(line) :]
-        for name, value in values.items():
-            for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(number, int | float):
-                    self._board.add_scalar(f"{kind}/{name}{'/' if key else ''}{key}", number, step)
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._writer.close()
 
-    def images(self, name: str, grid: Tensor, step: int) -> None:
-        """A picture `[3, H, W]` in 0…1 for TensorBoard."""
-        self._board.add_image(name, grid, step)
 
-    def advance(self, text: str = "") -> None:
-        """One step done."""
-        if text:
-            self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update()
+class _Remote:
+    """A tracker that cannot take back what it was sent."""
 
-    def say(self, text: str) -> None:
-        """A line for the reader, above the bar."""
-        if self.show:
-            self._bar.write(text)
+    seen: Mapping[str, int] = {}
 
-    def __enter__(self) -> "Tracker":
-        return self
+    def known(self, kind: str, step: int) -> bool:
+        """Whether an earlier start has sent this step."""
+        return step <= self.seen.get(kind, -1)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Flush and close everything; trouble with that does not hide an error that came before."""
-        with nullcontext() if kind is None else suppress(OSError):
-            self._bar.close()
-            self._lines.close()
-            self._board.close()
+
+class WandB(_Remote):
+    """Weights & Biases; `WANDB_MODE=offline` or `mode: offline` writes into the run's folder, for `wandb sync`."""
+
+    def __init__(self, project: str = "nst", entity: str | None = None, mode: str | None = None) -> None:
+        """See W&B's `init` for the arguments. Raises ValueError where the package is missing."""
+        _need("wandb", "wandb")
+        if mode not in (None, "online", "offline", "disabled"):
+            raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
+        self.project, self.entity, self.mode = project, entity, mode
+
+    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Start the run there, or go on with it; see `Tracker`."""
+        import wandb
+
+        self.seen = seen
+        identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
+        self._run = wandb.init(
+            project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
+            config=dict(run.config), dir=str(run.folder), resume="allow",
+        )  # fmt: skip
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        if not self.known(kind, step):
+            self._run.log(dict(values), step=step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """See `Tracker`."""
+        import wandb
+
+        if not self.known("train", step):
+            self._run.log({name: wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
+
+    def state(self) -> dict[str, Any]:
+        """See `Tracker`."""
+        return {}
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+class MLflow(_Remote):
+    """MLflow, by default in a local folder; `uri` or `MLFLOW_TRACKING_URI` names a server."""
+
+    def __init__(self, experiment: str = "nst", uri: str | None = None) -> None:
+        """Raises ValueError where the package is missing."""
+        _need("mlflow", "mlflow")
+        self.experiment, self.uri = experiment, uri
+
+    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Start the run there, or find it by its name and go on with it; see `Tracker`."""
+        from mlflow import MlflowClient
+
+        self.seen = seen
+        self._client = MlflowClient(tracking_uri=self.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        found = self._client.get_experiment_by_name(self.experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        full = f"{run.group}/{run.name}"
+        there = self._client.search_runs([experiment], f"tags.`nst.run` = '{full}'", max_results=1)
+        if there and seen:
+            self._id = there[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+        else:
+            tags = {"nst.run": full, "nst.group": run.group}
+            self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+            for key, value in _plain(run.config).items():
+                self._client.log_param(self._id, key, value)
+            self._client.log_dict(self._id, dict(run.config), "config.json")
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        if not self.known(kind, step):
+            for name, value in values.items():
+                self._client.log_metric(self._id, name, value, step=step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """See `Tracker`."""
+        if not self.known("train", step):
+            file = f"{name.replace('/', '-')}-step{step:08d}.png"
+            self._client.log_image(self._id, picture.permute(1, 2, 0).numpy(), file)
+
+    def state(self) -> dict[str, Any]:
+        """See `Tracker`."""
+        return {}
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._client.set_terminated(self._id)
+
+
+def _plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys and short texts."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _plain(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(value)[:500]
+    return found
+
+
+def _need(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{extra}]'")

@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: computed live, or read from a store."""
+"""What the teacher says about a batch: computed live, or read from a cache."""
 
 from nst.teacher.cache import TeacherCache
 from nst.teacher.cached import CachedTeacher
@@ -6,7 +6,7 @@ from nst.teacher.fold import fold_batch_norm
 from nst.teacher.layout import Array, arrays, kept_live
 from nst.teacher.live import LiveTeacher, Normalization
 from nst.teacher.source import MixedSource, NoTeacher, Prefetch, SummarySource
-from nst.teacher.write import describe_sizes, fill
+from nst.teacher.write import describe_sizes, write_cache
 
 __all__ = [
     "Array",
@@ -20,7 +20,7 @@ __all__ = [
     "TeacherCache",
     "arrays",
     "describe_sizes",
-    "fill",
     "fold_batch_norm",
     "kept_live",
+    "write_cache",
 ]

@@ -1,4 +1,4 @@
-"""Filling a store: every view it holds of every image, once through the teacher."""
+"""Writing a teacher cache: every view it holds of every image, once through the teacher."""
 
 import logging
 import sys
@@ -20,11 +20,8 @@ from nst.teacher.live import LiveTeacher
 
 log = logging.getLogger(__name__)
 
-COMPILE_COST = 60.0  # seconds that compiling a teacher takes on two cores, about
-COMPILE_GAIN = 0.5  # of the eager time, about: frozen weights make a teacher twice as fast
-TRY_AFTER = 4  # batches, to know how long the filling will take
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
-SYNC_SECONDS = 10.0  # at most this much work is lost when filling is killed
+SYNC_SECONDS = 10.0  # at most this much work is lost when writing is killed
 IN_FLIGHT = 4  # batches between the teacher and the disk
 
 
@@ -54,13 +51,13 @@ class Never:
 NEVER = Never()
 
 
-def fill(
-    store: TeacherCache,
+def write_cache(
+    cache: TeacherCache,
     teacher: LiveTeacher,
     loader: Loader,
     subset: Tensor,
     wanted: Sequence[Array],
-    may_compile: bool = False,
+    compile: bool = False,
     stop: Stop = NEVER,
 ) -> None:
     """Complete the arrays `wanted`; what is written already stays.
@@ -69,74 +66,78 @@ def fill(
         teacher: its requests include those of the arrays.
         loader: over the whole training set, in one process.
         subset: [images, views] view numbers, from `split.view_subset`.
-        may_compile: compile the teacher where the filling is long enough, and compiled and eager summaries agree.
-            Not in float32: such a store is to equal eager live training bit for bit.
-        stop: asked after each batch, and while another process fills the store.
+        compile: compile the teacher if compiled and eager summaries agree. Not for float32: such a cache is to equal eager
+            live training bit for bit.
+        stop: asked after each batch, and while another process writes the cache.
 
     Raises:
         ValueError: the disk is too small.
     """
-    with store.locked(stop.check):
-        missing = store.missing(wanted)
-        store.reserve(missing)
-        for written in sorted({store.written(a.name) for a in missing}):
-            group = [a for a in missing if store.written(a.name) == written]
-            filling = Filling(store, teacher, loader, subset, group, stop)
-            filling.run(may_compile and store.dtype == "float16")
+    with cache.locked(stop.check):
+        missing = cache.missing(wanted)
+        cache.reserve(missing)
+        for written in sorted({cache.written(a.name) for a in missing}):
+            group = [a for a in missing if cache.written(a.name) == written]
+            writing = Writing(cache, teacher, loader, subset, group, stop)
+            writing.run(compile and cache.dtype == "float16")
     teacher.compile(0)
 
 
-class Filling:
+class Writing:
     """Arrays that are equally far: one pass of the teacher for all of them."""
 
     def __init__(
         self,
-        store: TeacherCache,
+        cache: TeacherCache,
         teacher: LiveTeacher,
         loader: Loader,
         subset: Tensor,
         group: Sequence[Array],
         stop: Stop,
     ) -> None:
-        """See `fill`."""
-        self.store, self.teacher, self.loader, self.subset, self.group = store, teacher, loader, subset, group
+        """See `write_cache`."""
+        self.cache, self.teacher, self.loader, self.subset, self.group = cache, teacher, loader, subset, group
         self.stop = stop
-        self.start = store.written(group[0].name)
+        self.start = cache.written(group[0].name)
         self.pending: deque[Future[None]] = deque()
         self.writers: dict[str, Writer] = {}
 
-    def run(self, may_compile: bool) -> None:
-        """Fill to the end, saving every few seconds."""
-        store, row = self.store, self.start
+    def run(self, compile: bool) -> None:
+        """Write to the end, saving every few seconds."""
+        cache, row = self.cache, self.start
         pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
         show = tqdm(
-            total=store.rows, initial=row, unit=" views", unit_scale=True, desc="storing knowledge", mininterval=pace
+            total=cache.rows,
+            initial=row,
+            unit=" views",
+            unit_scale=True,
+            desc="writing the teacher cache",
+            mininterval=pace,
         )
         with ExitStack() as stack:
-            self.writers = {a.name: stack.enter_context(Writer(store, a.name, a.shape)) for a in self.group}
+            self.writers = {a.name: stack.enter_context(Writer(cache, a.name, a.shape)) for a in self.group}
             disk = stack.enter_context(ThreadPoolExecutor(1))
             stack.enter_context(show)
-            saved = began = time.monotonic()
+            saved = time.monotonic()
             for row, batch in self.batches():
+                if compile:
+                    compile_if_sound(self.teacher, batch.images)
+                    compile = False
                 self.pending.append(disk.submit(self.write, self.teacher(batch), row))
                 end = row + len(batch.labels)
                 show.update(end - show.n)
-                if may_compile and end - self.start >= TRY_AFTER * self.loader.batch_size:
-                    left = (store.rows - end) * (time.monotonic() - began) / (end - self.start)
-                    compile_if_long(self.teacher, batch.images, left)
-                    may_compile = False
                 if len(self.pending) > IN_FLIGHT:
                     self.pending.popleft().result()
-                if time.monotonic() - saved > SYNC_SECONDS or end == store.rows or self.stop.asked():
+                if time.monotonic() - saved > SYNC_SECONDS or end == cache.rows or self.stop.asked():
                     self.save(end)
                     saved = time.monotonic()
                     self.stop.check()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """What is left, by views: the row of the first image, and the images."""
-        images, size = self.store.images, self.loader.batch_size
+        images, size = self.cache.images, self.loader.batch_size
         first = self.start % images // size
-        for slot in range(self.start // images, self.store.views):
+        for slot in range(self.start // images, self.cache.views):
             row = slot * images + first * size
             for batch in self.loader.sequential(self.subset[:, slot], first):
                 yield row, batch
@@ -156,36 +157,34 @@ class Filling:
             self.pending.popleft().result()
         for writer in self.writers.values():
             writer.sync()
-        self.store.save(dict.fromkeys(self.writers, row))
+        self.cache.save(dict.fromkeys(self.writers, row))
 
 
-def compile_if_long(teacher: LiveTeacher, images: Tensor, seconds: float) -> None:
-    """Compile the teacher for batches like this one where `seconds` of eager filling are left; keep it if it agrees."""
-    if seconds * COMPILE_GAIN < COMPILE_COST:
-        return
-    eager, trouble = teacher.summaries(images), None
+def compile_if_sound(teacher: LiveTeacher, images: Tensor) -> None:
+    """Compile the teacher for batches like this one; keep it if it says what eager code says."""
+    eager, reason = teacher.summaries(images), None
     try:
         teacher.compile(len(images))
         compiled = teacher.summaries(images)
         for key, name in ((key, name) for key, summary in eager.items() for name in summary):
             difference = float((compiled[key][name] - eager[key][name]).abs().max() / eager[key][name].abs().max())
             if not difference <= TOLERANCE:
-                trouble = f"its summary {key} {name} differs by {difference:.1e} of the largest value"
+                reason = f"its summary {key} {name} differs by {difference:.1e} of the largest value"
     except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
-        trouble = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
-    if trouble is not None:
-        log.warning("the teacher is not compiled: %s", trouble)
+        reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+    if reason is not None:
+        log.warning("the teacher is not compiled: %s", reason)
         teacher.compile(0)
 
 
-def describe_sizes(store: TeacherCache, wanted: Sequence[Array]) -> str:
-    """What a store will hold and how much of it is missing, for the terminal."""
+def describe_sizes(cache: TeacherCache, wanted: Sequence[Array]) -> str:
+    """What a cache will hold and how much of it is missing, for the terminal."""
     once = {a.name: a for a in wanted}.values()
-    lines = [f"knowledge store {store.folder}: {store.views} views of {store.images:,} images, {store.dtype}"]
+    lines = [f"teacher cache {cache.folder}: {cache.views} views of {cache.images:,} images, {cache.dtype}"]
     for array in once:
-        state = "complete" if store.written(array.name) == store.rows else "to be computed"
-        if 0 < store.written(array.name) < store.rows:
-            state = f"{100 * store.written(array.name) / store.rows:.0f} % there"
-        lines.append(f"  {array.name}: {readable_bytes(store.bytes(array.shape))}, {state}")
-    total = sum(store.bytes(a.shape) for a in once)
+        state = "complete" if cache.written(array.name) == cache.rows else "to be computed"
+        if 0 < cache.written(array.name) < cache.rows:
+            state = f"{100 * cache.written(array.name) / cache.rows:.0f} % there"
+        lines.append(f"  {array.name}: {readable_bytes(cache.bytes(array.shape))}, {state}")
+    total = sum(cache.bytes(a.shape) for a in once)
     return "\n".join([*lines, f"  together {readable_bytes(total)}"])

@@ -1,31 +1,33 @@
-"""How hard each term of a run's loss pulls at the student, beside the cross-entropy."""
+"""The gradients of the terms of a run's loss: how large each is, and whether they point the same way."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nst.data.batch import Batch
-from nst.distiller import Distiller, Summaries
+from nst.distiller import Distiller
+from nst.teacher.source import SummarySource
 
 
 @dataclass(frozen=True)
-class Pull:
+class TermGradient:
     """A term's gradient in the student's parameters, mean over some batches."""
 
     term: str
     weight: float
     value: float  # of the term, unweighted
-    strength: float  # norm of the weighted gradient, over that of the terms that need no teacher
-    cosine: float  # between the two: 1 both want the same, 0 they have nothing to do with each other, −1 the opposite
+    relative_norm: float  # of the weighted gradient, over that of the terms that need no teacher
+    cosines: dict[str, float]  # to the gradient of every term
 
 
-def pulls(distiller: Distiller, knowledge: Callable[[Batch], Summaries], batches: Iterable[Batch]) -> list[Pull]:
+def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iterable[Batch]) -> list[TermGradient]:
     """Measure every term on the student as it is, in training mode: its parameters stay, its running statistics move.
 
     Args:
-        batches: at least one.
+        batches: at least one, of one process.
 
     Raises:
         ValueError: no term of labels to compare with.
@@ -37,20 +39,32 @@ def pulls(distiller: Distiller, knowledge: Callable[[Batch], Summaries], batches
     batches = list(batches)
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
     values = dict.fromkeys(gradients, 0.0)
-    for batch in batches:
-        _, terms = distiller(batch.images, batch.labels, knowledge(batch))
+    for number, batch in enumerate(batches):
+        _, terms = distiller(batch.images, batch.labels, source(batch), _context(batch, number))
         for term in distiller.terms:
             gradients[term.name] = gradients[term.name] + term.weight * gradient(distiller, terms[term.name]).cpu()
             values[term.name] += terms[term.name].item() / len(batches)
-    own = torch.stack([gradients[term.name] for term in labels]).sum(0)
+    own = torch.stack([gradients[term.name] for term in labels]).sum(0).norm()
     return [
-        Pull(
-            term.name, term.weight, values[term.name],
-            float(gradients[term.name].norm() / own.norm()),
-            float(torch.cosine_similarity(gradients[term.name], own, dim=0)),
+        TermGradient(
+            term.name, term.weight, values[term.name], float(gradients[term.name].norm() / own),
+            {name: _cosine(gradients[term.name], other) for name, other in gradients.items()},
         )
         for term in distiller.terms
     ]  # fmt: skip
+
+
+def _context(batch: Batch, number: int) -> dict[str, Any]:
+    """What losses may need: those of a run that has gone on for long."""
+    end = torch.full((), 1e6, device=batch.images.device)
+    return {
+        "index": batch.indices, "epoch": end, "progress": torch.ones_like(end),
+        "seed": torch.full((), number, dtype=torch.int64),
+    }  # fmt: skip
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a, b, dim=0))
 
 
 def gradient(distiller: Distiller, value: Tensor) -> Tensor:

@@ -1,105 +1,88 @@
-"""From the first step to the last: epochs, evaluation, logs, checkpoints, signals."""
+"""The training loop: epochs of steps, evaluation, and what is handed to the run's record as it goes."""
 
-import json
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from nst.config import parse_every
 from nst.data.batch import Batch, Loader
-from nst.errors import differences
-from nst.files import write_whole
-from nst.runs.checkpoint import Checkpoints, read_checkpoint
-from nst.runs.prune import Pruned, median_of_others
-from nst.runs.trackers import Tracker
 from nst.training.evaluate import Metrics, evaluate
 from nst.training.profile import profiler
 from nst.training.signals import Interrupted, StopFlag, stop_flag
 from nst.training.trainer import Trainer
 
-log = logging.getLogger(__name__)
-
-DIVERGED = "diverged.json"  # in the folder of a run that a non-finite loss or gradient stopped: step and reason
 ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they ask whether any of them wants to stop or save
 SAVE, STOP = 100, 200  # what a rank may want; STOP + the signal's number
 
 
-class Fit:
-    """One start of a run: continues from the newest checkpoint and takes the trainer to its last step."""
+class Record(Protocol):
+    """What keeps the course of a run. Every rank calls it; what is written, the first rank writes."""
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Named values of a step, of the kind "train" or "eval"."""
+        ...
+
+    def advance(self, text: str = "") -> None:
+        """One step done; what to show of it."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A line for the reader."""
+        ...
+
+    def pictures(self, step: int) -> None:
+        """Draw what the networks look at."""
+        ...
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """A checkpoint, logs included."""
+        ...
+
+    def evaluated(self, epoch: int, best_top1: float) -> None:
+        """An epoch is over and saved. May raise, to end the run."""
+        ...
+
+    def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
+        """A step that ends the run; the error in words, with what to do."""
+        ...
+
+
+class Loop:
+    """One start of a run: takes the trainer from where it stands to its last step."""
 
     def __init__(
         self,
         trainer: Trainer,
         evaluation: Loader,
-        folder: Path,
-        draw: Callable[[], dict[str, Tensor]] | None = None,
-        show: bool = True,
-        about: dict[str, Any] | None = None,
+        record: Record,
+        *,
+        last: Metrics | None = None,
         split: str = "test",
+        chance: float = 0.0,
     ) -> None:
-        """Load the newest checkpoint, open the logs.
+        """Nothing runs yet.
 
         Args:
             evaluation: evaluated every `trainer.eval_every` epochs and at the end.
-            folder: the run's; only rank 0 writes there.
-            draw: makes named pictures for TensorBoard, before the first step and after the last.
-            show: print progress.
+            last: the last evaluation of an earlier start.
             split: what `evaluation` is called in messages.
-            about: plain values that every start of the run must share; they are kept in its checkpoints.
-
-        Raises:
-            ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
+            chance: accuracy of guessing, in percent.
         """
-        self.trainer, self.evaluation, self.draw, self.split = trainer, evaluation, draw, split
-        self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, folder
-        self.about = {**(about or {}), "ranks": self.ranks.world}
-        self.checkpoints = Checkpoints(folder, self.settings.keep_checkpoints)
+        self.trainer, self.evaluation, self.record, self.last = trainer, evaluation, record, last
+        self.split, self.chance = split, chance
+        self.settings, self.ranks = trainer.settings, trainer.ranks
         self.every_steps, self.every_seconds = parse_every(self.settings.checkpoint_every)
-        state = self._newest()
-        if state is not None:
-            trainer.load_state(state)
-        last = None if state is None else state["last"]
-        self.last = Metrics(**last) if last else None
-        self.tracker = self._open_logs(state, show) if self.ranks.main else None
         self._started = time.monotonic() - trainer.progress.seconds
         self._saved = self._logged = self._asked = time.monotonic()
         self._asked_at, self._ask_at = trainer.progress.step, 0
         self._images, self._waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
 
-    def _newest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
-        found = self.checkpoints.latest() if self.ranks.main else None
-        if found is not None:
-            path, state = found
-            if changed := differences(state["about"], self.about):
-                raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
-            if changed := differences(state["environment"], environment(self.ranks.device)):
-                log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
-        if self.ranks.world == 1:
-            return found[1] if found else None
-        names = [str(found[0]) if found else None]
-        dist.broadcast_object_list(names, 0)
-        if names[0] is None:
-            return None
-        return found[1] if found else read_checkpoint(Path(names[0]))
-
-    def _open_logs(self, state: dict[str, Any] | None, show: bool) -> Tracker:
-        step, steps = self.trainer.progress.step, self.trainer.steps
-        tracker = Tracker(self.folder, None if state is None else state["logs"], steps, step, show)
-        tracker.say(shares(self.trainer))
-        if state is not None:
-            tracker.say(f"continuing after step {step} of {steps}")
-        return tracker
-
-    def run(self) -> Metrics:
+    def run(self, profile: Any = None) -> Metrics:
         """Train, evaluate, save, until the last epoch is done.
+
+        Args:
+            profile: folder of a profiler trace.
 
         Returns:
             The last evaluation.
@@ -107,22 +90,18 @@ class Fit:
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
             FloatingPointError: a non-finite loss or gradient, see `Trainer.window`.
-            Pruned: worse than others like it (`trainer.prune_after`); the state is saved.
         """
         progress, steps = self.trainer.progress, self.trainer.loader.steps
-        trace = self.folder / "profile" if self.settings.profile and self.ranks.main else None
-        if self.ranks.main:
-            (self.folder / DIVERGED).unlink(missing_ok=True)
-        with self.tracker or nullcontext(), stop_flag() as flag, profiler(trace) as self.stepped:
+        with stop_flag() as flag, profiler(profile) as self.stepped:
             if progress.step == 0:
-                self.pictures()
+                self.record.pictures(0)
             while progress.epoch < self.settings.epochs:
                 if progress.step < (progress.epoch + 1) * steps:
                     self.train_epoch(flag)
                 self.finish_epoch(flag)
                 if (wanted := self.wanted(flag)) >= STOP:
                     raise Interrupted(wanted - STOP)
-                self.prune()
+                self.record.evaluated(progress.epoch, progress.best_top1)
         assert self.last is not None
         return self.last
 
@@ -133,29 +112,27 @@ class Fit:
         self._logged = time.monotonic()  # evaluating and saving are no part of the rate
         for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
             self._images += len(batch.labels)
-            untried = not trainer.maybe_compiled.tried
-            self.prepare(batch, flag)
+            self.compile(batch, flag)
             trainer.step(batch)
             self.stepped()
             last = progress.step % trainer.loader.steps == 0
             if last or progress.step % self.settings.log_every == 0:
                 self.log()
-            elif self.tracker is not None:
-                self.tracker.advance()
+            else:
+                self.record.advance()
             if not last:
                 wanted = self.wanted(flag)
-                decided = untried and trainer.maybe_compiled.tried  # by the clock: a restart must know it
-                if wanted or decided or (self.every_steps and progress.step % self.every_steps == 0):
+                if wanted or (self.every_steps and progress.step % self.every_steps == 0):
                     self.save()
                 if wanted >= STOP:
                     raise Interrupted(wanted - STOP)
 
-    def prepare(self, batch: Batch, flag: StopFlag) -> None:
-        """Compile what is to be compiled; a signal meanwhile stops the run before the step, with nothing to save.
+    def compile(self, batch: Batch, flag: StopFlag) -> None:
+        """Compile the step where that is due; a signal meanwhile stops the run before the step, with nothing to save.
 
         What was found out about compiling is not kept then: Ctrl-C ends the C++ compiler, too.
         """
-        if self.trainer.prepare(batch):
+        if self.trainer.forward.undecided and self.trainer.compile_once(batch):
             (signum,) = self.ranks.max(flag.signum)
             if signum:
                 raise Interrupted(signum)
@@ -178,6 +155,7 @@ class Fit:
         step, now = self.trainer.progress.step, time.monotonic()
         if self.ranks.world > 1 and step < self._ask_at and step % self.trainer.loader.steps:
             return 0
+        self.ranks.report(step)
         due = now - self._saved > self.every_seconds
         pace = int(1e6 * (now - self._asked) / max(1, step - self._asked_at))  # microseconds a step
         wish, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * due, pace)
@@ -193,29 +171,24 @@ class Fit:
             self.ranks.share_buffers(self.trainer.distiller)
             model = self.trainer.distiller.student
             self.last = evaluate(model, self._until_stopped(flag), self.ranks, settings.precision)
+            self.warn_of_fall(self.last.top1, progress.best_top1)
             if self.last.top1 > progress.best_top1:
                 progress.best_top1, progress.best_epoch = self.last.top1, epoch
-            if self.tracker is not None:
-                values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
-                self.tracker.log("eval", progress.step, values)
-                self.tracker.say(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
+            values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
+            self.record.log("eval", progress.step, values)
+            self.record.say(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
         progress.epoch = epoch
         if epoch == settings.epochs:
-            self.pictures()
+            self.record.pictures(progress.step)
         self.save()
 
-    def prune(self) -> None:
-        """Stop here if the run does worse than others like it, and `trainer.prune_after` asks to."""
-        after, epoch, best = self.settings.prune_after, self.trainer.progress.epoch, self.trainer.progress.best_top1
-        if after is None or not after <= epoch < self.settings.epochs:
-            return
-        middle = median_of_others(self.folder, epoch) if self.ranks.main else None
-        (worse,) = self.ranks.max(int(middle is not None and best < middle))
-        if worse:
-            pruned = Pruned(epoch, best, middle or 0.0)
-            if self.ranks.main:
-                pruned.note(self.folder)
-            raise pruned
+    def warn_of_fall(self, top1: float, best: float) -> None:
+        """Say where an evaluation has lost more than half of what was won over chance."""
+        if top1 - self.chance < (best - self.chance) / 2 and best > 2 * self.chance:
+            self.record.say(
+                f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
+                "sum of losses: try trainer.clip_grad_norm=2, or a lower optim.lr"
+            )
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
         """The evaluation's batches; a signal on any rank ends them, with the epoch's steps saved."""
@@ -228,66 +201,36 @@ class Fit:
 
     def log(self) -> None:
         """Write the means since the last log line."""
-        with self._naming_last_good():
+        with self.ending_in_words():
             values = self.trainer.window()
         progress, now = self.trainer.progress, time.monotonic()
         spent, self._logged, progress.seconds = now - self._logged, now, now - self._started
         rates, waits = zip(*self.ranks.gather(self._images / spent, self._waited / spent), strict=True)
         self._images, self._waited = 0, 0.0
-        if self.tracker is None:
-            return
         rate, epoch = sum(rates), progress.step / self.trainer.loader.steps
         timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
         timing["waiting_for_data"] = round(max(waits), 4)  # part of the time, on the rank that waits most
         if self.ranks.world > 1:
             timing |= {f"images_per_second_rank{r}": round(own, 1) for r, own in enumerate(rates)}
-        self.tracker.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
-        self.tracker.advance(f"loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, {rate:.0f} images/s")
+        self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
+        self.record.advance(
+            f"epoch {epoch:.1f}/{self.settings.epochs}, loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, "
+            f"{rate:.0f} images/s"
+        )
 
     def save(self) -> None:
         """A checkpoint of this moment, logs included; never one after a step that stops the run."""
-        with self._naming_last_good():
+        with self.ending_in_words():
             self.trainer.check_finite()
         self.trainer.progress.seconds = time.monotonic() - self._started
-        state = self.trainer.state()
-        if self.tracker is not None:
-            state |= {
-                "last": None if self.last is None else vars(self.last),
-                "logs": self.tracker.sizes(),
-                "about": self.about,
-                "environment": environment(self.ranks.device),
-            }
-            self.checkpoints.save(self.trainer.progress.step, state)
+        last = None if self.last is None else vars(self.last)
+        self.record.save(self.trainer.progress.step, self.trainer.state() | {"last": last})
         self._saved = time.monotonic()
 
     @contextmanager
-    def _naming_last_good(self) -> Iterator[None]:
+    def ending_in_words(self) -> Iterator[None]:
+        """A block in which a non-finite step ends the run."""
         try:
             yield
         except FloatingPointError as error:
-            if self.ranks.main:
-                note = {"step": self.trainer.progress.step, "reason": str(error)}
-                write_whole(self.folder / DIVERGED, json.dumps(note).encode())
-            hint = "trainer.skip_nonfinite=true leaves such steps out"
-            raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
-
-    def pictures(self) -> None:
-        """Draw, where there is something to draw."""
-        if self.draw is not None and self.tracker is not None:
-            for name, grid in self.draw().items():
-                self.tracker.images(name, grid, self.trainer.progress.step)
-
-
-def shares(trainer: Trainer) -> str:
-    """Whose the batch size and the learning rate are: both are those of all ranks together."""
-    batch, lr, world = trainer.loader.batch_size, trainer.optim.lr, trainer.ranks.world
-    parts = trainer.settings.accumulate
-    taken = f", taken in {parts} parts of {batch / world / parts:g}" if parts > 1 else ""
-    if world == 1:
-        return f"batch size {batch}{taken}; learning rate {lr:g}"
-    return f"{world} ranks: batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What may change between two starts of a run, at the price of the last bits."""
-    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+            raise self.record.diverged(self.trainer.progress.step, error) from None

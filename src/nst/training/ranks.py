@@ -2,15 +2,20 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
+from datetime import timedelta
+from itertools import count, pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from nst.errors import differences
+
+MEETING = 60.0  # seconds to reach the store of torchrun
 
 _groups = count()  # process groups this process has joined so far
 
@@ -42,14 +47,36 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def gather(self, *numbers: float) -> list[list[float]]:
-        """The numbers of every rank, on every rank."""
+    def stack(self, mine: Tensor) -> Tensor:
+        """The tensor of every rank, on every rank: `[ranks, ...]`."""
         if self.world == 1:
-            return [list(numbers)]
-        mine = torch.tensor(numbers, device=self.device, dtype=torch.float64)
+            return mine[None]
         every = [torch.zeros_like(mine) for _ in range(self.world)]
         dist.all_gather(every, mine)
-        return torch.stack(every).tolist()
+        return torch.stack(every)
+
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """The numbers of every rank, on every rank."""
+        return self.stack(torch.tensor(numbers, device=self.device, dtype=torch.float64)).tolist()
+
+    def equal(self, tensor: Tensor) -> bool:
+        """Whether the tensor has the same values on every rank."""
+        return bool((self.stack(tensor.detach().contiguous()) == tensor).all())
+
+    def agree(self, config: dict[str, Any]) -> None:
+        """Compare the ranks' settings.
+
+        Raises:
+            ValueError: on every rank, naming the keys that differ from those of rank 0.
+        """
+        if self.world == 1:
+            return
+        every: list[Any] = [None] * self.world
+        dist.all_gather_object(every, config)
+        for rank, other in enumerate(every):
+            if changed := differences(every[0], other):
+                told = "; ".join(line.replace(" there, ", " on rank 0, ").replace(" now", "") for line in changed)
+                raise ValueError(f"the ranks were started with different settings: {told} on rank {rank}")
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (BN statistics) of rank 0."""
@@ -62,16 +89,53 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
+    def report(self, step: int) -> None:
+        """Leave word of how far this rank is, for the message in which another one gives up waiting for it."""
+        if self.world > 1:
+            _store().set(f"nst/step/{self.rank}", str(step))
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; backward hands each its own rows' gradient, times the ranks, over which DDP then averages."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, ranks: Ranks, sizes: Sequence[int]) -> Tensor:
+        ctx.rows = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
+        ctx.world = ranks.world
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        every = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(every, padded)
+        return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.rows] * ctx.world, None, None
+
+
+def gather_rows(mine: Tensor, ranks: Ranks, total: int) -> Tensor:
+    """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must use it alike."""
+    bounds = [total * r // ranks.world for r in range(ranks.world + 1)]
+    rows = _GatherRows.apply(mine, ranks, [end - start for start, end in pairwise(bounds)])
+    assert isinstance(rows, Tensor)
+    return rows
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
 
 @contextmanager
-def ranks(device: str) -> Iterator[Ranks]:
+def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, if any; leave it at the end.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        timeout: seconds after which a rank that does not answer is given up.
 
     Raises:
         ValueError: CUDA asked for and not there.
+        TimeoutError: a rank did not answer; says which was waited for.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("trainer.device=cuda, but torch finds no CUDA device; trainer.device=auto uses the CPU then")
@@ -85,30 +149,61 @@ def ranks(device: str) -> Iterator[Ranks]:
         joined = dist.is_initialized()
         yield Ranks(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
         return
-    c10d: Any = dist
-    store, rank, world = next(iter(c10d.rendezvous("env://")))
-    # The jobs of a sweep join one group after the other. And torchrun keeps one store over its restarts: the addresses
-    # that dead processes have left there must not be found.
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
-    backend = "nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=own, rank=rank, world_size=world, device_id=where if cuda else None)
-    yield Ranks(dist.get_rank(), dist.get_world_size(), where)
+    here = _join(where, timedelta(seconds=timeout))
+    try:
+        yield here
+    except RuntimeError as error:
+        if "imed out" in str(error) or "imeout" in str(error):
+            raise TimeoutError(_waited_for(here, timeout)) from error
+        raise
     # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
     dist.destroy_process_group()
-    if backend == "gloo":
+    if not cuda:
         # DDP keeps the group alive, with threads that may still have a tensor to let go, for which they wait for Python's
         # lock: at the very end of the process they would abort it.
         time.sleep(0.2)
 
 
+def _join(where: torch.device, timeout: timedelta) -> Ranks:
+    c10d: Any = dist
+    # torchrun is there already and answers at once, or never
+    patience = timedelta(seconds=MEETING) if "TORCHELASTIC_RESTART_COUNT" in os.environ else timeout
+    store, rank, world = next(iter(c10d.rendezvous("env://", timeout=patience)))
+    store.set_timeout(timeout)
+    # The jobs of a sweep join one group after the other. And torchrun keeps one store over its restarts: the addresses
+    # that dead processes have left there must not be found.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
+    cuda = where.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=own, rank=rank, world_size=world, timeout=timeout,
+        device_id=where if cuda else None,
+    )  # fmt: skip
+    return Ranks(dist.get_rank(), dist.get_world_size(), where)
+
+
+def _waited_for(here: Ranks, timeout: float) -> str:
+    """Which rank is furthest behind, as far as the others have left word."""
+    steps: dict[int, int] = {}
+    for rank in range(here.world):
+        key = f"nst/step/{rank}"
+        with suppress(RuntimeError, ValueError):
+            steps[rank] = int(_store().get(key)) if _store().check([key]) else 0
+    last = min(steps.values(), default=0)
+    late = [rank for rank, step in steps.items() if step == last and rank != here.rank]
+    named = f"rank {', '.join(map(str, late))}" if late else "another rank"
+    return (
+        f"{named} of {here.world} did not answer for {timeout:g} s (last heard of at step {last}): stopped, killed or cut off? "
+        "The same command continues from the last checkpoint; trainer.timeout sets how long ranks wait"
+    )
+
+
 def should_report_error() -> bool:
     """Whether this process should report the error it ends with: the first to fail does, so it is told once."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        store: Any = dist.distributed_c10d._get_default_store()
         me = str(dist.get_rank())
         try:
-            return store.compare_set("nst/failed", "", me).decode() == me
+            return _store().compare_set("nst/failed", "", me).decode() == me
         except RuntimeError:  # the store went with its process
             return True
     return os.environ.get("RANK", "0") == "0"  # before the ranks met, all of them fail alike

@@ -1,28 +1,28 @@
-"""The training loop. `Trainer.step` is the whole of one step, from batch to updated weights."""
+"""One training step: `Trainer.step` is the whole of it, from batch to updated weights."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nst.config import OptimConfig, TrainerConfig
+from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
-from nst.training.compiled import CompiledForward, cut
-from nst.training.ranks import Ranks
-from nst.training.schedule import learning_rate
+from nst.teacher.source import SummarySource
+from nst.training.compiled import CompiledForward
+from nst.training.meter import Meter
+from nst.training.optimizer import MakeOptimizer, make_optimizer, step_unless
+from nst.training.ranks import Ranks, gather_rows
+from nst.training.schedule import Schedule
 from nst.training.sync_bn import sync_batch_norms
 
-# What `Trainer.sums` adds up and `Trainer.first_bad` remembers; in both the value of each term follows.
-SUMS = ("steps", "images", "correct", "loss", "norm", "skipped")
-FIRST_BAD = ("step", "loss")
-SKIPPED = SUMS.index("skipped")
+Context = dict[str, Tensor]  # what losses may need besides the teacher's summaries; see `losses.base.Need`
 
 
 @dataclass
@@ -38,116 +38,189 @@ class Progress:
 
 
 class Trainer:
-    """Trains a distiller on a loader with what the teacher knows."""
+    """Trains a distiller on a loader with the summaries of a teacher."""
 
     def __init__(
         self,
         distiller: Distiller,
-        knowledge: Callable[[Batch], Summaries],
+        source: SummarySource,
         loader: Loader,
         *,
-        optim: OptimConfig,
+        optimizer: MakeOptimizer,
+        schedule: Schedule,
         settings: TrainerConfig,
         ranks: Ranks,
         seed: int,
-        compile_knowledge: Callable[[int], None] | None = None,
+        no_decay: Sequence[str] = (),
     ) -> None:
         """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet.
 
         Args:
-            compile_knowledge: compiles the teacher's side for a batch size (0: back to eager), where there is any.
+            source: of the teacher's summaries of a batch, live or cached.
+            optimizer: makes one from parameters, such as `partial(torch.optim.SGD, lr=0.1)`.
+            no_decay: parameters without weight decay, see `optimizer.NoDecay`.
         """
         self.distiller = distiller.to(ranks.device)
         if settings.sync_bn and ranks.world > 1:
             sync_batch_norms(distiller.student, ranks.device)
         if settings.channels_last:
             distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.knowledge, self.loader = knowledge, loader
-        self.optim, self.settings, self.ranks, self.seed = optim, settings, ranks, seed
+        self.source, self.loader, self.schedule = source, loader, schedule
+        self.settings, self.ranks, self.seed = settings, ranks, seed
         self.steps = settings.epochs * loader.steps
         self.progress = Progress()
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=optim.lr,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.nesterov,
-            fused=True,
-        )
-        if optim.momentum:  # made here because a first step that is skipped would leave them unwritten
-            for p in self.parameters:
-                self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        self.forward: nn.Module = distiller
-        if ranks.world > 1:
-            self.forward = DistributedDataParallel(
-                distiller,
-                device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                # Without a term on the logits the last layer has no gradient.
-                find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
-            )
-            # BN does not read its statistics in training, and evaluation starts by sharing those of rank 0.
-            self.forward.broadcast_buffers = False
-        self.maybe_compiled = CompiledForward(
-            self.forward, distiller, asked=settings.compile, precision=settings.precision, ranks=ranks,
-            compile_knowledge=compile_knowledge, graphs=settings.accumulate == 1 and ranks.world == 1,
-        )  # fmt: skip
-        # On the device, since the last log line; zero while there was no step, or no non-finite one.
-        self.sums = torch.zeros(len(SUMS) + len(distiller.terms), device=ranks.device, dtype=torch.float64)
-        self.first_bad = torch.zeros(len(FIRST_BAD) + len(distiller.terms), device=ranks.device, dtype=torch.float64)
-        self.one_skipped = torch.zeros_like(self.sums)  # what a step that is skipped adds
-        self.one_skipped[SKIPPED] = 1
+        self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.meter = Meter(ranks)
+        self.checked = ranks.world == 1  # whether the ranks have been compared in this start
+        self.replicas: nn.Module = self._replicate()
+        compile = ranks.device.type == "cuda" if settings.compile is None else settings.compile
+        graphs = settings.accumulate == 1 and ranks.world == 1
+        self.forward = CompiledForward(self.replicas, distiller, compile, ranks, graphs)
 
-    def prepare(self, batch: Batch) -> bool:
-        """Before the step on this batch, decide whether to compile, where that is due; True where it was."""
-        step = self.progress.step
-        due = self.maybe_compiled.undecided and self.images_in(step) == self.images_in(0)
-        if due:
-            part = self.micro_batches(len(batch.labels))[0]
-            self.maybe_compiled.choose(batch, part, self.knowledge, self.steps - step)
-        return due
+    def _replicate(self) -> nn.Module:
+        """The distiller, or with several ranks what keeps its replicas equal."""
+        ranks, distiller = self.ranks, self.distiller
+        if ranks.world == 1:
+            return distiller
+        distiller.gather = lambda rows: gather_rows(rows, ranks, self.images_in(self.progress.step))
+        replicas = DistributedDataParallel(
+            distiller,
+            device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+            # Without a term on the logits the last layer has no gradient.
+            find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
+        )
+        # BN does not read its statistics in training, and evaluation starts by sharing those of rank 0.
+        replicas.broadcast_buffers = False
+        return replicas
 
     def step(self, batch: Batch) -> None:
         """One optimizer step on this rank's part of a global batch."""
-        self.prepare(batch)
-        step, ranks = self.progress.step, self.ranks
-        parts = self.micro_batches(len(batch.labels))
+        step, settings = self.progress.step, self.settings
+        self.compile_once(batch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.optim, step, self.steps)
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.seed, step, ranks.rank]).generate_state(1)[0])
-        )  # for dropout
+            group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
+        torch.manual_seed(_seed(self.seed, step, self.ranks.rank))  # for dropout
 
-        # A step that is skipped must not leave its mark in the BN statistics either.
-        buffers = list(self.distiller.buffers()) if self.settings.skip_nonfinite else []
+        # A step that is skipped must not leave its mark in the buffers (BN statistics, memories) either.
+        buffers = list(self.distiller.buffers()) if settings.skip_nonfinite else []
         before = [buffer.clone() for buffer in buffers]
-        summaries = self.knowledge(batch)
-        sums = torch.zeros_like(self.first_bad)  # over this rank's images: correct ones, the loss, each term
+        summaries, context = self.source(batch), self.context(batch)
+        sums: dict[str, Tensor] = {}
+        parts = self.micro_batches(len(batch.labels))
         for part in parts:
             with self.exchange_gradients(part is parts[-1]):
-                with torch.autocast(ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-                    logits, values = self.maybe_compiled(batch.images[part], batch.labels[part], cut(summaries, part))
+                logits, values = self.run(batch, part, summaries, context)
                 loss = self.distiller.total(values)
-                # DDP averages gradients over ranks; the factor makes that the mean over images where the parts are
-                # uneven. A loss that is not finite makes it NaN, and with it every gradient on every rank.
-                images = part.stop - part.start
-                (loss * (images * ranks.world / self.images_in(step) + 0 * loss.detach())).backward()
-            hits = (logits.argmax(1) == batch.labels[part]).sum()
-            sums += torch.stack([hits, *(images * value.detach().double() for value in (loss, *values.values()))])
+                self.scaled(loss, values, part.stop - part.start).backward()
+            for name, value in self.metrics(logits, batch.labels[part], loss, values).items():
+                sums[name] = sums.get(name, 0) + value
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
-        if self.settings.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, norm, foreach=True)
+        if settings.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_grad_norm, norm, foreach=True)
 
-        # A non-finite gradient (or loss) on any rank skips the update, on the device and without a host sync.
+        # A non-finite gradient (or loss) on any rank skips the update.
         bad = ~torch.isfinite(norm)
-        self.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimizer.step()
+        step_unless(bad, self.optimizer)
+        if not self.checked:
+            self.check_ranks()
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad, old, buffer))
-        self.count(len(batch.labels), sums, norm, bad)
+        self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad)
         self.progress.step += 1
+
+    def run(
+        self, batch: Batch, part: slice, summaries: Summaries, context: Context
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and the terms' values for some images of a batch."""
+        cut = {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
+        own = {name: value[part] if value.ndim else value for name, value in context.items()}
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            return self.forward(batch.images[part], batch.labels[part], cut, own)
+
+    def context(self, batch: Batch) -> Context:
+        """What losses may need besides the teacher; see `losses.base.Need`."""
+        needs = {need for term in self.distiller.terms for need in term.loss.needs}
+        step, device = self.progress.step, self.ranks.device
+        context: Context = {"index": batch.indices} if "index" in needs else {}
+        if "epoch" in needs:
+            context["epoch"] = torch.full((), step / self.loader.steps, device=device)
+        if "progress" in needs:
+            context["progress"] = torch.full((), step / self.steps, device=device)
+        if "seed" in needs:
+            context["seed"] = torch.full((), _seed(self.seed, step), dtype=torch.int64)
+        return context
+
+    def scaled(self, loss: Tensor, values: Mapping[str, Tensor], images: int) -> Tensor:
+        """What to run backward from: the ranks' and parts' gradients then add up to that of the global batch.
+
+        DDP averages gradients over ranks, and parts may be uneven: means over images get a factor. Terms that relate images are
+        of the global batch on every rank. A loss that is not finite makes the result NaN, and with it every gradient.
+        """
+        terms, nan = self.distiller.terms, 0 * loss.detach()
+        factor = images * self.ranks.world / self.images_in(self.progress.step) + nan
+        if not any(term.loss.relational for term in terms):
+            return loss * factor
+        related = self.distiller.total(values, relational=True) * (1 + nan)
+        if all(term.loss.relational for term in terms):
+            return related
+        return self.distiller.total(values, relational=False) * factor + related
+
+    def metrics(self, logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is logged as means over the training images, as sums over these; a metric is added here and nowhere else."""
+        images = len(labels)
+        hits = (logits.detach().argmax(1) == labels).sum()
+        sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
+        return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
+
+    def compile_once(self, batch: Batch) -> bool:
+        """On the first full batch of a start, compile the step where that is asked for; True where it was tried."""
+        if not self.forward.undecided or self.images_in(self.progress.step) != self.images_in(0):
+            return False
+        part = self.micro_batches(len(batch.labels))[0]
+
+        def attempt() -> tuple[Tensor, list[Tensor]]:
+            buffers, parameters = list(self.distiller.buffers()), list(self.distiller.parameters())
+            before = [buffer.clone() for buffer in buffers]
+            torch.manual_seed(0)  # dropout
+            try:
+                loss = self.distiller.total(self.run(batch, part, self.source(batch), self.context(batch))[1])
+                loss.backward()
+                return loss.detach(), [p.grad.clone() for p in parameters if p.grad is not None]
+            finally:
+                for p in parameters:
+                    p.grad = None
+                for buffer, old in zip(buffers, before, strict=True):
+                    buffer.copy_(old)
+
+        size = part.stop - part.start
+        self.forward.choose(attempt, size, self.settings.precision, partial(self.source.compile, len(batch.labels)))
+        if not self.forward.chosen:
+            self.source.compile(0)
+        return True
+
+    def check_ranks(self) -> None:
+        """After the first step of a start: what several ranks cannot do as one process does.
+
+        Raises:
+            ValueError: a parameter has no gradient, or a loss has written other values into its buffers on other ranks.
+        """
+        self.checked = True
+        unused = [name for name, p in self.distiller.named_parameters() if p.requires_grad and p.grad is None]
+        if unused and any(term.loss.on_logits for term in self.distiller.terms):
+            raise ValueError(
+                f"{', '.join(name.removeprefix('student.') for name in unused[:3])}: no gradient reaches this parameter, so "
+                "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
+            )
+        for key, loss in self.distiller.losses.items():
+            norms = {name for name, part in loss.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+            for name, buffer in loss.named_buffers():
+                if name.rpartition(".")[0] not in norms and not self.ranks.equal(buffer):
+                    raise ValueError(
+                        f"loss.{key.split(':')[0]}: its buffer {name} differs between ranks, since each sees other images; "
+                        "declare relational = True in its class, so that every rank sees the global batch, or use one process"
+                    )
 
     def images_in(self, step: int) -> int:
         """Images of the global batch of a step; the last batch of an epoch may be smaller."""
@@ -161,24 +234,9 @@ class Trainer:
 
     def exchange_gradients(self, now: bool) -> AbstractContextManager[None]:
         """Several ranks exchange gradients once a step, in its last backward pass."""
-        if now or not isinstance(self.forward, DistributedDataParallel):
+        if now or not isinstance(self.replicas, DistributedDataParallel):
             return nullcontext()
-        return self.forward.no_sync()
-
-    def count(self, images: int, sums: Tensor, norm: Tensor, bad: Tensor) -> None:
-        """Add a step to the sums of the next log line, and remember the first non-finite one; no host sync.
-
-        Args:
-            images: of this rank.
-            sums: over them: correct ones, the loss, each term.
-        """
-        correct, *values = sums.unbind()  # the loss, each term
-        one = torch.ones_like(correct)
-        row = torch.stack([one, one * images, correct, values[0], norm.double(), 0 * one, *values[1:]])  # as in SUMS
-        self.sums += torch.where(bad, self.one_skipped, row)
-        first = bad & (self.first_bad[0] == 0)
-        found = torch.stack([one * (self.progress.step + 1), *values])  # as in FIRST_BAD
-        self.first_bad = torch.where(first, found, self.first_bad)
+        return self.replicas.no_sync()
 
     def window(self) -> dict[str, Any]:
         """Means since the last call, over all ranks: what a log line holds. The only host sync of the loop.
@@ -187,20 +245,16 @@ class Trainer:
             FloatingPointError: at the first non-finite step, with its number and the terms at fault, unless
                 `trainer.skip_nonfinite` asks to go on without it.
         """
-        sums = self.ranks.sum(self.sums).tolist()
-        self.sums = torch.zeros_like(self.sums)
-        steps, images, hits, loss, norm, skipped, *terms = sums
-        self.progress.skipped += round(skipped / self.ranks.world)
-        if skipped and not self.settings.skip_nonfinite:
+        counts, means = self.meter.read()
+        self.progress.skipped += int(counts["skipped"])
+        if counts["skipped"] and not self.settings.skip_nonfinite:
             raise FloatingPointError(self.fault())
-        self.first_bad = torch.zeros_like(self.first_bad)
-        images = max(images, 1.0)
-        names = [term.name for term in self.distiller.terms]
+        self.meter.forget()
+        terms = {name.removeprefix("terms/"): v for name, v in means.items() if name.startswith("terms/")}
         return {
-            "loss": loss / images,
-            "top1": 100 * hits / images,
-            "terms": {name: value / images for name, value in zip(names, terms, strict=True)},
-            "grad_norm": norm / max(steps, 1.0),
+            **{name: value for name, value in means.items() if not name.startswith("terms/")},
+            "terms": terms,
+            "weighted": {term.name: term.weight * terms[term.name] for term in self.distiller.terms if terms},
             "lr": self.optimizer.param_groups[0]["lr"],
             "skipped": self.progress.skipped,
         }
@@ -211,32 +265,26 @@ class Trainer:
         Raises:
             FloatingPointError: as `window` would.
         """
-        if self.sums[SKIPPED].item() and not self.settings.skip_nonfinite:
+        if not self.settings.skip_nonfinite and self.meter.any_skipped():
             raise FloatingPointError(self.fault())
 
     def fault(self) -> str:
         """Which step since the last log line was the first non-finite one, and which terms were so on any rank."""
-        bad = self.ranks.sum((~torch.isfinite(self.first_bad[len(FIRST_BAD) :])).double()).tolist()
-        at_fault = [term.name for term, b in zip(self.distiller.terms, bad, strict=True) if b]
+        step, names = self.meter.fault()
+        at_fault = [name.removeprefix("terms/") for name in names if name.startswith("terms/")]
         return (
-            f"step {int(self.first_bad[0])}: the loss or its gradient is not finite; "
+            f"step {step}: the loss or its gradient is not finite; "
             f"terms not finite: {', '.join(at_fault) or 'none, so the backward pass'}"
         )
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
-        mine = torch.cat([self.sums, self.first_bad])
-        windows = [torch.zeros_like(mine) for _ in range(self.ranks.world)]
-        if self.ranks.world > 1:
-            dist.all_gather(windows, mine)
-        else:
-            windows = [mine]
         return {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "compiled": self.maybe_compiled.chosen,
-            "windows": torch.stack(windows),  # what each rank has summed since the last log line
+            "compiled": self.forward.chosen,
+            "meter": self.meter.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -244,6 +292,10 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.maybe_compiled.chosen = state["compiled"]
-        mine = state["windows"][self.ranks.rank].to(self.ranks.device)
-        self.sums, self.first_bad = mine[: len(self.sums)].clone(), mine[len(self.sums) :].clone()
+        self.forward.chosen = state["compiled"]
+        self.meter.load_state(state["meter"])
+
+
+def _seed(*parts: int) -> int:
+    """A number that follows from these, for random draws."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""How hard each term pulls: gradients of known size and direction, and the script's tables."""
+"""The gradients of a loss's terms: of known size and direction, and the command's tables."""
 
 from collections.abc import Mapping
 
@@ -8,15 +8,18 @@ from tests.conftest import Compose
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from nst import build
+from nst.commands.gradients import show
+from nst.commands.train import run
 from nst.data.batch import Batch
-from nst.distiller import Distiller, Pair, Term
+from nst.distiller import Distiller, Pair, Summaries, Term
 from nst.losses import Plan, Shape, TransferLoss
-from nst.runs.run import run, show_balance
 from nst.taps import LOGITS
-from nst.training.gradients import pulls
+from nst.teacher import NoTeacher
+from nst.training.gradients import compare_gradients
 
 
-class Pulling(TransferLoss):
+class Linear(TransferLoss):
     """The sum of the logits times fixed factors: its gradient in the logits is the factors."""
 
     on_logits = True
@@ -32,13 +35,13 @@ class Pulling(TransferLoss):
         return (student_feature * self.factors).sum(1).mean()
 
     def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        return Plan("pulling", {}, 0)
+        return Plan("linear", {}, 0)
 
 
 def distiller(**factors: tuple[str, float, list[float]]) -> Distiller:
     """Terms by name: source, weight, factors. The student is a linear layer of one input without bias."""
     terms = [
-        Term(name, Pulling(values, source), weight, (Pair(LOGITS, LOGITS),))
+        Term(name, Linear(values, source), weight, (Pair(LOGITS, LOGITS),))
         for name, (source, weight, values) in factors.items()
     ]
     return Distiller(nn.Linear(1, 2, bias=False), terms, {LOGITS: (2,)}, {LOGITS: (2,)})
@@ -49,8 +52,14 @@ def batch(value: float) -> Batch:
     return Batch(torch.full((3, 1), value), zeros, zeros, zeros)
 
 
-def known(batch: Batch) -> dict[str, dict[str, Tensor]]:
-    return {"across:0": {}, "against:0": {}}
+class Known(NoTeacher):
+    """Empty summaries."""
+
+    def __call__(self, batch: Batch) -> Summaries:
+        return {"across:0": {}, "against:0": {}}
+
+
+known = Known()
 
 
 def test_strength_and_direction() -> None:
@@ -59,10 +68,10 @@ def test_strength_and_direction() -> None:
         ce=("labels", 2.0, [1.0, 0.0]), across=("teacher", 5.0, [0.0, 2.0]), against=("teacher", 0.5, [-1.0, 0.0])
     )
     before = [p.detach().clone() for p in tested.parameters()]
-    ce, across, against = pulls(tested, known, [batch(1.0), batch(3.0)])
-    assert (ce.strength, ce.cosine) == (1.0, 1.0)
-    assert_close((across.strength, across.cosine), (5.0, 0.0))
-    assert_close((against.strength, against.cosine), (0.25, -1.0))
+    ce, across, against = compare_gradients(tested, known, [batch(1.0), batch(3.0)])
+    assert ce.relative_norm == ce.cosines["ce"] == 1.0
+    assert_close((across.relative_norm, across.cosines["ce"]), (5.0, 0.0))
+    assert_close((against.relative_norm, against.cosines["ce"], against.cosines["across"]), (0.25, -1.0, 0.0))
     assert across.weight == 5.0
     assert_close(across.value, float(2.0 * 2.0 * before[0][1]))  # the mean input is 2
     assert all(torch.equal(a, b) for a, b in zip(before, tested.parameters(), strict=True))
@@ -71,16 +80,16 @@ def test_strength_and_direction() -> None:
 
 def test_something_to_compare_with_is_needed() -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
-        pulls(distiller(across=("teacher", 1.0, [1.0, 1.0])), known, [batch(1.0)])
+        compare_gradients(distiller(across=("teacher", 1.0, [1.0, 1.0])), known, [batch(1.0)])
 
 
 def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     cfg = compose(*tiny, "loss=[kd,nst_poly]")
-    show_balance(cfg.copy())
+    show(build.settings(cfg.copy()))
     assert "after training" not in capsys.readouterr().out
     run(cfg.copy())
     capsys.readouterr()
-    show_balance(cfg)
+    show(build.settings(cfg))
     text = capsys.readouterr().out
     assert text.index("before training") < text.index("after training")
     assert text.count("nst_poly") >= 2
@@ -88,4 +97,4 @@ def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys
 
 def test_a_teacher_is_needed(compose: Compose) -> None:
     with pytest.raises(ValueError, match="asks for a teacher"):
-        show_balance(compose("loss=ce"))
+        show(build.settings(compose("loss=ce")))

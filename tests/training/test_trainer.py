@@ -1,18 +1,20 @@
 """One step: what it counts, how it clips, and that it never makes the host wait for the device."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from tests.trainer.test_compiled import BATCH, Net, loader
+from tests.training.test_compiled import BATCH, Net, loader
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nst.config import OptimConfig, TrainerConfig
+from nst.config import TrainerConfig
 from nst.distiller import Distiller, Pair, Term
 from nst.losses import NST, CrossEntropy
 from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.ranks import Ranks
+from nst.training.schedule import Constant
 from nst.training.trainer import Trainer
 
 WAITS = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
@@ -31,7 +33,7 @@ def trainer(device: str = "cpu", **settings: Any) -> Trainer:
     teacher = LiveTeacher(Net().to(device), distiller.requests)
     settings = {"epochs": 2, "batch_size": BATCH, "compile": False, **settings}
     return Trainer(
-        distiller, teacher, loader(), optim=OptimConfig(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0),
+        distiller, teacher, loader(), optimizer=partial(torch.optim.SGD, lr=0.1), schedule=Constant(),
         settings=TrainerConfig(**settings), ranks=Ranks(0, 1, torch.device(device)), seed=0,
     )  # fmt: skip
 

@@ -1,14 +1,20 @@
 """The run folder: its name says what the run is, one process holds it, a changed configuration is named."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nst.runs import folder
+from tests.conftest import Compose
 
+from nst import build
 from nst.errors import differences
+from nst.runs import folder
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
+
+IDENTITIES: dict[str, Any] = json.loads(Path(__file__).with_name("identities.json").read_text())
 
 
 def config(**changed: Any) -> dict[str, Any]:
@@ -23,6 +29,12 @@ def config(**changed: Any) -> dict[str, Any]:
         "dry_run": False,
     }
     return made | changed
+
+
+def finish(path: Path, folder: str) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "student.safetensors").write_bytes(b"")
+    (path / "summary.json").write_text(json.dumps({"folder": folder}))
 
 
 def test_the_name_says_what_the_run_is() -> None:
@@ -61,6 +73,48 @@ def test_differences() -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    finish(tmp_path, str(tmp_path))
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json is damaged"):
         RunFolder(tmp_path).summary()
+
+
+def test_a_moved_folder_is_still_the_run_and_a_copied_summary_is_not(tmp_path: Path) -> None:
+    run = tmp_path / "seed0-12345678"
+    finish(run, "/somewhere/else/seed0-12345678")
+    assert RunFolder(run).summary() == {"folder": str(run)}
+    finish(run, "/somewhere/else/seed0-00000000")
+    with pytest.raises(ValueError, match="is of another run"):
+        RunFolder(run).summary()
+    (run / "student.safetensors").unlink()
+    assert RunFolder(run).summary() is None
+
+
+def test_a_key_added_later_renames_nothing() -> None:
+    """Neither one of the schema nor one of a component, as long as it has its default."""
+    loss = {"weight": 1.0, "_target_": "nst.losses.AT", "p": 2.0}
+    before = config(loss={"at": {**loss, "p": 3.0}})
+    name = run_folder(before)
+    later = config(loss={"at": {**loss, "p": 3.0, "convention": "paper"}})
+    later["trainer"] |= {"clip_grad_norm": None, "accumulate": 1}
+    later["knowledge"] = {"mode": "live"}
+    assert run_folder(later) == name
+    later["trainer"]["accumulate"] = 2
+    assert run_folder(later) != name
+    assert run_folder(config(loss={"at": {**loss, "p": 3.0, "convention": "crd"}})) != name
+
+
+def test_reading_a_stored_configuration_imports_nothing(tmp_path: Path) -> None:
+    """A component that only the file names is not looked up."""
+    stored = config(model={"name": "resnet8", "_target_": "no_such_module.that.must.not.be.imported"})
+    assert "no_such_module.that.must.not.be.imported" in str(folder.identity(stored, like=config()))
+
+
+@pytest.mark.parametrize("name", sorted(IDENTITIES))
+def test_recorded_runs_keep_their_names(name: str, compose: Compose) -> None:
+    """Folders of 0.2: an added key or a changed default must not make finished runs, teachers and caches unknown."""
+    recorded = IDENTITIES[name]
+    assert (
+        str(run_folder(asdict(build.settings(compose(*recorded["overrides"], "outputs=outputs")))))
+        == recorded["folder"]
+    )

@@ -1,0 +1,29 @@
+"""Measure speed and memory.
+
+nst benchmark losses --settings crd crd-early
+nst benchmark losses --json losses.json --markdown
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from benchmarks import curves, data, losses, step
+
+SUBJECTS = {"losses": losses, "data": data, "step": step, "curves": curves}
+"""A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Dispatch to the subject."""
+    parser = argparse.ArgumentParser(
+        prog="nst benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subjects = parser.add_subparsers(dest="subject", required=True)
+    for name, module in SUBJECTS.items():
+        module.add_arguments(subjects.add_parser(name, help=module.HELP))
+    arguments = parser.parse_args(words)
+    SUBJECTS[arguments.subject].run(arguments)
+
+
+if __name__ == "__main__":
+    main()

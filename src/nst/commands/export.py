@@ -1,0 +1,25 @@
+"""Write a finished run's student as files to deploy, verified, with a model card.
+
+nst export run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
+"""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+import nst.config  # noqa: F401  (registers the schema)
+from nst.commands.compose import hydra_main
+from nst.errors import readable_errors
+
+
+def main(words: Sequence[str]) -> None:
+    """Do what the words say."""
+    hydra_main(task, "export", words)
+
+
+def task(cfg: DictConfig) -> None:
+    """Write the files and print how they compare with the network in memory."""
+    with readable_errors("export"):
+        from nst.export import export
+
+        export(cfg)

@@ -1,0 +1,63 @@
+"""Compare the gradients of the terms of a loss: what a weight λ means for two networks.
+
+nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
+
+For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients.
+The words are those of `nst train`. Nothing is trained but a teacher that has no weights yet. Measured on the student before its
+training, and after it where the run of the same words is finished.
+"""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+import nst.config
+from nst.commands.compose import hydra_main
+from nst.errors import readable_errors
+
+BATCHES = 8  # that gradients are averaged over
+
+
+def main(words: Sequence[str]) -> None:
+    """Do what the words say."""
+    hydra_main(task, "config", words)
+
+
+def task(cfg: DictConfig) -> None:
+    """Print a table before and a table after training."""
+    with readable_errors():
+        from nst import build
+
+        show(build.settings(cfg))
+
+
+def show(settings: "nst.config.RunConfig") -> None:
+    """Measure and print.
+
+    Raises:
+        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+    """
+    from dataclasses import asdict
+    from itertools import islice
+
+    from nst import build
+    from nst.commands.tables import gradient_tables
+    from nst.models.weights import load_weights
+    from nst.runs.folder import STUDENT, run_folder
+    from nst.runs.run import have_teacher
+    from nst.training.gradients import compare_gradients
+    from nst.training.ranks import ranks
+
+    if settings.teacher.model is None:
+        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+    networks, data = build.networks(settings), build.dataset(settings)
+    with ranks(settings.trainer.device, settings.trainer.timeout) as here:
+        teacher = have_teacher(settings, networks, here, data)
+        build.allocate(settings, networks.distiller, len(data.train))
+        networks.distiller.to(here.device)
+        batches = list(islice(build.loader(settings, here, data, "train", teacher.views).epoch(0), BATCHES))
+        gradient_tables("before training", compare_gradients(networks.distiller, teacher.source, batches))
+        weights = run_folder(asdict(settings)) / STUDENT
+        if weights.is_file():
+            load_weights(networks.distiller.student, weights)
+            gradient_tables("after training", compare_gradients(networks.distiller, teacher.source, batches))

@@ -1,0 +1,59 @@
+"""The command line: `nst COMMAND [words]`."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a student, from a teacher or without one",
+    "evaluate": "measure the accuracy of any weights on any data set",
+    "reproduce": "run a table of results and write its page",
+    "runs": "list the runs so far",
+    "layers": "list the layers of teacher and student that can be compared",
+    "gradients": "compare the gradients of the terms of a loss",
+    "cache": "write the teacher cache without training, or check it",
+    "export": "write a trained student as files to deploy, with a model card",
+    "new": "start a project of your own in a new folder",
+    "benchmark": "measure speed and memory (from a clone of the repository)",
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Do what the command line says; without words list the commands."""
+    words = sys.argv[1:] if words is None else list(words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(listing())
+        return
+    name, *rest = words
+    if name == "--version":
+        from nst import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean nst {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        if "=" in name:
+            hint = f"did you mean nst train {name}?"
+        print(f"error: nst {name}: no such command; {hint}", file=sys.stderr)
+        sys.exit(1)
+    command(name, rest)
+
+
+def command(name: str, words: Sequence[str]) -> None:
+    """One command with its words."""
+    module = import_module(f"nst.commands.{name}")
+    if name != "train" and any(word in ("-h", "--help", "help") for word in words):
+        print((module.__doc__ or "").strip())
+        return
+    module.main(list(words))
+
+
+def listing() -> str:
+    """The commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  nst {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["Distil small vision networks from large ones.", "", *lines, "", "nst COMMAND --help tells more."]
+    )

@@ -1,0 +1,57 @@
+"""Train a student, alone or from a teacher: `nst train model=resnet20 loss=nst_poly`, `nst train --help`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+import nst.config  # noqa: F401  (registers the schema)
+from nst.commands.compose import hydra_main
+from nst.errors import readable_errors
+
+
+def main(words: Sequence[str]) -> None:
+    """Do what the words say."""
+    hydra_main(task, "config", words)
+
+
+def task(cfg: DictConfig) -> float:
+    """One run; sweepers minimise the returned error (percent, on the evaluated split)."""
+    with readable_errors():
+        summary = run(cfg)
+    return 100 - summary["last"]["top1"] if summary else 0.0
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Do what a composed configuration says, and print the result.
+
+    Returns:
+        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only its `last` accuracy.
+
+    Raises:
+        ValueError: a setting, file or result that makes the run impossible; raised before any work where it can be.
+        Interrupted: stopped by a signal, saved.
+    """
+    from dataclasses import asdict
+
+    from nst import build
+    from nst.commands.tables import dry_run_tables, result_table
+    from nst.runs.prune import Pruned
+    from nst.runs.run import distil
+    from nst.training.ranks import ranks
+
+    settings = build.settings(cfg)
+    if settings.dry_run:
+        dry_run_tables(settings, build.networks(settings))
+        return {}
+    with ranks(settings.trainer.device, settings.trainer.timeout) as here:
+        here.agree(asdict(settings))
+        try:
+            summary = distil(settings, here)
+        except Pruned as pruned:
+            if here.main:
+                print(pruned)
+            return {"pruned": True, "last": {"top1": pruned.best}}
+        if here.main:
+            result_table(settings, summary)
+        return summary

@@ -1,0 +1,223 @@
+"""The record of a run: metrics, trackers, progress bar and checkpoints, in the run's folder. Only rank 0 writes."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from nst.errors import differences
+from nst.files import write_whole
+from nst.runs.checkpoint import Checkpoints, read_checkpoint
+from nst.runs.folder import DIVERGED, METRICS
+from nst.runs.prune import Pruned, median_of_others
+from nst.runs.trackers import RunInfo, Tracker
+from nst.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
+
+
+class RunRecord:
+    """What a run writes while it trains, so that a continued run holds each step once; see `training.loop.Record`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        info: RunInfo,
+        trackers: Sequence[Tracker] = (),
+        *,
+        about: Mapping[str, Any] | None = None,
+        draw: Draw | None = None,
+        show: bool = True,
+    ) -> None:
+        """Continue from the newest checkpoint, if there is one, and open the logs.
+
+        Args:
+            about: plain values that every start of the run must share; they are kept in its checkpoints.
+            draw: makes pictures, before the first step and after the last.
+            show: print progress.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
+        """
+        self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, info.folder
+        self.about = {**(about or {}), "ranks": self.ranks.world}
+        self.draw, self.show = draw, show
+        self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
+        state = self._newest()
+        if state is not None:
+            trainer.load_state(state)
+        self.last: dict[str, Any] | None = None if state is None else state["last"]
+        self.trackers = tuple(trackers) if self.ranks.main else ()
+        if self.ranks.main:
+            self._open(trainer, info, None if state is None else state["logs"])
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
+        found = self.checkpoints.latest() if self.ranks.main else None
+        if found is not None:
+            path, state = found
+            if changed := differences(state["about"], self.about):
+                raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
+            if changed := differences(state["environment"], environment(self.ranks.device)):
+                log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
+        if self.ranks.world == 1:
+            return found[1] if found else None
+        names = [str(found[0]) if found else None]
+        dist.broadcast_object_list(names, 0)
+        if names[0] is None:
+            return None
+        return found[1] if found else read_checkpoint(Path(names[0]))
+
+    def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
+        step, steps = trainer.progress.step, trainer.steps
+        (self.folder / DIVERGED).unlink(missing_ok=True)
+        seen = last_steps(self.folder / METRICS)
+        _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
+        self._lines = (self.folder / METRICS).open("ab", buffering=0)
+        for tracker in self.trackers:
+            name = type(tracker).__name__
+            tracker.start(info, seen, None if logs is None else logs["trackers"].get(name))
+        self._bar = tqdm(
+            total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
+        )
+        self.say(batch_line(trainer))
+        if logs is not None:
+            self.say(f"continuing after step {step} of {steps}")
+
+    def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl."""
+        if not self.ranks.main:
+            return
+        for tracker in self.trackers:
+            tracker.scalars(kind, step, flat(values, kind))
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        while line:
+            line = line[self._lines.write(line) :]
+
+    def pictures(self, step: int) -> None:
+        """Draw, where there is something to draw and a tracker to show it."""
+        if self.trackers and self.draw is not None:
+            for name, grid in self.draw().items():
+                for tracker in self.trackers:
+                    tracker.image(name, grid, step)
+
+    def advance(self, text: str = "") -> None:
+        """One step done."""
+        if self.ranks.main:
+            if text:
+                self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+
+    def say(self, text: str) -> None:
+        """A line for the reader, above the bar."""
+        if self.ranks.main and self.show:
+            self._bar.write(text)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """A checkpoint with the length of the logs; all of them are on disk before."""
+        if not self.ranks.main:
+            return
+        logs = {
+            "metrics": _on_disk(self.folder / METRICS),
+            "trackers": {type(tracker).__name__: tracker.state() for tracker in self.trackers},
+        }
+        own = {"logs": logs, "about": self.about, "environment": environment(self.ranks.device)}
+        self.checkpoints.save(step, state | own)
+
+    def evaluated(self, epoch: int, best_top1: float) -> None:
+        """Raises Pruned if the run is below the median of comparable ones, and `trainer.prune_after` asks to stop then."""
+        after = self.settings.prune_after
+        if after is None or not after <= epoch < self.settings.epochs:
+            return
+        median = median_of_others(self.folder, epoch) if self.ranks.main else None
+        (worse,) = self.ranks.max(int(median is not None and best_top1 < median))
+        if worse:
+            pruned = Pruned(epoch, best_top1, median or 0.0)
+            if self.ranks.main:
+                pruned.note(self.folder)
+            raise pruned
+
+    def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
+        """Note it in the folder; the error with the last good checkpoint and a remedy."""
+        if self.ranks.main:
+            write_whole(self.folder / DIVERGED, json.dumps({"step": step, "reason": str(error)}).encode())
+        hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true leaves such steps out"
+        return FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}")
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Flush and close everything; trouble with that does not hide an error that came before."""
+        if not self.ranks.main:
+            return
+        with nullcontext() if kind is None else suppress(Exception):
+            self._bar.close()
+            self._lines.close()
+            for tracker in self.trackers:
+                tracker.close()
+
+
+def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers in nested values, by `prefix/name/inner`."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float):
+            found[f"{prefix}/{name}"] = value
+    return found
+
+
+def last_steps(metrics: Path) -> dict[str, int]:
+    """The last step of each kind that metrics.jsonl holds, whole lines only."""
+    steps: dict[str, int] = {}
+    if metrics.is_file():
+        for line in metrics.read_bytes().splitlines(keepends=True):
+            with suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                steps[str(event["kind"])] = int(event["step"])
+    return steps
+
+
+def _cut(file: Path, size: int) -> None:
+    """Bring a log back to the length that a checkpoint names; 0: it goes."""
+    found = file.stat().st_size if file.is_file() else 0
+    if found < size:
+        log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, found, size)
+    elif size:
+        os.truncate(file, size)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _on_disk(file: Path) -> int:
+    """Have a file written out; its size."""
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
+    return file.stat().st_size
+
+
+def batch_line(trainer: Trainer) -> str:
+    """The global and per-rank batch size and learning rate."""
+    batch, world = trainer.loader.batch_size, trainer.ranks.world
+    lr, steps = trainer.optimizer.param_groups[0]["initial_lr"], trainer.settings.accumulate
+    taken = f", in {steps} gradient accumulation steps of {batch / world / steps:g}" if steps > 1 else ""
+    if world == 1:
+        return f"batch size {batch}{taken}; learning rate {lr:g}"
+    return f"{world} ranks: global batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may change between two starts of a run, at the price of the last bits."""
+    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}

@@ -1,0 +1,92 @@
+"""An optimizer of any class, over a module's parameters, whose bad steps can be skipped."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+NoDecay = Literal["norm", "bias"]
+"""Parameters to leave out of weight decay: all of the normalisation layers, or whatever is called `bias`."""
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
+    """Try an optimizer on one parameter, so that what cannot work fails before any work.
+
+    Raises:
+        ValueError: it cannot be made or take a step like any other, it has no learning rate, or `no_decay` is off.
+    """
+    if unknown := [kind for kind in no_decay if kind not in get_args(NoDecay)]:
+        raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    try:
+        optimizer = make([parameter])
+        optimizer.step()
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(str(error)) from error
+    defaults = optimizer.defaults
+    lr = defaults.get("lr")
+    if not isinstance(lr, int | float) or isinstance(lr, bool):
+        raise ValueError(f"lr is {lr!r}; the schedule needs a number")
+    if not 0 <= defaults.get("momentum", 0) < 1:
+        raise ValueError(f"momentum is {defaults['momentum']}; 0 <= momentum < 1 is needed")
+
+
+def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `module`, in their order.
+
+    Each group keeps its rate at the start as `initial_lr`. Fused code is used where the class has it: there a step with
+    `found_inf` is skipped on the device; see `step_unless`.
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    spared = {id(p) for p in _spared(module, no_decay)}
+    groups: list[Any] = [p for p in named.values() if id(p) not in spared]
+    if spared:
+        groups = [{"params": groups}, {"params": [p for p in named.values() if id(p) in spared], "weight_decay": 0.0}]
+    optimizer = _fused(make, groups)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    if type(optimizer) is torch.optim.SGD:
+        for group in optimizer.param_groups:
+            for p in group["params"] if group["momentum"] and not group["dampening"] else []:
+                # made here because a first step that is skipped would leave them unwritten
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def _fused(make: MakeOptimizer, groups: list[Any]) -> torch.optim.Optimizer:
+    kind = make.func if isinstance(make, partial) else make
+    given = make.keywords if isinstance(make, partial) else {}
+    dampened = given.get("dampening", 0)  # SGD's first step is another one than the rest then
+    known = getattr(kind, "__module__", "").startswith("torch.optim")
+    if known and not dampened and not {"fused", "foreach", "capturable", "differentiable"} & given.keys():
+        try:
+            return partial(make, fused=True)(groups)
+        except (TypeError, RuntimeError):
+            pass  # there is no fused code of it, or none for this device
+    return make(groups)
+
+
+def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Parameter]:
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            norm = "norm" in no_decay and isinstance(part, NORMS)
+            if parameter.requires_grad and (norm or ("bias" in no_decay and name == "bias")):
+                yield parameter
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step, left out where `bad` (a bool scalar on the device) says so: without a host sync if the code is fused."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    elif not bad:
+        optimizer.step()
