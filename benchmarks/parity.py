@@ -54,7 +54,7 @@ class Side:
 
     def run(self, name: str, words: Sequence[str], ranks: int) -> Path:
         """Train; the run's folder."""
-        outputs = self.outputs / name.replace(" ", "_")
+        outputs = self.outputs / "".join(c if c.isalnum() else "_" for c in name)
         words = [*SHORT, *words, f"outputs={outputs}"]
         if not (self.tree / "configs" / "schedule").is_dir():
             words = [word.replace("schedule=", "optim=") for word in words]

@@ -128,6 +128,8 @@ class RunFolder:
         except Timeout:
             who = holder.read_text(errors="replace").strip() if holder.is_file() else "unknown"
             raise RunLockedError(f"{self.path} is being written by another process ({who})") from None
+        for unfinished in self.path.glob("*.tmp"):  # of a process that was killed
+            unfinished.unlink()
         write_whole(holder, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
         file = self.path / "config.json"
         if file.is_file():

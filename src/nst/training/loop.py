@@ -214,7 +214,7 @@ class Loop:
             timing |= {f"images_per_second_rank{r}": round(own, 1) for r, own in enumerate(rates)}
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         self.record.advance(
-            f"epoch {epoch:.1f}/{self.settings.epochs}, loss {values['loss']:.3f}, top-1 {values['top1']:.1f} %, "
+            f"epoch {epoch:.1f}/{self.settings.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "
             f"{rate:.0f} images/s"
         )
 
