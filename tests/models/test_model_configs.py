@@ -20,6 +20,7 @@ NAMES = [
     "resnet110",
     "resnet8x4",
     "resnet32x4",
+    "resnet50_cifar",
     "preact_resnet164",
     "preact_resnet1001",
     "preact_resnet101",
@@ -28,6 +29,9 @@ NAMES = [
     "wrn40_2",
     "vgg8",
     "vgg13",
+    "mobilenet_v2_half",
+    "shufflenet_v1",
+    "shufflenet_v2",
     "inception_bn_small",
     "inception_bn",
     "torchvision",
@@ -69,6 +73,16 @@ def test_composes_and_builds(name):
     size = 64 if name in ("inception_bn", "preact_resnet101", "torchvision", "timm") else 8
     with torch.device("meta"):
         assert model.eval()(torch.empty(2, 1, size, size)).shape == (2, 7)
+
+
+def test_crd_networks_start_as_crds_do():
+    """Projections by a key; the fourfold networks, which are CRD's own, start with a drawn bias by default."""
+    run = composed("model=resnet20", "model.shortcut=B", "model.init=crd", "teacher=resnet32x4")
+    model = instantiate({key: value for key, value in run.model.items() if key != "name"})
+    assert "layer2.0.downsample.0.weight" in model.state_dict()
+    assert model.fc.bias.all()
+    assert run.teacher.model.init == "crd"
+    assert composed().model.init == "zero_bias"
 
 
 def test_no_teacher():

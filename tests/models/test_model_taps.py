@@ -20,7 +20,12 @@ CIFAR = {
     "vgg8": VGG,
     "vgg13": VGG,
     "inception_bn_small": {"stage1": (80, 1), "stage2": (144, 2), "stage3": (336, 4)},
+    "resnet50_cifar": {"stage1": (256, 1), "stage2": (512, 2), "stage3": (1024, 4), "stage4": (2048, 8)},
+    "mobilenet_v2_half": {"stage1": (12, 2), "stage2": (16, 4), "stage3": (48, 8), "stage4": (160, 16)},
+    "shufflenet_v1": {"stage1": (240, 2), "stage2": (480, 4), "stage3": (960, 8)},
+    "shufflenet_v2": {"stage1": (116, 2), "stage2": (232, 4), "stage3": (464, 8)},
 }
+LINEAR = ["mobilenet_v2_half"]  # stages without a ReLU at their end: no "_pre_relu" roles
 IMAGENET = {
     "preact_resnet101": {"stage1": (256, 4), "stage2": (512, 8), "stage3": (1024, 16), "stage4": (2048, 32)},
     "inception_bn": {"stage1": (320, 8), "stage2": (608, 16), "stage3": (1024, 32)},
@@ -31,10 +36,10 @@ def check_shapes(name, stages, size, channels, capture):
     model = getattr(models, name)(num_classes=7, in_channels=channels).eval()
     logits, features = capture(model, torch.empty(2, channels, size, size))
     assert logits.shape == (2, 7)
-    expected = {role: (2, c, size // r, size // r) for role, (c, r) in stages.items()}
-    expected |= {f"{role}_pre_relu": shape for role, shape in expected.items()}
-    last = expected[f"stage{len(stages)}"]
-    expected |= {"last": last, "last_pre_relu": last}
+    expected = {role: (2, c, max(1, size // r), max(1, size // r)) for role, (c, r) in stages.items()}
+    expected["last"] = expected[f"stage{len(stages)}"]
+    if name not in LINEAR:
+        expected |= {f"{role}_pre_relu": shape for role, shape in expected.items()}
     assert {role: tuple(feature.shape) for role, feature in features.items()} == expected
     assert not [n for n, module in model.named_modules() if getattr(module, "inplace", False)]
 
@@ -52,7 +57,7 @@ def test_imagenet(name, stages, capture):
     check_shapes(name, stages, 224, 3, capture)
 
 
-POST_ACTIVATION = ["resnet8", "resnet8x4", "vgg8", "inception_bn_small"]
+POST_ACTIVATION = ["resnet8", "resnet8x4", "vgg8", "inception_bn_small", "resnet50_cifar", "shufflenet_v1"]
 
 
 @pytest.mark.parametrize("name", POST_ACTIVATION)
@@ -67,17 +72,20 @@ def test_roles_are_the_two_sides_of_one_relu(name, capture):
         torch.testing.assert_close(features[role.removesuffix("_pre_relu")], features[role].relu(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [*POST_ACTIVATION, "wrn16_2", "preact_resnet164"])
+@pytest.mark.parametrize("name", [*POST_ACTIVATION, "wrn16_2", "preact_resnet164", "shufflenet_v2", *LINEAR])
 def test_nothing_overwrites_a_tapped_feature(name, capture):
     model = getattr(models, name)()
     logits, features = capture(model, torch.randn(2, 3, 16, 16))
     assert {role: feature._version for role, feature in features.items()} == dict.fromkeys(features, 0)
     sum(feature.square().mean() for feature in features.values()).backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if not n.startswith(("fc.", "classifier.")))
+    behind = ("fc.", "classifier.", "linear.")
+    if name in ("mobilenet_v2_half", "shufflenet_v2"):
+        behind += ("conv2.", "bn2.")
+    assert all(p.grad is not None for n, p in model.named_parameters() if not n.startswith(behind))
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn16_2", "vgg8", "inception_bn_small"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn16_2", "vgg8", "inception_bn_small", "shufflenet_v2"])
 def test_compiles_to_one_graph(name):
     model = getattr(models, name)().eval()
     x = torch.randn(2, 3, 8, 8)

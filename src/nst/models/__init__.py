@@ -1,11 +1,12 @@
 """Networks: plain modules `model(images) -> logits` with named layers to tap in `model.taps`.
 
 The roles are "last" and "stage1" ... "stageN" after the ReLU that ends the stage, "last_pre_relu" and
-"stage1_pre_relu" ... before it. A tap "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
+"stage1_pre_relu" ... before it (MobileNetV2's stages end without a ReLU and have the first kind alone). A tap "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 
 from nst.models.external import timm_model, torchvision_model
 from nst.models.inception_bn import InceptionBN, InceptionBNSmall, inception_bn, inception_bn_small
+from nst.models.mobilenet_v2 import CifarMobileNetV2, mobilenet_v2_half
 from nst.models.preact import CifarPreactResNet, PreactResNet, preact_resnet101, preact_resnet164, preact_resnet1001
 from nst.models.resnet import (
     CifarResNet,
@@ -19,12 +20,19 @@ from nst.models.resnet import (
     resnet56,
     resnet110,
 )
+from nst.models.resnet_bottleneck import CifarBottleneckResNet, resnet50_cifar
+from nst.models.shufflenet_v1 import CifarShuffleNetV1, shufflenet_v1
+from nst.models.shufflenet_v2 import CifarShuffleNetV2, shufflenet_v2
 from nst.models.vgg import CifarVGG, vgg8, vgg13
 from nst.models.wrn import WideResNet, wrn16_2, wrn40_1, wrn40_2
 
 __all__ = [
+    "CifarBottleneckResNet",
+    "CifarMobileNetV2",
     "CifarPreactResNet",
     "CifarResNet",
+    "CifarShuffleNetV1",
+    "CifarShuffleNetV2",
     "CifarVGG",
     "InceptionBN",
     "InceptionBNSmall",
@@ -32,6 +40,7 @@ __all__ = [
     "WideResNet",
     "inception_bn",
     "inception_bn_small",
+    "mobilenet_v2_half",
     "preact_resnet101",
     "preact_resnet164",
     "preact_resnet1001",
@@ -42,8 +51,11 @@ __all__ = [
     "resnet32",
     "resnet32x4",
     "resnet44",
+    "resnet50_cifar",
     "resnet56",
     "resnet110",
+    "shufflenet_v1",
+    "shufflenet_v2",
     "timm_model",
     "torchvision_model",
     "vgg8",

@@ -3,15 +3,20 @@
 from torch import nn
 
 
-def he_normal_(model: nn.Module) -> None:
+def he_normal_(model: nn.Module, zero_linear_bias: bool = True) -> None:
     """Draw convolutions from N(0, 2 / fan-out), as the published ResNets, wide ResNets and VGGs do, in place.
 
-    Linear layers keep PyTorch's draw of the weights; every bias becomes zero.
+    Their biases become zero; linear layers keep PyTorch's draw of the weights.
+
+    Args:
+        model: the network.
+        zero_linear_bias: set the biases of linear layers to zero too, instead of keeping PyTorch's draw of them.
     """
+    zeroed = (nn.Conv2d, nn.Linear) if zero_linear_bias else (nn.Conv2d,)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        if isinstance(module, zeroed) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 

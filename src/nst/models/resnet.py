@@ -1,6 +1,7 @@
 """ResNets for small images: He et al. (2015, section 4.2), and the four times wider ones of CRD's benchmark.
 
-Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that most published weights use.
+Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that most published weights use; with projection
+shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nst.models.initialise import he_normal_
 
 Shortcut = Literal["A", "B"]
+Init = Literal["zero_bias", "crd"]
 
 
 class PaddedShortcut(nn.Module):
@@ -67,15 +69,19 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A stem, three stages of basic blocks at full, half and quarter resolution, global average, one linear layer.
 
+    CRD's benchmark (Tian et al., 2020; RepDistiller's `models/resnet.py`) has `shortcut="B"` and `init="crd"`.
+
     Args:
         depth: 6n + 2 weighted layers, n blocks a stage.
         widths: channels of the stem and of the three stages.
         shortcut: where the width or size changes, "A" pads with zeros, "B" projects.
         num_classes: number of logits.
         in_channels: channels of the images.
+        init: the linear layer's bias starts at zero ("zero_bias") or as PyTorch draws it, uniformly within
+            ±1 / sqrt(fan-in) ("crd"). All other weights of a seed are the same.
 
     Raises:
-        ValueError: the depth is not 6n + 2, or the shortcut is neither "A" nor "B".
+        ValueError: the depth is not 6n + 2, or `shortcut` or `init` is none of its values.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class CifarResNet(nn.Module):
         shortcut: Shortcut = "A",
         num_classes: int = 10,
         in_channels: int = 3,
+        init: Init = "zero_bias",
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -93,6 +100,8 @@ class CifarResNet(nn.Module):
             )
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut={shortcut!r}: use 'A' (zero padding) or 'B' (1x1 convolution)")
+        if init not in ("zero_bias", "crd"):
+            raise ValueError(f"init={init!r}: use 'zero_bias' or 'crd' (the linear layer's bias drawn as PyTorch does)")
         blocks = (depth - 2) // 6
         stem, *stages = widths
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
@@ -107,7 +116,7 @@ class CifarResNet(nn.Module):
         for k in (1, 2, 3):
             self.taps[f"stage{k}"] = f"layer{k}"
             self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{blocks - 1}.relu2:input"
-        he_normal_(self)
+        he_normal_(self, zero_linear_bias=init == "zero_bias")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
@@ -123,46 +132,60 @@ def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, shortc
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
-def resnet8(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-8 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(8, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet8(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-8 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(8, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet14(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-14 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(14, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet14(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-14 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(14, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet20(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-20 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(20, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet20(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-20 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(20, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet32(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-32 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(32, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet32(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-32 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(32, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet44(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-44 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(44, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet44(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-44 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(44, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet56(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-56 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(56, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet56(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-56 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(56, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet110(num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A") -> CifarResNet:
-    """ResNet-110 for small images; `shortcut="B"` is the variant of CRD's benchmark."""
-    return CifarResNet(110, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels)
+def resnet110(
+    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
+) -> CifarResNet:
+    """ResNet-110 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
+    return CifarResNet(110, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
 
 
-def resnet8x4(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-8, four times as wide, with projections: of CRD's benchmark (Tian et al., 2020)."""
-    return CifarResNet(8, (32, 64, 128, 256), "B", num_classes, in_channels)
+def resnet8x4(num_classes: int = 10, in_channels: int = 3, init: Init = "zero_bias") -> CifarResNet:
+    """ResNet-8, four times as wide, with projections: with `init="crd"` the network of CRD's benchmark."""
+    return CifarResNet(8, (32, 64, 128, 256), "B", num_classes, in_channels, init)
 
 
-def resnet32x4(num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
-    """ResNet-32, four times as wide, with projections: of CRD's benchmark (Tian et al., 2020)."""
-    return CifarResNet(32, (32, 64, 128, 256), "B", num_classes, in_channels)
+def resnet32x4(num_classes: int = 10, in_channels: int = 3, init: Init = "zero_bias") -> CifarResNet:
+    """ResNet-32, four times as wide, with projections: with `init="crd"` the network of CRD's benchmark."""
+    return CifarResNet(32, (32, 64, 128, 256), "B", num_classes, in_channels, init)

@@ -1,0 +1,92 @@
+"""ShuffleNetV1 for small images, as CRD's benchmark (Tian et al., 2020; RepDistiller's `models/ShuffleNetv1.py`) builds it.
+
+It differs from Zhang et al. (2018): a 1x1 stem of stride 1 and no max pooling (32x32 images end at 4x4), and a ReLU after
+the depthwise convolution too. Three groups, 240, 480 and 960 channels.
+
+Parameter names are those of that benchmark (`layer1.0.conv1`, `linear`). It sets no initial weights, so all are PyTorch's
+draw. Its features are the three stages after their last ReLU: "stage1" to "stage3".
+
+Shape suffixes: B images, C channels, H and W rows and columns.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class ShuffleUnit(nn.Module):
+    """grouped 1x1 - BN - ReLU - channel shuffle - depthwise 3x3 - BN - ReLU - grouped 1x1 - BN; added to the input, ReLU.
+
+    With stride 2 the input is average-pooled and concatenated instead, so its channels count towards the output's.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: 1 or 2, of the depthwise convolution.
+        first_groups: groups of the first convolution and of the shuffle.
+        groups: groups of the last convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, first_groups: int, groups: int) -> None:
+        super().__init__()
+        branch = out_channels - in_channels if stride == 2 else out_channels
+        middle = branch // 4
+        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=first_groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.relu1 = nn.ReLU()
+        self.shuffle = nn.ChannelShuffle(first_groups)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=middle, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(middle, branch, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(branch)
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
+        self.relu3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]."""
+        out = self.shuffle(self.relu1(self.bn1(self.conv1(x))))
+        out = self.relu2(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu3(out + x if self.pool is None else torch.cat([out, self.pool(x)], dim=1))
+
+
+class CifarShuffleNetV1(nn.Module):
+    """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 24, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.relu = nn.ReLU()
+        self.layer1 = _stage(4, 24, 240, first_groups=1)  # 24 channels are too few to group
+        self.layer2 = _stage(8, 240, 480)
+        self.layer3 = _stage(4, 480, 960)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(960, num_classes)
+        self.taps = {"last": "layer3", "last_pre_relu": "layer3.3.relu3:input"}
+        for k, units in ((1, 4), (2, 8), (3, 4)):
+            self.taps[f"stage{k}"] = f"layer{k}"
+            self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{units - 1}.relu3:input"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))  # [B, 24, H, W]
+        x = self.layer1(x)  # [B, 240, H/2, W/2]
+        x = self.layer2(x)  # [B, 480, H/4, W/4]
+        x = self.layer3(x)  # [B, 960, H/8, W/8]
+        return self.linear(self.avgpool(x).flatten(1))
+
+
+def _stage(units: int, in_channels: int, out_channels: int, first_groups: int = 3) -> nn.Sequential:
+    first = ShuffleUnit(in_channels, out_channels, 2, first_groups, 3)
+    return nn.Sequential(first, *(ShuffleUnit(out_channels, out_channels, 1, 3, 3) for _ in range(units - 1)))
+
+
+def shufflenet_v1(num_classes: int = 10, in_channels: int = 3) -> CifarShuffleNetV1:
+    """ShuffleNetV1 with three groups for small images: a student of CRD's benchmark."""
+    return CifarShuffleNetV1(num_classes, in_channels)
