@@ -85,3 +85,37 @@ def test_pools_are_those_of_the_paper():
 def full_factories(model: nn.Module) -> dict[str, Factory]:
     factories = {name: m for name, m in model.named_children() if isinstance(m, Factory)}
     return {name: f for name, f in factories.items() if isinstance(f.branches["pool"], nn.Sequential)}
+
+
+# MXNet's pooling rounds down where nothing else is said (`pooling_convention=valid`), Caffe's up.
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(("pooling", "sizes"), [("ceil", [112, 56, 28, 14, 7]), ("valid", [112, 55, 27, 14, 7])])
+def test_sizes_of_a_224_image(pooling, sizes):
+    model = models.inception_bn(num_classes=10, pooling=pooling).eval()
+    found: dict[str, tuple[int, ...]] = {}
+    for name in ("conv1", "pool1", "pool2", "in3b", "in3c", "in4d", "in4e", "in5b"):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: found.update({name: tuple(output.shape[2:])})
+        )
+    assert model(torch.empty(1, 3, 224, 224)).shape == (1, 10)
+    full, half, quarter, eighth, last = ((size, size) for size in sizes)
+    assert found == {
+        "conv1": full, "pool1": half, "pool2": quarter, "in3b": quarter, "in3c": eighth, "in4d": eighth,
+        "in4e": last, "in5b": last,
+    }  # fmt: skip
+
+
+def test_pooling_and_eps_are_checked():
+    with pytest.raises(ValueError, match="pooling='full': use 'ceil'"):
+        models.inception_bn(pooling="full")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"bn_eps=0\.0"):
+        models.inception_bn(bn_eps=0.0)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", ["inception_bn", "preact_resnet164", "preact_resnet101"])
+def test_eps_of_every_normalisation(name):
+    build = getattr(models, name)
+    arguments = {} if name == "preact_resnet164" else {"input_bn": True}
+    for eps, model in ((1e-5, build(**arguments)), (2e-5, build(**arguments, bn_eps=2e-5))):
+        assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {eps}

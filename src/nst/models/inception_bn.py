@@ -10,12 +10,16 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
 from collections import OrderedDict
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import xavier_gaussian_
 from nst.models.input_norm import input_norm
+
+Pooling = Literal["ceil", "valid"]
 
 
 def conv_bn(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Sequential:
@@ -146,16 +150,32 @@ class InceptionBN(nn.Module):
         num_classes: number of logits.
         in_channels: channels of the images.
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
+        pooling: size after the two max poolings of the stem, rounded up ("ceil": 112, 56, 28, 14, 7, as Ioffe & Szegedy
+            have it) or down ("valid": 112, 55, 27, 14, 7, as the paper's code has it).
+        bn_eps: ε of every batch normalisation; 2e-5 in the paper's code.
+
+    Raises:
+        ValueError: `pooling` is none of its values, or `bn_eps` is not positive.
     """
 
-    def __init__(self, num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        input_bn: bool = False,
+        pooling: Pooling = "ceil",
+        bn_eps: float = BN_EPS,
+    ) -> None:
         super().__init__()
+        if pooling not in ("ceil", "valid"):
+            raise ValueError(f"pooling={pooling!r}: use 'ceil' (sizes rounded up) or 'valid' (rounded down)")
+        up = pooling == "ceil"
         self.input_bn = input_norm(in_channels, input_bn)
         self.conv1 = conv_bn_relu(in_channels, 64, 7, stride=2)
-        self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=up)
         self.conv2_reduce = conv_bn_relu(64, 64, 1)
         self.conv2 = conv_bn_relu(64, 192, 3)
-        self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=up)
         self.in3a = _full(192, 64, (64, 64), (64, 96), _average(), 32)
         self.in3b = _full(256, 64, (64, 96), (64, 96), _average(), 64)
         self.in3c = _full_down(320, (128, 160), (64, 96))
@@ -170,6 +190,7 @@ class InceptionBN(nn.Module):
         self.fc = nn.Linear(1024, num_classes)
         self.taps = dict(_TAPS)
         xavier_gaussian_(self)
+        set_bn_eps(self, bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
@@ -186,6 +207,12 @@ def inception_bn_small(num_classes: int = 10, in_channels: int = 3) -> Inception
     return InceptionBNSmall(num_classes, in_channels)
 
 
-def inception_bn(num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False) -> InceptionBN:
-    """Inception-BN for ImageNet: the paper's ImageNet student."""
-    return InceptionBN(num_classes, in_channels, input_bn)
+def inception_bn(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_bn: bool = False,
+    pooling: Pooling = "ceil",
+    bn_eps: float = BN_EPS,
+) -> InceptionBN:
+    """Inception-BN for ImageNet: the paper's ImageNet student; its code has `pooling="valid"`, `bn_eps=2e-5`."""
+    return InceptionBN(num_classes, in_channels, input_bn, pooling, bn_eps)

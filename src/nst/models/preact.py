@@ -12,6 +12,7 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
+from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import he_normal_, xavier_gaussian_
 from nst.models.input_norm import input_norm
 
@@ -64,12 +65,13 @@ class CifarPreactResNet(nn.Module):
         depth: 9n + 2 weighted layers, n blocks a stage.
         num_classes: number of logits.
         in_channels: channels of the images.
+        bn_eps: ε of every batch normalisation.
 
     Raises:
-        ValueError: the depth is not 9n + 2.
+        ValueError: the depth is not 9n + 2, or `bn_eps` is not positive.
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> None:
         super().__init__()
         if depth < 11 or (depth - 2) % 9:
             raise ValueError(
@@ -86,6 +88,7 @@ class CifarPreactResNet(nn.Module):
         self.fc = nn.Linear(256, num_classes)
         self.taps = _taps(stages=3)
         he_normal_(self)
+        set_bn_eps(self, bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
@@ -107,6 +110,10 @@ class PreactResNet(nn.Module):
         num_classes: number of logits.
         in_channels: channels of the images.
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
+        bn_eps: ε of every batch normalisation; 2e-5 in the MXNet network.
+
+    Raises:
+        ValueError: `bn_eps` is not positive.
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class PreactResNet(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         input_bn: bool = False,
+        bn_eps: float = BN_EPS,
     ) -> None:
         super().__init__()
         self.input_bn = input_norm(in_channels, input_bn)
@@ -132,6 +140,7 @@ class PreactResNet(nn.Module):
         self.fc = nn.Linear(2048, num_classes)
         self.taps = _taps(stages=4)
         xavier_gaussian_(self)
+        set_bn_eps(self, bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
@@ -158,16 +167,18 @@ def _taps(stages: int) -> dict[str, str]:
     return taps
 
 
-def preact_resnet164(num_classes: int = 10, in_channels: int = 3) -> CifarPreactResNet:
+def preact_resnet164(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:
     """Pre-activation ResNet-164 for small images, 1.7 M parameters."""
-    return CifarPreactResNet(164, num_classes, in_channels)
+    return CifarPreactResNet(164, num_classes, in_channels, bn_eps)
 
 
-def preact_resnet1001(num_classes: int = 10, in_channels: int = 3) -> CifarPreactResNet:
+def preact_resnet1001(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:
     """Pre-activation ResNet-1001 for small images, 10.2 M parameters: the paper's CIFAR teacher."""
-    return CifarPreactResNet(1001, num_classes, in_channels)
+    return CifarPreactResNet(1001, num_classes, in_channels, bn_eps)
 
 
-def preact_resnet101(num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False) -> PreactResNet:
+def preact_resnet101(
+    num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False, bn_eps: float = BN_EPS
+) -> PreactResNet:
     """Pre-activation ResNet-101 for ImageNet, 44.5 M parameters: the paper's ImageNet teacher."""
-    return PreactResNet((3, 4, 23, 3), num_classes, in_channels, input_bn)
+    return PreactResNet((3, 4, 23, 3), num_classes, in_channels, input_bn, bn_eps)
