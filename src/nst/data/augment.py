@@ -5,16 +5,21 @@ What happens to an image is a function of (index, view) alone: the draws come fr
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from nst.data.views import UNLISTED_VIEWS
 
 CENTRE = UNLISTED_VIEWS
 """The view used in evaluation; random views are numbered below it."""
+
+Interpolation = Literal["bilinear", "bicubic"]
+AspectSampling = Literal["log_uniform", "uniform_swapped"]
 
 # Eigenvalues and eigenvectors (columns) of the RGB covariance over ImageNet's training images, on the scale 0 … 255: the
 # published figures of AlexNet's colour augmentation, as MXNet and others ship them.
@@ -35,6 +40,13 @@ class Augmentation:
         jitter: brightness, contrast and saturation change by factors from 1 − jitter to 1 + jitter, in random order.
         pca_noise: standard deviation of the noise along the colours' principal axes.
         flip: mirror half of the images.
+        interpolation: how pixels are resized, "bilinear" or "bicubic".
+        antialias: smooth before an image becomes smaller, as PIL does; false: take the nearest 2 × 2 (4 × 4) pixels, as
+            OpenCV does.
+        aspect_sampling: "log_uniform", as torchvision: log(aspect) is uniform; or "uniform_swapped", as the MXNet of the
+            paper's code: aspect is uniform, then width and height are exchanged with probability ½.
+
+    The paper's code resizes with OpenCV's cubic interpolation: "bicubic", no antialiasing, "uniform_swapped".
     """
 
     size: int
@@ -44,6 +56,9 @@ class Augmentation:
     jitter: float
     pca_noise: float
     flip: bool
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    aspect_sampling: AspectSampling = "log_uniform"
 
     def __post_init__(self) -> None:
         if not isinstance(self.resize, int) or self.resize < self.size:
@@ -58,16 +73,27 @@ class Augmentation:
             raise ValueError(f"data.jitter: {self.jitter}; it is from 0 (none) to 1")
         if not 0 <= self.pca_noise < math.inf:
             raise ValueError(f"data.pca_noise: {self.pca_noise}; it must not be negative")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"data.flip: {self.flip!r}; it is true or false")
+        for key, value in (("flip", self.flip), ("antialias", self.antialias)):
+            if not isinstance(value, bool):
+                raise ValueError(f"data.{key}: {value!r}; it is true or false")
+        for key, value, values in (
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+            ("aspect_sampling", self.aspect_sampling, get_args(AspectSampling)),
+        ):
+            if value not in values:
+                raise ValueError(f"data.{key}: {value!r}; it is {' or '.join(values)}")
 
     @property
     def key(self) -> str:
         """Names the augmentation in a manifest: equal keys make the same picture of the same (index, view)."""
         area, aspect = ("to".join(f"{value:.4g}" for value in ends) for ends in (self.area, self.aspect))
+        # Only what differs from the first version's behaviour is added, so that its manifests stay valid.
+        later = "" if self.interpolation == "bilinear" else f"-{self.interpolation}"
+        later += "" if self.antialias else "-noantialias"
+        later += "" if self.aspect_sampling == "log_uniform" else f"-{self.aspect_sampling}"
         return (
             f"size{self.size}-resize{self.resize}-area{area}-aspect{aspect}-jitter{self.jitter:g}-pca{self.pca_noise:g}"
-            f"-{'flip' if self.flip else 'noflip'}"
+            f"-{'flip' if self.flip else 'noflip'}{later}"
         )
 
     def __call__(self, pixels: np.ndarray, index: int, view: int) -> Tensor:
@@ -75,10 +101,10 @@ class Augmentation:
         image = torch.from_numpy(pixels).permute(2, 0, 1)  # channels_last: the fast layout for resizing
         size = [self.size, self.size]
         if view == CENTRE:
-            return transforms.center_crop(transforms.resize(image, [self.resize], antialias=True), size)
+            return transforms.center_crop(self._resize(image, [self.resize]), size)
         draw = np.random.default_rng([index, view])
         top, left, height, width = self._crop(draw, *pixels.shape[:2])
-        image = transforms.resized_crop(image, top, left, height, width, size, antialias=True)
+        image = self._resize(transforms.crop(image, top, left, height, width), size)
         if self.flip and draw.random() < 0.5:
             image = transforms.horizontal_flip(image)
         if self.jitter > 0:
@@ -89,17 +115,37 @@ class Augmentation:
             image = image.float().add_(shift).round_().clamp_(0, 255).to(torch.uint8)
         return image
 
+    def _resize(self, image: Tensor, size: list[int]) -> Tensor:
+        """[3, H, W] uint8 → uint8 of that size, or with that shorter side."""
+        mode = InterpolationMode(self.interpolation)
+        if self.antialias:
+            return transforms.resize(image, size, mode, antialias=True)
+        # In floats: there a cubic has OpenCV's coefficient of -0.75; on 8-bit pixels torch takes the -0.5 that goes with
+        # antialiasing.
+        resized = transforms.resize(image.float(), size, mode, antialias=False)
+        return resized.round_().clamp_(0, 255).to(torch.uint8)
+
     def _crop(self, draw: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height, width. As torchvision: ten tries, then the largest centred crop of an allowed aspect."""
+        """Top, left, height, width. Ten tries, then the largest centred crop: of an allowed aspect, as in torchvision, or
+        square, as in the paper's code.
+        """
         for _ in range(10):
             area = height * width * draw.uniform(*self.area)
-            aspect = math.exp(draw.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
+            aspect = self._aspect(draw)
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < w <= width and 0 < h <= height:
                 return int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w
-        w = max(1, min(width, round(height * self.aspect[1])))
-        h = max(1, min(height, round(width / self.aspect[0])))
+        narrowest, widest = self.aspect if self.aspect_sampling == "log_uniform" else (1.0, 1.0)
+        w = max(1, min(width, round(height * widest)))
+        h = max(1, min(height, round(width / narrowest)))
         return (height - h) // 2, (width - w) // 2, h, w
+
+    def _aspect(self, draw: np.random.Generator) -> float:
+        """Width over height of a crop."""
+        if self.aspect_sampling == "log_uniform":
+            return math.exp(draw.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
+        aspect = draw.uniform(*self.aspect)
+        return 1 / aspect if draw.random() < 0.5 else aspect
 
     def _jitter(self, draw: np.random.Generator, image: Tensor) -> Tensor:
         steps = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)

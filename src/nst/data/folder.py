@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nst.data.augment import Augmentation
+from nst.data.augment import AspectSampling, Augmentation, Interpolation
 from nst.data.dataset import Dataset, check_classes, check_labels, check_settings
 from nst.data.encoded import Part, class_folders, unpack
 from nst.data.encoded_split import EncodedSplit
@@ -33,13 +33,16 @@ def load_folder(
     flip: bool,
     label_column: str,
     unpacked: str | None,
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = True,
+    aspect_sampling: AspectSampling = "log_uniform",
 ) -> Dataset:
     """A data set whose images stay on disk.
 
     Args:
         root: holds `train/<class>/*` and `val/<class>/*` (or `validation`, `test`), or shards `train-*.parquet` and so on.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
-        resize, area, aspect, jitter, pca_noise, flip: as in `Augmentation`.
+        resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling: as in `Augmentation`.
         label_column: the shards' column of labels.
         unpacked: where shards are unpacked, once; null: a folder `unpacked` in `root`.
 
@@ -49,7 +52,9 @@ def load_folder(
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; images are read as RGB, 3 channels")
-    augmentation = Augmentation(size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip)
+    augmentation = Augmentation(
+        size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip, interpolation, antialias, aspect_sampling
+    )
     folder = Path(root).expanduser()
     if has_shards(folder):
         train, test = _shards(folder, label_column, Path(unpacked).expanduser() if unpacked else folder / "unpacked")
