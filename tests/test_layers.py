@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.layers import describe, layers, matching, pairs_text
-from nst.models import resnet8, torchvision_model
+from nst.layers import describe, layers, matching, pairs_text, without_weights
+from nst.models import resnet8, timm_model, torchvision_model
 from nst.taps import feature_shapes
 
 
@@ -65,3 +65,32 @@ def test_running_statistics_stay() -> None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     layers(model, (1, 8, 8))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
+    found = layers(torchvision_model("resnet18", 10), (3, 64, 64))
+    text = describe("student", "resnet18", found, every=False)
+    assert "stage4, last" in text
+    assert "layer4.1.relu:input  ReLU        512×2×2   stage4_pre_relu, last_pre_relu" in text
+    assert len(text.splitlines()) == 2 + 8 + 1
+    assert "and 63 more layers: all=true lists them" in text
+    assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), every=False).splitlines()) == 4
+
+
+def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
+    pytest.importorskip("timm")
+    small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    found = {
+        layer.name: layer
+        for layer in layers(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
+    }
+    assert found["blocks.1"].shape == (24, 3, 3)
+    assert set(found["blocks.1"].roles) == {"block2", "last"}
+    assert "blocks.0.attn.q_norm" not in found
+
+
+def test_no_weights_are_loaded_to_list_layers() -> None:
+    node = {"_target_": "nst.models.timm_model", "arch": "resnet18", "pretrained": True}
+    assert without_weights(node) == {**node, "pretrained": False}
+    assert node["pretrained"]
+    assert without_weights({"_target_": "mynet.Net"}) == {"_target_": "mynet.Net"}

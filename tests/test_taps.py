@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nst.models import timm_model
 from nst.taps import LOGITS, Taps, feature_shapes, resolve
 
 
@@ -74,3 +75,78 @@ def test_a_layer_that_is_not_reached_is_an_error() -> None:
     net.unused = nn.Identity()
     with pytest.raises(ValueError, match="unused"):
         feature_shapes(net, ["unused"], (3, 4, 4))
+
+
+def vit(**arguments: int) -> nn.Module:
+    pytest.importorskip("timm")
+    small = {"depth": 2, "embed_dim": 24, "num_heads": 2} | arguments
+    return timm_model("vit_tiny_patch16_224", 5, image_size=32, arguments=small)
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+def test_tokens_become_a_map_without_class_and_register_tokens(registers: int) -> None:
+    net = vit(reg_tokens=registers).eval()
+    taps = Taps(net, ["last", "block1", "blocks.1:input", "norm"])
+    net(torch.randn(2, 3, 32, 32))
+    features = taps.read()
+    assert {tuple(feature.shape) for feature in features.values()} == {(2, 24, 2, 2)}
+    assert torch.equal(features["block1"], features["blocks.1:input"])
+    tokens = net.norm(features["last"].flatten(2).transpose(1, 2))  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(features["norm"], tokens.transpose(1, 2).unflatten(2, (2, 2)))
+
+
+def test_images_of_another_shape_have_another_grid() -> None:
+    net = vit(dynamic_img_size=True).eval()
+    taps = Taps(net, ["last"])
+    net(torch.randn(1, 3, 48, 32))
+    assert taps.read()["last"].shape == (1, 24, 3, 2)
+
+
+def test_a_compiled_student_hands_over_maps_with_gradient() -> None:
+    net = vit()
+    taps = Taps(net, ["last"])
+
+    def step(images: Tensor) -> Tensor:
+        net(images)
+        return taps.read()["last"]
+
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)(images)
+    torch.testing.assert_close(compiled, step(images))
+    compiled.square().mean().backward()
+    assert net.get_submodule("patch_embed.proj").weight.grad.abs().sum() > 0  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("tap", "words"),
+    [
+        ("blocks.0.attn.k_norm", "heads of an attention"),
+        ("blocks.0.attn.q_norm", "tap one of block1, block2, last"),
+    ],
+)
+def test_what_is_no_map_is_refused(tap: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"layer '{tap}' of VisionTransformer yields .* no map: .*{words}"):
+        feature_shapes(vit(), [tap], (3, 32, 32))
+
+
+def test_windows_and_unknown_grids_are_refused() -> None:
+    pytest.importorskip("timm")
+    small = {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 1, 1, 1], "window_size": 4}
+    swin = timm_model("swin_tiny_patch4_window7_224", 5, image_size=64, arguments=small)
+    with pytest.raises(ValueError, match=r"'layers.0.blocks.0.attn' .* parts of the images"):
+        feature_shapes(swin, ["layers.0.blocks.0.attn"], (3, 64, 64))
+    shapes = feature_shapes(swin, ["patch_embed.proj", "patch_embed", "layers.1.blocks.0.mlp.act"], (3, 64, 64))
+    assert [*shapes.values()] == [(24, 16, 16), (24, 16, 16), (192, 8, 8)]
+    mixer = timm_model("mixer_s32_224", 5, image_size=64)
+    with pytest.raises(ValueError, match=r"mlp_tokens.* has 512 tokens an image, not 2×2 plus 0"):
+        feature_shapes(mixer, ["blocks.0.mlp_tokens"], (3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("tap", "shape"),
+    [("stages.0.blocks.0.norm", (8, 16, 16)), ("stages.0.blocks.0.mlp.act", (32, 16, 16)), ("stages.0", (8, 16, 16))],
+)
+def test_channels_are_where_the_module_says(tap: str, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("timm")
+    small = {"depths": [1, 1, 1, 1], "dims": [8, 12, 20, 24]}
+    assert feature_shapes(timm_model("convnext_atto", 5, arguments=small), [tap], (3, 64, 64))[tap] == shape

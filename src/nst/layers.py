@@ -1,11 +1,12 @@
 """What a network's layers are called and yield, and which of two networks' layers can be compared as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nst.losses import Shape
 from nst.taps import resolve
@@ -15,7 +16,7 @@ from nst.taps import resolve
 class Layer:
     """One module of a network, in the order in which modules finish."""
 
-    name: str  # usable as a tap
+    name: str  # usable as a tap; "…:input" for a role that is the input of a module
     kind: str  # class
     shape: Shape  # of one image's output
     roles: tuple[str, ...]  # names in `model.taps` for this place
@@ -24,33 +25,69 @@ class Layer:
 
 @torch.no_grad()
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """The modules that yield one tensor for images of `image_shape` `(C, H, W)`; the last call of each counts."""
+    """The modules that yield one tensor for images of `image_shape` `(C, H, W)`; the last call of each counts.
+
+    Shapes are those that a tap hands over. Layers that hold no maps (windows of the images apart) are left out.
+    """
+    named: dict[str, list[str]] = {}
+    for role in getattr(model, "taps", {}):
+        named.setdefault(resolve(model, role), []).append(role)
     seen: dict[str, tuple[Tensor, int]] = {}
+    layout = getattr(model, "tap_layout", None)
+    images: list[tuple[int, ...]] = []
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                seen.pop(name, None)
-                seen[name] = (output, output._version)
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        images.append(tuple(inputs[0].shape))
 
-        return hook
+    def keep(path: str) -> Callable[[Any], None]:
+        convert = None if layout is None else layout(model, path)
+
+        def keep_value(value: Any) -> None:
+            try:
+                value = value if convert is None else convert(value, images[-1])
+            except ValueError:
+                return
+            if isinstance(value, Tensor):
+                seen.pop(path, None)
+                seen[path] = (value, value._version)
+
+        return keep_value
 
     modules, training = dict(model.named_modules()), model.training
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items() if name]
+    handles = [model.register_forward_pre_hook(note)]
+    handles += [_on_output(module, keep(name)) for name, module in modules.items() if name]
+    for path in named:
+        if path.endswith(":input"):
+            handles.append(_on_input(modules[path.removesuffix(":input")], keep(path)))
     try:
         model.eval()(torch.zeros(1, *image_shape))
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    named: dict[str, list[str]] = {}
-    for role in getattr(model, "taps", {}):
-        named.setdefault(resolve(model, role), []).append(role)
     return [
-        Layer(name, type(modules[name]).__name__, tuple(output.shape[1:]), tuple(named.get(name, ())),
-              output._version == version)
-        for name, (output, version) in seen.items()
-    ]  # fmt: skip
+        Layer(
+            path,
+            type(modules[path.removesuffix(":input")]).__name__,
+            tuple(value.shape[1:]),
+            tuple(named.get(path, ())),
+            value._version == version,
+        )
+        for path, (value, version) in seen.items()
+    ]
+
+
+def _on_output(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
+    return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
+
+
+def _on_input(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
+    return module.register_forward_pre_hook(lambda _module, inputs: keep(inputs[0]))
+
+
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's node that needs no download to be built: `pretrained` off."""
+    return {**node, "pretrained": False} if "pretrained" in node else dict(node)
 
 
 def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, Layer]]:
@@ -64,18 +101,25 @@ def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, La
 
 
 def _ends(found: list[Layer]) -> dict[tuple[int, ...], Layer]:
-    maps = [layer for layer in found if len(layer.shape) == 3 and layer.intact]
+    maps = [layer for layer in found if len(layer.shape) == 3 and layer.intact and not layer.name.endswith(":input")]
     return {layer.shape[1:]: layer for layer in maps if layer.shape[1] * layer.shape[2] > 1}
 
 
-def describe(who: str, name: str, found: list[Layer]) -> str:
-    """A table: a line a layer."""
+def describe(who: str, name: str, found: list[Layer], every: bool = True) -> str:
+    """A table: a line a layer.
+
+    Args:
+        every: False: only layers with a role; of a network without roles, the last layer of each map size.
+    """
+    chosen = found if every else [layer for layer in found if layer.roles] or list(_ends(found).values())
     rows = [("layer", "module", "output", "also called")]
-    for layer in found:
+    for layer in chosen:
         note = ", ".join(layer.roles) + ("" if layer.intact else "overwritten by what follows: do not tap")
         rows.append((layer.name, layer.kind, shown(layer.shape), note))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
+    if len(chosen) < len(found):
+        lines.append(f"and {len(found) - len(chosen)} more layers: all=true lists them")
     return "\n".join([f"{who}: {name}", *lines])
 
 

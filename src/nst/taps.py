@@ -3,10 +3,13 @@
 A tap is `"module.name"` (that module's output) or `"module.name:input"` (its first input; the last call counts when
 a module is called several times in one forward pass). A model's own `taps` attribute gives names to common places:
 `"last"` (output of the last stage, after its last ReLU), `"last_pre_relu"`, `"stage1"` …
+
+A model's own `tap_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
+timm and torchvision have one. Without it, a feature is what the layer yields.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 LOGITS = "logits"  # the tap that is the model's own output
+_SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
+
+Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape → the feature
 
 
 def resolve(model: nn.Module, tap: str) -> str:
@@ -32,7 +38,7 @@ def resolve(model: nn.Module, tap: str) -> str:
     raise ValueError(
         f"unknown layer '{tap}' in {type(model).__name__}: "
         f"{'nearest names: ' + ', '.join(near) + '; ' if near else ''}"
-        f"named taps: {', '.join(roles) or 'none'}; any module name works too"
+        f"named taps: {', '.join(roles) or 'none'}; any module name works too, scripts/layers.py lists them"
     )
 
 
@@ -52,27 +58,36 @@ class Taps:
             ValueError: for a name the model does not have.
         """
         self.features: dict[str, Tensor] = {}
+        self._images: tuple[int, ...] = ()  # the shape of the images that the model sees
         self._handles: list[RemovableHandle] = []
         modules = dict(model.named_modules())
+        layout = getattr(model, "tap_layout", None)
+        if layout is not None:
+            self._handles.append(model.register_forward_pre_hook(self._note_images))
         for tap in dict.fromkeys(taps):
             path = resolve(model, tap)
             if path == LOGITS:
                 continue
+            convert = None if layout is None else layout(model, path)
             if path.endswith(":input"):
-                handle = modules[path.removesuffix(":input")].register_forward_pre_hook(self._keep_input(tap))
+                hook = self._keep_input(tap, convert)
+                handle = modules[path.removesuffix(":input")].register_forward_pre_hook(hook)
             else:
-                handle = modules[path].register_forward_hook(self._keep_output(tap))
+                handle = modules[path].register_forward_hook(self._keep_output(tap, convert))
             self._handles.append(handle)
 
-    def _keep_output(self, tap: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self.features[tap] = output
+    def _note_images(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._images = tuple(inputs[0].shape)
+
+    def _keep_output(self, tap: str, convert: Convert | None) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self.features[tap] = output if convert is None else convert(output, self._images)
 
         return hook
 
-    def _keep_input(self, tap: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.features[tap] = inputs[0]
+    def _keep_input(self, tap: str, convert: Convert | None) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.features[tap] = inputs[0] if convert is None else convert(inputs[0], self._images)
 
         return hook
 
@@ -95,16 +110,18 @@ class _Versions(Taps):
         self.versions: dict[str, int] = {}
         super().__init__(model, taps)
 
-    def _keep_output(self, tap: str) -> Any:
+    def _keep_output(self, tap: str, convert: Convert | None) -> Any:
+        keep = super()._keep_output(tap, convert)
+
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.features[tap] = output
-            if isinstance(output, Tensor):
-                self.versions[tap] = output._version
+            keep(module, inputs, output)
+            if isinstance(feature := self.features[tap], Tensor):  # a view counts as what it views
+                self.versions[tap] = feature._version
 
         return hook
 
-    def _keep_input(self, tap: str) -> Any:
-        keep = self._keep_output(tap)
+    def _keep_input(self, tap: str, convert: Convert | None) -> Any:
+        keep = self._keep_output(tap, convert)
         return lambda module, inputs: keep(module, None, inputs[0])
 
 
@@ -119,13 +136,16 @@ def feature_shapes(
 
     Raises:
         ValueError: for an unknown tap, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
-            is overwritten later in the forward pass.
+            is overwritten later in the forward pass; for images that the model does not take.
     """
     taps = list(taps)
     recorder, training = _Versions(model, taps), model.training
     parameter = next(model.parameters())
     try:
         logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    except (AssertionError, RuntimeError) as error:  # a network made for other images
+        hint = _SIZE_HINT if hasattr(model, "tap_layout") else ""
+        raise ValueError(f"{type(model).__name__} cannot take images of {image_shape}: {error}{hint}") from error
     finally:
         model.train(training)
         recorder.remove()

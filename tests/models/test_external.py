@@ -1,3 +1,4 @@
+import copy
 import sys
 
 import pytest
@@ -6,6 +7,9 @@ import torchvision
 from torch import nn
 
 import nst.models as models
+from nst.models import external
+from nst.models.roles import torchvision_taps
+from nst.taps import Taps, feature_shapes
 
 
 @pytest.mark.usefixtures("meta")
@@ -38,12 +42,61 @@ def test_taps_are_the_two_sides_of_one_relu(capture):
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "vgg11_bn", "squeezenet1_1", "googlenet", "vit_b_32"])
-def test_other_families_run_with_what_is_known(arch, capture):
+def test_other_families_run(arch, capture):
     model = models.torchvision_model(arch, num_classes=5, in_channels=1)
     logits, features = capture(model, torch.empty(2, 1, 224, 224))  # in training mode: no auxiliary outputs either
     assert logits.shape == (2, 5)
-    assert set(features) <= {"last"}
+    assert "last" in features
     assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(
+    "arch",
+    ["convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5", "mobilenet_v2",
+     "mobilenet_v3_small", "swin_t", "swin_v2_t", "vgg11_bn"],
+)  # fmt: skip
+def test_torchvision_stages(arch):
+    """A quarter of the image on, each stage half as large."""
+    model = models.torchvision_model(arch, num_classes=5)
+    shapes = feature_shapes(model, model.taps, (3, 224, 224))
+    assert [shapes[f"stage{k}"][1:] for k in range(1, 5)] == [(n, n) for n in (56, 28, 14, 7)]
+    assert shapes["last"] == shapes["stage4"]
+    assert all(shape[0] not in (7, 14, 28, 56) for shape in shapes.values())
+
+
+def test_torchvision_regnet_has_both_sides_of_its_relus():
+    model = models.torchvision_model("regnet_y_400mf", num_classes=5)
+    features = looked_at(model, torch.randn(1, 3, 64, 64))
+    assert {f"stage{k}" for k in range(1, 5)} < {*features}
+    for role in ("stage1", "stage2", "stage3", "stage4", "last"):
+        assert torch.equal(features[f"{role}_pre_relu"].relu(), features[role])
+
+
+def test_torchvision_vit_and_swin_yield_maps():
+    images = torch.randn(2, 3, 64, 64)
+    small = torchvision.models.VisionTransformer(64, 32, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48)
+    vit = external._prepare(small, torchvision_taps(small), None).eval()
+    tokens = vit.encoder.layers[0](_embedded(vit, images))  # [B, 1 + 2 * 2, C]
+    features = looked_at(vit, images)
+    assert list(features) == ["block1", "block2", "last"]
+    torch.testing.assert_close(features["block1"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 2, 2))
+    small = torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 1, 1, 1], [7, 7])
+    swin = external._prepare(small, torchvision_taps(small), None).eval()
+    torch.testing.assert_close(looked_at(swin, images)["stage1"], swin.features[:2](images).permute(0, 3, 1, 2))
+
+
+def _embedded(vit, images):
+    tokens = vit._process_input(images)
+    return torch.cat([vit.class_token.expand(2, -1, -1), tokens], dim=1) + vit.encoder.pos_embedding
+
+
+def looked_at(model, images):
+    taps = Taps(model, model.taps)
+    with torch.no_grad():
+        model(images)
+    taps.remove()
+    return taps.read()
 
 
 @pytest.mark.usefixtures("meta")
@@ -108,11 +161,11 @@ def test_timm_resnet_taps(arch, channels, capture):
     assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
 
 
-def test_timm_other_families_have_no_roles():
+def test_timm_networks_that_join_maps_of_all_sizes_have_no_roles():
     pytest.importorskip("timm")
     with torch.device("meta"):
-        model = models.timm_model("hrnet_w18_small", num_classes=5)  # a `layer1`, but no last stage of that name
-    assert model.taps == {}
+        assert models.timm_model("crossvit_tiny_240", num_classes=5).taps == {}
+        assert models.timm_model("coat_tiny", num_classes=5).taps == {}
 
 
 def test_timm_unknown_name_gives_the_nearest():
@@ -125,3 +178,84 @@ def test_timm_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'nst\[timm\]'"):
         models.timm_model("resnet18", num_classes=10)
+
+
+@pytest.mark.parametrize("make", [models.timm_model, models.torchvision_model])
+def test_an_input_size_resizes_the_images_for_this_network(make):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    plain = make("resnet18", 5).eval()
+    resizing = make("resnet18", 5, image_size=64, input_size=96).eval()
+    assert list(resizing.state_dict()) == list(plain.state_dict())
+    assert resizing.taps == plain.taps
+    resizing.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    large = nn.functional.interpolate(images, 96, mode="bilinear", antialias=True)
+    assert torch.equal(resizing(images), plain(large))
+    assert torch.equal(resizing(large), plain(large))
+    assert torch.equal(copy.deepcopy(resizing)(images), plain(large))
+    assert feature_shapes(resizing, ["last"], (3, 64, 64))["last"] == (512, 3, 3)
+
+
+@pytest.mark.parametrize("keys", [{"image_size": 0}, {"input_size": 224.0}, {"image_size": 32, "input_size": True}])
+def test_sizes_are_whole_numbers(keys):
+    with pytest.raises(ValueError, match=r"_size=.*: a positive whole number of pixels"):
+        models.torchvision_model("resnet18", 5, **keys)
+
+
+def test_a_vit_is_built_for_the_size_of_the_images():
+    pytest.importorskip("timm")
+    small = models.timm_model("vit_tiny_patch16_224", 5, image_size=48, arguments={"depth": 1})
+    assert small(torch.randn(1, 3, 48, 48)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"images of 40×40 .* 16×16 patches; input_size=32 or 48"):
+        models.timm_model("vit_tiny_patch16_224", 5, image_size=40)
+    with pytest.raises(ValueError, match=r"vit_b_32 for images of 40×40"):
+        models.torchvision_model("vit_b_32", 5, image_size=40)
+    with pytest.raises(ValueError, match=r"VisionTransformer cannot take images of \(3, 64, 64\).*input_size=224"):
+        feature_shapes(small, ["last"], (3, 64, 64))
+
+
+def test_pretrained_torchvision_vits_keep_their_size():
+    with pytest.raises(ValueError, match=r"vit_b_16: .* 224×224, not 160×160; input_size=224"):
+        models.torchvision_model("vit_b_16", 1000, pretrained=True, image_size=160)
+
+
+def test_constructor_arguments():
+    pytest.importorskip("timm")
+    model = models.timm_model("vit_tiny_patch16_224", 5, arguments={"depth": 2, "drop_path_rate": 0.5})
+    assert model.blocks[1].drop_path1.drop_prob == 0.5
+    assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).taps  # a field of its `cfg`
+    deep = models.torchvision_model("convnext_tiny", 5, arguments={"stochastic_depth_prob": 0.3})
+    assert deep.features[7][-1].stochastic_depth.p == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "message"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            "drop_path_rte",
+            r"drop_path_rte: timm's .* no such argument; nearest: drop_path_rate",
+        ),
+        ("deit_tiny_distilled_patch16_224", "dept", "nearest: depth"),
+        ("vit_tiny_patch16_224", "img_size", "a key of its own, input_size"),
+        ("resnet18", "layers", r"cannot build arch=resnet18 .*layers"),
+    ],
+)
+def test_wrong_arguments_are_named(arch, name, message):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=message):
+        models.timm_model(arch, 5, arguments={name: 1})
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("size mismatch for pos_embed")])
+def test_timm_weights_that_cannot_be_had(error, monkeypatch):
+    timm = pytest.importorskip("timm")
+
+    def fail(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    expected = "could not be downloaded.*no network" if isinstance(error, OSError) else "do not fit.*input_size"
+    with pytest.raises(ValueError, match=f"resnet18.*{expected}" if isinstance(error, OSError) else expected):
+        models.timm_model("resnet18", 5, pretrained=True)

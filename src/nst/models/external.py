@@ -5,23 +5,59 @@ Activations are set to work out of place. Additions and activations that such a 
 output they overwrite can't be tapped; tap the input of the layer behind it.
 """
 
+import dataclasses
 import difflib
 import importlib
-import re
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, get_type_hints
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-# Families of torchvision whose `features` give the last map [B, C, H, W] to the pooling before the classifier.
-_FEATURES = ("alexnet", "convnext", "efficientnet", "mobilenet", "squeezenet", "vgg")
-_LAST_RELU = ("act3", "act2", "relu")  # of a residual block: timm bottleneck, timm basic, torchvision
+from nst.models.layout import tap_layout
+from nst.models.roles import timm_taps, torchvision_taps
+
+_RESERVED = {  # constructor arguments that have keys of their own
+    "num_classes": "num_classes",
+    "in_chans": "in_channels",
+    "in_channels": "in_channels",
+    "pretrained": "pretrained",
+    "weights": "pretrained",
+    "img_size": "input_size",
+    "image_size": "input_size",
+    "input_size": "input_size",
+}
 
 
-def torchvision_model(arch: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
+class Resize:
+    """A hook before a network's `forward`: images `[B, C, H, W]` at its own size, `[B, C, size, size]`."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Bilinear, with antialiasing where the images shrink."""
+        images, *others = inputs
+        if images.shape[-2:] == (self.size, self.size):
+            return inputs
+        size = (self.size, self.size)
+        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True), *others
+
+
+def torchvision_model(
+    arch: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    input_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A classification network of torchvision.
 
     Args:
@@ -29,70 +65,179 @@ def torchvision_model(arch: str, num_classes: int, in_channels: int = 3, pretrai
         num_classes: number of logits; the classifier is replaced where the weights have another number.
         in_channels: channels of the images.
         pretrained: start from torchvision's default weights for ImageNet (downloaded once).
+        image_size: height and width of the images in pixels; None: those of the network's default.
+        input_size: the size at which the network looks at the images, resized inside it; None: as they come.
+        arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: all roles for ResNets,
-        "last" where the family has one place for it, nothing otherwise.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: see `nst.models.roles`.
 
     Raises:
-        ValueError: no such name, pretrained weights for other than 3 channels, or they cannot be downloaded.
+        ValueError: no such name, argument or size, pretrained weights for other than 3 channels, or they cannot be
+            downloaded.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     _check_name("torchvision", arch, names)
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    options: dict[str, bool | int] = {}
+    build = torchvision.models.get_model
+    extra = dict(arguments or {})
+    _check_arguments("torchvision", arch, extra, lambda: build(arch, weights=None))
+    size = _checked_size(image_size, input_size)
+    options: dict[str, Any] = dict(extra)
     if arch in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
+        options |= {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
     if not pretrained:
         options["num_classes"] = num_classes
-    with _downloading("torchvision", arch, pretrained):
-        model: nn.Module = torchvision.models.get_model(arch, weights="DEFAULT" if pretrained else None, **options)
+    options |= _torchvision_size(arch, size, pretrained)
+    with _building("torchvision", arch, pretrained, size, extra):
+        model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
     if pretrained:
         _replace_classifier(model, num_classes)
     if in_channels != 3:
         _replace_stem(model, in_channels)
-    taps = _residual_taps(model)
-    if not taps and arch.startswith(_FEATURES):
-        taps = {"last": "features"}
-    return _prepare(model, taps)
+    return _prepare(model, torchvision_taps(model), input_size)
 
 
-def timm_model(arch: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> nn.Module:
+def timm_model(
+    arch: str,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    input_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A classification network of timm (an optional extra).
 
     Args:
         arch: its name there, with or without a tag: "resnet50", "resnet50.a1_in1k".
         num_classes: number of logits.
         in_channels: channels of the images; timm adapts pretrained weights to it.
-        pretrained: start from timm's weights (downloaded once).
+        pretrained: start from timm's weights (downloaded once); timm adapts a ViT's position embedding to the size.
+        image_size: height and width of the images in pixels; None: those of the network's default.
+        input_size: the size at which the network looks at the images, resized inside it; None: as they come.
+        arguments: further arguments of the network's constructor there, such as {"drop_path_rate": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: all roles for ResNets,
-        nothing otherwise.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: see `nst.models.roles`.
 
     Raises:
-        ValueError: timm is not installed, or has no such name, or its weights cannot be downloaded.
+        ValueError: timm is not installed, has no such name, argument or size, or its weights cannot be downloaded.
     """
     timm = _import_timm()
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    with _downloading("timm", arch, pretrained):
-        model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
-    return _prepare(model, _residual_taps(model))
+    extra = dict(arguments or {})
+    _check_arguments("timm", arch, extra, lambda: timm.create_model(arch))
+    size = _checked_size(image_size, input_size)
+    options: dict[str, Any] = dict(extra)
+    config = timm.models.get_pretrained_cfg(arch)
+    if size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = size
+    with _building("timm", arch, pretrained, size, extra):
+        model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
+    if "img_size" in options:
+        _check_patches(arch, model, options["img_size"])
+    return _prepare(model, timm_taps(model), input_size)
+
+
+def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
+    """The size of the images that the network sees."""
+    for key, size in (("image_size", image_size), ("input_size", input_size)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
+    return image_size if input_size is None else input_size
+
+
+def _torchvision_size(arch: str, size: int | None, pretrained: bool) -> dict[str, Any]:
+    """The argument that fixes the size of the images, in the two families that have one."""
+    if size is None or not arch.startswith(("vit_", "maxvit")):
+        return {}
+    if pretrained:
+        native = torchvision.models.get_model_weights(arch)["DEFAULT"].meta["min_size"][0]
+        if size != native:
+            raise ValueError(
+                f"arch={arch}: torchvision's pretrained weights are for images of {native}×{native}, not "
+                f"{size}×{size}; input_size={native} resizes them for this network"
+            )
+        return {}
+    return {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
+
+
+def _check_patches(arch: str, model: nn.Module, size: int) -> None:
+    """Raises ValueError where patches would leave a border of the images out."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    if not isinstance(patch, int) or size % patch == 0 or getattr(embed, "dynamic_img_pad", False):
+        return
+    below = size // patch * patch
+    near = " or ".join(str(fit) for fit in (below, below + patch) if fit > 0)
+    raise ValueError(
+        f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
+        f"input_size={near} resizes them for this network"
+    )
+
+
+def _check_arguments(library: str, arch: str, given: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
+    """Raises ValueError for an argument that the network's constructor has not; names the nearest."""
+    if not given:
+        return
+    for name in given:
+        if name in _RESERVED:
+            raise ValueError(f"arguments.{name}: this has a key of its own, {_RESERVED[name]}")
+    try:
+        with torch.device("meta"):
+            kind = type(build())
+    except NotImplementedError:  # its initialisation looks at values
+        kind = type(build())
+    names = [name for name in _parameters(kind) if name not in _RESERVED and name not in ("cfg", "device", "dtype")]
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            hint = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(names)}"
+            raise ValueError(f"arguments.{name}: {library}'s {arch} has no such argument; {hint}")
+
+
+def _parameters(kind: type[nn.Module]) -> list[str]:
+    """The arguments of a constructor, also those that it hands on to the class it extends or to a dataclass `cfg`."""
+    found: list[str] = []
+    for level in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        if "__init__" not in vars(level):
+            continue
+        parameters = inspect.signature(level.__init__).parameters.values()
+        found += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            break
+        if "cfg" in found:
+            config = get_type_hints(level.__init__)["cfg"]
+            found += [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    return list(dict.fromkeys(found))
 
 
 @contextmanager
-def _downloading(library: str, arch: str, pretrained: bool) -> Iterator[None]:
-    """Raises ValueError where weights cannot be had; the libraries raise a dozen kinds of errors for it."""
+def _building(
+    library: str, arch: str, pretrained: bool, size: int | None, arguments: Mapping[str, Any]
+) -> Iterator[None]:
+    """Raises ValueError where a network or its weights cannot be had; the libraries raise a dozen kinds of errors."""
     try:
         yield
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        built = f"arch={arch}{f' for images of {size}×{size}' if size else ''}"
+        if arguments:
+            built += f" with arguments {dict(arguments)}"
         if not pretrained:
-            raise
+            raise ValueError(f"{library} cannot build {built} ({reason})") from error
+        if "size mismatch" in str(error):
+            raise ValueError(
+                f"{library}'s pretrained weights do not fit {built}: input_size at the size of the weights, fewer "
+                f"arguments or pretrained=false would do ({reason})"
+            ) from error
         raise ValueError(
             f"arch={arch}: {library}'s pretrained weights are not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {error}); pretrained=false leaves them out"
+            f"({reason}); pretrained=false leaves them out"
         ) from error
 
 
@@ -129,30 +274,12 @@ def _replace_stem(model: nn.Module, in_channels: int) -> None:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _residual_taps(model: nn.Module) -> dict[str, str]:
-    """Roles of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
-    taps: dict[str, str] = {}
-    stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]
-    if len(stages) < 3:
-        return {}
-    for k, name in enumerate(stages, start=1):
-        stage = model.get_submodule(name)
-        if not isinstance(stage, nn.Sequential) or len(stage) == 0:
-            return {}
-        block = stage[-1]
-        relu = next((r for r in _LAST_RELU if isinstance(getattr(block, r, None), nn.Module)), None)
-        if relu is None:
-            return {}
-        taps[f"stage{k}"] = name
-        taps[f"stage{k}_pre_relu"] = f"{name}.{len(stage) - 1}.{relu}:input"
-    taps["last"] = taps[f"stage{len(stages)}"]
-    taps["last_pre_relu"] = taps[f"stage{len(stages)}_pre_relu"]
-    return taps
-
-
-def _prepare(model: nn.Module, taps: dict[str, str]) -> nn.Module:
+def _prepare(model: nn.Module, taps: dict[str, str], input_size: int | None) -> nn.Module:
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     model.taps = taps  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.tap_layout = tap_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    if input_size is not None:
+        model.register_forward_pre_hook(Resize(input_size))
     return model

@@ -1,0 +1,166 @@
+"""What a network of timm or torchvision yields at a layer, turned into a map `[B, C, H, W]`.
+
+Tokens `[B, N, C]` lose their class, distillation and register tokens and are laid out on the network's own grid; maps
+`[B, H, W, C]` are permuted. What is known comes from the network: `num_prefix_tokens`, `patch_embed`, `feature_info`,
+`output_fmt`, and the kinds of its modules. Only views are made, so that hooks cost nothing and can be compiled.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape [B, C, H, W] → a map
+
+_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.PixelShuffle, nn.PixelUnshuffle)
+# Classes whose 4-D output is [B, H, W, C] (True) or [B, C, H, W] (False) though their modules do not tell.
+_LAST_BY_CLASS = {
+    "gcvit.GlobalContextVitBlock": True,
+    "maxxvit.PartitionAttentionCl": True,
+    "maxxvit.ParallelPartitionAttention": True,
+    "swin_transformer.SwinTransformer": True,
+    "vision_transformer_sam.VisionTransformerSAM": True,
+    "volo.VOLO": True,
+    "volo.PatchEmbed": False,
+}
+# Which entry of an output that is a tuple or a list is the feature.
+_ITEM = {
+    "efficientvim.EfficientViM": 0,
+    "efficientvim.EfficientViMDistilled": 0,
+    "mvitv2.MultiScaleVit": 0,
+    "pit.PoolingVisionTransformer": 0,
+    "selecsls.SelecSls": 0,
+    "tnt.TNT": 1,
+}
+_PREFIX = {"coat.CoaT": 1, "vision_transformer.VisionTransformer": 1}  # where `num_prefix_tokens` is missing
+_BY_HEAD = ("q_norm", "k_norm", "attn_drop")  # in an attention: [B, heads, N, C / heads] or [B, heads, N, N]
+_BY_WINDOW = ("nest.TransformerLayer", "hiera.HieraBlock")  # their tokens are not in the order of the image
+
+
+def qualified(module: nn.Module) -> str:
+    """`file.Class` of a module: "swin_transformer.SwinTransformer"."""
+    return f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}"
+
+
+def tap_layout(model: nn.Module, path: str) -> Convert:
+    """How the output (or, at `"…:input"`, the first input) of a module becomes a map.
+
+    Args:
+        model: of timm or torchvision.
+        path: a module's name, with or without ":input".
+
+    Returns:
+        A function of the value and the images' shape `[B, C, H, W]`. It gives `[B, C, H, W]` for tokens and maps, and
+        values of other ranks as they are. It raises ValueError for what is no map: windows of the images apart, tokens
+        that are not on the network's grid.
+    """
+    name, side = path.removesuffix(":input"), "input" if path.endswith(":input") else "output"
+    module = model.get_submodule(name)
+    if qualified(module) == "hiera.HieraBlock" and side == "output" and name.startswith("blocks."):
+        return _hiera_block(model, int(name.rpartition(".")[2]))
+    item = _ITEM.get(qualified(model))
+    last = _channels_last(model, name) and not (side == "input" and hasattr(module, "patch_size"))
+    by_window = any(qualified(around) in _BY_WINDOW for around in _line(model, name))
+    by_head = name.rpartition(".")[2] in _BY_HEAD
+
+    def convert(value: Any, images: tuple[int, ...]) -> Any:
+        if item is not None and isinstance(value, list | tuple):
+            value = value[item]
+        if not isinstance(value, Tensor) or value.ndim not in (3, 4):
+            return value
+        if value.shape[0] != images[0] or by_window:
+            raise _no_map(model, path, value, "it holds parts of the images (windows), not whole maps")
+        if by_head:
+            raise _no_map(model, path, value, "it holds the heads of an attention apart")
+        if value.ndim == 4:
+            return value.permute(0, 3, 1, 2) if last else value
+        return _unfolded(model, path, value, images)
+
+    return convert
+
+
+def _unfolded(model: nn.Module, path: str, tokens: Tensor, images: tuple[int, ...]) -> Tensor:
+    """`[B, prefix + H · W, C]` → `[B, C, H, W]`."""
+    prefix = getattr(model, "num_prefix_tokens", None)
+    prefix = _PREFIX.get(qualified(model), 0) if prefix is None else int(prefix)
+    grids = list(dict.fromkeys(_grids(model, images[2], images[3])))
+    for height, width in grids:
+        for extra in (prefix, 0):  # some families add the class token in their last blocks
+            if tokens.shape[1] == height * width + extra:
+                return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))
+    shown = " or ".join(f"{height}×{width}" for height, width in grids) or "a grid it does not tell"
+    raise _no_map(model, path, tokens, f"it has {tokens.shape[1]} tokens an image, not {shown} plus {prefix}")
+
+
+def _grids(model: nn.Module, height: int, width: int) -> Iterator[tuple[int, int]]:
+    """The grids of tokens that a network can have for images of this size."""
+    embed = getattr(model, "patch_embed", None)
+    if hasattr(embed, "dynamic_feat_size"):
+        high, wide = embed.dynamic_feat_size((height, width))  # pyright: ignore[reportOptionalMemberAccess]
+        yield int(high), int(wide)
+    steps = [entry["reduction"] for entry in feature_info(model)]
+    if isinstance(size := getattr(model, "patch_size", None), int):  # torchvision's VisionTransformer
+        steps.append(size)
+    for step in steps:
+        yield math.ceil(height / step), math.ceil(width / step)
+
+
+def feature_info(model: nn.Module) -> list[Mapping[str, Any]]:
+    """timm's own list of a network's features; [] for other networks."""
+    info: Any = getattr(model, "feature_info", None) or []
+    return list(info if isinstance(info, list) else info.get_dicts())
+
+
+def _hiera_block(model: nn.Module, index: int) -> Convert:
+    def convert(value: Any, images: tuple[int, ...]) -> Any:
+        return model.reroll(value, index).permute(0, 3, 1, 2)  # pyright: ignore[reportCallIssue]
+
+    return convert
+
+
+def _line(model: nn.Module, name: str) -> list[nn.Module]:
+    """A module and those around it, the network last."""
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)]
+
+
+def _channels_last(model: nn.Module, name: str) -> bool:
+    """Whether a 4-D output of a module is `[B, H, W, C]`: told by the module or the nearest one around it that tells."""
+    line = _line(model, name)
+    for module, parent in zip(line, [*line[1:], None], strict=True):
+        if (told := _tells(module)) is not None:
+            return told
+        if isinstance(parent, nn.Sequential):  # an activation works on what the module before it gave
+            before = list(parent)[: list(parent).index(module)]
+            if (told := next((t for m in reversed(before) if (t := _tells(m)) is not None), None)) is not None:
+                return told
+    return False
+
+
+def _tells(module: nn.Module) -> bool | None:
+    """Whether a module's 4-D output has its channels last, as far as its kind says."""
+    kind = qualified(module)
+    if kind in _LAST_BY_CLASS:
+        return _LAST_BY_CLASS[kind]
+    if isinstance(module, _FIRST) or "2d" in type(module).__name__:
+        return False
+    if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in kind or "SimpleNorm" in kind:
+        return True
+    if kind == "misc.Permute":
+        return module.dims[-1] == 1  # pyright: ignore[reportIndexIssue]
+    if (told := getattr(module, "output_fmt", None)) is not None:
+        return str(getattr(told, "value", told)).upper() == "NHWC"
+    if hasattr(module, "fc1") and hasattr(module, "fc2"):  # a perceptron: linear layers or 1x1 convolutions
+        return _tells(module.fc2)  # pyright: ignore[reportArgumentType]
+    if isinstance(module, nn.Sequential) and len(module):
+        return next((t for m in reversed(list(module)) if (t := _tells(m)) is not None), None)
+    return None
+
+
+def _no_map(model: nn.Module, path: str, value: Tensor, why: str) -> ValueError:
+    roles = getattr(model, "taps", {})
+    return ValueError(
+        f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
+        f"tap {'one of ' + ', '.join(roles) if roles else 'another layer'}"
+    )
