@@ -43,7 +43,7 @@ def composed(*overrides: str) -> DictConfig:
     """The two groups below the least of a run."""
     root = {
         "defaults": ["_self_", {"model": "resnet20"}, {"teacher": "none"}],
-        "data": {"num_classes": 7, "channels": 1},
+        "data": {"num_classes": 7, "channels": 1, "size": 64},
     }
     ConfigStore.instance().store(name="models_only", node=OmegaConf.create(root))
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

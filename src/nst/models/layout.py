@@ -148,7 +148,7 @@ def _tells(module: nn.Module) -> bool | None:
     if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in kind or "SimpleNorm" in kind:
         return True
     if kind == "misc.Permute":
-        return module.dims[-1] == 1  # pyright: ignore[reportIndexIssue]
+        return bool(module.dims[-1] == 1)  # pyright: ignore[reportIndexIssue]
     if (told := getattr(module, "output_fmt", None)) is not None:
         return str(getattr(told, "value", told)).upper() == "NHWC"
     if hasattr(module, "fc1") and hasattr(module, "fc2"):  # a perceptron: linear layers or 1x1 convolutions
