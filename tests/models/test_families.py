@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vgg11": {"mlp_ratio": 0.01},
     # [B, H, W, C]
     "mambaout_femto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    "sequencer2d_s": {"layers": [1, 1, 1, 1], "embed_dims": [16, 24, 24, 24]},
     "swin_tiny_patch4_window7_224": {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 2, 2, 2]},
     "volo_d1_224": {},
     # tokens [B, N, C]

@@ -6,6 +6,7 @@ Tokens `[B, N, C]` lose their class, distillation and register tokens and are la
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -143,7 +144,7 @@ def _tells(module: nn.Module) -> bool | None:
     kind = qualified(module)
     if kind in _LAST_BY_CLASS:
         return _LAST_BY_CLASS[kind]
-    if isinstance(module, _FIRST) or "2d" in type(module).__name__:
+    if isinstance(module, _FIRST) or re.search("(Norm|Pool).*2d", kind):
         return False
     if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in kind or "SimpleNorm" in kind:
         return True
