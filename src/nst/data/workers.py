@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -125,12 +127,27 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end_with_parent() -> None:
+    """In a worker: end as soon as the main process is gone, also by SIGKILL, whatever the worker is busy with."""
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+    sentinel = main.sentinel  # ready when the main process ends
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="nst-parent-watch", daemon=True).start()
+
+
 def _start(_worker: int) -> None:
     """In a worker: Ctrl-C and a scheduler's signals are the main process's business, but a second SIGTERM ends it."""
 
     def once(_signal: int, _frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, once)
     if hasattr(signal, "pthread_sigmask"):
