@@ -162,6 +162,7 @@ NOT_IDENTITY = (
     "data.root",
     "data.download",
     "data.unpacked",
+    "data.max_pixels",
     "knowledge.path",
     *(
         f"trainer.{key}"

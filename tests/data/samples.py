@@ -33,7 +33,9 @@ def write_shard(path: Path, images: list[Any], labels: list[Any], **more: Any) -
         features = {label: {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=more.get("row_group_size", 4))
+    pq.write_table(
+        table, path, row_group_size=more.get("row_group_size", 4), compression=more.get("compression", "snappy")
+    )
 
 
 def write_tree(root: Path, classes: int = 3, images: int = 6, kind: str = "JPEG") -> None:

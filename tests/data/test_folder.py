@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -136,6 +138,48 @@ def test_a_schedulers_signals_leave_workers_at_work(tree: Path) -> None:
     assert same(list(train_loader(tree, batch_size=1, workers=1).epoch(0)), expected)
 
 
+_READER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from tests.data.test_folder import train_loader
+
+if __name__ == "__main__":
+    epoch = train_loader(Path(sys.argv[1]), batch_size=1, workers=2).epoch(0)
+    next(epoch)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_a_killed_main_process(tree: Path, tmp_path: Path) -> None:
+    script = tmp_path / "reader.py"
+    script.write_text(_READER)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
+    with subprocess.Popen([sys.executable, script, tree], stdout=subprocess.PIPE, text=True, env=environment) as main:
+        assert main.stdout is not None
+        workers = [int(pid) for pid in main.stdout.readline().split()]
+        assert workers
+        assert all(map(runs, workers))
+        main.kill()
+    deadline = time.monotonic() + 30  # a fraction of a second is enough; before, they stayed for good
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [pid for pid in workers if runs(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -173,19 +217,37 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load(root, num_classes=4)
     (root / "val" / "other").mkdir()
     (root / "val" / "other" / "a.png").write_bytes(encode(noise(1)[0]))
-    with pytest.raises(ValueError, match=r"val/other: no such class in .*train"):
+    with pytest.raises(ValueError, match=r"val: a folder of class other, which .*train lacks"):
         load(root)
     shutil.rmtree(root / "val" / "other")
     shutil.rmtree(root / "train" / "class1")
     (root / "train" / "class1").mkdir()
-    with pytest.raises(ValueError, match="train/class1: no images in this class folder"):
+    with pytest.raises(ValueError, match="train: no images in class folder class1"):
         load(root)
 
 
-def test_a_test_folder_without_a_class_keeps_the_numbers(tmp_path: Path) -> None:
+def test_classes_without_a_test_image_are_named(tmp_path: Path, shards: Path) -> None:
+    root = shards.parent / "tree"
+    for name in ("class0", "class2"):
+        shutil.rmtree(root / "val" / name)
+    with pytest.raises(ValueError, match=r"val: no folder of class class0, class2, which .*train has"):
+        load(root)
+    (root / "val" / "class0").mkdir()
+    with pytest.raises(ValueError, match="val: no images in class folder class0"):
+        load(root)
+    write_shard(
+        shards / "data" / "validation-00000-of-00001.parquet", [encode(noise(1)[0])] * 4, [0, 0, 2, 2], image="image"
+    )
+    with pytest.raises(ValueError, match=r"no test image of class 1 \(class1\)"):
+        load(shards)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path)
-    shutil.rmtree(tmp_path / "val" / "class1")
-    assert load(tmp_path).test.labels.tolist() == [0, 0, 0, 2, 2, 2]
+    path = tmp_path / "train" / "class1" / "7.jpg"
+    path.symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(ValueError, match=rf"^{path}: not a file"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,19 @@
 """CIFAR-10 and CIFAR-100, in memory: from torchvision's folder or from a folder of Hub-layout parquet shards."""
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from nst.data.dataset import Dataset, check_classes, check_labels, check_settings, memory_splits
-from nst.data.decode import decode_all
-from nst.data.lock import one_process_at_a_time
-from nst.data.parquet import class_names, find_shards, has_shards, read_shard
+from nst.data.checks import check_classes, check_flag, check_labels, check_settings, check_whole, path_of
+from nst.data.dataset import Dataset, memory_splits
+from nst.data.decoded import decoded_shards
+from nst.data.parquet import class_names, find_shards, has_shards
+from nst.data.pickled import read_pickle
 from nst.data.views import ViewScheme
 
 
@@ -66,17 +66,20 @@ def load_cifar(
     Raises:
         ValueError: a setting is off, `root` holds no such data, or a file is damaged; the message names it.
     """
-    if name not in _LAYOUTS:
+    if not isinstance(name, str) or name not in _LAYOUTS:
         raise ValueError(f"data.name: {name!r}; this loader reads {' and '.join(_LAYOUTS)}")
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; {name} has 3")
+    check_whole("pad", pad, 0)
+    check_flag("download", download)
     scheme = ViewScheme(size, pad, flip, padding_mode)
     layout = _LAYOUTS[name]
-    read = _find(name, layout, Path(root).expanduser(), download)
+    read = _find(name, layout, path_of("root", root), download)
     images, labels, classes = read("train", size, num_classes)
-    check_classes(labels, num_classes, root)
+    check_classes(labels, num_classes, f"data.root={root}", "training", classes)
     test_images, test_labels, _ = read("test", size, num_classes)
+    check_classes(test_labels, num_classes, f"data.root={root}", "test", classes)
     parts = memory_splits(
         images, labels, test_images, test_labels,
         num_classes=num_classes, scheme=scheme, mean=mean, std=std, validation=validation, limit=limit,
@@ -99,9 +102,12 @@ def _find(name: str, layout: _Layout, root: Path, download: bool) -> "_Folder | 
         )
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    root.mkdir(parents=True, exist_ok=True)
-    with one_process_at_a_time(root / ".download.lock"):  # ranks on one machine; a finished download is only checked
-        (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), download=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".download.lock"):  # ranks on one machine; a finished download is only checked
+            (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), download=True)
+    except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
+        raise ValueError(f"data.root={root}: {name} cannot be downloaded into it ({error})") from None
     return _Folder(layout, folder)
 
 
@@ -113,14 +119,9 @@ class _Shards:
     root: Path
 
     def __call__(self, part: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-        images, labels = [], []
         paths = find_shards(self.root, [part])
-        for path in paths:
-            shard = read_shard(path, self.layout.column)
-            check_labels(shard.labels, num_classes, shard.where)
-            images.append(decode_all(shard.encoded, 3, size, shard.where))
-            labels.append(shard.labels)
-        return torch.cat(images), torch.cat(labels), class_names(paths[0], self.layout.column)
+        images, labels = decoded_shards(paths, self.layout.column, size, num_classes, self.root)
+        return images, labels, class_names(paths[0], self.layout.column)
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,12 @@ class _Folder:
             images.append(pixels)
             labels.append(targets)
         file, key = self.layout.names
-        names = _unpickle(self.folder / file).get(key) if (self.folder / file).is_file() else None
-        return torch.cat(images), torch.cat(labels), tuple(names) if names else None
+        names = read_pickle(self.folder / file).get(key) if (self.folder / file).is_file() else None
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return torch.cat(images), torch.cat(labels), tuple(names) if names and named else None
 
     def _read_batch(self, path: Path, size: int) -> tuple[Tensor, Tensor]:
-        content = _unpickle(path)
+        content = read_pickle(path)
         pixels, targets = content.get("data"), content.get(self.layout.labels)
         if not isinstance(pixels, np.ndarray) or not isinstance(targets, list):
             raise ValueError(f"{path}: needs 'data' and {self.layout.labels!r}; it has {', '.join(map(str, content))}")
@@ -152,30 +154,7 @@ class _Folder:
                 f"{path}: 'data' is {pixels.dtype} {pixels.shape}; {len(targets)} labels and data.size={size} need "
                 f"uint8 ({len(targets)}, {3 * size * size})"
             )
-        return torch.from_numpy(pixels).reshape(-1, 3, size, size), torch.tensor(targets, dtype=torch.int64)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads what the batches hold, numpy arrays, and refuses whatever else a pickle could call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "_frombuffer"):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR batch does not need")
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} is missing; data.download=true in an empty data.root fetches the whole data set"
-        ) from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"{path}: cannot be read ({error or type(error).__name__}); download it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a CIFAR batch")
-    return content
+        if not all(isinstance(target, int) and abs(target) < 2**63 for target in targets):
+            raise ValueError(f"{path}: {self.layout.labels!r} holds something else than whole numbers")
+        # copied: the array of a pickle need not be contiguous or writable
+        return torch.from_numpy(pixels.copy()).reshape(-1, 3, size, size), torch.tensor(targets, dtype=torch.int64)

@@ -11,46 +11,74 @@ from torch import Tensor
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 """File names that count as images."""
 
+MAX_PIXELS = 100_000_000
+"""Default of `data.max_pixels`: above nearly any camera's photograph, 300 MB as RGB."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # naming them halves the time of a small image
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
 
 
-def decode(data: bytes, channels: int) -> np.ndarray:
+def decode(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """JPEG, PNG, WebP, GIF or BMP bytes → [H, W, channels] uint8; grayscale, CMYK and palette images are converted.
 
     Raises:
-        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or have 16-bit channels. The
-            message says why, not which file.
+        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, have 16-bit channels or, by
+            their header, more than `max_pixels` pixels. The message says why, not which file.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError …
-        reason = "no JPEG, PNG, WebP, GIF or BMP" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"cannot be decoded ({reason}; {len(data)} bytes)") from None
-    if image.mode not in _MODES:
-        raise ValueError(f"has pixels of mode {image.mode!r}; convert it to 8 bits a channel")
-    if image.mode in ("P", "PA"):  # a palette with transparency goes by RGBA
-        image = image.convert("RGBA")
-    mode = "RGB" if channels == 3 else "L"
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(image.height, image.width, channels)
+    image = _open(data)
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"has {image.width}×{image.height} pixels by its header, more than data.max_pixels={max_pixels} "
+            f"({len(data)} bytes); raise that if the image is meant to be so large"
+        )
+    return _pixels(image, data, channels)
 
 
 def decode_all(encoded: Sequence[bytes], channels: int, size: int, where: Callable[[int], str]) -> Tensor:
     """Images of one size: [n, channels, size, size] uint8. About 60 µs a CIFAR image; threads do not help at this size.
 
     Raises:
-        ValueError: an image is broken or of another size; `where(i)` names image i's file and row.
+        ValueError: an image is broken or, by its header, of another size; `where(i)` names image i's file and row.
     """
-    images = np.empty((len(encoded), size, size, channels), np.uint8)
+    images = []
     for i, data in enumerate(encoded):
         try:
-            image = decode(data, channels)
+            image = _open(data)
+            if image.size != (size, size):
+                found = f"{image.width}×{image.height}"
+                raise ValueError(f"is {found} pixels, data.size={size} needs {size}×{size}")
+            images.append(_pixels(image, data, channels))
         except ValueError as error:
             raise ValueError(f"{where(i)}: the image {error}") from None
-        if image.shape != images.shape[1:]:
-            found = f"{image.shape[1]}×{image.shape[0]}"
-            raise ValueError(f"{where(i)}: the image is {found} pixels, data.size={size} needs {size}×{size}")
-        images[i] = image
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    pixels = np.stack(images) if images else np.empty((0, size, size, channels), np.uint8)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _open(data: bytes) -> Image.Image:
+    """The image's header; nothing is decoded yet. Its size is for the caller to check, so Pillow's own limit is lifted."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError …
+        raise _cannot_be_decoded(error, data) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _pixels(image: Image.Image, data: bytes, channels: int) -> np.ndarray:
+    if image.mode not in _MODES:
+        raise ValueError(f"has pixels of mode {image.mode!r}; convert it to 8 bits a channel")
+    try:
+        image.load()
+        if image.mode in ("P", "PA"):  # a palette with transparency goes by RGBA
+            image = image.convert("RGBA")
+        mode = "RGB" if channels == 3 else "L"
+        pixels = np.array(image if image.mode == mode else image.convert(mode))
+    except Exception as error:
+        raise _cannot_be_decoded(error, data) from None
+    return pixels.reshape(image.height, image.width, channels)
+
+
+def _cannot_be_decoded(error: Exception, data: bytes) -> ValueError:
+    reason = "no JPEG, PNG, WebP, GIF or BMP" if isinstance(error, Image.UnidentifiedImageError) else error
+    return ValueError(f"cannot be decoded ({reason or type(error).__name__}; {len(data)} bytes)")

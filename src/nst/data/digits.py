@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from nst.data.dataset import Dataset, check_classes, check_labels, check_settings, memory_splits
+from nst.data.checks import check_classes, check_labels, check_settings, check_text, check_whole
+from nst.data.dataset import Dataset, memory_splits
 from nst.data.subset import balanced
 from nst.data.views import ViewScheme
 
@@ -36,6 +37,8 @@ def load_digits(
         raise ValueError(
             f"data.root: {root!r}; the digits are embedded, leave it null (or choose data=cifar10, data=folder)"
         )
+    check_text("name", name)
+    check_whole("pad", pad, 0)
     scheme = ViewScheme(size, pad, flip)
     from sklearn.datasets import load_digits as read_digits
 

@@ -1,20 +1,20 @@
-"""Where encoded images lie: class folders of image files, or one file unpacked from parquet shards."""
+"""Where encoded images lie: in class folders of image files here, in a file unpacked from parquet shards in `unpacked`."""
 
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from nst.data.checks import listed
 from nst.data.decode import SUFFIXES
-from nst.data.lock import one_process_at_a_time
-from nst.data.parquet import row_groups
+from nst.data.digests import file_digests
+from nst.data.progress import Progress
+
+_LARGEST = 2**30  # bytes of an image file
 
 
 class Encoded(Protocol):
@@ -29,7 +29,7 @@ class Encoded(Protocol):
         ...
 
     def fingerprint(self, rows: Tensor) -> str:
-        """SHA-256, hex, over the names and sizes of these rows' files."""
+        """SHA-256, hex, over the content of these rows."""
         ...
 
 
@@ -59,7 +59,10 @@ class ImageFiles:
 
     def read(self, row: int) -> bytes:
         try:
-            return self.path(row).read_bytes()
+            with self.path(row).open("rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                    raise ValueError(f"{self.path(row)}: {size:,} bytes; no image is so large")
+                return file.read()
         except OSError as error:
             raise ValueError(f"{self.path(row)}: cannot be read ({error.strerror})") from None
 
@@ -67,11 +70,9 @@ class ImageFiles:
         return str(self.path(row))
 
     def fingerprint(self, rows: Tensor) -> str:
-        digest = hashlib.sha256()
-        folder = str(self.folder)
-        for name in map(self.name, rows.tolist()):
-            size = os.stat(f"{folder}/{name}").st_size  # noqa: PTH116 (for a million files a Path each takes its time)
-            digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
+        names, digest = [self.name(row) for row in rows.tolist()], hashlib.sha256()
+        for name, content in zip(names, file_digests(self.folder, names), strict=True):
+            digest.update(os.fsencode(name) + b"\0" + content)
         return digest.hexdigest()
 
 
@@ -79,95 +80,33 @@ def class_folders(folder: Path) -> Part:
     """The images of `folder/<class>/*`; classes are numbered by name.
 
     Raises:
-        ValueError: there is no class folder, or one holds no image.
+        ValueError: there is no class folder, some hold no image, or a folder cannot be read.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise ValueError(f"{folder}: no class folders in it (it should hold one folder of images a class)")
-    names, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(e.name for e in os.scandir(folder / name) if e.name.lower().endswith(SUFFIXES))
-        if not files:
-            raise ValueError(f"{folder / name}: no images in this class folder ({', '.join(SUFFIXES)})")
-        names += [f"{name}/{file}" for file in files]
-        labels += [label] * len(files)
+    names, labels, empty = [], [], []
+    try:
+        classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+        if not classes:
+            raise ValueError(f"{folder}: no class folders in it (it should hold one folder of images a class)")
+        with Progress(f"listing {len(classes):,} class folders of {folder}", len(classes), " folders") as progress:
+            for label, name in enumerate(classes):
+                files = _image_names(folder / name)
+                if not files:
+                    empty.append(name)
+                names += [f"{name}/{file}" for file in files]
+                labels += [label] * len(files)
+                progress.update(1)
+    except OSError as error:
+        raise ValueError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
+    if empty:
+        raise ValueError(
+            f"{folder}: no images in class folder {listed(empty)} (an image ends in {', '.join(SUFFIXES)})"
+        )
     return Part(ImageFiles(folder, names), torch.tensor(labels), tuple(classes))
 
 
-class UnpackedImages:
-    """All images of some shards, one after the other in one file."""
-
-    def __init__(self, file: Path, ends: Tensor, shards: Sequence[Path], last_rows: Tensor) -> None:
-        self.file, self.ends, self.shards, self.last_rows = file, ends, tuple(shards), last_rows
-
-    def read(self, row: int) -> bytes:
-        start, end = int(self.ends[row - 1]) if row else 0, int(self.ends[row])
-        try:
-            with self.file.open("rb") as file:
-                file.seek(start)
-                data = file.read(end - start)
-        except OSError as error:
-            raise ValueError(f"{self.file}: cannot be read ({error.strerror})") from None
-        if len(data) != end - start:
-            raise ValueError(f"{self.file}: ends before row {row}; delete it and it is unpacked again")
-        return data
-
-    def where(self, row: int) -> str:
-        shard = int(torch.searchsorted(self.last_rows, row, right=True))
-        first = int(self.last_rows[shard - 1]) if shard else 0
-        return f"{self.shards[shard]}, row {row - first}"
-
-    def fingerprint(self, rows: Tensor) -> str:
-        digest = hashlib.sha256(_shards_key(self.shards).encode())
-        digest.update(rows.numpy().data)
-        return digest.hexdigest()
-
-
-def unpack(shards: Sequence[Path], label_column: str, folder: Path) -> tuple[UnpackedImages, Tensor]:
-    """The images and labels of parquet shards, unpacked once into `folder` (rows in a shard cannot be read singly).
-
-    Raises:
-        ValueError: a shard is damaged, or `folder` cannot be written or is too small.
-    """
-    stem = folder / f"{shards[0].stem.partition('-')[0]}-{_shards_key(shards)[:16]}"
-    index, file = stem.with_suffix(".npz"), stem.with_suffix(".images")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not index.is_file():
-            with one_process_at_a_time(folder / ".lock"):
-                if not index.is_file():  # nor has another rank written it meanwhile
-                    _write(shards, label_column, index, file)
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot unpack there ({error}); data.unpacked=… names another folder") from None
-    with np.load(index) as arrays:
-        ends, labels, last_rows = (torch.from_numpy(arrays[key]) for key in ("ends", "labels", "last_rows"))
-    if not file.is_file() or file.stat().st_size != int(ends[-1]):
-        raise ValueError(f"{file}: missing or of the wrong size; delete {index} and it is unpacked again")
-    return UnpackedImages(file, ends, shards, last_rows), labels
-
-
-def _write(shards: Sequence[Path], label_column: str, index: Path, file: Path) -> None:
-    """The index is written last: where it stands, the file of images is whole."""
-    needed, free = sum(path.stat().st_size for path in shards), shutil.disk_usage(file.parent).free
-    if needed > free:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-    sizes, labels, last_rows = [], [], []
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as out:
-        for path in tqdm(shards, desc=f"unpacking into {file.parent}", unit="shard", disable=None):
-            for rows in row_groups(path, label_column):
-                out.write(b"".join(rows.encoded))
-                sizes += [len(data) for data in rows.encoded]
-                labels.append(rows.labels)
-            last_rows.append(len(sizes))
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(file)
-    temporary = index.with_suffix(".tmp.npz")
-    np.savez(temporary, ends=np.cumsum(sizes), labels=torch.cat(labels).numpy(), last_rows=np.array(last_rows))
-    temporary.replace(index)
-
-
-def _shards_key(shards: Sequence[Path]) -> str:
-    text = "\n".join(f"{path.name} {path.stat().st_size}" for path in shards)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _image_names(folder: Path) -> list[str]:
+    entries = sorted((e for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)), key=lambda e: e.name)
+    for entry in entries:
+        if not entry.is_file():
+            raise ValueError(f"{entry.path}: not a file (a folder, a link to nothing, or a device)")
+    return [entry.name for entry in entries]

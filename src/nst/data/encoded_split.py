@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nst.data.augment import CENTRE, Augmentation
 from nst.data.batch import Batch
-from nst.data.decode import decode
+from nst.data.decode import MAX_PIXELS, decode
 from nst.data.encoded import Encoded
 from nst.data.pixels import scale_and_shift
 from nst.data.schedule import Schedule, ScheduledLoader
@@ -28,6 +28,7 @@ class EncodedSplit:
         labels: [n] int64.
         augmentation: (pixels, index, view) → [3, size, size].
         mean, std: of the 3 channels, on the scale 0 … 1.
+        max_pixels: of one image; one with more, by its header, is an error.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class EncodedSplit:
         augmentation: Augmentation,
         mean: Sequence[float],
         std: Sequence[float],
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.source, self.rows, self.labels, self.augmentation = source, rows, labels, augmentation
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.max_pixels = tuple(mean), tuple(std), max_pixels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +61,7 @@ class EncodedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and sizes of the files, and the labels, hex. It reads no image."""
+        """SHA-256 over the images' files and the labels, hex. What was read once is not read again: see `file_digests`."""
         return self._fingerprint
 
     @cached_property  # behind a property, since `Split` declares one
@@ -82,7 +84,7 @@ class EncodedSplit:
             row = int(self.rows[index])
             data = self.source.read(row)
             try:
-                image.copy_(self.augmentation(decode(data, 3), index, view))
+                image.copy_(self.augmentation(decode(data, 3, self.max_pixels), index, view))
             except ValueError as error:
                 raise ValueError(f"{self.source.where(row)}: the image {error}") from None
         return images

@@ -6,11 +6,25 @@ from pathlib import Path
 import torch
 
 from nst.data.augment import AspectSampling, Augmentation, Interpolation
-from nst.data.dataset import Dataset, check_classes, check_labels, check_settings
-from nst.data.encoded import Part, class_folders, unpack
+from nst.data.checks import (
+    check_classes,
+    check_flag,
+    check_labels,
+    check_numbers,
+    check_settings,
+    check_text,
+    check_whole,
+    is_number,
+    listed,
+    path_of,
+)
+from nst.data.dataset import Dataset
+from nst.data.decode import MAX_PIXELS
+from nst.data.encoded import Part, class_folders
 from nst.data.encoded_split import EncodedSplit
 from nst.data.parquet import class_names, find_shards, has_shards
 from nst.data.subset import training_parts
+from nst.data.unpacked import unpack
 
 _TESTS = ("val", "validation", "test")  # the first one found is evaluated on
 
@@ -36,6 +50,7 @@ def load_folder(
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
     aspect_sampling: AspectSampling = "log_uniform",
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """A data set whose images stay on disk.
 
@@ -45,27 +60,30 @@ def load_folder(
         resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling: as in `Augmentation`.
         label_column: the shards' column of labels.
         unpacked: where shards are unpacked, once; null: a folder `unpacked` in `root`.
+        max_pixels: of one image; one with more, by its header, is an error before it is decoded.
 
     Raises:
-        ValueError: a setting is off, `root` holds no such data, a class is empty or a label out of range.
+        ValueError: a setting is off, `root` holds no such data, a class has no image in training or test, or a label is out
+            of range.
     """
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; images are read as RGB, 3 channels")
+    _check_augmentation(size, resize, area, aspect, jitter, pca_noise, flip, max_pixels)
     augmentation = Augmentation(
         size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip, interpolation, antialias, aspect_sampling
     )
-    folder = Path(root).expanduser()
-    if has_shards(folder):
-        train, test = _shards(folder, label_column, Path(unpacked).expanduser() if unpacked else folder / "unpacked")
-    else:
-        train, test = _folders(folder, num_classes)
-    for part in (train, test):
+    check_text("name", name)
+    check_text("label_column", label_column)
+    folder = path_of("root", root)
+    place = folder / "unpacked" if unpacked is None else path_of("unpacked", unpacked)
+    train, test = _shards(folder, label_column, place) if has_shards(folder) else _folders(folder, num_classes)
+    for part, which in ((train, "training"), (test, "test")):
         check_labels(part.labels, num_classes, part.source.where)
-    check_classes(train.labels, num_classes, root)
+        check_classes(part.labels, num_classes, f"data.root={root}", which, train.classes)
 
     def split(part: Part, rows: torch.Tensor) -> EncodedSplit:
-        return EncodedSplit(part.source, rows, part.labels[rows], augmentation, mean, std)
+        return EncodedSplit(part.source, rows, part.labels[rows], augmentation, mean, std, max_pixels)
 
     kept, held = training_parts(train.labels, num_classes, validation, limit)
     val = split(train, held) if len(held) else None
@@ -73,9 +91,31 @@ def load_folder(
     return Dataset(name, num_classes, channels, size, tuple(mean), tuple(std), train.classes, *splits)
 
 
+def _check_augmentation(
+    size: int,
+    resize: int,
+    area: object,
+    aspect: object,
+    jitter: object,
+    pca_noise: object,
+    flip: object,
+    max_pixels: int,
+) -> None:
+    """What `Augmentation` takes for granted: types, finite numbers, images that fit into memory."""
+    check_whole("resize", resize, 1)
+    check_whole("max_pixels", max_pixels, 1)
+    for key, side in (("size", size), ("resize", resize)):
+        if side * side > max_pixels:
+            raise ValueError(f"data.{key}: {side}; {side}×{side} is above data.max_pixels={max_pixels}")
+    check_numbers("area", area, 2, "a range")
+    check_numbers("aspect", aspect, 2, "a range")
+    for key, value in (("jitter", jitter), ("pca_noise", pca_noise)):
+        if not is_number(value):
+            raise ValueError(f"data.{key}: {value!r}; it must be a finite number")
+    check_flag("flip", flip)
+
+
 def _pair(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) != 2:
-        raise ValueError(f"data.area, data.aspect: {list(values)}; each is a pair of numbers, from and to")
     return float(values[0]), float(values[1])
 
 
@@ -88,16 +128,16 @@ def _folders(root: Path, num_classes: int) -> tuple[Part, Part]:
             "or train-*.parquet and validation-*.parquet"
         )
     train, test = class_folders(root / "train"), class_folders(test_folder)
-    classes = train.classes or ()
+    classes, test_classes = train.classes or (), test.classes or ()
     if len(classes) != num_classes:
-        raise ValueError(f"{root / 'train'}: {len(classes)} class folders, but data.num_classes={num_classes}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    for name in test.classes or ():
-        if name not in numbers:
-            raise ValueError(f"{test_folder / name}: no such class in {root / 'train'}")
-    # numbered as in training, also where the test folder lacks a class
-    renumbered = torch.tensor([numbers[name] for name in test.classes or ()])
-    return train, Part(test.source, renumbered[test.labels], classes)
+        raise ValueError(
+            f"{root / 'train'}: {len(classes)} class folders, but data.num_classes={num_classes}; found {listed(classes)}"
+        )
+    if missing := sorted(set(classes) - set(test_classes)):
+        raise ValueError(f"{test_folder}: no folder of class {listed(missing)}, which {root / 'train'} has")
+    if extra := sorted(set(test_classes) - set(classes)):
+        raise ValueError(f"{test_folder}: a folder of class {listed(extra)}, which {root / 'train'} lacks")
+    return train, test
 
 
 def _shards(root: Path, label_column: str, unpacked: Path) -> tuple[Part, Part]:

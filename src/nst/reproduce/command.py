@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 
-from nst.data.lock import one_process_at_a_time
-from nst.errors import CONFIGS
+from nst.config import CONFIGS
 from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
@@ -46,7 +46,7 @@ def reproduce(request: Request) -> None:
 def _write(plan: Plan, device: torch.device) -> None:
     """One process at a time, and each sees all that is finished then."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with one_process_at_a_time(plan.folder / "lock"):
+    with FileLock(plan.folder / "lock"):
         write_plan(plan)
         gather(plan, device)
         result = read_table(plan.folder, Path(plan.request.outputs))

@@ -1,0 +1,40 @@
+"""Progress of what takes long before training: reading, unpacking and hashing images."""
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+_SILENT = 2.0  # seconds that need no word
+
+
+class Progress:
+    """A bar on stderr where that is a terminal, else one line once it takes long; of the first rank only.
+
+    Args:
+        what: for example "reading 50,000 images of data.root=data".
+        total: how many units there are.
+        unit: what they are called.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = " images") -> None:
+        self.what, self.start = what, time.monotonic()
+        self.main = os.environ.get("RANK", "0") == "0"
+        self.plain = self.main and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, desc=what, unit=unit, delay=_SILENT, leave=False, disable=None if self.main else True
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, count: int) -> None:
+        """`count` more units are done."""
+        self.bar.update(count)
+        if self.plain and time.monotonic() - self.start > _SILENT:
+            print(f"{self.what} …", file=sys.stderr, flush=True)
+            self.plain = False

@@ -1,0 +1,80 @@
+"""Settings that fit no data set: each an error that names its key, before anything is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from tests.conftest import ROOT
+
+from nst import build
+from nst.config import EvaluateConfig
+
+NAN, INF = float("nan"), float("inf")
+
+ANY: dict[str, list[Any]] = {
+    "num_classes": [0, -1, 10.0, "10", True, None, 2**70],
+    "channels": [0, 2, 4, 3.0, "3", None],
+    "size": [0, -32, 32.0, "32", True, None],
+    "mean": [0.5, "0.5", [], [0.5] * 5, None, {"r": 0.5}],
+    "std": [0.5, [], [0.5] * 5, None],
+    "validation": [1.0, -0.1, "0.1", True, None, NAN],
+    "limit": [0, -5, 40.0, "all", True, 5],
+    "name": [None, "", 7, ["cifar10"]],
+}
+IN_MEMORY: dict[str, list[Any]] = {"pad": [-1, 4.0, "4", True, None, 64, 2**70], "flip": [1, "yes", None]}
+BAD: dict[str, dict[str, list[Any]]] = {
+    "digits": ANY | IN_MEMORY | {"root": ["data", 5], "size": [16], "channels": [3]},
+    "cifar10": ANY
+    | IN_MEMORY
+    | {
+        "mean": [[0.5, 0.5, None], [0.5, 0.5, "0.5"], [0.5, 0.5, NAN], [0.5, 0.5, True]],
+        "std": [[0.5, 0.5, 0.0], [0.5, 0.5, -1], [0.5, 0.5, 1e-300], [0.5, 0.5, INF]],
+        "name": ["cifar11", "..", "../cifar10", "cifar10/", ".", None, 7, ["cifar10"]],
+        "padding_mode": ["mirror", 5, None],
+        "download": ["yes", 1, None],
+        "root": [None, "", " ", 5, ["data"], "a\0b", "~nobody-of-this-name/x", "x" * 5000],
+    },
+    "folder": ANY
+    | {
+        "root": [None, "", 5, "a\0b", "~nobody-of-this-name/x"],
+        "resize": [0, 10, 256.0, "256", True, None, 100_000],
+        "size": [0, 224.0, 20_000, None],
+        "area": [0.5, [1], [0.5, "1"], [NAN, 1.0], [1.0, 0.5], [0, 1.0], [0.5, 1.5], None, "01"],
+        "aspect": [1, [1], [0.0, 1.0], [1.0, INF], [2, 1], None],
+        "jitter": ["0.4", -0.1, 1.1, NAN, None, True],
+        "pca_noise": ["0.1", -1, NAN, INF, None],
+        "flip": [1, "yes", None],
+        "label_column": [None, "", 5],
+        "unpacked": ["", 5, "a\0b", "~nobody-of-this-name/x"],
+        "max_pixels": [0, -1, 1e8, "many", True, None],
+    },
+}
+
+
+def dataset(config: str, **changes: Any) -> Any:
+    node = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "data" / f"{config}.yaml"))
+    assert isinstance(node, dict)
+    needed = {"num_classes": 12, "root": "nowhere"} if config == "folder" else {}
+    return build.dataset(EvaluateConfig(data={**node, **needed, **changes}))
+
+
+@pytest.mark.parametrize(("config", "key"), [(config, key) for config, keys in BAD.items() for key in keys])
+def test_each_bad_value_is_an_error_that_names_its_key(config: str, key: str) -> None:
+    for value in BAD[config][key]:
+        with pytest.raises(ValueError, match=rf"data\.{key}\b") as caught:
+            dataset(config, **{key: value})
+        assert type(caught.value) is ValueError
+        assert caught.value.__cause__ is None or isinstance(caught.value.__cause__.__cause__, ValueError), value
+
+
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(ValueError, match=r"data: .*'colour'"):
+        dataset("digits", colour=1)
+
+
+def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for config in ("cifar10", "folder"):
+        with pytest.raises(ValueError, match=rf"data\.root={tmp_path}/images: no such folder"):
+            dataset(config, root="~/images")
