@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -167,14 +167,26 @@ def _typed(path: Path) -> Table:
 def _said(error: OmegaConfBaseException) -> str:
     """A configuration error with its key, and the nearest keys to a misspelt one."""
     text, place = str(error).splitlines()[0], str(error.full_key or error.key or "")
+    kinds: dict[Any, str] = {
+        Row: "a row",
+        Group: "a group",
+        Pair: "a pair",
+        Method: "a method",
+        Published: "a teacher",
+        Taps: "taps",
+    }
+    kind = error.object_type
+    where = f"{place} of {kinds[kind]}" if kind in kinds and "." not in place else place
     if "missing mandatory value" in text:
-        return f"{f'{place} ' if place else ''}is missing" if place else text
-    if error.object_type in (Published, Taps, Row, Group, Pair, Method, Table) and " not in " in text:
-        keys = list(getattr(error.object_type, "__dataclass_fields__", ()))
+        return f"{where} is missing"
+    if kind is not None and kind in (*kinds, Table) and " not in " in text:
+        keys = [f.name for f in fields(kind)]
         near = difflib.get_close_matches(str(error.key), keys, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{place}: no such key; {hint}there are {', '.join(keys)}"
-    return f"{place}: {text}" if place else text
+        return f"{where}: no such key; {hint}there are {', '.join(keys)}"
+    if "is not a ListConfig" in text:
+        text = "a list is needed"
+    return f"{where}: {text}"
 
 
 def _expanded(table: Table, path: Path) -> list[Group]:
