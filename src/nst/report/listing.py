@@ -126,7 +126,7 @@ def sections(runs: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]
 
 def _with_settings(runs: Sequence[Record]) -> list[Record]:
     """Besides weights, rate, schedule and epochs, which are always told. A setting of a term differs among those that have it."""
-    told = ("optim.lr", "optim.schedule", "schedule.name", "trainer.epochs")
+    told = ("optim.lr", "optim.schedule", "schedule._target_", "trainer.epochs")
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     differing = []
     for key in keys:

@@ -25,7 +25,7 @@ from nst.report.sections import (
     result_table,
     tsne_panels,
 )
-from nst.report.text import label, notes, settings_text, teacher_text, title
+from nst.report.text import DEFAULT, NOT_TUNED, label, notes, settings_text, teacher_text, title, untuned
 
 Record = dict[str, Any]
 
@@ -96,6 +96,7 @@ def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record
         "settings": settings_text(group),
         "teacher": f"{teacher_text(group['teacher'])} %." if group["teacher"] else "",
         "table": result_table(group),
+        "footnote": f"{NOT_TUNED} {DEFAULT}." if untuned(rows) else "",
         "metric": result["metric"],
         "results": result_rows(group),
         "published": any(row["published"] is not None for row in rows),

@@ -15,6 +15,7 @@ Record = dict[str, Any]
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
 NOT_TUNED = "†"
+DEFAULT = "default weight, not tuned for these networks and data (or the one weight that the row's label names)"
 WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
 
 VERDICT = (
@@ -56,7 +57,7 @@ def columns(group: Record) -> list[str]:
     varying = [key for key in settings(rows) if key not in shared(rows)]
     lost = [name for name, key in (("fell back", "fell_back"), ("diverged", "diverged")) if any(r[key] for r in rows)]
     weighted = ["λ"] if any(row["weights"] for row in rows) else []
-    found = ["method", BASELINE, *weighted, *varying, "last epoch", "median", "95 % interval", "best epoch", *lost]
+    found = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
     return [*found, *(["published", PUBLISHED, "rank (published)", "verdict"] if published else ["rank"])]
 
 
@@ -83,6 +84,11 @@ def weights_text(row: Record) -> str:
     """Each term's weight, marked where nobody tuned it."""
     texts = [f"{name} {number(weight)}" for name, weight in row["weights"].items()]
     return " + ".join(texts) + ("" if row["tuned"] else f" {NOT_TUNED}") if texts else "–"
+
+
+def untuned(rows: Sequence[Record]) -> bool:
+    """Whether a row's weight was not tuned."""
+    return any(row["weights"] and not row["tuned"] for row in rows)
 
 
 def compared(row: Record) -> str:
@@ -146,10 +152,9 @@ def notes(result: Record) -> list[str]:
         "seeds, ± half its 95 % interval. The best of several methods is picked after the fact, which its interval does "
         "not account for.",
     ]
-    if any(row["weights"] and not row["tuned"] for row in rows):
+    if untuned(rows):
         found.append(
-            f"λ: weight of each term beside the cross-entropy. {NOT_TUNED} default weight, not tuned for these networks and "
-            "data (or the one weight that the row's label names): another may give a better result."
+            f"λ: weight of each term beside the cross-entropy. {NOT_TUNED} {DEFAULT}: another may give a better result."
         )
     return [*found, *_about_epochs(rows, published), *_about_losses(rows)]
 
