@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.report.test_reproduce import TINY as SMALL
 
-from nst import build
 from nst.errors import CONFIGS
+from nst.reproduce.command import reproduce
 from nst.reproduce.plan import make_plan
 from nst.reproduce.request import Request, parse
 from nst.reproduce.table import read_table
 
+TINY = tuple(word for word in SMALL if not word.startswith(("model=", "teacher=")))
 HEAD = """title: Mine
 source: nothing published
 metric: accuracy
@@ -136,23 +138,27 @@ def test_a_name_is_no_path(folder: Path):
         read_table("y.yaml", CONFIGS)
 
 
-def test_networks_and_settings_of_ones_own(folder: Path):
-    """Model and data settings from `./configs`, the network's class from a module of the working directory."""
+def test_networks_and_settings_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """A network's settings from `./configs`, its class from a module of the working directory; it has no named layers."""
     (folder / "own_network_of_a_test.py").write_text(
         "from torch import nn\n\n\ndef small(num_classes, channels):\n"
-        "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.LazyLinear(num_classes))\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, num_classes))\n"
     )
     (folder / "configs" / "model").mkdir()
     (folder / "configs" / "model" / "small.yaml").write_text(
         "_target_: own_network_of_a_test.small\nname: small\nnum_classes: ${data.num_classes}\nchannels: ${data.channels}\n"
     )
     (folder / "configs" / "table" / "mine.yaml").write_text(
-        HEAD + GROUP.replace("loss=ce]", "loss=ce, model=small]").replace("loss=kd]", "loss=kd, teacher=resnet20]")
+        HEAD + "overrides: [data=digits, model=small, teacher=resnet8]\n" + GROUP.replace("92.5", "92.5, epoch: best")
     )
-    plan = make_plan(Request("mine", overrides=("data=digits",)), CONFIGS)
-    run = plan.cells[0].runs[0]
+    request = Request("mine", overrides=TINY)
+    run = make_plan(request, CONFIGS).cells[0].runs[0]
     assert run.model["_target_"] == "own_network_of_a_test.small"
-    assert type(build.network("model", run.model, 0)).__name__ == "Sequential"
+    reproduce(request)
+    assert "big → small: no look into the networks: unknown layer 'last'" in capsys.readouterr().out
+    text = (folder / "outputs" / "tables" / request.folder / "table.md").read_text()
+    assert "92.50 (best)" in text
+    assert "No published" not in text
 
 
 def test_headings_are_those_of_the_runs(folder: Path):

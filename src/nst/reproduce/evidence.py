@@ -24,6 +24,7 @@ from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
 from nst.models.weights import load_weights
+from nst.report.runs import read_json
 from nst.reproduce.execute import dataset
 from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
@@ -35,6 +36,7 @@ from nst.teacher import Normalization
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
+FORM = 2  # of the files; another one is made anew
 KERNELS = ("linear", "polynomial", "gaussian")
 
 
@@ -46,7 +48,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         runs = [mark(run) for cell in cells for run in cell.runs if finished(run)]
         taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
         file = plan.folder / "evidence" / f"{group.name}.json"
-        if not taught or (file.is_file() and json.loads(file.read_text())["runs"] == runs):
+        if not taught or _kept(file, runs):
             continue
         weights = json.loads((run_folder(asdict(taught[0])) / "summary.json").read_text())["teacher"]["weights"]
         if not Path(weights).is_file():
@@ -60,7 +62,13 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         for name, picture in pictures.items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
-        write_whole(file, json.dumps({"runs": runs, **content}, indent=1).encode())
+        write_whole(file, json.dumps({"form": FORM, "runs": runs, **content}, indent=1).encode())
+
+
+def _kept(file: Path, runs: list[str]) -> bool:
+    """Whether the file is of these runs, and in today's form."""
+    found = read_json(file) if file.exists() else {}
+    return found.get("form") == FORM and found.get("runs") == runs
 
 
 def _found(look: "Look", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
