@@ -15,7 +15,7 @@ from nst.report.table import read_table
 from nst.report.write import write_result
 
 PAYLOAD = """</style></script><script>alert(1)</script><img src=x onerror="alert(2)">"' onload='alert(3)' a=`{{ 7*7 }}{% x %}&lt;|"""
-CHOICES = ("metric", "kind")  # read to choose, and compared with known words
+AS_THEY_ARE = ("kind", "folder")  # choose what is read: a line of another kind is left out; for folders see below
 
 
 class Structure(HTMLParser):
@@ -50,7 +50,7 @@ def injected(node: Any, add: Callable[[str], str]) -> Any:
             key: {add(k): injected(v, add) for k, v in value.items()}
             if key in free
             else value
-            if key in (*CHOICES, "folder")
+            if key in AS_THEY_ARE
             else injected(value, add)
             for key, value in node.items()
         }
@@ -59,20 +59,25 @@ def injected(node: Any, add: Callable[[str], str]) -> Any:
     return add(node) if isinstance(node, str) else node
 
 
-def written(tmp_path: Path, add: Callable[[str], str]) -> tuple[str, str]:
-    """The page and the Markdown of a table with `add` in every string of its files, in the names of loss terms too."""
+def written(tmp_path: Path, addition: str, names: bool) -> tuple[str, str]:
+    """The page and the Markdown of a table with an addition to every string of its files, to the names of loss terms too.
+
+    Args:
+        names: also to the names of groups and rows, which are parts of file names: as far as they may hold it.
+    """
     folder = write_table(tmp_path)
     write_evidence(folder)
-    outer = json.loads((folder / "plan.json").read_text())["groups"][0]["rows"]
-    names = {"small", *(row["name"] for row in outer)}  # parts of file names: see test_names_are_no_paths
+    parts = {"small", *(row["name"] for row in json.loads((folder / "plan.json").read_text())["groups"][0]["rows"])}
 
-    def text(old: str) -> str:
-        return old if old in names else add(old)
+    def add(old: str) -> str:
+        if old in parts:
+            return old + addition.replace("/", "") if names else old
+        return old + addition
 
     for file in tmp_path.rglob("*.json"):
-        content = injected(json.loads(file.read_text()), text)
+        content = injected(json.loads(file.read_text()), add)
         if "loss" in content:
-            content["loss"] = {name if name == "ce" else add(name): node for name, node in content["loss"].items()}
+            content["loss"] = {name if name == "ce" else name + addition: v for name, v in content["loss"].items()}
         file.write_text(json.dumps(content))
     for file in tmp_path.rglob("metrics.jsonl"):
         lines = [json.loads(line) for line in file.read_text().splitlines()[:-1]]
@@ -81,15 +86,17 @@ def written(tmp_path: Path, add: Callable[[str], str]) -> tuple[str, str]:
     return (folder / "page.html").read_text(), (folder / "table.md").read_text()
 
 
-def test_no_string_becomes_markup(tmp_path: Path):
-    page, markdown = written(tmp_path / "injected", lambda text: text + PAYLOAD)
-    harmless, _ = written(tmp_path / "harmless", lambda text: text + " nst")
+@pytest.mark.parametrize("names", [False, True])
+def test_no_string_becomes_markup(tmp_path: Path, names: bool):
+    page, markdown = written(tmp_path / "injected", PAYLOAD, names)
+    harmless, _ = written(tmp_path / "harmless", " nst", names)
     found, expected = structure(page), structure(harmless)
     assert found.tags == expected.tags
+    assert ("img" in {tag[0] for tag in found.tags}) is not names  # the evidence of groups by those names is not there
     assert all(tag[0] not in ("script", "iframe", "object") for tag in found.tags)
     assert not [name for tag in found.tags for name in tag[1:] if name.startswith("on") or name == "style"]
     shown = "\n".join(found.values)
-    for text in ("A test", "a paper", "big → small", "KD", "test", "abc", "cpu", "torch", "last", "big"):
+    for text in ("A test", "a paper", "big → small", "KD", "test", "error", "abc", "cpu", "torch", "big"):
         assert text + PAYLOAD in shown, text
     assert json.dumps("digits" + PAYLOAD) in shown  # the configuration, as it lies in the run's folder
     check_markdown(markdown)

@@ -161,6 +161,15 @@ def test_networks_and_settings_of_ones_own(folder: Path, capsys: pytest.CaptureF
     assert "No published" not in text
 
 
+def test_the_table_in_the_documentation(folder: Path):
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text()
+    (folder / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    first, second = read_table("mine.yaml", CONFIGS).groups
+    assert [row.name for row in first.rows] == ["baseline", "kd", "nst"]
+    assert [row.name for row in second.rows] == ["baseline", "kd"]
+    assert len(make_plan(Request("mine.yaml", 1), CONFIGS).cells) == 5
+
+
 def test_headings_are_those_of_the_runs(folder: Path):
     plan = make_plan(Request("quick/digits", 1), CONFIGS)
     assert (plan.table.title, plan.table.groups[0].title) == ("Handwritten digits, test accuracy", "resnet20 → resnet8")

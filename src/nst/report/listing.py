@@ -56,7 +56,8 @@ def _run(folder: Path, outputs: Path) -> Record:
     best = max(evaluations, key=lambda e: e["top1"], default=None)
     done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
     cut = "pruned at " if (folder / "pruned.json").exists() else "diverged after " if diverged(folder) else ""
-    times = [event["timing"] for event in read_events(folder, "train") if isinstance(event.get("timing"), dict)]
+    steps = [] if summary else read_events(folder, "train")
+    times = [event["timing"] for event in steps if isinstance(event.get("timing"), dict)]
     return {
         "data": config["data"]["name"],
         "teacher": (teacher_of(config) or {}).get("name", "none"),

@@ -8,8 +8,6 @@ from typing import Any
 from nst.report.markdown import code, markdown_row, plain
 from nst.report.settings import number
 
-__all__ = ["markdown_row"]  # for those who read it from here
-
 Record = dict[str, Any]
 
 BASELINE = "Δ vs. baseline"
