@@ -68,7 +68,7 @@ def test_says_what_a_reader_asks_first(page: Path):
     visible = re.sub(r"<details>.*?</details>", "", page.read_text(), flags=re.S)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", visible))
     for part in (
-        "epochs 2; learning rate 0.1 (cosine); batch size 128; test images 360; seeds 0, 1, 2",
+        "epochs 2; learning rate 0.1 (cosine); batch size 128; training images all; test images 360; seeds 0, 1, 2",
         "Baseline: student trained without a teacher", "nst_poly 50 †", "† default weight, not tuned",
         "baseline methods with NST other methods published", "median", "Runs that fell back: 0; that diverged: 0.",
     ):  # fmt: skip

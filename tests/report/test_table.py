@@ -149,6 +149,15 @@ def test_settings_that_differ_between_rows_are_columns(tmp_path: Path):
     assert "learning rate" not in settings_text(group)
 
 
+def test_a_row_without_a_finished_run_makes_no_setting_differ(tmp_path: Path):
+    folder = write_table(tmp_path)
+    for file in tmp_path.glob("digits/big-small/kd/*/summary.json"):
+        file.unlink()
+    (group,) = read_table(folder, tmp_path)["groups"]
+    assert "test images 360" in settings_text(group)
+    assert "test images" not in columns(group)
+
+
 def test_runs_that_fell_back_are_counted(tmp_path: Path):
     """From 90 % to 40 % where guessing has 10 %: more than half of what was won."""
     folder = write_table(tmp_path)

@@ -90,6 +90,7 @@ def test_a_table_of_13_by_14_is_one_file(folder: Path):
         ("images: [100, 10]", "images: [100]", "images is .*the numbers of training and test images"),
         ("name: kd", "name: student", "student is there 2 times"),
         ("name: kd", "name: ../kd", r"the name '../kd' becomes part of file names"),
+        ("name: kd", "name: teacher", "a row cannot be called teacher"),
         ("name: one", "name: ..", r"the name '..' becomes part of file names"),
         ("title: Mine", "title: [", "mine.yaml: no YAML"),
         (GROUP, "", "groups is missing"),

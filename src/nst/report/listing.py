@@ -15,19 +15,8 @@ from nst.report.stats import sample
 Record = dict[str, Any]
 
 FIELDS = (
-    "data",
-    "teacher",
-    "model",
-    "loss",
-    "seed",
-    "epochs",
-    "state",
-    "last",
-    "best",
-    "best_epoch",
-    "seconds",
-    "folder",
-)
+    "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "seconds", "folder",
+)  # fmt: skip
 
 
 def read_runs(outputs: Path) -> tuple[list[Record], list[str]]:
@@ -57,14 +46,15 @@ def _run(folder: Path, outputs: Path) -> Record:
     done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
     cut = "pruned at " if (folder / "pruned.json").exists() else "diverged after " if diverged(folder) else ""
     steps = [] if summary else read_events(folder, "train")
-    times = [event["timing"] for event in steps if isinstance(event.get("timing"), dict)]
+    timings = [event["timing"] for event in steps if isinstance(event.get("timing"), dict)]
+    seconds = [timing["seconds"] for timing in timings if isinstance(timing.get("seconds"), int | float)]
     return {
         "data": config["data"]["name"],
         "teacher": (teacher_of(config) or {}).get("name", "none"),
         "model": config["model"]["name"],
         "loss": "+".join(name for name in config["loss"] if name != "ce") or "ce",
         "weights": weights(config),
-        "rate": (config.get("optim") or {}).get("lr"),
+        "rate": config["optim"].get("lr"),
         "schedule": schedule(config),
         "seed": config["seed"],
         "epochs": epochs,
@@ -72,7 +62,7 @@ def _run(folder: Path, outputs: Path) -> Record:
         "last": summary["test"]["top1"] if summary else (evaluations[-1]["top1"] if evaluations else None),
         "best": summary["best"]["top1"] if summary else (best["top1"] if best else None),
         "best_epoch": summary["best"]["epoch"] if summary else (best["epoch"] if best else None),
-        "seconds": summary["seconds"] if summary else (times[-1].get("seconds") if times else None),
+        "seconds": summary["seconds"] if summary else (seconds[-1] if seconds else None),
         "folder": str(folder.relative_to(outputs)),
         "config": comparable(config),
     }

@@ -7,7 +7,23 @@ from typing import Any
 
 Record = dict[str, Any]
 
-LEAD = 5.0  # points over chance from which on a fall is none of noise
+LEAD = 5.0  # points over chance: from there on, losing half of them is more than noise
+
+
+def plain_component(name: str) -> bool:
+    """Whether a name can be one component of a path: no folder, no way out of one."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def inside(outputs: Path, place: str) -> Path:
+    """A run's folder below `outputs`.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if not place or not all(plain_component(part) for part in place.split("/")):
+        raise ValueError(f"plan.json: {place!r} is no folder below {outputs}")
+    return outputs / place
 
 
 def read_json(file: Path) -> Record:
@@ -53,7 +69,8 @@ TEACHER: dict[str, type | tuple[type, ...]] = {
     "teacher.sha256": str,
 }  # fmt: skip
 CONFIG: dict[str, type | tuple[type, ...]] = {
-    "data.name": str, "model.name": str, "teacher": (dict, type(None)), "loss": dict, "seed": int, "trainer.epochs": int,
+    "data.name": str, "model.name": str, "teacher": (dict, type(None)), "loss": dict, "optim": dict, "seed": int,
+    "trainer.epochs": int,
 }  # fmt: skip
 
 
@@ -114,14 +131,18 @@ def read_events(folder: Path, kind: str) -> list[Record]:
         lines = file.read_text(errors="replace").splitlines() if file.exists() else []
     except OSError as error:
         raise ValueError(f"{file} is damaged: {error.strerror}") from error
+    needed = ("epoch", "top1") if kind == "eval" else ()
     events: list[Record] = []
     for line in lines:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        numbers = isinstance(event, dict) and all(isinstance(event.get(key), NUMBER) for key in ("epoch", "top1"))
-        if numbers and event.get("kind") == kind:
+        if (
+            isinstance(event, dict)
+            and event.get("kind") == kind
+            and all(isinstance(event.get(key), NUMBER) for key in needed)
+        ):
             events.append(event)
     return events
 

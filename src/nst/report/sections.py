@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nst.report.figures import Axis, Curves, Scatter, Strip, change_strip, curves, result_strip, scatter
-from nst.report.runs import read_events
-from nst.report.table import inside
+from nst.report.runs import inside, read_events
 from nst.report.text import cells, columns
 
 Record = dict[str, Any]

@@ -13,21 +13,19 @@ def weights(config: Record) -> dict[str, float]:
 
 def schedule(config: Record) -> str:
     """The name of the learning-rate schedule, "" where there is none."""
-    node = config.get("schedule") or (config.get("optim") or {}).get("schedule") or ""
+    node = config.get("schedule") or config["optim"].get("schedule") or ""
     name = node.get("name", node.get("_target_", "")) if isinstance(node, dict) else node
     return str(name).split(".")[-1].lower()
 
 
 def shown(config: Record, test_images: int | None) -> dict[str, str]:
     """The settings that a result page states, as text; what a configuration does not hold is left out."""
-    optim, trainer, data = config.get("optim") or {}, config["trainer"], config["data"]
-    name = schedule(config)
-    rate = optim.get("lr")
+    trainer, rate, name = config["trainer"], config["optim"].get("lr"), schedule(config)
     found = {
         "epochs": trainer["epochs"],
         "learning rate": None if rate is None else f"{number(rate)}{f' ({name})' if name else ''}",
         "batch size": trainer.get("batch_size"),
-        "training images": data.get("limit"),
+        "training images": config["data"].get("limit") or "all",
         "test images": None if test_images is None else f"{test_images:,}",
     }
     return {key: str(text) for key, text in found.items() if text is not None}

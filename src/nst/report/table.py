@@ -6,7 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.runs import chance, diverged, fell_back, read_config, read_events, read_json, read_summary
+from nst.report.runs import (
+    chance,
+    diverged,
+    fell_back,
+    inside,
+    plain_component,
+    read_config,
+    read_events,
+    read_json,
+    read_summary,
+)
 from nst.report.settings import shown, weights
 from nst.report.stats import paired, ranks, sample, verdict
 
@@ -35,22 +45,6 @@ def read_table(folder: Path, outputs: Path) -> Record:
         "changes": changes,
         "groups": groups,
     }
-
-
-def plain_component(name: str) -> bool:
-    """Whether a name can be one component of a path: no folder, no way out of one."""
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
-
-
-def inside(outputs: Path, place: str) -> Path:
-    """A run's folder below `outputs`.
-
-    Raises:
-        ValueError: it lies elsewhere.
-    """
-    if not place or not all(plain_component(part) for part in place.split("/")):
-        raise ValueError(f"plan.json: {place!r} is no folder below {outputs}")
-    return outputs / place
 
 
 def _group(group: Record, outputs: Path, lower: bool) -> Record:

@@ -65,9 +65,9 @@ def settings(rows: Sequence[Record]) -> list[str]:
 
 
 def shared(rows: Sequence[Record]) -> dict[str, str]:
-    """The settings that are the same in all rows that have run."""
-    begun = [row["settings"] for row in rows if row["settings"]]
-    return {key: begun[0][key] for key in settings(rows) if len({found.get(key) for found in begun}) == 1}
+    """The settings that are the same in all rows that state them: rows without a finished run do not know all."""
+    found = {key: [row["settings"][key] for row in rows if key in row["settings"]] for key in settings(rows)}
+    return {key: values[0] for key, values in found.items() if len({*values}) == 1}
 
 
 def settings_text(group: Record) -> str:

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nst.report.table import plain_component
+from nst.report.runs import plain_component
 from nst.reproduce.search import OWN
 
 EPOCHS = ("last", "best", "unknown")
@@ -261,7 +261,10 @@ def _check(table: Table, path: Path) -> None:
     for group in table.groups:
         if not group.rows:
             raise ValueError(f"{path}: groups: {group.name}: rows is empty; at least the baseline is needed")
-        _unique(path, f"groups: {group.name}: rows", [row.name for row in group.rows])
+        names = [row.name for row in group.rows]
+        _unique(path, f"groups: {group.name}: rows", names)
+        if "teacher" in names:  # pictures of the networks are named by their rows, and teacher
+            raise ValueError(f"{path}: groups: {group.name}: rows: a row cannot be called teacher")
         for name, figure in (("teacher", group.teacher), *((row.name, row) for row in group.rows)):
             _epoch(path, f"groups: {group.name}: {name}: epoch", figure.epoch or table.epoch)
 
