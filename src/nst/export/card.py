@@ -83,9 +83,8 @@ def _method(run: FinishedRun) -> str:
     optim, trainer = run.settings.optim, run.settings.trainer
     lines += [
         "",
-        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; SGD, rate {optim.lr:g} "
-        f"({optim.schedule}), momentum {optim.momentum:g}{', Nesterov' if optim.nesterov else ''}, weight decay "
-        f"{optim.weight_decay:g}. Seed {run.settings.seed}.",
+        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; {_component(optim)}; "
+        f"schedule {_component(run.settings.schedule)}. Seed {run.settings.seed}.",
     ]
     teacher = run.summary["teacher"]
     if teacher:
@@ -93,6 +92,12 @@ def _method(run: FinishedRun) -> str:
         source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]
     return "\n".join(lines)
+
+
+def _component(node: dict[str, Any]) -> str:
+    """An optimizer or a schedule with its arguments."""
+    arguments = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k != "_target_")
+    return plain(f"{node['_target_'].rpartition('.')[2]} ({arguments})")
 
 
 def _setting(value: Any) -> str:
