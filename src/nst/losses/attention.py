@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import (
     Plan,
@@ -21,6 +20,7 @@ from nst.losses.base import (
     summary_tensor,
     working_dtype,
 )
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import image_blocks, join
 
 
@@ -34,7 +34,7 @@ class PowerSum(torch.autograd.Function):
         return join([power_sum(x[block].to(working_dtype(x)), p) for block in image_blocks(x)])
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         per_position = (ctx.p * grad).unsqueeze(1)
