@@ -12,6 +12,7 @@ from nst.losses.base import (
     TransferLoss,
     check_convention,
     check_map,
+    check_number,
     no_autocast,
     resize_key,
     resize_student,
@@ -81,8 +82,7 @@ class AT(TransferLoss):
 
     def __init__(self, p: float = 2.0, convention: Literal["paper", "official", "crd"] = "paper") -> None:
         super().__init__()
-        if not p >= 1:
-            raise ValueError(f"p is {p}; attention maps need a power of at least 1")
+        check_number("p", p, least=1)
         check_convention(convention)
         self.p = float(p)
         self.convention = convention

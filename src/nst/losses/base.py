@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import inf, isfinite, prod, sqrt
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -98,6 +98,26 @@ def check_convention(convention: str, allowed: tuple[str, ...] = get_args(Conven
         raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(allowed)}")
 
 
+def check_number(
+    name: str, value: float, *, least: float = -inf, above: float = -inf, below: float = inf, whole: bool = False
+) -> None:
+    """Raises ValueError, naming the argument, unless `value` is a finite number of the range.
+
+    Args:
+        name: of the argument.
+        value: what was passed.
+        least, above, below: value ≥ least, value > above, value < below.
+        whole: it must be an int.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if number and isfinite(value) and value >= least and above < value < below:
+        return
+    limits = (("at least", least), ("more than", above), ("less than", below))
+    words = " and ".join(f"{word} {limit:g}" for word, limit in limits if isfinite(limit))
+    kind = "whole" if whole else "finite"
+    raise ValueError(f"{name} is {value!r}; it must be a {kind} number{words and ', ' + words}")
+
+
 def check_map(feature: Tensor, owner: str) -> None:
     """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor that holds something."""
     if feature.ndim != 4:
@@ -125,6 +145,17 @@ def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tens
     if value.ndim == 0 or value.shape[0] != batch:
         raise ValueError(f"summary {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
     return value
+
+
+def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
+    """A map `[B, C, H, W]` or `[B, C, N]` in the memory order of the student's `feature` (itself where it already is).
+
+    What comes from a cache is contiguous, what comes from a network may be channels last, and the order of the sums of a
+    matrix product, and with it the last bit, depends on that.
+    """
+    if feature.stride(1) != 1 or feature.stride(-1) == 1:
+        return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def working_dtype(feature: Tensor) -> torch.dtype:

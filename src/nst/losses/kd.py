@@ -12,6 +12,7 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_convention,
+    check_number,
     no_autocast,
     summary_tensor,
     working_dtype,
@@ -37,8 +38,7 @@ class KD(TransferLoss):
 
     def __init__(self, temperature: float = 4.0, convention: Literal["paper", "official", "crd"] = "paper") -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive")
+        check_number("temperature", temperature, above=0)
         check_convention(convention)
         self.temperature = float(temperature)
         self.scale = self.temperature**2 if convention == "crd" else 1.0
