@@ -385,7 +385,7 @@ def test_inputs_that_do_not_fit():
         loss(x, {"logits": torch.randn(2, 10)})
     with pytest.raises(TypeError, match=r"loss\.summarize\(teacher\)"):
         loss(x, x)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="'mean'.*'stream'"):
+    with pytest.raises(ValueError, match=r"'mean'.*'stream'"):
         NST("gaussian")(x, NST("linear").summarize(x))
     with pytest.raises(ValueError, match="aspect ratio"):
         NST(convention="crd").summarize(x, (4, 3, 2))

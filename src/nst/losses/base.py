@@ -1,7 +1,7 @@
 """What every loss has in common: summary and value, the plan, map sizes, precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, prod, sqrt
 from typing import Any, ClassVar, Literal, get_args
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 Convention = Literal["paper", "official", "crd"]
 Shape = tuple[int, ...]
+
+FEATURE_KEY = "feature-as-it-is"
+"""`summary_key` of the losses whose summary is the teacher's map at its own size: they share it in a cache."""
 
 Need = Literal["labels", "index", "epoch", "progress", "seed"]
 """What a loss may need besides the teacher's summary: the images' labels `[B]` int64 and their positions in the training set `[B]`
@@ -92,10 +95,15 @@ class TransferLoss(nn.Module, ABC):
         """Form, summary and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
 
 
-def check_convention(convention: str, allowed: tuple[str, ...] = get_args(Convention)) -> None:
+def check_convention(convention: str, allowed: Sequence[str] = get_args(Convention)) -> None:
     """Raises ValueError unless `convention` is one of `allowed`."""
-    if convention not in allowed:
-        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(allowed)}")
+    check_choice("convention", convention, allowed)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError, naming the argument, unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 def check_number(

@@ -152,10 +152,10 @@ class NST(TransferLoss):
     def read_form(self, summary: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
         """A summary's form and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
         names = [] if isinstance(summary, Tensor) else [*summary]
-        own = [form for form in KEYS if form in self.forms and form in names]
+        own: list[Form] = [form for form in KEYS if form in self.forms and form in names]
         if not own and "units" in names and {"pairs", "stream"} & {*self.forms}:
-            streamed = self.form == "stream" or "pairs" not in self.forms
-            return "stream" if streamed else "pairs", summary_tensor(summary, "units", batch)
+            old: Form = "stream" if self.form == "stream" or "pairs" not in self.forms else "pairs"
+            return old, summary_tensor(summary, "units", batch)
         form = own[0] if own else self.forms[0]
         return form, summary_tensor(summary, form, batch)
 
