@@ -10,8 +10,23 @@ loss = cross_entropy + 50 * nst(student_feature, summary)
 from nst.losses.attention import AT
 from nst.losses.base import Convention, Need, Plan, Shape, TransferLoss
 from nst.losses.cross_entropy import CrossEntropy
+from nst.losses.dist import DIST
+from nst.losses.dkd import DKD
 from nst.losses.fitnet import FitNet
 from nst.losses.kd import KD
 from nst.losses.nst import NST
 
-__all__ = ["AT", "KD", "NST", "Convention", "CrossEntropy", "FitNet", "Need", "Plan", "Shape", "TransferLoss"]
+__all__ = [
+    "AT",
+    "DIST",
+    "DKD",
+    "KD",
+    "NST",
+    "Convention",
+    "CrossEntropy",
+    "FitNet",
+    "Need",
+    "Plan",
+    "Shape",
+    "TransferLoss",
+]

@@ -155,6 +155,18 @@ def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tens
     return value
 
 
+def scalar(summary: Mapping[str, Tensor], name: Need) -> Tensor:
+    """A scalar that a run hands over with the summary; ValueError when it is missing."""
+    if name not in summary:
+        raise ValueError(f"the summary holds {sorted(summary)}; this loss also needs {name!r}, a scalar tensor")
+    return summary[name]
+
+
+def warmup_factor(summary: Mapping[str, Tensor], epochs: float) -> Tensor | float:
+    """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 where `epochs` is 0."""
+    return 1.0 if epochs == 0 else ((scalar(summary, "epoch").floor() + 1) / epochs).clamp(max=1.0)
+
+
 def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
     """A map `[B, C, H, W]` or `[B, C, N]` in the memory order of the student's `feature` (itself where it already is).
 
