@@ -15,6 +15,9 @@ from nst.losses.dkd import DKD
 from nst.losses.fitnet import FitNet
 from nst.losses.kd import KD
 from nst.losses.nst import NST
+from nst.losses.pkt import PKT
+from nst.losses.rkd import RKD
+from nst.losses.sp import SP
 
 __all__ = [
     "AT",
@@ -22,6 +25,9 @@ __all__ = [
     "DKD",
     "KD",
     "NST",
+    "PKT",
+    "RKD",
+    "SP",
     "Convention",
     "CrossEntropy",
     "FitNet",
