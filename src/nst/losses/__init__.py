@@ -9,6 +9,7 @@ loss = cross_entropy + 50 * nst(student_feature, summary)
 
 from nst.losses.attention import AT
 from nst.losses.base import Convention, Need, Plan, Shape, TransferLoss
+from nst.losses.cc import CC
 from nst.losses.cross_entropy import CrossEntropy
 from nst.losses.dist import DIST
 from nst.losses.dkd import DKD
@@ -18,9 +19,11 @@ from nst.losses.nst import NST
 from nst.losses.pkt import PKT
 from nst.losses.rkd import RKD
 from nst.losses.sp import SP
+from nst.losses.vid import VID
 
 __all__ = [
     "AT",
+    "CC",
     "DIST",
     "DKD",
     "KD",
@@ -28,6 +31,7 @@ __all__ = [
     "PKT",
     "RKD",
     "SP",
+    "VID",
     "Convention",
     "CrossEntropy",
     "FitNet",
