@@ -10,6 +10,7 @@ loss = cross_entropy + 50 * nst(student_feature, summary)
 from nst.losses.attention import AT
 from nst.losses.base import Convention, Need, Plan, Shape, TransferLoss
 from nst.losses.cc import CC
+from nst.losses.crd import CRD
 from nst.losses.cross_entropy import CrossEntropy
 from nst.losses.dist import DIST
 from nst.losses.dkd import DKD
@@ -24,6 +25,7 @@ from nst.losses.vid import VID
 __all__ = [
     "AT",
     "CC",
+    "CRD",
     "DIST",
     "DKD",
     "KD",
