@@ -151,6 +151,10 @@ def test_draws_depend_on_seed_and_image_alone():
     assert keys.unique().numel() == keys.numel()
     assert keys.min() >= 0
     assert abs(keys.double().mean() / 2.0**63 - 0.5) < 0.02
+    chosen = (keys.double() / 2.0**63 < 0.3).double()  # two images share as many negatives as two independent draws
+    shared = (chosen @ chosen.T)[~torch.eye(50, dtype=torch.bool)] / 200
+    assert abs(shared.mean() - 0.09) < 0.005
+    assert abs(shared.std() - (0.09 * 0.91 / 200) ** 0.5) < 0.003
 
 
 def test_labels_are_learned_as_images_are_seen():

@@ -18,6 +18,10 @@ BLOCK_BYTES = 64 << 20
 """Scores against the bank held at a time."""
 
 
+FACTOR = -7046029254386353131
+"""2⁶⁴ over the golden ratio, odd."""
+
+
 class CRD(PooledLoss):
     """Noise-contrastive loss of each image's student embedding against stored teacher embeddings, and the other way round.
 
@@ -109,29 +113,28 @@ class CRD(PooledLoss):
             student, teacher = self.read(student_feature, summary)
             labels, index = (summary_tensor(summary, name, len(student)) for name in ("labels", "index"))
             seed = scalar(summary, "seed").to(index.device)
-            embedded = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
-            banks = self.teacher_bank, self.student_bank
+            e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
             if self.training:
                 self.labels.index_copy_(0, index, labels)
             draw = Draw(self, index, labels, seed)
-            self._set_z(embedded, banks, draw)
-            value = student.new_zeros(())
-            for side in range(2):
-                value = value + Contrast.apply(embedded[side], banks[side], self.log_z[side].clone(), draw)
+            self._set_z(draw, e_s.detach(), e_t.detach())
+            value: Tensor = Contrast.apply(  # type: ignore[assignment]
+                e_s, e_t, self.teacher_bank, self.student_bank, self.log_z.clone(), draw
+            )
             if self.training:
-                self.remember(self.student_bank, embedded[0], index)
-                self.remember(self.teacher_bank, embedded[1], index)
+                self.remember(self.student_bank, e_s, index)
+                self.remember(self.teacher_bank, e_t, index)
             return value
 
     @torch.no_grad()
-    def _set_z(self, embedded: tuple[Tensor, Tensor], banks: tuple[Tensor, Tensor], draw: "Draw") -> None:
+    def _set_z(self, draw: "Draw", e_s: Tensor, e_t: Tensor) -> None:
         """Set what is not yet set. Asked until a step finds it set, so that a first step that was undone is no trouble."""
         if self._z_is_set:
             return
         self._z_is_set = not bool(self.log_z.isnan().any())
         if not self._z_is_set:
-            for side, (e, bank) in enumerate(zip(embedded, banks, strict=True)):
-                self.log_z[side] = draw.log_mean(e.detach(), bank) + log(self.images)
+            self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
+            self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
 
     @torch.no_grad()
     def remember(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:
@@ -149,10 +152,10 @@ class Draw:
         self.by_class = loss.by_class
         self.blocks = blocks_of(len(index), 8 * loss.images, BLOCK_BYTES)
 
-    def scores(self, block: slice, e: Tensor, bank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """e · m / τ of the images of a block, `[b, N]`; that of the own image, `[b, 1]`; and the weight of each as a negative, `[b, N]`."""
+    def scores(self, block: slice, e: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        """e · m / τ of the images of a block, `[b, N]`, and that of the own image, `[b, 1]`."""
         scores = e[block] @ bank.to(e.dtype).T / self.temperature
-        return scores, scores.gather(1, self.index[block, None]), self.weights(block, e.dtype)
+        return scores, scores.gather(1, self.index[block, None])
 
     def weights(self, block: slice, dtype: torch.dtype) -> Tensor:
         """How often each image is a negative of those of a block, `[b, N]`: K in all, but for images without any."""
@@ -171,49 +174,56 @@ class Draw:
         """log of the mean of exp(e · m / τ) over each image's own and negatives, all images of the batch together."""
         parts, total = [], 0.0
         for block in self.blocks:
-            scores, own, weights = self.scores(block, e, bank)
+            weights = self.weights(block, e.dtype)
+            scores, own = self.scores(block, e, bank)
             parts += [own.logsumexp(dim=(0, 1)), (scores + weights.log()).logsumexp(dim=(0, 1))]
             total = total + weights.sum() + len(own)
         return torch.stack(parts).logsumexp(dim=0) - torch.as_tensor(total).log()
 
 
 class Contrast(torch.autograd.Function):
-    """Embeddings `[B, dim]` of one side and the bank of the other → mean of L(e). The gradient is gathered in the forward pass:
-    the bank may change before the backward pass, and nothing of its size is kept."""
+    """Embeddings `[B, dim]` of both sides, each with the bank of the other → mean of L(e_S) + L(e_T).
+
+    The gradient is gathered in the forward pass: the banks may change before the backward pass, and nothing of their size is kept.
+    """
 
     @staticmethod
-    def forward(ctx, e: Tensor, bank: Tensor, log_z: Tensor, draw: Draw) -> Tensor:
-        noise = draw.count / draw.images
-        shift = log_z.to(e.dtype) + log(noise + EPS)
-        total, gradients = e.new_zeros(()), []
+    def forward(ctx, e_s: Tensor, e_t: Tensor, bank_s: Tensor, bank_t: Tensor, log_z: Tensor, draw: Draw) -> Tensor:
+        noise, batch = draw.count / draw.images, len(e_s)
+        shifts = log_z.to(e_s.dtype) + log(noise + EPS)
+        total = e_s.new_zeros(())
+        gradients = torch.zeros_like(e_s), torch.zeros_like(e_t)
         for block in draw.blocks:
-            scores, own, weights = draw.scores(block, e, bank)
-            total += F.softplus(shift - own).sum() + (weights * F.softplus(scores - shift)).sum()
-            slopes = weights * torch.sigmoid(scores - shift)
-            slopes.scatter_add_(1, draw.index[block, None], -torch.sigmoid(shift - own))
-            gradients.append(slopes @ bank.to(e.dtype))
-        ctx.save_for_backward(torch.cat(gradients) / (draw.temperature * len(e)))
-        return total / len(e) + draw.count * log1p(EPS / noise)
+            weights = draw.weights(block, e_s.dtype)
+            for e, bank, shift, gradient in zip((e_s, e_t), (bank_s, bank_t), shifts, gradients, strict=True):
+                scores, own = draw.scores(block, e, bank)
+                total += F.softplus(shift - own).sum() + (weights * F.softplus(scores - shift)).sum()
+                slopes = weights * torch.sigmoid(scores - shift)
+                slopes.scatter_add_(1, draw.index[block, None], -torch.sigmoid(shift - own))
+                gradient[block] = slopes @ bank.to(e.dtype)
+        ctx.save_for_backward(*(gradient / (draw.temperature * batch) for gradient in gradients))
+        return total / batch + 2 * draw.count * log1p(EPS / noise)
 
     @staticmethod
     @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None
+        gradient_s, gradient_t = ctx.saved_tensors
+        return gradient_s * grad, gradient_t * grad, None, None, None, None
 
 
 def random_keys(seed: Tensor, rows: Tensor, count: int) -> Tensor:
     """Whole numbers from 0 to 2⁶³ − 1 that depend on seed, row and column alone: `[b, 1]` rows → `[b, count]` int64.
 
-    The finaliser of SplitMix64 (Steele, Lea & Flood, 2014), in int64, which wraps round.
+    Rows and columns are mixed well, each on its own, and combined by one product: int64 wraps round.
     """
-    x = mix(mix(seed.to(torch.int64)) + rows)  # [b, 1]
-    return mix(x + torch.arange(count, device=rows.device)) & 0x7FFFFFFFFFFFFFFF
+    seed = mix(seed.to(torch.int64))
+    columns = mix(seed + torch.arange(count, device=rows.device))
+    return ((mix(seed ^ mix(rows)) ^ columns) * FACTOR) & 0x7FFFFFFFFFFFFFFF
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of int64 after which nothing of the order is left."""
-    x = x * -7046029254386353131 + 1442695040888963407
+    """A bijection of int64 after which nothing of the order is left: SplitMix64's (Steele, Lea & Flood, 2014)."""
+    x = x * FACTOR + 1442695040888963407
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return x
