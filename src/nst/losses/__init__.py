@@ -18,6 +18,7 @@ from nst.losses.fitnet import FitNet
 from nst.losses.kd import KD
 from nst.losses.nst import NST
 from nst.losses.pkt import PKT
+from nst.losses.review import ReviewKD
 from nst.losses.rkd import RKD
 from nst.losses.sp import SP
 from nst.losses.vid import VID
@@ -39,6 +40,7 @@ __all__ = [
     "FitNet",
     "Need",
     "Plan",
+    "ReviewKD",
     "Shape",
     "TransferLoss",
 ]
