@@ -201,13 +201,13 @@ class Contrast(torch.autograd.Function):
                 slopes = weights * torch.sigmoid(scores - shift)
                 slopes.scatter_add_(1, draw.index[block, None], -torch.sigmoid(shift - own))
                 gradient[block] = slopes @ bank.to(e.dtype)
-        ctx.save_for_backward(*(gradient / (draw.temperature * batch) for gradient in gradients))
+        ctx.save_for_backward(*(gradient / (draw.temperature * batch) for gradient in gradients), e_s, e_t)
         return total / batch + 2 * draw.count * log1p(EPS / noise)
 
     @staticmethod
     @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient_s, gradient_t = ctx.saved_tensors
+        gradient_s, gradient_t, _, _ = ctx.saved_tensors
         return gradient_s * grad, gradient_t * grad, None, None, None, None
 
 

@@ -102,7 +102,10 @@ class ReviewKD(TransferLoss):
             )
         for feature in students:
             check_map(feature, "student")
-        teachers = [summary_tensor(own, "feature", len(students[0])) for own in summary]
+        teachers = [
+            laid_out_like(summary_tensor(own, "feature", len(student)), student)
+            for own, student in zip(summary, students, strict=True)
+        ]
         if self.pooled:
             students.append(students[-1].mean(dim=(2, 3), keepdim=True))
             teachers.append(teachers[-1].to(working_dtype(teachers[-1])).mean(dim=(2, 3), keepdim=True))

@@ -117,13 +117,13 @@ class AngleHuber(torch.autograd.Function):
             own[block] += rows.sum(dim=1) + through_length.sum(dim=1)
             own += through_length.sum(dim=0)
         gradient.diagonal().add_(own)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, k_s)
         return total
 
     @staticmethod
     @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
+        gradient, _ = ctx.saved_tensors
         return gradient * grad, None, None
 
 
