@@ -78,7 +78,6 @@ class CRD(PooledLoss):
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
         self.images = 0
-        self._z_is_set = False
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         """Make the embeddings."""
@@ -128,11 +127,8 @@ class CRD(PooledLoss):
 
     @torch.no_grad()
     def _set_z(self, draw: "Draw", e_s: Tensor, e_t: Tensor) -> None:
-        """Set what is not yet set. Asked until a step finds it set, so that a first step that was undone is no trouble."""
-        if self._z_is_set:
-            return
-        self._z_is_set = not bool(self.log_z.isnan().any())
-        if not self._z_is_set:
+        """Set what is not yet set. Asked of the buffer in each step: a first step may be undone, and one wait costs little."""
+        if bool(self.log_z.isnan().any()):
             self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
             self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
 
