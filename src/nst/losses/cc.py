@@ -14,10 +14,11 @@ from nst.losses.pooled import PooledLoss, unit_rows
 class CC(PooledLoss):
     """mean over pairs of images of (K_T − K_S)², K_ij = Σ_{p=0}^{P} e^{−2γ} (2γ)^p / p! · (e_iᵀ e_j)^p.
 
-    K is the Taylor series of order P of the Gaussian kernel exp(−γ ‖e_i − e_j‖²) on unit vectors. e is the pooled feature through
-    a linear layer to `dim` values, one for the student and one for the teacher, made by `setup` and both trained. It
-    relates images, so it sees the global batch. γ = 0.4 and P = 2 are Knowledge-Distillation-Zoo's and torchdistill's defaults;
-    the weight of CRD's benchmark is 0.02, for its own convention.
+    The equation is recalled from the paper, unverified; Knowledge-Distillation-Zoo has the same. K is the Taylor series of order P of
+    the Gaussian kernel exp(−γ ‖e_i − e_j‖²) on unit vectors. e is the pooled feature through a linear layer to `dim` values, one
+    for the student and one for the teacher, made by `setup` and both trained. It relates images, so it sees the global batch.
+    γ = 0.4 and P = 2 are Knowledge-Distillation-Zoo's and torchdistill's defaults; the weight of CRD's benchmark is 0.02, for its
+    own convention.
 
     Args:
         dim: values of the embedding; None: the pooled feature itself, as in Knowledge-Distillation-Zoo.

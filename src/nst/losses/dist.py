@@ -16,7 +16,8 @@ class DIST(LogitLoss):
     """β · (1 − mean over images of ρ(p_S, p_T)) + γ · (1 − mean over classes of ρ(p_S, p_T)), p = softmax(z / T).
 
     ρ is Pearson's correlation: of an image's probabilities over the classes in the first term (inter-class), of a class's
-    probabilities over the images of the batch in the second (intra-class). It relates images, so it sees the global batch.
+    probabilities over the images of the batch in the second (intra-class). It relates images, so it sees the global batch. The equation
+    is that of the authors' code, without its 1e-8.
 
     The authors' setting: β = γ = 2 beside a cross-entropy of weight 1, T = 1 on ImageNet and T = 4 on CIFAR-100 (recalled
     from the paper, unverified; β, γ, T are arguments of their code, whose defaults are 1).

@@ -15,10 +15,11 @@ class DKD(LogitLoss):
     """min(1, epoch / warmup) · (α · TCKD + β · NCKD); mean over the batch.
 
     With p = softmax(z / T) and the image's label y: TCKD = KL(b_T ‖ b_S) of the two numbers b = (p_y, 1 − p_y), NCKD =
-    KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. KD is TCKD + (1 − p_y of the teacher) · NCKD.
+    KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. The equation is recalled from the paper; its
+    authors' code has the same. KD is TCKD + (1 − p_y of the teacher) · NCKD.
 
     The authors' setting on CIFAR-100 (their code, mdistiller): α 1, T 4, warm-up over 20 epochs, β 2 (ResNet-56 → 20 and
-    110 → 32), 6 (vgg13 and wide ResNets) or 8 (others), T² before the value, and a cross-entropy of weight 1.
+    110 → 32), 6 (vgg13; wide ResNet to wide ResNet) or 8 (others), T² before the value, and a cross-entropy of weight 1.
 
     Args:
         temperature: T > 0.

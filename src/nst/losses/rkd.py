@@ -22,14 +22,14 @@ class RKD(PooledLoss):
     """w_d · mean over pairs of h(d_S − d_T) + w_a · mean over triples of h(a_S − a_T), h the Huber loss (δ = 1).
 
     d_ij = ‖x_i − x_j‖₂ over its mean over the pairs, a_ijk the cosine of the angle at x_j between x_i and x_k, x the pooled
-    feature. It relates images, so it sees the global batch. The paper's setting on CIFAR-100, and that of CRD's benchmark and
-    mdistiller: weight 1, w_d = 25, w_a = 50, the feature before the classifier.
+    feature. It relates images, so it sees the global batch. The setting of CRD's benchmark and mdistiller, and as recalled
+    (unverified) of the paper: weight 1, w_d = 25, w_a = 50, the feature before the classifier.
 
     Distances and angles come from the matrix of products in float64, so no tensor is larger than a block of B² cosines.
 
     Args:
         distance, angle: w_d and w_a, at least 0.
-        convention: "paper": pairs and triples of different images; the paper sums over them, the mean is the code's. "crd": the
+        convention: "paper": pairs and triples of different images; the paper sums over them (recalled, unverified), the mean is the code's. "crd": the
             means are over all B² and B³ index tuples, repeated images included, as in the authors' code, CRD's benchmark,
             mdistiller, torchdistill and Knowledge-Distillation-Zoo.
 

@@ -23,8 +23,8 @@ from nst.losses.base import (
 class SP(TransferLoss):
     """‖Ĝ_T − Ĝ_S‖²_F / B² with G = F Fᵀ over the B images of the batch, F `[B, C·H·W]`, and Ĝ its rows at unit length.
 
-    It relates images, so it sees the global batch. Channels and map sizes may differ. The paper's setting, and that of CRD's
-    benchmark and mdistiller: weight 3000, the last stage. Knowledge-Distillation-Zoo takes the mean over three stages;
+    It relates images, so it sees the global batch. Channels and map sizes may differ. The setting of CRD's benchmark and
+    mdistiller, and as recalled (unverified) of the paper: weight 3000, the last stage. Knowledge-Distillation-Zoo takes the mean over three stages;
     torchdistill's code scales rows to a sum of 1 instead.
     """
 

@@ -30,7 +30,7 @@ class VID(TransferLoss):
     """mean over channels, positions and the batch of ½ · ((F_T − μ(F_S))² / σ² + log σ²): −log N(F_T; μ(F_S), σ²) less a constant.
 
     μ is three 1×1 convolutions without bias to C_T channels, a ReLU between each two; σ² = log(1 + e^α) + ε, one a channel. Both are
-    made by `setup` and trained with the student. The paper sums over channels and positions; the mean is the code's. Not bounded
+    made by `setup` and trained with the student. The paper sums over channels and positions (recalled, unverified); the mean is the code's. Not bounded
     below by 0, and at its minimum log σ² is the log of the error left.
 
     The setting of CRD's benchmark and of mdistiller: weight 1, every stage (`taps` with one entry for each). In
