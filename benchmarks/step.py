@@ -32,9 +32,9 @@ from nst.teacher import (
     SummarySource,
     TeacherCache,
     arrays,
-    fill,
     fold_batch_norm,
     kept_live,
+    write_cache,
 )
 from nst.training.ranks import Ranks
 from nst.training.schedule import Constant
@@ -174,7 +174,9 @@ def filled(
         live.ask([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
         live.ask(requests)
-        filling, fill_processor = timed(lambda store=store: fill(store, live, loader, subset, wanted), arguments.device)
+        filling, fill_processor = timed(
+            lambda store=store: write_cache(store, live, loader, subset, wanted), arguments.device
+        )
         rates.append((store.rows / forward, store.rows / filling, forward / filling, bare_processor / fill_processor))
     teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
     return (

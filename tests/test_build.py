@@ -116,9 +116,7 @@ def test_settings_are_plain_data(compose: Compose) -> None:
 def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
     build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
-    with pytest.raises(
-        ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"
-    ):
+    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"):
         build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 
@@ -188,3 +186,13 @@ def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str,
     assert 0 < build.schedule(run)(0.1, 0, 100) <= 0.1
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == ([0.05, 0.0] if choice == "adamw" else [run.optim["weight_decay"]])
+
+
+def test_stages_are_those_that_both_networks_have(compose: Compose) -> None:
+    run = build.settings(compose("loss=[at,fitnet]", "loss.at.taps=stages", "loss.fitnet.taps=stages_pre_relu"))
+    pairs = {term.name: [p.teacher for p in term.pairs] for term in build.networks(run).distiller.terms}
+    assert pairs["at"] == ["stage1", "stage2", "stage3"]
+    assert pairs["fitnet"] == ["stage1_pre_relu", "stage2_pre_relu", "stage3_pre_relu"]
+    named = compose("loss=[at,fitnet]", "loss.at.taps=stages", "taps={last: stage2, stages: last_pre_relu}")
+    pairs = {t.name: [p.teacher for p in t.pairs] for t in build.networks(build.settings(named)).distiller.terms}
+    assert (pairs["at"], pairs["fitnet"]) == (["last_pre_relu"], ["stage2"])

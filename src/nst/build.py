@@ -27,8 +27,6 @@ from nst.training.ranks import Ranks
 from nst.training.schedule import Schedule
 from nst.training.trainer import Trainer
 
-LAST = {"teacher": "last", "student": "last"}
-
 
 @dataclass(frozen=True)
 class Networks:
@@ -176,22 +174,50 @@ def trackers(run: RunConfig) -> list[Tracker]:
     return [instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()]
 
 
-def terms(run: RunConfig) -> list[Term]:
-    """The terms of the run's loss, in order; those of weight 0 are left out."""
+def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
+    """The terms of the run's loss, in order; those of weight 0 are left out.
+
+    Args:
+        models: student and teacher, to say what `stages` are; without them it stands for one pair.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        built = [_term(name, node) for name, node in run.loss.items()]
+        built = [_term(name, node, models) for name, node in run.loss.items()]
     return [term for term in built if term.weight > 0]
 
 
 def _share_taps(run: RunConfig) -> None:
-    """Losses without taps of their own compare the layers that the run names."""
+    """Give every loss the layers that the run names for it, and the run's key nothing more to say.
+
+    `taps` is what all losses without taps of their own compare: a list of pairs, the name of a role that both networks have, or
+    a mapping from such names, as losses use them, to either.
+    """
+    named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
     for node in run.loss.values():
-        if isinstance(node, dict) and node.get("taps", ()) is None:
-            node["taps"] = run.taps
+        if isinstance(node, dict) and "taps" in node:
+            wanted = "last" if node["taps"] is None else node["taps"]
+            node["taps"] = named.get(wanted, wanted) if isinstance(wanted, str) else wanted
 
 
-def _term(name: str, node: Any) -> Term:
+def _pairs(key: str, taps: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+    """A list of pairs, or a role: `last`, any other name, or `stages` and `stages_pre_relu` for all that both networks have."""
+    if not isinstance(taps, str):
+        if not isinstance(taps, list | tuple) or not taps:
+            raise ValueError(f"{key}={taps!r}: a role such as last or stages, or a list of pairs of layers is needed")
+        return tuple(_pair(key, pair) for pair in taps)
+    if not re.fullmatch("stages(_pre_relu)?", taps):
+        return (Pair(taps, taps),)
+    suffix = taps.removeprefix("stages")
+    numbers = range(1, 100) if models else range(1, 2)
+    roles = [f"stage{k}{suffix}" for k in numbers if all(f"stage{k}{suffix}" in getattr(m, "taps", {}) for m in models)]
+    if not roles:
+        raise ValueError(
+            f"{key}={taps}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
+        )
+    return tuple(Pair(role, role) for role in roles)
+
+
+def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
     key = f"loss.{name}"
     check_name(f"{key}: its name", name)
     if not isinstance(node, Mapping) or "_target_" not in node:
@@ -213,8 +239,7 @@ def _term(name: str, node: Any) -> Term:
         if node.get("taps"):
             raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
         return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
-    pairs = tuple(_pair(f"{key}.taps", pair) for pair in node.get("taps") or [LAST])
-    return Term(name, loss, float(weight), pairs)
+    return Term(name, loss, float(weight), _pairs(f"{key}.taps", node.get("taps", "last"), models))
 
 
 def _pair(key: str, node: Any) -> Pair:
@@ -249,18 +274,18 @@ def networks(run: RunConfig) -> Networks:
     Raises:
         ValueError: unknown layer, a tap that yields no map, shapes that a loss cannot compare, wrong class counts.
     """
-    wanted = terms(run)
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
+    teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
+    wanted = terms(run, [student] if teacher is None else [student, teacher])
     _check_taps(wanted, "student", student)
     student_shapes = _shapes("student", student, [p.student for t in wanted for p in t.pairs], image)
     _check_classes("model", student_shapes, run.data["num_classes"])
-    teacher, teacher_shapes = None, {}
-    if run.teacher.model is not None:
-        teacher = network("teacher.model", run.teacher.model, run.teacher.seed)
-        _check_taps([t for t in wanted if t.loss.source == "teacher"], "teacher", teacher)
-        asked = [p.teacher for t in wanted if t.loss.source == "teacher" for p in t.pairs]
-        teacher_shapes = _shapes("teacher", teacher, asked, image)
+    teacher_shapes = {}
+    if teacher is not None:
+        asking = [t for t in wanted if t.loss.source == "teacher"]
+        _check_taps(asking, "teacher", teacher)
+        teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in asking for p in t.pairs], image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)

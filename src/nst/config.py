@@ -109,7 +109,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    taps: list[Any] = field(default_factory=lambda: [{"teacher": "last", "student": "last"}])  # layers that correspond
+    taps: Any = "last"  # which layers of teacher and student correspond, for every loss without taps of its own
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: Any = None
     schedule: Any = None

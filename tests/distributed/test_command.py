@@ -37,5 +37,7 @@ def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose
     for alone, shared in zip(*lines, strict=True):
         torch.testing.assert_close(shared["loss"], alone["loss"], rtol=1e-3, atol=0)
     assert {"images_per_second_rank0", "images_per_second_rank1"} <= set(lines[1][0]["timing"])
-    assert text.count("2 ranks: global batch size 16, 8 a rank; learning rate 0.01, 0.005 a rank") == 3  # rank 0 alone prints
+    assert (
+        text.count("2 ranks: global batch size 16, 8 a rank; learning rate 0.01, 0.005 a rank") == 3
+    )  # rank 0 alone prints
     assert "2 jobs, best first" in text

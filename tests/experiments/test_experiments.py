@@ -1,33 +1,26 @@
-"""Every configs/experiment/**/*.yaml composes, builds and takes two steps; headers and tables agree."""
+"""Every setting of configs/experiment composes with every method of its tables, builds and takes two steps."""
 
-import re
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 from tests.data.samples import encode, noise, write_shard
 
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
-from nst.errors import CONFIGS
-from nst.teacher import LiveTeacher
+from nst.config import CONFIGS
+from nst.reproduce.table import read_table
+from nst.teacher import LiveTeacher, NoTeacher
 from nst.training.ranks import Ranks
-from nst.training.trainer import Trainer
 
 FOLDER = CONFIGS / "experiment"
-NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
-TABLES = sorted((CONFIGS / "table").rglob("*.yaml"))
-METHODS = {
-    "student", "kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian",
-    "kd_fitnet", "kd_at", "kd_nst_poly", "kd_fitnet_nst_poly",
-}  # fmt: skip
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.stem != "base")
+TABLES = sorted(str(f.relative_to(CONFIGS / "table").with_suffix("")) for f in (CONFIGS / "table").rglob("*.yaml"))
 STEPS = 2
 
 
@@ -98,26 +91,37 @@ def composed(*overrides: str) -> Any:
         return compose("config", overrides=list(overrides))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_composes_builds_and_takes_two_steps(name, roots):
-    data = next((key for key in roots if key in name), "digits")  # cifar100 stands before cifar10
-    run = build.settings(composed(f"experiment={name}", *roots[data], "trainer.batch_size=2", "trainer.compile=false"))
+def cells() -> list[list[str]]:
+    """The overrides of every row of every table; of CRD's pairs one with all methods, the others with NST."""
+    found = []
+    for name in TABLES:
+        for group in read_table(name, CONFIGS).groups:
+            for row in group.rows:
+                words = [*read_table(name, CONFIGS).overrides, *row.run]
+                if not name.startswith("crd") or group.name == "resnet56-resnet20" or row.name == "nst":
+                    found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("words", cells(), ids=lambda words: " ".join(words[-3:]))
+def test_composes_builds_and_takes_two_steps(words, roots):
+    data = next((key for key in roots if any(key in word for word in words)), None) or (
+        "cifar100" if any("crd" in word for word in words) else "digits"
+    )  # cifar100 stands before cifar10
+    run = build.settings(composed(*words, *roots[data], "trainer.batch_size=4", "trainer.compile=false"))
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
-    here = Ranks(0, 1, torch.device("cpu"))
-    live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else None
-    loader = dataset.split("train").loader(2, train=True)
-    trainer = Trainer(
-        networks.distiller, live or (lambda batch: {}), loader,
-        optim=run.optim, settings=run.trainer, ranks=here, seed=0,
-    )  # fmt: skip
+    live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else NoTeacher()
+    loader = dataset.split("train").loader(4, train=True)
+    build.allocate(run, networks.distiller, len(dataset.train))
+    trainer = build.trainer(run, networks.distiller, live, loader, Ranks(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
         trainer.step(batch)
     logged = trainer.window()
     networks.distiller.taps.remove()
-    if live is not None:
+    if isinstance(live, LiveTeacher):
         live.taps.remove()
     assert trainer.progress.step == STEPS
-    assert set(logged["terms"]) == set(run.loss)
+    assert set(logged["terms"]) == {name for name, node in run.loss.items() if node["weight"]}
     assert np.isfinite(logged["loss"])
 
 
@@ -134,31 +138,14 @@ def cached_data(run: Any, key: str) -> Any:
 def test_is_a_short_difference_with_a_full_header(name):
     text = (FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
-    assert len(text.splitlines()) <= 30
-    if not name.endswith("/base"):
-        assert re.search(r"published|no cell of a published table|not in the paper's table", text)
-        assert re.search(r"^# python (train|scripts/reproduce)\.py ", text, re.M)
-        assert "# Expected cost (estimate" in text
-    if command := re.search(r"train\.py experiment=(\S+)", text):
-        assert command[1] == name
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 35
+    assert f"nst train experiment={name} loss=" in text
+    assert "nst reproduce table=" in text
 
 
-def test_the_paper_s_methods_have_their_names():
-    for table in ("cifar10", "cifar100", "imagenet"):
-        assert {path.stem for path in (FOLDER / "paper" / table).glob("*.yaml")} == {*METHODS, "base"}
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_headers_state_the_figures_of_the_tables(path: Path):
-    table = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(table, dict)
-    for row in (row for group in table["groups"] for row in group["rows"]):
-        experiment = next((o.split("=")[1] for o in row["run"] if o.startswith("experiment=")), None)
-        if experiment is not None and "published" in row:
-            header = (FOLDER / f"{experiment}.yaml").read_text()
-            figure = f"{row['published']:.2f}" + (f" / {row['published_top5']:.2f}" if "published_top5" in row else "")
-            assert f"{figure} %" in header.splitlines()[1]
-            assert f"{row['label']}: published" in header
+def test_every_setting_is_in_a_table():
+    used = {word for words in cells() for word in words}
+    assert all(f"experiment={name}" in used for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -170,37 +157,58 @@ def test_headers_state_the_figures_of_the_tables(path: Path):
     ],
 )
 def test_crd_s_settings(name, taps):
-    run = {m: composed(f"experiment=crd/cifar100/{name}/{m}") for m in ("student", "kd", "fitnet", "at", "nst")}
-    for cfg in run.values():
-        assert (cfg.trainer.epochs, cfg.trainer.batch_size) == (240, 64)
-        assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.momentum) == (0.05, 5e-4, 0.9)
-        assert list(cfg.optim.milestones) == [150 / 240, 180 / 240, 210 / 240]
-        assert cfg.teacher.recipe.trainer.epochs == 240
-    assert (run["kd"].loss.ce.weight, run["kd"].loss.kd.weight, run["kd"].loss.kd.temperature) == (0.1, 0.9, 4.0)
-    assert (run["at"].loss.at.weight, run["at"].loss.at.p) == (1000, 2)
-    assert (run["fitnet"].loss.fitnet.weight, len(run["fitnet"].loss.fitnet.taps)) == (100, 1)
-    assert run["nst"].loss.nst_poly.weight == 50
-    for method, term in (("at", "at"), ("nst", "nst_poly")):
-        node = run[method].loss[term]
-        assert node.convention == "crd"
-        assert [pair.teacher for pair in node.taps] == [pair.student for pair in node.taps] == taps
+    run = {
+        m: build.settings(composed(f"experiment=crd/{name}", f"loss=crd/{m}")) for m in ("kd", "fitnet", "at", "nst")
+    }
+    for settings in run.values():
+        assert (settings.trainer.epochs, settings.trainer.batch_size) == (240, 64)
+        optim = settings.optim
+        assert (optim["lr"], optim["weight_decay"], optim["momentum"]) == (0.05, 5e-4, 0.9)
+        assert settings.schedule["milestones"] == [150 / 240, 180 / 240, 210 / 240]
+        assert settings.teacher.recipe.trainer.epochs == 240
+        assert settings.data["mean"] == [0.5071, 0.4867, 0.4408]
+        assert settings.data["std"] == [0.2675, 0.2565, 0.2761]
+    kd = run["kd"].loss
+    assert (kd["ce"]["weight"], kd["kd"]["weight"], kd["kd"]["temperature"]) == (0.1, 0.9, 4.0)
+    assert (run["at"].loss["at"]["weight"], run["at"].loss["at"]["p"]) == (1000, 2)
+    assert run["fitnet"].loss["fitnet"]["weight"] == 100
+    assert run["nst"].loss["nst_poly"]["weight"] == 50
+    for method, term, expected in (("at", "at", taps), ("nst", "nst_poly", taps), ("fitnet", "fitnet", taps[1:2])):
+        assert run[method].loss[term]["convention"] == "crd"
+        (found,) = (t for t in build.networks(run[method]).distiller.terms if t.name == term)
+        assert [pair.teacher for pair in found.pairs] == [pair.student for pair in found.pairs] == expected
+
+
+def test_crd_s_residual_networks_have_projections():
+    for name, counts in (("resnet56-resnet20", (861_620, 278_324)), ("resnet110-resnet32", (1_736_564, 472_756))):
+        networks = build.networks(build.settings(composed(f"experiment=crd/{name}", "loss=kd")))
+        assert networks.teacher is not None
+        assert (build.count_parameters(networks.teacher), build.count_parameters(networks.distiller.student)) == counts
+
+
+def test_small_networks_of_other_families_learn_at_a_lower_rate():
+    for student in ("mobilenet_v2_half", "shufflenet_v1", "shufflenet_v2"):
+        names = [name for name in NAMES if name.endswith(f"-{student}")]
+        assert names
+        assert all(build.settings(composed(f"experiment={name}", "loss=kd")).optim["lr"] == 0.01 for name in names)
 
 
 def test_the_paper_s_settings():
     for data in ("cifar10", "cifar100"):
-        cfg = composed(f"experiment=paper/{data}/kd_fitnet_nst_poly")
-        assert (cfg.trainer.epochs, cfg.trainer.batch_size, cfg.optim.lr, cfg.optim.weight_decay) == (
-            400,
-            128,
-            0.2,
-            1e-4,
-        )
-        assert [epoch * 400 for epoch in cfg.optim.milestones] == [200, 300]
-        assert (cfg.loss.kd.weight, cfg.loss.fitnet.weight, cfg.loss.nst_poly.weight) == (16, 100, 50)
-        assert (cfg.teacher.model.name, cfg.model.name) == ("preact_resnet1001", "inception_bn_small")
-    cfg = composed("experiment=paper/imagenet/nst_poly")
-    assert (cfg.trainer.epochs, cfg.trainer.batch_size, cfg.optim.lr, cfg.optim.nesterov) == (100, 512, 0.1, True)
-    assert [round(100 * m) for m in cfg.optim.milestones] == [30, 60, 90]
-    assert cfg.model.input_bn
-    assert cfg.teacher.model.input_bn
-    assert list(cfg.data.mean) == [0, 0, 0]
+        run = build.settings(composed(f"experiment=paper/{data}", "loss=kd_fitnet_nst_poly"))
+        assert (run.trainer.epochs, run.trainer.batch_size) == (400, 128)
+        assert (run.optim["lr"], run.optim["weight_decay"]) == (0.2, 1e-4)
+        assert [epoch * 400 for epoch in run.schedule["milestones"]] == [200, 300]
+        assert [run.loss[name]["weight"] for name in ("kd", "fitnet", "nst_poly")] == [16, 100, 50]
+        assert run.loss["fitnet"]["taps"] == run.loss["nst_poly"]["taps"] == "last_pre_relu"
+        assert (run.teacher.model["name"], run.model["name"]) == ("preact_resnet1001", "inception_bn_small")
+        assert run.teacher.recipe.optim["lr"] == 0.1
+        assert run.teacher.recipe.trainer.epochs == 200
+    run = build.settings(composed("experiment=paper/imagenet", "loss=nst_poly"))
+    assert (run.trainer.epochs, run.trainer.batch_size, run.optim["lr"], run.optim["nesterov"]) == (100, 512, 0.1, True)
+    assert [round(100 * m) for m in run.schedule["milestones"]] == [30, 60, 90]
+    assert run.optim["no_decay"] == ["bias"]
+    assert (run.model["input_bn"], run.model["pooling"], run.model["bn_eps"]) == (True, "valid", 2e-5)
+    assert run.teacher.model["input_bn"]
+    assert (run.data["interpolation"], run.data["antialias"]) == ("bicubic", False)
+    assert run.data["mean"] == [0, 0, 0]

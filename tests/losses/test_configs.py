@@ -1,10 +1,12 @@
 """Every configs/loss/*.yaml composes alone and its losses can be built."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
 
 from nst.losses import TransferLoss
 
@@ -17,7 +19,26 @@ SUMS = {
     "kd_nst_gaussian": ["ce", "kd", "nst_gaussian"],
     "kd_fitnet_nst_poly": ["ce", "kd", "fitnet", "nst_poly"],
 }
-WEIGHTS = {"ce": 1, "kd": 16, "at": 1000, "fitnet": 100, "nst_linear": 50, "nst_poly": 50, "nst_gaussian": 100}
+WEIGHTS = {
+    "ce": 1,
+    "kd": 16,
+    "at": 1000,
+    "fitnet": 100,
+    "nst_linear": 50,
+    "nst_poly": 50,
+    "nst_gaussian": 100,
+    "nst_gaussian_taylor": 100,
+    "sp": 3000,
+    "cc": 0.02,
+    "vid": 1,
+    "rkd": 1,
+    "pkt": 30000,
+    "crd": 0.8,
+    "dkd": 16,
+    "dist": 16,
+    "review": 5,
+}
+OTHER_THAN_DEFAULT = {"kernel", "approximate"}  # what tells the files of one class apart
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -29,8 +50,22 @@ def test_composes_and_builds(name, tmp_path):
     assert list(terms) == SUMS.get(name, list(dict.fromkeys(["ce", name])))
     for key, term in terms.items():
         settings = dict(term)
-        assert settings.pop("weight") == WEIGHTS.get(key, 100)
+        assert settings.pop("weight") == WEIGHTS[key]
         taps = settings.pop("taps", None)
         loss = instantiate(settings)
         assert isinstance(loss, TransferLoss)
-        assert (taps is None) == loss.on_logits
+        assert (taps is None) == (loss.on_logits or loss.source == "labels")
+        assert len(taps or [0]) == 1 or loss.all_layers
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_argument_is_a_key_with_its_default(name):
+    """So that `loss.nst_poly.form=pairs` works on the command line without a plus sign."""
+    for term in OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml")).values():
+        if not isinstance(term, dict):
+            continue  # a sum names other files
+        arguments = inspect.signature(get_class(term["_target_"]).__init__).parameters
+        keys = {key: value for key, value in term.items() if key not in ("weight", "taps", "_target_")}
+        assert [*keys] == [key for key in arguments if key not in ("self", "args", "kwargs")]
+        for key, value in keys.items():
+            assert key in OTHER_THAN_DEFAULT or value == arguments[key].default

@@ -56,3 +56,47 @@ def test_setup_makes_the_regressor():
     torch.testing.assert_close(value, 0.5 * (mapped - summary["feature"]).square().mean())
     value.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [((3, 8, 8), (5, 8, 8)), ((3, 8, 8), (5, 4, 4)), ((3, 4, 4), (5, 8, 8)), ((3, 8, 6), (5, 7, 3))],
+)
+def test_crds_regressor_goes_to_the_teachers_size(student, teacher):
+    torch.manual_seed(0)
+    loss = FitNet("crd", "conv_bn_relu")
+    loss.setup(student, teacher)
+    x, y = torch.randn(4, *student, requires_grad=True), torch.randn(4, *teacher)
+    summary = loss.summarize(y, student)
+    assert loss.plan(student, teacher).summary == {"feature": teacher}
+    assert torch.equal(summary["feature"], y)
+    convolution, norm, _ = loss.regressor
+    z = convolution(x)
+    mean, var = z.mean((0, 2, 3), keepdim=True), z.var((0, 2, 3), keepdim=True, unbiased=False)
+    expected = ((z - mean) / (var + norm.eps).sqrt()).relu()
+    torch.testing.assert_close(loss(x, summary), (expected - y).square().mean())
+    loss(x, summary).backward()
+    assert all(p.grad is not None for p in loss.parameters())
+
+
+def test_regressors_that_do_not_fit():
+    loss = FitNet("crd", "conv_bn_relu")
+    for run in (loss.setup, loss.plan):
+        with pytest.raises(ValueError, match=r"4×4.*12×12"):
+            run((3, 4, 4), (5, 12, 12))
+    with pytest.raises(ValueError, match="equal channels"):
+        FitNet(regressor="none").plan((3, 4, 4), (5, 4, 4))
+    with pytest.raises(ValueError, match="conv1x1, conv_bn_relu, none"):
+        FitNet(regressor="linear")  # type: ignore[arg-type]
+    assert FitNet(regressor="none").summary_key == FitNet().summary_key != loss.summary_key
+
+
+def test_the_default_regressor_draws_what_it_drew():
+    torch.manual_seed(3)
+    loss = FitNet()
+    loss.setup((3, 4, 4), (5, 4, 4))
+    after = torch.rand(())
+    torch.manual_seed(3)
+    convolution = torch.nn.Conv2d(3, 5, 1)
+    assert torch.equal(torch.rand(()), after)
+    assert torch.equal(loss.regressor.weight, convolution.weight)

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from tests.losses.every import LOSSES as EVERY
+from tests.losses.every import Case
 from tests.losses.reference import feature, value_and_gradient
 
 from nst.losses import AT, KD, NST, FitNet, TransferLoss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+DEVICE = "cuda"
 
 LOSSES: list[TransferLoss] = [
     NST("linear"),
@@ -65,3 +69,16 @@ def test_no_pair_tensor_for_the_gram_form():
     before = torch.cuda.memory_allocated()
     loss(student, loss.summarize(teacher)).backward()
     assert torch.cuda.max_memory_allocated() - before < 8 * student.numel() * 4
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.filterwarnings("default")
+def test_every_loss_equals_the_cpu(name):
+    """Value and gradients of features and parameters; buffers, draws and scalars of the run (on the CPU) included."""
+    case = Case(name, batch=6)
+    expected = case.step(case.summaries())
+    case.loss.to(DEVICE)
+    case.students, case.teachers = [x.to(DEVICE) for x in case.students], [x.to(DEVICE) for x in case.teachers]
+    case.extra = {key: value.to(DEVICE) if value.ndim else value for key, value in case.extra.items()}
+    for value, wanted in zip(case.step(case.summaries()), expected, strict=True):
+        assert (value.cpu() - wanted).norm() < 1e-3 * wanted.norm() + 1e-6

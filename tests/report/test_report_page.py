@@ -1,18 +1,19 @@
 """The page: self-contained, escaped, and looked at in a real browser where there is one."""
 
-import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.report.written import write_table
+from tests.report.written import write_evidence, write_table
 
 from nst.report.figures import Axis, log_ticks, ticks
+from nst.report.page import policy
 from nst.report.table import read_table
 from nst.report.write import write_result
 
@@ -24,17 +25,7 @@ VOID = {"meta", "link", "img", "br", "line", "circle", "polygon", "polyline"}
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     folder = write_table(tmp_path)
-    evidence = folder / "evidence"
-    evidence.mkdir()
-    values = {kernel: {"before": [0.2, 0.3], "after": [0.01, 0.02]} for kernel in ("linear", "polynomial", "gaussian")}
-    points = np.random.default_rng(0).normal(size=(12, 2)).round(2).tolist()
-    content = {
-        "runs": [], "images": 256, "mmd": {"student": values, "nst_poly": values},
-        "tsne": {name: {"teacher": points, "student": points} for name in ("student", "nst_poly")},
-    }  # fmt: skip
-    (evidence / "small.json").write_text(json.dumps(content))
-    for name in ("teacher", "nst_poly"):
-        Image.new("RGB", (40, 30), "red").save(evidence / f"small-{name}.png")
+    write_evidence(folder)
     write_result(read_table(folder, tmp_path), folder, tmp_path)
     return folder / "page.html"
 
@@ -72,6 +63,45 @@ def test_is_self_contained_and_whole(page: Path):
     assert "prefers-color-scheme: dark" in text
 
 
+def test_says_what_a_reader_asks_first(page: Path):
+    """Outside of anything to be opened: weights, length, rate, test images, colours, runs lost, what the baseline is."""
+    visible = re.sub(r"<details>.*?</details>", "", page.read_text(), flags=re.S)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", visible))
+    for part in (
+        "epochs 2; learning rate 0.1 (cosine); batch size 128; training images all; test images 360; seeds 0, 1, 2",
+        "Baseline: student trained without a teacher", "nst_poly 50 †", "† default weight, not tuned",
+        "baseline methods with NST other methods published", "median", "Runs that fell back: 0; that diverged: 0.",
+    ):  # fmt: skip
+        assert part in text
+    assert text.index("Δ vs. baseline") < text.index("last epoch median")
+    assert "student alone" not in page.read_text().lower()
+
+
+def test_policy_allows_the_one_style_and_inline_pictures(page: Path):
+    style = page.read_text().split("<style>")[1].split("</style>")[0]
+    content = unescape(page.read_text().split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0])
+    assert content == policy(style)
+    assert content.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in content
+
+
+@needs_browser
+def test_the_policy_stops_scripts_and_other_styles(page: Path, tmp_path: Path):
+    """Even where something had slipped in: neither script, handler, style attribute nor picture from elsewhere acts."""
+    probe = "<script>document.title='run'</script><img src='x' onerror=\"document.title='run'\">"
+    styled = "<p id='p' style='color: red'>red?</p>"
+    page.write_text(page.read_text().replace("</main>", f"{probe}{styled}</main>"))
+    found = subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'policy'}", "--enable-logging=stderr", "--dump-dom", page.as_uri(),
+        ],
+        check=True, capture_output=True, timeout=120, text=True,
+    )  # fmt: skip
+    assert "<title>A test</title>" in found.stdout
+    assert found.stderr.count("Content Security Policy") >= 3
+
+
 def look(page: Path, to: Path, width: int, dark: bool) -> np.ndarray:
     """A screenshot as pixels `[H, W, 3]`."""
     assert BROWSER is not None
@@ -93,7 +123,8 @@ def dump(page: Path, tmp_path: Path, probe: str, width: int) -> str:
     assert BROWSER is not None
     probed = tmp_path / "probed.html"
     script = f"<script>document.title = String({probe})</script>"
-    probed.write_text(page.read_text().replace("</body>", script + "</body>"))
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())  # which forbids the probe
+    probed.write_text(text.replace("</body>", script + "</body>"))
     found = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

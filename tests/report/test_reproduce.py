@@ -155,14 +155,14 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     reproduce(request)
     printed = capsys.readouterr().out
     assert "teacher resnet8 (1 of 1 left)\n" in printed
-    assert "Student alone, seed 0 (16 of 16 left)" in printed
-    assert printed.index("KD + NST (poly), seed 0") < printed.index("Student alone, seed 1")
+    assert "Baseline, seed 0 (16 of 16 left)" in printed
+    assert printed.index("KD + NST (poly), seed 0") < printed.index("Baseline, seed 1")
     assert "KD + NST (poly), seed 1 (2 of 16 left)" in printed
     assert "not finished, other processes were at them: KD, seed 0\n" in printed
     reproduce(replace(request, page=True))
     printed = capsys.readouterr().out
     assert " left)" not in printed
-    assert "Handwritten digits, test accuracy (reduced)" in printed
+    assert "digits, 40 training images, 2 epochs, test accuracy (reduced)" in printed
     held.close()
     assert not finished(other)
     reproduce(request)
@@ -204,7 +204,7 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
     monkeypatch.setattr(execute, "dataset", lambda run, sets: None)
     outcome = execute.execute(crd, Ranks(0, 1, torch.device("cpu")))
     assert tried == list(dict.fromkeys(run_folder(asdict(run)) for run in [*crd.teachers, *students]))
-    assert list(outcome.failed.values()) == [f"{crd.cells[0].group.title}: Student alone, seed 0: too large"]
+    assert list(outcome.failed.values()) == [f"{crd.cells[0].group.title}: Baseline, seed 0: too large"]
     assert outcome.elsewhere == []
     tried.clear()
     assert execute.execute(crd, Ranks(0, 1, torch.device("cpu"))).failed == outcome.failed

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.report.written import write_run, write_table
+from tests.report.written import write_table
 
-from nst.report.runs import all_runs, select
+from nst.report.runs import fell_back
 from nst.report.table import read_table
-from nst.report.text import as_csv, as_markdown, cells
+from nst.report.text import as_csv, as_markdown, cells, columns, settings_text
 from nst.report.write import print_result, write_result
 
 
@@ -45,11 +45,13 @@ def test_accuracy_tables_turn_the_comparison_round(tmp_path: Path):
 def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     result = read_table(write_table(tmp_path), tmp_path)
     kd = result["groups"][0]["rows"][1]
-    assert cells(kd) == (
-        "KD", "5.00 ± 1.00 (3)", "2.52 … 7.48", "4.00 ± 1.00 (3)", "4.47", "+0.53", "-1.00 ± 0.00", "2 (2)",
-        "reproduced",
-    )  # fmt: skip
-    assert "| KD | 5.00 ± 1.00 (3) |" in as_markdown(result)
+    shown = {name: cells(kd)[name] for name in columns(result["groups"][0])}
+    assert shown == {
+        "method": "KD", "Δ vs. baseline": "-1.00 ± 0.00", "λ": "kd 50 †", "last epoch": "5.00 ± 1.00 (3)", "median": "5.00",
+        "95 % interval": "2.52 … 7.48", "best epoch": "4.00 ± 1.00 (3)", "published": "4.47 (unknown)",
+        "Δ vs. published": "+0.53 (last)", "rank (published)": "2 (2)", "verdict": "reproduced",
+    }  # fmt: skip
+    assert "| KD | -1.00 ± 0.00 | 5.00 ± 1.00 (3) | 5.00 | kd 50 † |" in as_markdown(result)
     (line,) = [row for row in csv.DictReader(as_csv(result).splitlines()) if row["method"] == "kd"]
     assert (float(line["mean"]), float(line["published"]), line["verdict"]) == (pytest.approx(5), 4.47, "reproduced")
     print_result(result)
@@ -92,11 +94,10 @@ def test_diverged_runs_are_counted_and_no_result(tmp_path: Path):
     row = result["groups"][0]["rows"][1]
     assert (row["diverged"], row["last"]["n"], row["asked"]) == (1, 2, 3)
     text = as_markdown(result)
-    assert "| 5.00 ± 1.41 (2); diverged (1) |" in text
-    assert "Diverged (number of seeds)" in text
-    assert "Runs missing, by method: NST <poly> 1." in text
-    (state,) = (run["state"] for run in all_runs(tmp_path) if run["folder"] == kd["runs"][0]["folder"])
-    assert state.startswith("diverged after epoch")
+    assert "| 5.00 ± 1.41 (2) | 5.00 |" in text
+    assert "| 1 of 3 |" in text
+    assert "Runs that fell back: 0; that diverged: 1. Diverged: stopped by a loss" in text
+    assert "Runs missing, by method: NST &lt;poly&gt; 1." in text
 
 
 def test_a_table_without_runs(tmp_path: Path):
@@ -109,16 +110,88 @@ def test_a_table_without_runs(tmp_path: Path):
     assert "No run of this group is finished" in (folder / "page.html").read_text()
 
 
-def test_list_of_runs(tmp_path: Path):
-    write_table(tmp_path)
-    write_run(tmp_path / "elsewhere", "kd", 0, [50.0])
-    runs = all_runs(tmp_path)
-    assert len(runs) == 9
-    best = select(runs, {}, "best")[0]
-    assert (best["loss"], best["seed"], best["best"], best["best_epoch"], best["last"]) == ("kd", 2, 97.0, 1, 94.0)
-    unfinished = select(runs, {"state": "epoch*"}, "last")
-    assert [(run["loss"], run["state"], run["seconds"]) for run in unfinished] == [("nst_poly", "epoch 1 of 2", 1.5)]
-    assert {run["loss"] for run in select(runs, {"loss": "kd,*poly"}, "seed")} == {"kd", "nst_poly"}
-    assert [run["seed"] for run in select(runs, {"loss": "kd"}, "seed")] == [0, 1, 2]
-    with pytest.raises(ValueError, match="no such field"):
-        select(runs, {"los": "kd"}, "last")
+def change_plan(folder: Path, row: int, **values: object) -> None:
+    """Other values in one row of the plan."""
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["groups"][0]["rows"][row] |= values
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Path):
+    folder = write_table(tmp_path)
+    change_plan(folder, 1, epoch="best")
+    result = read_table(folder, tmp_path)
+    row = result["groups"][0]["rows"][1]
+    assert row["difference"] == pytest.approx(4.00 - 4.47)
+    assert (cells(row)["published"], cells(row)["Δ vs. published"]) == ("4.47 (best)", "-0.47 (best)")
+    assert (cells(row)["last epoch"], cells(row)["best epoch"]) == ("5.00 ± 1.00 (3)", "4.00 ± 1.00 (3)")
+    change_plan(folder, 1, epoch="last")
+    row = read_table(folder, tmp_path)["groups"][0]["rows"][1]
+    assert cells(row)["Δ vs. published"] == "+0.53 (last)"
+
+
+def test_a_tuned_weight_has_no_mark(tmp_path: Path):
+    folder = write_table(tmp_path)
+    change_plan(folder, 1, tuned=True)
+    _, kd, nst = read_table(folder, tmp_path)["groups"][0]["rows"]
+    assert (cells(kd)["λ"], cells(nst)["λ"]) == ("kd 50", "nst_poly 50 †")
+
+
+def test_settings_that_differ_between_rows_are_columns(tmp_path: Path):
+    folder = write_table(tmp_path)
+    for file in tmp_path.glob("digits/big-small/kd/*/config.json"):
+        config = json.loads(file.read_text())
+        config["optim"]["lr"] = 0.2
+        file.write_text(json.dumps(config))
+    (group,) = read_table(folder, tmp_path)["groups"]
+    assert [cells(row)["learning rate"] for row in group["rows"]] == ["0.1 (cosine)", "0.2 (cosine)", "0.1 (cosine)"]
+    assert "learning rate" in columns(group)
+    assert "learning rate" not in settings_text(group)
+
+
+def test_a_row_without_a_finished_run_makes_no_setting_differ(tmp_path: Path):
+    folder = write_table(tmp_path)
+    for file in tmp_path.glob("digits/big-small/kd/*/summary.json"):
+        file.unlink()
+    (group,) = read_table(folder, tmp_path)["groups"]
+    assert "test images 360" in settings_text(group)
+    assert "test images" not in columns(group)
+
+
+def test_runs_that_fell_back_are_counted(tmp_path: Path):
+    """From 90 % to 40 % where guessing has 10 %: more than half of what was won."""
+    folder = write_table(tmp_path)
+    line = '{"kind": "eval", "step": 15, "epoch": 1.5, "top1": 40.0}\n'
+    (file,) = tmp_path.glob("digits/big-small/kd/seed1-*/metrics.jsonl")
+    file.write_text(file.read_text().replace('{"kind": "eval", "step": 20', f'{line}{{"kind": "eval", "step": 20'))
+    result = read_table(folder, tmp_path)
+    assert [row["fell_back"] for row in result["groups"][0]["rows"]] == [0, 1, 0]
+    assert "Runs that fell back: 1; that diverged: 0." in as_markdown(result)
+
+
+def test_noise_near_chance_is_no_fall():
+    def events(*values: float) -> list[dict[str, float]]:
+        return [{"top1": value} for value in values]
+
+    assert not fell_back(events(12.0, 10.5, 60.0, 36.0), 10.0)
+    assert fell_back(events(12.0, 60.0, 34.0, 80.0), 10.0)
+
+
+def test_a_damaged_run_is_named_with_its_key(tmp_path: Path):
+    folder = write_table(tmp_path)
+    (file,) = tmp_path.glob("digits/big-small/kd/seed1-*/summary.json")
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"test": {"top1": "96"}}))
+    with pytest.raises(ValueError, match=r"seed1-.*summary.json is damaged: test.top1 is '96'"):
+        read_table(folder, tmp_path)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"summary.json is damaged"):
+        read_table(folder, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["../../elsewhere", "/etc", "a//b", ""])
+def test_a_plan_leads_nowhere_else(tmp_path: Path, place: str):
+    folder = write_table(tmp_path)
+    change_plan(folder, 1, runs=[{"seed": 0, "folder": place}])
+    with pytest.raises(ValueError, match="no folder below"):
+        read_table(folder, tmp_path)

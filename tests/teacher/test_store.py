@@ -16,7 +16,7 @@ from nst.distiller import Request, Summaries
 from nst.losses import AT, KD, NST, FitNet, TransferLoss
 from nst.models import resnet8
 from nst.taps import LOGITS, resolve
-from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, fill, kept_live
+from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, kept_live, write_cache
 from nst.teacher import cache as store_module
 from nst.teacher.layout import readable_bytes
 
@@ -55,7 +55,7 @@ def opened(folder: Path, dtype: str = "float32", **identity: Any) -> TeacherCach
 def filled(folder: Path, *requests: Request, dtype: str = "float32") -> TeacherCache:
     store = opened(folder, dtype)
     live = teacher(*requests)
-    fill(store, live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(*requests))
+    write_cache(store, live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(*requests))
     return store
 
 
@@ -122,12 +122,12 @@ def test_a_half_written_store_continues_where_it_was_cut_off(
     live.after = after
     loader, subset = split().loader(8, train=True), split().view_subset(VIEWS)
     with pytest.raises(KeyboardInterrupt):
-        fill(opened(tmp_path), live, loader, subset, wanted(POLY))
+        write_cache(opened(tmp_path), live, loader, subset, wanted(POLY))
     (array,) = wanted(POLY)
     reopened = opened(tmp_path)
     assert 0 < reopened.written(array.name) < reopened.rows
     live.after = 10**9
-    fill(reopened, live, loader, subset, wanted(POLY))
+    write_cache(reopened, live, loader, subset, wanted(POLY))
     assert live.calls == VIEWS * 3  # each batch of each view once
     whole = filled(tmp_path / "whole", POLY)
     assert whole.file(array.name).read_bytes() == reopened.file(array.name).read_bytes()
@@ -198,12 +198,12 @@ def test_a_disk_too_small_is_known_before_anything_is_computed(tmp_path: Path, m
     monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
     live = CutOff(resnet8(), [POLY])
     with pytest.raises(ValueError, match=r"needs 3\.4 kB more, the disk has 100\.0 MB free; ask for fewer"):
-        fill(opened(tmp_path), live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(POLY))
+        write_cache(opened(tmp_path), live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(POLY))
     assert live.calls == 0
 
 
 @pytest.mark.parametrize(("factor", "used"), [(1.0, True), (2.0, False)])
-def test_a_long_filling_uses_compiled_code_that_agrees(
+def test_writing_uses_compiled_code_that_agrees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, factor: float, used: bool
 ) -> None:
     calls: list[int] = []
@@ -216,12 +216,11 @@ def test_a_long_filling_uses_compiled_code_that_agrees(
         return run
 
     monkeypatch.setattr(torch, "compile", fake_compile)
-    monkeypatch.setattr("nst.teacher.write.COMPILE_COST", 0)
     store = opened(tmp_path, "float16")
-    fill(
-        store, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), wanted(POLY), may_compile=True
+    write_cache(
+        store, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), wanted(POLY), compile=True
     )
-    assert len(calls) == (1 + 3 * VIEWS - 4 if used else 1)
+    assert len(calls) == (1 + 3 * VIEWS if used else 1)
     assert ("differs by 1.0e+00" in caplog.text) is not used
     exact = filled(tmp_path / "eager", POLY, dtype="float16")
     (array,) = wanted(POLY)

@@ -32,7 +32,7 @@ def test_the_second_run_does_not_touch_the_teacher(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, _ = trained(compose, *tiny, TERMS, "knowledge=stored", "knowledge.views=2")
-    assert "2 stored views in turn, not random ones of all 9" in capsys.readouterr().out
+    assert "2 cached views in turn, not random ones of all 9" in capsys.readouterr().out
 
     def untouched(*_: object) -> None:
         raise AssertionError("the teacher was loaded")
@@ -70,7 +70,7 @@ def test_hints_keep_a_live_teacher_beside_the_store(
         (["knowledge=stored", "knowledge.views=0"], r"knowledge\.views=0: a number of views"),
         (["knowledge=stored", "knowledge.views=some"], r"knowledge\.views=some"),
         (["knowledge=stored", "knowledge.dtype=bfloat16"], r"knowledge\.dtype=bfloat16: one of float16, float32"),
-        (["knowledge=stored", "loss=fitnet"], r"knowledge=stored has nothing to store\. loss\.fitnet"),
+        (["knowledge=stored", "loss=fitnet"], r"knowledge=stored has nothing to cache\. loss\.fitnet"),
     ],
 )
 def test_what_cannot_be_is_said(compose: Compose, tiny: list[str], overrides: list[str], message: str) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 # Commands whose words are a Hydra configuration's; the others have few words of their own.
-HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export", "predict")
+HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export")
 
 
 def complete(words: Sequence[str]) -> None:

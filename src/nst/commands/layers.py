@@ -9,7 +9,7 @@ size); with `all=true`, all. No data is read, and no weights are loaded or downl
 from collections.abc import Sequence
 from functools import partial
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import nst.config
 from nst.commands.compose import hydra_main
@@ -32,11 +32,15 @@ def task(cfg: DictConfig, every: bool) -> None:
     with readable_errors():
         from nst import build
 
-        show(build.settings(cfg), every)
+        own = [f"loss.{name}.taps" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("taps"))]
+        show(build.settings(cfg), every, own[0] if own else "taps")
 
 
-def show(run: "nst.config.RunConfig", every: bool) -> None:
+def show(run: "nst.config.RunConfig", every: bool, key: str) -> None:
     """Print the layers of both networks, and which of them fit.
+
+    Args:
+        key: that the layers to compare are chosen by: `taps`, or a loss's own.
 
     Raises:
         ValueError: a network that cannot be built, or a setting at fault.
@@ -50,6 +54,5 @@ def show(run: "nst.config.RunConfig", every: bool) -> None:
     if run.teacher.model is not None:
         teacher = layers(build.network("teacher.model", without_weights(run.teacher.model), 0), image)
         print("\n" + describe("teacher", run.teacher.model["name"], teacher, every))
-        tapped = [term.name for term in build.terms(run) if term.loss.source == "teacher" and not term.loss.on_logits]
-        own = [f"loss.{name}.taps" for name in tapped if run.loss[name].get("taps") != run.taps]
-        print("\n" + pairs_text(matching(teacher, student), own[0] if own else "taps" if tapped else None))
+        tapped = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
+        print("\n" + pairs_text(matching(teacher, student), key if tapped else None))

@@ -5,7 +5,9 @@ from typing import Any
 
 from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
+from nst.export.preprocess import preprocessing
 from nst.export.table import cost_rows, counts, footnote
+from nst.report.markdown import code, markdown_row, plain
 
 LICENCE = (
     "Not stated. The terms of the training data and of the teacher's weights may bind the student too: "
@@ -14,10 +16,10 @@ LICENCE = (
 
 
 def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence: str | None) -> str:
-    """The card in Markdown. `licence`: of the weights, None where nobody said."""
-    name = run.settings.model["name"]
+    """The card in Markdown; names from files stay text. `licence`: of the weights, None where nobody said."""
+    name, source = plain(run.settings.model["name"]), plain(data.name)
     teacher = run.summary["teacher"]
-    origin = f"distilled from {teacher['name']}" if teacher else "trained without a teacher"
+    origin = f"distilled from {plain(teacher['name'])}" if teacher else "trained without a teacher"
     sections = {
         "How to load": _loading(run, report),
         "Data": _data(run, data),
@@ -25,10 +27,10 @@ def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence:
         "Accuracy": _accuracy(run),
         "Files and cost": _files(run, report),
         "Limits": _limits(run, data),
-        "Licence": licence or LICENCE,
+        "Licence": plain(licence) if licence else LICENCE,
         "Made with": _provenance(run, report),
     }
-    text = f"# {name} on {data.name}\n\nAn image classifier of {data.num_classes} classes, {origin}.\n"
+    text = f"# {name} on {source}\n\nAn image classifier of {data.num_classes} classes, {origin}.\n"
     return text + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
 
 
@@ -48,27 +50,24 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
         )
     if "safetensors" in files:
         parts.append(
-            f"With the network's own code (`{node['_target_']}`; `model.json` has its arguments):\n\n"
+            f"With the network's own code ({code(node['_target_'])}; `model.json` has its arguments):\n\n"
             '```python\nfrom nst.export import load_student\nmodel = load_student(".")\nlogits = model(images)\n```'
         )
-    text = f"`images`: float32 `[batch, {shape}]`, normalised by channel as `(pixel / 255 - mean) / std` with "
-    text += f"mean {_numbers(run.settings.data['mean'])} and std {_numbers(run.settings.data['std'])}."
+    text = f"`images`: float32 `[batch, {shape}]`, prepared as in the evaluation: {preprocessing(run.settings.data)}."
     if report["normalize"]:
-        text += " `pixels`: the same without the normalisation, values in 0…1."
+        text += " `pixels`: the same without mean and std, values in 0…1."
+    if "safetensors" in files:
+        text += " `nst predict model=. images=FOLDER` does all of it."
     return "\n\n".join([*parts, text])
-
-
-def _numbers(values: list[float]) -> str:
-    return f"[{', '.join(f'{v:g}' for v in values)}]"
 
 
 def _data(run: FinishedRun, data: Dataset) -> str:
     channels, height, width = run.image_shape
     held = f", {len(data.val):,} held out for validation" if data.val is not None else ""
-    text = f"{data.name}: {len(data.train):,} training images{held}, {len(data.test):,} test images; "
+    text = f"{plain(data.name)}: {len(data.train):,} training images{held}, {len(data.test):,} test images; "
     text += f"{channels} × {height} × {width}."
     if data.classes is not None:
-        text += f"\n\nClasses, in the order of the logits: {', '.join(data.classes)}."
+        text += f"\n\nClasses, in the order of the logits: {', '.join(plain(name) for name in data.classes)}."
     return text
 
 
@@ -76,20 +75,27 @@ def _method(run: FinishedRun) -> str:
     lines = ["| term | weight | settings |", "|---|---|---|"]
     for name, node in run.settings.loss.items():
         settings = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k not in ("weight", "_target_"))
-        lines.append(f"| {name} (`{node['_target_']}`) | {node['weight']:g} | {settings} |")
+        lines.append(
+            markdown_row([f"{plain(name)} ({code(node['_target_'])})", f"{node['weight']:g}", plain(settings)])
+        )
     optim, trainer = run.settings.optim, run.settings.trainer
     lines += [
         "",
-        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; SGD, rate {optim.lr:g} "
-        f"({optim.schedule}), momentum {optim.momentum:g}{', Nesterov' if optim.nesterov else ''}, weight decay "
-        f"{optim.weight_decay:g}. Seed {run.settings.seed}.",
+        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; {_component(optim)}; "
+        f"schedule {_component(run.settings.schedule)}. Seed {run.settings.seed}.",
     ]
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
         source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
-        lines += ["", f"Teacher: {teacher['name']} ({source}), weights with SHA-256 `{teacher['sha256']}`."]
+        lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]
     return "\n".join(lines)
+
+
+def _component(node: dict[str, Any]) -> str:
+    """An optimizer or a schedule with its arguments."""
+    arguments = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k != "_target_")
+    return plain(f"{node['_target_'].rpartition('.')[2]} ({arguments})")
 
 
 def _setting(value: Any) -> str:
@@ -102,25 +108,27 @@ def _setting(value: Any) -> str:
 
 def _accuracy(run: FinishedRun) -> str:
     test, teacher = run.summary["test"], run.summary["teacher"]
-    lines = ["| network | top-1 | top-5 | cross-entropy | images |", "|---|---|---|---|---|"]
+    shown = [("top-1", "top1"), ("top-5", "top5")][: 2 if run.settings.data["num_classes"] > 5 else 1]
+    lines = [markdown_row(["network", *(name for name, _ in shown), "cross-entropy", "images"])]
+    lines.append(markdown_row(["---"] * (3 + len(shown))))
     rows = [("student, last epoch", test, "test")]
     if teacher:
         rows.append(("teacher", teacher, teacher["evaluated_on"]))
     for who, found, split in rows:
-        values = f"{found['top1']:.2f} % | {found['top5']:.2f} % | {found['loss']:.4f} | {found['images']:,} {split}"
-        lines.append(f"| {who} | {values} |")
+        rates = [f"{found[key]:.2f} %" for _, key in shown]
+        lines.append(markdown_row([who, *rates, f"{found['loss']:.4f}", f"{found['images']:,} {plain(split)}"]))
     return "\n".join(lines)
 
 
 def _files(run: FinishedRun, report: dict[str, Any]) -> str:
     header, *rows = cost_rows(run, report)
     table = [header, ["---"] * len(header), *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines = [markdown_row(row) for row in table]
     lines += ["", "Each file was loaded again and compared with the network in memory on the same test images; the "]
-    lines[-1] += f"difference is the largest of any logit. {footnote(run, report)}"
+    lines[-1] += f"difference is the largest of any logit. {plain(footnote(run, report))}"
     lines += ["", *(f"- {who}: {counts(report, who)}" for who in ("teacher", "student") if report[who])]
     lines += ["", "A multiplication and an addition are two FLOP; convolutions and matrix products are counted.", ""]
-    return "\n".join([*lines, *(f"- `{f['file']}`: SHA-256 `{f['sha256']}`" for f in report["files"].values())])
+    return "\n".join([*lines, *(f"- {code(f['file'])}: SHA-256 {code(f['sha256'])}" for f in report["files"].values())])
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -134,7 +142,7 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
     p = test["top1"] / 100
     low, high = wilson(p, test["images"])
     lines = [
-        f"- Tested on {data.name} alone. Other cameras, sizes or subjects may give other accuracies, and an image of "
+        f"- Tested on {plain(data.name)} alone. Other cameras, sizes or subjects may give other accuracies, and an image of "
         "none of the classes gets one of them all the same.",
         f"- One run with one seed. From {test['images']:,} test images, the accuracy is known to lie between "
         f"{100 * low:.1f} and {100 * high:.1f} % (95 %); another seed differs besides.",
@@ -146,19 +154,27 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
             "reported, not the best."
         )
     if teacher and teacher["evaluated_on"] == "test":
-        lines.append(f"- Its top-1 is {test['top1'] - teacher['top1']:+.2f} points from the teacher's.")
+        lines.append(f"- {beside_teacher(test['top1'], teacher['top1'])}")
     return "\n".join(lines)
+
+
+def beside_teacher(student: float, teacher: float) -> str:
+    """Two accuracies in percent, compared in words."""
+    gap = f"{abs(student - teacher):.2f}"
+    how = f"{gap} percentage points {'below' if student < teacher else 'above'}" if gap != "0.00" else "equal to"
+    return f"Its top-1 accuracy is {how} the teacher's ({teacher:.2f} %)."
 
 
 def _provenance(run: FinishedRun, report: dict[str, Any]) -> str:
     def words(versions: dict[str, str]) -> str:
-        return ", ".join(f"{name} {version}" for name, version in versions.items())
+        return ", ".join(plain(f"{name} {version}") for name, version in versions.items())
 
     made, hardware = run.summary, run.summary["hardware"]
     return "\n".join(
         [
-            f"- trained: commit {made['commit']}, {words(made['versions'])}; {hardware['device']}, "
+            f"- trained: commit {plain(str(made['commit']))}, {words(made['versions'])}; {plain(hardware['device'])}, "
             f"{hardware['ranks']} process(es), {made['seconds']:,.0f} s",
-            f"- exported: commit {report['commit']}, {words(report['versions'])}; {report['hardware']['device']}",
+            f"- exported: commit {plain(str(report['commit']))}, {words(report['versions'])}; "
+            f"{plain(report['hardware']['device'])}",
         ]
     )

@@ -1,11 +1,10 @@
 """Attention transfer (Zagoruyko & Komodakis, 2017), method AT of the paper's tables."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import (
     Plan,
@@ -13,6 +12,7 @@ from nst.losses.base import (
     TransferLoss,
     check_convention,
     check_map,
+    check_number,
     no_autocast,
     resize_key,
     resize_student,
@@ -21,45 +21,55 @@ from nst.losses.base import (
     summary_tensor,
     working_dtype,
 )
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import image_blocks, join
+
+ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
+ZOO_EPS = 1e-6
+"""What Knowledge-Distillation-Zoo adds to the length of a map."""
 
 
 class PowerSum(torch.autograd.Function):
-    """[B, C, N] → Σ_c |x_c|^p as [B, N], in the working precision; temporaries are of a block's size."""
+    """[B, C, N] → Σ_c |x_c|^p as [B, N] (signed: Σ_c x_c^p), in the working precision; temporaries are of a block's size."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
+    def forward(ctx, x: Tensor, p: float, signed: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.p = p
-        return join([power_sum(x[block].to(working_dtype(x)), p) for block in image_blocks(x)])
+        ctx.p, ctx.signed = p, signed
+        return join([power_sum(x[block].to(working_dtype(x)), p, signed) for block in image_blocks(x)])
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         per_position = (ctx.p * grad).unsqueeze(1)
         if ctx.p == 2:
-            return (x * per_position).to(x.dtype), None
+            return (x * per_position).to(x.dtype), None, None
         magnitude = x.abs().to(grad.dtype).pow(ctx.p - 1)
-        return (x.sign() * magnitude * per_position).to(x.dtype), None
+        signs = 1.0 if ctx.signed else x.sign()
+        return (signs * magnitude * per_position).to(x.dtype), None, None
 
 
-def power_sum(x: Tensor, p: float) -> Tensor:
-    """Σ_c |x_c|^p, `[B, C, N]` → `[B, N]`."""
-    return (x * x if p == 2 else x.abs().pow(p)).sum(dim=1)
+def power_sum(x: Tensor, p: float, signed: bool = False) -> Tensor:
+    """Σ_c |x_c|^p, `[B, C, N]` → `[B, N]`; signed: Σ_c x_c^p, for whole p."""
+    return (x * x if p == 2 else x.pow(p) if signed else x.abs().pow(p)).sum(dim=1)
 
 
-def attention_map(feature: Tensor, p: float = 2.0) -> Tensor:
-    """Σ_c |F_c|^p over channels, scaled to unit length over positions: `[B, C, H, W]` → `[B, H·W]`.
+def attention_map(feature: Tensor, p: float = 2.0, signed: bool = False, eps: float = 0.0) -> Tensor:
+    """Σ_c |F_c|^p over channels, divided by its length over positions plus eps: `[B, C, H, W]` → `[B, H·W]`.
 
     A map that is zero everywhere gives zeros, and no gradient.
     """
     with no_autocast(feature):
-        power: Tensor = PowerSum.apply(feature.flatten(2), p)  # type: ignore[assignment]
-        # The result does not change with the map's scale: dividing by its peak keeps squares within float32.
-        peak = power.detach().amax(dim=1, keepdim=True)
-        power = power / torch.where(peak > 0, peak, 1.0)
+        power: Tensor = PowerSum.apply(feature.flatten(2), p, signed)  # type: ignore[assignment]
+        # The quotient does not change with the map's scale: dividing by its peak keeps squares within float32.
+        magnitude = power.detach().abs() if signed else power.detach()
+        peak = magnitude.amax(dim=1, keepdim=True)
+        scale = torch.where(peak > 0, peak, 1.0)
+        power = power / scale
         length = torch.linalg.vector_norm(power, dim=1, keepdim=True)
+        if eps:
+            length = length + eps / scale
         return power / torch.where(peak > 0, length, 1.0)
 
 
@@ -71,27 +81,32 @@ class AT(TransferLoss):
 
     Args:
         p: the power, at least 1.
-        convention: "paper" and "official" (the official code has no AT): as above. "crd": without the ½.
+        convention: "paper" and "official" (the official code has no AT): as above. "crd": without the ½; an odd p keeps
+            the sign of F. "torchdistill" (its mode "paper", which is Zagoruyko & Komodakis' equation 2):
+            ‖a_T − a_S‖₂, neither squared nor divided by the number of positions. "zoo"
+            (Knowledge-Distillation-Zoo): without the ½; a = Σ_c |F_c|^p / (‖Σ_c |F_c|^p‖₂ + 1e-6).
 
     Raises:
-        ValueError: p < 1 or an unknown convention.
+        ValueError: p < 1 or not finite, or an unknown convention.
     """
 
     normalises_maps = True
 
-    def __init__(self, p: float = 2.0, convention: Literal["paper", "official", "crd"] = "paper") -> None:
+    def __init__(self, p: float = 2.0, convention: ATConvention = "paper") -> None:
         super().__init__()
-        if not p >= 1:
-            raise ValueError(f"p is {p}; attention maps need a power of at least 1")
-        check_convention(convention)
+        check_number("p", p, least=1)
+        check_convention(convention, get_args(ATConvention))
         self.p = float(p)
         self.convention = convention
-        self.scale = 1.0 if convention == "crd" else 0.5
+        self.scale = 0.5 if convention in ("paper", "official") else 1.0
+        self.signed = convention == "crd" and self.p % 2 == 1
+        self.eps = ZOO_EPS if convention == "zoo" else 0.0
 
     @property
     def summary_key(self) -> str:
         """The map, by its power and how the feature is resized."""
-        return f"attention-p{self.p!r}-{resize_key(self.convention)}"
+        kind = "-signed" if self.signed else f"-eps{self.eps!r}" if self.eps else ""
+        return f"attention-p{self.p!r}{kind}-{resize_key(self.convention)}"
 
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
@@ -100,7 +115,7 @@ class AT(TransferLoss):
         Raises:
             ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
         """
-        return {"attention": attention_map(resize_teacher(teacher_feature, student_shape, self.convention), self.p)}
+        return {"attention": self.map(resize_teacher(teacher_feature, student_shape, self.convention))}
 
     def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
         """`[B, C, H, W]` → scalar. Raises ValueError when the summary is for another map size or batch."""
@@ -108,8 +123,15 @@ class AT(TransferLoss):
         teacher = summary_tensor(summary, "attention", student_feature.shape[0])
         with no_autocast(student_feature):
             student_feature = resize_student(student_feature, teacher.shape[1], self.convention)
-            student = attention_map(student_feature, self.p)
-            return self.scale * (student - teacher.to(student.dtype)).square().mean()
+            student = self.map(student_feature)
+            difference = student - teacher.to(student.dtype)
+            if self.convention == "torchdistill":
+                return torch.linalg.vector_norm(difference, dim=1).mean()
+            return self.scale * difference.square().mean()
+
+    def map(self, feature: Tensor) -> Tensor:
+        """The attention map of these settings: `[B, C, H, W]` → `[B, H·W]`."""
+        return attention_map(feature, self.p, self.signed, self.eps)
 
     def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
         """Summary: one value a position. Memory: the student's gradient."""

@@ -1,9 +1,9 @@
 """What every loss has in common: summary and value, the plan, map sizes, precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import inf, isfinite, prod, sqrt
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 Convention = Literal["paper", "official", "crd"]
 Shape = tuple[int, ...]
+
+FEATURE_KEY = "feature-as-it-is"
+"""`summary_key` of the losses whose summary is the teacher's map at its own size: they share it in a cache."""
 
 Need = Literal["labels", "index", "epoch", "progress", "seed"]
 """What a loss may need besides the teacher's summary: the images' labels `[B]` int64 and their positions in the training set `[B]`
@@ -92,10 +95,35 @@ class TransferLoss(nn.Module, ABC):
         """Form, summary and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
 
 
-def check_convention(convention: str, allowed: tuple[str, ...] = get_args(Convention)) -> None:
+def check_convention(convention: str, allowed: Sequence[str] = get_args(Convention)) -> None:
     """Raises ValueError unless `convention` is one of `allowed`."""
-    if convention not in allowed:
-        raise ValueError(f"convention is {convention!r}; it must be one of {', '.join(allowed)}")
+    check_choice("convention", convention, allowed)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError, naming the argument, unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def check_number(
+    name: str, value: float, *, least: float = -inf, above: float = -inf, below: float = inf, whole: bool = False
+) -> None:
+    """Raises ValueError, naming the argument, unless `value` is a finite number of the range.
+
+    Args:
+        name: of the argument.
+        value: what was passed.
+        least, above, below: value ≥ least, value > above, value < below.
+        whole: it must be an int.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if number and isfinite(value) and value >= least and above < value < below:
+        return
+    limits = (("at least", least), ("more than", above), ("less than", below))
+    words = " and ".join(f"{word} {limit:g}" for word, limit in limits if isfinite(limit))
+    kind = "whole" if whole else "finite"
+    raise ValueError(f"{name} is {value!r}; it must be a {kind} number{words and ', ' + words}")
 
 
 def check_map(feature: Tensor, owner: str) -> None:
@@ -125,6 +153,29 @@ def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tens
     if value.ndim == 0 or value.shape[0] != batch:
         raise ValueError(f"summary {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
     return value
+
+
+def scalar(summary: Mapping[str, Tensor], name: Need) -> Tensor:
+    """A scalar that a run hands over with the summary; ValueError when it is missing."""
+    if name not in summary:
+        raise ValueError(f"the summary holds {sorted(summary)}; this loss also needs {name!r}, a scalar tensor")
+    return summary[name]
+
+
+def warmup_factor(summary: Mapping[str, Tensor], epochs: float) -> Tensor | float:
+    """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 where `epochs` is 0."""
+    return 1.0 if epochs == 0 else ((scalar(summary, "epoch").floor() + 1) / epochs).clamp(max=1.0)
+
+
+def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
+    """A map `[B, C, H, W]` or `[B, C, N]` in the memory order of the student's `feature` (itself where it already is).
+
+    What comes from a cache is contiguous, what comes from a network may be channels last, and the order of the sums of a
+    matrix product, and with it the last bit, depends on that.
+    """
+    if feature.stride(1) != 1 or feature.stride(-1) == 1:
+        return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def working_dtype(feature: Tensor) -> torch.dtype:

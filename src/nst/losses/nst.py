@@ -13,6 +13,8 @@ from nst.losses.base import (
     TransferLoss,
     check_convention,
     check_map,
+    check_number,
+    laid_out_like,
     no_autocast,
     resize_key,
     resize_student,
@@ -28,6 +30,8 @@ from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd, teacher_un
 from nst.losses.mmd.unit import OFFICIAL_EPS
 
 Form = Literal["mean", "gram", "pairs", "stream"]
+KEYS: tuple[Form, ...] = ("gram", "mean", "pairs", "stream")
+"""A summary holds the tensor named like its form; that of "gram" may hold "mean" besides, so it is looked for first."""
 
 
 class NST(TransferLoss):
@@ -122,7 +126,7 @@ class NST(TransferLoss):
             if form == "mean":
                 return {"mean": mean_map(x, self.eps)}
             if form != "gram":
-                return {"units": teacher_units(x, self.eps)}
+                return {form: teacher_units(x, self.eps)}
             gram, mean = gram_summary(x, self.needs_mean, self.eps)
             summary = {"gram": gram}
             if mean is not None:
@@ -135,25 +139,35 @@ class NST(TransferLoss):
         """`[B, C_S, H, W]` → scalar. Raises ValueError when the summary is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
-            name = next((key for key in ("gram", "units", "mean") if key in [*summary]), "units")
-            first = summary_tensor(summary, name, student_feature.shape[0])
-            count = positions(first.shape[1]) if name == "gram" else first.shape[-1]
+            form, main = self.read_form(summary, student_feature.shape[0])
+            count = positions(main.shape[1]) if form == "gram" else main.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)
             dtype = working_dtype(x)
-            teacher = {key: value.to(dtype) for key, value in summary.items()}
-            return self.scale * self.mmd2(x, teacher).mean()
+            if form in ("pairs", "stream"):
+                teacher = {"units": laid_out_like(main.to(dtype), x)}
+            else:
+                teacher = {key: value.to(dtype) for key, value in summary.items()}
+            return self.scale * self.mmd2(x, teacher, form).mean()
 
-    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor]) -> Tensor:
+    def read_form(self, summary: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
+        """A summary's form and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
+        names = [] if isinstance(summary, Tensor) else [*summary]
+        own: list[Form] = [form for form in KEYS if form in self.forms and form in names]
+        if not own and "units" in names and {"pairs", "stream"} & {*self.forms}:
+            old: Form = "stream" if self.form == "stream" or "pairs" not in self.forms else "pairs"
+            return old, summary_tensor(summary, "units", batch)
+        form = own[0] if own else self.forms[0]
+        return form, summary_tensor(summary, form, batch)
+
+    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], form: Form) -> Tensor:
         """MMD² of each image `[B]` (without the teacher's own term where the settings say so)."""
         kernel, term, eps = self.kernel, self.teacher_term, self.eps
-        if self.forms[0] == "mean" and "mean" in teacher and isinstance(kernel, Polynomial):
-            return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
-        if self.forms[0] != "gram" or self.form == "stream":
-            return streamed_mmd(x, summary_tensor(teacher, "units", x.shape[0]), kernel, term, eps)
-        if "gram" not in teacher:
-            summary_tensor(teacher, "units", x.shape[0])
+        if form == "stream":
+            return streamed_mmd(x, teacher["units"], kernel, term, eps)
         if isinstance(kernel, Gaussian):
             return taylor_mmd(x, teacher, kernel.sigma2, term, eps)
+        if form == "mean":
+            return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
         return quadratic_mmd(x, teacher, kernel.c, term, eps)
 
     @property
@@ -175,7 +189,7 @@ class NST(TransferLoss):
             if self.approximate:
                 summary["counts"] = (2,)
             return Plan(form, summary, 4 * (3 * n * c_s + 4 * n * n))
-        summary = {"units": (c_t, n)}
+        summary = {form: (c_t, n)}
         if form == "pairs":
             return Plan(form, summary, 4 * (3 * n * (c_s + c_t) + 2 * (c_s + c_t) ** 2))
         return Plan(form, summary, 4 * (2 * n * c_s + n * c_t))
@@ -186,15 +200,16 @@ def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polyno
     if name == "linear":
         return Polynomial(1, 0.0)
     if name == "polynomial":
-        if not isinstance(degree, int) or degree < 1:
-            raise ValueError(f"degree is {degree!r}; the polynomial kernel needs a whole number, at least 1")
+        check_number("degree", degree, least=1, whole=True)
+        check_number("c", c)
         return Polynomial(degree, float(c))
     if name != "gaussian":
         raise ValueError(f"kernel is {name!r}; it must be linear, polynomial or gaussian")
     if sigma2 == "pairs" or sigma2 == "joint":
         return Gaussian(sigma2)
-    if isinstance(sigma2, str) or not sigma2 > 0:
+    if isinstance(sigma2, str):
         raise ValueError(f"sigma2 is {sigma2!r}; it must be pairs, joint or a positive number")
+    check_number("sigma2", sigma2, above=0)
     return Gaussian(float(sigma2))
 
 

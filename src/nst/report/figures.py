@@ -1,8 +1,11 @@
-"""Figures as inline SVG: colours are the page's CSS variables, so that they follow the reader's light or dark scheme."""
+"""Figures as coordinates; `templates/figures.html` draws them as inline SVG.
+
+Colours are classes of the page, so that they follow the reader's light or dark scheme.
+"""
 
 import math
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass, field
 
 Points = Sequence[Sequence[float]]
 
@@ -40,56 +43,82 @@ class Axis:
         place = math.log10(max(value, 1e-12)) if self.log else value
         return round(100 * (place - self.low) / (self.high - self.low), 2)
 
-    def ticks(self) -> list[float]:
-        """Round values to mark."""
-        return log_ticks(10**self.low, 10**self.high) if self.log else ticks(self.low, self.high)
+    @property
+    def marks(self) -> list[tuple[float, str]]:
+        """Round values: place and text."""
+        found = log_ticks(10**self.low, 10**self.high) if self.log else ticks(self.low, self.high)
+        return [(self(value), f"{value:g}") for value in found]
 
-    def scale(self) -> str:
-        """The strip with the numbers."""
-        marks = "".join(
-            f'<text x="{self(t)}%" y="13" text-anchor="middle">{t:g}</text>' for t in self.ticks() if 3 < self(t) < 97
-        )
-        return f'<svg class="strip scale" role="presentation">{marks}</svg>'
 
-    def grid(self) -> str:
-        """Vertical lines behind a strip."""
-        return "".join(f'<line class="grid" x1="{self(t)}%" x2="{self(t)}%" y1="0" y2="100%"/>' for t in self.ticks())
+@dataclass(frozen=True)
+class Strip:
+    """One line of a figure: places in percent of its width."""
+
+    axis: Axis
+    name: str
+    colour: str
+    description: str  # for who cannot see it
+    whisker: tuple[float, float] | None = None
+    faint: list[float] = field(default_factory=list)
+    hollow: float | None = None
+    full: float | None = None
+    diamond: float | None = None
 
 
 def result_strip(
-    axis: Axis, values: Sequence[float], mean: float | None, half: float | None, published: float | None, colour: str
-) -> str:
+    axis: Axis,
+    name: str,
+    colour: str,
+    values: Sequence[float],
+    mean: float | None,
+    half: float | None,
+    published: float | None,
+) -> Strip:
     """One method: a faint dot a seed, the mean with its interval, a diamond for the published figure."""
-    parts = [axis.grid()]
+    whisker = None
     if mean is not None and half is not None:
-        low, high = max(axis(max(mean - half, 0)), 0), min(axis(min(mean + half, 100)), 100)
-        parts.append(f'<line class="{colour} whisker" x1="{low}%" x2="{high}%" y1="50%" y2="50%"/>')
-    parts += [f'<circle class="{colour} faint" cx="{axis(v)}%" cy="50%" r="3.5"/>' for v in values]
-    if mean is not None:
-        parts.append(f'<circle class="{colour}" cx="{axis(mean)}%" cy="50%" r="5"/>')
-    if published is not None:
-        parts.append(f'<text class="theirs" x="{axis(published)}%" y="50%" dy="0.36em" text-anchor="middle">◆</text>')
-    said = "not run" if mean is None else f"mean {mean:.2f}"
-    said += "" if published is None else f", published {published:.2f}"
-    return f'<svg class="strip" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        whisker = max(axis(max(mean - half, 0)), 0), min(axis(min(mean + half, 100)), 100)
+    text = "not run" if mean is None else f"mean {mean:.2f}"
+    text += "" if published is None else f", published {published:.2f}"
+    return Strip(
+        axis, name, colour, text, whisker, [axis(v) for v in values],
+        full=None if mean is None else axis(mean), diamond=None if published is None else axis(published),
+    )  # fmt: skip
 
 
-def change_strip(axis: Axis, before: float, after: float, colour: str) -> str:
+def change_strip(axis: Axis, name: str, colour: str, before: float, after: float) -> Strip:
     """From a hollow dot to a full one."""
-    return (
-        f'<svg class="strip" role="img" aria-label="from {before:.4g} to {after:.4g}">{axis.grid()}'
-        f'<line class="{colour} whisker" x1="{axis(before)}%" x2="{axis(after)}%" y1="50%" y2="50%"/>'
-        f'<circle class="{colour} hollow" cx="{axis(before)}%" cy="50%" r="4.5"/>'
-        f'<circle class="{colour}" cx="{axis(after)}%" cy="50%" r="5"/></svg>'
-    )
+    ends = axis(before), axis(after)
+    return Strip(axis, name, colour, f"from {before:.4g} to {after:.4g}", ends, hollow=ends[0], full=ends[1])
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 220, 150, 30, 8, 8, 20
 
 
+@dataclass(frozen=True)
+class Series:
+    """A line with its band, as SVG's lists of points."""
+
+    colour: str
+    band: str
+    line: str
+    end: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Test error over epochs."""
+
+    name: str
+    description: str
+    rows: list[tuple[float, str]]  # height and text of the marks of the error axis
+    columns: list[tuple[float, str]]
+    series: list[Series]
+
+
 def curves(
-    title: str, series: Sequence[tuple[str, dict[float, list[float]]]], last_epoch: float, low: float, high: float
-) -> str:
+    name: str, series: Sequence[tuple[str, dict[float, list[float]]]], last_epoch: float, low: float, high: float
+) -> Curves:
     """Test error over epochs, logarithmic: the mean over seeds as a line, lowest to highest seed as a band.
 
     Args:
@@ -105,39 +134,40 @@ def curves(
         place = (math.log10(min(max(error, low), high)) - bottom) / max(top - bottom, 1e-9)
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * place, 1)
 
-    parts = []
-    for t in log_ticks(low, high):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t)}" y2="{y(t)}"/>')
-        parts.append(f'<text x="{LEFT - 4}" y="{y(t) + 3.5}" text-anchor="end">{t:g}</text>')
-    for t in ticks(0, last_epoch, 4):
-        parts.append(f'<text x="{x(t)}" y="{HEIGHT - 6}" text-anchor="middle">{t:g}</text>')
+    drawn = []
     for colour, points in series:
         epochs = sorted(points)
         if not epochs:
             continue
         upper = [f"{x(e)},{y(max(points[e]))}" for e in epochs]
         lower = [f"{x(e)},{y(min(points[e]))}" for e in reversed(epochs)]
-        parts.append(f'<polygon class="{colour} band" points="{" ".join(upper + lower)}"/>')
         middle = [(x(e), y(sum(points[e]) / len(points[e]))) for e in epochs]
-        parts.append(f'<polyline class="{colour} line" points="{" ".join(f"{a},{b}" for a, b in middle)}"/>')
-        parts.append(f'<circle class="{colour}" cx="{middle[-1][0]}" cy="{middle[-1][1]}" r="2.5"/>')
-    return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        line = " ".join(f"{a},{b}" for a, b in middle)
+        drawn.append(Series(colour, " ".join(upper + lower), line, middle[-1]))
+    rows = [(y(t), f"{t:g}") for t in log_ticks(low, high)]
+    columns = [(x(t), f"{t:g}") for t in ticks(0, last_epoch, 4)]
+    return Curves(name, f"{name}: test error over epochs", rows, columns, drawn)
 
 
-def scatter(title: str, groups: Sequence[tuple[str, Points]], size: int = 260, edge: int = 8) -> str:
+@dataclass(frozen=True)
+class Scatter:
+    """Points in the plane, without axes."""
+
+    name: str
+    groups: list[tuple[str, list[tuple[float, float]]]]  # colour class, points
+
+
+SIZE, EDGE = 260, 8
+
+
+def scatter(name: str, groups: Sequence[tuple[str, Points]]) -> Scatter:
     """Points in the plane, without axes (t-SNE's mean nothing): (colour class, points)."""
     everything = [p for _, points in groups for p in points]
-    lows = [min(p[i] for p in everything) for i in (0, 1)]
-    span = max(max(p[i] for p in everything) - lows[i] for i in (0, 1)) or 1.0
+    left, low = (min(p[i] for p in everything) for i in (0, 1))
+    span = max(max(p[0] for p in everything) - left, max(p[1] for p in everything) - low) or 1.0
+    scale = (SIZE - 2 * EDGE) / span
 
     def at(p: Sequence[float]) -> tuple[float, float]:
-        return tuple(round(edge + (size - 2 * edge) * (p[i] - lows[i]) / span, 1) for i in (0, 1))  # type: ignore[return-value]
+        return round(EDGE + scale * (p[0] - left), 1), round(EDGE + scale * (p[1] - low), 1)
 
-    parts = []
-    for colour, points in groups:
-        for p in points:
-            cx, cy = at(p)
-            parts.append(f'<circle class="{colour} point" cx="{cx}" cy="{cy}" r="3.2"/>')
-    return (
-        f'<svg class="plot" viewBox="0 0 {size} {size}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    )
+    return Scatter(name, [(colour, [at(p) for p in points]) for colour, points in groups])

@@ -1,24 +1,40 @@
-"""One self-contained page a table: no network, no script, every figure inside."""
+"""One self-contained page a table: no network, no script, every figure inside.
 
-import json
-from html import escape
+Whatever a file holds reaches the page through templates that escape every value; the page itself forbids scripts and anything
+fetched, so that a folder from somebody else is safe to look at.
+"""
+
+import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from nst.report import figures
+from nst.report.runs import read_json
 from nst.report.sections import (
+    configurations,
     cost,
     curve_panels,
-    mmd_rows,
+    mmd,
     neuron_pictures,
-    provenance,
+    origin,
     result_rows,
     result_table,
     tsne_panels,
 )
-from nst.report.style import STYLE
-from nst.report.text import label, notes, title
+from nst.report.text import DEFAULT, NOT_TUNED, label, notes, settings_text, teacher_text, title, untuned
 
 Record = dict[str, Any]
+
+PLOT = {
+    "width": figures.WIDTH,
+    "height": figures.HEIGHT,
+    "left": figures.LEFT,
+    "right": figures.WIDTH - figures.RIGHT,
+}
 
 
 def page(result: Record, folder: Path, outputs: Path) -> str:
@@ -28,22 +44,34 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
         result: from `read_table`.
         folder: the table's own; `evidence/` lies there.
         outputs: the folder of all runs, for their curves.
+
+    Raises:
+        ValueError: a damaged file of the evidence or of a run.
     """
-    several = len(result["groups"]) > 1
-    body = [f"<h1>{escape(title(result))}</h1>", f'<p class="mute">{escape(about(result))}</p>']
-    if label(result):
-        body.append(f'<div class="banner" role="note"><strong>{escape(label(result))}</strong></div>')
-    if several:
-        links = ", ".join(f'<a href="#{g["name"]}">{escape(g["title"])}</a>' for g in result["groups"])
-        body.append(f"<p>Groups: {links}.</p>")
-    for group in result["groups"]:
-        body.append(f'<h2 id="{escape(group["name"])}">{escape(group["title"])}</h2>')
-        body += _group(result, group, _evidence(folder, group), folder, outputs)
-    body.append("<h2>How to read and how to get this</h2>")
-    body.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes(result)) + "</ul>")
-    body.append(f"<p>The whole table: <code>{escape(result['command'])}</code></p>")
-    body += provenance(result, outputs)
-    return _document(title(result), "\n".join(part for part in body if part))
+    templates = Environment(
+        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+    style = templates.get_template("style.css").render()
+    return templates.get_template("page.html").render(
+        title=title(result),
+        policy=policy(style),
+        style=Markup(style),  # the package's own file
+        about=about(result),
+        banner=label(result),
+        groups=[_group(result, group, folder, outputs) for group in result["groups"]],
+        notes=notes(result),
+        command=result["command"],
+        origin=origin(result),
+        configurations=configurations(result, outputs),
+        plot=PLOT,
+        scatter_size=figures.SIZE,
+    )
+
+
+def policy(style: str) -> str:
+    """The content-security policy: this one style, pictures inside of the page, and nothing else."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def about(result: Record) -> str:
@@ -57,44 +85,43 @@ def about(result: Record) -> str:
     )
 
 
-def _evidence(folder: Path, group: Record) -> Record | None:
+def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record:
+    """All that the page shows of a group."""
     file = folder / "evidence" / f"{group['name']}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _group(result: Record, group: Record, evidence: Record | None, folder: Path, outputs: Path) -> list[str]:
-    parts = [headline(group, result["metric"]), result_table(group)]
-    parts += result_rows(group, result["metric"])
-    parts += curve_panels(group, outputs)
-    if evidence is not None:
-        parts += mmd_rows(group, evidence)
-        parts += neuron_pictures(group, folder)
-        parts += tsne_panels(group, evidence)
-    parts += cost(group)
-    return parts
+    evidence = read_json(file) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
+    rows = group["rows"]
+    return {
+        "title": group["title"],
+        "headline": headline(group, result["metric"]),
+        "settings": settings_text(group),
+        "teacher": f"{teacher_text(group['teacher'])} %." if group["teacher"] else "",
+        "table": result_table(group),
+        "footnote": f"{NOT_TUNED} {DEFAULT}." if untuned(rows) else "",
+        "metric": result["metric"],
+        "results": result_rows(group),
+        "published": any(row["published"] is not None for row in rows),
+        "curves": curve_panels(group, outputs),
+        "split": "/".join(sorted({name for row in rows for name in row["evaluated_on"]})) or "test",
+        "mmd": mmd(group, evidence),
+        "taps": group["taps"],
+        "images": evidence["images"],
+        "neurons": neuron_pictures(group, folder),
+        "tsne": tsne_panels(group, evidence),
+        "cost": cost(group),
+    }
 
 
 def headline(group: Record, metric: str) -> str:
     """The result in a sentence or two."""
     rows = [row for row in group["rows"] if row["last"]]
     if not rows:
-        return '<p class="lead">No run of this group is finished.</p>'
+        return "No run of this group is finished."
     best, first = min(rows, key=lambda row: row["rank"]), group["rows"][0]
     text = f"Best mean at the last epoch: {best['label']}, {best['last']['mean']:.2f} % {metric}"
     if best is not first and first["last"]:
-        text += f"; {first['label'].lower()} {first['last']['mean']:.2f} %"
+        text += f"; baseline {first['last']['mean']:.2f} %"
         pair = best["paired"]
         if pair and pair["half_width"] is not None:
             sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
             text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than chance between seeds explains"
-    return f'<p class="lead">{escape(text)}.</p>'
-
-
-def _document(name: str, body: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}</title>\n"
-        '<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return f"{text}."

@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: what a run was, how far it came, what came out."""
+"""Run folders as they lie on disk: what a run was, how far it came, what came out. What is damaged is an error in words."""
 
 import json
 from collections.abc import Sequence
@@ -7,89 +7,163 @@ from typing import Any
 
 Record = dict[str, Any]
 
+LEAD = 5.0  # points over chance: from there on, losing half of them is more than noise
+
+
+def plain_component(name: str) -> bool:
+    """Whether a name can be one component of a path: no folder, no way out of one."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def inside(outputs: Path, place: str) -> Path:
+    """A run's folder below `outputs`.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if not place or not all(plain_component(part) for part in place.split("/")):
+        raise ValueError(f"plan.json: {place!r} is no folder below {outputs}")
+    return outputs / place
+
+
+def read_json(file: Path) -> Record:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: no readable file, no JSON, or no object; names the file.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{file} is damaged: {reason}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object")
+    return found
+
+
+def value(record: Record, key: str, kinds: type | tuple[type, ...], file: Path) -> Any:
+    """The value at a dotted key.
+
+    Raises:
+        ValueError: it is missing or of another type; names file and key.
+    """
+    node: Any = record
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise ValueError(f"{file} is damaged: {key} is missing")
+        node = node[part]
+    if not isinstance(node, kinds) or isinstance(node, bool):
+        raise ValueError(f"{file} is damaged: {key} is {str(node)[:80]!r}")
+    return node
+
+
+NUMBER = (int, float)
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    "test": dict, "test.top1": NUMBER, "best.top1": NUMBER, "best.epoch": NUMBER, "evaluated_on": str, "seconds": NUMBER,
+    "steps": int, "skipped_steps": int, "versions": dict, "hardware": dict, "commit": (str, type(None)),
+    "teacher": (dict, type(None)),
+}  # fmt: skip
+TEACHER: dict[str, type | tuple[type, ...]] = {
+    "teacher.name": str, "teacher.top1": NUMBER, "teacher.parameters": int, "teacher.weights": (str, type(None)),
+    "teacher.sha256": str,
+}  # fmt: skip
+CONFIG: dict[str, type | tuple[type, ...]] = {
+    "data.name": str, "model.name": str, "teacher": (dict, type(None)), "loss": dict, "optim": dict, "seed": int,
+    "trainer.epochs": int,
+}  # fmt: skip
+
+
+def read_config(folder: Path) -> Record:
+    """The configuration of the run in `folder`.
+
+    Raises:
+        ValueError: `config.json` is damaged or misses what every run has.
+    """
+    file = folder / "config.json"
+    config = read_json(file)
+    for key, kinds in CONFIG.items():
+        value(config, key, kinds, file)
+    if teacher_of(config) is not None:
+        value(config, "teacher.model.name", str, file)
+    for name, node in config["loss"].items():
+        if not isinstance(node, dict) or not isinstance(node.get("weight"), NUMBER):
+            raise ValueError(f"{file} is damaged: loss.{name} has no weight")
+    return config
+
+
+def teacher_of(config: Record) -> Record | None:
+    """The node of the teacher's network; None for a run without a teacher."""
+    return (config["teacher"] or {}).get("model")
+
 
 def read_summary(folder: Path) -> Record | None:
-    """What a finished run left, or None."""
+    """What a finished run left, or None.
+
+    Raises:
+        ValueError: `summary.json` is damaged or misses what every summary has.
+    """
     file = folder / "summary.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.exists():
+        return None
+    summary = read_json(file)
+    for key, kinds in SUMMARY.items():
+        value(summary, key, kinds, file)
+    for key, kinds in TEACHER.items() if summary["teacher"] is not None else ():
+        value(summary, key, kinds, file)
+    return summary
 
 
 def diverged(folder: Path) -> str | None:
     """Why the run in `folder` was stopped, if a non-finite loss or gradient stopped its last start."""
     file = folder / "diverged.json"
-    return json.loads(file.read_text())["reason"] if file.is_file() else None
+    return value(read_json(file), "reason", str, file) if file.exists() else None
 
 
 def read_events(folder: Path, kind: str) -> list[Record]:
-    """The lines of `metrics.jsonl` of one kind ("train" or "eval"); a line cut off by a crash is left out."""
+    """The lines of `metrics.jsonl` of one kind ("train" or "eval"); a line cut off by a crash is left out.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
     file = folder / "metrics.jsonl"
+    try:
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    except OSError as error:
+        raise ValueError(f"{file} is damaged: {error.strerror}") from error
+    needed = ("epoch", "top1") if kind == "eval" else ()
     events: list[Record] = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    for line in lines:
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if event.get("kind") == kind:
+        if (
+            isinstance(event, dict)
+            and event.get("kind") == kind
+            and all(isinstance(event.get(key), NUMBER) for key in needed)
+        ):
             events.append(event)
     return events
 
 
-def all_runs(outputs: Path) -> list[Record]:
-    """Every run below `outputs`, finished or not, by folder.
+def chance(config: Record) -> float | None:
+    """The accuracy of guessing, in percent; None where the number of classes is not known."""
+    classes = config["data"].get("num_classes")
+    return 100 / classes if isinstance(classes, int) and classes > 0 else None
 
-    Each has data, teacher, model, loss, seed, state ("finished", "epoch 3 of 15", "pruned at …" or "diverged after …"), last and best (top-1 in percent,
-    or None), best_epoch, seconds and folder.
+
+def fell_back(evaluations: Sequence[Record], guessing: float) -> bool:
+    """Whether an evaluation lost more than half of what was won over chance, from a lead of `LEAD` points on.
+
+    Args:
+        evaluations: events with `top1`, in order.
+        guessing: the accuracy of guessing, in percent.
     """
-    return [_record(file.parent, outputs) for file in sorted(outputs.glob("*/*/*/*/config.json"))]
-
-
-def _record(folder: Path, outputs: Path) -> Record:
-    config = json.loads((folder / "config.json").read_text())
-    summary, evaluations = read_summary(folder), read_events(folder, "eval")
-    best = max(evaluations, key=lambda e: e["top1"], default=None)
-    done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
-    cut = "pruned at " if (folder / "pruned.json").is_file() else "diverged after " if diverged(folder) else ""
-    losses = "+".join(f"{name}" for name in config["loss"] if name != "ce") or "ce"
-    timing = read_events(folder, "train")
-    return {
-        "data": config["data"]["name"],
-        "teacher": (config["teacher"]["model"] or {}).get("name", "none"),
-        "model": config["model"]["name"],
-        "loss": losses,
-        "seed": config["seed"],
-        "epochs": epochs,
-        "state": "finished" if summary else f"{cut}epoch {done} of {epochs}",
-        "last": summary["test"]["top1"] if summary else (evaluations[-1]["top1"] if evaluations else None),
-        "best": summary["best"]["top1"] if summary else (best["top1"] if best else None),
-        "best_epoch": summary["best"]["epoch"] if summary else (best["epoch"] if best else None),
-        "seconds": summary["seconds"] if summary else (timing[-1]["timing"]["seconds"] if timing else None),
-        "folder": str(folder.relative_to(outputs)),
-    }
-
-
-def select(runs: Sequence[Record], wanted: dict[str, str], sort: str) -> list[Record]:
-    """Runs whose fields are as wanted ("kd" also finds "kd+nst_poly" by `loss=kd*`), sorted; accuracies best first.
-
-    Raises:
-        ValueError: a field that runs do not have.
-    """
-    known = [
-        "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "seconds", "folder",
-    ]  # fmt: skip
-    for key in [*wanted, sort]:
-        if key not in known:
-            raise ValueError(f"{key}: runs have no such field; there are {', '.join(known)}")
-    kept = [run for run in runs if all(_matches(str(run[key]), value) for key, value in wanted.items())]
-    down = sort in ("last", "best")
-
-    def order(run: Record) -> tuple[bool, Any]:
-        value = run[sort]
-        return (value is None, -value if down and value is not None else value if value is not None else 0)
-
-    return sorted(kept, key=order)
-
-
-def _matches(found: str, wanted: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return any(fnmatchcase(found, one) for one in wanted.split(","))
+    won = 0.0
+    for event in evaluations:
+        now = event["top1"] - guessing
+        if won >= LEAD and now < won / 2:
+            return True
+        won = max(won, now)
+    return False

@@ -12,12 +12,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Sample:
-    """Mean, standard deviation (n − 1) and half the width of the 95 % interval of the mean; None where n < 2."""
+    """Mean, standard deviation (n − 1), half the width of the 95 % interval of the mean (None where n < 2), median."""
 
     n: int
     mean: float
     std: float | None
     half_width: float | None
+    median: float
 
 
 def sample(values: Sequence[float]) -> Sample:
@@ -28,11 +29,11 @@ def sample(values: Sequence[float]) -> Sample:
     """
     if not values:
         raise ValueError("a sample needs at least one value")
-    n, mean = len(values), float(np.mean(values))
+    n, mean, median = len(values), float(np.mean(values)), float(np.median(values))
     if n == 1:
-        return Sample(1, mean, None, None)
+        return Sample(1, mean, None, None, median)
     std = float(np.std(values, ddof=1))
-    return Sample(n, mean, std, float(stdtrit(n - 1, (1 + LEVEL) / 2)) * std / math.sqrt(n))
+    return Sample(n, mean, std, float(stdtrit(n - 1, (1 + LEVEL) / 2)) * std / math.sqrt(n), median)
 
 
 def paired(values: dict[int, float], baseline: dict[int, float]) -> Sample | None:

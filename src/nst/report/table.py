@@ -1,11 +1,23 @@
 """A table's results, computed from `plan.json` and the run folders it names."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.runs import diverged, read_summary
+from nst.report.runs import (
+    chance,
+    diverged,
+    fell_back,
+    inside,
+    plain_component,
+    read_config,
+    read_events,
+    read_json,
+    read_summary,
+)
+from nst.report.settings import shown, weights
 from nst.report.stats import paired, ranks, sample, verdict
 
 Record = dict[str, Any]
@@ -17,8 +29,11 @@ def read_table(folder: Path, outputs: Path) -> Record:
     Args:
         folder: the table's own, with `plan.json`.
         outputs: the folder of all runs.
+
+    Raises:
+        ValueError: a damaged file, or a plan that names a place outside of `outputs`.
     """
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = read_json(folder / "plan.json")
     lower = plan["metric"] == "error"
     groups = [_group(group, outputs, lower) for group in plan["groups"]]
     rows = [row for group in groups for row in group["rows"]]
@@ -33,6 +48,9 @@ def read_table(folder: Path, outputs: Path) -> Record:
 
 
 def _group(group: Record, outputs: Path, lower: bool) -> Record:
+    for name in (group["name"], *(row["name"] for row in group["rows"])):
+        if not plain_component(name):
+            raise ValueError(f"plan.json: the name {name!r} cannot be part of a file's name")
     found = [_row(row, outputs, lower) for row in group["rows"]]
     baseline = found[0]["by_seed"] if found else {}
     ours = ranks([row["last"]["mean"] if row["last"] else None for row in found], lower)
@@ -51,28 +69,21 @@ def _group(group: Record, outputs: Path, lower: bool) -> Record:
 
 
 def _row(row: Record, outputs: Path, lower: bool) -> Record:
-    summaries = {run["seed"]: read_summary(outputs / run["folder"]) for run in row["runs"]}
-    done = {seed: summary for seed, summary in summaries.items() if summary is not None}
-    last = {seed: figure(s["test"]["top1"], lower) for seed, s in done.items()}
-    best = [figure(s["best"]["top1"], lower) for s in done.values()]
-    ours = sample(list(last.values())) if last else None
-    hindrance = None if row["comparable"] else "reduced" if row["reduced"] else "other settings"
-    lost = sum(diverged(outputs / run["folder"]) is not None for run in row["runs"])
-    difference = ours.mean - row["published"] if ours and row["published"] is not None else None
+    folders = {run["seed"]: inside(outputs, run["folder"]) for run in row["runs"]}
+    found = {seed: read_summary(folder) for seed, folder in folders.items()}
+    done = {seed: summary for seed, summary in found.items() if summary is not None}
+    lost = sum(diverged(folder) is not None for folder in folders.values())
     return {
         **{key: row[key] for key in ("name", "label", "published", "published_top5", "command", "changes")},
+        "published_epoch": row.get("epoch", "unknown"),
+        "tuned": row.get("tuned", False),
         "reduced": row["reduced"],
         "comparable": row["comparable"],
         "asked": len(row["runs"]),
         "diverged": lost,
-        "by_seed": last,
-        "last": asdict(ours) if ours else None,
-        "top5": asdict(sample([figure(s["test"]["top5"], lower) for s in done.values()])) if done else None,
-        "best": asdict(sample(best)) if best else None,
-        "best_epochs": [s["best"]["epoch"] for s in done.values()],
-        "evaluated_on": sorted({s["evaluated_on"] for s in done.values()}),
-        "difference": difference,
-        "verdict": verdict(ours, row["published"], lower, hindrance) if ours else "diverged" if lost else "not run",
+        "fell_back": sum(_fell_back(folder) for folder in folders.values()),
+        **_settings(folders.values(), list(done.values())),
+        **_figures(row, done, lower, lost),
         "seconds": asdict(sample([s["seconds"] for s in done.values()])) if done else None,
         "steps": [s["steps"] for s in done.values()],
         "skipped_steps": sum(s["skipped_steps"] for s in done.values()),
@@ -84,17 +95,58 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
     }
 
 
+def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Record:
+    """Ours, of the last and of the best epoch, and how the one that compares stands to the published figure."""
+    last = {seed: figure(s["test"]["top1"], lower) for seed, s in done.items()}
+    best = [figure(s["best"]["top1"], lower) for s in done.values()]
+    ours = sample(list(last.values())) if last else None
+    compared = sample(best) if best and row.get("epoch") == "best" else ours
+    hindrance = None if row["comparable"] else "reduced" if row["reduced"] else "other settings"
+    standing = verdict(compared, row["published"], lower, hindrance) if compared else "diverged" if lost else "not run"
+    return {
+        "by_seed": last,
+        "last": asdict(ours) if ours else None,
+        "top5": _top5(list(done.values()), lower),
+        "best": asdict(sample(best)) if best else None,
+        "best_epochs": [s["best"]["epoch"] for s in done.values()],
+        "evaluated_on": sorted({s["evaluated_on"] for s in done.values()}),
+        "difference": compared.mean - row["published"] if compared and row["published"] is not None else None,
+        "verdict": standing,
+    }
+
+
+def _top5(done: Sequence[Record], lower: bool) -> Record | None:
+    values = [s["test"].get("top5") for s in done]
+    return asdict(sample([figure(v, lower) for v in values])) if values and None not in values else None
+
+
+def _fell_back(folder: Path) -> bool:
+    guessing = chance(read_config(folder)) if (folder / "config.json").exists() else None
+    return guessing is not None and fell_back(read_events(folder, "eval"), guessing)
+
+
+def _settings(folders: Iterable[Path], done: Sequence[Record]) -> Record:
+    """Weights and other settings of the row's runs, which differ in their seed only."""
+    folder = next((folder for folder in folders if (folder / "config.json").exists()), None)
+    config = read_config(folder) if folder is not None else None
+    images = next((s["test"].get("images") for s in done), None)
+    return {
+        "weights": weights(config) if config else {},
+        "settings": shown(config, images if isinstance(images, int) else None) if config else {},
+    }
+
+
 def _teacher(group: Record, outputs: Path, lower: bool) -> Record | None:
     """The one teacher of the group, as it was measured when its students started."""
     for row in group["rows"]:
         for run in row["runs"]:
-            about = (read_summary(outputs / run["folder"]) or {}).get("teacher")
+            about = (read_summary(inside(outputs, run["folder"])) or {}).get("teacher")
             if about is not None:
                 return {
                     **group["teacher"],
                     "name": about["name"],
                     "figure": figure(about["top1"], lower),
-                    "top5": figure(about["top5"], lower),
+                    "top5": figure(about["top5"], lower) if about.get("top5") is not None else None,
                     "parameters": about["parameters"],
                     "weights": about["weights"],
                     "sha256": about["sha256"],
@@ -107,5 +159,5 @@ def figure(top: float, lower: bool) -> float:
     return 100 - top if lower else top
 
 
-def _distinct(values: Any) -> list[Any]:
+def _distinct(values: Iterable[Any]) -> list[Any]:
     return [json.loads(text) for text in sorted({json.dumps(value, sort_keys=True) for value in values})]

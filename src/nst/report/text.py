@@ -2,48 +2,96 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
+
+from nst.report.markdown import code, markdown_row, plain
+from nst.report.settings import number
 
 Record = dict[str, Any]
 
-COLUMNS = (
-    "method", "last epoch", "95 % interval", "best epoch", "published", "difference", "to student alone", "rank (published)",
-    "verdict",
-)  # fmt: skip
+BASELINE = "Δ vs. baseline"
+PUBLISHED = "Δ vs. published"
+NOT_TUNED = "†"
+DEFAULT = "default weight, not tuned for these networks and data (or the one weight that the row's label names)"
+WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
 
 VERDICT = (
-    " The verdict compares the last epoch: reproduced means that the published figure, itself of an unknown number of runs, "
-    "lies in the interval."
+    " The verdict compares with the published figure: reproduced means that this figure, itself of an unknown number of "
+    "runs, lies in the interval."
 )
 
 
-def cells(row: Record) -> tuple[str, ...]:
-    """One row as text, in the order of COLUMNS."""
+def cells(row: Record) -> dict[str, str]:
+    """One row as text, by column; settings besides."""
     last = row["last"]
     top5 = f" / {row['top5']['mean']:.2f}" if row["top5"] and row["published_top5"] is not None else ""
     rank = "–" if row["rank"] is None else str(row["rank"])
     if row["published_rank"] is not None:
         rank += f" ({row['published_rank']})"
-    return (
-        row["label"],
-        "; ".join(filter(None, [last and spread(last) + top5, row["diverged"] and f"diverged ({row['diverged']})"]))
-        or "–",
-        interval(last),
-        spread(row["best"]),
-        published_text(row),
-        "–" if row["difference"] is None else f"{row['difference']:+.2f}",
-        "–" if row["paired"] is None else signed(row["paired"]),
-        rank,
-        row["verdict"],
-    )
+    return {
+        "method": row["label"],
+        BASELINE: "–" if row["paired"] is None else signed(row["paired"]),
+        "λ": weights_text(row),
+        "last epoch": spread(last) + (top5 if last else ""),
+        "median": "–" if last is None else f"{last['median']:.2f}",
+        "95 % interval": interval(last),
+        "best epoch": spread(row["best"]),
+        "fell back": f"{row['fell_back']} of {row['asked']}",
+        "diverged": f"{row['diverged']} of {row['asked']}",
+        "published": published_text(row) + ("" if row["published"] is None else f" ({row['published_epoch']})"),
+        PUBLISHED: "–" if row["difference"] is None else f"{row['difference']:+.2f} ({compared(row)})",
+        "rank (published)": rank,
+        "rank": rank,
+        "verdict": row["verdict"],
+        **row["settings"],
+    }
 
 
-def columns(group: Record) -> list[tuple[int, str]]:
-    """Positions in `cells` and names of the columns that say something: nothing published, no column about it."""
-    if any(row["published"] is not None for row in group["rows"]):
-        return list(enumerate(COLUMNS))
-    about = ("published", "difference", "verdict")
-    return [(i, name.removesuffix(" (published)")) for i, name in enumerate(COLUMNS) if name not in about]
+def columns(group: Record) -> list[str]:
+    """The columns of `cells` that say something: settings that differ, losses of runs, what was published."""
+    rows = group["rows"]
+    published = any(row["published"] is not None for row in rows)
+    varying = [key for key in settings(rows) if key not in shared(rows)]
+    lost = [name for name, key in (("fell back", "fell_back"), ("diverged", "diverged")) if any(r[key] for r in rows)]
+    weighted = ["λ"] if any(row["weights"] for row in rows) else []
+    found = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
+    return [*found, *(["published", PUBLISHED, "rank (published)", "verdict"] if published else ["rank"])]
+
+
+def settings(rows: Sequence[Record]) -> list[str]:
+    """The names of the settings that rows state."""
+    return list(dict.fromkeys(key for row in rows for key in row["settings"]))
+
+
+def shared(rows: Sequence[Record]) -> dict[str, str]:
+    """The settings that are the same in all rows that state them: rows without a finished run do not know all."""
+    found = {key: [row["settings"][key] for row in rows if key in row["settings"]] for key in settings(rows)}
+    return {key: values[0] for key, values in found.items() if len({*values}) == 1}
+
+
+def settings_text(group: Record) -> str:
+    """What all rows of a group share, in a line; "" before the first run."""
+    texts = [f"{key} {text}" for key, text in shared(group["rows"]).items()]
+    seeds = list(dict.fromkeys(seed for row in group["rows"] for seed in row["by_seed"]))
+    texts += [f"seeds {', '.join(str(seed) for seed in seeds)}"] if seeds else []
+    return "; ".join(texts)
+
+
+def weights_text(row: Record) -> str:
+    """Each term's weight, marked where nobody tuned it."""
+    texts = [f"{name} {number(weight)}" for name, weight in row["weights"].items()]
+    return " + ".join(texts) + ("" if row["tuned"] else f" {NOT_TUNED}") if texts else "–"
+
+
+def untuned(rows: Sequence[Record]) -> bool:
+    """Whether a row's weight was not tuned."""
+    return any(row["weights"] and not row["tuned"] for row in rows)
+
+
+def compared(row: Record) -> str:
+    """Which of our epochs is compared with the published figure: the best where that is of the best, else the last."""
+    return "best" if row["published_epoch"] == "best" else "last"
 
 
 def title(result: Record) -> str:
@@ -83,7 +131,7 @@ def published_text(row: Record) -> str:
 def teacher_text(teacher: Record) -> str:
     """The teacher's figure beside the published one."""
     text = f"teacher {teacher['name']}: {teacher['figure']:.2f}"
-    if teacher["published_top5"] is not None:
+    if teacher["published_top5"] is not None and teacher["top5"] is not None:
         text += f" / {teacher['top5']:.2f}"
     return text + f" (published {published_text(teacher)})" if teacher["published"] is not None else text
 
@@ -93,27 +141,49 @@ def notes(result: Record) -> list[str]:
     lower = result["metric"] == "error"
     rows = [row for group in result["groups"] for row in group["rows"]]
     published = any(row["published"] is not None for row in rows)
-    split = sorted({name for row in rows for name in row["evaluated_on"]})
     kind = "Top-1 error in %, lower is better" if lower else "Top-1 accuracy in %, higher is better"
     found = [
-        f"{kind}: mean ± standard deviation (number of seeds). Seeds change the student's first weights, the order of "
-        "the images and their crops; the teacher is the same network for all of them.",
+        f"{kind}: mean ± standard deviation (number of seeds), and the median. Seeds change the student's first weights, the "
+        "order of the images and their crops; the teacher is the same network for all of them.",
         f"The 95 % interval is Student's t over the seeds.{VERDICT if published else ''}",
-        "To student alone: mean difference to the first row over the same seeds, ± half its 95 % interval. "
-        "The best of several methods is picked after the fact, which its interval does not account for.",
+        f"{BASELINE}: mean difference to the baseline (student trained without a teacher), the first row, over the same "
+        "seeds, ± half its 95 % interval. The best of several methods is picked after the fact, which its interval does "
+        "not account for.",
     ]
-    if split:
-        chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
-        found.append(f"Best epoch is shown beside, never used: it is chosen on the {chosen}.")
-    if any(row["diverged"] for row in rows):
+    if untuned(rows):
         found.append(
-            "Diverged (number of seeds): stopped by a loss or gradient that was not finite; no accuracy counts for them."
+            f"λ: weight of each term beside the cross-entropy. {NOT_TUNED} {DEFAULT}: another may give a better result."
         )
+    return [*found, *_about_epochs(rows, published), *_about_losses(rows)]
+
+
+def _about_epochs(rows: Sequence[Record], published: bool) -> list[str]:
+    """Which epoch counts."""
+    split = sorted({name for row in rows for name in row["evaluated_on"]})
+    chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
+    found = []
+    if published:
+        found.append(
+            f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
+            "unknown epoch, with our last. The word in brackets says which epoch a figure is of, and which of ours is compared."
+        )
+    if split:
+        use = "Best epoch is shown beside" + (", compared only with published figures of the best epoch" * published)
+        found.append(f"{use}: it is chosen on the {chosen}.")
+    return found
+
+
+def _about_losses(rows: Sequence[Record]) -> list[str]:
+    """Runs that were lost, each counted, and runs that are missing."""
+    back, gone = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
+    text = f"Runs that fell back: {back}; that diverged: {gone}."
+    if back:
+        text += " Fell back: an evaluation lost more than half of what the run had won over chance; the run counts."
+    if gone:
+        text += " Diverged: stopped by a loss or gradient that was not finite; no accuracy counts for it."
     missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
     incomplete = [f"{name} {count}" for name, count in missing if count]
-    if incomplete:
-        found.append(f"Runs missing, by method: {', '.join(incomplete)}.")
-    return found
+    return [text, *([f"Runs missing, by method: {', '.join(incomplete)}."] if incomplete else [])]
 
 
 def label(result: Record) -> str:
@@ -127,30 +197,27 @@ def label(result: Record) -> str:
 
 def as_markdown(result: Record) -> str:
     """GitHub's tables."""
-    lines = [f"# {title(result)}", ""]
+    lines = [f"# {plain(title(result))}", ""]
     if label(result):
-        lines += [f"**{label(result)}**", ""]
+        lines += [f"**{plain(label(result))}**", ""]
     for group in result["groups"]:
-        lines += [f"## {group['title']}", "", *as_table(group)]
+        lines += [f"## {plain(group['title'])}", "", *as_table(group), ""]
         if group["teacher"]:
-            lines += ["", teacher_text(group["teacher"])[:1].upper() + teacher_text(group["teacher"])[1:] + "."]
-        lines.append("")
-    lines += [f"- {note}" for note in notes(result)]
-    lines += [f"- Published figures: {result['source']}.", f"- `{result['command']}`", ""]
+            text = teacher_text(group["teacher"])
+            lines += [f"{plain(text[:1].upper() + text[1:])}.", ""]
+        if settings_text(group):
+            lines += [f"Settings: {plain(settings_text(group))}.", ""]
+    lines += [f"- {plain(note)}" for note in notes(result)]
+    lines += [f"- Published figures: {plain(result['source'])}.", f"- {code(result['command'])}", ""]
     return "\n".join(lines)
 
 
 def as_table(group: Record) -> list[str]:
     """The lines of a group's GitHub table."""
     shown = columns(group)
-    alignment = ["---" if name in ("method", "verdict") else "---:" for _, name in shown]
-    rows = [markdown_row([cells(row)[i] for i, _ in shown]) for row in group["rows"]]
-    return [markdown_row([name for _, name in shown]), markdown_row(alignment), *rows]
-
-
-def markdown_row(texts: list[str]) -> str:
-    """One line of a GitHub table."""
-    return "| " + " | ".join(texts) + " |"
+    alignment = ["---" if name in WORDS else "---:" for name in shown]
+    rows = [markdown_row([plain(cells(row).get(name, "–")) for name in shown]) for row in group["rows"]]
+    return [markdown_row(shown), markdown_row(alignment), *rows]
 
 
 def as_csv(result: Record) -> str:
@@ -159,8 +226,9 @@ def as_csv(result: Record) -> str:
     out = csv.writer(text, lineterminator="\n")
     out.writerow(
         [
-            "table", "group", "method", "metric", "n", "mean", "std", "half_width_95", "best_epoch_mean", "published",
-            "difference", "paired_mean", "paired_half_width_95", "rank", "published_rank", "verdict", "reduced", "seconds",
+            "table", "group", "method", "metric", "n", "mean", "std", "half_width_95", "median", "best_epoch_mean", "fell_back",
+            "diverged", "published", "published_epoch", "compared", "difference", "paired_mean", "paired_half_width_95", "rank",
+            "published_rank", "verdict", "reduced", "seconds", "weights", "tuned",
         ]
     )  # fmt: skip
     for group in result["groups"]:
@@ -169,9 +237,12 @@ def as_csv(result: Record) -> str:
             out.writerow(
                 [
                     result["table"], group["name"], row["name"], result["metric"], last.get("n", 0), last.get("mean"),
-                    last.get("std"), last.get("half_width"), (row["best"] or {}).get("mean"), row["published"],
-                    row["difference"], pair.get("mean"), pair.get("half_width"), row["rank"], row["published_rank"],
-                    row["verdict"], row["reduced"], (row["seconds"] or {}).get("mean"),
+                    last.get("std"), last.get("half_width"), last.get("median"), (row["best"] or {}).get("mean"),
+                    row["fell_back"], row["diverged"], row["published"], row["published_epoch"],
+                    compared(row) if row["published"] is not None else None, row["difference"], pair.get("mean"),
+                    pair.get("half_width"), row["rank"], row["published_rank"], row["verdict"], row["reduced"],
+                    (row["seconds"] or {}).get("mean"), " ".join(f"{k}={number(w)}" for k, w in row["weights"].items()),
+                    row["tuned"],
                 ]
             )  # fmt: skip
     return text.getvalue()

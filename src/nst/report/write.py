@@ -10,7 +10,7 @@ from rich.text import Text
 
 from nst.files import write_whole
 from nst.report.page import page
-from nst.report.text import as_csv, as_markdown, cells, columns, label, notes, teacher_text, title
+from nst.report.text import WORDS, as_csv, as_markdown, cells, columns, label, notes, settings_text, teacher_text, title
 
 Record = dict[str, Any]
 
@@ -27,16 +27,18 @@ def print_result(result: Record) -> None:
     """The tables, for the terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=220)
     for group in result["groups"]:
-        grid, shown = Table(title=f"{title(result)}\n{group['title']}"), columns(group)
-        for _, name in shown:
-            grid.add_column(name, justify="left" if name in ("method", "verdict") else "right")
+        grid, shown = Table(title=Text(f"{title(result)}\n{group['title']}")), columns(group)
+        for name in shown:
+            grid.add_column(name, justify="left" if name in WORDS else "right")
         for row in group["rows"]:
-            grid.add_row(*(Text(cells(row)[i]) for i, _ in shown))
+            grid.add_row(*(Text(cells(row).get(name, "–")) for name in shown))
         if group["teacher"]:
-            grid.caption = teacher_text(group["teacher"])
+            grid.caption = Text(teacher_text(group["teacher"]))
         console.print(grid)
+        if settings_text(group):
+            console.print(Text(f"settings: {settings_text(group)}"))
     if label(result):
         console.print(Text(label(result), style="bold"))
     for note in notes(result):

@@ -24,6 +24,7 @@ from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
 from nst.models.weights import load_weights
+from nst.report.runs import read_json
 from nst.reproduce.execute import dataset
 from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
@@ -35,6 +36,7 @@ from nst.teacher import Normalization
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
+FORM = 2  # of the files; another one is made anew
 KERNELS = ("linear", "polynomial", "gaussian")
 
 
@@ -46,18 +48,32 @@ def gather(plan: Plan, device: torch.device) -> None:
         runs = [mark(run) for cell in cells for run in cell.runs if finished(run)]
         taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
         file = plan.folder / "evidence" / f"{group.name}.json"
-        if not taught or (file.is_file() and json.loads(file.read_text())["runs"] == runs):
+        if not taught or _kept(file, runs):
             continue
         weights = json.loads((run_folder(asdict(taught[0])) / "summary.json").read_text())["teacher"]["weights"]
         if not Path(weights).is_file():
             print(f"{group.title}: the teacher's weights {weights} are gone, so no look into the networks")
             continue
         print(f"looking into the networks of {group.title}", flush=True)
-        look = Look(group, taught[0], weights, dataset(taught[0], sets), device)
-        content = {"runs": runs, "images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}
-        for name, picture in neurons(look, cells).items():
+        try:
+            content, pictures = _found(Look(group, taught[0], weights, dataset(taught[0], sets), device), cells)
+        except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
+            print(f"{group.title}: no look into the networks: {error}", flush=True)
+            continue
+        for name, picture in pictures.items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
-        write_whole(file, json.dumps(content, indent=1).encode())
+        write_whole(file, json.dumps({"form": FORM, "runs": runs, **content}, indent=1).encode())
+
+
+def _kept(file: Path, runs: list[str]) -> bool:
+    """Whether the file is of these runs, and in today's form."""
+    found = read_json(file) if file.exists() else {}
+    return found.get("form") == FORM and found.get("runs") == runs
+
+
+def _found(look: "Look", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the networks tell: numbers, and pictures by name."""
+    return {"images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}, neurons(look, cells)
 
 
 def mark(run: RunConfig) -> str:
@@ -71,7 +87,7 @@ class Look:
 
     def __init__(self, group: Group, run: RunConfig, weights: str, data: Dataset, device: torch.device) -> None:
         self.group, self.device, self.data = group, device, data
-        self.images = first_images(data, device)
+        self.images, self.labels = first_images(data, device)
         self.normalization = Normalization(data.mean, data.std)
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
         metadata = load_weights(self.teacher, weights)
@@ -106,10 +122,12 @@ class Look:
         return self.features(self.student(run, trained), self.images, self.group.taps.student)
 
 
-def first_images(data: Dataset, device: torch.device) -> Tensor:
-    """The first test images `[N, C, H, W]`, normalised, on the CPU."""
+def first_images(data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first test images `[N, C, H, W]`, normalised, and their labels `[N]`, on the CPU."""
     batches: Iterator[Any] = iter(data.split("test").loader(64, train=False, device=device).epoch(0))
-    return torch.cat([batch.images.cpu() for _, batch in zip(range(IMAGES // 64), batches, strict=False)])
+    found = [(batch.images.cpu(), batch.labels.cpu()) for _, batch in zip(range(IMAGES // 64), batches, strict=False)]
+    images, labels = zip(*found, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def mmd(look: Look, cells: list[Cell]) -> dict[str, Any]:
@@ -136,7 +154,7 @@ def distance(teacher: Tensor, student: Tensor, kernel: Any) -> float:
 
 
 def chosen(cells: list[Cell]) -> list[Cell]:
-    """The rows that the figures compare: the student alone and one NST, where they are finished."""
+    """The rows that the figures compare: the baseline and one NST, where they are finished."""
     nst = [cell for cell in cells[1:] if any(name.startswith("nst") for name in cell.runs[0].loss)]
     preferred = sorted(nst, key=lambda cell: cell.row.name not in ("nst_poly", "nst"))[:1]
     return [cell for cell in [*cells[:1], *preferred] if finished(cell.runs[0])]
@@ -165,13 +183,13 @@ def unit_maps(feature: Tensor) -> np.ndarray:
 
 
 def neurons(look: Look, cells: list[Cell]) -> dict[str, bytes]:
-    """Heat maps of the most active neurons of the last stage, as PNG: the teacher's and the compared students'."""
+    """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students, as PNG."""
     images = look.images[:SHOWN].to(look.device)
-    theirs = look.teacher_images[:SHOWN].to(look.device)
-    grids = heatmaps(images, {"teacher": (look.teacher, theirs)}, look.normalization)
-    for cell in chosen(cells):
-        student = look.student(cell.runs[0], trained=True)
-        grids |= heatmaps(images, {cell.row.name: (student, images)}, look.normalization)
+    networks = {"teacher": (look.teacher, look.teacher_images[:SHOWN].to(look.device))}
+    networks |= {cell.row.name: (look.student(cell.runs[0], trained=True), images) for cell in chosen(cells)}
+    classes, labels = look.data.classes, look.labels[:SHOWN].tolist()
+    names = [f"class {label}" if classes is None else classes[label] for label in labels]
+    grids = heatmaps(images, networks, look.normalization, labels=names)
     return {name.removeprefix("neurons/"): png(grid) for name, grid in grids.items()}
 
 

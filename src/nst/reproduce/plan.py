@@ -1,7 +1,9 @@
 """Which runs a table needs, as settings and as the file that the report reads."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
+from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
+from nst.reproduce.search import search_path
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import run_folder
 from nst.runs.teacher import teacher_run
@@ -36,6 +40,7 @@ class Cell:
 
     group: Group
     row: Row
+    meant: RunConfig  # as the table's file says, without the request's overrides
     command: str  # of its first seed
     runs: tuple[RunConfig, ...]
     changes: tuple[str, ...]  # "key: new (table: old)"
@@ -86,7 +91,7 @@ def finished(run: RunConfig) -> bool:
 
 
 def make_plan(request: Request, configs: Path) -> Plan:
-    """Compose every run of the table; no data is read.
+    """Compose every run of the table; no data is read. Titles are made to say what the runs are.
 
     Raises:
         ValueError: an unknown table, or settings that no run can have.
@@ -94,22 +99,35 @@ def make_plan(request: Request, configs: Path) -> Plan:
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
     GlobalHydra.instance().clear()
+    settings = partial(_settings, search_path(configs))
     with initialize_config_dir(str(configs), version_base="1.3"):
-        cells = tuple(_cell(request, table, group, row, seeds) for group in table.groups for row in group.rows)
+        cells = tuple(
+            _cell(request, table, group, row, seeds, settings) for group in table.groups for row in group.rows
+        )
+    table.title = table_title(table, [(cell.meant, cell.runs[0]) for cell in cells])
+    for group in table.groups:
+        group.title = group_title(group, [(cell.meant, cell.runs[0]) for cell in cells if cell.group is group])
     return Plan(request, table, cells)
 
 
-def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) -> Cell:
+def _cell(
+    request: Request,
+    table: Table,
+    group: Group,
+    row: Row,
+    seeds: range,
+    settings: Callable[[list[str]], RunConfig],
+) -> Cell:
     own = [*table.overrides, *row.run]
-    meant = _settings(own)
+    meant = settings(own)
     words = [*own, *request.overrides]
-    asked = _settings(words) if request.overrides else meant
+    asked = settings(words) if request.overrides else meant
     if request.epochs < 1:
         words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
         if asked.teacher.model is not None and asked.teacher.weights is None:
             teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
             words.append(f"teacher.recipe.trainer.epochs={teacher}")
-        asked = _settings(words)
+        asked = settings(words)
     if asked.knowledge.mode == "stored" and not storable(asked):
         words = [word for word in words if not word.startswith("knowledge")]
         asked = replace(asked, knowledge=KnowledgeConfig())
@@ -120,7 +138,7 @@ def _cell(request: Request, table: Table, group: Group, row: Row, seeds: range) 
         "limit"
     ) != meant.data.get("limit")
     return Cell(
-        group, row, " ".join(["python train.py", *shown, "seed=0"]),
+        group, row, meant, " ".join(["python train.py", *shown, "seed=0"]),
         tuple(replace(asked, seed=seed) for seed in seeds),
         tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
@@ -134,8 +152,8 @@ def storable(run: RunConfig) -> bool:
     return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large)) < len(requests)
 
 
-def _settings(overrides: list[str]) -> RunConfig:
-    return build.settings(compose("config", overrides=overrides))
+def _settings(search: list[str], overrides: list[str]) -> RunConfig:
+    return build.settings(compose("config", overrides=[*search, *overrides]))
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -164,6 +182,8 @@ def write_plan(plan: Plan) -> None:
                 "label": cell.row.label,
                 "published": cell.row.published,
                 "published_top5": cell.row.published_top5,
+                "epoch": cell.row.epoch,
+                "tuned": cell.row.tuned,
                 "command": cell.command,
                 "changes": list(cell.changes),
                 "reduced": cell.reduced,

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nst.config import NOT_IDENTITY
+from nst.reproduce.table import result_name
 
 USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
 
   nst reproduce table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
 
   table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
-                        conventions/digits, conventions/cifar10
+                        quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10
+  table=mine            a table of your own in ./configs/table/mine.yaml, or table=path/to/mine.yaml
   seeds=3               students of every method: seeds 0, 1, 2 (the teacher is one network, trained or given once)
   epochs=0.1            a tenth of every run's length, teacher's included: the result is labelled reduced
   plan=true             show the plan and the estimate, run nothing
@@ -44,7 +46,7 @@ class Request:
         name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in asked)
         if len(name) > 120:  # file systems have limits
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        return f"{self.table}/{name or 'full'}"
+        return f"{result_name(self.table)}/{name or 'full'}"
 
     @property
     def command(self) -> str:
@@ -74,6 +76,7 @@ def parse(words: Sequence[str]) -> Request:
             overrides.append(word)
     if "table" not in own:
         raise ValueError(f"which table? table=quick/digits for example\n\n{USAGE}")
+    result_name(own["table"])
     seeds, epochs = own.get("seeds"), own.get("epochs", "1")
     if seeds is not None and (not seeds.isdecimal() or int(seeds) < 1):
         raise ValueError(f"seeds={seeds}: how many seeds, a whole number from 1, is needed")

@@ -1,10 +1,19 @@
-"""What a table holds: `configs/table/**/*.yaml`, read into typed objects."""
+"""What a table holds: `configs/table/**/*.yaml`, or a file of one's own, read into typed objects."""
 
 import difflib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import yaml
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nst.report.runs import plain_component
+from nst.reproduce.search import OWN
+
+EPOCHS = ("last", "best", "unknown")
 
 
 @dataclass
@@ -17,10 +26,11 @@ class Taps:
 
 @dataclass
 class Published:
-    """A published figure in percent, top-1 and top-5; null where there is none."""
+    """A published figure in percent, top-1 and top-5, and of which epoch it is; null where there is none."""
 
     published: float | None = None
     published_top5: float | None = None
+    epoch: str | None = None  # last | best | unknown; null: as the table says
 
 
 @dataclass
@@ -30,11 +40,12 @@ class Row(Published):
     name: str = MISSING
     label: str = MISSING
     run: list[str] = MISSING
+    tuned: bool = False  # whether somebody chose the loss's weight for these networks and data
 
 
 @dataclass
 class Group:
-    """Rows that share teacher and student. The first row is the baseline: the student alone."""
+    """Rows that share teacher and student. The first row is the baseline: the student trained without a teacher."""
 
     name: str = MISSING
     title: str = MISSING
@@ -44,33 +55,220 @@ class Group:
 
 
 @dataclass
+class Pair:
+    """A group whose rows are the table's methods."""
+
+    name: str = MISSING
+    title: str = MISSING
+    overrides: list[str] = MISSING
+    teacher: Published = field(default_factory=Published)
+    taps: Taps = field(default_factory=Taps)
+
+
+@dataclass
+class Method:
+    """A row of every pair, or of the pairs that are named."""
+
+    name: str = MISSING
+    label: str = MISSING
+    overrides: list[str] = MISSING
+    pairs: list[str] | None = None
+    tuned: bool = False
+
+
+@dataclass
 class Table:
-    """A table of experiments."""
+    """A table of experiments: groups with their rows, or pairs of networks times methods."""
 
     title: str = MISSING
     source: str = MISSING
     metric: str = MISSING  # error | accuracy, in percent
     images: list[int] = MISSING  # training and test images, for the estimate
     seeds: int = MISSING  # unless asked otherwise
+    epoch: str = "unknown"  # of which the published figures are: last | best | unknown
     overrides: list[str] = field(default_factory=list)  # of every run
-    groups: list[Group] = MISSING
+    groups: list[Group] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=list)
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)  # pair → method → figure, or a Published
 
 
 def read_table(name: str, configs: Path) -> Table:
-    """The table called `name`, such as "paper/cifar10".
+    """A table: `paper/cifar10` of the project, `mine` of `./configs/table`, or the path of a .yaml file.
 
     Raises:
-        ValueError: there is none of this name (the nearest are named), or its file is wrong.
+        ValueError: there is none of this name (the nearest are named), or its file is wrong (the key is named).
     """
-    folder = configs / "table"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    path = find_table(name, configs)
+    table = _typed(path)
+    if table.pairs or table.methods:
+        table.groups = _expanded(table, path)
+    _check(table, path)
+    for group in table.groups:
+        for figure in (group.teacher, *group.rows):
+            figure.epoch = figure.epoch or table.epoch
+    return table
+
+
+def result_name(name: str) -> str:
+    """The folder of a table's results below `tables/`: its name, or that of its file.
+
+    Raises:
+        ValueError: a name that could lead out of the folder.
+    """
+    if name.endswith((".yaml", ".yml")):
+        name = Path(name).stem
+    if not all(plain_component(part) for part in name.split("/")):
+        raise ValueError(f"table={name}: a name such as quick/digits is needed, or the path of a .yaml file")
+    return name
+
+
+def find_table(name: str, configs: Path) -> Path:
+    """The file of a table.
+
+    Raises:
+        ValueError: there is none, or there are two of this name.
+    """
+    result_name(name)
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ValueError(f"table={name}: no such file")
+        return Path(name)
+    own = Path(OWN) / "table"
+    folders = [configs / "table", *([own] if own.is_dir() and not own.samefile(configs / "table") else [])]
+    found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
+    if len(found) > 1:
+        raise ValueError(f"table={name}: both {found[0]} and {found[1]} are so named; pass the path: table={found[1]}")
+    if not found:
+        known = sorted(str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml"))
         near = difflib.get_close_matches(name, known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"table={name}: no such table; {hint}there are {', '.join(known)}")
-    table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(path)))
+        raise ValueError(
+            f"table={name}: no such table; {hint}there are {', '.join(known)}; the path of a .yaml file works too"
+        )
+    return found[0]
+
+
+def _typed(path: Path) -> Table:
+    """The file as it is, with every key and type checked."""
+    try:
+        content = OmegaConf.load(path)
+        if not OmegaConf.is_dict(content):
+            raise ValueError(f"{path}: keys are needed (title, source, metric, …), found a list or nothing")
+        table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), content))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {_said(error)}") from error
     assert isinstance(table, Table)
+    return table
+
+
+def _said(error: OmegaConfBaseException) -> str:
+    """A configuration error with its key, and the nearest keys to a misspelt one."""
+    text, place = str(error).splitlines()[0], str(error.full_key or error.key or "")
+    kinds: dict[Any, str] = {
+        Row: "a row",
+        Group: "a group",
+        Pair: "a pair",
+        Method: "a method",
+        Published: "a teacher",
+        Taps: "taps",
+    }
+    kind = error.object_type
+    where = f"{place} of {kinds[kind]}" if kind in kinds and "." not in place else place
+    if "missing mandatory value" in text:
+        return f"{where} is missing"
+    if kind is not None and kind in (*kinds, Table) and " not in " in text:
+        keys = [f.name for f in fields(kind)]
+        near = difflib.get_close_matches(str(error.key), keys, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{where}: no such key; {hint}there are {', '.join(keys)}"
+    if "is not a ListConfig" in text:
+        text = "a list is needed"
+    return f"{where}: {text}"
+
+
+def _expanded(table: Table, path: Path) -> list[Group]:
+    """Pairs × methods as groups of rows."""
+    if table.groups:
+        raise ValueError(f"{path}: groups stand for themselves; a table has either groups, or pairs and methods")
+    if not table.pairs or not table.methods:
+        raise ValueError(f"{path}: {'methods' if table.pairs else 'pairs'} is missing: pairs and methods go together")
+    pairs, methods = [pair.name for pair in table.pairs], [method.name for method in table.methods]
+    for method in table.methods:
+        _known(path, f"methods: {method.name}: pairs", method.pairs or [], pairs)
+    _known(path, "published", table.published, pairs)
+    groups = []
+    for pair in table.pairs:
+        figures = table.published.get(pair.name, {})
+        here = [method for method in table.methods if method.pairs is None or pair.name in method.pairs]
+        _known(path, f"published.{pair.name}", figures, [method.name for method in here])
+        rows = [
+            Row(
+                **_figure(path, f"published.{pair.name}.{method.name}", figures.get(method.name)),
+                name=method.name, label=method.label, run=[*pair.overrides, *method.overrides], tuned=method.tuned,
+            )
+            for method in here
+        ]  # fmt: skip
+        groups.append(Group(pair.name, pair.title, pair.teacher, pair.taps, rows))
+    _unique(path, "methods", methods)
+    return groups
+
+
+def _figure(path: Path, key: str, value: Any) -> dict[str, Any]:
+    """A cell of the matrix: a number, or `{published: …, epoch: …}`."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return {"published": value}
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), value))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {key}: a number or {{published: …, epoch: …}} is needed, found {value!r}") from error
+    assert isinstance(found, Published)
+    return vars(found)
+
+
+def _known(path: Path, key: str, names: Any, known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{path}: {key}: {name} is not among them; {hint}there are {', '.join(known)}")
+
+
+def _unique(path: Path, key: str, names: list[str]) -> None:
+    for name in names:
+        if not re.fullmatch(r"[\w.+-]+", name) or not plain_component(name):
+            raise ValueError(
+                f"{path}: {key}: the name {name!r} becomes part of file names: letters, digits, _ . + - only"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: {key}: {name} is there {names.count(name)} times; each needs a name of its own")
+
+
+def _check(table: Table, path: Path) -> None:
+    """What types cannot express."""
     if table.metric not in ("error", "accuracy"):
         raise ValueError(f"{path}: metric is {table.metric!r}; error or accuracy is needed")
-    return table
+    if len(table.images) != 2 or min(table.images) < 1:
+        raise ValueError(f"{path}: images is {table.images}; the numbers of training and test images are needed")
+    if table.seeds < 1:
+        raise ValueError(f"{path}: seeds is {table.seeds}; at least 1 is needed")
+    if not table.groups:
+        raise ValueError(f"{path}: groups is missing: at least one group with rows is needed, or pairs and methods")
+    _unique(path, "groups", [group.name for group in table.groups])
+    _epoch(path, "epoch", table.epoch)
+    for group in table.groups:
+        if not group.rows:
+            raise ValueError(f"{path}: groups: {group.name}: rows is empty; at least the baseline is needed")
+        names = [row.name for row in group.rows]
+        _unique(path, f"groups: {group.name}: rows", names)
+        if "teacher" in names:  # pictures of the networks are named by their rows, and teacher
+            raise ValueError(f"{path}: groups: {group.name}: rows: a row cannot be called teacher")
+        for name, figure in (("teacher", group.teacher), *((row.name, row) for row in group.rows)):
+            _epoch(path, f"groups: {group.name}: {name}: epoch", figure.epoch or table.epoch)
+
+
+def _epoch(path: Path, key: str, value: str) -> None:
+    if value not in EPOCHS:
+        raise ValueError(f"{path}: {key} is {value!r}; one of {', '.join(EPOCHS)} is needed")

@@ -20,7 +20,7 @@ from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import provenance
 from nst.runs.prune import noted
 from nst.runs.record import RunRecord
-from nst.runs.teacher import TeacherSide, needs_weights, teacher_run, teacher_side
+from nst.runs.teacher import TeacherSide, cache_stands_in, teacher_run, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate
@@ -74,7 +74,11 @@ def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, dat
     Raises:
         ValueError: as `teacher_side`, or from the teacher's own run.
     """
-    weights = _trained_teacher(settings, here, data) if needs_weights(settings) else settings.teacher.weights
+    weights = settings.teacher.weights
+    if weights is None and settings.teacher.model is not None:
+        trained = RunFolder(run_folder(asdict(teacher_run(settings))))
+        if not cache_stands_in(settings) or _is_finished(trained, here):
+            weights = _trained_teacher(settings, here, data)
     return teacher_side(settings, networks, here, data, weights)
 
 
@@ -200,7 +204,7 @@ def _train(
         "evaluated_on": evaluated,
         "last": asdict(last),
         "teacher": teacher.about,
-        "data": {"sha256": data.fingerprint, "images": len(data.train)},
+        "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
         **_outcome(settings, trainer),
         **made_with,
         "config": config,

@@ -41,6 +41,7 @@ from nst.teacher import (
     kept_live,
     write_cache,
 )
+from nst.teacher.cache import MANIFEST
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks
 from nst.training.signals import StopFlag, stop_flag
@@ -57,11 +58,10 @@ class TeacherSide:
     cache: TeacherCache | None = None
 
 
-def needs_weights(settings: RunConfig) -> bool:
-    """Whether a run needs a teacher's weights that nobody gives: not without a teacher, nor beside a cache that stands for it."""
+def cache_stands_in(settings: RunConfig) -> bool:
+    """Whether there is a cache that the user names, which may need no teacher any more."""
     path = settings.knowledge.path
-    given = settings.teacher.weights is not None or settings.teacher.model is None
-    return not given and (path is None or not (Path(path) / "manifest.json").is_file())
+    return path is not None and (Path(path) / MANIFEST).is_file()
 
 
 def teacher_side(

@@ -5,9 +5,9 @@ A teacher's Gram matrix travels packed, its upper triangle row by row: N(N+1)/2 
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import image_blocks, join, map_blocks
 from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps, unit_gradient, unit_maps
 
@@ -75,7 +75,7 @@ class GramTerms(torch.autograd.Function):
         return squared, mean_squared
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_gram: Tensor, grad_mean: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, inverse, delta, mean = ctx.saved_tensors
         weight_gram = (4 / x.shape[1] * grad_gram).view(-1, 1, 1)

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import image_blocks, join, map_blocks
 from nst.losses.mmd.unit import inverse_norms
 
@@ -30,7 +30,7 @@ class MeanMap(torch.autograd.Function):
         return mean
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, inverse = ctx.saved_tensors
         grad = (grad / x.shape[1]).unsqueeze(1)

@@ -14,9 +14,9 @@ from math import sqrt
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import image_blocks, join, map_blocks
 from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps
 
@@ -72,7 +72,7 @@ class PairTerms(torch.autograd.Function):
         return squared, mean_squared
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_gram: Tensor, grad_mean: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, teacher_unit, inverse, k, mean = ctx.saved_tensors
         weights = gradient_weights(k, 4 / x.shape[1] ** 2 * grad_gram, ctx.m, x.shape[1], ctx.sign) * inverse

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nst.losses.base import no_autocast, working_dtype
+from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import blocks_of, image_blocks, join, map_blocks
 from nst.losses.mmd.unit import (
     inverse_norms,
@@ -163,14 +163,14 @@ class StreamedMMD(torch.autograd.Function):
     def forward(ctx, x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float):
         with no_autocast(x):
             value, gradient = stream(x, teacher_unit, kernel, teacher, eps, with_gradient=True)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, x)
         ctx.dtype = x.dtype
         return value
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
+        gradient, _ = ctx.saved_tensors
         return (gradient * grad.view(-1, 1, 1)).to(ctx.dtype), None, None, None, None
 
 

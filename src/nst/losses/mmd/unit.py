@@ -15,6 +15,9 @@ OFFICIAL_EPS = 1e-10
 def inverse_norms(x: Tensor, eps: float) -> Tensor:
     """`[B, C, N]` → 1/√(‖x‖² + eps) in the working precision, zero for a dead channel, `[B, C, 1]`.
 
+    NaN where ‖x‖² overflows (in float32 from ‖x‖ = 1.8e19 on): such a network has diverged, and is not to pass for one
+    with dead channels.
+
     Args:
         x: channel maps, any floating dtype and strides.
         eps: `OFFICIAL_EPS` for the official convention, else 0.
@@ -22,7 +25,8 @@ def inverse_norms(x: Tensor, eps: float) -> Tensor:
     work = x.to(working_dtype(x))
     squared = (work * work).sum(dim=2, keepdim=True)
     threshold = max(DEAD, torch.finfo(x.dtype).tiny)
-    return torch.where(squared > threshold**2, (squared + eps).rsqrt(), 0.0)
+    inverse = torch.where(squared > threshold**2, (squared + eps).rsqrt(), 0.0)
+    return torch.where(squared.isfinite(), inverse, torch.nan)
 
 
 def scale_maps(x: Tensor, inverse: Tensor, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,225 @@
+"""Contrastive representation distillation (Tian, Krishnan & Isola, ICLR 2020)."""
+
+from collections.abc import Mapping
+from math import log, log1p, sqrt
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst.losses.base import Need, Shape, check_choice, check_number, no_autocast, scalar, summary_tensor
+from nst.losses.first_order import first_order
+from nst.losses.mmd.blocks import blocks_of
+from nst.losses.pooled import PooledLoss, unit_rows
+
+EPS = 1e-7
+BLOCK_BYTES = 64 << 20
+"""Scores against the bank held at a time."""
+
+
+FACTOR = -7046029254386353131
+"""2⁶⁴ over the golden ratio, odd."""
+
+
+class CRD(PooledLoss):
+    """Noise-contrastive loss of each image's student embedding against stored teacher embeddings, and the other way round.
+
+    With e a pooled feature through a linear layer to `dim` values at unit length (one layer for each side, both trained),
+    m the N stored embeddings of the other side, K negatives and s_j = exp(e · m_j / τ) / Z:
+
+        L(e) = −log s_i / (s_i + K/N + 1e-7) − Σ_{K negatives j} log (K/N) / (s_j + K/N + 1e-7)
+
+    for image i; the value is the mean over the batch of L(e_S) + L(e_T). Z is N times the mean of exp(e · m_j / τ) over the first batch
+    and stays (the paper's equation has no Z; the authors' code and all that took it over have). After each training step the
+    stored embeddings of the batch become (momentum · m + (1 − momentum) · e) at unit length.
+
+    The authors' setting on CIFAR-100: weight 0.8, the feature before the classifier, and the defaults below.
+
+    It remembers, so `allocate` makes its banks (2 · N · dim values), and it sees the global batch. Where draws come from is the
+    run's "seed" alone: the same on a CPU, on a GPU and on every rank. All scores of an image against a bank are one matrix product.
+
+    Args:
+        dim: values of an embedding.
+        negatives: K.
+        temperature: τ > 0.
+        momentum: of a stored embedding, 0 ≤ momentum < 1.
+        sampling: "classes": negatives are images of other classes, without repetition, as in the authors' code ("exact"). Labels
+            are learned as images are seen, so in the first epoch an image not yet seen may be one of the own class.
+            "images": any image but the own one. Where there are fewer than K, all are taken, each K / their number times:
+            what K draws with repetition, the authors' way out, give on average.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("labels", "index", "seed")
+    labels: Tensor
+    student_bank: Tensor
+    teacher_bank: Tensor
+    log_z: Tensor
+
+    def __init__(
+        self,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        sampling: Literal["classes", "images"] = "classes",
+    ) -> None:
+        super().__init__()
+        check_number("dim", dim, least=1, whole=True)
+        check_number("negatives", negatives, least=1, whole=True)
+        check_number("temperature", temperature, above=0)
+        check_number("momentum", momentum, least=0, below=1)
+        check_choice("sampling", sampling, ("classes", "images"))
+        self.dim, self.negatives, self.temperature, self.momentum = dim, negatives, temperature, momentum
+        self.by_class = sampling == "classes"
+        self.embed_student: nn.Module | None = None
+        self.embed_teacher: nn.Module | None = None
+        self.images = 0
+
+    def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        """Make the embeddings."""
+        self.embed_student = nn.Linear(student_shape[0], self.dim)
+        self.embed_teacher = nn.Linear(teacher_shape[0], self.dim)
+
+    def allocate(self, num_images: int) -> None:
+        """Make the banks: uniform in ±√(3 / dim). Raises ValueError for fewer than two images: there is nothing to contrast."""
+        if num_images < 2:
+            raise ValueError(f"CRD contrasts images with others: {num_images} training image is too few")
+        self.images = num_images
+        bound = sqrt(3 / self.dim)
+        for name in ("student_bank", "teacher_bank"):
+            self.register_buffer(name, torch.empty(num_images, self.dim).uniform_(-bound, bound))
+        self.register_buffer("labels", torch.full((num_images,), -1, dtype=torch.int64))
+        self.register_buffer("log_z", torch.full((2,), torch.nan))
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C, H, W]` or `[B, C]` of the global batch → scalar. In training mode it updates the banks.
+
+        Args:
+            summary: "pooled" `[B, C_T]`, "labels" and "index" `[B]` int64, "seed" a whole number.
+
+        Raises:
+            ValueError: before `setup` and `allocate`; something is missing or of another batch.
+        """
+        if self.embed_student is None or self.embed_teacher is None or not self.images:
+            raise ValueError(
+                "CRD learns and remembers: call setup(student_shape, teacher_shape) and allocate(images) first"
+            )
+        with no_autocast(student_feature):
+            student, teacher = self.read(student_feature, summary)
+            labels, index = (summary_tensor(summary, name, len(student)) for name in ("labels", "index"))
+            seed = scalar(summary, "seed").to(index.device)
+            e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
+            if self.training:
+                self.labels.index_copy_(0, index, labels)
+            draw = Draw(self, index, labels, seed)
+            self._set_z(draw, e_s.detach(), e_t.detach())
+            value: Tensor = Contrast.apply(  # type: ignore[assignment]
+                e_s, e_t, self.teacher_bank, self.student_bank, self.log_z.clone(), draw
+            )
+            if self.training:
+                self.remember(self.student_bank, e_s, index)
+                self.remember(self.teacher_bank, e_t, index)
+            return value
+
+    @torch.no_grad()
+    def _set_z(self, draw: "Draw", e_s: Tensor, e_t: Tensor) -> None:
+        """Set what is not yet set. Asked of the buffer in each step: a first step may be undone, and one wait costs little."""
+        if bool(self.log_z.isnan().any()):
+            self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
+            self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
+
+    @torch.no_grad()
+    def remember(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:
+        """Move the stored embeddings of a batch towards the new ones."""
+        moved = self.momentum * bank[index] + (1 - self.momentum) * embedded.detach().to(bank.dtype)
+        bank.index_copy_(0, index, unit_rows(moved))
+
+
+class Draw:
+    """Scores of a batch against a bank and the negatives that were drawn, a block of images at a time."""
+
+    def __init__(self, loss: CRD, index: Tensor, labels: Tensor, seed: Tensor) -> None:
+        self.index, self.labels, self.seed, self.known = index, labels, seed, loss.labels
+        self.images, self.count, self.temperature = loss.images, loss.negatives, loss.temperature
+        self.by_class = loss.by_class
+        self.blocks = blocks_of(len(index), 8 * loss.images, BLOCK_BYTES)
+
+    def scores(self, block: slice, e: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        """e · m / τ of the images of a block, `[b, N]`, and that of the own image, `[b, 1]`."""
+        scores = e[block] @ bank.to(e.dtype).T / self.temperature
+        return scores, scores.gather(1, self.index[block, None])
+
+    def weights(self, block: slice, dtype: torch.dtype) -> Tensor:
+        """How often each image is a negative of those of a block, `[b, N]`: K in all, but for images without any."""
+        index = self.index[block, None]
+        allowed = torch.arange(self.images, device=index.device) != index
+        if self.by_class:
+            allowed &= self.known != self.labels[block, None]
+        if self.count < self.images:
+            keys = torch.where(allowed, random_keys(self.seed, index, self.images), -1)
+            least = keys.kthvalue(self.images - self.count + 1, dim=1, keepdim=True).values
+            allowed &= keys >= least
+        found = allowed.sum(dim=1, keepdim=True).clamp_min(1).to(dtype)
+        return torch.where(allowed, self.count / found, 0.0)
+
+    def log_mean(self, e: Tensor, bank: Tensor) -> Tensor:
+        """log of the mean of exp(e · m / τ) over each image's own and negatives, all images of the batch together."""
+        parts, total = [], 0.0
+        for block in self.blocks:
+            weights = self.weights(block, e.dtype)
+            scores, own = self.scores(block, e, bank)
+            parts += [own.logsumexp(dim=(0, 1)), (scores + weights.log()).logsumexp(dim=(0, 1))]
+            total = total + weights.sum() + len(own)
+        return torch.stack(parts).logsumexp(dim=0) - torch.as_tensor(total).log()
+
+
+class Contrast(torch.autograd.Function):
+    """Embeddings `[B, dim]` of both sides, each with the bank of the other → mean of L(e_S) + L(e_T).
+
+    The gradient is gathered in the forward pass: the banks may change before the backward pass, and nothing of their size is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, e_s: Tensor, e_t: Tensor, bank_s: Tensor, bank_t: Tensor, log_z: Tensor, draw: Draw) -> Tensor:
+        noise, batch = draw.count / draw.images, len(e_s)
+        shifts = log_z.to(e_s.dtype) + log(noise + EPS)
+        total = e_s.new_zeros(())
+        gradients = torch.zeros_like(e_s), torch.zeros_like(e_t)
+        for block in draw.blocks:
+            weights = draw.weights(block, e_s.dtype)
+            for e, bank, shift, gradient in zip((e_s, e_t), (bank_s, bank_t), shifts, gradients, strict=True):
+                scores, own = draw.scores(block, e, bank)
+                total += F.softplus(shift - own).sum() + (weights * F.softplus(scores - shift)).sum()
+                slopes = weights * torch.sigmoid(scores - shift)
+                slopes.scatter_add_(1, draw.index[block, None], -torch.sigmoid(shift - own))
+                gradient[block] = slopes @ bank.to(e.dtype)
+        ctx.save_for_backward(*(gradient / (draw.temperature * batch) for gradient in gradients), e_s, e_t)
+        return total / batch + 2 * draw.count * log1p(EPS / noise)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient_s, gradient_t, _, _ = ctx.saved_tensors
+        return gradient_s * grad, gradient_t * grad, None, None, None, None
+
+
+def random_keys(seed: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Whole numbers from 0 to 2⁶³ − 1 that depend on seed, row and column alone: `[b, 1]` rows → `[b, count]` int64.
+
+    Rows and columns are mixed well, each on its own, and combined by one product: int64 wraps round.
+    """
+    seed = mix(seed.to(torch.int64))
+    columns = mix(seed + torch.arange(count, device=rows.device))
+    return ((mix(seed ^ mix(rows)) ^ columns) * FACTOR) & 0x7FFFFFFFFFFFFFFF
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of int64 after which nothing of the order is left: SplitMix64's (Steele, Lea & Flood, 2014)."""
+    x = x * FACTOR + 1442695040888963407
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x

@@ -1,0 +1,169 @@
+"""Knowledge review, ReviewKD (Chen, Liu, Zhao & Jia, CVPR 2021)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst.losses.base import (
+    FEATURE_KEY,
+    Need,
+    Plan,
+    Shape,
+    TransferLoss,
+    check_map,
+    check_number,
+    check_shape,
+    laid_out_like,
+    no_autocast,
+    summary_tensor,
+    warmup_factor,
+    working_dtype,
+)
+
+LEVELS = (4, 2, 1)
+"""Sides of the pooled maps that are compared besides the map itself, each at half the weight of the one before."""
+
+
+class ReviewKD(TransferLoss):
+    """min(1, epoch / warmup) · Σ over stages of the distance of the fused student's map to the teacher's.
+
+    The student's maps are gone through from the deepest up (residual form). A stage's map goes through a 1×1 convolution to m
+    channels; what came from the stage below is enlarged to its size (nearest) and both are added, weighted at each
+    position by two attention maps, the sigmoid of a 1×1 convolution of both. The sum, at the size of the teacher's map, goes up to the
+    next stage, and through a 3×3 convolution to the teacher's channels. The distance (hierarchical context loss) is the mean
+    squared difference of the maps and of their averages over 4×4, 2×2 and 1×1 cells where the map is larger, weighted
+    1, ½, ¼, ⅛ and divided by the sum of these weights. Convolutions are without bias and followed by a batch norm.
+
+    All taps are one loss; name them from the first layer to the last. The authors' setting on CIFAR-100 (code taken
+    over by mdistiller): three stages and the pooled feature, the teacher's before the ReLU, warm-up over 20 epochs, weight 0.6
+    (ResNet-56 → 20), 1 (110 → 32), 5 (wide ResNets, 32x4 → 8x4, 32x4 → ShuffleNetV1) or 8 (ShuffleNetV2).
+
+    Args:
+        warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
+        pooled: add the average over positions of the last pair's maps as the deepest stage.
+        channels: m is the student's channels of the last tap, at most this.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("epoch",)
+    all_layers: ClassVar[bool] = True
+
+    def __init__(self, warmup: float = 20, pooled: bool = True, channels: int = 512) -> None:
+        super().__init__()
+        check_number("warmup", warmup, least=0)
+        check_number("channels", channels, least=1, whole=True)
+        if not isinstance(pooled, bool):
+            raise ValueError(f"pooled is {pooled!r}; it must be true or false")
+        self.warmup, self.pooled, self.channels = warmup, pooled, channels
+        self.stages = nn.ModuleList()
+
+    def setup(self, student_shape: Sequence[Shape], teacher_shape: Sequence[Shape]) -> None:
+        """Make the fusing modules, one a stage. Takes lists of shapes (C, H, W), from the first layer to the last."""
+        students, teachers = [*student_shape], [*teacher_shape]
+        for shape, owner in [(s, "student") for s in students] + [(t, "teacher") for t in teachers]:
+            check_shape(shape, owner)
+        if self.pooled:
+            students, teachers = [*students, students[-1]], [*teachers, teachers[-1]]
+        inner = min(self.channels, students[-1][0])
+        last = len(students) - 1
+        self.stages = nn.ModuleList(
+            Fusion(student[0], inner, teacher[0], fuse=k < last)
+            for k, (student, teacher) in enumerate(zip(students, teachers, strict=True))
+        )
+
+    @property
+    def summary_key(self) -> str:
+        """The teacher's map as it is."""
+        return FEATURE_KEY
+
+    @torch.no_grad()
+    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"feature": [B, C_T, H_T, W_T]}` of one layer. Raises ValueError for a feature that is not [B, C, H, W]."""
+        check_map(teacher_feature, "teacher")
+        return {"feature": teacher_feature}
+
+    def forward(self, student_feature: Sequence[Tensor], summary: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Lists of `[B, C, H, W]` and of summaries, from the first layer to the last → scalar.
+
+        Raises:
+            ValueError: before `setup`, for another number of layers or batch, and for one image in training mode where a map
+                of 1×1 leaves the batch norm a single value.
+        """
+        students = [*student_feature]
+        if len(students) + self.pooled != len(self.stages) or len(summary) != len(students):
+            raise ValueError(
+                f"{len(students)} layers and {len(summary)} summaries for {len(self.stages)} stages: call "
+                "setup([student shapes], [teacher shapes]) first, with one shape for each layer"
+            )
+        for feature in students:
+            check_map(feature, "student")
+        teachers = [
+            laid_out_like(summary_tensor(own, "feature", len(student)), student)
+            for own, student in zip(summary, students, strict=True)
+        ]
+        if self.pooled:
+            students.append(students[-1].mean(dim=(2, 3), keepdim=True))
+            teachers.append(teachers[-1].to(working_dtype(teachers[-1])).mean(dim=(2, 3), keepdim=True))
+        if self.training and any(len(t) * t.shape[2] * t.shape[3] == 1 for t in teachers):
+            raise ValueError(
+                "a batch of one image and a map of 1×1: the batch norm of ReviewKD needs more than one value"
+            )
+        total, below = torch.zeros((), device=students[0].device), None
+        for stage, student, teacher in zip(reversed(self.stages), reversed(students), reversed(teachers), strict=True):
+            fused, below = stage(student, below, tuple(teacher.shape[2:]))
+            total = total + pyramid_distance(fused, teacher)
+        return warmup_factor(summary[0], self.warmup) * total
+
+    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
+        """Of one layer. Summary: the teacher's map. Memory: the maps of the fusion and their gradients."""
+        check_shape(student_shape, "student")
+        check_shape(teacher_shape, "teacher")
+        (_, h_s, w_s), (c_t, h_t, w_t) = student_shape, teacher_shape
+        inner = min(self.channels, c_t)
+        return Plan("feature", {"feature": tuple(teacher_shape)}, 4 * (6 * inner * h_s * w_s + 6 * c_t * h_t * w_t))
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of a stage's map with what came from the stage below it."""
+
+    def __init__(self, channels: int, inner: int, out: int, fuse: bool) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner))
+        self.leave = nn.Sequential(nn.Conv2d(inner, out, 3, padding=1, bias=False), nn.BatchNorm2d(out))
+        self.attention = nn.Sequential(nn.Conv2d(2 * inner, 2, 1), nn.Sigmoid()) if fuse else None
+        for block in (self.enter, self.leave):
+            nn.init.kaiming_uniform_(block[0].weight, a=1)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, below: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """`[B, C, H, W]` → `[B, out, *size]` and what goes to the stage above, `[B, inner, *size]`."""
+        x = self.enter(x)
+        if self.attention is not None and below is not None:
+            below = resize(below, (x.shape[2], x.shape[3]))
+            weights = self.attention(torch.cat((x, below), dim=1))
+            x = x * weights[:, :1] + below * weights[:, 1:]
+        x = resize(x, size)
+        return self.leave(x), x
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour; itself at its own size."""
+    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size=size, mode="nearest")
+
+
+def pyramid_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two maps `[B, C, H, W]` and of their pooled maps, see `ReviewKD`."""
+    with no_autocast(student):
+        dtype = working_dtype(student)
+        difference = student.to(dtype) - laid_out_like(teacher.to(dtype), student)
+        value, weight, total = difference.square().mean(), 1.0, 1.0
+        for side in LEVELS:
+            if side < min(difference.shape[2:]):
+                weight /= 2
+                total += weight
+                value = value + weight * F.adaptive_avg_pool2d(difference, side).square().mean()
+        return value / total

@@ -1,0 +1,180 @@
+"""The listing of runs as a command: words in, a table, JSON or CSV out."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nst.report.listing import FIELDS, grouped, read_runs, sections, select
+from nst.report.settings import number
+from nst.report.text import spread
+
+Record = dict[str, Any]
+
+USAGE = """List runs, by data set, teacher and student: what differs between them, and mean ± std (n) over the seeds of equal ones.
+
+  nst runs [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
+
+  fields: data teacher model loss seed epochs state last best best_epoch seconds folder
+  values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished
+  each:   true lists single runs, with their folders
+  sort:   last (default), best: highest first; other fields: lowest first
+  format: table (default), json, csv"""
+
+FORMATS = ("table", "json", "csv")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to list, and how."""
+
+    outputs: Path = Path("outputs")
+    wanted: dict[str, str] = field(default_factory=dict)
+    sort: str = "last"
+    each: bool = False
+    format: str = "table"
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Read `key=value` words.
+
+    Raises:
+        ValueError: a word that is no `key=value`, or a value out of range.
+    """
+    asked = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
+        asked[key] = text
+    each, form = asked.pop("each", "false"), asked.pop("format", "table")
+    if each not in ("true", "false"):
+        raise ValueError(f"each={each}: true or false is needed")
+    if form not in FORMATS:
+        raise ValueError(f"format={form}: one of {', '.join(FORMATS)} is needed")
+    outputs, sort = Path(asked.pop("outputs", "outputs")), asked.pop("sort", "last")
+    return Request(outputs, asked, sort, each == "true", form)
+
+
+def list_runs(words: Sequence[str]) -> None:
+    """Print what the words ask for; damaged runs are named, on the error stream where the output is for programs.
+
+    Raises:
+        ValueError: a word that is not understood, an unknown field, or no such folder.
+    """
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(USAGE)
+        return
+    request = parse(words)
+    runs, damaged = read_runs(request.outputs)
+    runs = select(runs, request.wanted, request.sort)
+    found = {
+        key: members if request.each else grouped(members, request.sort) for key, members in sections(runs).items()
+    }
+    records = [record for members in found.values() for record in members]
+    if request.format == "json":
+        print(json.dumps([{k: v for k, v in record.items() if k != "config"} for record in records], indent=1))
+    elif request.format == "csv":
+        _write_csv(records, request.each)
+    else:
+        _print_tables(found, request, len(runs))
+    for line in damaged:
+        print(line, file=sys.stdout if request.format == "table" else sys.stderr)
+
+
+def _print_tables(found: dict[tuple[str, str, str], list[Record]], request: Request, count: int) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    where = f"{count} run{'s' * (count != 1)} in {request.outputs}"
+    if not found:
+        console.print(
+            Text(f"{where} (<data>/<teacher>-<student>/<loss>/seed…) {'match' if request.wanted else 'lie there'}")
+        )
+        return
+    console.print(Text(f"{where}, by {request.sort}; accuracies: top-1 in %"))
+    for (data, teacher, model), records in found.items():
+        pair = f"{teacher} → {model}" if teacher != "none" else f"{model}, no teacher"
+        rows = [run_cells(record) if request.each else group_cells(record) for record in records]
+        names = [name for name in rows[0] if any(row[name] for row in rows)]  # what no run has is no column
+        grid = Table(title=Text(f"{data}: {pair}"), title_justify="left")
+        for name in names:
+            words = name in ("loss", "differs in", "runs", "state", "run")
+            grid.add_column(name, justify="left" if words else "right", overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(printable(row[name])) for name in names))
+        console.print(grid)
+
+
+def settings_cells(record: Record) -> dict[str, str]:
+    """What tells a run apart from the others of its section."""
+    terms = " + ".join(f"{name} {number(weight)}" for name, weight in record["weights"].items())
+    rate = "" if record["rate"] is None else number(record["rate"])
+    settings = " ".join(f"{key}={shown(setting)}" for key, setting in record["settings"].items())
+    return {
+        "loss": terms or record["loss"],
+        "rate": f"{rate} ({record['schedule']})" if record["schedule"] else rate,
+        "epochs": str(record["epochs"]),
+        "differs in": settings,
+    }
+
+
+def group_cells(record: Record) -> dict[str, str]:
+    """A group of equal runs as text, by column."""
+    states = ", ".join(f"{count} {state}" for state, count in record["states"].items())
+    return {
+        **settings_cells(record),
+        "last": "" if record["last"] is None else spread(record["last"]),
+        "best": "" if record["best"] is None else spread(record["best"]),
+        "seconds": "" if record["seconds"] is None else f"{record['seconds']:.1f}",
+        "runs": states,
+    }
+
+
+def run_cells(record: Record) -> dict[str, str]:
+    """A run as text, by column."""
+    keys = ("seed", "state", "last", "best", "best_epoch", "seconds")
+    return {
+        **settings_cells(record),
+        **{key.replace("_", " "): shown(record[key]) if record[key] is not None else "" for key in keys},
+        "run": record["folder"],
+    }
+
+
+def shown(value: Any) -> str:
+    """A value as text; of taps the layers' names, the teacher's first where they differ."""
+    if isinstance(value, list) and all(isinstance(v, dict) and {"teacher", "student"} <= v.keys() for v in value):
+        return ",".join("→".join(dict.fromkeys((str(tap["teacher"]), str(tap["student"])))) for tap in value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.2f}" if isinstance(value, float) and value >= 10 else number(value)
+
+
+def printable(text: str) -> str:
+    """Text without characters that would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _write_csv(records: Sequence[Record], each: bool) -> None:
+    """One line a run or group; numbers unrounded, settings as JSON."""
+    settings = ["data", "teacher", "model", "loss", "weights", "rate", "schedule", "epochs", "settings"]
+    own = [name for name in FIELDS if name not in settings]
+    names = (
+        own
+        if each
+        else ["seeds", "n", "last_mean", "last_std", "best_mean", "best_std", "seconds", "states", "folders"]
+    )
+    out = csv.DictWriter(sys.stdout, [*settings, *names], lineterminator="\n", extrasaction="ignore")
+    out.writeheader()
+    for record in records:
+        row = dict(record)
+        for key in () if each else ("last", "best"):
+            row |= {f"{key}_{part}": (record[key] or {}).get(part) for part in ("mean", "std")}
+        out.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})

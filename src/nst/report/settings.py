@@ -1,0 +1,36 @@
+"""The settings of a run that a reader of its figures needs: weights of the loss, rate, length."""
+
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def weights(config: Record) -> dict[str, float]:
+    """Term of the loss → its weight λ; the cross-entropy only where its weight is not 1."""
+    found = {name: float(node["weight"]) for name, node in config["loss"].items()}
+    return {name: weight for name, weight in found.items() if name != "ce" or weight != 1}
+
+
+def schedule(config: Record) -> str:
+    """The name of the learning-rate schedule, "" where there is none."""
+    node = config.get("schedule") or config["optim"].get("schedule") or ""
+    name = node.get("name", node.get("_target_", "")) if isinstance(node, dict) else node
+    return str(name).split(".")[-1].lower()
+
+
+def shown(config: Record, test_images: int | None) -> dict[str, str]:
+    """The settings that a result page states, as text; what a configuration does not hold is left out."""
+    trainer, rate, name = config["trainer"], config["optim"].get("lr"), schedule(config)
+    found = {
+        "epochs": trainer["epochs"],
+        "learning rate": None if rate is None else f"{number(rate)}{f' ({name})' if name else ''}",
+        "batch size": trainer.get("batch_size"),
+        "training images": config["data"].get("limit") or "all",
+        "test images": None if test_images is None else f"{test_images:,}",
+    }
+    return {key: str(text) for key, text in found.items() if text is not None}
+
+
+def number(value: Any) -> str:
+    """A number as short as it can be said; anything else as it is."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

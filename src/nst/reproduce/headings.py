@@ -1,0 +1,39 @@
+"""What a table and its groups are called: as their file says, or, where other runs were asked for, by their real settings."""
+
+from collections.abc import Sequence
+
+from nst.config import RunConfig
+from nst.reproduce.table import Group, Table
+
+Pairs = Sequence[tuple[RunConfig, RunConfig]]  # (as the table's file says, as asked), one a row
+
+
+def group_title(group: Group, rows: Pairs) -> str:
+    """The group's own title, or teacher → student as they are."""
+    if all(networks(meant) == networks(asked) for meant, asked in rows):
+        return group.title
+    taught = [names for names in (networks(asked) for _, asked in rows) if names[0] is not None]
+    found = dict.fromkeys(f"{teacher} → {student}" for teacher, student in taught)
+    return ", ".join(found) or ", ".join(dict.fromkeys(asked.model["name"] for _, asked in rows))
+
+
+def table_title(table: Table, rows: Pairs) -> str:
+    """The table's own title, or data and length as they are."""
+    if all(extent(meant) == extent(asked) for meant, asked in rows):
+        return table.title
+    extents = [extent(asked) for _, asked in rows]
+    names = ", ".join(dict.fromkeys(name for name, _, _ in extents))
+    images = [f"{limit:,} training images" for limit in {limit for _, limit, _ in extents} if limit]
+    lengths = {epochs for _, _, epochs in extents}
+    length = [f"{epochs} epoch{'s' * (epochs != 1)}" for epochs in lengths] if len(lengths) == 1 else []
+    return ", ".join([names, *(images if len(images) == 1 else []), *length, f"test {table.metric}"])
+
+
+def networks(run: RunConfig) -> tuple[str | None, str]:
+    """The names of teacher and student."""
+    return (run.teacher.model or {}).get("name"), run.model["name"]
+
+
+def extent(run: RunConfig) -> tuple[str, int | None, int]:
+    """Data set, limit of training images, epochs."""
+    return run.data["name"], run.data.get("limit"), run.trainer.epochs

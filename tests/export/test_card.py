@@ -1,0 +1,41 @@
+"""The model card shows names from files as text."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nst import build
+from nst.export.card import model_card
+from nst.export.finished import finished_run
+
+PAYLOAD = "<script>alert(1)</script>|<img src=x onerror=alert(2)>`[x](javascript:3)"
+
+
+def injected(node: Any) -> Any:
+    """Every string in nested data with the payload."""
+    if isinstance(node, dict):
+        return {key: injected(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [injected(value) for value in node]
+    return node + PAYLOAD if isinstance(node, str) else node
+
+
+def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+    run, report = finished_run(finished), exported[1]
+    data = build.dataset(run.settings)
+    clean = model_card(run, report, data, "MIT")
+    summary = {key: value if key == "evaluated_on" else injected(value) for key, value in run.summary.items()}
+    loss = {name + PAYLOAD: injected(node) for name, node in run.settings.loss.items()}
+    settings = replace(run.settings, model=injected(run.settings.model), loss=loss)
+    data = replace(data, name=data.name + PAYLOAD, classes=tuple(name + PAYLOAD for name in data.classes or ("a", "b")))
+    card = model_card(replace(run, summary=summary, settings=settings), injected(report), data, "MIT" + PAYLOAD)
+    assert card.count("script") > 10
+    outside = re.sub(r"(?<!\\)(?<!`)(`+)(?!`) ?.*?(?<!`)\1(?!`)", "", re.sub(r"```.*?```", "", card, flags=re.S))
+    assert not re.search(r"<\s*[a-z/!]", outside, re.I)
+    assert "](javascript" not in outside.replace(r"\](javascript", "")
+
+    def widths(text: str) -> list[int]:
+        return [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
+
+    assert widths(card) == widths(clean)

@@ -1,0 +1,158 @@
+"""VID and CC equal their sums written out, with gradients of what they learn."""
+
+import math
+
+import pytest
+import torch
+from tests.losses.reference import feature
+
+from nst.losses import CC, VID, TransferLoss
+
+
+def built(loss: TransferLoss, student, teacher, seed: int = 0) -> TransferLoss:
+    torch.manual_seed(seed)
+    loss.setup(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
+    return loss.to(student.dtype)
+
+
+def gradients(value, loss, student):
+    return torch.autograd.grad(value, [student, *loss.parameters()])
+
+
+def one_by_one(weight, x):
+    return torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
+
+
+def vid_loop(loss: VID, student, teacher):
+    first, second, third = (loss.mean[i].weight for i in (0, 2, 4))
+    mean = one_by_one(third, one_by_one(second, one_by_one(first, student).clamp(min=0)).clamp(min=0))
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for b in range(len(student)):
+        for c in range(teacher.shape[1]):
+            variance = torch.log(1 + torch.exp(loss.alpha[c])) + loss.eps
+            for difference in (mean[b, c] - teacher[b, c]).flatten():
+                total, count = total + 0.5 * (difference**2 / variance + torch.log(variance)), count + 1
+    return total / count
+
+
+def embedded(layer, x):
+    rows = x.mean((2, 3)) if x.ndim == 4 else x
+    return rows if isinstance(layer, torch.nn.Identity) else rows @ layer.weight.T + layer.bias
+
+
+def cc_loop(loss: CC, student, teacher, gamma: float, order: int):
+    e_s, e_t = embedded(loss.embed_student, student), embedded(loss.embed_teacher, teacher)
+    total, count = torch.zeros((), dtype=torch.float64), len(e_s)
+    if loss.convention == "crd":
+        for b in range(count - 1):
+            for d in range(e_s.shape[1]):
+                total = total + (e_s[b, d] - e_t[b, d]).abs() * (e_s[b + 1, d] - e_t[b + 1, d]).abs()
+        return total / (count - 1)
+    for i in range(count):
+        for j in range(count):
+            kernels = []
+            for e in (e_s, e_t):
+                cosine = (e[i] * e[j]).sum() / (e[i].square().sum() * e[j].square().sum()).sqrt()
+                terms = ((2 * gamma * cosine) ** p / math.factorial(p) for p in range(order + 1))
+                kernels.append(math.exp(-2 * gamma) * sum(terms))
+            total = total + (kernels[0] - kernels[1]) ** 2
+    return total / count**2
+
+
+CASES = {
+    "vid": (VID, vid_loop),
+    "vid narrow": (lambda: VID(0.5, 1e-3), vid_loop),
+    "cc": (CC, lambda *a: cc_loop(*a, 0.4, 2)),
+    "cc order 3": (lambda: CC(5, 0.7, 3), lambda *a: cc_loop(*a, 0.7, 3)),
+    "cc plain": (lambda: CC(None), lambda *a: cc_loop(*a, 0.4, 2)),
+    "cc crd": (lambda: CC(6, convention="crd"), lambda *a: cc_loop(*a, 0, 0)),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+@every
+@pytest.mark.parametrize(
+    "shapes", [((3, 4, 2, 3), (3, 6, 2, 3)), ((5, 3, 2, 2), (5, 3, 2, 2)), ((2, 7, 1, 1), (2, 2, 1, 1))]
+)
+def test_equals_the_loops(name, shapes):
+    make, loop = CASES[name]
+    student, teacher = feature(0, shapes[0], "signed").requires_grad_(True), feature(1, shapes[1], "relu") + 0.1
+    loss = built(make(), student, teacher)
+    summary = loss.summarize(teacher, tuple(student.shape[1:]))
+    value, expected = loss(student, summary), loop(loss, student, teacher)
+    torch.testing.assert_close(value, expected)
+    for found, wanted in zip(gradients(value, loss, student), gradients(expected, loss, student), strict=True):
+        torch.testing.assert_close(found, wanted)
+    single = built(make(), student.float(), teacher)
+    torch.testing.assert_close(
+        single(student.float(), single.summarize(teacher.float())).double(), expected, rtol=1e-4, atol=1e-6
+    )
+
+
+@every
+def test_half_features_and_autocast(name):
+    student, teacher = torch.randn(4, 8, 3, 3).requires_grad_(True), torch.randn(4, 5, 3, 3)
+    if name == "cc plain":
+        teacher = torch.randn(4, 8, 3, 3)
+    loss = built(CASES[name][0](), student, teacher)
+    expected = loss(student, loss.summarize(teacher))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student.bfloat16(), loss.summarize(teacher.bfloat16()))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=5e-2, atol=1e-3)
+    value.backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
+@every
+@pytest.mark.parametrize("kind", ["zeros", "equal images", "one image"])
+def test_degenerate_batches_are_finite(name, kind):
+    batch = 1 if kind == "one image" else 4
+    student, teacher = torch.randn(batch, 8, 3, 3), torch.randn(batch, 8, 3, 3)
+    if kind != "one image":
+        student = (student[:1] * (kind != "zeros")).repeat(batch, 1, 1, 1)
+    loss = built(CASES[name][0](), student, teacher)
+    student.requires_grad_(True)
+    value = loss(student, loss.summarize(teacher))
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
+def test_the_variance_starts_where_it_should():
+    for variance in (5.0, 0.1, 80.0):
+        loss = VID(variance)
+        loss.setup((3, 2, 2), (7, 2, 2))
+        torch.testing.assert_close(torch.nn.functional.softplus(loss.alpha) + 1e-5, torch.full((7,), variance))
+
+
+def test_vid_at_another_size():
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 8, 8)
+    for convention in ("paper", "crd"):
+        loss = built(VID(convention=convention), student, teacher)
+        assert loss.summarize(teacher, (3, 4, 4))["feature"].shape == (2, 5, 4, 4)
+        assert loss.plan((3, 4, 4), (5, 8, 8)).summary == {"feature": (5, 4, 4)}
+        assert loss(student, loss.summarize(teacher, (3, 4, 4))).isfinite()
+    pooled = built(VID(convention="crd"), teacher, student)
+    assert pooled(teacher, pooled.summarize(student, (5, 8, 8))).isfinite()
+
+
+def test_what_is_missing_or_out_of_range():
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="call setup"):
+        VID()(x, VID().summarize(x))
+    loss = CC(convention="crd")
+    with pytest.raises(ValueError, match="call setup"):
+        loss(x, loss.summarize(torch.randn(2, 5, 4, 4)))
+    for make, name, value in (
+        (VID, "initial_variance", 0.0),
+        (VID, "eps", 6.0),
+        (CC, "dim", 0),
+        (CC, "gamma", float("nan")),
+        (CC, "order", 1.5),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            make(**{name: value})
+    with pytest.raises(ValueError, match="paper, crd"):
+        CC(convention="official")  # type: ignore[arg-type]

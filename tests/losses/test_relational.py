@@ -1,0 +1,149 @@
+"""SP, RKD and PKT equal their loops, value and gradient, and are well defined where images coincide."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.losses import relational_reference as loops
+from tests.losses.reference import feature, value_and_gradient
+
+from nst.losses import PKT, RKD, SP, TransferLoss
+
+CASES = {
+    "sp": (SP, loops.sp),
+    "rkd": (lambda: RKD(3.0, 5.0), lambda s, t: loops.rkd(s, t, 3.0, 5.0, every=False)),
+    "rkd crd": (lambda: RKD(3.0, 5.0, "crd"), lambda s, t: loops.rkd(s, t, 3.0, 5.0, every=True)),
+    "pkt": (PKT, lambda s, t: loops.pkt(s, t, own=False, eps=0.0)),
+    "pkt crd": (lambda: PKT("crd"), lambda s, t: loops.pkt(s, t, own=True, eps=1e-7)),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+def make(name: str) -> TransferLoss:
+    return CASES[name][0]()
+
+
+def value(loss: TransferLoss, student, teacher):
+    return loss(student, loss.summarize(teacher, tuple(student.shape[1:])))
+
+
+@st.composite
+def batches(draw):
+    batch, seed = draw(st.integers(3, 5)), draw(st.integers(0, 10_000))
+    sides = [(draw(st.integers(2, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(2)]
+    kinds = [draw(st.sampled_from(["signed", "relu"])) for _ in range(2)]
+    student, teacher = (feature(seed + i, (batch, *sides[i]), kinds[i]) for i in range(2))
+    return student, teacher
+
+
+@every
+@settings(max_examples=15, deadline=None)
+@given(pair=batches())
+def test_equals_the_loops(name, pair):
+    student, teacher = pair
+    if any((x.mean((2, 3)).square().sum(1) < 1e-3).any() for x in pair):
+        return  # near zero vectors: angles of nothing
+    expected, expected_gradient = value_and_gradient(lambda x: CASES[name][1](x, teacher), student)
+    found, gradient = value_and_gradient(lambda x: value(make(name), x, teacher), student)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-9)
+    single, rough = value_and_gradient(lambda x: value(make(name), x, teacher.float()), student.float())
+    torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-6)
+    assert (rough - expected_gradient).norm() <= 1e-3 * expected_gradient.norm() + 1e-5
+
+
+@every
+def test_gradcheck_and_second_derivatives(name):
+    student, teacher = feature(0, (4, 3, 2, 2), "signed").requires_grad_(True), feature(1, (4, 5, 2, 2), "signed")
+    assert torch.autograd.gradcheck(lambda x: value(make(name), x, teacher), (student,))
+
+
+@every
+def test_zero_at_equality_and_for_one_image(name):
+    x = torch.randn(5, 4, 3, 3)
+    assert abs(value(make(name), x, x).item()) < 1e-6
+    one = torch.randn(1, 4, 3, 3, requires_grad=True)
+    found = value(make(name), one, torch.randn(1, 6, 3, 3))
+    found.backward()
+    assert found.item() == 0
+    assert (one.grad == 0).all()
+
+
+@every
+@pytest.mark.parametrize("kind", ["zeros", "equal images", "two equal images", "zero image", "opposite"])
+def test_coinciding_images_are_finite(name, kind):
+    x = torch.randn(4, 4, 2, 2)
+    if kind == "zeros":
+        x = torch.zeros(4, 4, 2, 2)
+    elif kind == "equal images":
+        x = x[:1].repeat(4, 1, 1, 1)
+    elif kind == "two equal images":
+        x[1] = x[0]
+    elif kind == "zero image":
+        x[2] = 0
+    elif kind == "opposite":
+        x[1] = -x[0]
+    other = torch.randn(4, 6, 2, 2)
+    x.requires_grad_(True)
+    for student, teacher in ((x, other), (x, x.detach()), (other.requires_grad_(True), x.detach())):
+        found = value(make(name), student, teacher)
+        (gradient,) = torch.autograd.grad(found, student)
+        assert found.isfinite()
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 1e3
+
+
+@every
+def test_half_precision_autocast_and_layout(name):
+    student, teacher = torch.randn(6, 8, 3, 3), torch.randn(6, 5, 3, 3)
+    expected = value(make(name), student, teacher)
+    assert expected.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(value(make(name), student, teacher), expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = value(make(name), student.to(dtype), teacher.to(dtype))
+        assert half.dtype == torch.float32
+        exact = value(make(name), student.to(dtype).double(), teacher.to(dtype).double())
+        torch.testing.assert_close(half.double(), exact, rtol=1e-4, atol=1e-6)
+    x = student.to(memory_format=torch.channels_last).requires_grad_(True)
+    found = value(make(name), x, teacher.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@every
+def test_large_features_do_not_become_zero(name):
+    student, teacher = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3)
+    found = value(make(name), student * 1e15, teacher * 1e15)
+    torch.testing.assert_close(found, value(make(name), student, teacher), rtol=1e-3, atol=1e-5)
+    found = value(make(name), student * 1e22, teacher)
+    assert found.isnan() or (found - value(make(name), student, teacher)).abs() < 1e-3 * found + 1e-5
+
+
+def test_the_angles_of_rkd_come_in_blocks(monkeypatch):
+    student, teacher = torch.randn(9, 8), torch.randn(9, 5)
+    expected = value_and_gradient(lambda x: value(RKD(), x, teacher), student)
+    monkeypatch.setattr("nst.losses.rkd.BLOCK_BYTES", 8 * 81 * 2)
+    torch.testing.assert_close(value_and_gradient(lambda x: value(RKD(), x, teacher), student), expected)
+
+
+@every
+def test_summary_and_errors(name):
+    loss = make(name)
+    summary = loss.summarize(torch.randn(4, 5, 3, 3), (8, 2, 2))
+    plan = loss.plan((8, 2, 2), (5, 3, 3))
+    assert {key: tuple(v.shape[1:]) for key, v in summary.items()} == plan.summary
+    assert loss.relational
+    with pytest.raises(ValueError, match="batch is 3"):
+        loss(torch.randn(3, 8, 2, 2), summary)
+    with pytest.raises(ValueError, match="shape"):
+        loss.summarize(torch.randn(4, 5, 3))
+
+
+def test_arguments_out_of_range():
+    for name in ("distance", "angle"):
+        for number in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"^{name} is"):
+                RKD(**{name: number})
+    for loss in (RKD, PKT):
+        with pytest.raises(ValueError, match="paper, crd"):
+            loss(convention="official")

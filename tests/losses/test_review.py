@@ -1,0 +1,150 @@
+"""ReviewKD equals its description written out, and fuses from the deepest layer up."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nst.losses import ReviewKD
+
+STUDENT = [(3, 8, 8), (5, 4, 4), (6, 2, 2)]
+TEACHER = [(4, 8, 8), (7, 4, 4), (9, 2, 2)]
+EPOCH = {"epoch": torch.tensor(0.0)}
+
+
+def batch(shapes, size: int = 3, seed: int = 0, dtype=torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, *shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def built(students=STUDENT, teachers=TEACHER, dtype=torch.float64, **options) -> ReviewKD:
+    torch.manual_seed(0)
+    loss = ReviewKD(**options)
+    loss.setup(students, teachers)
+    return loss.to(dtype)
+
+
+def value(loss, students, teachers, epoch: float = 1e6):
+    extra = {"epoch": torch.tensor(epoch)}
+    return loss(students, [loss.summarize(teacher) | extra for teacher in teachers])
+
+
+def normed(x, norm):
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+    scaled = (x - mean) / torch.sqrt(variance + norm.eps)
+    return scaled * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+
+
+def nearest(x, size):
+    rows = torch.arange(size[0]) * x.shape[2] // size[0]
+    columns = torch.arange(size[1]) * x.shape[3] // size[1]
+    return x[:, :, rows][:, :, :, columns]
+
+
+def cells(x, side):
+    """Averages over side × side cells, of sizes that need not be equal."""
+    rows = []
+    for i in range(side):
+        top, bottom = i * x.shape[2] // side, -(-(i + 1) * x.shape[2] // side)
+        lefts = [(j * x.shape[3] // side, -(-(j + 1) * x.shape[3] // side)) for j in range(side)]
+        rows.append(torch.stack([x[:, :, top:bottom, a:b].mean((2, 3)) for a, b in lefts], dim=2))
+    return torch.stack(rows, dim=2)
+
+
+def distance(s, t):
+    value, total = ((s - t) ** 2).mean(), 1.0
+    sides = [side for side in (4, 2, 1) if side < s.shape[2]]
+    for k, side in enumerate(sides, start=1):
+        value, total = value + ((cells(s, side) - cells(t, side)) ** 2).mean() / 2**k, total + 1 / 2**k
+    return value / total
+
+
+def by_hand(loss, students, teachers, pooled=True):
+    if pooled:
+        students = [*students, students[-1].mean((2, 3), keepdim=True)]
+        teachers = [*teachers, teachers[-1].mean((2, 3), keepdim=True)]
+    below, total = None, 0.0
+    for k in reversed(range(len(students))):
+        stage, teacher = loss.stages[k], teachers[k]
+        x = normed(F.conv2d(students[k], stage.enter[0].weight), stage.enter[1])
+        if below is not None:
+            below = nearest(below, x.shape[2:])
+            attention = stage.attention[0]
+            both = torch.einsum("oc,bchw->bohw", attention.weight[:, :, 0, 0], torch.cat((x, below), 1))
+            first, second = torch.sigmoid(both + attention.bias.view(1, 2, 1, 1)).unbind(1)
+            x = x * first.unsqueeze(1) + below * second.unsqueeze(1)
+        below = nearest(x, teacher.shape[2:])
+        total = total + distance(normed(F.conv2d(below, stage.leave[0].weight, padding=1), stage.leave[1]), teacher)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("students", "teachers", "pooled"),
+    [
+        (STUDENT, TEACHER, True),
+        (STUDENT, TEACHER, False),
+        ([(3, 8, 8), (5, 4, 4)], [(4, 4, 4), (7, 8, 8)], True),
+        ([(3, 5, 5)], [(4, 6, 6)], False),
+    ],
+)
+def test_equals_the_description(students, teachers, pooled):
+    loss = built(students, teachers, pooled=pooled)
+    own, others = [x.requires_grad_(True) for x in batch(students)], batch(teachers, seed=1)
+    found, expected = value(loss, own, others), by_hand(loss, own, others, pooled)
+    torch.testing.assert_close(found, expected)
+    inputs = [*own, *loss.parameters()]
+    for got, want in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_warm_up_counts_epochs_from_one():
+    loss, own, others = built(warmup=4), batch(STUDENT), batch(TEACHER, seed=1)
+    full = value(loss, own, others)
+    for epoch, part in ((0.0, 0.25), (0.9, 0.25), (1.0, 0.5), (3.0, 1.0), (9.0, 1.0)):
+        torch.testing.assert_close(value(loss, own, others, epoch), part * full)
+    torch.testing.assert_close(value(built(warmup=0), own, others, 0.0), full)
+
+
+def test_inner_channels_are_the_deepest_students_at_most():
+    assert built().stages[0].enter[0].out_channels == 6
+    assert built(channels=2).stages[0].enter[0].out_channels == 2
+    assert built().stages[-1].attention is None
+
+
+def test_half_features_autocast_and_cached_maps():
+    own, others = batch(STUDENT, dtype=torch.float32), batch(TEACHER, seed=1, dtype=torch.float32)
+    loss = built(dtype=torch.float32)
+    expected = value(loss, own, others)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = value(loss, [x.bfloat16() for x in own], [x.bfloat16() for x in others])
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, rtol=3e-2, atol=1e-2)
+    torch.testing.assert_close(value(loss, own, [x.half() for x in others]), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_degenerate_batches():
+    loss, others = built(dtype=torch.float32), batch(TEACHER, dtype=torch.float32)
+    own = [torch.zeros(3, *shape, requires_grad=True) for shape in STUDENT]
+    found = value(loss, own, others)
+    found.backward()
+    assert found.isfinite()
+    assert all(x.grad.isfinite().all() for x in own)
+    one = batch(STUDENT, 1, dtype=torch.float32), batch(TEACHER, 1, dtype=torch.float32)
+    with pytest.raises(ValueError, match="one image"):
+        value(loss, *one)
+    assert value(loss.eval(), *one).isfinite()
+
+
+def test_plan_and_what_is_missing():
+    loss, own, others = built(), batch(STUDENT), batch(TEACHER)
+    assert loss.plan(STUDENT[0], TEACHER[0]).summary == {"feature": TEACHER[0]}
+    with pytest.raises(ValueError, match="setup"):
+        value(ReviewKD(), own, others)
+    with pytest.raises(ValueError, match="2 layers"):
+        value(loss, own[:2], others[:2])
+    with pytest.raises(ValueError, match="'epoch'"):
+        loss(own, [loss.summarize(teacher) for teacher in others])
+    with pytest.raises(ValueError, match="C, H, W"):
+        ReviewKD().setup([(10,)], [(10,)])
+    for name, number in (("warmup", -1), ("channels", 0), ("pooled", 1)):
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            ReviewKD(**{name: number})
