@@ -75,7 +75,7 @@ def test_help_of_training(nst: Nst) -> None:
         (("export",), "`run` is required: pass run=…"),
         (("predict",), "`model` and `images` are required: pass model=… images=…"),
         (("layers", "all=yes"), "all=yes: true or false is needed"),
-        (("runs", "finished"), "'finished': field=value is needed"),
+        (("runs", "finished"), "'finished': key=value is needed"),
         (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
     ],
 )  # fmt: skip
@@ -115,9 +115,7 @@ def test_a_folder_of_ones_own_beside_its_outputs(nst: Nst, tmp_path: Path) -> No
         said = nst("train", *words, "loss=mine", "--cfg", "job")
         assert said.status == 0, said.err
         assert "  kd:" in said.out
-        help_text = nst("train", *words, "--help").out
-        assert re.search(r"^loss: .*\bmine\b", help_text, re.M)
-        assert "outputs:" not in help_text
+        assert "outputs:" not in nst("train", *words, "--help").out
 
 
 def test_layers_never_download_and_list_all_when_asked(nst: Nst) -> None:

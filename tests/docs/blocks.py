@@ -67,7 +67,7 @@ class Command:
 def indented(page: Path) -> Iterator[Block]:
     """Commands in indented blocks, a line each."""
     for number, line in enumerate(page.read_text().splitlines(), start=1):
-        if re.match(r"    (python|torchrun|[A-Z]+=\S+ python) ", line):
+        if re.match(r"    (python|torchrun|nst|[A-Z]+=\S+ python) ", line):
             yield Block(page.name, number, "bash", line + "\n", "")
 
 

@@ -17,7 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
+from nst.commands.main import COMMANDS, command
 from nst.commands.train import run
+from nst.report.list_runs import list_runs
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",
@@ -58,33 +60,35 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", [*commands()], ids=str)
-def test_command(command: Command, outputs: Path, own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [*commands()], ids=str)
+def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    if any(re.match(pattern, command.text) for pattern in NOT_RUN):
-        pytest.skip(next(reason for pattern, reason in NOT_RUN.items() if re.match(pattern, command.text)))
-    words, several = list(command.words), False
+    if any(re.match(pattern, typed.text) for pattern in NOT_RUN):
+        pytest.skip(next(reason for pattern, reason in NOT_RUN.items() if re.match(pattern, typed.text)))
+    words, several = list(typed.words), False
     if "torchrun" in words[:2]:  # started with several processes in tests/distributed; here composed
         several, words = True, ["python", *(word for word in words[words.index("torchrun") + 1 :] if word[:2] != "--")]
-    script = next((Path(word) for word in words[:2] if word.endswith(".py")), None)
-    assert script is not None, f"{command}: say in tests/docs/test_commands.py how this is checked"
-    arguments = words[words.index(str(script)) + 1 :]
-    page = own / Path(command.page).stem
-    monkeypatch.syspath_prepend(page)
-    if script.name == "train.py":
-        check_train(arguments, page, outputs, several=several)
+    if words[0] == "nst":
+        name, arguments = words[1], words[2:]
     else:
-        check_script(ROOT / "scripts" / script.name, arguments, page, outputs, monkeypatch)
+        script = next((Path(word) for word in words[:2] if word.endswith(".py")), None)
+        assert script is not None, f"{typed}: say in tests/docs/test_commands.py how this is checked"
+        name, arguments = script.stem, words[words.index(str(script)) + 1 :]
+    page = own / Path(typed.page).stem
+    monkeypatch.syspath_prepend(page)
+    if name == "train":
+        check_train(arguments, page, outputs, several=several)
+    elif name in COMMANDS:
+        check_command(name, arguments, page, outputs, monkeypatch)
+    else:
+        check_script(ROOT / "scripts" / f"{name}.py", arguments, monkeypatch)
 
 
 def overrides_of(arguments: list[str], page: Path) -> list[str]:
-    """The overrides among the words of a Hydra command; `--config-dir .` becomes the page's own folder."""
-    found, words = [], iter(arguments)
+    """The overrides among the words of a Hydra command, given in the page's own folder."""
+    found, words = [f"hydra.searchpath=[file://{page}]"] if page.is_dir() else [], iter(arguments)
     for word in words:
-        if word == "--config-dir":
-            next(words)
-            found.append(f"hydra.searchpath=[file://{page}]")
-        elif word in ("--cfg", "-c"):
+        if word == "--config-dir" or word in ("--cfg", "-c"):
             next(words)
         elif word not in FLAGS:
             found.append(word)
@@ -133,30 +137,42 @@ def first_values(parsed: list[Override]) -> list[str]:
     return job
 
 
-def check_script(
-    script: Path, arguments: list[str], page: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A script of scripts/: its words are composed or parsed, by whatever it does that with."""
-    source = script.read_text()
-    config = re.search(r'config_name="(\w+)"', source)
-    if config is not None:
-        composed(config[1], overrides_of(arguments, page))
-    elif "argparse" in source:
-        parse = argparse.ArgumentParser.parse_args
+def check_command(name: str, arguments: list[str], page: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command other than training: its words are composed or parsed, by whatever it does that with."""
+    if name in ("cache", "gradients", "layers"):
+        build.settings(composed("config", [o for o in overrides_of(arguments, page) if not o.startswith("all=")]))
+    elif name in ("evaluate", "export"):
+        composed(name, overrides_of(arguments, page))
+    elif name == "benchmark":
+        parse_only(monkeypatch)
+        with pytest.raises(Parsed):
+            command(name, arguments)
+    elif name == "runs":
+        list_runs([*arguments, f"outputs={outputs}"])
+    elif arguments:
+        importlib.import_module({"reproduce": "nst.reproduce.request", "predict": "nst.commands.predict"}[name]).parse(
+            arguments
+        )
 
-        def parse_only(parser: argparse.ArgumentParser, *_: Any) -> None:
-            parse(parser)
-            raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let argparse read a command line and go no further."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def and_stop(parser: argparse.ArgumentParser, words: Any = None, *_: Any) -> None:
+        parse(parser, words)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", and_stop)
+
+
+def check_script(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script of scripts/ that is no command."""
+    if "argparse" in script.read_text():
+        parse_only(monkeypatch)
         monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         with pytest.raises(Parsed):
             runpy.run_path(str(script), run_name="__main__")
-    elif script.name == "reproduce.py":
-        if arguments:
-            importlib.import_module("nst.reproduce.request").parse(arguments)
-    elif script.name == "runs.py":
-        importlib.import_module("scripts.runs").main([*arguments, f"outputs={outputs}"])
     elif script.name == "results.py":
         module = importlib.import_module("scripts.results")
         monkeypatch.setattr(module, "PAGES", ())  # the project's own are left as they are

@@ -2,14 +2,17 @@
 
 import json
 import re
-import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from blocks import PAGES, ROOT, Command, blocks, commands
+from blocks import PAGES, Command, blocks, commands
 from PIL import Image
+
+from nst.commands.main import command
 
 PAGE = next(page for page in PAGES if page.name == "own_network.md")
 SHRUNKEN = (
@@ -36,8 +39,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 pixels = noise.integers(0, 120, (40, 48, 3))
                 pixels[..., channel] += 110
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg")
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)  # PYTHONPATH=.
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr("sys.path", [*sys.path])  # commands add the folder
     return tmp_path
 
 
@@ -45,12 +50,13 @@ def page_command(fragment: str) -> Command:
     return next(c for c in commands() if c.page == PAGE.name and fragment in c.text)
 
 
-def start(command: Command, monkeypatch: pytest.MonkeyPatch, *more: str, leave_out: str = "nothing") -> None:
-    """Run a command of the page in this process, `~/nst` being this repository."""
-    script = command.words[1].replace("~/nst", str(ROOT))
-    arguments = [word for word in command.words[2:] if not word.startswith(leave_out)]
-    monkeypatch.setattr("sys.argv", [script, *arguments, *more])
-    runpy.run_path(script, run_name="__main__")
+def start(
+    typed: Command, monkeypatch: pytest.MonkeyPatch, *more: str, leave_out: str | tuple[str, ...] = "nothing"
+) -> None:
+    """Give a command of the page in its folder, in this process."""
+    assert typed.words[0] == "nst"
+    monkeypatch.setattr("sys.argv", ["nst"])
+    command(typed.words[1], [*(word for word in typed.words[2:] if not word.startswith(leave_out)), *more])
 
 
 def test_ten_lines_of_yaml_and_a_short_file() -> None:
@@ -62,13 +68,15 @@ def test_ten_lines_of_yaml_and_a_short_file() -> None:
 def test_layers_as_printed_on_the_page(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start(page_command("layers.py"), monkeypatch, "teacher.model.pretrained=false")
+    start(page_command("nst layers"), monkeypatch, "teacher.model.pretrained=false")
     shown = capsys.readouterr().out
     printed = re.findall(r"^    (teacher and student.*?)^\S", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
     assert shown.endswith(re.sub(r"(?m)^    ", "", printed).rstrip() + "\n")
 
 
-def test_train_and_export(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_export_and_predict(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     start(page_command("trainer.epochs=60"), monkeypatch, *SHRUNKEN)
     finished = next(own.glob("outputs/folder/resnet18-smallnet/kd+nst_poly/*/summary.json"))
     summary = json.loads(finished.read_text())
@@ -79,9 +87,55 @@ def test_train_and_export(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(terms) == {"ce", "kd", "nst_poly"}
 
     run = f"run={finished.parent.relative_to(own)}"
-    start(page_command("export.py"), monkeypatch, run, "formats=[safetensors,torch]", "repeats=1", leave_out="run=")
+    start(page_command("nst export"), monkeypatch, run, "formats=[safetensors,torch]", "repeats=1", leave_out="run=")
     exported = finished.parent / "export"
     assert json.loads((exported / "model.json").read_text())["target"] == "mynet.SmallNet"
     assert "cat, dog, owl" in (card := (exported / "MODEL_CARD.md").read_text())
     assert "\nMIT\n" in card
     assert torch.export.load(exported / "student.pt2").module()(torch.zeros(5, 3, 32, 32)).shape == (5, 3)
+    assert "shorter side resized to 36 pixels (bilinear, with antialiasing), then the centre crop of 32 × 32" in card
+    assert "| network | top-1 | cross-entropy | images |" in card  # of three classes the first five are all
+    check_predictions(own, exported, summary, monkeypatch, capsys)
+
+
+def check_predictions(
+    own: Path,
+    exported: Path,
+    summary: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The page's last command, on the test images: as accurate as the run's evaluation, from the export and from the run."""
+    predict = page_command("nst predict")
+    for model in (exported, exported.parent):
+        right = 0
+        for name in ("cat", "dog", "owl"):
+            capsys.readouterr()
+            words = (f"model={model}", f"images={own}/photos/val/{name}", "format=json")
+            start(predict, monkeypatch, *words, leave_out=("model=", "images="))
+            lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert [line["image"] for line in lines] == [f"{i}.jpg" for i in range(6)]
+            assert all(abs(sum(c["probability"] for c in line["classes"]) - 1) < 1e-5 for line in lines)
+            right += sum(line["classes"][0]["class"] == name for line in lines)
+        assert 100 * right / 18 == pytest.approx(summary["test"]["top1"])
+
+
+@pytest.mark.parametrize("fragment", ["loss=kd", "loss=at", "loss=[kd,nst_linear]", "loss=ce"])
+def test_other_losses_compare_the_same_layers(
+    own: Path, fragment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(page_command(fragment), monkeypatch, "dry_run=true", *SHRUNKEN[:3])
+    shown = capsys.readouterr().out
+    assert ("stage3" in shown) == (fragment not in ("loss=kd", "loss=ce"))
+
+
+def test_taps_of_one_loss_say_what_to_do_under_another(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an experiment that names them for the loss it chooses."""
+    file = own / "experiment" / "mine.yaml"
+    file.write_text(file.read_text().replace("taps: [", "loss: {nst_poly: {taps: [").rstrip() + "}}\n")
+    with pytest.raises(SystemExit):
+        start(page_command("loss=kd"), monkeypatch, "dry_run=true")
+    assert "taps=[{teacher: last, student: last}]" in (told := capsys.readouterr().err)
+    assert "loss.nst_poly" in told

@@ -13,9 +13,10 @@ from shrunken import composed
 from torch import nn
 
 from nst.export import export, finished_run, load_student
-from nst.export.card import wilson
+from nst.export.card import beside_teacher, wilson
 from nst.export.formats import capture, wanted_formats
 from nst.export.measure import cost, flops, latencies
+from nst.export.preprocess import preprocessing
 from nst.models import resnet8
 from nst.models.resnet import CifarResNet
 
@@ -93,6 +94,27 @@ def test_model_card_is_filled(exported: tuple[Path, dict[str, Any]], finished: P
     ):  # fmt: skip
         assert fact in card
     assert "None" not in card.replace("session.run(None", "")
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "told"),
+    [
+        (34.3, 90.0, "55.70 percentage points below the teacher's (90.00 %)"),
+        (91.0, 90.0, "1.00 percentage points above"),
+        (90.0, 90.001, "equal to the teacher's"),
+    ],
+)
+def test_the_accuracy_beside_the_teachers_is_said_in_words(student: float, teacher: float, told: str) -> None:
+    assert told in beside_teacher(student, teacher)
+
+
+def test_what_evaluation_did_to_images_is_written_down(exported: tuple[Path, dict[str, Any]]) -> None:
+    given = json.loads((exported[0] / "model.json").read_text())["input"]
+    assert (given["size"], given["resize"], given["channels"], given["mean"]) == (8, None, 1, [0.3055])
+    assert "images of 8 × 8 pixels; by channel" in (exported[0] / "MODEL_CARD.md").read_text()
+    folder = {"size": 32, "resize": 40, "interpolation": "bicubic", "antialias": False}
+    said = str(preprocessing({"channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3, **folder}))
+    assert "shorter side resized to 40 pixels (bicubic, without antialiasing), then the centre crop of 32 × 32" in said
 
 
 def test_the_files_may_normalise_themselves(finished: Path, tmp_path: Path) -> None:

@@ -35,11 +35,13 @@ def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> S
         monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as stop:
+        status = 0
+        try:
             command("train", ["-m", f"outputs={tmp_path}", *tiny, *overrides])
-            sys.exit(0)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
         files = set(tmp_path.glob("sweeps/*")) - before
-        return int(stop.value.code or 0), [job for file in files for job in read_sweep(file)]
+        return status, [job for file in files for job in read_sweep(file)]
 
     return start
 
@@ -144,16 +146,19 @@ def test_a_run_waits_for_the_teacher_that_another_trains(
     summary, metrics = teacher / "summary.json", (teacher / "metrics.jsonl").stat()
     content = summary.read_bytes()
     summary.unlink()
-    other = RunFolder(teacher)
-    other.open(json.loads((teacher / "config.json").read_text()))
+    held = threading.Event()
 
-    def finish() -> None:
+    def finish() -> None:  # a lock belongs to its thread
+        other = RunFolder(teacher)
+        other.open(json.loads((teacher / "config.json").read_text()))
+        held.set()
         time.sleep(1)
         summary.write_bytes(content)
         other.close()
 
     thread = threading.Thread(target=finish)
     thread.start()
+    held.wait()
     run(compose(*tiny, "loss=kd", "seed=1"))
     thread.join()
     assert capfd.readouterr().out.count(f"waiting: {teacher} is being written by another process") == 1

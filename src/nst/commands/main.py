@@ -50,7 +50,7 @@ def command(name: str, words: Sequence[str]) -> None:
     """One command with its words. `--help` is the module's own text; Hydra's for training, the subjects' own for benchmarks."""
     module = import_module(f"nst.commands.{name}")
     if name not in ("train", "benchmark") and any(word in ("-h", "--help", "help") for word in words):
-        print(getattr(module, "USAGE", module.__doc__).strip())
+        print(getattr(module, "USAGE", module.__doc__ or "").strip())
         return
     module.main(list(words))
 

@@ -27,10 +27,10 @@ class Request:
 
     model: Path
     images: Path
-    format: str = "csv"
-    top: int = 5
-    batch_size: int = 64
-    device: str = "cpu"
+    format: str
+    top: int
+    batch_size: int
+    device: str
 
 
 def main(words: Sequence[str]) -> None:
@@ -61,9 +61,9 @@ def parse(words: Sequence[str]) -> Request:
         raise ValueError(f"format={given['format']}: one of csv, json is needed")
     if given.get("device", "cpu") not in ("cpu", "cuda"):
         raise ValueError(f"device={given['device']}: one of cpu, cuda is needed")
-    numbers = {key: _count(key, given.pop(key)) for key in ("top", "batch_size") if key in given}
-    folders = [Path(given.pop(key)).expanduser() for key in ("model", "images")]
-    return Request(*folders, **given, **numbers)
+    folders = [Path(given[key]).expanduser() for key in ("model", "images")]
+    top, batch_size = _count("top", given.get("top", "5")), _count("batch_size", given.get("batch_size", "64"))
+    return Request(*folders, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"))
 
 
 def _count(key: str, text: str) -> int:

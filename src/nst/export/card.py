@@ -1,6 +1,7 @@
 """The model card: what a user of the exported student needs to know, filled from the run."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from nst.data.dataset import Dataset
@@ -74,7 +75,7 @@ def _data(run: FinishedRun, data: Dataset) -> str:
 def _method(run: FinishedRun) -> str:
     lines = ["| term | weight | settings |", "|---|---|---|"]
     for name, node in run.settings.loss.items():
-        settings = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k not in ("weight", "_target_"))
+        settings = _settings({k: v for k, v in node.items() if k not in ("weight", "_target_")})
         lines.append(
             markdown_row([f"{plain(name)} ({code(node['_target_'])})", f"{node['weight']:g}", plain(settings)])
         )
@@ -94,8 +95,13 @@ def _method(run: FinishedRun) -> str:
 
 def _component(node: dict[str, Any]) -> str:
     """An optimizer or a schedule with its arguments."""
-    arguments = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k != "_target_")
+    arguments = _settings({k: v for k, v in node.items() if k != "_target_"})
     return plain(f"{node['_target_'].rpartition('.')[2]} ({arguments})")
+
+
+def _settings(node: Mapping[str, Any]) -> str:
+    """Arguments in words; those that say nothing (null, an empty list) are left out."""
+    return ", ".join(f"{key} = {_setting(value)}" for key, value in node.items() if value is not None and value != [])
 
 
 def _setting(value: Any) -> str:

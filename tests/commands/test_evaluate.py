@@ -1,0 +1,86 @@
+"""`nst evaluate` of a finished run and of weights; `nst predict`: what cannot be is said in words."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.commands.conftest import Nst
+from tests.conftest import Compose
+
+from nst.commands.train import run
+
+
+@pytest.fixture
+def finished(compose: Compose, tiny: list[str]) -> tuple[Path, float]:
+    """A run's folder and its accuracy."""
+    summary = run(compose(*tiny, "teacher=none", "loss=ce", "trainer.epochs=1"))
+    return Path(summary["folder"]), summary["test"]["top1"]
+
+
+def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Path, float]) -> None:
+    folder, top1 = finished
+    said = nst("evaluate", f"run={folder}")
+    assert said.status == 0, said.err
+    assert f"on 360 test images of digits: top-1 {top1:.2f} %, top-5" in said.out
+    same = nst("evaluate", "model=resnet8", f"weights={folder}/student.safetensors", "data=digits")
+    assert same.out == said.out
+    assert "on 40 train images" in nst("evaluate", f"run={folder}", "split=train").out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run=nowhere",), "run=nowhere: no such folder"),
+        (("run=nowhere", "model=resnet8"), "run=nowhere brings its own model and weights; leave out model"),
+        (("weights=x",), "`model` is required with weights=x"),
+        (("weights=x", "model=resnet8"), "`data` is required with weights=x"),
+        (("weights=x", "model=resnet8", "data=digits"), "weights file x does not exist"),
+        (("weights=x", "model=resnet8", "data=digits", "batch_size=0"), "batch_size=0: at least 1 is needed"),
+        (("weights=x", "model=resnet8", "data=digits", "split=tset"), "split=tset: one of train, val, test"),
+        (("weights=x", "model=resnet8", "data=digits", "mean=[nan]", "std=[1]"), "mean[0]=nan"),
+        (("weights=x", "model=resnet8", "data=digits", "precision=fp8"), "precision=fp8: one of fp32, bf16"),
+        (("weights=x", "model=resnet8", "data=digits", "model.num_classes=7"), "model.num_classes=7, but data.num_classes=10"),
+        (("weights=x", "model=resnet8", "data=digits", "root=y"), "pass data.root=y"),
+    ],
+)  # fmt: skip
+def test_evaluations_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst) -> None:
+    assert told in nst("evaluate", *words).error
+
+
+def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
+    nst: Nst, finished: tuple[Path, float], tmp_path: Path
+) -> None:
+    images = tmp_path / "scans"
+    images.mkdir()
+    for i, size in enumerate([(8, 8), (30, 17), (5, 90)]):
+        Image.new("RGB", size, (40 * i, 90, 20)).save(images / f"{i}.png")
+    (images / "notes.txt").write_text("no image")
+    said = nst("predict", f"model={finished[0]}", "images=scans", "top=2")
+    assert said.status == 0, said.err
+    header, *rows = [line.split(",") for line in said.out.splitlines()]
+    assert header == ["image", "rank", "class", "probability"]
+    assert [row[:2] for row in rows] == [[f"{i}.png", rank] for i in range(3) for rank in "12"]
+    assert all(row[2] in "0123456789" and 0 <= float(row[3]) <= 1 for row in rows)
+    (images / "3.png").write_bytes(b"damaged")
+    assert "3.png: the image cannot be decoded" in nst("predict", f"model={finished[0]}", "images=scans").error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("model=x",), "`images` is required: pass images=…"),
+        (("modle=x", "images=y"), "'modle=x': no such key; did you mean model=…?"),
+        (("model=x", "images=nowhere"), "images=nowhere: no such folder"),
+        (("model=x", "images=."), "no images in it (an image ends in .jpg"),
+        (("model=nowhere", "images=pictures"), "model=nowhere: no such folder; give a run's folder, or its export/"),
+        (("model=pictures", "images=pictures"), "model=pictures: holds neither an export nor a finished run"),
+        (("model=x", "images=.", "top=0"), "top=0: a whole number from 1"),
+        (("model=x", "images=.", "batch_size=1e3"), "batch_size=1e3: a whole number from 1"),
+        (("model=x", "images=.", "format=xml"), "format=xml: one of csv, json is needed"),
+        (("model=x", "images=.", "device=tpu"), "device=tpu: one of cpu, cuda is needed"),
+    ],
+)
+def test_predictions_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / "a.jpg")
+    assert told in nst("predict", *words).error
