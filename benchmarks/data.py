@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import describe
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.machine import describe
 from nst.data.augment import CENTRE, Augmentation
 from nst.data.decode import decode
 from nst.data.folder import load_folder

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks.loss_cases import METHODS, SETTINGS, Method, Setting, broadcast_bytes
-from benchmarks.machine import describe, gpu_ceilings
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.loss_cases import METHODS, SETTINGS, Method, Setting, broadcast_bytes
+from benchmarks.machine import describe, gpu_ceilings
 
 ALLOCATORS = {
     "default": {},

@@ -8,6 +8,7 @@ import hydra
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import ConfigSourceInfo
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -26,9 +27,9 @@ RUNS = {
     ("model=resnet14", "teacher=resnet32", "optim.lr=0.01"): "model=resnet14 teacher=resnet32 optim.lr=0.01",
     ("loss=ce",): "nst train loss=kd",
     ("loss=ce", "teacher=none", "model=vgg8"): "model=vgg8 teacher=resnet20 loss=kd",
-    ("loss=ce", "teacher=none", "+loss.ce.label_smoothing=0.0", "~schedule.warmup"): "'~schedule.warmup' teacher=resnet20 loss=kd",
+    ("loss=ce", "teacher=none", "loss.ce.weight=2", "~schedule.warmup"): "'~schedule.warmup' teacher=resnet20 loss=kd",
     ("loss=kd", "tracker=[tensorboard]"): "tensorboard --logdir outputs",
-    ("loss=kd", "tracker=[]"): "nst export run=",
+    ("loss=kd", "tracker=[]"): "nst export 'run=outputs/a run'",
     ("experiment=crd/resnet56-resnet20", "data.root=/data/cifar 100"): "'data.root=/data/cifar 100'",
     ("experiment=crd/resnet56-resnet20", "loss=ce", 'data.root="it\'s here"'): "loss=kd",
     ("taps=[{teacher: stage2, student: stage2}]", "seed=3"): "seed=0,1,2",
@@ -96,7 +97,7 @@ def test_a_folder_of_configurations_stays(as_typed: Typed, tmp_path: Path) -> No
     OmegaConf.set_readonly(cfg.hydra, False)
     OmegaConf.set_readonly(cfg.hydra.runtime, False)
     with open_dict(cfg):
-        cfg.hydra.runtime.config_sources = [{"path": str(p), "schema": "own", "provider": "x"} for p in own]
+        cfg.hydra.runtime.config_sources = [ConfigSourceInfo(str(p), "own", "x") for p in own]
     proposed = suggest.next_command(settings, "x")
     assert f"'--config-dir={tmp_path}/else where'" in str(proposed)
     assert str(proposed).count("--config-dir") == 1

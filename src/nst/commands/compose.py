@@ -25,6 +25,8 @@ OPTIONS = {
     **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), 1),
 }
 
+LISTS = ("loss", "tracker")  # the groups of which several may be chosen
+
 
 class OwnConfigSource(FileConfigSource):
     """A folder of one's own: only the groups that the project has, so that `outputs/` and the like are none."""
@@ -102,6 +104,8 @@ def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
             overrides.append(word)  # what to complete, in a language of its own
         else:
             overrides.append(_tidy_word(word))
+    if value_of_option:
+        raise ValueError(f"{options[-1]} needs a value, for example {options[-1]} FOLDER")
     return [*options, *overrides]
 
 
@@ -138,10 +142,16 @@ def _tidy_word(word: str) -> str:
     key, equals, value = word.partition("=")
     if not key.strip("+~ ") or not (equals or key.startswith("~")):
         raise ValueError(f"{word!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30")
+    if (CONFIGS / key).is_dir() and (value == "null" or value.startswith("[")) and key not in LISTS:
+        if word == "teacher=null":
+            return "teacher=none"
+        raise ValueError(f"{word}: one choice is needed, {key}=NAME (nst train --help lists them)")
     if value.startswith("~"):
         value = str(Path(value).expanduser())
     if re.fullmatch(r"\[[\w\s,./]*\]", value):
         value = re.sub(r"\s+", "", value)
+    if re.search(r"[^\x20-\x7e]|[#!&;<>^`]", value) and not re.search(r"['\"\[\]{}(),$\\]", value):
+        value = f"'{value}'"  # else Hydra takes ASCII only
     return key + equals + value
 
 
