@@ -1,16 +1,8 @@
-"""List the runs of `outputs/`: `python scripts/runs.py data=digits 'loss=*nst*' sort=best`; `--help` explains itself."""
+"""`nst runs` from a clone: see src/nst/commands/runs.py."""
 
 import sys
 
-from nst.errors import readable_errors
-from nst.report.list_runs import list_runs
-
-
-def main(words: list[str]) -> None:
-    """Print the listing."""
-    list_runs(words)
-
+from nst.commands.main import command
 
 if __name__ == "__main__":
-    with readable_errors():
-        main(sys.argv[1:])
+    command("runs", sys.argv[1:])

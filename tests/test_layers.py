@@ -54,10 +54,10 @@ def test_pairs_are_the_last_layers_of_each_common_map_size() -> None:
     student = layers(resnet8(), (3, 64, 64))
     pairs = [(t.name, s.name) for t, s in matching(teacher, student)]
     assert pairs == [("relu", "layer2"), ("layer1", "layer3")]
-    text = pairs_text(matching(teacher, student), "nst_poly")
+    text = pairs_text(matching(teacher, student), "taps")
     assert "stage1 (64×16×16) → last (64×16×16)" in text
-    assert text.endswith("'loss.nst_poly.taps=[{teacher: stage1, student: last}]'")
-    assert "no two layers" in pairs_text([], "at")
+    assert text.endswith("'taps=[{teacher: stage1, student: last}]'")
+    assert "no two layers" in pairs_text([], "taps")
 
 
 def test_running_statistics_stay() -> None:

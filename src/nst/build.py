@@ -333,6 +333,29 @@ def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
         )
 
 
+def check_evaluation(settings: EvaluateConfig) -> None:
+    """Raises ValueError for settings of an evaluation that cannot be right."""
+    check_numbers(settings, "")
+    for group in ("model", "data"):
+        _check_component(group, getattr(settings, group))
+    if settings.precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision={settings.precision}: one of fp32, bf16 is needed")
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={settings.device}: one of auto, cpu, cuda is needed")
+    if settings.split not in ("train", "val", "test"):
+        raise ValueError(f"split={settings.split}: one of train, val, test is needed")
+    if settings.batch_size < 1:
+        raise ValueError(f"batch_size={settings.batch_size}: at least 1 is needed")
+    if (settings.mean is None) != (settings.std is None):
+        raise ValueError("mean and std of the inputs: give both, or neither")
+    if settings.std is not None and min(settings.std, default=0) <= 0:
+        raise ValueError(f"std={settings.std}: each value must be above 0")
+    check_channels("", settings, settings.data["channels"])
+    classes = [node.get("num_classes") for node in (settings.model, settings.data)]
+    if None not in classes and classes[0] != classes[1]:
+        raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
+
+
 def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     """Read the data.
 

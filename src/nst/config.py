@@ -122,11 +122,13 @@ class RunConfig:
 
 @dataclass
 class EvaluateConfig:
-    """What scripts/evaluate.py measures."""
+    """What `nst evaluate` measures: a finished run's student, or any weights."""
 
-    data: Any = None
+    run: str | None = None  # folder of a finished run: its network, weights, data and normalisation
+    root: str | None = None  # with `run`: where its data lies now; null: where the run found it
+    data: Any = None  # null: the run's
     model: Any = None
-    weights: str = MISSING
+    weights: str | None = None
     mean: list[float] | None = None  # of the network's inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
     split: str = "test"  # train | val | test
@@ -137,7 +139,7 @@ class EvaluateConfig:
 
 @dataclass
 class ExportConfig:
-    """What scripts/export.py writes."""
+    """What `nst export` writes."""
 
     run: str = MISSING  # folder of a finished run
     to: str | None = None  # folder of the files; null: export/ in the run's folder

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, Floa
 
 # Hydra's plugin → the extra of ours that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
+INSTALL = "pip install 'nst[{}]'"
 
 # Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
 # from here must not take that for the user's wish.
@@ -88,23 +89,43 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     noise = r"\s*(full_key|reference_type|object_type)\b|To append to your config|\s*$"
     text = "\n".join(line for line in text.splitlines() if not re.match(noise, line))
     if key := re.search(r"(?i)missing mandatory value: (\S+)", text):
-        return f"{key[1]}: nothing is given; say {key[1]}=… (--help tells what else there is)"
+        full = re.search(r"full_key: (\S+)", str(error))
+        return required([full[1] if full and full[1].endswith(key[1]) else key[1]])
     option = re.search(r"Could not (?:find|load) '([\w/]+)/([\w.-]+)'", text)
     if option and option[2] in EXTRAS:
-        text += f"\nIt comes with an extra: pip install -e '.[{EXTRAS[option[2]]}]'"
+        text += f"\nIt comes with an extra: {INSTALL.format(EXTRAS[option[2]])}"
     elif option:
         folder = CONFIGS / option[1]
         names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-        text += _nearest(option[2], names)
+        text += _did_you_mean(difflib.get_close_matches(option[2], names, n=3, cutoff=0.5))
         if "Available options" not in text and len(names) < 40:
             text += f"\nAvailable options in '{option[1]}': {', '.join(names)}"
     elif key := re.search(r"Could not override '([^']+)'", text):
-        text += _nearest(key[1], list(known_keys(config_name)))
+        text += _did_you_mean(nearest_keys(key[1].lstrip("+~"), list(known_keys(config_name))))
     return text
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+def required(keys: Sequence[str]) -> str:
+    """What to say where keys must be given."""
+    names, are = " and ".join(f"`{key}`" for key in keys), "is" if len(keys) == 1 else "are"
+    return f"{names} {are} required: pass {' '.join(f'{key}=…' for key in keys)}"
+
+
+def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
+    """The keys that someone may have meant by a name: those that end in it, else alike ones, else those with an alike end."""
+
+    def ending_in(*ends: str) -> list[str]:  # a run's own before a recipe's, short ones first
+        found = [key for key in keys if key.rpartition(".")[2] in ends]
+        return sorted(found, key=lambda key: ("recipe" in key, key.count(".")))[:3]
+
+    if not name:
+        return []
+    alike = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
+    ends = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
+    return (name not in keys and ending_in(name)) or alike or ending_in(*ends)
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
     return f"\nDid you mean {' or '.join(near)}?" if near else ""
 
 

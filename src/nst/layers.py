@@ -133,17 +133,19 @@ def tap_name(layer: Layer) -> str:
     return layer.roles[0] if layer.roles else layer.name
 
 
-def pairs_text(pairs: list[tuple[Layer, Layer]], term: str | None) -> str:
-    """The pairs, and the override that uses the one with the smallest maps."""
+def pairs_text(pairs: list[tuple[Layer, Layer]], key: str | None) -> str:
+    """The pairs, and the override that uses the one with the smallest maps.
+
+    Args:
+        key: of the taps: `taps`, or a loss's own; None: nothing is tapped.
+    """
     if not pairs:
         return "no two layers have maps of one size; any two can be paired, the teacher's map is then resized"
     lines = ["teacher and student layers with maps of one size:"]
     for teacher, student in pairs:
         sides = [f"{tap_name(side)} ({shown(side.shape)})" for side in (teacher, student)]
         lines.append(f"  {sides[0]} → {sides[1]}")
-    if term is not None:
+    if key is not None:
         teacher, student = pairs[-1]
-        lines.append(
-            f"use the last: 'loss.{term}.taps=[{{teacher: {tap_name(teacher)}, student: {tap_name(student)}}}]'"
-        )
+        lines.append(f"use the last: '{key}=[{{teacher: {tap_name(teacher)}, student: {tap_name(student)}}}]'")
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def resolve(model: nn.Module, tap: str) -> str:
     raise ValueError(
         f"unknown layer '{tap}' in {type(model).__name__}: "
         f"{'nearest names: ' + ', '.join(near) + '; ' if near else ''}"
-        f"named taps: {', '.join(roles) or 'none'}; any module name works too, scripts/layers.py lists them"
+        f"named taps: {', '.join(roles) or 'none'}; any module name works too, `nst layers` lists them"
     )
 
 

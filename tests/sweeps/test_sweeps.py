@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import train
 from tests.conftest import ROOT, Compose
 
 import nst.runs.folder
+from nst.commands.main import command
 from nst.commands.sweep import read_sweep
 from nst.commands.train import run
 from nst.runs.folder import RunFolder
@@ -26,20 +26,20 @@ Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def sequential(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """`sweep("seed=0,1", …)`: `python train.py -m …` in this process: its exit status and the jobs of its last sweep."""
+def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """`sweep("seed=0,1", …)`: `nst train -m …` in this process: its exit status and the jobs of its last sweep."""
 
     def start(*overrides: str) -> tuple[int, list[dict[str, Any]]]:
         before = set(tmp_path.glob("sweeps/*"))
-        monkeypatch.setattr(
-            sys, "argv", ["train.py", "-m", "-cp", str(ROOT / "configs"), f"outputs={tmp_path}", *tiny, *overrides]
-        )
+        monkeypatch.setattr(sys, "argv", ["nst"])
         monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as stop:
-            sys.exit(train.main())  # None, or a status of its own
-        [file] = set(tmp_path.glob("sweeps/*")) - before
-        return int(stop.value.code or 0), read_sweep(file)
+            command("train", ["-m", f"outputs={tmp_path}", *tiny, *overrides])
+            sys.exit(0)
+        files = set(tmp_path.glob("sweeps/*")) - before
+        return int(stop.value.code or 0), [job for file in files for job in read_sweep(file)]
 
     return start
 
@@ -54,7 +54,33 @@ def test_a_failed_job_costs_no_other_and_the_table_names_it(sweep: Sweep, capfd:
     assert all(Path(job["folder"], "student.safetensors").is_file() for job in jobs[2:])
     printed = capfd.readouterr().out
     assert re.search(r"│ 3 +│ trainer.batch_size=16 seed=1 +│ finished +│ +\d+\.\d\d %", printed)
-    assert "job 0 failed: trainer.batch_size=0: at least 1 is needed" in printed
+    assert "jobs 0, 1 failed: trainer.batch_size=0: at least 1 is needed" in printed
+
+
+def test_equal_errors_are_told_once_and_the_end_names_the_list_of_runs(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, jobs = sweep(*ALONE, "optim.lr=-1,0.01", "seed=0,1,2", "trainer.epochs=0")
+    assert (status, [job["state"] for job in jobs]) == (1, ["failed"] * 6)
+    printed = " ".join(capfd.readouterr().out.split())
+    assert printed.count("trainer.epochs=0: at least 1 is needed") == 1
+    assert "jobs 0, 1, 2, 3, 4, 5 failed: trainer.epochs=0" in printed
+    assert f"all runs so far: nst runs outputs={tmp_path}" in printed
+
+
+def test_a_dry_run_has_no_accuracy_and_leaves_nothing(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*ALONE, "dry_run=true", "seed=0,1") == (0, [])
+    printed = capfd.readouterr().out
+    assert len(re.findall(r"│ seed=[01] +│ dry run +│ +│", printed)) == 2
+    assert "nst runs" not in printed
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_job_of_a_sweep_proposes_nothing(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*ALONE, "seed=0,1", "trainer.epochs=1")[0] == 0
+    assert "next:" not in capfd.readouterr().out
 
 
 def test_a_stopped_sweep_continues_where_it_was(
@@ -93,7 +119,7 @@ def test_a_stopped_sweep_continues_where_it_was(
 @pytest.mark.filterwarnings("ignore")  # the launchers' own
 def test_launchers_run_jobs_side_by_side(launcher: str, package: str, extra: str, sweep: Sweep, tmp_path: Path) -> None:
     """Two jobs that need the same teacher, not trained yet: one of them trains it."""
-    pytest.importorskip(package, reason=f"needs pip install -e '.[{extra}]'")
+    pytest.importorskip(package, reason=f"needs pip install 'nst[{extra}]'")
     own = ["hydra.launcher.ray.remote.num_gpus=0"] if launcher == "ray_jobs" else []
     status, jobs = sweep(f"hydra/launcher={launcher}", "loss=kd", "seed=0,1", *own)
     assert status == 0
@@ -105,7 +131,7 @@ def test_launchers_run_jobs_side_by_side(launcher: str, package: str, extra: str
 
 
 def test_the_slurm_configuration_is_one_the_plugin_takes(compose: Compose) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install -e '.[slurm]'")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'nst[slurm]'")
     compose("hydra/launcher=slurm")
 
 
@@ -140,7 +166,7 @@ SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.taps.0
 @pytest.mark.filterwarnings("ignore")  # Optuna's own
 def test_a_search_over_weights_taps_and_temperature_repeats_itself(sweep: Sweep) -> None:
     """The same command proposes the same runs, which are finished then."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install -e '.[optuna]'")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'nst[optuna]'")
     arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "loss=kd_nst_poly", *SEARCH, "trainer.epochs=1"]
     found = [sweep(*arguments, "loss.kd.temperature=choice(2,4)") for _ in range(2)]
     assert [status for status, _ in found] == [0, 0]

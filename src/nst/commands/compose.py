@@ -1,10 +1,10 @@
 """Commands by Hydra: the words of the command line, and the folder of one's own as a place for configurations and code."""
 
-import difflib
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import hydra
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.config import CONFIGS
-from nst.errors import known_keys, readable_errors
+from nst.errors import known_keys, nearest_keys, readable_errors, required
 
 # Hydra's own options, and how many words follow each.
 OPTIONS = {
@@ -51,64 +51,112 @@ def _is_group(path: str) -> bool:
 
 def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
     """Compose a configuration from words and hand it to `task`; errors that a user can mend are one readable message."""
+
+    @wraps(task)
+    def complete(cfg: DictConfig) -> Any:
+        with readable_errors(config_name):
+            check_complete(cfg)
+        return task(cfg)
+
     SourcesRegistry.instance().register(OwnConfigSource)
     with readable_errors(config_name):
         sys.argv[1:] = with_own_folder(tidy(words, config_name))
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(complete)()
+
+
+def check_complete(cfg: DictConfig) -> None:
+    """Raises ValueError for keys that must be given and are not, all at once."""
+    if missing := _missing(OmegaConf.to_container(cfg), ""):
+        raise ValueError(required(missing))
+
+
+def _missing(node: Any, prefix: str) -> list[str]:
+    """Keys whose value is `???`, as written: OmegaConf's own search stops at the first interpolation of one."""
+    if node == MISSING:
+        return [prefix.removesuffix(".")]
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [key for name, value in inner for key in _missing(value, f"{prefix}{name}.")]
 
 
 def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
-    """Words as Hydra wants them: `~` is the home folder, lists may have spaces.
+    """Words as Hydra wants them: options first, `~` is the home folder, lists may have spaces.
 
     Raises:
-        ValueError: a word that is neither an option nor `key=value`.
+        ValueError: a word that is neither an option nor `key=value`, or brackets that do not match.
     """
-    found: list[str] = []
-    for word in words:
-        if found and _open(found[-1]):  # a list with spaces, typed without quotes
-            found[-1] += word
-        else:
-            found.append(word)
+    options: list[str] = []
+    overrides: list[str] = []
     value_of_option = False
-    for i, word in enumerate(found):
+    for i, word in enumerate(joined(words)):
+        option = word.startswith("-") and not re.match(r"-\d", word)
         if value_of_option:
             value_of_option = False
-        elif word.startswith("-") and not re.match(r"-\d", word):
+            options.append(word)
+        elif option:
             name, equals, _ = word.partition("=")
             if name not in OPTIONS:
-                raise ValueError(_no_option(word, config_name))
+                raise ValueError(_no_option(word, [*words, ""][i + 1], config_name))
             value_of_option = OPTIONS[name] == 1 and not equals
+            options.append(word)
+        elif i and words[i - 1] in ("--shell-completion", "-sc"):
+            overrides.append(word)  # what to complete, in a language of its own
         else:
-            key, equals, value = word.partition("=")
-            if equals and value.startswith("~"):
-                value = str(Path(value).expanduser())
-            if re.fullmatch(r"\[[\w\s,./]*\]", value):
-                value = re.sub(r"\s+", "", value)
-            found[i] = key + equals + value
+            overrides.append(_tidy_word(word))
+    return [*options, *overrides]
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """Lists with spaces that were typed without quotes, and so came as several words, as one word each.
+
+    Raises:
+        ValueError: brackets that do not match.
+    """
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        while (open_brackets := _open_brackets(word)) > 0 and rest:
+            word += rest.pop(0)
+        if open_brackets:
+            wrong = "is not closed" if open_brackets > 0 else "was not opened"
+            raise ValueError(f"{word}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces")
+        found.append(word)
     return found
 
 
-def _open(word: str) -> bool:
-    """Whether a word has brackets that are not closed."""
-    return "=" in word and any(word.count(a) > word.count(b) for a, b in ("[]", "{}", "()")) and "'" not in word
+def _open_brackets(word: str) -> int:
+    """How many brackets of a `key=value` are not closed, below 0: were not opened; of a text in quotes none are."""
+    _, _, value = word.partition("=")
+    if word.startswith("-") or "'" in value or '"' in value or "\\" in value:
+        return 0
+    return sum(value.count(a) - value.count(b) for a, b in ("[]", "{}", "()"))
 
 
-def _no_option(word: str, config_name: str) -> str:
+def _tidy_word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not key.strip("+~ ") or not (equals or key.startswith("~")):
+        raise ValueError(f"{word!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30")
+    if value.startswith("~"):
+        value = str(Path(value).expanduser())
+    if re.fullmatch(r"\[[\w\s,./]*\]", value):
+        value = re.sub(r"\s+", "", value)
+    return key + equals + value
+
+
+def _no_option(word: str, following: str, config_name: str) -> str:
     name, _, value = word.lstrip("-").partition("=")
     name = name.replace("-", "_")
-    keys = list(known_keys(config_name))
-    ends = [key for key in keys if key.split(".")[-1] == name] or difflib.get_close_matches(name, keys, n=1)
-    example = f", for example {ends[0]}={value or '…'}" if ends else ""
+    if not value and following and "=" not in following and not following.startswith("-"):
+        value = following
+    near = nearest_keys(name, list(known_keys(config_name)))
+    example = f", for example {near[0]}={value or '…'}" if near else ""
     return f"{word}: no such option; settings are written key=value{example}"
 
 
 def with_own_folder(words: Sequence[str]) -> list[str]:
     """Words with `./configs`, the working directory and any `--config-dir` on Hydra's search path, and the directory on Python's."""
-    here = Path.cwd()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH", "")]))
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    if any(word.startswith("hydra.searchpath") for word in words) or "--shell-completion" in words:
+    here = own_code()
+    if any(word.startswith("hydra.searchpath") for word in words) or {"--shell-completion", "-sc"} & set(words):
         return list(words)
     kept, folders = [], []
     rest = iter(words)
@@ -124,6 +172,15 @@ def with_own_folder(words: Sequence[str]) -> list[str]:
     own = [folder.resolve() for folder in [*folders, here / "configs", here] if folder.is_dir()]
     own = [folder for folder in dict.fromkeys(own) if folder != CONFIGS.resolve() and _has_groups(folder)]
     return [*kept, f"hydra.searchpath=[{','.join(_quoted(f) for f in own)}]"] if own else kept
+
+
+def own_code() -> Path:
+    """The working directory, now a place that Python imports from, here and in processes started from here."""
+    here = Path.cwd()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH", "")]))
+    if str(here) not in sys.path:
+        sys.path.insert(0, str(here))
+    return here
 
 
 def _has_groups(folder: Path) -> bool:

@@ -1,9 +1,15 @@
-"""Measure the accuracy of any weights on any data set.
+"""Measure the accuracy of a finished run's student, or of any weights on any data set.
 
+nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
+
+A run brings its network, weights, data and normalisation; with data=… its student is measured on other images, root=FOLDER
+says where its data lies now. Further keys: split=test (or train, val), mean=[…] std=[…] (of the network's inputs), batch_size,
+device, precision.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,9 +26,26 @@ def main(words: Sequence[str]) -> None:
 def task(cfg: DictConfig) -> None:
     """Print top-1, top-5 and cross-entropy."""
     with readable_errors("evaluate"):
+        check_subject(cfg)  # before anything is resolved
         settings = OmegaConf.to_object(cfg)
         assert isinstance(settings, nst.config.EvaluateConfig)
         evaluate_weights(settings)
+
+
+def check_subject(settings: DictConfig) -> None:
+    """Raises ValueError unless either a run or a model with weights and data is named."""
+    given = [key for key in ("model", "weights") if getattr(settings, key) is not None]
+    if settings.run is not None:
+        if given:
+            raise ValueError(f"run={settings.run} brings its own model and weights; leave out {' and '.join(given)}")
+        return
+    if "weights" not in given:
+        raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
+    for key in ("model", "data"):
+        if getattr(settings, key) is None:
+            raise ValueError(f"`{key}` is required with weights={settings.weights}: pass {key}=…")
+    if settings.root is not None:
+        raise ValueError(f"root={settings.root} is where the data of run=… lies now; pass data.root={settings.root}")
 
 
 def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
@@ -32,13 +55,21 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         ValueError: a file or setting at fault.
     """
     from nst import build
+    from nst.export.finished import finished_run, without_download
     from nst.models.weights import load_weights
+    from nst.runs.folder import STUDENT
     from nst.runs.teacher import TeacherOutput, expected_normalization
     from nst.teacher import LiveTeacher, Normalization
     from nst.training.evaluate import evaluate
     from nst.training.ranks import ranks
 
-    model = build.network("model", settings.model, seed=0)
+    if settings.run is not None:
+        run = finished_run(settings.run, settings.root)
+        weights, data = str(run.folder / STUDENT), settings.data or run.settings.data
+        settings = replace(settings, model=run.settings.model, weights=weights, data=data)
+    assert settings.weights is not None
+    build.check_evaluation(settings)
+    model = build.network("model", without_download(settings.model), seed=0)
     metadata = load_weights(model, settings.weights)
     data = build.dataset(settings)
     images = Normalization(data.mean, data.std)
@@ -50,7 +81,8 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         )
         metrics = evaluate(TeacherOutput(live), loader.epoch(0), here, settings.precision)
         if here.main:
+            top5 = f" top-5 {metrics.top5:.2f} %," if data.num_classes > 5 else ""
             print(
                 f"{settings.model['name']} ({settings.weights}) on {metrics.images:,} {settings.split} images of {data.name}: "
-                f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %, cross-entropy {metrics.loss:.4f}"
+                f"top-1 {metrics.top1:.2f} %,{top5} cross-entropy {metrics.loss:.4f}"
             )

@@ -7,14 +7,14 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a student, from a teacher or without one",
-    "evaluate": "measure the accuracy of any weights on any data set",
+    "evaluate": "measure the accuracy of a finished run, or of any weights on any data set",
+    "predict": "classify the images of a folder with a trained student",
     "reproduce": "run a table of results and write its page",
     "runs": "list the runs so far",
     "layers": "list the layers of teacher and student that can be compared",
     "gradients": "compare the gradients of the terms of a loss",
     "cache": "write the teacher cache without training, or check it",
     "export": "write a trained student as files to deploy, with a model card",
-    "new": "start a project of your own in a new folder",
     "benchmark": "measure speed and memory (from a clone of the repository)",
 }
 
@@ -26,6 +26,11 @@ def main(words: Sequence[str] | None = None) -> None:
         print(listing())
         return
     name, *rest = words
+    if name in ("-sc", "--shell-completion"):
+        from nst.commands.completion import complete
+
+        complete(words)
+        return
     if name == "--version":
         from nst import __version__
 
@@ -42,10 +47,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def command(name: str, words: Sequence[str]) -> None:
-    """One command with its words."""
+    """One command with its words. `--help` is the module's own text; Hydra's for training, the subjects' own for benchmarks."""
     module = import_module(f"nst.commands.{name}")
-    if name != "train" and any(word in ("-h", "--help", "help") for word in words):
-        print((module.__doc__ or "").strip())
+    if name not in ("train", "benchmark") and any(word in ("-h", "--help", "help") for word in words):
+        print(getattr(module, "USAGE", module.__doc__).strip())
         return
     module.main(list(words))
 

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 
-import nst.config  # noqa: F401  (registers the schema)
+from nst.config import CONFIGS
 from nst.errors import readable_errors
+from nst.reproduce.request import USAGE, parse
+from nst.reproduce.table import read_table
+
+__all__ = ["USAGE", "main"]
 
 
 def main(words: Sequence[str]) -> None:
     """Plan, estimate, run what is missing, report."""
     with readable_errors():
-        from nst.reproduce.request import USAGE, parse
-
         if not words or words[0] in ("-h", "--help", "help"):
             print(USAGE)
             return
         request = parse(words)
+        read_table(request.table, CONFIGS)  # a misspelt one is said at once; what follows takes seconds to import
         from nst.reproduce.command import reproduce
 
         reproduce(request)

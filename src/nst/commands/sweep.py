@@ -6,6 +6,7 @@ import traceback
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -42,8 +43,7 @@ class Sweep(Callback):
         line: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         if error is None:
-            assert job_return.cfg is not None
-            line |= _outcome(job_return.cfg) | {"accuracy": 100 - job_return.return_value}
+            line |= _outcome(job_return)
         elif isinstance(error, Interrupted):
             line |= {"state": "interrupted"}
         else:
@@ -67,27 +67,34 @@ class Sweep(Callback):
             raise SystemExit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; the process ends with status 1 if a job failed."""
+        """Print the table; the process ends with status 1 if a job failed. A dry run leaves nothing behind."""
         if self.file is None or not self.file.is_file():
             return
         lines = read_sweep(self.file)
         if _main_rank():
             show(lines)
-            print(f"all runs so far: python scripts/runs.py outputs={config.hydra.sweep.dir}")
+            if all(line["state"] == "dry run" for line in lines):
+                self.file.unlink()
+            else:
+                print(f"all runs so far: nst runs outputs={quote(str(config.hydra.sweep.dir))}")
         if any(line["state"] == "failed" for line in lines):
             raise SystemExit(1)
 
 
-def _outcome(cfg: DictConfig) -> dict[str, str]:
-    """Where the run of a job that ended well lies, and whether it went to its end."""
+def _outcome(job: JobReturn) -> dict[str, Any]:
+    """Of a job that ended well: where its run lies, whether it went to its end, and how accurate it is."""
     from nst import build  # late: these import torch, which the job has done by now
     from nst.runs.folder import RunFolder, run_folder
 
-    run = build.settings(cfg)
+    assert job.cfg is not None
+    if job.return_value is None:  # no training
+        return {"state": "done"}
+    run = build.settings(job.cfg)
     if run.dry_run:
         return {"state": "dry run"}
     folder = RunFolder(run_folder(asdict(run)))
-    return {"state": "pruned" if folder.summary() is None else "finished", "folder": str(folder.path)}
+    state = "pruned" if folder.summary() is None else "finished"
+    return {"state": state, "folder": str(folder.path), "accuracy": 100 - job.return_value}
 
 
 def _main_rank() -> bool:
@@ -100,7 +107,7 @@ def read_sweep(file: Path) -> list[dict[str, Any]]:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Print a sweep's table, best accuracy first, with what differs between the jobs; failed ones explained below."""
+    """Print a sweep's table, best accuracy first, with what differs between the jobs; below it each error once, with its jobs."""
     lists = [line["overrides"] for line in lines]
     common = set(lists[0]).intersection(*lists) if len(lines) > 1 else set()
     table = Table(title=f"{len(lines)} job{'s' * (len(lines) > 1)}, best first")
@@ -112,6 +119,9 @@ def show(lines: list[dict[str, Any]]) -> None:
         table.add_row(str(line["job"]), Text(own), line["state"], accuracy)
     console = Console()
     console.print(table)
+    failed: dict[str, list[str]] = {}
     for line in lines:
         if line["state"] == "failed":
-            console.print(Text(f"job {line['job']} failed: {line['message']}"))
+            failed.setdefault(line["message"], []).append(str(line["job"]))
+    for message, jobs in failed.items():
+        console.print(Text(f"job{'s' * (len(jobs) > 1)} {', '.join(jobs)} failed: {message}"))

@@ -1,8 +1,6 @@
 """Tables for the terminal."""
 
-import sys
 from math import prod
-from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nst.build import Networks, count_parameters
+from nst.commands.suggest import next_command
 from nst.config import RunConfig
 from nst.layers import shown
 from nst.training.gradients import TermGradient
@@ -68,7 +67,8 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
     console.print(table)
     console.print(f"written to: {summary['folder']}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"next: {next_command(settings)}", highlight=False, soft_wrap=True)
+    if (following := next_command(settings, summary["folder"])) is not None:
+        console.print(f"next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 
 def gradient_tables(when: str, found: list[TermGradient]) -> None:
@@ -80,20 +80,3 @@ def gradient_tables(when: str, found: list[TermGradient]) -> None:
         cosines = [f"{g.cosines[other.term]:+.2f}" for other in found]
         table.add_row(g.term, f"{g.weight:g}", f"{g.value:.4g}", f"{g.relative_norm:.3g}", *cosines)
     Console().print(table)
-
-
-def next_command(settings: RunConfig) -> str:
-    """A sensible next thing to type: the user's own words, with what is next."""
-    words = [word for word in sys.argv[1:] if not word.startswith(("hydra.", "-"))]
-    kept = [word for word in words if word.partition("=")[0] not in ("loss", "seed") and not word.startswith("loss.")]
-    if settings.teacher.model is None:
-        kept = [word for word in kept if word.partition("=")[0] != "teacher" or word != "teacher=none"]
-        return shell("nst train", [*kept, "loss=nst_poly"])
-    if set(settings.loss) == {"ce", "nst_poly"}:
-        return shell("nst train -m", [*kept, "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"])
-    return f"tensorboard --logdir {settings.outputs}"
-
-
-def shell(command: str, words: list[str]) -> str:
-    """A command line that can be typed."""
-    return " ".join([command, *(quote(word) for word in words)])

@@ -5,6 +5,7 @@ from typing import Any
 
 from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
+from nst.export.preprocess import preprocessing
 from nst.export.table import cost_rows, counts, footnote
 from nst.report.markdown import code, markdown_row, plain
 
@@ -52,15 +53,12 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
             f"With the network's own code ({code(node['_target_'])}; `model.json` has its arguments):\n\n"
             '```python\nfrom nst.export import load_student\nmodel = load_student(".")\nlogits = model(images)\n```'
         )
-    text = f"`images`: float32 `[batch, {shape}]`, normalised by channel as `(pixel / 255 - mean) / std` with "
-    text += f"mean {_numbers(run.settings.data['mean'])} and std {_numbers(run.settings.data['std'])}."
+    text = f"`images`: float32 `[batch, {shape}]`, prepared as in the evaluation: {preprocessing(run.settings.data)}."
     if report["normalize"]:
-        text += " `pixels`: the same without the normalisation, values in 0…1."
+        text += " `pixels`: the same without mean and std, values in 0…1."
+    if "safetensors" in files:
+        text += " `nst predict model=. images=FOLDER` does all of it."
     return "\n\n".join([*parts, text])
-
-
-def _numbers(values: list[float]) -> str:
-    return f"[{', '.join(f'{v:g}' for v in values)}]"
 
 
 def _data(run: FinishedRun, data: Dataset) -> str:
@@ -110,15 +108,15 @@ def _setting(value: Any) -> str:
 
 def _accuracy(run: FinishedRun) -> str:
     test, teacher = run.summary["test"], run.summary["teacher"]
-    lines = ["| network | top-1 | top-5 | cross-entropy | images |", "|---|---|---|---|---|"]
+    shown = [("top-1", "top1"), ("top-5", "top5")][: 2 if run.settings.data["num_classes"] > 5 else 1]
+    lines = [markdown_row(["network", *(name for name, _ in shown), "cross-entropy", "images"])]
+    lines.append(markdown_row(["---"] * (3 + len(shown))))
     rows = [("student, last epoch", test, "test")]
     if teacher:
         rows.append(("teacher", teacher, teacher["evaluated_on"]))
     for who, found, split in rows:
-        values = (
-            f"{found['top1']:.2f} % | {found['top5']:.2f} % | {found['loss']:.4f} | {found['images']:,} {plain(split)}"
-        )
-        lines.append(f"| {who} | {values} |")
+        rates = [f"{found[key]:.2f} %" for _, key in shown]
+        lines.append(markdown_row([who, *rates, f"{found['loss']:.4f}", f"{found['images']:,} {plain(split)}"]))
     return "\n".join(lines)
 
 
@@ -156,8 +154,15 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
             "reported, not the best."
         )
     if teacher and teacher["evaluated_on"] == "test":
-        lines.append(f"- Its top-1 is {test['top1'] - teacher['top1']:+.2f} points from the teacher's.")
+        lines.append(f"- {beside_teacher(test['top1'], teacher['top1'])}")
     return "\n".join(lines)
+
+
+def beside_teacher(student: float, teacher: float) -> str:
+    """Two accuracies in percent, compared in words."""
+    gap = f"{abs(student - teacher):.2f}"
+    how = f"{gap} percentage points {'below' if student < teacher else 'above'}" if gap != "0.00" else "equal to"
+    return f"Its top-1 accuracy is {how} the teacher's ({teacher:.2f} %)."
 
 
 def _provenance(run: FinishedRun, report: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from nst.export.formats import (
     write_torch,
 )
 from nst.export.measure import compare, cost, latencies, logits_of, sample_images
+from nst.export.preprocess import preprocessing
 from nst.export.table import print_table
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights
@@ -90,8 +91,7 @@ def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
             "shape": ["batch", *run.image_shape],
             "dtype": "float32",
             "values": "(pixel / 255 - mean) / std, by channel",
-            "mean": list(data.mean),
-            "std": list(data.std),
+            **asdict(preprocessing(run.settings.data)),
         },
         "output": {"shape": ["batch", data.num_classes], "values": "logits"},
         "classes": None if data.classes is None else list(data.classes),

@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 USAGE = """List runs, by data set, teacher and student: what differs between them, and mean ± std (n) over the seeds of equal ones.
 
-  python scripts/runs.py [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
+  nst runs [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
 
   fields: data teacher model loss seed epochs state last best best_epoch seconds folder
   values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished

@@ -1,4 +1,4 @@
-"""What the command line of `scripts/reproduce.py` asks for."""
+"""What the command line of `nst reproduce` asks for."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from nst.reproduce.table import result_name
 
 USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
 
-  python scripts/reproduce.py table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
+  nst reproduce table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
 
   table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
                         quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10
@@ -19,7 +19,7 @@ USAGE = """Reproduce a table: plan its runs, run what is missing, write tables a
   epochs=0.1            a tenth of every run's length, teacher's included: the result is labelled reduced
   plan=true             show the plan and the estimate, run nothing
   page=true             write the result of what is finished, run nothing
-  key=value             any override of train.py, for every run: data.root=FOLDER data.limit=2000 teacher.weights=FILE
+  key=value             any override of `nst train`, for every run: data.root=FOLDER data.limit=2000 teacher.weights=FILE
 
 The same command again continues what was interrupted, and changes nothing when all is done. Started several times at once, on as
 many GPUs or machines as see the folder of the outputs, each process takes the runs that no other is at."""

@@ -204,7 +204,7 @@ def _train(
         "evaluated_on": evaluated,
         "last": asdict(last),
         "teacher": teacher.about,
-        "data": {"sha256": data.fingerprint, "images": len(data.train)},
+        "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
         **_outcome(settings, trainer),
         **made_with,
         "config": config,

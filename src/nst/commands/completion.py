@@ -1,0 +1,21 @@
+"""Shell completion of `nst COMMAND …`, as Hydra offers it for one command: `eval "$(nst -sc install=bash)"`."""
+
+import os
+from collections.abc import Sequence
+
+# Commands whose words are a Hydra configuration's; the others have few words of their own.
+HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export")
+
+
+def complete(words: Sequence[str]) -> None:
+    """Install, or answer the shell: what may follow the words of `COMP_LINE`, commands first, then those of the command."""
+    from nst.commands.main import COMMANDS, command
+
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    if not any(word.startswith("query=") for word in words):
+        command("train", words)
+    elif len(typed) <= 2:
+        print(" ".join(COMMANDS))
+    elif typed[1] in HYDRA:
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+        command(typed[1], words)

@@ -1,0 +1,93 @@
+"""Classify the images of a folder: `nst predict model=FOLDER images=FOLDER`."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nst.commands.compose import own_code
+from nst.errors import nearest_keys, readable_errors, required
+
+USAGE = """Classify the images of a folder with a trained student.
+
+  nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu]
+
+  model:  the folder of a finished run, or of an export (with model.json and student.safetensors)
+  images: a folder of images of any size; each is resized, cropped and normalised as in the run's evaluation
+  format: csv (default): a line for each image and class; json: a line for each image
+  top:    how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
+  device: cpu or cuda"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to classify, with what."""
+
+    model: Path
+    images: Path
+    format: str = "csv"
+    top: int = 5
+    batch_size: int = 64
+    device: str = "cpu"
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the classes of each image."""
+    with readable_errors():
+        request = parse(words)
+        own_code()
+        show(request)
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Read `key=value` words.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value out of range.
+    """
+    known, given = [field.name for field in fields(Request)], dict[str, str]()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in known:
+            near = nearest_keys(key.lstrip("-"), known)
+            hint = f"did you mean {near[0]}=…?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"{word!r}: no such key; {hint}")
+        given[key] = value
+    if missing := [key for key in ("model", "images") if not given.get(key)]:
+        raise ValueError(required(missing))
+    if given.get("format", "csv") not in ("csv", "json"):
+        raise ValueError(f"format={given['format']}: one of csv, json is needed")
+    if given.get("device", "cpu") not in ("cpu", "cuda"):
+        raise ValueError(f"device={given['device']}: one of cpu, cuda is needed")
+    numbers = {key: _count(key, given.pop(key)) for key in ("top", "batch_size") if key in given}
+    folders = [Path(given.pop(key)).expanduser() for key in ("model", "images")]
+    return Request(*folders, **given, **numbers)
+
+
+def _count(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000):
+        raise ValueError(f"{key}={text}: a whole number from 1 to 10000 is needed")
+    return int(text)
+
+
+def show(request: Request) -> None:
+    """Classify and print.
+
+    Raises:
+        ValueError: no such model or images, or a file that is no image.
+    """
+    from nst.export.predict import classifier, image_files, predict
+
+    files = image_files(request.images)
+    found = classifier(request.model, request.device)
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    if request.format == "csv":
+        out.writerow(["image", "rank", "class", "probability"])
+    for file, likely in predict(found, files, request.top, request.batch_size, request.device):
+        if request.format == "csv":
+            out.writerows([file.name, i, name, f"{value:.6f}"] for i, (name, value) in enumerate(likely, start=1))
+        else:
+            classes = [{"class": name, "probability": value} for name, value in likely]
+            print(json.dumps({"image": file.name, "classes": classes}))

@@ -1,0 +1,14 @@
+"""List the runs so far: `nst runs data=digits 'loss=*nst*' sort=best`."""
+
+from collections.abc import Sequence
+
+from nst.errors import readable_errors
+from nst.report.list_runs import USAGE, list_runs
+
+__all__ = ["USAGE", "main"]
+
+
+def main(words: Sequence[str]) -> None:
+    """Print what the words ask for."""
+    with readable_errors():
+        list_runs(words)

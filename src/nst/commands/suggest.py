@@ -1,0 +1,62 @@
+"""What to type after a run: the user's own words, with what is next. It must compose, and be refused by nothing."""
+
+from pathlib import Path
+from shlex import quote
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from nst.config import RunConfig
+
+
+def next_command(settings: RunConfig, folder: str) -> str | None:
+    """A sensible next thing to type after the run in `folder`; None in a sweep, whose end says what is next.
+
+    After a baseline its student learns from a teacher; after the first transfer come other losses and seeds. Words about one
+    loss or one cache would not fit other losses, so there only the seed varies.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return None
+    words = _typed()
+    if settings.teacher.model is None:
+        return _shell("nst train", [*_with_teacher(words), "loss=kd"])
+    if set(settings.loss) == {"ce", "nst_poly"}:
+        kept = _without(words, ("seed",))
+        if any(_key(word).startswith(("loss.", "experiment", "knowledge.path")) for word in kept):
+            return _shell("nst train -m", [*kept, "seed=0,1,2"])
+        return _shell("nst train -m", [*_without(kept, ("loss",)), "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"])
+    if any(str(node["_target_"]).endswith(".TensorBoard") for node in settings.tracker.values()):
+        return _shell("tensorboard --logdir", [settings.outputs])
+    return _shell("nst export", [f"run={folder}"])
+
+
+def _typed() -> list[str]:
+    """The overrides of this run as typed, and the folders of configurations that Hydra would not find by itself."""
+    if not HydraConfig.initialized():
+        return []
+    asked, here = HydraConfig.get(), Path.cwd().resolve()
+    sources = [Path(source.path) for source in asked.runtime.config_sources if source.schema == "own"]
+    folders = [folder for folder in sources if folder.resolve() not in (here, here / "configs")]
+    return [*(f"--config-dir={folder}" for folder in folders), *asked.overrides.task]
+
+
+def _with_teacher(words: list[str]) -> list[str]:
+    """Of a run without one: no words about losses and caches, and a teacher, where none was chosen."""
+    kept = _without(words, ("loss", "knowledge"))
+    if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
+        return kept
+    return [*_without(kept, ("teacher",)), "teacher=resnet20"]
+
+
+def _without(words: list[str], groups: tuple[str, ...]) -> list[str]:
+    """Words but those of some groups and of their keys."""
+    return [word for word in words if _key(word).split(".")[0].split("@")[0] not in groups]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _shell(command: str, words: list[str]) -> str:
+    """A command line that can be typed."""
+    return " ".join([command, *map(quote, words)])
