@@ -148,6 +148,9 @@ class ExportConfig:
     device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
     root: str | None = None  # where the data lies now; null: where the run found it
     licence: str | None = None  # of the weights, for the model card
+    allow: list[str] = field(
+        default_factory=list
+    )  # networks and data sets of one's own that the run may name: [mynet.Tiny]
 
 
 # Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a

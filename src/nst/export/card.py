@@ -77,12 +77,11 @@ def _method(run: FinishedRun) -> str:
     for name, node in run.settings.loss.items():
         settings = ", ".join(f"{k} = {_setting(v)}" for k, v in node.items() if k not in ("weight", "_target_"))
         lines.append(f"| {name} (`{node['_target_']}`) | {node['weight']:g} | {settings} |")
-    optim, trainer = run.settings.optim, run.settings.trainer
+    trainer = run.settings.trainer
     lines += [
         "",
-        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; SGD, rate {optim.lr:g} "
-        f"({optim.schedule}), momentum {optim.momentum:g}{', Nesterov' if optim.nesterov else ''}, weight decay "
-        f"{optim.weight_decay:g}. Seed {run.settings.seed}.",
+        f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; {_component(run.settings.optim)}; "
+        f"schedule {_component(run.settings.schedule)}. Seed {run.settings.seed}.",
     ]
     teacher = run.summary["teacher"]
     if teacher:
@@ -90,6 +89,12 @@ def _method(run: FinishedRun) -> str:
         source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
         lines += ["", f"Teacher: {teacher['name']} ({source}), weights with SHA-256 `{teacher['sha256']}`."]
     return "\n".join(lines)
+
+
+def _component(node: dict[str, Any]) -> str:
+    """A node as its class's name and its settings: "SGD (lr = 0.1, momentum = 0.9)"."""
+    settings = ", ".join(f"{key} = {_setting(value)}" for key, value in node.items() if key != "_target_")
+    return f"{node['_target_'].rpartition('.')[2]} ({settings})"
 
 
 def _setting(value: Any) -> str:
