@@ -96,7 +96,7 @@ def _settings(config: Any, file: Path, allow: Collection[str]) -> RunConfig:
         if not isinstance(settings.data.get(key), int):
             raise ValueError(f"{file}: config.data.{key} is {settings.data.get(key)!r}; a whole number is needed")
     for key, node in called.items():
-        if key != "data" and not isinstance(node.get("name"), str):
+        if key != "data" and not isinstance(dict(node or {}).get("name"), str):
             raise ValueError(f"{file}: config.{key} has no name")
     return settings
 
