@@ -137,5 +137,5 @@ class Own(nn.Module):
 def test_state_that_cannot_come_back_is_refused() -> None:
     check_resumable(Own({"count": 3, "mean": torch.zeros(2), "names": ["a"]}))
     for state in (Path("x"), nn.Linear(1, 1), lambda: 0):
-        with pytest.raises(ValueError, match="the state _extra_state is a .* that no checkpoint can hold"):
+        with pytest.raises(ValueError, match=r"the state _extra_state is a .* that no checkpoint can hold"):
             check_resumable(Own(state))
