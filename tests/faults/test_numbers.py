@@ -14,7 +14,10 @@ def test_stops_with_step_term_and_checkpoint(place: Place) -> None:
     assert place.run("nan_in_step", 7, args=["trainer.log_every=5"]) == 1
     assert "step 7: the loss or its gradient is not finite; terms not finite: ce, nst_poly; " in place.text()
     assert "the last good checkpoint is" in place.text()
-    assert "step-00000006.ckpt; trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true" in place.text()
+    assert (
+        "step-00000006.ckpt; trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true"
+        in place.text()
+    )
     found = Checkpoints(place.path).latest()
     assert found is not None
     assert found[0].name == "step-00000006.ckpt"

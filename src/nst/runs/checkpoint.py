@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,37 @@ def check_resumable(module: nn.Module) -> None:
                 f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
                 "tensors, numbers, text, or lists and dictionaries of these"
             ) from error
+
+
+_NUMBERS = {  # of a checkpoint's plain fields, those that hold numbers, and which
+    "progress": {"step", "skipped", "epoch", "best_top1", "best_epoch", "seconds"},
+    "last": {"top1", "top5", "loss", "images"},
+}
+_PARTS = {
+    "progress": dict, "distiller": dict, "optimizer": dict, "compiled": bool | None, "meter": dict, "last": dict | None,
+    "logs": dict, "about": dict, "environment": dict,
+}  # fmt: skip
+
+
+def check_fields(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises ValueError for a checkpoint that lacks a field of a run's, or has another thing there."""
+    problems = [f"it has no {name}" for name in _PARTS if name not in state]
+    problems += [
+        f"{name} is a {type(state[name]).__name__}"
+        for name, kind in _PARTS.items()
+        if name in state and not isinstance(state[name], kind)
+    ]
+    if not problems:
+        for name, keys in _NUMBERS.items():
+            values = state[name]
+            if values is not None and (values.keys() != keys or not all(_is_count(v) for v in values.values())):
+                problems.append(f"{name} is {values!r}"[:200])
+        logs = state["logs"]
+        if not _is_count(logs.get("metrics")) or not isinstance(logs.get("trackers"), dict):
+            problems.append(f"logs is {logs!r}"[:200])
+    if problems:
+        raise ValueError(f"checkpoint {path} is of another version, or damaged: {'; '.join(problems)}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not value < 0  # the loss of an evaluation may be NaN
