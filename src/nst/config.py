@@ -97,6 +97,9 @@ class KnowledgeConfig:
     views: int | str = 16  # stored: views of each image to hold and to draw from; a number (at most all) or all
     dtype: str = "float16"  # stored: float16 | float32
     path: str | None = None  # stored: the store's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
+    residence: str = (
+        "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first it fits in
+    )
     allow_large: bool = False  # stored: store summaries as large as the feature itself, too (FitNet, exact Gaussian)
 
 
@@ -150,6 +153,9 @@ class ExportConfig:
     device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
     root: str | None = None  # where the data lies now; null: where the run found it
     licence: str | None = None  # of the weights, for the model card
+    allow: list[str] = field(
+        default_factory=list
+    )  # networks and data sets of one's own that the run may name: [mynet.Tiny]
 
 
 # Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a
@@ -166,6 +172,7 @@ NOT_IDENTITY = (
     "data.unpacked",
     "data.max_pixels",
     "knowledge.path",
+    "knowledge.residence",
     *(
         f"trainer.{key}"
         for key in (
@@ -258,6 +265,7 @@ def check_channels(prefix: str, node: TeacherConfig | EvaluateConfig, channels: 
 def _check_knowledge(knowledge: KnowledgeConfig) -> None:
     _one_of("knowledge.mode", knowledge.mode, ("live", "stored"))
     _one_of("knowledge.dtype", knowledge.dtype, ("float16", "float32"))
+    _one_of("knowledge.residence", knowledge.residence, ("auto", "device", "host", "disk"))
     if knowledge.views != "all" and (not isinstance(knowledge.views, int) or knowledge.views < 1):
         raise ValueError(f"knowledge.views={knowledge.views}: a number of views of each image, at least 1, or all")
     if knowledge.mode == "live" and knowledge != KnowledgeConfig():

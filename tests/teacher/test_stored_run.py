@@ -90,3 +90,15 @@ def test_without_a_teacher_there_is_no_knowledge(compose: Compose, tiny: list[st
     stored, _ = trained(compose, *tiny, "loss=ce", *EXACT)
     assert stored["was_finished"]
     assert stored["folder"] == plain["folder"]
+
+
+def test_where_the_cache_lies_changes_nothing_and_is_no_part_of_the_run(compose: Compose, tiny: list[str]) -> None:
+    node = ["loss=kd", "knowledge=stored", "knowledge.views=2"]
+    first, _ = trained(compose, *tiny, *node, "knowledge.residence=disk")
+    again, _ = trained(compose, *tiny, *node, "knowledge.residence=host")
+    assert again["was_finished"]
+    assert again["folder"] == first["folder"]
+    with pytest.raises(ValueError, match=r"knowledge\.residence=gpu: one of auto, device, host, disk is needed"):
+        trained(compose, *tiny, *node, "knowledge.residence=gpu")
+    with pytest.raises(ValueError, match=r"knowledge\.residence is for stored knowledge only"):
+        trained(compose, *tiny, "loss=kd", "knowledge.residence=disk")

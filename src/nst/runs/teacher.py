@@ -117,7 +117,7 @@ def _cached(
         _write(settings, cache, live, about, here, data, subset, wanted)
     if live is None and about is not None:
         check_accuracy(settings, data, about)
-    cached = CachedTeacher(cache, wanted, subset, here.device, here.world)
+    cached = CachedTeacher(cache, wanted, subset, here.device, here.world, settings.knowledge.residence)
     shown = None if views == every else subset
     if live is None or not reasons:
         return TeacherSide(cached, about, live, shown, cache)

@@ -1,5 +1,6 @@
 """One training step: `Trainer.step` is the whole of it, from batch to updated weights."""
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -100,7 +101,7 @@ class Trainer:
         self.compile_once(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
-        torch.manual_seed(_seed(self.seed, step, self.ranks.rank))  # for dropout
+        seed_draws(_seed(self.seed, step, self.ranks.rank))
 
         # A step that is skipped must not leave its mark in the buffers (BN statistics, memories) either.
         buffers = list(self.distiller.buffers()) if settings.skip_nonfinite else []
@@ -183,7 +184,7 @@ class Trainer:
         def attempt() -> tuple[Tensor, list[Tensor]]:
             buffers, parameters = list(self.distiller.buffers()), list(self.distiller.parameters())
             before = [buffer.clone() for buffer in buffers]
-            torch.manual_seed(0)  # dropout
+            seed_draws(0)
             try:
                 loss = self.distiller.total(self.run(batch, part, self.source(batch), self.context(batch))[1])
                 loss.backward()
@@ -282,18 +283,37 @@ class Trainer:
         return {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
+            "unsaved_buffers": self.unsaved_buffers(),
             "optimizer": self.optimizer.state_dict(),
             "compiled": self.forward.chosen,
             "meter": self.meter.state(),
         }
 
+    def unsaved_buffers(self) -> dict[str, Tensor]:
+        """The buffers that a state dict leaves out (`persistent=False`): a step may depend on them all the same."""
+        saved = self.distiller.state_dict()
+        return {name: buffer for name, buffer in self.distiller.named_buffers() if name not in saved}
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state()` gave on as many ranks."""
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
+        own = self.unsaved_buffers()
+        kept = state.get("unsaved_buffers", own)  # checkpoints of earlier versions have none
+        if own.keys() != kept.keys():
+            raise ValueError(f"buffers {sorted(kept)} there, {sorted(own)} now")
+        for name, buffer in own.items():
+            buffer.copy_(kept[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.forward.chosen = state["compiled"]
         self.meter.load_state(state["meter"])
+
+
+def seed_draws(seed: int) -> None:
+    """Before each step: dropout, and whatever a model or loss draws from torch, numpy or `random`, follow from it alone."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (that of others)
+    random.seed(seed)
 
 
 def _seed(*parts: int) -> int:
