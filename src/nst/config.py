@@ -41,6 +41,7 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
+    ema: float | None = None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
@@ -209,6 +210,8 @@ def check_values(cfg: RunConfig) -> None:
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
+    if cfg.trainer.ema is not None and not 0 < cfg.trainer.ema < 1:
+        raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
     _check_teacher(cfg.teacher)
     _check_knowledge(cfg.knowledge)
     for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
