@@ -85,6 +85,7 @@ class TeacherConfig:
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
+    precision: str = "fp32"  # fp32 | bf16 (autocast of its forward pass; summaries and losses compute in fp32)
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
     seed: int = 0  # of its training, whatever the student's
     recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
@@ -239,6 +240,7 @@ _SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal fl
 
 
 def _check_teacher(teacher: TeacherConfig) -> None:
+    _one_of("teacher.precision", teacher.precision, ("fp32", "bf16"))
     if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
         raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
     if (teacher.mean is None) != (teacher.std is None):

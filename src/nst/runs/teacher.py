@@ -149,7 +149,9 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a cache is of: equal values, equal content."""
+    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    precision = settings.teacher.precision
+    later = {} if precision == "fp32" else {"precision": precision}
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -157,6 +159,7 @@ def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
         "view_scheme": data.train.view_key,
         "views": views,
         "dtype": settings.knowledge.dtype,
+        **later,
     }
 
 
@@ -247,7 +250,7 @@ def load_teacher(
     first = torch.arange(min(8, len(data.test)), device=here.device)
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
-    live = LiveTeacher(teacher, (), images=images, expects=expects)
+    live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
     metrics = evaluate(TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here)
     if here.main:
