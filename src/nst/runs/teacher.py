@@ -90,12 +90,7 @@ def _cached(
 ) -> TeacherSide:
     requests = networks.distiller.requests
     every = data.train.num_views
-    if every is None:
-        raise ValueError(
-            f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
-            "use knowledge=live"
-        )
-    views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
+    views = _cached_views(settings.knowledge, data.name, every)
     reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
     wanted = _wanted(networks, reasons)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
@@ -123,6 +118,18 @@ def _cached(
         return TeacherSide(cached, about, live, shown, cache)
     live.ask([r for r in requests if r.key in reasons])
     return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
+
+
+def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
+    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    if every is None and knowledge.views == "all":
+        raise ValueError(
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            "them, such as knowledge.views=16, or use knowledge=live"
+        )
+    if every is None:
+        return int(knowledge.views)
+    return every if knowledge.views == "all" else min(int(knowledge.views), every)
 
 
 def _wanted(networks: build.Networks, reasons: dict[str, str]) -> list[Array]:
@@ -171,12 +178,16 @@ def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
+def _plan(
+    cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int | None, epochs: int
+) -> str:
     lines = [describe_sizes(cache, wanted)]
-    if cache.views < every:
-        lines.append(f"epochs show each image's {cache.views} cached views in turn, not random ones of all {every}")
+    if every is None or cache.views < every:
+        rest = "new random ones" if every is None else f"random ones of all {every}"
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {rest}")
         if cache.views < epochs:
-            lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
+            enough = epochs if every is None else min(epochs, every)
+            lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
