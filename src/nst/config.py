@@ -41,6 +41,7 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
+    ema: float | None = None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
@@ -84,6 +85,7 @@ class TeacherConfig:
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
+    precision: str = "fp32"  # fp32 | bf16 (autocast of its forward pass; summaries and losses compute in fp32)
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
     seed: int = 0  # of its training, whatever the student's
     recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
@@ -218,6 +220,8 @@ def check_values(cfg: RunConfig) -> None:
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
+    if cfg.trainer.ema is not None and not 0 < cfg.trainer.ema < 1:
+        raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
     _check_teacher(cfg.teacher)
     _check_knowledge(cfg.knowledge)
     for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
@@ -245,6 +249,7 @@ _SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal fl
 
 
 def _check_teacher(teacher: TeacherConfig) -> None:
+    _one_of("teacher.precision", teacher.precision, ("fp32", "bf16"))
     if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
         raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
     if (teacher.mean is None) != (teacher.std is None):

@@ -90,12 +90,7 @@ def _cached(
 ) -> TeacherSide:
     requests = networks.distiller.requests
     every = data.train.num_views
-    if every is None:
-        raise ValueError(
-            f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
-            "use knowledge=live"
-        )
-    views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
+    views = _cached_views(settings.knowledge, data.name, every)
     reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
     wanted = _wanted(networks, reasons)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
@@ -125,6 +120,18 @@ def _cached(
     return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
 
 
+def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
+    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    if every is None and knowledge.views == "all":
+        raise ValueError(
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            "them, such as knowledge.views=16, or use knowledge=live"
+        )
+    if every is None:
+        return int(knowledge.views)
+    return every if knowledge.views == "all" else min(int(knowledge.views), every)
+
+
 def _wanted(networks: build.Networks, reasons: dict[str, str]) -> list[Array]:
     """The arrays of the requests that a cache serves. Raises ValueError if there are none."""
     requests, teacher = networks.distiller.requests, networks.teacher
@@ -149,7 +156,9 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a cache is of: equal values, equal content."""
+    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    precision = settings.teacher.precision
+    later = {} if precision == "fp32" else {"precision": precision}
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -157,6 +166,7 @@ def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
         "view_scheme": data.train.view_key,
         "views": views,
         "dtype": settings.knowledge.dtype,
+        **later,
     }
 
 
@@ -168,12 +178,16 @@ def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
+def _plan(
+    cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int | None, epochs: int
+) -> str:
     lines = [describe_sizes(cache, wanted)]
-    if cache.views < every:
-        lines.append(f"epochs show each image's {cache.views} cached views in turn, not random ones of all {every}")
+    if every is None or cache.views < every:
+        rest = "new random ones" if every is None else f"random ones of all {every}"
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {rest}")
         if cache.views < epochs:
-            lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
+            enough = epochs if every is None else min(epochs, every)
+            lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
@@ -247,7 +261,7 @@ def load_teacher(
     first = torch.arange(min(8, len(data.test)), device=here.device)
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
-    live = LiveTeacher(teacher, (), images=images, expects=expects)
+    live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
     metrics = evaluate(TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here)
     if here.main:

@@ -170,6 +170,9 @@ class Loop:
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
             self.ranks.share_buffers(self.trainer.distiller)
             model = self.trainer.distiller.student
+            if (average := self.trainer.average) is not None:
+                self.ranks.share(average.values.values())
+                model = average
             self.last = evaluate(model, self._until_stopped(flag), self.ranks, settings.precision)
             self.warn_of_fall(self.last.top1, progress.best_top1)
             if self.last.top1 > progress.best_top1:

@@ -17,6 +17,7 @@ from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
 from nst.teacher.source import SummarySource
 from nst.training.compiled import CompiledForward
+from nst.training.ema import AveragedWeights
 from nst.training.meter import Meter
 from nst.training.optimizer import MakeOptimizer, make_optimizer, step_unless
 from nst.training.ranks import Ranks, gather_rows
@@ -72,6 +73,7 @@ class Trainer:
         self.progress = Progress()
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.average = None if settings.ema is None else AveragedWeights(distiller.student, settings.ema)
         self.meter = Meter(ranks)
         self.checked = ranks.world == 1  # whether the ranks have been compared in this start
         self.replicas: nn.Module = self._replicate()
@@ -128,6 +130,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad, old, buffer))
+        if self.average is not None:
+            self.average.update(bad)
         self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad)
         self.progress.step += 1
 
@@ -280,7 +284,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
-        return {
+        state = {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
             "unsaved_buffers": self.unsaved_buffers(),
@@ -288,6 +292,7 @@ class Trainer:
             "compiled": self.forward.chosen,
             "meter": self.meter.state(),
         }
+        return state if self.average is None else state | {"ema": self.average.values}
 
     def unsaved_buffers(self) -> dict[str, Tensor]:
         """The buffers that a state dict leaves out (`persistent=False`): a step may depend on them all the same."""
@@ -307,6 +312,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.forward.chosen = state["compiled"]
         self.meter.load_state(state["meter"])
+        if self.average is not None:
+            self.average.load(state["ema"])
 
 
 def seed_draws(seed: int) -> None:
