@@ -25,7 +25,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 SECTION = re.compile(r"(<!-- results: (\S+) (test|val)(?: ([\d.]+))? -->\n).*?(<!-- end of results -->)", re.S)
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
-SETTINGS = ("loss", "seed", "data", "student", "teacher", "knowledge", "optim", "clip", "epochs", "precision")  # what a run is
+SETTINGS = (
+    "loss",
+    "seed",
+    "data",
+    "student",
+    "teacher",
+    "knowledge",
+    "optim",
+    "clip",
+    "epochs",
+    "precision",
+)  # what a run is
 BASELINE, CONTROL = "baseline", "baseline on the cached views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
 METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows; others follow

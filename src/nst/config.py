@@ -41,7 +41,9 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
-    ema: float | None = None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
+    ema: float | None = (
+        None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
+    )
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)

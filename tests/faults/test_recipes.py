@@ -43,7 +43,15 @@ def photographs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> lis
     root = tmp_path_factory.mktemp("photographs")
     write_tree(root / "images")
     small = ["data.name=digits", f"data.root={root}/images", "data.num_classes=3", "data.size=16", "data.resize=20"]
-    args = [*TINY, "data=folder", *small, "data.limit=null", "trainer.batch_size=6", "trainer.epochs=3", "trainer.workers=0"]
+    args = [
+        *TINY,
+        "data=folder",
+        *small,
+        "data.limit=null",
+        "trainer.batch_size=6",
+        "trainer.epochs=3",
+        "trainer.workers=0",
+    ]
     place = Place(server, root / "teacher", [*args, "loss=ce", "model=resnet14"])
     assert place.run() == 0, place.text()
     weights = place.path / "student.safetensors"

@@ -60,7 +60,10 @@ def test_a_run_goes_round_its_crops_without_the_teacher(
     _, first = trained("trainer.workers=1", f"outputs={compose().outputs}/first")
     printed = capsys.readouterr().out
     assert "3 views of 18 images, float32" in printed
-    assert "each image's 3 cached views in turn, not new random ones; that can cost accuracy; knowledge.views=4 would" in printed
+    assert (
+        "each image's 3 cached views in turn, not new random ones; that can cost accuracy; knowledge.views=4 would"
+        in printed
+    )
     _, again = trained()
     assert all(torch.equal(first[name], again[name]) for name in first)
     trained("seed=1")
@@ -68,5 +71,7 @@ def test_a_run_goes_round_its_crops_without_the_teacher(
 
 
 def test_all_of_them_cannot_be_cached(compose: Compose, photographs: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"knowledge\.views=all: the views of data=folder are random-sized crops, which cannot"):
+    with pytest.raises(
+        ValueError, match=r"knowledge\.views=all: the views of data=folder are random-sized crops, which cannot"
+    ):
         run(compose(*photographs, "loss=kd", "knowledge=stored", "knowledge.views=all"))

@@ -119,7 +119,9 @@ def joined(words: Sequence[str]) -> list[str]:
             word += rest.pop(0)
         if open_brackets:
             wrong = "is not closed" if open_brackets > 0 else "was not opened"
-            raise ValueError(f"{word}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces")
+            raise ValueError(
+                f"{word}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces"
+            )
         found.append(word)
     return found
 

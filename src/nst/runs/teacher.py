@@ -178,9 +178,7 @@ def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(
-    cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int | None, epochs: int
-) -> str:
+def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int | None, epochs: int) -> str:
     lines = [describe_sizes(cache, wanted)]
     if every is None or cache.views < every:
         rest = "new random ones" if every is None else f"random ones of all {every}"
