@@ -4,8 +4,8 @@ python scripts/results.py add outputs/cifar10 results/cifar10.jsonl    # one lin
 python scripts/results.py pages                                        # README.md and docs/measured.md
 
 Runs of several machines and days gather in one file: a run that is in it already stays as it is.
-A page holds `<!-- results: FILE SPLIT -->` and `<!-- end of results -->`; what lies between them is written from the runs of
-results/FILE that were evaluated on that split ("test" or "val"). No line names a folder of the machine it was measured on: of a
+A page holds `<!-- results: FILE SPLIT [RATE] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
+results/FILE that were evaluated on that split ("test" or "val"), if given those at that learning rate. No line names a folder of the machine it was measured on: of a
 path only its last part is kept.
 """
 
@@ -23,10 +23,21 @@ from nst.report.text import markdown_row, signed, spread
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
-SECTION = re.compile(r"(<!-- results: (\S+) (test|val) -->\n).*?(<!-- end of results -->)", re.S)
+SECTION = re.compile(r"(<!-- results: (\S+) (test|val)(?: ([\d.]+))? -->\n).*?(<!-- end of results -->)", re.S)
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
-SETTINGS = ("loss", "seed", "data", "student", "teacher", "knowledge", "optim", "epochs", "precision")  # what a run is
-ALONE, CONTROL = "student alone", "student alone on the stored views"
+SETTINGS = (
+    "loss",
+    "seed",
+    "data",
+    "student",
+    "teacher",
+    "knowledge",
+    "optim",
+    "clip",
+    "epochs",
+    "precision",
+)  # what a run is
+BASELINE, CONTROL = "baseline", "baseline on the cached views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
 METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows; others follow
 
@@ -46,7 +57,7 @@ def add(folder: Path, target: Path) -> None:
 
 def what(run: Record) -> str:
     """Equal for equal runs."""
-    return json.dumps([run[key] for key in SETTINGS], sort_keys=True)
+    return json.dumps([run.get(key) for key in SETTINGS], sort_keys=True)
 
 
 def one_run(folder: Path) -> Record:
@@ -63,7 +74,8 @@ def one_run(folder: Path) -> Record:
         "student": config["model"]["name"],
         "teacher": config["teacher"]["model"]["name"] if taught else None,
         "knowledge": config["knowledge"] if taught else None,
-        "optim": config["optim"],
+        "optim": optimizer(config),
+        "clip": config["trainer"]["clip_grad_norm"],
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
         "evaluated_on": "val" if config["data"]["validation"] else "test",
@@ -75,6 +87,16 @@ def one_run(folder: Path) -> Record:
     }
 
 
+def optimizer(config: Record) -> Record:
+    """The optimizer's settings with the schedule's name and settings."""
+    own = {key: value for key, value in config["optim"].items() if key not in ("_target_", "no_decay")}
+    schedule = config.get("schedule")
+    if schedule is None:
+        return own
+    name = schedule["_target_"].rpartition(".")[2].lower()
+    return own | {"schedule": name} | {key: value for key, value in schedule.items() if key != "_target_"}
+
+
 def section(runs: Sequence[Record]) -> str:
     """A table of the runs: a row for equal settings, a column for each setting in which they differ."""
     settings = [shown(run) for run in runs]
@@ -83,10 +105,10 @@ def section(runs: Sequence[Record]) -> str:
     rows: dict[tuple[str, ...], list[Record]] = {}
     for run in sorted(runs, key=lambda run: (place(run), [shown(run)[key] for key in varying])):
         rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
-    compared = [ALONE, CONTROL] if any(key[0] == CONTROL for key in rows) else [ALONE]
+    compared = [BASELINE, CONTROL] if any(key[0] == CONTROL for key in rows) else [BASELINE]
     held_out = runs[0]["evaluated_on"] == "val"
-    names = ["method, λ", *varying, "last epoch", *(f"to {name}" for name in compared), "on its training crops"]
-    names += ["on the test images"] if held_out else []
+    names = ["method, λ", *varying, "last epoch", *(f"Δ vs. {name}" for name in compared), "training accuracy"]
+    names += ["test accuracy"] if held_out else []
     lines = [markdown_row(names), markdown_row(["---", *("---:" for _ in names[1:])])]
     for key, members in rows.items():
         differences = [difference(members, rows.get((name, *key[1:]), [])) for name in compared]
@@ -105,6 +127,7 @@ def shown(run: Record) -> dict[str, str]:
         "student": run["student"],
         "learning rate": f"{optim['lr']:g} ({optim['schedule']})",
         "weight decay": f"{optim['weight_decay']:g}",
+        "gradient norm clipped at": "–" if run.get("clip") is None else f"{run['clip']:g}",
         "training images": f"{run['data']['limit'] or 'all'}",
         "epochs": str(run["epochs"]),
         "precision": run["precision"],
@@ -121,7 +144,7 @@ def method(run: Record, runs: Sequence[Record]) -> str:
             words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={value(node[key])}" for key in differing)]))
     sources = {source(other) for other in runs if other["knowledge"]}
     if not run["knowledge"]:
-        return ALONE
+        return BASELINE
     return (" + ".join(words) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")
 
 
@@ -185,7 +208,9 @@ def written(page: Path) -> str:
 
     def anew(found: re.Match[str]) -> str:
         runs = [json.loads(line) for line in (ROOT / "results" / found[2]).read_text().splitlines()]
-        return f"{found[1]}{section([run for run in runs if run['evaluated_on'] == found[3]])}\n{found[4]}"
+        rate = float(found[4]) if found[4] else None
+        chosen = [run for run in runs if run["evaluated_on"] == found[3] and rate in (None, run["optim"]["lr"])]
+        return f"{found[1]}{section(chosen)}\n{found[5]}"
 
     return SECTION.sub(anew, page.read_text())
 

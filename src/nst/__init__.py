@@ -1,4 +1,4 @@
-"""Distil small vision networks from large ones: NST, KD, AT and FitNet as summaries of a teacher.
+"""Distil small vision networks from large ones, by NST and the losses it is compared with.
 
 The names below are the public ones (docs/library.md); each is imported when it is first used.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nst.training.ranks import Ranks
     from nst.training.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AT",

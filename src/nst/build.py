@@ -19,6 +19,8 @@ from nst.data.dataset import Dataset
 from nst.distiller import Distiller, Pair, Request, Term
 from nst.layers import shown
 from nst.losses import Shape, TransferLoss
+from nst.models.weights import check_saveable
+from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher.source import SummarySource
@@ -292,6 +294,8 @@ def networks(run: RunConfig) -> Networks:
         distiller = Distiller(student, wanted, student_shapes, teacher_shapes)
     for request in distiller.requests:
         _check_plan(request, teacher_shapes[request.tap])
+    check_saveable(student)
+    check_resumable(distiller)
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
 
 

@@ -41,6 +41,9 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
+    ema: float | None = (
+        None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
+    )
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
@@ -84,6 +87,7 @@ class TeacherConfig:
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
+    precision: str = "fp32"  # fp32 | bf16 (autocast of its forward pass; summaries and losses compute in fp32)
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
     seed: int = 0  # of its training, whatever the student's
     recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
@@ -97,6 +101,9 @@ class KnowledgeConfig:
     views: int | str = 16  # stored: views of each image to hold and to draw from; a number (at most all) or all
     dtype: str = "float16"  # stored: float16 | float32
     path: str | None = None  # stored: the store's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
+    residence: str = (
+        "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first it fits in
+    )
     allow_large: bool = False  # stored: store summaries as large as the feature itself, too (FitNet, exact Gaussian)
 
 
@@ -126,6 +133,7 @@ class EvaluateConfig:
 
     run: str | None = None  # folder of a finished run: its network, weights, data and normalisation
     root: str | None = None  # with `run`: where its data lies now; null: where the run found it
+    allow: list[str] = field(default_factory=list)  # with `run`: as in ExportConfig
     data: Any = None  # null: the run's
     model: Any = None
     weights: str | None = None
@@ -150,6 +158,9 @@ class ExportConfig:
     device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
     root: str | None = None  # where the data lies now; null: where the run found it
     licence: str | None = None  # of the weights, for the model card
+    allow: list[str] = field(
+        default_factory=list
+    )  # networks and data sets of one's own that the run may name: [mynet.Tiny]
 
 
 # Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a
@@ -166,6 +177,7 @@ NOT_IDENTITY = (
     "data.unpacked",
     "data.max_pixels",
     "knowledge.path",
+    "knowledge.residence",
     *(
         f"trainer.{key}"
         for key in (
@@ -211,6 +223,8 @@ def check_values(cfg: RunConfig) -> None:
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
+    if cfg.trainer.ema is not None and not 0 < cfg.trainer.ema < 1:
+        raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
     _check_teacher(cfg.teacher)
     _check_knowledge(cfg.knowledge)
     for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
@@ -238,6 +252,7 @@ _SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal fl
 
 
 def _check_teacher(teacher: TeacherConfig) -> None:
+    _one_of("teacher.precision", teacher.precision, ("fp32", "bf16"))
     if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
         raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
     if (teacher.mean is None) != (teacher.std is None):
@@ -258,6 +273,7 @@ def check_channels(prefix: str, node: TeacherConfig | EvaluateConfig, channels: 
 def _check_knowledge(knowledge: KnowledgeConfig) -> None:
     _one_of("knowledge.mode", knowledge.mode, ("live", "stored"))
     _one_of("knowledge.dtype", knowledge.dtype, ("float16", "float32"))
+    _one_of("knowledge.residence", knowledge.residence, ("auto", "device", "host", "disk"))
     if knowledge.views != "all" and (not isinstance(knowledge.views, int) or knowledge.views < 1):
         raise ValueError(f"knowledge.views={knowledge.views}: a number of views of each image, at least 1, or all")
     if knowledge.mode == "live" and knowledge != KnowledgeConfig():

@@ -91,13 +91,15 @@ def composed(*overrides: str) -> Any:
         return compose("config", overrides=list(overrides))
 
 
+@cache
 def cells() -> list[list[str]]:
     """The overrides of every row of every table; of CRD's pairs one with all methods, the others with NST."""
     found = []
     for name in TABLES:
-        for group in read_table(name, CONFIGS).groups:
+        table = read_table(name, CONFIGS)
+        for group in table.groups:
             for row in group.rows:
-                words = [*read_table(name, CONFIGS).overrides, *row.run]
+                words = [*table.overrides, *row.run]
                 if not name.startswith("crd") or group.name == "resnet56-resnet20" or row.name == "nst":
                     found.append(words)
     return found
@@ -108,10 +110,10 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     data = next((key for key in roots if any(key in word for word in words)), None) or (
         "cifar100" if any("crd" in word for word in words) else "digits"
     )  # cifar100 stands before cifar10
-    run = build.settings(composed(*words, *roots[data], "trainer.batch_size=4", "trainer.compile=false"))
+    run = build.settings(composed(*words, *roots[data], "trainer.batch_size=2", "trainer.compile=false"))
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
     live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else NoTeacher()
-    loader = dataset.split("train").loader(4, train=True)
+    loader = dataset.split("train").loader(2, train=True)
     build.allocate(run, networks.distiller, len(dataset.train))
     trainer = build.trainer(run, networks.distiller, live, loader, Ranks(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):

@@ -177,7 +177,7 @@ def test_errors_say_what_to_do(finished: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_network_is_refused(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nst.export.student.load", lambda folder, name: resnet8(in_channels=1).eval())
+    monkeypatch.setattr("nst.export.student.load", lambda folder, name, allow: resnet8(in_channels=1).eval())
     with pytest.raises(ValueError, match="disagrees with the network in memory"):
         export(composed("export", f"run={finished}", "formats=[safetensors]", f"to={tmp_path}", "repeats=1"))
 

@@ -1,7 +1,10 @@
 """A student that compiles in seconds."""
 
+import random
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -18,3 +21,28 @@ class Small(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
         return self.fc(self.drop(self.relu(self.bn(self.conv(images))).mean((2, 3))))
+
+
+class Drawing(Small):
+    """Draws from numpy and `random`, and remembers in a buffer that no state dict has and in state of its own."""
+
+    seen: Tensor
+
+    def __init__(self, num_classes: int, in_channels: int, **unused: Any) -> None:
+        super().__init__(num_classes, in_channels)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.steps = torch.zeros(())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, scaled by what was drawn and seen."""
+        if not self.training:
+            return super().forward(images)
+        self.seen += images.mean()
+        self.steps = self.steps + 1
+        return super().forward(images) * (np.random.rand() + random.random() + 0.1 * self.seen + 0.01 * self.steps)  # noqa: NPY002
+
+    def get_extra_state(self) -> Tensor:
+        return self.steps
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = state

@@ -1,15 +1,19 @@
 """Damaged, missing and unwritable files: said, survived where that is possible, and never a silent new start."""
 
+import hashlib
+import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scripts.outcome import differing, outcome
 from tests.faults.conftest import Place, Server
 
-from nst.runs.checkpoint import Checkpoints
+from nst.runs.checkpoint import MAGIC, Checkpoints, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,49 @@ def test_no_checkpoint_left(place: Place) -> None:
     assert place.run() == 1
     assert place.text().count("has no usable checkpoint") == 3
     assert (place.path / "metrics.jsonl").stat().st_size > 0
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "it has no logs": lambda state: state.pop("logs"),
+    "logs is {'metrics': 'x'": lambda state: state["logs"].update(metrics="x"),
+    "it is of step 1000, the run has 12": lambda state: state["progress"].update(step=1000),
+    "last is {'a': 1}": lambda state: state.update(last={"a": 1}),
+    "sums for ": lambda state: state["meter"].update(sums=torch.zeros(1, 1)),
+    "buffers ['a'] there, [] now": lambda state: state.update(unsaved_buffers={"a": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("named", CHANGES)
+def test_a_checkpoint_with_a_right_checksum_and_wrong_content(place: Place, named: str) -> None:
+    for path in checkpoints(place):
+        state = read_checkpoint(path)
+        CHANGES[named](state)
+        content = io.BytesIO()
+        torch.save(state, content)
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        path.write_bytes(MAGIC + digest.encode() + b"\n" + content.getvalue())
+    assert place.run() == 1
+    assert named in place.text()
+    assert "Traceback" not in place.text()
+
+
+def test_a_folder_in_place_of_a_file(place: Place, undisturbed: dict[str, object]) -> None:
+    run = place.path
+    for name in ("metrics.jsonl", "config.json", "checkpoints/step-00000008.ckpt.tmp"):
+        file = run / name
+        kept = file.read_bytes() if file.is_file() else None
+        file.unlink(missing_ok=True)
+        file.mkdir()
+        assert place.run() == 1
+        assert str(file.relative_to(place.folder)) in place.text()
+        file.rmdir()
+        if kept is not None:
+            file.write_bytes(kept)
+    (place.path / "tensorboard" / "events.out.tfevents.1").mkdir()
+    assert place.run() == 0, place.text()
+    assert "Traceback" not in place.text()
+    (place.path / "tensorboard" / "events.out.tfevents.1").rmdir()
+    assert differing(outcome(place.path), undisturbed) == []
 
 
 def test_log_shorter_than_the_checkpoint_knows(place: Place) -> None:

@@ -78,6 +78,16 @@ def test_losses_that_learn_and_remember(server: Server, tiny: list[str], tmp_pat
         assert set(file.keys()) == set(resnet8(num_classes=10, in_channels=1).state_dict())
 
 
+def test_a_network_that_draws_and_remembers_by_itself(server: Server, tiny: list[str], tmp_path: Path) -> None:
+    """From numpy and `random`; in a buffer without a place in the state dict, and in `get_extra_state`."""
+    args = [*tiny, "loss=ce", "model._target_=tests.faults.small.Drawing", "trainer.checkpoint_every=2 steps"]
+    alone, killed = Place(server, tmp_path / "alone", args), Place(server, tmp_path / "killed", args)
+    assert alone.run() == 0, alone.text()
+    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert killed.run() == 0, killed.text()
+    assert differing(outcome(killed.path), outcome(alone.path)) == []
+
+
 def test_a_loss_whose_buffers_differ_between_ranks_is_refused(server: Server, tiny: list[str], tmp_path: Path) -> None:
     place = Place(server, tmp_path / "here", [*tiny, *own_loss("Unequal")])
     assert place.ranks() == [1, 1]

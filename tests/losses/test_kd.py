@@ -69,3 +69,22 @@ def test_cross_entropy():
         loss(logits, {})
     with pytest.raises(TypeError, match="no teacher"):
         loss.summarize(logits)
+
+
+def test_label_smoothing_and_mixed_labels() -> None:
+    """Against a double loop in float64: label y gets 1 - ε + ε/C, every other class ε/C."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 10, dtype=torch.float64), torch.tensor([0, 3, 9, 1])
+    log_p = logits.log_softmax(1)
+    expected = 0.0
+    for i in range(4):
+        for c in range(10):
+            expected -= float(log_p[i, c]) * (0.1 / 10 + (0.9 if c == labels[i] else 0)) / 4
+    assert float(CrossEntropy(label_smoothing=0.1)(logits, {"labels": labels})) == pytest.approx(expected, rel=1e-12)
+    mixed = torch.rand(4, 10, dtype=torch.float64).softmax(1)
+    assert float(CrossEntropy()(logits, {"labels": mixed})) == pytest.approx(float(-(mixed * log_p).sum(1).mean()))
+    one_hot = torch.nn.functional.one_hot(labels, 10).double()
+    torch.testing.assert_close(CrossEntropy()(logits, {"labels": one_hot}), CrossEntropy()(logits, {"labels": labels}))
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="label_smoothing is"):
+            CrossEntropy(label_smoothing=wrong)

@@ -1,13 +1,16 @@
 """Checkpoints: what was saved comes back, the last few stay, nothing damaged is used and nothing lost is passed over."""
 
+import hashlib
+import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from nst.runs.checkpoint import Checkpoints, read_checkpoint
+from nst.runs.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:
@@ -84,3 +87,55 @@ def test_a_failed_save_names_the_last_good_one(checkpoints: Checkpoints, monkeyp
         with pytest.raises(OSError, match=r"step-00000004.*Input/output error; the last good checkpoint is .*00000003"):
             checkpoints.save(4, state(4))
     assert found(checkpoints) == 3
+
+
+def written(path: Path, content: Any) -> Path:
+    """A checkpoint with a right checksum that holds anything."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
+    path.write_bytes(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    return path
+
+
+def test_a_right_checksum_alone_makes_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it holds a list"):
+        read_checkpoint(written(tmp_path / "a.ckpt", [1]))
+    with pytest.raises(
+        ValueError, match=r"holds more than tensors and plain values \(pathlib\._local\.PosixPath|PosixPath"
+    ):
+        read_checkpoint(written(tmp_path / "a.ckpt", {"x": tmp_path}))
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(MAGIC + hashlib.sha256(b"no").hexdigest().encode() + b"\nno")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_checkpoint(path)
+
+
+def test_a_folder_in_place_of_a_checkpoint(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    newest = checkpoints.paths()[-1]
+    newest.unlink()
+    (newest / "inside").mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        assert found(checkpoints) == 2
+    assert "is damaged: it is a folder" in caplog.text
+
+
+class Own(nn.Module):
+    """Has state of its own."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+def test_state_that_cannot_come_back_is_refused() -> None:
+    check_resumable(Own({"count": 3, "mean": torch.zeros(2), "names": ["a"]}))
+    for state in (Path("x"), nn.Linear(1, 1), lambda: 0):
+        with pytest.raises(ValueError, match=r"the state _extra_state is a .* that no checkpoint can hold"):
+            check_resumable(Own(state))

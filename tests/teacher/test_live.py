@@ -58,3 +58,19 @@ def test_compiled_for_one_batch_size_it_says_the_same() -> None:
         for name, value in summary.items():
             torch.testing.assert_close(value, eager[key][name], rtol=1e-4, atol=1e-5)
     assert torch.equal(live(batch(3))["nst:0"]["gram"], tail["nst:0"]["gram"])
+
+
+def test_in_bf16_the_network_computes_coarsely_and_the_summary_in_float32() -> None:
+    model, seen = resnet8(), []
+    model.layer3.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    exact, coarse = LiveTeacher(model, [POLY, SOFT]), LiveTeacher(model, [POLY, SOFT], precision="bf16")
+    right, found = exact(batch()), coarse(batch())
+    assert seen == [torch.float32, torch.bfloat16]
+    for key, name in (("nst:0", "gram"), ("kd:0", "logits")):
+        assert found[key][name].dtype == torch.float32
+        assert not torch.equal(found[key][name], right[key][name])
+        torch.testing.assert_close(found[key][name], right[key][name], rtol=0.1, atol=0.05)
+    assert found["nst:0"]["gram"].bfloat16().float().ne(found["nst:0"]["gram"]).any()  # finer than bf16
+    short = LiveTeacher(resnet8(), [POLY], precision="bf16")  # cut off at its last tap
+    assert torch.equal(short(batch())["nst:0"]["gram"], short(batch())["nst:0"]["gram"])
+    assert not torch.is_autocast_enabled("cpu")

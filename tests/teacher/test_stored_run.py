@@ -90,3 +90,30 @@ def test_without_a_teacher_there_is_no_knowledge(compose: Compose, tiny: list[st
     stored, _ = trained(compose, *tiny, "loss=ce", *EXACT)
     assert stored["was_finished"]
     assert stored["folder"] == plain["folder"]
+
+
+def test_where_the_cache_lies_changes_nothing_and_is_no_part_of_the_run(compose: Compose, tiny: list[str]) -> None:
+    node = ["loss=kd", "knowledge=stored", "knowledge.views=2"]
+    first, _ = trained(compose, *tiny, *node, "knowledge.residence=disk")
+    again, _ = trained(compose, *tiny, *node, "knowledge.residence=host")
+    assert again["was_finished"]
+    assert again["folder"] == first["folder"]
+    with pytest.raises(ValueError, match=r"knowledge\.residence=gpu: one of auto, device, host, disk is needed"):
+        trained(compose, *tiny, *node, "knowledge.residence=gpu")
+    with pytest.raises(ValueError, match=r"knowledge\.residence is for stored knowledge only"):
+        trained(compose, *tiny, "loss=kd", "knowledge.residence=disk")
+
+
+def test_the_precision_of_the_teacher_is_part_of_run_and_cache(compose: Compose, tiny: list[str]) -> None:
+    coarse = ["teacher.precision=bf16"]
+    exact, _ = trained(compose, *tiny, TERMS)
+    live, by_live = trained(compose, *tiny, TERMS, *coarse)
+    stored, by_store = trained(compose, *tiny, TERMS, *EXACT, *coarse)
+    assert live["teacher"]["sha256"] == exact["teacher"]["sha256"]  # trained once, in the precision of its own recipe
+    assert live["folder"] != exact["folder"]
+    assert live["teacher"]["loss"] != exact["teacher"]["loss"]
+    assert all(torch.equal(by_live[key], by_store[key]) for key in by_live)
+    trained(compose, *tiny, TERMS, *EXACT)
+    assert len(list(Path(compose().outputs).rglob("manifest.json"))) == 2
+    with pytest.raises(ValueError, match=r"teacher\.precision=fp16: one of fp32, bf16 is needed"):
+        run(compose(*tiny, TERMS, "teacher.precision=fp16"))

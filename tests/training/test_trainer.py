@@ -50,7 +50,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("settings", [{}, {"skip_nonfinite": True, "clip_grad_norm": 0.1, "accumulate": 2}])
+@pytest.mark.parametrize("settings", [{}, {"skip_nonfinite": True, "clip_grad_norm": 0.1, "accumulate": 2, "ema": 0.9}])
 def test_no_operator_of_a_step_waits(settings: dict[str, Any]) -> None:
     it = trainer(**settings)
     batch = next(iter(it.loader.epoch(0)))

@@ -4,7 +4,7 @@ nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
 
 A run brings its network, weights, data and normalisation; with data=… its student is measured on other images, root=FOLDER
-says where its data lies now. Further keys: split=test (or train, val), mean=[…] std=[…] (of the network's inputs), batch_size,
+says where its data lies now, allow=[mynet.SmallNet] which code of one's own it may name. Further keys: split=test (or train, val), mean=[…] std=[…] (of the network's inputs), batch_size,
 device, precision.
 """
 
@@ -64,7 +64,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     from nst.training.ranks import ranks
 
     if settings.run is not None:
-        run = finished_run(settings.run, settings.root)
+        run = finished_run(settings.run, settings.root, settings.allow)
         weights, data = str(run.folder / STUDENT), settings.data or run.settings.data
         settings = replace(settings, model=run.settings.model, weights=weights, data=data)
     assert settings.weights is not None

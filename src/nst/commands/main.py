@@ -15,6 +15,7 @@ COMMANDS = {
     "gradients": "compare the gradients of the terms of a loss",
     "cache": "write the teacher cache without training, or check it",
     "export": "write a trained student as files to deploy, with a model card",
+    "new": "start a project of your own in a new folder",
     "benchmark": "measure speed and memory (from a clone of the repository)",
 }
 

@@ -12,13 +12,14 @@ from nst.errors import nearest_keys, readable_errors, required
 
 USAGE = """Classify the images of a folder with a trained student.
 
-  nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu]
+  nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu] [allow=NAMES]
 
   model:  the folder of a finished run, or of an export (with model.json and student.safetensors)
   images: a folder of images of any size; each is resized, cropped and normalised as in the run's evaluation
   format: csv (default): a line for each image and class; json: a line for each image
   top:    how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
-  device: cpu or cuda"""
+  device: cpu or cuda
+  allow:  networks of your own that the folder may name, such as mynet.SmallNet; only code that you trust"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Request:
     top: int
     batch_size: int
     device: str
+    allow: tuple[str, ...]
 
 
 def main(words: Sequence[str]) -> None:
@@ -63,7 +65,8 @@ def parse(words: Sequence[str]) -> Request:
         raise ValueError(f"device={given['device']}: one of cpu, cuda is needed")
     folders = [Path(given[key]).expanduser() for key in ("model", "images")]
     top, batch_size = _count("top", given.get("top", "5")), _count("batch_size", given.get("batch_size", "64"))
-    return Request(*folders, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"))
+    allow = tuple(filter(None, (name.strip() for name in given.get("allow", "").strip("[]").split(","))))
+    return Request(*folders, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"), allow)
 
 
 def _count(key: str, text: str) -> int:
@@ -81,7 +84,7 @@ def show(request: Request) -> None:
     from nst.export.predict import classifier, image_files, predict
 
     files = image_files(request.images)
-    found = classifier(request.model, request.device)
+    found = classifier(request.model, request.device, request.allow)
     out = csv.writer(sys.stdout, lineterminator="\n")
     if request.format == "csv":
         out.writerow(["image", "rank", "class", "probability"])

@@ -71,7 +71,11 @@ class EncodedSplit:
         return digest.hexdigest()
 
     def view_subset(self, k: int) -> Tensor:
-        """[n, k] int64: views 0 … k − 1 of each image, each an augmentation of its own."""
+        """[n, k] int64: views 0 … k − 1 of each image.
+
+        What is done to an image is drawn from (index, view), so these are k random crops of each image, fixed for every seed and
+        other ones for every image; those for k are among those for k + 1.
+        """
         if k < 1:
             raise ValueError(f"views per image: {k}; it must be at least 1")
         return torch.arange(k).expand(len(self), k)

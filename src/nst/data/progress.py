@@ -3,10 +3,23 @@
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from nst.data.batch import Batch
+
 _SILENT = 2.0  # seconds that need no word
+
+
+def counted(batches: "Iterable[Batch]", what: str, total: int) -> "Iterator[Batch]":
+    """Batches of a long pass over `total` images, with its progress."""
+    with Progress(what, total) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch.labels))
 
 
 class Progress:

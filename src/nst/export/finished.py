@@ -1,19 +1,19 @@
 """A finished run, read back from its folder: its settings, what came out, its student as a plain network."""
 
-import importlib
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from nst import build
-from nst.config import RunConfig
+from nst.config import RunConfig, check_values
+from nst.export.trust import TARGET, check_targets
 from nst.models.weights import load_weights
-from nst.runs.folder import STUDENT
+from nst.runs.folder import STUDENT, SUMMARY, read_json
 
 REBUILD = "model.json"
 
@@ -49,48 +49,76 @@ def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node, "pretrained": False} if "pretrained" in node else {**node}
 
 
-def finished_run(folder: str | Path, data_root: str | None = None) -> FinishedRun:
-    """Read a run's folder.
+def finished_run(folder: str | Path, data_root: str | None = None, allow: Collection[str] = ()) -> FinishedRun:
+    """Read a run's folder. Its losses, optimizer and trackers are read as plain values: nothing calls them.
 
     Args:
         folder: `outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`.
         data_root: where the data lies now, if it moved.
+        allow: networks and data sets outside this project that may be called, such as "mynet.SmallNet".
 
     Raises:
-        ValueError: there is no such folder, or its run is not finished.
+        ValueError: there is no such folder, its run is not finished, its summary is damaged, or names code that is not allowed.
     """
     folder = Path(folder)
-    file = folder / "summary.json"
+    file = folder / SUMMARY
     if not file.is_file() or not (folder / STUDENT).is_file():
         missing = "no such folder" if not folder.is_dir() else f"no finished run ({file.name} or {STUDENT} is missing)"
         raise ValueError(f"run={folder}: {missing}; give the folder that a run names as 'written to'")
-    summary = json.loads(file.read_text())
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), summary["config"])
-    settings = build.settings(cast(DictConfig, merged))
+    summary = read_json(file)
+    if missing := [key for key in _FIELDS if key not in summary]:
+        raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}")
+    settings = _settings(summary["config"], file, allow)
     if data_root is not None:
         settings.data = {**settings.data, "root": data_root}
     return FinishedRun(folder, settings, summary)
 
 
-def load_student(folder: str | Path) -> nn.Module:
+_FIELDS = ("config", "test", "evaluated_on", "teacher", "student", "seconds", "commit", "versions", "hardware")
+
+
+def _settings(config: Any, file: Path, allow: Collection[str]) -> RunConfig:
+    """The settings of a run from its summary; what will be called is checked first."""
+    stored = config if isinstance(config, Mapping) else {}
+    teacher = stored.get("teacher")
+    called = {"data": stored.get("data"), "model": stored.get("model")}
+    if isinstance(teacher, Mapping) and teacher.get("model") is not None:
+        called["teacher.model"] = teacher["model"]
+    for key, node in called.items():
+        check_targets(node, file, f"config.{key}", allow)
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), stored))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: its settings are not those of a run: {error}") from error
+    assert isinstance(settings, RunConfig)
+    check_values(settings)
+    for key in ("channels", "size", "num_classes"):
+        if not isinstance(settings.data.get(key), int):
+            raise ValueError(f"{file}: config.data.{key} is {settings.data.get(key)!r}; a whole number is needed")
+    for key, node in called.items():
+        if key != "data" and not isinstance(dict(node or {}).get("name"), str):
+            raise ValueError(f"{file}: config.{key} has no name")
+    return settings
+
+
+def load_student(folder: str | Path, allow: Collection[str] = ()) -> nn.Module:
     """Rebuild a network from `model.json` and `student.safetensors`, in `eval()` mode on the CPU.
 
-    Calls what `model.json` names, so use it on folders you trust.
+    Args:
+        allow: networks outside this project that may be called, such as "mynet.SmallNet"; its folder must be on Python's path.
 
     Raises:
-        ValueError: a file is missing or of another network, or the code that `model.json` names can't be imported.
+        ValueError: a file is missing, damaged or of another network, or `model.json` names code that is not allowed.
     """
     file = Path(folder) / REBUILD
     if not file.is_file():
         raise ValueError(f"{file} does not exist; scripts/export.py writes it")
-    recipe = json.loads(file.read_text())
-    module, _, name = recipe["target"].rpartition(".")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{file}: {recipe['target']} can't be imported ({error}); is its folder on the path?"
-        ) from error
-    model: nn.Module = make(**recipe["arguments"])
-    load_weights(model, Path(folder) / recipe["weights"])
+    recipe = read_json(file, "export the run again")
+    arguments, weights = recipe.get("arguments"), recipe.get("weights")
+    if not isinstance(arguments, dict) or not isinstance(weights, str) or Path(weights).name != weights:
+        raise ValueError(f"{file} is damaged: `arguments` and `weights`, the name of a file beside it, are needed")
+    node = {**arguments, TARGET: recipe.get("target")}
+    check_targets(node, file, "target", allow)
+    model = build.network(str(file), node, seed=0)
+    load_weights(model, Path(folder) / weights)
     return model.eval()

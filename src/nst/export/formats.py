@@ -4,7 +4,7 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,11 @@ def write_onnx(folder: Path, program: ExportedProgram, name: str) -> None:
     write_whole(folder / FILES["onnx"], model.SerializeToString())
 
 
-def load(folder: Path, name: str) -> Forward:
-    """The file of a format as a function from images to logits on the CPU, loaded from disk."""
+def load(folder: Path, name: str, allow: Collection[str] = ()) -> Forward:
+    """The file of a format as a function from images to logits on the CPU, loaded from disk; `allow` as in `load_student`."""
     path = folder / FILES[name]
     if name == "safetensors":
-        return load_student(folder)
+        return load_student(folder, allow)
     if name == "torch":
         return torch.export.load(path).module()
     import onnxruntime

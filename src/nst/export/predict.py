@@ -1,7 +1,6 @@
 """A trained student on image files: the probability of each class."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import nn
 from nst.data.decode import SUFFIXES
 from nst.export.finished import REBUILD, finished_run, load_student
 from nst.export.preprocess import Preprocessing, preprocessing
-from nst.runs.folder import SUMMARY
+from nst.runs.folder import SUMMARY, read_json
 
 
 @dataclass(frozen=True)
@@ -23,23 +22,27 @@ class Classifier:
     classes: tuple[str, ...]
 
 
-def classifier(folder: Path, device: str = "cpu") -> Classifier:
-    """From the folder of an export, or of a finished run.
+def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -> Classifier:
+    """From the folder of an export, or of a finished run; `allow` as in `load_student`.
 
     Raises:
-        ValueError: it is neither, or damaged.
+        ValueError: it is neither, damaged, or names code that is not allowed.
     """
     if (folder / REBUILD).is_file():
-        model, about = load_student(folder), json.loads((folder / REBUILD).read_text())
-        given, names, count = about["input"], about["classes"], about["output"]["shape"][-1]
+        model, about = load_student(folder, allow), read_json(folder / REBUILD, "export the run again")
+        try:
+            prepare, names = preprocessing(about["input"]), about["classes"]
+            count = int(about["output"]["shape"][-1])
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{folder / REBUILD}: {error} is missing; export the run again") from error
     elif (folder / SUMMARY).is_file():
-        run = finished_run(folder)
-        model, given, count = run.student(), run.settings.data, run.settings.data["num_classes"]
-        names = run.summary["data"].get("classes")
+        run = finished_run(folder, allow=allow)
+        model, prepare, count = run.student(), preprocessing(run.settings.data), run.settings.data["num_classes"]
+        names = (run.summary.get("data") or {}).get("classes")
     else:
         what = "holds neither an export nor a finished run" if folder.is_dir() else "no such folder"
         raise ValueError(f"model={folder}: {what}; give a run's folder, or its export/ (nst export run=… writes it)")
-    return Classifier(model.to(device), preprocessing(given), tuple(names or map(str, range(count))))
+    return Classifier(model.to(device), prepare, tuple(map(str, names or range(count))))
 
 
 def image_files(folder: Path) -> list[Path]:

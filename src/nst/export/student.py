@@ -46,7 +46,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(asked, ExportConfig)
     _check(asked)
     formats = wanted_formats(asked.formats)
-    run = finished_run(asked.run, asked.root)
+    run = finished_run(asked.run, asked.root, asked.allow)
     data = build.dataset(run.settings)
     folder = Path(asked.to) if asked.to else run.folder / "export"
     student = run.student()
@@ -109,7 +109,7 @@ def measure(
     batches = list(sample_images(data, asked.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
     expected = logits_of(student, images)
-    loaded = {name: load(folder, name) for name in formats}
+    loaded = {name: load(folder, name, asked.allow) for name in formats}
     files = {}
     for name, forward in loaded.items():
         inputs = [_pixels(x, data) for x in images] if asked.normalize and name != "safetensors" else images

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from nst.files import write_whole
+from nst.models.torch_files import NotPlainError, load_plain
 
 # Wrappers that training code puts around a state dict, and prefixes it leaves on the keys.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -29,39 +29,47 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             `state_dict`, `model` or `net` is unwrapped; the prefixes `module.`, `_orig_mod.` and `model.` are dropped.
 
     Raises:
-        ValueError: missing, damaged (where the file has a checksum: one of ours, or a zip of `torch.save`), or a pickle
-            that would run code.
+        ValueError: missing, damaged (where the file has a checksum: one of ours, or a zip of `torch.save`), a pickle
+            that would run code, or one that asks for more memory than its file has bytes.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        raise ValueError(f"weights file {path} does not exist" + " (it is a folder)" * path.is_dir())
+    kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if (part := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"the checksum of its part {part} does not match")
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        if kind == "safetensors":
+            return _read_safetensors(path)
+        with path.open("rb") as file:
+            return _state_dict(load_plain(file)), {}
+    except NotPlainError as error:
         raise ValueError(
-            f"weights file {path} holds more than tensors and plain values; loading it could run its code, so it is "
-            "refused. Save only the state_dict, best as safetensors."
+            f"weights file {path} holds more than tensors and plain values ({error}); loading it could run its code, so it is "
+            "refused. Only the state dict is needed. Where you trust the file, save that alone, under the key that holds it: "
+            "import torch; torch.save(torch.load('old.pth', weights_only=False)['model'], 'new.pth')"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"weights file {path} is damaged or no torch file: {error}") from error
-    return _state_dict(content, path), {}
+    except _WrongContent as error:
+        raise ValueError(f"weights file {path} {error}") from error
+    except OSError as error:
+        raise ValueError(f"weights file {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes its parser raise nearly anything
+        told = str(error).partition("\n")[0][:200]
+        reason = told if " " in told else f"it cannot be parsed ({type(error).__name__} {told})"
+        raise ValueError(f"weights file {path} is damaged or no {kind} file: {reason}") from error
+
+
+class _WrongContent(Exception):
+    """What is wrong with a weights file that could be parsed; the message follows the file's name."""
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as f:
-            state, metadata = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"weights file {path} is damaged or no safetensors file: {error}") from error
+    with safe_open(path, framework="pt") as f:
+        state, metadata = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
     named = metadata.pop(CHECKSUM, None)
     if named is not None and named != (found := _checksum(state)):
-        raise ValueError(f"weights file {path} is damaged: its tensors have SHA-256 {found}, not {named}")
+        raise _WrongContent(f"is damaged: its tensors have SHA-256 {found}, not {named}")
+    for key in ("mean", "std"):  # what the network was trained on, see `nst.runs.teacher`
+        if key in metadata and not re.fullmatch(r"[-+\d.e]+(,[-+\d.e]+)*", metadata[key]):
+            raise _WrongContent(f"is damaged: its metadata has {key}={metadata[key][:80]!r}, numbers are needed")
     return state, metadata
 
 
@@ -74,13 +82,16 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"weights file {path} holds no state dict (found {type(content).__name__})")
+        raise _WrongContent(f"holds no state dict (found {type(content).__name__})")
     state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise _WrongContent(f"holds {key} as a {value.layout} tensor on {value.device}; plain tensors are needed")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -96,22 +107,49 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: naming the keys that are missing, left over, or of another shape.
     """
+    check_saveable(model)
     state, metadata = read_weights(path)
     expected = model.state_dict()
     state = _rename_classifier(state, expected)
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in expected and not k.endswith("num_batches_tracked")]
-    shapes = [
-        f"{k}: {list(v.shape)} in the file, {list(expected[k].shape)} in the model"
-        for k, v in state.items()
-        if k in expected and v.shape != expected[k].shape
+    tied = {_place(expected[k]) for k in state if k in expected}
+    missing = [
+        k
+        for k, v in expected.items()
+        if k not in state and not k.endswith("num_batches_tracked") and not (v.numel() and _place(v) in tied)
     ]
-    if missing or extra or shapes:
-        problems = [f"missing: {_few(missing)}"] * bool(missing) + [f"not in the model: {_few(extra)}"] * bool(extra)
-        problems += [f"other shapes: {_few(shapes)}"] * bool(shapes)
-        raise ValueError(f"weights file {path} is of another architecture; " + "; ".join(problems))
+    extra = [k for k in state if k not in expected and not k.endswith("num_batches_tracked")]
+    shared = [(k, v, expected[k]) for k, v in state.items() if k in expected]
+    shapes = [
+        f"{k}: {list(v.shape)} in the file, {list(own.shape)} in the model"
+        for k, v, own in shared
+        if v.shape != own.shape
+    ]
+    types = [
+        f"{k}: {v.dtype} in the file, {own.dtype} in the model"
+        for k, v, own in shared
+        if own.is_floating_point() and not v.is_floating_point()
+    ]
+    problems = [("missing", missing), ("not in the model", extra), ("other shapes", shapes), ("other types", types)]
+    if any(names for _, names in problems):
+        told = "; ".join(f"{what}: {_few(names)}" for what, names in problems if names)
+        raise ValueError(f"weights file {path} is of another architecture; {told}")
     model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
     return metadata
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are one and the same memory."""
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Raises ValueError for state that is no tensor (`get_extra_state`): weights files hold tensors alone."""
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{type(model).__name__}: its state {key} is a {type(value).__name__}, but weights files hold tensors alone; "
+                "let get_extra_state return a tensor, or use a buffer"
+            )
 
 
 def _rename_classifier(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,8 +169,22 @@ def _few(names: list[str], most: int = 5) -> str:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's state as safetensors with metadata and its checksum, complete or not at all."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    """Write the model's state as safetensors with metadata and its checksum, complete or not at all.
+
+    Weights that two layers share are written for each; loading them into the same network shares them again.
+
+    Raises:
+        ValueError: state that is no tensor.
+        OSError: see `write_whole`.
+    """
+    check_saveable(model)
+    state: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in model.state_dict().items():
+        plain = value.detach().cpu().contiguous()
+        start = plain.untyped_storage().data_ptr()
+        state[key] = plain.clone() if start in storages else plain
+        storages.add(start)
     write_whole(path, _sorted_header(save(state, metadata | {CHECKSUM: _checksum(state)})))
 
 

@@ -73,6 +73,8 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
 
 
 def _views(run: RunConfig) -> int:
+    if "pad" not in run.data and run.knowledge.views != "all":  # random-sized crops, which have no end
+        return int(run.knowledge.views)
     every = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
     return every if run.knowledge.views == "all" else min(int(run.knowledge.views), every)
 

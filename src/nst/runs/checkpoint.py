@@ -3,13 +3,15 @@
 import hashlib
 import io
 import logging
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nst.files import write_whole
+from nst.models.torch_files import NotPlainError, load_plain
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is truncated, its SHA-256 does not match, or it would run code.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except IsADirectoryError:
+        raise ValueError(f"checkpoint {path} is damaged: it is a folder") from None
     head, _, body = content.partition(b"\n")
     if not head.startswith(MAGIC):
         raise ValueError(f"checkpoint {path} is damaged: its first line is not a checkpoint's")
@@ -100,6 +105,63 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if found != named:
         raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not {named}")
     try:
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"checkpoint {path} holds more than tensors and plain values; it is refused") from error
+        state = load_plain(io.BytesIO(body))
+    except NotPlainError as error:
+        raise ValueError(
+            f"checkpoint {path} holds more than tensors and plain values ({error}); it is refused"
+        ) from error
+    except Exception as error:  # of a body that somebody has made, with a right checksum
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}")
+    return state
+
+
+def check_resumable(module: nn.Module) -> None:
+    """Raises ValueError for state (`get_extra_state`) that a checkpoint could not give back: other than tensors and plain values."""
+    for key, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            continue
+        try:
+            content = io.BytesIO()
+            torch.save(value, content)
+            load_plain(content)
+        except Exception as error:  # whatever pickling somebody's object raises
+            raise ValueError(
+                f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
+                "tensors, numbers, text, or lists and dictionaries of these"
+            ) from error
+
+
+_NUMBERS = {  # of a checkpoint's plain fields, those that hold numbers, and which
+    "progress": {"step", "skipped", "epoch", "best_top1", "best_epoch", "seconds"},
+    "last": {"top1", "top5", "loss", "images"},
+}
+_PARTS = {
+    "progress": dict, "distiller": dict, "optimizer": dict, "compiled": bool | None, "meter": dict, "last": dict | None,
+    "logs": dict, "about": dict, "environment": dict,
+}  # fmt: skip
+
+
+def check_fields(path: Path, state: Mapping[str, Any]) -> None:
+    """Raises ValueError for a checkpoint that lacks a field of a run's, or has another thing there."""
+    problems = [f"it has no {name}" for name in _PARTS if name not in state]
+    problems += [
+        f"{name} is a {type(state[name]).__name__}"
+        for name, kind in _PARTS.items()
+        if name in state and not isinstance(state[name], kind)
+    ]
+    if not problems:
+        for name, keys in _NUMBERS.items():
+            values = state[name]
+            if values is not None and (values.keys() != keys or not all(_is_count(v) for v in values.values())):
+                problems.append(f"{name} is {values!r}"[:200])
+        logs = state["logs"]
+        if not _is_count(logs.get("metrics")) or not isinstance(logs.get("trackers"), dict):
+            problems.append(f"logs is {logs!r}"[:200])
+    if problems:
+        raise ValueError(f"checkpoint {path} is of another version, or damaged: {'; '.join(problems)}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not value < 0  # the loss of an evaluation may be NaN

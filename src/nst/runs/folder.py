@@ -169,12 +169,12 @@ class RunFolder:
         return found | {"folder": str(self.path)}  # where it lies now
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "delete it and start again: the checkpoints stay") -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError, naming it, where it does not."""
     try:
         found = json.loads(file.read_bytes())
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
         return found
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it and start again: the checkpoints stay") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {remedy}") from error

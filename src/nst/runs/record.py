@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nst.errors import differences
 from nst.files import write_whole
-from nst.runs.checkpoint import Checkpoints, read_checkpoint
+from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
 from nst.runs.prune import Pruned, median_of_others
 from nst.runs.trackers import RunInfo, Tracker
@@ -55,7 +55,7 @@ class RunRecord:
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
         state = self._newest()
         if state is not None:
-            trainer.load_state(state)
+            self._load(trainer, state)
         self.last: dict[str, Any] | None = None if state is None else state["last"]
         self.trackers = tuple(trackers) if self.ranks.main else ()
         if self.ranks.main:
@@ -66,6 +66,7 @@ class RunRecord:
         found = self.checkpoints.latest() if self.ranks.main else None
         if found is not None:
             path, state = found
+            check_fields(path, state)
             if changed := differences(state["about"], self.about):
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
             if changed := differences(state["environment"], environment(self.ranks.device)):
@@ -77,6 +78,19 @@ class RunRecord:
         if names[0] is None:
             return None
         return found[1] if found else read_checkpoint(Path(names[0]))
+
+    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint that does not fit the run's networks, optimizer or logs."""
+        try:
+            trainer.load_state(state)
+            if trainer.progress.step > trainer.steps:
+                raise ValueError(f"it is of step {trainer.progress.step}, the run has {trainer.steps}")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            told = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {told}; delete it to use the one "
+                f"before it, or {self.folder} to start over"
+            ) from error
 
     def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
         step, steps = trainer.progress.step, trainer.steps
@@ -90,6 +104,7 @@ class RunRecord:
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
         )
+        self._bar.set_postfix_str(f"epoch {step / trainer.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
         self.say(batch_line(trainer))
         if logs is not None:
             self.say(f"continuing after step {step} of {steps}")

@@ -192,6 +192,8 @@ def _train(
         evaluation = build.loader(settings, here, data, evaluated)
         loop = Loop(trainer, evaluation, record, last=last, split=evaluated, chance=100 / data.num_classes)
         last = loop.run(profile)
+    if trainer.average is not None:
+        trainer.average.adopt()
     test = last
     if evaluated == "val":
         batches = build.loader(settings, here, data, "test").epoch(0)
@@ -244,10 +246,12 @@ def _drawing(student: nn.Module, teacher: TeacherSide, here: Ranks, data: Datase
 def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
     """What the summary tells of the training itself."""
     progress = trainer.progress
-    parameters = build.count_parameters(trainer.distiller.student)
+    student = {"name": settings.model["name"], "parameters": build.count_parameters(trainer.distiller.student)}
+    if settings.trainer.ema is not None:
+        student["weights"] = f"exponential moving average over the steps, decay {settings.trainer.ema}"
     return {
         "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},
-        "student": {"name": settings.model["name"], "parameters": parameters},
+        "student": student,
         "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
         "steps": progress.step,
         "compiled": bool(trainer.forward.chosen),
@@ -258,10 +262,11 @@ def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
 
 def _metadata(settings: RunConfig, data: Dataset, test: Metrics) -> dict[str, str]:
     """What the student's weights carry with them."""
-    return {
+    metadata = {
         "arch": settings.model["name"],
         "dataset": data.name,
         "mean": ",".join(str(v) for v in data.mean),
         "std": ",".join(str(v) for v in data.std),
         "test_accuracy": f"{test.top1 / 100:.4f}",
     }
+    return metadata if settings.trainer.ema is None else metadata | {"ema": str(settings.trainer.ema)}

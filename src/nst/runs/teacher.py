@@ -22,6 +22,7 @@ from nst.config import (
     TrainerConfig,
 )
 from nst.data.dataset import Dataset
+from nst.data.progress import counted
 from nst.errors import Interrupted
 from nst.files import sha256_of
 from nst.models.weights import load_weights
@@ -90,12 +91,7 @@ def _cached(
 ) -> TeacherSide:
     requests = networks.distiller.requests
     every = data.train.num_views
-    if every is None:
-        raise ValueError(
-            f"knowledge=stored: the views of data={data.name} are random-sized crops, which cannot be listed; "
-            "use knowledge=live"
-        )
-    views = every if settings.knowledge.views == "all" else min(int(settings.knowledge.views), every)
+    views = _cached_views(settings.knowledge, data.name, every)
     reasons = kept_live(requests, networks.teacher_shapes, settings.knowledge.allow_large)
     wanted = _wanted(networks, reasons)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
@@ -117,12 +113,24 @@ def _cached(
         _write(settings, cache, live, about, here, data, subset, wanted)
     if live is None and about is not None:
         check_accuracy(settings, data, about)
-    cached = CachedTeacher(cache, wanted, subset, here.device, here.world)
+    cached = CachedTeacher(cache, wanted, subset, here.device, here.world, settings.knowledge.residence)
     shown = None if views == every else subset
     if live is None or not reasons:
         return TeacherSide(cached, about, live, shown, cache)
     live.ask([r for r in requests if r.key in reasons])
     return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
+
+
+def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
+    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    if every is None and knowledge.views == "all":
+        raise ValueError(
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            "them, such as knowledge.views=16, or use knowledge=live"
+        )
+    if every is None:
+        return int(knowledge.views)
+    return every if knowledge.views == "all" else min(int(knowledge.views), every)
 
 
 def _wanted(networks: build.Networks, reasons: dict[str, str]) -> list[Array]:
@@ -149,7 +157,9 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a cache is of: equal values, equal content."""
+    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    precision = settings.teacher.precision
+    later = {} if precision == "fp32" else {"precision": precision}
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -157,6 +167,7 @@ def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
         "view_scheme": data.train.view_key,
         "views": views,
         "dtype": settings.knowledge.dtype,
+        **later,
     }
 
 
@@ -168,12 +179,14 @@ def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int, epochs: int) -> str:
+def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str], every: int | None, epochs: int) -> str:
     lines = [describe_sizes(cache, wanted)]
-    if cache.views < every:
-        lines.append(f"epochs show each image's {cache.views} cached views in turn, not random ones of all {every}")
+    if every is None or cache.views < every:
+        rest = "new random ones" if every is None else f"random ones of all {every}"
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {rest}")
         if cache.views < epochs:
-            lines[-1] += f"; that can cost accuracy; knowledge.views={min(epochs, every)} would repeat none"
+            enough = epochs if every is None else min(epochs, every)
+            lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
     lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
@@ -247,9 +260,12 @@ def load_teacher(
     first = torch.arange(min(8, len(data.test)), device=here.device)
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
-    live = LiveTeacher(teacher, (), images=images, expects=expects)
+    live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
-    metrics = evaluate(TeacherOutput(live).eval(), build.loader(settings, here, data, split).epoch(0), here)
+    total = len(data.split(split)) // here.world
+    what = f"evaluating the teacher {settings.teacher.model['name']} on {total:,} images"
+    batches = counted(build.loader(settings, here, data, split).epoch(0), what, total)
+    metrics = evaluate(TeacherOutput(live).eval(), batches, here)
     if here.main:
         print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
     about = {

@@ -67,7 +67,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = run.folder / BOARD
-        sizes = {} if state is None else state["sizes"]
+        sizes = {} if state is None else state.get("sizes", {})
         for file in self._files():
             size = sizes.get(file.name, 0)
             if not size:

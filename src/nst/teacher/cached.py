@@ -1,11 +1,9 @@
 """Summaries read from a store: from the device's memory, the host's, or the disk, by size."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +11,9 @@ import torch
 from torch import Tensor
 
 from nst.data.batch import Batch
+from nst.data.progress import Progress
 from nst.distiller import Summaries
+from nst.teacher.available import available_memory
 from nst.teacher.cache import TeacherCache
 from nst.teacher.layout import Array
 
@@ -32,7 +32,7 @@ class CachedTeacher:
         subset: Tensor,
         device: torch.device,
         ranks: int = 1,
-        residence: Residence | None = None,
+        residence: str = "auto",
     ) -> None:
         """Open the arrays, in memory where they fit, and check them against the manifest.
 
@@ -43,7 +43,7 @@ class CachedTeacher:
             subset: [images, views] view numbers, ascending in each row.
             device: of the batches.
             ranks: processes that share this machine's memory.
-            residence: where the arrays are to lie; None: by size.
+            residence: where the arrays are to lie: "device", "host", "disk", or "auto": by size.
 
         Raises:
             ValueError: a file does not have the content that the manifest says.
@@ -51,7 +51,7 @@ class CachedTeacher:
         self.images, self.wanted, self.device = store.images, tuple(wanted), device
         once = {array.name: array for array in wanted}
         size = sum(store.bytes(array.shape) for array in once.values())
-        self.residence: Residence = residence or choose_residence(size, device, ranks)
+        self.residence = choose_residence(size, device, ranks) if residence == "auto" else residence
         self.arrays = {name: self._open(store, name) for name in once}
         every = bool((subset == torch.arange(subset.shape[1])).all())
         self.subset = None if every else subset.to(device)  # None: a view's number is its place
@@ -70,10 +70,12 @@ class CachedTeacher:
         dtype = torch.float16 if store.dtype == np.float16 else torch.float32
         place = self.device if self.residence == "device" else torch.device("cpu")
         whole = torch.empty(memory.shape, dtype=dtype, device=place)
-        for slot in range(store.views):
-            view = np.array(memory[slot])
-            store.check(name, slot, hashlib.sha256(view.data).hexdigest())
-            whole[slot].copy_(torch.from_numpy(view))
+        with Progress(f"reading {store.views} views of {name} from {store.folder}", store.views, " views") as progress:
+            for slot in range(store.views):
+                view = np.array(memory[slot])
+                store.check(name, slot, hashlib.sha256(view.data).hexdigest())
+                whole[slot].copy_(torch.from_numpy(view))
+                progress.update(1)
         return whole.flatten(0, 1)
 
     def __call__(self, batch: Batch) -> Summaries:
@@ -117,13 +119,3 @@ def choose_residence(size: int, device: torch.device, ranks: int) -> Residence:
     if device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
     return "host" if size * ranks <= SHARE * available_memory() else "disk"
-
-
-def available_memory() -> int:
-    """Bytes of host memory that can be had without swapping."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

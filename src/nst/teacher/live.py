@@ -83,6 +83,7 @@ class LiveTeacher:
         *,
         images: Normalization | None = None,
         expects: Normalization | None = None,
+        precision: str = "fp32",
     ) -> None:
         """Attach to a teacher.
 
@@ -91,7 +92,9 @@ class LiveTeacher:
             requests: from the distiller; `ask` changes them.
             images, expects: normalisation of the images handed in, and of those the teacher was trained on; where
                 they differ the teacher's input is converted.
+            precision: "fp32", or "bf16": autocast of its forward pass; summaries are computed in fp32 all the same.
         """
+        self.precision = precision
         self.model = model.eval().requires_grad_(False)
         self.requests: tuple[Request, ...] = ()
         self.taps = Taps(model, ())
@@ -123,7 +126,10 @@ class LiveTeacher:
 
     def logits(self, images: Tensor) -> Tensor:
         """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""
-        return self.model(self.convert(images))
+        if self.precision == "fp32":
+            return self.model(self.convert(images))
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.model(self.convert(images))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Summaries:
@@ -176,4 +182,6 @@ class LiveTeacher:
         return self._summarize(self.taps.read() | {LOGITS: logits})
 
     def _summarize(self, features: dict[str, Tensor]) -> Summaries:
+        if self.precision != "fp32":
+            features = {tap: feature.float() for tap, feature in features.items()}
         return {r.key: r.loss.summarize(features[r.tap], r.student_shape) for r in self.requests}

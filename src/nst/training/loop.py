@@ -132,7 +132,12 @@ class Loop:
 
         What was found out about compiling is not kept then: Ctrl-C ends the C++ compiler, too.
         """
-        if self.trainer.forward.undecided and self.trainer.compile_once(batch):
+        if not self.trainer.to_compile:
+            return
+        self.record.say(
+            "compiling the step; the first time this takes up to a few minutes (trainer.compile=false: without)"
+        )
+        if self.trainer.compile_once(batch):
             (signum,) = self.ranks.max(flag.signum)
             if signum:
                 raise Interrupted(signum)
@@ -170,6 +175,9 @@ class Loop:
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
             self.ranks.share_buffers(self.trainer.distiller)
             model = self.trainer.distiller.student
+            if (average := self.trainer.average) is not None:
+                self.ranks.share(average.values.values())
+                model = average
             self.last = evaluate(model, self._until_stopped(flag), self.ranks, settings.precision)
             self.warn_of_fall(self.last.top1, progress.best_top1)
             if self.last.top1 > progress.best_top1:

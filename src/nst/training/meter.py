@@ -79,4 +79,6 @@ class Meter:
         self.per_step, self.per_image = tuple(state["per_step"]), tuple(state["per_image"])
         mine = state["sums"][self.ranks.rank].to(self.ranks.device)
         count = len(COUNTS) + len(self.per_step) + len(self.per_image)
+        if len(mine) != 2 * count - 2:  # both parts have the values; the first three counts, the second a number
+            raise ValueError(f"{len(mine)} sums for {count - len(COUNTS)} values")
         self.sums, self.first_bad = mine[:count].clone(), mine[count:].clone()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,9 +80,13 @@ class Ranks:
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (BN statistics) of rank 0."""
+        self.share(module.buffers())
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank these tensors as rank 0 has them, in place."""
         if self.world > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, 0)
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -1,5 +1,6 @@
 """One training step: `Trainer.step` is the whole of it, from batch to updated weights."""
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
 from nst.teacher.source import SummarySource
 from nst.training.compiled import CompiledForward
+from nst.training.ema import AveragedWeights
 from nst.training.meter import Meter
 from nst.training.optimizer import MakeOptimizer, make_optimizer, step_unless
 from nst.training.ranks import Ranks, gather_rows
@@ -71,6 +73,7 @@ class Trainer:
         self.progress = Progress()
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.average = None if settings.ema is None else AveragedWeights(distiller.student, settings.ema)
         self.meter = Meter(ranks)
         self.checked = ranks.world == 1  # whether the ranks have been compared in this start
         self.replicas: nn.Module = self._replicate()
@@ -100,7 +103,7 @@ class Trainer:
         self.compile_once(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
-        torch.manual_seed(_seed(self.seed, step, self.ranks.rank))  # for dropout
+        seed_draws(_seed(self.seed, step, self.ranks.rank))
 
         # A step that is skipped must not leave its mark in the buffers (BN statistics, memories) either.
         buffers = list(self.distiller.buffers()) if settings.skip_nonfinite else []
@@ -127,6 +130,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad, old, buffer))
+        if self.average is not None:
+            self.average.update(bad)
         self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad)
         self.progress.step += 1
 
@@ -174,16 +179,21 @@ class Trainer:
         sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
         return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
 
+    @property
+    def to_compile(self) -> bool:
+        """Whether the coming step is the first full one of this start, and compiling is asked for."""
+        return self.forward.undecided and self.images_in(self.progress.step) == self.images_in(0)
+
     def compile_once(self, batch: Batch) -> bool:
         """On the first full batch of a start, compile the step where that is asked for; True where it was tried."""
-        if not self.forward.undecided or self.images_in(self.progress.step) != self.images_in(0):
+        if not self.to_compile:
             return False
         part = self.micro_batches(len(batch.labels))[0]
 
         def attempt() -> tuple[Tensor, list[Tensor]]:
             buffers, parameters = list(self.distiller.buffers()), list(self.distiller.parameters())
             before = [buffer.clone() for buffer in buffers]
-            torch.manual_seed(0)  # dropout
+            seed_draws(0)
             try:
                 loss = self.distiller.total(self.run(batch, part, self.source(batch), self.context(batch))[1])
                 loss.backward()
@@ -279,21 +289,43 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
-        return {
+        state = {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
+            "unsaved_buffers": self.unsaved_buffers(),
             "optimizer": self.optimizer.state_dict(),
             "compiled": self.forward.chosen,
             "meter": self.meter.state(),
         }
+        return state if self.average is None else state | {"ema": self.average.values}
+
+    def unsaved_buffers(self) -> dict[str, Tensor]:
+        """The buffers that a state dict leaves out (`persistent=False`): a step may depend on them all the same."""
+        saved = self.distiller.state_dict()
+        return {name: buffer for name, buffer in self.distiller.named_buffers() if name not in saved}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state()` gave on as many ranks."""
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
+        own = self.unsaved_buffers()
+        kept = state.get("unsaved_buffers", own)  # checkpoints of earlier versions have none
+        if own.keys() != kept.keys():
+            raise ValueError(f"buffers {sorted(kept)} there, {sorted(own)} now")
+        for name, buffer in own.items():
+            buffer.copy_(kept[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.forward.chosen = state["compiled"]
         self.meter.load_state(state["meter"])
+        if self.average is not None:
+            self.average.load(state["ema"])
+
+
+def seed_draws(seed: int) -> None:
+    """Before each step: dropout, and whatever a model or loss draws from torch, numpy or `random`, follow from it alone."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (that of others)
+    random.seed(seed)
 
 
 def _seed(*parts: int) -> int:

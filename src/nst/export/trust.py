@@ -1,0 +1,74 @@
+"""What a stored configuration may call: the project's own networks and data, and what the user allows by name.
+
+A configuration that a user writes is code. One that lies in the folder of a run may come from anybody.
+"""
+
+import inspect
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from nst.data.dataset import Dataset
+
+TARGET = "_target_"
+
+
+def check_targets(node: Any, file: Path, key: str, allow: Collection[str] = ()) -> None:
+    """Check every `_target_` in a stored configuration, at any depth; nothing of what it names is imported or called.
+
+    Args:
+        node: plain values, as read from `file`.
+        key: where the node stands in the file.
+        allow: targets that the user trusts.
+
+    Raises:
+        ValueError: a target that is neither a network or data set of this project nor allowed, or an interpolation.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get(TARGET), str):
+        raise ValueError(f"{file}: {key} is {_short(node)}; settings with a `{TARGET}` are needed")
+    waiting = [(key, node)]
+    while waiting:
+        key, node = waiting.pop()
+        if isinstance(node, str) and "${" in node:
+            raise ValueError(f"{file}: {key} is {_short(node)}, an interpolation; stored settings are plain values")
+        inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+        waiting += [(f"{key}.{name}", value) for name, value in inner]
+        if isinstance(node, Mapping) and TARGET in node and not _may_call(node[TARGET], allow):
+            target = str(node[TARGET])
+            raise ValueError(
+                f"{file}: {key}.{TARGET} is {_short(target)}, which is no network or data set of this project: reading the "
+                f"file would run that code. If you trust it, allow it by name: allow=[{target[:80]}], in Python "
+                f'allow=["{target[:80]}"]'
+            )
+
+
+def _may_call(target: Any, allow: Collection[str]) -> bool:
+    return isinstance(target, str) and (target in allow or _is_ours(target))
+
+
+def _is_ours(target: str) -> bool:
+    """Whether a dotted name is a network, what makes one, or what loads a data set, and is defined in this package.
+
+    Only modules of this package are imported to find out; names that they have imported from elsewhere do not count.
+    """
+    module, _, name = target.rpartition(".")
+    if not any(module == home or module.startswith(f"{home}.") for home in ("nst.models", "nst.data")):
+        return False
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return False
+    if not str(getattr(found, "__module__", "")).startswith(("nst.models.", "nst.data.")):
+        return False
+    made = (
+        found if isinstance(found, type) else get_type_hints(found).get("return") if inspect.isroutine(found) else None
+    )
+    return isinstance(made, type) and issubclass(made, nn.Module | Dataset)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

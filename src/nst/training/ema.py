@@ -1,0 +1,68 @@
+"""An exponential moving average of a network's weights: what is evaluated and kept where `trainer.ema` asks for it."""
+
+from collections.abc import Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class AveragedWeights(nn.Module):
+    """The network with averaged weights: average ← decay · average + (1 − decay) · weights, after each step.
+
+    It starts from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
+    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network takes the hooks of taps along, and
+    on a GPU its count makes the host wait at each step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Raises ValueError unless 0 < decay < 1."""
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"trainer.ema={decay}: a decay above 0 and below 1, or null, is needed")
+        self._network = (network,)  # in a tuple: it is no part of this module
+        self._average = get_ema_multi_avg_fn(decay)
+        self.values = {name: value.detach().clone() for name, value in self._weights()}
+
+    def _weights(self) -> list[tuple[str, Tensor]]:
+        (network,) = self._network
+        return list(chain(network.named_parameters(), network.named_buffers()))
+
+    @torch.no_grad()
+    def update(self, skipped: Tensor) -> None:
+        """Take the network's weights in, unless `skipped` (a bool scalar on the device) is true: without a host sync."""
+        averaged: list[Tensor] = []
+        weights: list[Tensor] = []
+        for name, value in self._weights():
+            average = self.values[name]
+            new = torch.where(skipped, average, value)  # an average with itself is itself
+            if average.is_floating_point():
+                averaged.append(average)
+                weights.append(new)
+            else:
+                average.copy_(new)
+        self._average(averaged, weights, 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output `[B, classes]` with the averaged weights, in the network's own mode."""
+        return functional_call(self._network[0], self.values, (images,))
+
+    def train(self, mode: bool = True) -> "AveragedWeights":
+        """Also the network's mode."""
+        super().train(mode)
+        self._network[0].train(mode)
+        return self
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Continue from `values` of an earlier start."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Give the network its averaged weights, for good."""
+        for name, value in self._weights():
+            value.copy_(self.values[name])

@@ -1,0 +1,68 @@
+"""A few of the fuzzer's lines (benchmarks/fuzz_commands.py), in one process with everything imported."""
+
+import os
+import subprocess
+import sys
+
+from benchmarks.fuzz_commands import Case, cases, outcome
+from tests.conftest import ROOT
+
+CODE = """
+import sklearn.datasets, nst.commands.train, nst.runs.run
+from benchmarks.fuzz_commands import outcome
+from tests.commands.test_fuzz import CHOSEN
+for case in CHOSEN:
+    result, text = outcome(case)
+    if result not in ("ran", "refused in words"):
+        print(result, case.words, text)
+"""
+DRY = "dry_run=true"
+CHOSEN = [
+    Case(words, wrong)
+    for wrong, words in (
+        (True, ("train", "=")),
+        (True, ("train", "")),
+        (True, ("train", "seed=1,2")),
+        (True, ("train", "seed=")),
+        (True, ("train", "--config-dir")),
+        (True, ("train", "model=[resnet8,resnet14]")),
+        (True, ("train", "data=null")),
+        (True, ("train", "model._target_=nowhere.Net")),
+        (True, ("train", "optim._target_=torch.nn.Linear")),
+        (True, ("train", "tracker.tensorboard._target_=print")),
+        (True, ("train", "taps=7")),
+        (True, ("train", "trainer.epochs=1e400")),
+        (True, ("train", "optim.lr=nan")),
+        (True, ("train", "seed=${nothing}")),
+        (True, ("train", "loss.nst_poly=null")),
+        (True, ("runs", "outputs=nowhere")),
+        (True, ("layers", "model=nothing")),
+        (False, ("train", "teacher=null", "loss=ce", DRY)),
+        (False, ("train", "model=resnet14", "-m", "seed=1,2", DRY)),
+        (False, ("train", "outputs=größe ü", DRY)),
+    )
+]
+
+
+def test_twenty_lines() -> None:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CODE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert not done.stdout
+
+
+def test_the_fuzzer_has_every_kind_of_line() -> None:
+    found = list(cases())
+    assert len(found) > 900
+    assert {True, False, None} == {case.wrong for case in found}
+    keys = " ".join(word for case in found for word in case.words)
+    assert all(
+        key in keys for key in ("trainer.epochs=", "knowledge.allow_large=", "loss.kd.temperature=", "optim.lr=")
+    )
+
+
+def test_what_is_no_success_is_told_apart() -> None:
+    assert outcome(Case(("--version",), True))[0] == "ACCEPTED THOUGH WRONG"
+    assert outcome(Case(("nothing",), False))[0] == "REFUSED THOUGH RIGHT"

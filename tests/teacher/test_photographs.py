@@ -1,0 +1,77 @@
+"""Cached teacher outputs of photographs: some random crops of each image, fixed by (index, slot)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import Compose
+from tests.data.samples import write_tree
+
+from nst import build
+from nst.commands.train import run
+from nst.runs.run import have_teacher
+from nst.training.ranks import Ranks
+
+ONE = Ranks(0, 1, torch.device("cpu"))
+STORED = ["loss=[kd,at]", "knowledge=stored", "knowledge.views=3", "knowledge.dtype=float32"]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[str]:
+    write_tree(tmp_path / "photographs")
+    return [
+        "data=folder", f"data.root={tmp_path}/photographs", "data.num_classes=3", "data.size=16", "data.resize=20", "model=resnet8",
+        "teacher=resnet8", "teacher.min_accuracy=0", "trainer.workers=0", "trainer.epochs=4", "trainer.batch_size=8",
+        "trainer.heatmaps=false", "trainer.log_every=2", "teacher.recipe.trainer.epochs=1", "teacher.recipe.trainer.batch_size=8",
+        "trainer.device=cpu", "trainer.compile=false", "tracker=[]",
+    ]  # fmt: skip
+
+
+def test_what_is_read_is_what_a_live_teacher_says_of_the_same_crop(compose: Compose, photographs: list[str]) -> None:
+    settings = build.settings(compose(*photographs, *STORED))
+    data, networks = build.dataset(settings), build.networks(settings)
+    cached = have_teacher(settings, networks, ONE, data)
+    assert cached.views is not None
+    assert cached.live is not None  # it has just written the cache
+    cached.live.ask(networks.distiller.requests)
+    seen: dict[int, list[int]] = {}
+    for epoch in range(3):
+        for batch in build.loader(settings, ONE, data, "train", cached.views).epoch(epoch):
+            read, said = cached.source(batch), cached.live(batch)
+            for key, name in ((key, name) for key, summary in said.items() for name in summary):
+                torch.testing.assert_close(read[key][name], said[key][name], rtol=1e-4, atol=1e-5)
+            for index, view in zip(batch.indices.tolist(), batch.views.tolist(), strict=True):
+                seen.setdefault(index, []).append(view)
+    assert all(sorted(views) == [0, 1, 2] for views in seen.values())  # each crop once in three epochs
+    crops = data.train.render(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
+    assert not torch.equal(crops[0], crops[1])
+    assert not torch.equal(crops[2], crops[3])
+
+
+def test_a_run_goes_round_its_crops_without_the_teacher(
+    compose: Compose, photographs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(*more: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        summary = run(compose(*photographs, *STORED, *more))
+        return summary, load_file(Path(summary["folder"]) / "student.safetensors")
+
+    _, first = trained("trainer.workers=1", f"outputs={compose().outputs}/first")
+    printed = capsys.readouterr().out
+    assert "3 views of 18 images, float32" in printed
+    assert (
+        "each image's 3 cached views in turn, not new random ones; that can cost accuracy; knowledge.views=4 would"
+        in printed
+    )
+    _, again = trained()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    trained("seed=1")
+    assert "complete" in capsys.readouterr().out
+
+
+def test_all_of_them_cannot_be_cached(compose: Compose, photographs: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"knowledge\.views=all: the views of data=folder are random-sized crops, which cannot"
+    ):
+        run(compose(*photographs, "loss=kd", "knowledge=stored", "knowledge.views=all"))

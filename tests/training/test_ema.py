@@ -1,0 +1,84 @@
+"""The averaged weights: by hand, past skipped steps, evaluated and kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.conftest import Compose
+from tests.training.test_trainer import trainer
+from torch import Tensor, nn
+
+from nst.commands.train import run
+from nst.runs.checkpoint import Checkpoints
+from nst.training.ema import AveragedWeights
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_the_average_is_what_its_equation_says() -> None:
+    it = trainer(ema=0.8)
+    assert it.average is not None
+    by_hand = weights(it.distiller.student)
+    for batch in it.loader.epoch(0):
+        it.step(batch)
+        for name, value in weights(it.distiller.student).items():
+            floating = value.is_floating_point()
+            by_hand[name] = 0.8 * by_hand[name] + 0.2 * value if floating else value
+    torch.testing.assert_close(it.average.values, by_hand)
+
+
+def test_a_skipped_step_leaves_it_alone() -> None:
+    it = trainer(ema=0.8, skip_nonfinite=True)
+    assert it.average is not None
+    good, bad, *_ = it.loader.epoch(0)
+    it.step(good)
+    before = {name: value.clone() for name, value in it.average.values.items()}
+    it.step(bad._replace(images=bad.images * float("nan")))
+    assert all(torch.equal(value, before[name]) for name, value in it.average.values.items())
+    assert it.window()["skipped"] == 1
+
+
+def test_the_network_runs_with_the_average_and_keeps_its_own_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    average = AveragedWeights(network, 0.5)
+    images, before = torch.randn(3, 1, 4, 4), weights(network)
+    expected = network.eval()(images)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(1.0)
+    changed = weights(network)
+    assert torch.equal(average.eval()(images), expected)
+    assert all(torch.equal(value, changed[name]) for name, value in network.state_dict().items())
+    average.adopt()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_it_is_evaluated_kept_and_said(compose: Compose, tiny: list[str]) -> None:
+    """The file holds the average, whose accuracy the last evaluation gives."""
+    summary = run(compose(*tiny, "loss=ce", "trainer.ema=0.7"))
+    folder = Path(summary["folder"])
+    found = Checkpoints(folder).latest()
+    assert found is not None
+    average, own = found[1]["ema"], found[1]["distiller"]
+    kept = load_file(folder / "student.safetensors")
+    assert all(torch.equal(average[name], value) for name, value in kept.items())
+    assert not torch.equal(own["student.fc.weight"], kept["fc.weight"])
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["student"]["weights"] == "exponential moving average over the steps, decay 0.7"
+    with safe_open(folder / "student.safetensors", framework="pt") as file:
+        assert file.metadata()["ema"] == "0.7"
+        assert file.metadata()["test_accuracy"] == f"{summary['last']['top1'] / 100:.4f}"
+    plain = run(compose(*tiny, "loss=ce"))
+    assert "weights" not in plain["student"]
+    assert plain["last"] != summary["last"]
+
+
+@pytest.mark.parametrize("decay", [0, 1, -0.1, 1.5])
+def test_a_decay_outside_its_range_is_refused(compose: Compose, tiny: list[str], decay: float) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.ema={decay}.*: a decay above 0 and below 1, or null, is needed"):
+        run(compose(*tiny, "loss=ce", f"trainer.ema={decay}"))
