@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.fuzz_commands import Case, cases, outcome
+from benchmarks.fuzz_commands import Case, cases, judge
 from tests.conftest import ROOT
 
 CODE = """
@@ -64,5 +64,10 @@ def test_the_fuzzer_has_every_kind_of_line() -> None:
 
 
 def test_what_is_no_success_is_told_apart() -> None:
-    assert outcome(Case(("--version",), True))[0] == "ACCEPTED THOUGH WRONG"
-    assert outcome(Case(("nothing",), False))[0] == "REFUSED THOUGH RIGHT"
+    wrong, right = Case(("train",), True), Case(("train",), False)
+    assert judge(wrong, 0, "", False) == "ACCEPTED THOUGH WRONG"
+    assert judge(right, 1, "error: no", False) == "REFUSED THOUGH RIGHT"
+    assert judge(wrong, 1, "", False) == "REFUSED WITHOUT A WORD"
+    assert judge(wrong, 1, "Traceback (most recent call last)", False) == judge(wrong, -11, "", False) == "TRACEBACK"
+    assert judge(wrong, None, "", False) == "HANG"
+    assert judge(wrong, 1, "error: no", True) == "refused after work began"

@@ -1,9 +1,11 @@
 import sys
 
 import pytest
+import torch
 
 from nst.data import progress
-from nst.data.progress import Progress
+from nst.data.batch import Batch
+from nst.data.progress import Progress, counted
 
 
 @pytest.mark.parametrize(("rank", "silent", "lines"), [("0", -1.0, 1), ("1", -1.0, 0), ("0", 3600.0, 0)])
@@ -30,3 +32,11 @@ def test_a_bar_on_a_terminal(
     with Progress("reading", 10) as bar:
         bar.update(10)
     assert ("reading" in capsys.readouterr().err) == shown
+
+
+def test_batches_are_counted_as_they_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "_SILENT", -1.0)
+    none = torch.zeros(4)
+    batches = [Batch(none, none, none, none)] * 3
+    assert list(counted(batches, "evaluating the teacher", 12)) == batches
+    assert capsys.readouterr().err == "evaluating the teacher …\n"

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,8 +18,10 @@ from nst.losses import NST, CrossEntropy
 from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.compiled import disagreement
+from nst.training.loop import Loop, Record
 from nst.training.ranks import Ranks
 from nst.training.schedule import Step
+from nst.training.signals import StopFlag
 from nst.training.trainer import Trainer
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
@@ -169,3 +171,24 @@ def test_compiled_steps_do_what_eager_steps_do() -> None:
     assert compiled_one.forward.chosen is True
     for key, value in take(trainer(False), 5).items():
         torch.testing.assert_close(value, found[key], rtol=1e-3, atol=1e-4)
+
+
+class Lines:
+    """Of a record, what it says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_it_says_that_it_compiles_before_it_does(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, record = trainer(compile), Lines()
+    loop = Loop(own, loader(), cast(Record, record))
+    monkeypatch.setattr(
+        own, "compile_once", lambda batch: pytest.fail("nothing was said") if not record.said else False
+    )
+    loop.compile(next(loader().epoch(0)), StopFlag())
+    assert [line.startswith("compiling the step") for line in record.said] == [True] * compile
