@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -105,11 +106,11 @@ def schema_cases(node: type, prefix: str) -> Iterator[Case]:
     """Each key of the schema with values of other types, and numbers that are none."""
     for name, kind in get_type_hints(node).items():
         key = f"{prefix}{name}"
-        inner = [part for part in getattr(kind, "__args__", ()) if part is not type(None)] or [kind]
+        inner = [part for part in get_args(kind) if part is not type(None)] if isinstance(kind, UnionType) else [kind]
         if is_dataclass(kind):
             yield from schema_cases(kind, f"{key}.")  # pyright: ignore[reportArgumentType]
         elif inner == [bool]:
-            yield from (Case(("train", f"{key}={value}", *TINY), True) for value in ("7", "perhaps", "[true]", "''"))
+            yield from (Case(("train", f"{key}={value}", *TINY), True) for value in ("perhaps", "[true]", "''"))
         elif inner in ([int], [float]):
             wrong = (*NO_NUMBER, *NOT_FINITE, *(HUGE if inner == [int] else ()))
             yield from (Case(("train", *TINY, f"{key}={value}"), True) for value in wrong)

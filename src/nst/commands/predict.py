@@ -63,10 +63,10 @@ def parse(words: Sequence[str]) -> Request:
         raise ValueError(f"format={given['format']}: one of csv, json is needed")
     if given.get("device", "cpu") not in ("cpu", "cuda"):
         raise ValueError(f"device={given['device']}: one of cpu, cuda is needed")
-    folders = [Path(given[key]).expanduser() for key in ("model", "images")]
+    model, images = (Path(given[key]).expanduser() for key in ("model", "images"))
     top, batch_size = _count("top", given.get("top", "5")), _count("batch_size", given.get("batch_size", "64"))
     allow = tuple(filter(None, (name.strip() for name in given.get("allow", "").strip("[]").split(","))))
-    return Request(*folders, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"), allow)
+    return Request(model, images, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"), allow)
 
 
 def _count(key: str, text: str) -> int:
