@@ -70,7 +70,7 @@ def test_mistakes_are_named_with_what_would_be_right(
 def test_a_value_that_must_be_given_is_named() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.structured(ExportConfig).run
-    assert explain(caught.value).startswith("run: nothing is given; say run=…")
+    assert explain(caught.value).startswith("`run` is required: pass run=…")
 
 
 def test_a_loss_of_labels_alone_drops_the_teacher(compose: Compose) -> None:
@@ -145,6 +145,8 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["optim.momentum=5"], "momentum is 5"),
         (["optim.weight_decay=-1"], "optim: Invalid weight_decay"),
         (["optim._target_=torch.optim.LBFGS", "~optim.momentum", "~optim.nesterov", "~optim.weight_decay"], "closure"),
+        (["optim.no_decay=7"], "optim.no_decay=7: a list such as"),
+        (["optim.nesterov=perhaps"], "optim: nesterov is 'perhaps'; true or false is needed"),
         (["optim.no_decay=[norms]"], "'norms' is none of norm, bias"),
         (["schedule.gamma=nan"], "schedule.gamma=nan"),
         (["schedule.milestones=[100]"], "schedule: .*fractions of the run"),

@@ -151,7 +151,7 @@ def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
         raise ValueError(f"optim is {node!r}; a node with a `_target_` is needed, for example optim=sgd or optim=adamw")
     no_decay = node.get("no_decay") or ()
     make = instantiate("optim", {k: v for k, v in node.items() if k != "no_decay"}, partial=True)
-    if isinstance(no_decay, str):
+    if not isinstance(no_decay, list | tuple):
         raise ValueError(f"optim.no_decay={no_decay}: a list such as [norm,bias] is needed")
     try:
         check_optimizer(make, no_decay)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +25,10 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     """
     if unknown := [kind for kind in no_decay if kind not in get_args(NoDecay)]:
         raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
+    if isinstance(make, partial):  # fused code takes nothing else for a switch
+        for name, known in signature(make.func).parameters.items():
+            if isinstance(known.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
+                raise ValueError(f"{name} is {value!r}; true or false is needed")
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
     try:
