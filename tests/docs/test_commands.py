@@ -68,6 +68,8 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
     words, several = list(typed.words), False
     if "torchrun" in words[:2]:  # started with several processes in tests/distributed; here composed
         several, words = True, ["python", *(word for word in words[words.index("torchrun") + 1 :] if word[:2] != "--")]
+    if words[1:3] == ["-m", "nst"]:
+        words = words[2:]
     if words[0] == "nst":
         name, arguments = words[1], words[2:]
     else:
