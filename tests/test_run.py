@@ -143,3 +143,29 @@ def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tin
     run(compose(*tiny, "loss=kd", "knowledge=stored"))
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
         run(compose(*tiny, "loss=kd", "knowledge=stored", "seed=1", "teacher.min_accuracy=99.5"))
+
+
+def test_outputs_that_were_moved_are_found_from_another_folder(
+    compose: Compose,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The teacher too, live and with a cache: known by what it is, not by a path that a summary names."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    kinds = (["loss=kd"], ["loss=kd", "knowledge=stored", "knowledge.views=2"])
+    monkeypatch.chdir(here)
+    for kind in kinds:
+        run(compose(*tiny, "outputs=outputs", *kind))
+    (here / "outputs").rename(there / "elsewhere")
+    monkeypatch.chdir(there)
+    capsys.readouterr()
+    for kind in kinds:
+        assert run(compose(*tiny, "outputs=elsewhere", *kind))["was_finished"]
+        run(compose(*tiny, "outputs=elsewhere", "seed=1", *kind))
+    assert "trained first" not in capsys.readouterr().out
+    assert len(list(there.glob("elsewhere/digits/none-*/*/*"))) == 1
+    assert len(list(there.glob("elsewhere/digits/knowledge/*"))) == 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
+from nst.yaml_files import check_yaml
+
 
 @dataclass
 class Taps:
@@ -69,6 +71,7 @@ def read_table(name: str, configs: Path) -> Table:
         near = difflib.get_close_matches(name, known, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"table={name}: no such table; {hint}there are {', '.join(known)}")
+    check_yaml(path)
     table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(path)))
     assert isinstance(table, Table)
     if table.metric not in ("error", "accuracy"):
