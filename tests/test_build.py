@@ -14,6 +14,7 @@ from torch import nn
 from nst import build
 from nst.config import CONFIGS, ExportConfig
 from nst.errors import explain
+from nst.models import resnet8
 from nst.runs.folder import run_folder
 from nst.training.optimizer import make_optimizer
 
@@ -116,9 +117,7 @@ def test_settings_are_plain_data(compose: Compose) -> None:
 def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
     build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
-    with pytest.raises(
-        ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"
-    ):
+    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"):
         build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 
@@ -188,3 +187,18 @@ def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str,
     assert 0 < build.schedule(run)(0.1, 0, 100) <= 0.1
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == ([0.05, 0.0] if choice == "adamw" else [run.optim["weight_decay"]])
+
+
+@pytest.mark.parametrize("key", ["taps", "loss.nst_poly.taps"])
+def test_no_pair_of_layers_is_an_error(compose: Compose, tiny: list[str], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}=\[\]: "):
+        build.settings(compose(*tiny, "loss=nst_poly", f"{key}=[]"))
+
+
+def test_parameters_of_another_type_are_refused(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build.settings(compose(*tiny, "loss=ce"))
+    monkeypatch.setattr(build, "network", lambda *_: resnet8(num_classes=10, in_channels=1).double())
+    with pytest.raises(ValueError, match=r"student.*its parameter conv1\.weight is torch\.float64"):
+        build.networks(settings)

@@ -187,7 +187,11 @@ def terms(run: RunConfig) -> list[Term]:
 
 
 def _share_taps(run: RunConfig) -> None:
-    """Losses without taps of their own compare the layers that the run names."""
+    """Losses without taps of their own compare the layers that the run names. Raises ValueError where these are none."""
+    if not run.taps:
+        raise ValueError(
+            "taps=[]: at least one pair of layers is needed, for example taps=[{teacher: last, student: last}]"
+        )
     for node in run.loss.values():
         if isinstance(node, dict) and node.get("taps", ()) is None:
             node["taps"] = run.taps
@@ -215,7 +219,10 @@ def _term(name: str, node: Any) -> Term:
         if node.get("taps"):
             raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
         return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
-    pairs = tuple(_pair(f"{key}.taps", pair) for pair in node.get("taps") or [LAST])
+    taps = node.get("taps")
+    if taps is not None and (not isinstance(taps, list | tuple) or not taps):
+        raise ValueError(f"{key}.taps={taps!r}: a list of pairs like {{teacher: last, student: last}} is needed")
+    pairs = tuple(_pair(f"{key}.taps", pair) for pair in taps or [LAST])
     return Term(name, loss, float(weight), pairs)
 
 
@@ -299,6 +306,11 @@ def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
 
 
 def _shapes(who: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise ValueError(
+                f"{who}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
+            )
     try:
         return feature_shapes(model, [*taps, LOGITS], image)
     except (ValueError, RuntimeError) as error:

@@ -204,7 +204,7 @@ class Points:
     def in_writes(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def patched(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             file = function(path, mode, *args, **kwargs)
-            if mode != "wb":
+            if mode != "xb":  # as `write_whole` opens
                 return file
             self.point()
             write = file.write

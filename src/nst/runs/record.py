@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nst.errors import differences
-from nst.files import sha256_of, write_whole
+from nst.files import naming, sha256_of, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
 from nst.runs.prune import Pruned, median_of_others
@@ -126,8 +126,9 @@ class RunRecord:
         for tracker in self.trackers:
             tracker.scalars(kind, step, flat(values, kind))
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
-        while line:
-            line = line[self._lines.write(line) :]
+        with naming(self.folder / METRICS):
+            while line:
+                line = line[self._lines.write(line) :]
 
     def pictures(self, step: int) -> None:
         """Draw, where there is something to draw and a tracker to show it."""

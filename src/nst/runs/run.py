@@ -49,6 +49,7 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     networks = None if _is_finished(folder, here) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
+    _check_cache_folder(settings, here)
     # data
     data = data or build.dataset(settings)
     if networks is None:
@@ -150,6 +151,17 @@ def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) ->
             return
         if not wait:
             raise locked or RunLockedError(f"{folder.path} is being written by another process")
+
+
+def _check_cache_folder(settings: RunConfig, here: Ranks) -> None:
+    """Raises ValueError where a named folder for the teacher cache cannot be made: found out before a teacher is trained."""
+    if settings.knowledge.path is not None and here.main:
+        try:
+            Path(settings.knowledge.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"knowledge.path={settings.knowledge.path}: no such folder can be made ({error.strerror})"
+            ) from error
 
 
 def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
