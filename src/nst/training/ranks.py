@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nst.errors import differences
 
 ROLL_CALL = 2.0  # seconds in which ranks that have lost another one say that they are there
-MEETING = 60.0  # seconds to reach the store of torchrun
+MEETING = 30.0  # seconds to reach the store of torchrun; torch tries again for as long after a pause of about that
 
 _groups = count()  # process groups this process has joined so far
 
