@@ -14,6 +14,7 @@ from torch import nn
 from nst import build
 from nst.config import CONFIGS, ExportConfig
 from nst.errors import explain
+from nst.models import resnet8
 from nst.runs.folder import run_folder
 from nst.training.optimizer import make_optimizer
 
@@ -200,3 +201,18 @@ def test_stages_are_those_that_both_networks_have(compose: Compose) -> None:
     named = compose("loss=[at,fitnet]", "loss.at.taps=stages", "taps={last: stage2, stages: last_pre_relu}")
     pairs = {t.name: [p.teacher for p in t.pairs] for t in build.networks(build.settings(named)).distiller.terms}
     assert (pairs["at"], pairs["fitnet"]) == (["last_pre_relu"], ["stage2"])
+
+
+@pytest.mark.parametrize("key", ["taps", "loss.nst_poly.taps"])
+def test_no_pair_of_layers_is_an_error(compose: Compose, tiny: list[str], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}=\[\]: "):
+        build.settings(compose(*tiny, "loss=nst_poly", f"{key}=[]"))
+
+
+def test_parameters_of_another_type_are_refused(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build.settings(compose(*tiny, "loss=ce"))
+    monkeypatch.setattr(build, "network", lambda *_: resnet8(num_classes=10, in_channels=1).double())
+    with pytest.raises(ValueError, match=r"student.*its parameter conv1\.weight is torch\.float64"):
+        build.networks(settings)

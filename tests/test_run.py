@@ -143,3 +143,46 @@ def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tin
     run(compose(*tiny, "loss=kd", "knowledge=stored"))
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
         run(compose(*tiny, "loss=kd", "knowledge=stored", "seed=1", "teacher.min_accuracy=99.5"))
+
+
+def test_outputs_that_were_moved_are_found_from_another_folder(
+    compose: Compose,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The teacher too, live and with a cache: known by what it is, not by a path that a summary names."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    kinds = (["loss=kd"], ["loss=kd", "knowledge=stored", "knowledge.views=2"])
+    monkeypatch.chdir(here)
+    for kind in kinds:
+        run(compose(*tiny, "outputs=outputs", *kind))
+    (here / "outputs").rename(there / "elsewhere")
+    monkeypatch.chdir(there)
+    capsys.readouterr()
+    for kind in kinds:
+        assert run(compose(*tiny, "outputs=elsewhere", *kind))["was_finished"]
+        run(compose(*tiny, "outputs=elsewhere", "seed=1", *kind))
+    assert "trained first" not in capsys.readouterr().out
+    assert len(list(there.glob("elsewhere/digits/none-*/*/*"))) == 1
+    assert len(list(there.glob("elsewhere/digits/knowledge/*"))) == 1
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "other"), [(13, 1, 14), (16, 8, 17), (40, 40, 41)])
+def test_a_batch_that_leaves_a_single_image_is_foreseen(
+    compose: Compose, tiny: list[str], batch: int, accumulate: int, other: int
+) -> None:
+    """Before the teacher is trained, and only for a network that cannot take it: 40 images."""
+    own = [*tiny, "loss=ce", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}"]
+    pooled = ["model._target_=tests.faults.small.Pooled", "model.name=pooled"]
+    with pytest.raises(
+        ValueError, match=rf"trainer\.batch_size={batch}: .*single image.*pooled.*more than 1 value"
+    ) as error:
+        run(compose(*own, *pooled))
+    if accumulate == 1:
+        assert f"trainer.batch_size={other} leaves none" in str(error.value)
+        run(compose(*own, *pooled, f"trainer.batch_size={other}"))
+        run(compose(*own))

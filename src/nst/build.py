@@ -194,6 +194,8 @@ def _share_taps(run: RunConfig) -> None:
     `taps` is what all losses without taps of their own compare: a list of pairs, the name of a role that both networks have, or
     a mapping from such names, as losses use them, to either.
     """
+    if not run.taps:
+        raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
     named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
     for node in run.loss.values():
         if isinstance(node, dict) and "taps" in node:
@@ -324,6 +326,11 @@ def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
 
 
 def _shapes(who: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise ValueError(
+                f"{who}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
+            )
     try:
         return feature_shapes(model, [*taps, LOGITS], image)
     except (ValueError, RuntimeError) as error:

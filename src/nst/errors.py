@@ -16,11 +16,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nst.config import CONFIGS
 
 # What a user can cause and mend; anything else is a fault of ours and keeps its traceback.
-USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, FloatingPointError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
 
 # Hydra's plugin → the extra of ours that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}

@@ -19,21 +19,31 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as f:  # a new file: never through a link that somebody laid there
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()  # half a file would only fill a full disk
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
+    with naming(path):
+        try:
+            with beside.open("xb") as f:  # a new file: never through a link that somebody laid there
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            beside.replace(path)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()  # half a file would only fill a full disk
+            raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block that writes to an open file: its OSError (disk full, lost mount) names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
 
 
 def sha256_of(path: str | Path) -> str:

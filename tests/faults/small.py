@@ -46,3 +46,15 @@ class Drawing(Small):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.steps = state
+
+
+class Pooled(Small):
+    """Normalises after the maps are averaged: a single image gives its batch norm one value a channel."""
+
+    def __init__(self, num_classes: int, in_channels: int, **unused: Any) -> None:
+        super().__init__(num_classes, in_channels)
+        self.last = nn.BatchNorm1d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        return self.fc(self.last(self.relu(self.bn(self.conv(images))).mean((2, 3))))

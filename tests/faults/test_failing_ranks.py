@@ -31,6 +31,9 @@ def test_one_rank_is_killed(place: Place) -> None:
     begin = time.monotonic()
     assert place.ranks("die_after_step", 5, 0) == [-9, 1]
     assert time.monotonic() - begin < 20
+    assert "rank 0 of 2 (last heard of at step " in place.text(1)
+    assert "is gone: stopped, killed, out of memory or cut off?" in place.text(1)
+    assert "Traceback" not in place.text(1)
 
 
 def test_only_rank_0_fails(place: Place) -> None:

@@ -158,6 +158,7 @@ def test_disk_full(place: Place, undisturbed: dict[str, object]) -> None:
         assert [path.name for path in checkpoints(place)] == before
         assert not list(place.path.rglob("*.tmp"))
     assert "step-00000008.ckpt could not be written" in place.text()
+    assert "metrics.jsonl could not be written: No space left on device" in place.text()
     assert "the last good checkpoint is" in place.text()
     assert place.run() == 0, place.text()
     assert differing(outcome(place.path), undisturbed) == []

@@ -12,10 +12,12 @@ import hydra
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.config import CONFIGS
 from nst.errors import known_keys, nearest_keys, readable_errors, required
+from nst.yaml_files import check_yaml
 
 # Hydra's own options, and how many words follow each.
 OPTIONS = {
@@ -39,6 +41,13 @@ class OwnConfigSource(FileConfigSource):
     def is_group(self, config_path: str) -> bool:
         """Whether a folder is one of the project's groups."""
         return _is_group(config_path) and super().is_group(config_path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A configuration file, if it is harmless to read. Raises ValueError, naming it, where it is not."""
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        if file.is_file():
+            check_yaml(file)
+        return super().load_config(config_path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Names in a group."""

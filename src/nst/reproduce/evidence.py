@@ -30,7 +30,7 @@ from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
 from nst.runs.folder import STUDENT, run_folder
 from nst.runs.heatmaps import heatmaps
-from nst.runs.teacher import expected_normalization
+from nst.runs.teacher import expected_normalization, teacher_run
 from nst.taps import Taps
 from nst.teacher import Normalization
 
@@ -50,7 +50,8 @@ def gather(plan: Plan, device: torch.device) -> None:
         file = plan.folder / "evidence" / f"{group.name}.json"
         if not taught or _kept(file, runs):
             continue
-        weights = json.loads((run_folder(asdict(taught[0])) / "summary.json").read_text())["teacher"]["weights"]
+        # where it lies now: a path in a summary is of the folder that the run was started in
+        weights = taught[0].teacher.weights or str(run_folder(asdict(teacher_run(taught[0]))) / STUDENT)
         if not Path(weights).is_file():
             print(f"{group.title}: the teacher's weights {weights} are gone, so no look into the networks")
             continue

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nst.report.runs import plain_component
 from nst.reproduce.search import OWN
+from nst.yaml_files import check_yaml
 
 EPOCHS = ("last", "best", "unknown")
 
@@ -152,6 +153,7 @@ def find_table(name: str, configs: Path) -> Path:
 def _typed(path: Path) -> Table:
     """The file as it is, with every key and type checked."""
     try:
+        check_yaml(path)
         content = OmegaConf.load(path)
         if not OmegaConf.is_dict(content):
             raise ValueError(f"{path}: keys are needed (title, source, metric, …), found a list or nothing")

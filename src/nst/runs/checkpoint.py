@@ -151,6 +151,8 @@ def check_fields(path: Path, state: Mapping[str, Any]) -> None:
         for name, kind in _PARTS.items()
         if name in state and not isinstance(state[name], kind)
     ]
+    if not isinstance(state.get("sources", {}), dict):  # not in checkpoints of earlier versions
+        problems.append("sources is no dictionary")
     if not problems:
         for name, keys in _NUMBERS.items():
             values = state[name]

@@ -1,8 +1,11 @@
 """The record of a run: metrics, trackers, progress bar and checkpoints, in the run's folder. Only rank 0 writes."""
 
+import inspect
 import json
 import logging
 import os
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -10,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nst.errors import differences
-from nst.files import write_whole
+from nst.files import naming, sha256_of, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
 from nst.runs.prune import Pruned, median_of_others
@@ -53,6 +56,7 @@ class RunRecord:
         self.about = {**(about or {}), "ranks": self.ranks.world}
         self.draw, self.show = draw, show
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
+        self.sources = own_sources(trainer.distiller)
         state = self._newest()
         if state is not None:
             self._load(trainer, state)
@@ -71,6 +75,13 @@ class RunRecord:
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
             if changed := differences(state["environment"], environment(self.ranks.device)):
                 log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
+            for module, digest in state.get("sources", {}).items():
+                if digest != self.sources.get(module, digest):
+                    log.warning(
+                        "%s has changed since %s was written; the run continues with what it is now",
+                        sys.modules[module].__file__,
+                        path.name,
+                    )
         if self.ranks.world == 1:
             return found[1] if found else None
         names = [str(found[0]) if found else None]
@@ -116,8 +127,9 @@ class RunRecord:
         for tracker in self.trackers:
             tracker.scalars(kind, step, flat(values, kind))
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
-        while line:
-            line = line[self._lines.write(line) :]
+        with naming(self.folder / METRICS):
+            while line:
+                line = line[self._lines.write(line) :]
 
     def pictures(self, step: int) -> None:
         """Draw, where there is something to draw and a tracker to show it."""
@@ -146,7 +158,12 @@ class RunRecord:
             "metrics": _on_disk(self.folder / METRICS),
             "trackers": {type(tracker).__name__: tracker.state() for tracker in self.trackers},
         }
-        own = {"logs": logs, "about": self.about, "environment": environment(self.ranks.device)}
+        own = {
+            "logs": logs,
+            "about": self.about,
+            "environment": environment(self.ranks.device),
+            "sources": self.sources,
+        }
         self.checkpoints.save(step, state | own)
 
     def evaluated(self, epoch: int, best_top1: float) -> None:
@@ -236,3 +253,16 @@ def batch_line(trainer: Trainer) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """What may change between two starts of a run, at the price of the last bits."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+
+
+def own_sources(module: nn.Module) -> dict[str, str]:
+    """The SHA-256 of each file that defines a part of a network or loss, by module name, less this package and installed ones."""
+    installed = [Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith("lib")]
+    installed.append(Path(__file__).resolve().parents[1])
+    found: dict[str, str] = {}
+    for kind in {type(part) for part in module.modules()}:
+        with suppress(TypeError, OSError):  # made in a terminal, or compiled
+            file = Path(inspect.getsourcefile(kind) or "").resolve()
+            if file.is_file() and not any(file.is_relative_to(folder) for folder in installed):
+                found[kind.__module__] = sha256_of(file)
+    return dict(sorted(found.items()))

@@ -49,6 +49,7 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     networks = None if _is_finished(folder, here) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
+    _check_cache_folder(settings, here)
     # data
     data = data or build.dataset(settings)
     if networks is None:
@@ -156,6 +157,17 @@ def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) ->
             raise locked or RunLockedError(f"{folder.path} is being written by another process")
 
 
+def _check_cache_folder(settings: RunConfig, here: Ranks) -> None:
+    """Raises ValueError where a named folder for the teacher cache cannot be made: found out before a teacher is trained."""
+    if settings.knowledge.path is not None and here.main:
+        try:
+            Path(settings.knowledge.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"knowledge.path={settings.knowledge.path}: no such folder can be made ({error.strerror})"
+            ) from error
+
+
 def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
     images, batch = len(data.train), settings.trainer.batch_size
     tail = images % batch or batch
@@ -164,6 +176,31 @@ def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
             f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
             f"too few for {here.world} ranks; choose another batch size"
         )
+    if _smallest_part(settings, images, batch, here) == 1 and not (settings.trainer.sync_bn and here.world > 1):
+        _check_single_image(settings, images, here)
+
+
+def _smallest_part(settings: RunConfig, images: int, batch: int, here: Ranks) -> int:
+    """The fewest images that a rank sees at once, in the gradient accumulation steps of any batch of an epoch."""
+    shares = [size // here.world for size in (min(batch, images), images % batch) if size]
+    return min(share // (min(settings.trainer.accumulate, share) or 1) for share in shares)
+
+
+def _check_single_image(settings: RunConfig, images: int, here: Ranks) -> None:
+    """Raises ValueError where the student cannot train on one image alone: a batch norm of 1×1 maps has one value a channel."""
+    data, batch = settings.data, settings.trainer.batch_size
+    student = build.network("model", settings.model, settings.seed).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            student(torch.zeros(1, data["channels"], data["size"], data["size"]))
+    except (ValueError, RuntimeError) as error:
+        sizes = (size for step in range(1, batch + 1) for size in (batch + step, batch - step) if size > 1)
+        other = next((size for size in sizes if _smallest_part(settings, images, size, here) > 1), None)
+        advice = f"trainer.batch_size={other} leaves none" if other and other >= here.world else "choose another one"
+        raise ValueError(
+            f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
+            f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); {advice}"
+        ) from error
 
 
 def _train(

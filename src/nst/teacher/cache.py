@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nst.errors import differences
-from nst.files import write_whole
+from nst.files import naming, write_whole
 from nst.losses import Shape
 from nst.teacher.layout import Array, readable_bytes
 
@@ -173,20 +173,23 @@ class Writer:
     """Writes rows of one array in order."""
 
     def __init__(self, store: TeacherCache, name: str, shape: Shape) -> None:
-        self.file = store.file(name).open("r+b")
+        self.path = store.file(name)
+        self.file = self.path.open("r+b")
         self.start = store.offset(name, shape)
         self.row_bytes = store.bytes(shape) // store.rows
         self.dtype = torch.float16 if store.dtype == np.float16 else torch.float32
 
     def write(self, row: int, values: np.ndarray) -> None:
         """Rows from `row` on: `[B, ...]` of the store's dtype."""
-        self.file.seek(self.start + row * self.row_bytes)
-        self.file.write(np.ascontiguousarray(values).data)
+        with naming(self.path):
+            self.file.seek(self.start + row * self.row_bytes)
+            self.file.write(np.ascontiguousarray(values).data)
 
     def sync(self) -> None:
         """Return when all rows are on disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> "Writer":
         return self

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from nst.errors import differences
 
-MEETING = 60.0  # seconds to reach the store of torchrun
+ROLL_CALL = 2.0  # seconds in which ranks that have lost another one say that they are there
+MEETING = 30.0  # seconds to reach the store of torchrun; torch tries again for as long after a pause of about that
 
 _groups = count()  # process groups this process has joined so far
 
@@ -157,8 +158,11 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
     try:
         yield here
     except RuntimeError as error:
-        if "imed out" in str(error) or "imeout" in str(error):
-            raise TimeoutError(_waited_for(here, timeout)) from error
+        text = str(error)
+        if "imed out" in text or "imeout" in text:
+            raise TimeoutError(f"{_lost(here)} did not answer for {timeout:g} s{_CONTINUE}") from error
+        if any(word in text for word in ("closed by peer", "reset by peer", "Broken pipe", "remote process")):
+            raise ConnectionError(f"{_lost(here)} is gone{_CONTINUE}") from error
         raise
     # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
     dist.destroy_process_group()
@@ -186,20 +190,24 @@ def _join(where: torch.device, timeout: timedelta) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), where)
 
 
-def _waited_for(here: Ranks, timeout: float) -> str:
-    """Which rank is furthest behind, as far as the others have left word."""
-    steps: dict[int, int] = {}
-    for rank in range(here.world):
-        key = f"nst/step/{rank}"
-        with suppress(RuntimeError, ValueError):
-            steps[rank] = int(_store().get(key)) if _store().check([key]) else 0
-    last = min(steps.values(), default=0)
-    late = [rank for rank, step in steps.items() if step == last and rank != here.rank]
-    named = f"rank {', '.join(map(str, late))}" if late else "another rank"
-    return (
-        f"{named} of {here.world} did not answer for {timeout:g} s (last heard of at step {last}): stopped, killed or cut off? "
-        "The same command continues from the last checkpoint; trainer.timeout sets how long ranks wait"
-    )
+_CONTINUE = (
+    ": stopped, killed, out of memory or cut off? The same command continues from the last checkpoint; trainer.timeout sets how "
+    "long ranks wait"
+)
+
+
+def _lost(here: Ranks) -> str:
+    """Which ranks are lost: those that do not come here soon, as all others do; and how far they had come."""
+    others = [rank for rank in range(here.world) if rank != here.rank]
+    lost, step = others, ""
+    with suppress(RuntimeError, ValueError):  # the store went with its process
+        store = _store()
+        store.set(f"nst/lost/{here.rank}", "not me")
+        time.sleep(ROLL_CALL)
+        lost = [rank for rank in others if not store.check([f"nst/lost/{rank}"])] or others
+        steps = [int(store.get(key)) for rank in lost if store.check([key := f"nst/step/{rank}"])]
+        step = f" (last heard of at step {min(steps)})" if steps else ""
+    return f"rank {' or '.join(map(str, lost))} of {here.world}{step}"
 
 
 def should_report_error() -> bool:
