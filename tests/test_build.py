@@ -138,7 +138,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
             "no pair has a weight",
         ),
         (["+foo=1"], "foo: unknown key"),
-        (["+trainer.ema=0.999"], "trainer.ema: unknown key"),
+        (["+trainer.average=0.999"], "trainer.average: unknown key"),
         (["+optim.name=adamw"], "optim: .*unexpected keyword argument 'name'"),
         (["optim.lr=nan"], "optim.lr=nan"),
         (["optim.lr=1e300"], "optim.lr=1e[+]300"),
