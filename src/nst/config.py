@@ -43,9 +43,7 @@ class TrainerConfig:
     clip_grad_norm: float | None = None  # scale gradients down to this norm
     mixup: float = 0.0  # α of mixup, 1.0 for instance: teacher and student see averages of two images; 0: none
     cutmix: float = 0.0  # α of cutmix: a box of one image in the other; with both, each image takes either
-    ema: float | None = (
-        None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
-    )
+    ema: float | None = None  # decay, such as 0.999: an average of the student's weights is evaluated and kept
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
