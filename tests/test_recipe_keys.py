@@ -1,5 +1,6 @@
-"""Recipes that choose more than what suits a data set: they compose, train, and leave the teacher's own recipe alone."""
+"""The keys of recipes: which run they make, and recipes that choose more than what suits a data set."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.commands.train import run
+from nst.runs.folder import run_folder
 
 
 def test_patient_composes_and_takes_two_steps(compose: Compose, tiny: list[str]) -> None:
@@ -48,3 +50,33 @@ def test_networks_drop_paths_by_an_argument_of_their_own(compose: Compose, tiny:
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
     plain = run(compose(*tiny, *vit[:2], "model.arguments={depth: 2, patch_size: 4}", "loss=ce"))
     assert plain["last"]["loss"] != summary["last"]["loss"]
+
+
+KEYS = {
+    "trainer.ema": ("null", "0.9"),
+    "trainer.mixup": ("0.0", "1.0"),
+    "trainer.cutmix": ("0.0", "1.0"),
+    "loss.ce.label_smoothing": ("0.0", "0.1"),
+    "teacher.precision": ("fp32", "bf16"),
+    "data.augment": ("null", "trivial"),
+    "data.erase": ("0.0", "0.25"),
+}
+"""What is off, and what is on."""
+
+
+def test_each_key_is_part_of_a_run_and_at_its_default_renames_none(compose: Compose) -> None:
+    folder = ["data=folder", "data.root=photographs", "data.num_classes=10", "loss=kd"]
+
+    def name(*overrides: str) -> Path:
+        return run_folder(asdict(build.settings(compose(*folder, *overrides))))
+
+    assert name(*(f"{key}={off}" for key, (off, _) in KEYS.items())) == name()
+    assert len({name(f"{key}={on}") for key, (_, on) in KEYS.items()} | {name()}) == len(KEYS) + 1
+    before = asdict(build.settings(compose(*folder)))
+    for key in KEYS:  # as an earlier version wrote it
+        *parents, last = key.split(".")
+        node = before
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    assert run_folder(before) == name()
