@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_channels, check_numbers, check_values
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
+from nst.data.mixing import MixingLoader
+from nst.data.schedule import ScheduledLoader
 from nst.distiller import Distiller, Pair, Request, Term
 from nst.layers import shown
 from nst.losses import Shape, TransferLoss
@@ -129,6 +131,22 @@ def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
         if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
             raise ValueError(
                 f"loss.{term.name}.taps: this loss looks at all layers at once, so no pair has a weight of its own"
+            )
+    _check_mixing(run, found)
+
+
+def _check_mixing(run: RunConfig, found: Sequence[Term]) -> None:
+    """What mixup and cutmix cannot go with: what is known of single images only."""
+    asked = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
+    if not asked:
+        return
+    if run.knowledge.mode == "stored":
+        raise ValueError(f"{asked[0]}: a teacher cache knows no mixed images; use knowledge=live")
+    for term in found:
+        if needed := [need for need in term.loss.needs if need in ("labels", "index")]:
+            raise ValueError(
+                f"{asked[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
+                "leave mixing or that loss out"
             )
 
 
@@ -384,7 +402,7 @@ def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor
         views: [images, K], to draw the training views from; None: all.
     """
     train = split == "train"
-    return data.split(split).loader(
+    made = data.split(split).loader(
         run.trainer.batch_size if train else run.trainer.eval_batch_size,
         train=train,
         seed=run.seed,
@@ -395,6 +413,13 @@ def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor
         views=views,
         workers=run.trainer.workers,
     )
+    if not train or not (run.trainer.mixup or run.trainer.cutmix):
+        return made
+    if not isinstance(made, ScheduledLoader):
+        raise ValueError(
+            f"trainer.mixup, .cutmix: the loader of data={data.name} is no nst.data.schedule.ScheduledLoader"
+        )
+    return MixingLoader(made, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
 def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader: Loader, here: Ranks) -> Trainer:

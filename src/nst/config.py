@@ -41,9 +41,9 @@ class TrainerConfig:
     channels_last: bool = True
     compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
-    ema: float | None = (
-        None  # decay of an average of the student's weights, as 0.999, to evaluate and keep instead of them
-    )
+    mixup: float = 0.0  # α of mixup, 1.0 for instance: teacher and student see averages of two images; 0: none
+    cutmix: float = 0.0  # α of cutmix: a box of one image in the other; with both, each image takes either
+    ema: float | None = None  # decay, such as 0.999: an average of the student's weights is evaluated and kept
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
@@ -223,6 +223,8 @@ def check_values(cfg: RunConfig) -> None:
     parse_every(cfg.trainer.checkpoint_every)
     if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
         raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
+    for key in ("mixup", "cutmix"):
+        _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 0)
     if cfg.trainer.ema is not None and not 0 < cfg.trainer.ema < 1:
         raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
     _check_teacher(cfg.teacher)

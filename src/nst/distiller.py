@@ -103,6 +103,7 @@ class Distiller(nn.Module):
         """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch.
 
         Args:
+            labels: `[B]` int64; of mixed images `[B, classes]` probabilities.
             context: what losses need besides labels and the teacher, by name; see `losses.base.Need`.
         """
         logits = self.student(images)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
+from nst.data.mixing import MixingLoader
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
 from nst.losses import AT, KD, NST, CrossEntropy, FitNet
@@ -79,7 +80,9 @@ def trainer(
     for loss in distiller.losses.values():
         loss.allocate(IMAGES)  # type: ignore[operator]
     teacher.to(here.device)
-    loader = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
+    loader: Any = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
+    if "mixup" in settings:
+        loader = MixingLoader(loader, data(), 10, settings["mixup"], settings["cutmix"])
     return Trainer(
         distiller,
         LiveTeacher(teacher, distiller.requests),
@@ -107,7 +110,11 @@ def train(it: Trainer) -> dict[str, Any]:
             if it.progress.step == STEPS:
                 break
     it.ranks.share_buffers(it.distiller)
-    return {"logged": logged, "state": it.distiller.state_dict(), "seen": seen}
+    state = it.distiller.state_dict()
+    if it.average is not None:
+        it.ranks.share(it.average.values.values())
+        state |= {f"average {name}": value for name, value in it.average.values.items()}
+    return {"logged": logged, "state": state, "seen": seen}
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -117,6 +124,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "parts_sync_bn": {"bn": True, "sync_bn": True, "accumulate": 2},
     "no_label": {"with_labels": False},
     "kinds": {"kinds": True},
+    "recipe": {"bn": True, "sync_bn": True, "mixup": 1.0, "cutmix": 1.0, "ema": 0.8},
 }
 
 

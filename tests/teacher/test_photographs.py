@@ -29,8 +29,11 @@ def photographs(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_what_is_read_is_what_a_live_teacher_says_of_the_same_crop(compose: Compose, photographs: list[str]) -> None:
-    settings = build.settings(compose(*photographs, *STORED))
+@pytest.mark.parametrize("augmented", [[], ["data.augment=rand", "data.erase=0.5"]])
+def test_what_is_read_is_what_a_live_teacher_says_of_the_same_crop(
+    compose: Compose, photographs: list[str], augmented: list[str]
+) -> None:
+    settings = build.settings(compose(*photographs, *STORED, *augmented))
     data, networks = build.dataset(settings), build.networks(settings)
     cached = have_teacher(settings, networks, ONE, data)
     assert cached.views is not None

@@ -108,7 +108,7 @@ def test_the_precision_of_the_teacher_is_part_of_run_and_cache(compose: Compose,
     coarse = ["teacher.precision=bf16"]
     exact, _ = trained(compose, *tiny, TERMS)
     live, by_live = trained(compose, *tiny, TERMS, *coarse)
-    stored, by_store = trained(compose, *tiny, TERMS, *EXACT, *coarse)
+    _, by_store = trained(compose, *tiny, TERMS, *EXACT, *coarse)
     assert live["teacher"]["sha256"] == exact["teacher"]["sha256"]  # trained once, in the precision of its own recipe
     assert live["folder"] != exact["folder"]
     assert live["teacher"]["loss"] != exact["teacher"]["loss"]

@@ -5,12 +5,13 @@ What happens to an image is a function of (index, view) alone: the draws come fr
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as transforms
 
 from nst.data.views import UNLISTED_VIEWS
@@ -20,6 +21,7 @@ CENTRE = UNLISTED_VIEWS
 
 Interpolation = Literal["bilinear", "bicubic"]
 AspectSampling = Literal["log_uniform", "uniform_swapped"]
+Augment = Literal["trivial", "rand"]
 
 # Eigenvalues and eigenvectors (columns) of the RGB covariance over ImageNet's training images, on the scale 0 … 255: the
 # published figures of AlexNet's colour augmentation, as MXNet and others ship them.
@@ -45,6 +47,10 @@ class Augmentation:
             OpenCV does.
         aspect_sampling: "log_uniform", as torchvision: log(aspect) is uniform; or "uniform_swapped", as the MXNet of the
             paper's code: aspect is uniform, then width and height are exchanged with probability ½.
+        augment: after cropping and mirroring, torchvision's TrivialAugmentWide ("trivial", Müller & Hutter, 2021) or RandAugment
+            ("rand", two operations of magnitude 9, Cubuk et al., 2020).
+        erase: last, with this probability a rectangle is filled with `erased`: torchvision's RandomErasing (Zhong et al., 2020).
+        erased: the colour, R, G, B in 0 … 255.
 
     The paper's code resizes with OpenCV's cubic interpolation: "bicubic", no antialiasing, "uniform_swapped".
     """
@@ -59,6 +65,9 @@ class Augmentation:
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     aspect_sampling: AspectSampling = "log_uniform"
+    augment: Augment | None = None
+    erase: float = 0.0
+    erased: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.resize, int) or self.resize < self.size:
@@ -82,6 +91,10 @@ class Augmentation:
         ):
             if value not in values:
                 raise ValueError(f"data.{key}: {value!r}; it is {' or '.join(values)}")
+        if self.augment not in (None, *get_args(Augment)):
+            raise ValueError(f"data.augment: {self.augment!r}; it is null (none), {' or '.join(get_args(Augment))}")
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"data.erase: {self.erase}; it is a probability, 0 (never) to 1")
 
     @property
     def key(self) -> str:
@@ -91,6 +104,8 @@ class Augmentation:
         later = "" if self.interpolation == "bilinear" else f"-{self.interpolation}"
         later += "" if self.antialias else "-noantialias"
         later += "" if self.aspect_sampling == "log_uniform" else f"-{self.aspect_sampling}"
+        later += "" if self.augment is None else f"-{self.augment}"
+        later += f"-erase{self.erase:g}" if self.erase else ""
         return (
             f"size{self.size}-resize{self.resize}-area{area}-aspect{aspect}-jitter{self.jitter:g}-pca{self.pca_noise:g}"
             f"-{'flip' if self.flip else 'noflip'}{later}"
@@ -107,13 +122,27 @@ class Augmentation:
         image = self._resize(transforms.crop(image, top, left, height, width), size)
         if self.flip and draw.random() < 0.5:
             image = transforms.horizontal_flip(image)
+        if self.augment is not None:
+            image = _seeded(draw, self._augment, image)
         if self.jitter > 0:
             image = self._jitter(draw, image)
         if self.pca_noise > 0:
             noise = _EIGENVECTORS @ (draw.normal(0, self.pca_noise, 3) * _EIGENVALUES)
             shift = torch.from_numpy(noise).float()[:, None, None]
             image = image.float().add_(shift).round_().clamp_(0, 255).to(torch.uint8)
+        if self.erase > 0:
+            image = _seeded(draw, self._erase, image)
         return image
+
+    @cached_property
+    def _augment(self) -> torch.nn.Module:
+        kind = v2.TrivialAugmentWide if self.augment == "trivial" else v2.RandAugment
+        return kind(interpolation=InterpolationMode.BILINEAR)
+
+    @cached_property
+    def _erase(self) -> torch.nn.Module:
+        colour = [float(value) for value in self.erased]
+        return v2.RandomErasing(self.erase, value=colour)  # pyright: ignore[reportArgumentType]
 
     def _resize(self, image: Tensor, size: list[int]) -> Tensor:
         """[3, H, W] uint8 → uint8 of that size, or with that shorter side."""
@@ -153,3 +182,10 @@ class Augmentation:
         for step in draw.permutation(len(steps)):
             image = steps[step](image, float(factors[step]))
         return image
+
+
+def _seeded(draw: np.random.Generator, transform: torch.nn.Module, image: Tensor) -> Tensor:
+    """An image through a transform of torchvision's, which draws from torch's global generator: seeded here, put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(draw.integers(2**63)))
+        return transform(image)

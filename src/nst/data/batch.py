@@ -11,7 +11,7 @@ class Batch(NamedTuple):
     """One rank's part of a global batch."""
 
     images: Tensor  # [B, C, H, W] float32, normalised, on the device
-    labels: Tensor  # [B] int64
+    labels: Tensor  # [B] int64; of mixed images [B, classes] float32, probabilities
     indices: Tensor  # [B] int64, position of the image in its split: the stable key of the image
     views: Tensor  # [B] int64, number of the image's view; in evaluation the identity view
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nst.data.augment import AspectSampling, Augmentation, Interpolation
+from nst.data.augment import AspectSampling, Augment, Augmentation, Interpolation
 from nst.data.checks import (
     check_classes,
     check_flag,
@@ -51,13 +51,16 @@ def load_folder(
     antialias: bool = True,
     aspect_sampling: AspectSampling = "log_uniform",
     max_pixels: int = MAX_PIXELS,
+    augment: Augment | None = None,
+    erase: float = 0.0,
 ) -> Dataset:
     """A data set whose images stay on disk.
 
     Args:
         root: holds `train/<class>/*` and `val/<class>/*` (or `validation`, `test`), or shards `train-*.parquet` and so on.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
-        resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling: as in `Augmentation`.
+        resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling, augment: as in `Augmentation`.
+        erase: probability that a rectangle is filled with the mean colour.
         label_column: the shards' column of labels.
         unpacked: where shards are unpacked, once; null: a folder `unpacked` in `root`.
         max_pixels: of one image; one with more, by its header, is an error before it is decoded.
@@ -69,10 +72,12 @@ def load_folder(
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; images are read as RGB, 3 channels")
-    _check_augmentation(size, resize, area, aspect, jitter, pca_noise, flip, max_pixels)
+    _check_augmentation(size, resize, area, aspect, jitter, pca_noise, erase, flip, max_pixels)
+    red, green, blue = (min(max(round(255 * value), 0), 255) for value in mean)
     augmentation = Augmentation(
-        size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip, interpolation, antialias, aspect_sampling
-    )
+        size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip, interpolation, antialias, aspect_sampling,
+        augment, erase, (red, green, blue),
+    )  # fmt: skip
     check_text("name", name)
     check_text("label_column", label_column)
     folder = path_of("root", root)
@@ -98,6 +103,7 @@ def _check_augmentation(
     aspect: object,
     jitter: object,
     pca_noise: object,
+    erase: object,
     flip: object,
     max_pixels: int,
 ) -> None:
@@ -109,7 +115,7 @@ def _check_augmentation(
             raise ValueError(f"data.{key}: {side}; {side}×{side} is above data.max_pixels={max_pixels}")
     check_numbers("area", area, 2, "a range")
     check_numbers("aspect", aspect, 2, "a range")
-    for key, value in (("jitter", jitter), ("pca_noise", pca_noise)):
+    for key, value in (("jitter", jitter), ("pca_noise", pca_noise), ("erase", erase)):
         if not is_number(value):
             raise ValueError(f"data.{key}: {value!r}; it must be a finite number")
     check_flag("flip", flip)

@@ -91,6 +91,42 @@ def epoch_slots(n: int, seed: int, epoch: int, k: int) -> Tensor:
     return (start + epoch) % k
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """How images are mixed with their partners."""
+
+    share: Tensor  # [n] float32 in 0 … 1: how much of an image stays
+    boxed: Tensor  # [n] bool: a box is replaced; else all is averaged
+    centre: Tensor  # [n, 2] float32 in 0 … 1: of the box, by rows and columns
+
+    def of(self, indices: Tensor) -> "Mixture":
+        """That of some images."""
+        return Mixture(self.share[indices], self.boxed[indices], self.centre[indices])
+
+    def boxes(self, height: int, width: int) -> list[Tensor]:
+        """Top, bottom, left, right [n] int64: a box of 1 − share of the area, as far as it lies in the image."""
+        side, sides = (1 - self.share).sqrt(), []
+        for axis, size in enumerate((height, width)):
+            middle, half = self.centre[:, axis] * size, side * size / 2
+            sides += [(middle + reach).round().clamp(0, size).long() for reach in (-half, half)]
+        return sides
+
+    def shares(self, height: int, width: int) -> Tensor:
+        """[n] float32: what stays of an image of this size, more than `share` says where a box lies partly outside."""
+        top, bottom, left, right = self.boxes(height, width)
+        kept = 1 - (bottom - top) * (right - left) / (height * width)
+        return torch.where(self.boxed, kept, self.share)
+
+
+def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> Mixture:
+    """How an epoch mixes each of n images, by index: shares from Beta(α, α) with the α of mixup or cutmix, 0 for none of it."""
+    draw = np.random.default_rng([seed, epoch, 2])
+    boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
+    share = np.where(boxed, draw.beta(cutmix or 1, cutmix or 1, n), draw.beta(mixup or 1, mixup or 1, n))
+    centre = draw.random((n, 2), dtype=np.float32)
+    return Mixture(torch.from_numpy(share).float(), torch.from_numpy(boxed), torch.from_numpy(centre))
+
+
 def view_subset(n: int, k: int, num_views: int) -> Tensor:
     """k distinct views for each of n images, ascending: [n, k] int16.
 

@@ -50,7 +50,7 @@ class TransferLoss(nn.Module, ABC):
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
-    """Where the summary comes from."""
+    """Where the summary comes from. Labels are `[B]` int64; of mixed images (`trainer.mixup`) `[B, classes]` probabilities."""
     on_logits: ClassVar[bool] = False
     """The feature is the logits, not a tapped layer."""
     needs: ClassVar[tuple[Need, ...]] = ()

@@ -24,6 +24,7 @@ from nst.teacher import kept_live
 # Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
 HOW = (
     "trainer.precision",
+    "teacher.precision",
     "trainer.compile",
     "trainer.channels_last",
     "trainer.sync_bn",

@@ -175,6 +175,7 @@ class Trainer:
     def metrics(self, logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is logged as means over the training images, as sums over these; a metric is added here and nowhere else."""
         images = len(labels)
+        labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixture: what it has most of
         hits = (logits.detach().argmax(1) == labels).sum()
         sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
         return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}

@@ -1,0 +1,103 @@
+"""Mixup and cutmix: training images mixed with one another, a function of (seed, epoch, index) like every view.
+
+torchvision's own transforms mix a batch as it lies in one process, by one number from torch's global generator: the images of a
+run would depend on the number of ranks and on where it was continued.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nst.data.batch import Batch, Split
+from nst.data.schedule import ScheduledLoader
+from nst.data.views import Mixture, epoch_mixture
+
+
+class MixingLoader:
+    """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
+
+    Images 2j and 2j + 1 of each global batch are partners, so that an image rarely has to be fetched from another rank's part; the
+    last one of an odd number stays as it is. Each image has a share λ of its own from Beta(α, α): mixup gives λ · image +
+    (1 − λ) · partner, cutmix the image with a box of the partner that covers 1 − λ of it, less what lies outside. Labels
+    become [B, classes] probabilities by these shares. Where both are asked for, each image takes either with probability ½.
+    """
+
+    def __init__(
+        self, loader: ScheduledLoader, split: Split, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0
+    ) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            loader: of `split`, in training.
+            mixup, cutmix: α of each; 0: none of it.
+        """
+        self.loader, self.split, self.num_classes = loader, split, num_classes
+        self.mixup, self.cutmix = mixup, cutmix
+
+    @property
+    def num_images(self) -> int:
+        return self.loader.num_images
+
+    @property
+    def batch_size(self) -> int:
+        return self.loader.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.loader.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """As the loader's own, mixed."""
+        schedule = self.loader.schedule
+        order, views = schedule.plan(epoch)
+        mixture = epoch_mixture(self.num_images, schedule.seed, epoch, self.mixup, self.cutmix)
+        batches = zip(schedule.parts(first_step), self.loader.epoch(epoch, first_step), strict=True)
+        for step, (part, batch) in enumerate(batches, first_step):
+            start = step * self.batch_size
+            partners = partner_positions(part, start, min(start + self.batch_size, self.num_images))
+            others = self.partner_images(batch, part, partners, order, views)
+            yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
+
+    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+        """As the loader's own; nothing is mixed."""
+        return self.loader.sequential(views, first_step)
+
+    def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
+        """[B, C, H, W]: from the batch itself, but for the one or two that lie in another rank's part."""
+        device = batch.images.device
+        inside = (partners >= part.start) & (partners < part.stop)
+        places = torch.where(inside, partners - part.start, 0)
+        images = batch.images.index_select(0, places.to(device))
+        if not bool(inside.all()):
+            outside = partners[~inside]
+            channels_last = batch.images.is_contiguous(memory_format=torch.channels_last)
+            fetched = self.split.render(order[outside].to(device), views[outside].to(device), channels_last)
+            images.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
+        return images
+
+    def mixed(self, batch: Batch, others: Tensor, other_labels: Tensor, mixture: Mixture) -> Batch:
+        """The batch mixed with `others` [B, C, H, W], whose labels are [B] int64 on the CPU."""
+        images, device = batch.images, batch.images.device
+        height, width = images.shape[2:]
+        if self.cutmix:
+            top, bottom, left, right = (side.to(device)[:, None] for side in mixture.boxes(height, width))
+            rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+            in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+            kept = ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+            boxed = mixture.boxed.to(device)[:, None, None, None]
+            weight = torch.where(boxed, kept, mixture.share.to(device)[:, None, None, None])
+        else:
+            weight = mixture.share.to(device)[:, None, None, None]
+        mixed = torch.lerp(others, images, weight, out=torch.empty_like(images))
+        share = mixture.shares(height, width).to(device)[:, None]
+        own, other = (F.one_hot(labels.to(device), self.num_classes) for labels in (batch.labels, other_labels))
+        return batch._replace(images=mixed, labels=share * own + (1 - share) * other)
+
+
+def partner_positions(part: slice, start: int, end: int) -> Tensor:
+    """The partner of each position of an epoch's order in `part`, of the global batch from `start` to `end`: int64."""
+    positions = torch.arange(part.start, part.stop)
+    partners = start + ((positions - start) ^ 1)
+    return torch.where(partners < end, partners, positions)

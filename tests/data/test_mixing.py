@@ -1,0 +1,99 @@
+"""Mixup and cutmix: each image by hand; the same on any number of ranks and after a restart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.data.samples import write_tree
+from tests.data.test_folder import load
+from tests.data.test_memory import make_split
+from torch import Tensor
+
+from nst.data.batch import Batch
+from nst.data.mixing import MixingLoader
+from nst.data.views import Mixture, epoch_mixture
+
+KINDS = [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)]
+
+
+def loader(mixup: float, cutmix: float, n: int = 37, batch: int = 16, **ranks: Any) -> MixingLoader:
+    split = make_split(n)
+    return MixingLoader(split.loader(batch, train=True, seed=3, **ranks), split, 10, mixup, cutmix)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("mixup", "cutmix"), KINDS)
+def test_each_image_is_the_mixture_it_should_be(mixup: float, cutmix: float, channels_last: bool) -> None:
+    mixing = loader(mixup, cutmix, batch=9, channels_last=channels_last)
+    split, mixture = make_split(37), epoch_mixture(37, 3, 2, mixup, cutmix)
+    plain = split.loader(9, train=True, seed=3, channels_last=channels_last).epoch(2)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for batch, one in zip(mixing.epoch(2), plain, strict=True):
+        assert torch.equal(batch.indices, one.indices)
+        assert batch.images.is_contiguous(memory_format=layout)
+        for i, index in enumerate(one.indices.tolist()):
+            other = i ^ 1 if i ^ 1 < len(one.indices) else i
+            image, share = by_hand(one.images[i], one.images[other], mixture.of(torch.tensor([index])))
+            torch.testing.assert_close(batch.images[i], image)
+            labels = torch.zeros(10)
+            labels[one.labels[i]] += share
+            labels[one.labels[other]] += 1 - share
+            torch.testing.assert_close(batch.labels[i], labels)
+
+
+def by_hand(image: Tensor, other: Tensor, mixture: Mixture) -> tuple[Tensor, float]:
+    """One image [C, H, W], and how much of it stays."""
+    share = float(mixture.share)
+    if not mixture.boxed:
+        return share * image + (1 - share) * other, share
+    mixed, side, taken = image.clone(), (1 - share) ** 0.5, 0
+    rows, columns = (
+        range(max(0, round(c * 8 - side * 4)), min(8, round(c * 8 + side * 4))) for c in mixture.centre[0].tolist()
+    )
+    for y in rows:
+        for x in columns:
+            mixed[:, y, x] = other[:, y, x]
+            taken += 1
+    return mixed, 1 - taken / 64
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("mixup", "cutmix"), KINDS)
+def test_ranks_and_restarts_change_nothing(mixup: float, cutmix: float, world: int) -> None:
+    """Parts of 5 and 6 images: partners lie in other parts, too."""
+    whole = list(loader(mixup, cutmix).epoch(1))
+    ranks = [loader(mixup, cutmix, rank=rank, world=world).epoch(1) for rank in range(world)]
+    joined = [
+        Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True))) for batches in zip(*ranks, strict=True)
+    ]
+    later = list(loader(mixup, cutmix).epoch(1, first_step=2))
+    for found, right in [*zip(joined, whole, strict=True), *zip(later, whole[2:], strict=True)]:
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+def test_images_from_disk_are_mixed_alike(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    split = load(tmp_path).train
+
+    def mixed(**ranks: Any) -> list[Batch]:
+        plain: Any = split.loader(7, train=True, seed=1, **ranks)
+        return list(MixingLoader(plain, split, 3, 1.0, 1.0).epoch(0))
+
+    whole, ranks = mixed(), [mixed(rank=rank, world=2) for rank in range(2)]
+    for right, *parts in zip(whole, *ranks, strict=True):
+        assert torch.equal(right.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(right.labels, torch.cat([part.labels for part in parts]))
+
+
+def test_shares_follow_their_distribution_and_other_epochs_draw_others() -> None:
+    mixture = epoch_mixture(20000, 0, 0, 0.2, 0.0)
+    assert not mixture.boxed.any()
+    assert float(mixture.share.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(mixture.share.var()) == pytest.approx(1 / (4 * 1.4), abs=0.005)  # of Beta(α, α): 1 / (4 (2α + 1))
+    assert not torch.equal(mixture.share, epoch_mixture(20000, 0, 1, 0.2, 0.0).share)
+    both = epoch_mixture(20000, 0, 0, 1.0, 1.0)
+    assert float(both.boxed.float().mean()) == pytest.approx(0.5, abs=0.02)
+    kept = both.shares(8, 8)
+    assert bool((kept[~both.boxed] == both.share[~both.boxed]).all())
+    assert 0 <= float(kept.min()) <= float(kept.max()) <= 1
