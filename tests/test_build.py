@@ -154,9 +154,11 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["loss.nst_poly.weight=1e300"], "loss.nst_poly.weight"),
         (["trainer.clip_grad_norm=1e-300"], "trainer.clip_grad_norm"),
         (["seed=9223372036854775808"], "seed"),
+        (["taps={lst: stages}"], "taps.lst: no loss uses this name; did you mean last"),
         (["model.name=.."], "model.name is '..'"),
         (["data.name=a/b"], "data.name is 'a/b'"),
         (["teacher.mean=[0.5]"], "teacher.mean is given without teacher.std"),
+        (["teacher.batch_statistics=true", "knowledge=stored"], "teacher.batch_statistics=true: .*cannot be cached"),
         (["teacher.mean=[0.5]", "teacher.std=[0]"], "teacher.std"),
         (["teacher.mean=[0.5,0.5]", "teacher.std=[1,1]"], "2 values, but the images have 1 channel"),
         (

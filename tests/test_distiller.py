@@ -1,8 +1,11 @@
 """The distiller's loss is the weighted sum it says, with gradients for the student and what its losses learn only."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from tests import kinds
+from torch import Tensor
 from torch.nn import functional as F
 
 from nst.data.batch import Batch
@@ -135,3 +138,14 @@ def test_a_loss_of_each_kind_is_trained(kind: type[TransferLoss]) -> None:
     assert all((before[name] != p).any() for name, p in distiller.named_parameters() if name in learned)
     expected = {kinds.Learned: 4, kinds.Remembering: 8, kinds.SeveralLayers: 2}
     assert len(learned) == expected.get(kind, 0)
+
+
+def test_a_loss_that_gives_more_than_one_number_is_named() -> None:
+    class Rows(kinds.OfFeature):
+        def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+            return student_feature.float().mean((1, 2, 3))
+
+    distiller, live = wired([Term("rows", Rows(), 1.0, LAST)])
+    b = batch()
+    with pytest.raises(ValueError, match=r"loss\.rows: its forward gives shape \(\d+,\)"):
+        distiller(b.images, b.labels, live(b))

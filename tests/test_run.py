@@ -186,3 +186,14 @@ def test_a_batch_that_leaves_a_single_image_is_foreseen(
         assert f"trainer.batch_size={other} leaves none" in str(error.value)
         run(compose(*own, *pooled, f"trainer.batch_size={other}"))
         run(compose(*own))
+
+
+def test_a_dry_run_tries_the_teachers_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(weights, build.network("model", build.settings(compose("model=resnet14")).model, seed=0), {})
+    run(compose("dry_run=true", "teacher=resnet14", f"teacher.weights={weights}"))
+    with pytest.raises(ValueError, match="is of another architecture"):
+        run(compose("dry_run=true", "teacher=resnet20", f"teacher.weights={weights}"))
+    weights.write_bytes(b"")
+    with pytest.raises(ValueError, match="empty"):
+        run(compose("dry_run=true", "teacher=resnet14", f"teacher.weights={weights}"))

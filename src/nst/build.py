@@ -31,6 +31,8 @@ from nst.training.ranks import Ranks
 from nst.training.schedule import Schedule
 from nst.training.trainer import Trainer
 
+TAP_NAMES = ("last", "stages", "stage2", "review")  # the names by which the shipped losses ask for layers
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -186,12 +188,12 @@ def schedule(run: RunConfig) -> Schedule:
     return instantiate("schedule", node)
 
 
-def trackers(run: RunConfig) -> list[Tracker]:
-    """The run's trackers, not started. Raises ValueError for what is no tracker or not installed."""
+def trackers(run: RunConfig) -> dict[str, Tracker]:
+    """The run's trackers by their names in the configuration, not started. Raises ValueError for what is no tracker or not installed."""
     for name, node in run.tracker.items():
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             raise ValueError(f"tracker.{name} is {node!r}; a node with a `_target_` is needed")
-    return [instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()]
+    return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
 
 
 def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
@@ -215,10 +217,21 @@ def _share_taps(run: RunConfig) -> None:
     if not run.taps:
         raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
     named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
+    for name in named:
+        near = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
+        if name not in TAP_NAMES and not any(_taps_of(node) == name for node in run.loss.values()):
+            hint = (
+                f"did you mean {near[0]}?" if near else f"losses use {', '.join(TAP_NAMES)}, or what their own taps say"
+            )
+            raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
     for node in run.loss.values():
         if isinstance(node, dict) and "taps" in node:
             wanted = "last" if node["taps"] is None else node["taps"]
             node["taps"] = named.get(wanted, wanted) if isinstance(wanted, str) else wanted
+
+
+def _taps_of(node: Any) -> Any:
+    return node.get("taps") if isinstance(node, Mapping) else None
 
 
 def _pairs(key: str, taps: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:

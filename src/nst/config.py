@@ -88,6 +88,7 @@ class TeacherConfig:
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
     precision: str = "fp32"  # fp32 | bf16 (autocast of its forward pass; summaries and losses compute in fp32)
+    batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
     seed: int = 0  # of its training, whatever the student's
     recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
@@ -229,6 +230,11 @@ def check_values(cfg: RunConfig) -> None:
         raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
     _check_teacher(cfg.teacher)
     _check_knowledge(cfg.knowledge)
+    if cfg.teacher.batch_statistics and cfg.knowledge.mode == "stored":
+        raise ValueError(
+            "teacher.batch_statistics=true: what the teacher says of an image then depends on its batch, so it cannot be "
+            "cached; use knowledge=live"
+        )
     for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
         if not 0 <= seed < 2**63:
             raise ValueError(f"{key}={seed}: a whole number from 0 to 2^63 - 1 is needed")

@@ -133,7 +133,13 @@ class Distiller(nn.Module):
         if loss.relational and (gather := self.gather) is not None:
             own = [gather(feature) for feature in own]
             found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
-        return loss(own, found) if loss.all_layers else loss(own[0], found[0])
+        value = loss(own, found) if loss.all_layers else loss(own[0], found[0])
+        if value.ndim:
+            raise ValueError(
+                f"loss.{instance.keys[0].split(':')[0]}: its forward gives shape {tuple(value.shape)}; one number, the mean over the "
+                "batch, is needed"
+            )
+        return value
 
     def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:
         """The run's loss: the weighted sum of the terms; of those that relate images only, or of the others, if asked."""

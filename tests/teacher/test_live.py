@@ -1,5 +1,7 @@
 """A live teacher stops at its last tap, and says the same whether eager, cut short or compiled."""
 
+import copy
+
 import pytest
 import torch
 
@@ -74,3 +76,17 @@ def test_in_bf16_the_network_computes_coarsely_and_the_summary_in_float32() -> N
     short = LiveTeacher(resnet8(), [POLY], precision="bf16")  # cut off at its last tap
     assert torch.equal(short(batch())["nst:0"]["gram"], short(batch())["nst:0"]["gram"])
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_batch_statistics_are_those_of_the_batch_and_change_nothing() -> None:
+    """Also after somebody has looked at the network in `eval()` mode."""
+    model, images = resnet8(num_classes=10, in_channels=3), torch.randn(6, 3, 16, 16)
+    state = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
+    expected = copy.deepcopy(model).train()(images)
+    live = LiveTeacher(model, [Request("kd:0", LOGITS, KD(), (10,))])
+    by_running = live.summaries(images)["kd:0"]["logits"]
+    live.use_batch_statistics()
+    model.eval()
+    torch.testing.assert_close(live.summaries(images)["kd:0"]["logits"], expected)
+    assert not torch.allclose(by_running, expected, atol=1e-3)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())

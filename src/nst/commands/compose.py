@@ -1,6 +1,5 @@
 """Commands by Hydra: the words of the command line, and the folder of one's own as a place for configurations and code."""
 
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.config import CONFIGS
 from nst.errors import known_keys, nearest_keys, readable_errors, required
-from nst.yaml_files import check_yaml
+from nst.search import own_code, search_path
 
 # Hydra's own options, and how many words follow each.
 OPTIONS = {
@@ -30,36 +25,6 @@ OPTIONS = {
 LISTS = ("loss", "tracker")  # the groups of which several may be chosen
 
 
-class OwnConfigSource(FileConfigSource):
-    """A folder of one's own: only the groups that the project has, so that `outputs/` and the like are none."""
-
-    @staticmethod
-    def scheme() -> str:
-        """Of its paths: `own://FOLDER`."""
-        return "own"
-
-    def is_group(self, config_path: str) -> bool:
-        """Whether a folder is one of the project's groups."""
-        return _is_group(config_path) and super().is_group(config_path)
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """A configuration file, if it is harmless to read. Raises ValueError, naming it, where it is not."""
-        file = Path(self.path) / self._normalize_file_name(config_path)
-        if file.is_file():
-            check_yaml(file)
-        return super().load_config(config_path)
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Names in a group."""
-        found = super().list(config_path, results_filter)
-        return found if config_path else [name for name in found if _is_group(name)]
-
-
-def _is_group(path: str) -> bool:
-    first = path.strip("/").partition("/")[0]
-    return not first or (CONFIGS / first).is_dir()
-
-
 def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
     """Compose a configuration from words and hand it to `task`; errors that a user can mend are one readable message."""
 
@@ -69,7 +34,6 @@ def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Seque
             check_complete(cfg)
         return task(cfg)
 
-    SourcesRegistry.instance().register(OwnConfigSource)
     with readable_errors(config_name):
         sys.argv[1:] = with_own_folder(tidy(words, config_name))
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(complete)()
@@ -98,7 +62,8 @@ def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
     options: list[str] = []
     overrides: list[str] = []
     value_of_option = False
-    for i, word in enumerate(joined(words)):
+    words = joined(words)
+    for i, word in enumerate(words):
         option = word.startswith("-") and not re.match(r"-\d", word)
         if value_of_option:
             value_of_option = False
@@ -176,7 +141,7 @@ def _no_option(word: str, following: str, config_name: str) -> str:
 
 def with_own_folder(words: Sequence[str]) -> list[str]:
     """Words with `./configs`, the working directory and any `--config-dir` on Hydra's search path, and the directory on Python's."""
-    here = own_code()
+    own_code()
     if any(word.startswith("hydra.searchpath") for word in words) or {"--shell-completion", "-sc"} & set(words):
         return list(words)
     kept, folders = [], []
@@ -190,25 +155,4 @@ def with_own_folder(words: Sequence[str]) -> list[str]:
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"--config-dir {folder}: no such folder")
-    own = [folder.resolve() for folder in [*folders, here / "configs", here] if folder.is_dir()]
-    own = [folder for folder in dict.fromkeys(own) if folder != CONFIGS.resolve() and _has_groups(folder)]
-    return [*kept, f"hydra.searchpath=[{','.join(_quoted(f) for f in own)}]"] if own else kept
-
-
-def own_code() -> Path:
-    """The working directory, now a place that Python imports from, here and in processes started from here."""
-    here = Path.cwd()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH", "")]))
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    return here
-
-
-def _has_groups(folder: Path) -> bool:
-    """Whether any of the project's groups has a configuration there."""
-    return any((folder / group.name).is_dir() for group in CONFIGS.iterdir() if group.is_dir())
-
-
-def _quoted(folder: Path) -> str:
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'own://{escaped}'"
+    return [*kept, *search_path(folders)]

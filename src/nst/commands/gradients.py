@@ -43,6 +43,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst import build
     from nst.commands.tables import gradient_tables
     from nst.models.weights import load_weights
+    from nst.runs.checkpoint import Checkpoints, read_checkpoint
     from nst.runs.folder import STUDENT, run_folder
     from nst.runs.run import have_teacher
     from nst.training.gradients import compare_gradients
@@ -52,12 +53,18 @@ def show(settings: "nst.config.RunConfig") -> None:
         raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
+        if here.world > 1:
+            raise ValueError("nst gradients: one process is needed; start it without torchrun")
         teacher = have_teacher(settings, networks, here, data)
         build.allocate(settings, networks.distiller, len(data.train))
         networks.distiller.to(here.device)
         batches = list(islice(build.loader(settings, here, data, "train", teacher.views).epoch(0), BATCHES))
-        gradient_tables("before training", compare_gradients(networks.distiller, teacher.source, batches))
-        weights = run_folder(asdict(settings)) / STUDENT
-        if weights.is_file():
-            load_weights(networks.distiller.student, weights)
-            gradient_tables("after training", compare_gradients(networks.distiller, teacher.source, batches))
+        distiller = networks.distiller
+        gradient_tables("before training", compare_gradients(distiller, teacher.source, batches))
+        folder = run_folder(asdict(settings))
+        if (folder / STUDENT).is_file():
+            newest = Checkpoints(folder).paths()[-1:]
+            if newest:  # what the losses have learned and remember; the student's own file may hold its average
+                distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
+            load_weights(distiller.student, folder / STUDENT)
+            gradient_tables("after training", compare_gradients(distiller, teacher.source, batches))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nst.commands.compose import own_code
 from nst.errors import nearest_keys, readable_errors, required
+from nst.search import own_code
 
 USAGE = """Classify the images of a folder with a trained student.
 

@@ -57,7 +57,8 @@ class Sweep(Callback):
             with self.file.open("a") as file:  # one write of one line: jobs of a machine may end at the same time
                 file.write(json.dumps(line) + "\n")
         if isinstance(error, Interrupted):  # the whole sweep was asked to stop
-            print(error)
+            if _main_rank():
+                print(error)
             raise SystemExit(error.status)
         if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":  # the ranks may be out of step
             from nst.training.ranks import should_report_error

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import nst.config  # noqa: F401  (registers the schema)
+import nst.config
 from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
@@ -35,14 +35,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
     from nst import build
-    from nst.commands.tables import dry_run_tables, result_table
+    from nst.commands.tables import result_table
     from nst.runs.prune import Pruned
     from nst.runs.run import distil
     from nst.training.ranks import ranks
 
     settings = build.settings(cfg)
     if settings.dry_run:
-        dry_run_tables(settings, build.networks(settings))
+        dry_run(settings)
         return {}
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
         here.agree(asdict(settings))
@@ -55,3 +55,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         if here.main:
             result_table(settings, summary)
         return summary
+
+
+def dry_run(settings: "nst.config.RunConfig") -> None:
+    """Build the networks, without any download, try the teacher's weights on its network, and print what a run would do.
+
+    Raises:
+        ValueError: what makes the run impossible, weights that do not fit included.
+    """
+    from nst import build
+    from nst.commands.tables import dry_run_tables
+    from nst.models.weights import load_weights
+
+    for node in (settings.model, settings.teacher.model):
+        if node is not None and "pretrained" in node:
+            node["pretrained"] = False
+    networks = build.networks(settings)
+    if networks.teacher is not None and settings.teacher.weights is not None:
+        load_weights(networks.teacher, settings.teacher.weights)
+    dry_run_tables(settings, networks)

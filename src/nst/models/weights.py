@@ -35,6 +35,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist" + " (it is a folder)" * path.is_dir())
+    if not path.stat().st_size:
+        raise ValueError(f"weights file {path} is empty")
     kind = "safetensors" if path.suffix == ".safetensors" else "torch"
     try:
         if kind == "safetensors":

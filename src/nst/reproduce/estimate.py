@@ -24,7 +24,7 @@ PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, an
 
 @dataclass
 class Line:
-    """Runs that differ in their seed only, or the filling of a knowledge store."""
+    """Runs that differ in their seed only, or the writing of a teacher cache."""
 
     name: str
     run: RunConfig

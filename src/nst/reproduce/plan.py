@@ -15,10 +15,10 @@ from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
 from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
-from nst.reproduce.search import search_path
 from nst.reproduce.table import Group, Row, Table, read_table
-from nst.runs.folder import run_folder
+from nst.runs.folder import SUMMARY, run_folder
 from nst.runs.teacher import teacher_run
+from nst.search import own_code, search_path
 from nst.teacher import kept_live
 
 # Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def stores(self) -> list[RunConfig]:
-        """One run a knowledge store to fill, asking for all that the table's students will read from it."""
+        """One run a teacher cache to write, asking for all that the table's students will read from it."""
         found: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
             key = store_key(run)
@@ -88,7 +88,7 @@ def store_key(run: RunConfig) -> str:
 
 def finished(run: RunConfig) -> bool:
     """Whether the run's result lies there."""
-    return (run_folder(asdict(run)) / "summary.json").is_file()
+    return (run_folder(asdict(run)) / SUMMARY).is_file()
 
 
 def make_plan(request: Request, configs: Path) -> Plan:
@@ -100,7 +100,8 @@ def make_plan(request: Request, configs: Path) -> Plan:
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
     GlobalHydra.instance().clear()
-    settings = partial(_settings, search_path(configs))
+    own_code()
+    settings = partial(_settings, search_path())
     with initialize_config_dir(str(configs), version_base="1.3"):
         cells = tuple(
             _cell(request, table, group, row, seeds, settings) for group in table.groups for row in group.rows

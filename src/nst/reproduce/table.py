@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nst.report.runs import plain_component
-from nst.reproduce.search import OWN
+from nst.search import OWN
 from nst.yaml_files import check_yaml
 
 EPOCHS = ("last", "best", "unknown")

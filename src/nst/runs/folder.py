@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +50,13 @@ def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -
     elif kept["teacher"]["weights"] is not None:
         kept["teacher"].pop("recipe", None)
     return _without_defaults(kept, json.loads(json.dumps(asdict(RunConfig()))), _targets(like or config))
+
+
+def not_default(node: Mapping[str, Any], without: Collection[str] = ()) -> Config:
+    """A component's arguments that are not at their default, but for some."""
+    defaults = _signature_defaults(node["_target_"])
+    kept = {key: _as_json(value) for key, value in node.items() if key not in ("_target_", *without)}
+    return {key: value for key, value in kept.items() if key not in defaults or defaults[key] != value}
 
 
 def _targets(node: Any) -> set[str]:

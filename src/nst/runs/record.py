@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class RunRecord:
         self,
         trainer: Trainer,
         info: RunInfo,
-        trackers: Sequence[Tracker] = (),
+        trackers: Mapping[str, Tracker] | None = None,
         *,
         about: Mapping[str, Any] | None = None,
         draw: Draw | None = None,
@@ -61,7 +61,9 @@ class RunRecord:
         if state is not None:
             self._load(trainer, state)
         self.last: dict[str, Any] | None = None if state is None else state["last"]
-        self.trackers = tuple(trackers) if self.ranks.main else ()
+        self.trackers = dict(trackers or {}) if self.ranks.main else {}
+        # of trackers that this start does without, too: a later one may have them again
+        self.tracker_states: dict[str, Any] = {} if state is None else dict(state["logs"]["trackers"])
         if self.ranks.main:
             self._open(trainer, info, None if state is None else state["logs"])
 
@@ -109,9 +111,8 @@ class RunRecord:
         seen = last_steps(self.folder / METRICS)
         _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
         self._lines = (self.folder / METRICS).open("ab", buffering=0)
-        for tracker in self.trackers:
-            name = type(tracker).__name__
-            tracker.start(info, seen, None if logs is None else logs["trackers"].get(name))
+        for name, tracker in self.trackers.items():
+            tracker.start(info, seen, self.tracker_states.get(name))
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
         )
@@ -124,7 +125,7 @@ class RunRecord:
         """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl."""
         if not self.ranks.main:
             return
-        for tracker in self.trackers:
+        for tracker in self.trackers.values():
             tracker.scalars(kind, step, flat(values, kind))
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
         with naming(self.folder / METRICS):
@@ -135,7 +136,7 @@ class RunRecord:
         """Draw, where there is something to draw and a tracker to show it."""
         if self.trackers and self.draw is not None:
             for name, grid in self.draw().items():
-                for tracker in self.trackers:
+                for tracker in self.trackers.values():
                     tracker.image(name, grid, step)
 
     def advance(self, text: str = "") -> None:
@@ -154,10 +155,8 @@ class RunRecord:
         """A checkpoint with the length of the logs; all of them are on disk before."""
         if not self.ranks.main:
             return
-        logs = {
-            "metrics": _on_disk(self.folder / METRICS),
-            "trackers": {type(tracker).__name__: tracker.state() for tracker in self.trackers},
-        }
+        self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
+        logs = {"metrics": _on_disk(self.folder / METRICS), "trackers": self.tracker_states}
         own = {
             "logs": logs,
             "about": self.about,
@@ -196,8 +195,8 @@ class RunRecord:
         with nullcontext() if kind is None else suppress(Exception):
             self._bar.close()
             self._lines.close()
-            for tracker in self.trackers:
-                tracker.close()
+            for tracker in self.trackers.values():
+                tracker.close(finished=kind is None)
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -277,7 +277,9 @@ def _drawing(student: nn.Module, teacher: TeacherSide, here: Ranks, data: Datase
     seen = {"student": (student, images)}
     if teacher.live is not None:
         seen["teacher"] = (teacher.live.model, teacher.live.convert(images))
-    return partial(heatmaps, images, seen, Normalization(data.mean, data.std))
+    numbers = data.test.labels[: len(images)].tolist()
+    labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
+    return partial(heatmaps, images, seen, Normalization(data.mean, data.std), labels=labels)
 
 
 def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from nst.data.progress import counted
 from nst.errors import Interrupted
 from nst.files import sha256_of
 from nst.models.weights import load_weights
+from nst.runs.folder import not_default
 from nst.taps import resolve
 from nst.teacher import (
     Array,
@@ -83,6 +84,8 @@ def teacher_side(
     assert weights is not None
     live, about = load_teacher(settings, networks, here, data, weights)
     live.ask(networks.distiller.requests)
+    if settings.teacher.batch_statistics:
+        live.use_batch_statistics()
     return TeacherSide(live, about, live)
 
 
@@ -149,7 +152,7 @@ def _wanted(networks: build.Networks, reasons: dict[str, str]) -> list[Array]:
 
 
 def _sha256_in(settings: RunConfig) -> str:
-    file = Path(settings.knowledge.path or "") / "manifest.json"
+    file = Path(settings.knowledge.path or "") / MANIFEST
     try:
         return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -159,7 +162,9 @@ def _sha256_in(settings: RunConfig) -> str:
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
     """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
     precision = settings.teacher.precision
-    later = {} if precision == "fp32" else {"precision": precision}
+    later: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+    if own := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
+        later["teacher_arguments"] = own  # such as an ε, which no weight shows
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -259,7 +264,9 @@ def load_teacher(
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     first = torch.arange(min(8, len(data.test)), device=here.device)
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
-    fold_batch_norm(teacher.eval(), probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
+    teacher.eval()
+    if not settings.teacher.batch_statistics:
+        fold_batch_norm(teacher, probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
     total = len(data.split(split)) // here.world

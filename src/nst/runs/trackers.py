@@ -54,8 +54,8 @@ class Tracker(Protocol):
         """Plain values to keep in a checkpoint; all that was logged is safe when this returns."""
         ...
 
-    def close(self) -> None:
-        """The run ends, or this start of it."""
+    def close(self, finished: bool = True) -> None:
+        """The run ends, or this start of it: not `finished`."""
         ...
 
 
@@ -99,7 +99,7 @@ class TensorBoard:
                 os.fsync(f.fileno())
         return {"sizes": {file.name: file.stat().st_size for file in self._files()}}
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
         """See `Tracker`."""
         self._writer.close()
 
@@ -132,7 +132,7 @@ class WandB(_Remote):
         identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
         self._run = wandb.init(
             project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
-            config=dict(run.config), dir=str(run.folder), resume="allow",
+            config=dict(run.config), dir=str(run.folder), resume="allow" if seen else None,
         )  # fmt: skip
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -144,16 +144,16 @@ class WandB(_Remote):
         """See `Tracker`."""
         import wandb
 
-        if not self.known("train", step):
+        if step >= (self._run.step or 0):  # the same picture twice does no harm
             self._run.log({name: wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
 
     def state(self) -> dict[str, Any]:
         """See `Tracker`."""
         return {}
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
         """See `Tracker`."""
-        self._run.finish()
+        self._run.finish(exit_code=0 if finished else 1)
 
 
 class MLflow(_Remote):
@@ -192,17 +192,16 @@ class MLflow(_Remote):
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """See `Tracker`."""
-        if not self.known("train", step):
-            file = f"{name.replace('/', '-')}-step{step:08d}.png"
-            self._client.log_image(self._id, picture.permute(1, 2, 0).numpy(), file)
+        file = f"{name.replace('/', '-')}-step{step:08d}.png"  # the same picture twice is the same file
+        self._client.log_image(self._id, picture.permute(1, 2, 0).numpy(), file)
 
     def state(self) -> dict[str, Any]:
         """See `Tracker`."""
         return {}
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
         """See `Tracker`."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
 def _plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,19 +1,16 @@
-"""The knowledge store: a folder of arrays, `[views, images, ...]` each, and a manifest that says what they are of.
+"""The teacher cache: a folder of arrays, `[views, images, ...]` each, and a manifest that says what they are of.
 
 `manifest.json` names the teacher's weights, the data, the views and the dtype; for each array how many rows are written, and
-a SHA-256 for each finished view. It is replaced whole, and only after the rows it counts are on disk, so a store whose writing
+a SHA-256 for each finished view. It is replaced whole, and only after the rows it counts are on disk, so a cache whose writing
 was cut off continues from there.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import numpy as np
 import torch
 
 from nst.errors import differences
-from nst.files import naming, write_whole
+from nst.files import locked, naming, write_whole
 from nst.losses import Shape
 from nst.teacher.layout import Array, readable_bytes
 
@@ -31,19 +28,19 @@ SPARE = 100_000_000  # bytes to leave free on the disk
 
 
 class TeacherCache:
-    """The stored summaries of one teacher on one training set."""
+    """The cached summaries of one teacher on one training set."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], images: int, views: int, dtype: str) -> None:
-        """Open a store, or describe one that is not there yet; nothing is written.
+        """Open a cache, or describe one that is not there yet; nothing is written.
 
         Args:
-            identity: what the store is of, as plain values; see `nst.runs.teacher.store_identity`.
+            identity: what the cache is of, as plain values; see `nst.runs.teacher.cache_identity`.
             images: in the training set.
-            views: stored of each image.
+            views: cached of each image.
             dtype: "float16" or "float32".
 
         Raises:
-            ValueError: the folder holds a store of something else (the fields are named), or is damaged.
+            ValueError: the folder holds a cache of something else (the fields are named), or is damaged.
         """
         self.folder, self.images, self.views, self.dtype = folder, images, views, np.dtype(dtype)
         self.identity = {"version": VERSION, **json.loads(json.dumps(identity))}
@@ -69,7 +66,7 @@ class TeacherCache:
         wrong = differences(found, self.identity)
         if wrong:
             raise ValueError(
-                f"the knowledge store {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
+                f"the teacher cache {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
                 "knowledge.path, or delete the folder to have it built again"
             )
         self.teacher = manifest["teacher"]
@@ -114,7 +111,7 @@ class TeacherCache:
         free = shutil.disk_usage(self.folder).free
         if needed + SPARE > free:
             raise ValueError(
-                f"the knowledge store {self.folder} needs {readable_bytes(needed)} more, the disk has "
+                f"the teacher cache {self.folder} needs {readable_bytes(needed)} more, the disk has "
                 f"{readable_bytes(free)} free; ask for fewer knowledge.views (now {self.views}) or another knowledge.path"
             )
         for array in wanted:
@@ -153,18 +150,9 @@ class TeacherCache:
 
     @contextmanager
     def locked(self, each_second: Callable[[], object]) -> Iterator[None]:
-        """Hold the store for writing; waits while another process does, with a call each second."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as lock:
-            for attempt in count():
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == 0:
-                        print(f"another process is writing {self.folder}; waiting for it", flush=True)
-                    time.sleep(1)
-                    each_second()
+        """Hold the cache for writing; waits while another process does, with a call each second."""
+        waiting = f"another process is writing {self.folder}; waiting for it"
+        with locked(self.folder / "lock", each_second, waiting):
             self.reload()
             yield
 

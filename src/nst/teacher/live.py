@@ -95,6 +95,7 @@ class LiveTeacher:
             precision: "fp32", or "bf16": autocast of its forward pass; summaries are computed in fp32 all the same.
         """
         self.precision = precision
+        self._norms: list[nn.modules.batchnorm._BatchNorm] = []  # those that use the batch's statistics
         self.model = model.eval().requires_grad_(False)
         self.requests: tuple[Request, ...] = ()
         self.taps = Taps(model, ())
@@ -119,6 +120,12 @@ class LiveTeacher:
         taps = [r.tap for r in requests]
         self.taps = Taps(self.model, taps)
         self._depth = None if LOGITS in taps or not taps else _Depth(self.model, taps)
+
+    def use_batch_statistics(self) -> None:
+        """From now on normalise by each batch's own mean and variance; the running statistics stay as they are."""
+        self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._norms:
+            norm.momentum = 0.0
 
     def convert(self, images: Tensor) -> Tensor:
         """Images `[B, C, H, W]` of the data's normalisation in the teacher's own."""
@@ -155,6 +162,8 @@ class LiveTeacher:
     @torch.no_grad()
     def summaries(self, images: Tensor) -> Summaries:
         """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap."""
+        for norm in self._norms:
+            norm.train()  # others, who looked at the network, may have set it to `eval()`
         if self._compiled is not None and len(images) == self._compiled_size:
             return self._compiled(images)
         if self._depth is None:

@@ -149,6 +149,11 @@ class Writing:
         for array in self.group:
             writer = self.writers[array.name]
             value = summaries[array.request][array.tensor]
+            if value.shape[1:] != array.shape:
+                raise ValueError(
+                    f"loss.{array.request.split(':')[0]}: its summarize gives {array.tensor!r} of shape {tuple(value.shape[1:])} an image, "
+                    f"its plan says {array.shape}; what relates images belongs into forward"
+                )
             writer.write(row, value.to(writer.dtype).cpu().numpy())
 
     def save(self, row: int) -> None:

@@ -88,10 +88,10 @@ def disagreement(found: Attempt, right: Attempt, precision: str) -> str | None:
     if bad and all(bool(torch.isfinite(g).all()) for g in eager_gradients):
         return f"compiled code gives non-finite gradients in {bad} of {len(gradients)} parameters, eager code does not"
     change = float((loss - eager_loss).abs() / eager_loss.abs().clamp(min=1e-12))
-    if change > LOSS_TOLERANCE[precision]:
+    if not change <= LOSS_TOLERANCE[precision]:
         return f"compiled and eager loss differ by {change:.1e} of its value"
     change = _relative_difference(gradients, eager_gradients)
-    if change > GRADIENT_TOLERANCE[precision]:
+    if not change <= GRADIENT_TOLERANCE[precision]:
         return f"compiled and eager gradient differ by {change:.1e} of its norm"
     return None
 

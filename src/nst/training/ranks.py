@@ -143,7 +143,7 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
         TimeoutError: a rank did not answer; says which was waited for.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device=cuda, but torch finds no CUDA device; trainer.device=auto uses the CPU then")
+        raise ValueError("device=cuda, but torch finds no CUDA device; auto uses the CPU then")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:

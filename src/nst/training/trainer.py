@@ -64,7 +64,9 @@ class Trainer:
         """
         self.distiller = distiller.to(ranks.device)
         if settings.sync_bn and ranks.world > 1:
-            sync_batch_norms(distiller.student, ranks.device)
+            own = [loss for loss in distiller.losses.values() if not getattr(loss, "relational", False)]
+            for module in (distiller.student, *own):
+                sync_batch_norms(module, ranks.device)
         if settings.channels_last:
             distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.source, self.loader, self.schedule = source, loader, schedule
@@ -78,6 +80,8 @@ class Trainer:
         self.checked = ranks.world == 1  # whether the ranks have been compared in this start
         self.replicas: nn.Module = self._replicate()
         compile = ranks.device.type == "cuda" if settings.compile is None else settings.compile
+        # Gathering rows over ranks has another number of rows at an epoch's end: compiled, it would be made anew again and again.
+        compile = compile and not (ranks.world > 1 and any(term.loss.relational for term in distiller.terms))
         graphs = settings.accumulate == 1 and ranks.world == 1
         self.forward = CompiledForward(self.replicas, distiller, compile, ranks, graphs)
 
@@ -225,13 +229,24 @@ class Trainer:
                 "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
             )
         for key, loss in self.distiller.losses.items():
-            norms = {name for name, part in loss.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
-            for name, buffer in loss.named_buffers():
-                if name.rpartition(".")[0] not in norms and not self.ranks.equal(buffer):
-                    raise ValueError(
-                        f"loss.{key.split(':')[0]}: its buffer {name} differs between ranks, since each sees other images; "
-                        "declare relational = True in its class, so that every rank sees the global batch, or use one process"
-                    )
+            if name := self._unequal_buffer(loss):
+                raise ValueError(
+                    f"loss.{key.split(':')[0]}: its buffer {name} differs between ranks, since each sees other images; "
+                    "declare relational = True in its class, so that every rank sees the global batch, or use one process"
+                )
+        if name := self._unequal_buffer(self.distiller.student):
+            raise ValueError(
+                f"model: its buffer {name} differs between ranks, since each sees other images, and checkpoints hold that of one; "
+                "use one process"
+            )
+
+    def _unequal_buffer(self, module: nn.Module) -> str | None:
+        """The first buffer that is not the same on every rank; the statistics of batch normalisation are left out."""
+        norms = {name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+        for name, buffer in module.named_buffers():
+            if name.rpartition(".")[0] not in norms and not self.ranks.equal(buffer):
+                return name
+        return None
 
     def images_in(self, step: int) -> int:
         """Images of the global batch of a step; the last batch of an epoch may be smaller."""
