@@ -75,7 +75,7 @@ def one_run(folder: Path) -> Record:
         "teacher": config["teacher"]["model"]["name"] if taught else None,
         "knowledge": config["knowledge"] if taught else None,
         "optim": optimizer(config),
-        "clip": config["trainer"]["clip_grad_norm"],
+        "clip": config["trainer"].get("clip_grad_norm"),
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
         "evaluated_on": "val" if config["data"]["validation"] else "test",
