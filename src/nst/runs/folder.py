@@ -167,9 +167,11 @@ class RunFolder:
             ValueError: it is damaged, or of another run.
         """
         file = self.path / SUMMARY
-        if not file.is_file() or not (self.path / STUDENT).is_file():
+        if not file.is_file():
             return None
         found = read_json(file)
+        if not (self.path / STUDENT).is_file():
+            return None
         name = Path(str(found.get("folder"))).name
         if name != self.path.name:
             raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")
