@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tests.faults import injections
 
+import nst.runs.run  # noqa: F401  (all that a run imports, before it is forked)
 from nst.commands.train import run
 from nst.errors import readable_errors
 

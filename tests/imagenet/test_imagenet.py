@@ -16,8 +16,8 @@ from tests.data.samples import encode, noise
 from nst import build
 from nst.commands.train import run
 from nst.data.batch import Batch
-from nst.distiller import Distiller
-from nst.teacher import LiveTeacher
+from nst.distiller import Distiller, Summaries
+from nst.teacher import LiveTeacher, NoTeacher
 from nst.training.ranks import Ranks
 from nst.training.signals import Interrupted
 from nst.training.trainer import Trainer
@@ -82,12 +82,22 @@ METHODS = {"student": [], "kd": ["kd"], "fitnet": ["fitnet"], "at": ["at"], "nst
 METHODS |= {"kd_fitnet": ["kd", "fitnet"], "kd_at": ["kd", "at"], "kd_nst": ["kd", "nst_poly"]}
 
 
+class Known(NoTeacher):
+    """Summaries by the index of a batch's first image."""
+
+    def __init__(self, known: dict[int, Summaries]) -> None:
+        self.known = known
+
+    def __call__(self, batch: Batch) -> Summaries:
+        return self.known[int(batch.indices[0])]
+
+
 def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Path) -> None:
     """ResNet-101 teaches Inception-BN; what it says of the four images is computed once for all methods."""
     last = "taps=[{teacher: last_pre_relu, student: last_pre_relu}]"
     settings = build.settings(
         compose(
-            *("experiment=paper/imagenet/base", "loss=[kd,fitnet,at,nst_poly]", f"data.root={tree}"),
+            *("experiment=paper/imagenet", "loss=[kd,fitnet,at,nst_poly]", f"data.root={tree}"),
             *(f"data.num_classes={CLASSES}", "trainer.batch_size=2", "trainer.compile=false"),
             *(f"loss.fitnet.{last}", f"loss.at.{last}", f"loss.nst_poly.{last}"),
         )
@@ -107,10 +117,7 @@ def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Pa
         student = build.network("model", settings.model, seed=0)
         shapes = networks.student_shapes, networks.teacher_shapes
         distiller = Distiller(student, [terms["ce"], *(terms[name] for name in losses)], *shapes)
-        trainer = Trainer(
-            distiller, lambda batch: known[int(batch.indices[0])], loader,
-            optim=settings.optim, settings=settings.trainer, ranks=Ranks(0, 1, torch.device("cpu")), seed=0,
-        )  # fmt: skip
+        trainer = build.trainer(settings, distiller, Known(known), loader, Ranks(0, 1, torch.device("cpu")))
         for batch in batches:
             trainer.step(batch)
         values = trainer.window()  # raises for a loss or gradient that is not finite

@@ -61,7 +61,7 @@ def check_text(key: str, value: Any) -> None:
 
 def check_numbers(key: str, values: Any, count: int, what: str) -> None:
     """Raises ValueError, naming `data.<key>`, for what is no list of `count` finite numbers, as `what` needs them."""
-    if not isinstance(values, list | tuple):
+    if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(f"data.{key}: {values!r}; it must be a list of {count} numbers for {what}")
     if len(values) != count:
         raise ValueError(f"data.{key}: {len(values)} values for {what}; give {count}")
