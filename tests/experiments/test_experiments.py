@@ -37,11 +37,13 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             folder = imagenet / split / f"class{label}"
             folder.mkdir(parents=True)
             Image.fromarray(np.asarray(noise(1, 80, label)[0])).save(folder / "image.jpg")
+    photographs = [f"data.root={imagenet}", "data.num_classes=4", "data.size=64", "data.resize=72"]
     return {
         "digits": [],
         "cifar100": [f"data.root={cifar100}"],
         "cifar10": [f"data.root={cifar10}"],
-        "imagenet": [f"data.root={imagenet}", "data.num_classes=4", "data.size=64", "data.resize=72"],
+        "imagenet": photographs,
+        "folder": photographs,
     }
 
 

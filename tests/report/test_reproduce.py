@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
@@ -93,6 +94,13 @@ def test_a_limit_of_the_tables_own_reduces_nothing():
     assert all(cell.comparable and not cell.reduced for cell in plan.cells)
     fewer = make_plan(Request("quick/cifar10_5000", 1, overrides=("data.limit=500",)), CONFIGS)
     assert all(cell.reduced for cell in fewer.cells)
+
+
+def test_where_the_photographs_lie_is_no_other_experiment():
+    plan = make_plan(Request("quick/imagenette", 1, overrides=("data.root=photos",)), CONFIGS)
+    assert all(cell.comparable and not cell.changes for cell in plan.cells)
+    with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
+        make_plan(Request("quick/imagenette", 1), CONFIGS)
 
 
 def test_how_a_run_is_computed_leaves_it_comparable():

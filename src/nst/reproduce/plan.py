@@ -121,7 +121,8 @@ def _cell(
     settings: Callable[[list[str]], RunConfig],
 ) -> Cell:
     own = [*table.overrides, *row.run]
-    meant = settings(own)
+    where = [word for word in request.overrides if word.startswith("data.root=")]  # no table can know it
+    meant = settings([*own, *where])
     words = [*own, *request.overrides]
     asked = settings(words) if request.overrides else meant
     if request.epochs < 1:
