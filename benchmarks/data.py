@@ -125,7 +125,7 @@ def measure_photographs(arguments: argparse.Namespace) -> Row:
     if arguments.photographs:
         return {**found, "loaders": measure_loaders(arguments.photographs, arguments.size, arguments.limit, *sizes)}
     encoded = [photo(seed) for seed in range(arguments.jpegs)]
-    copies = max(1, 512 // len(encoded)) if arguments.workers else 1  # enough for workers to be busy
+    copies = max(1, 256 // len(encoded)) if arguments.workers else 1  # enough for workers to be busy
     with written(encoded, copies) as root:
         found["loaders"] = measure_loaders(root, arguments.size, None, *sizes)
     found["bytes_per_image"] = sum(map(len, encoded)) / len(encoded)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from nst.data import decode as decoding
 from nst.data.augment import CENTRE, Augmentation
 from nst.data.decode import SIMPLEJPEG, decode
 from nst.data.encoded_split import EncodedSplit
@@ -90,7 +91,9 @@ def measure_loaders(root: Path, size: int, limit: int | None, batch: int, worker
             )
             cases.append(Case(name, count, lambda _, loader=loader: iter(loader)))
         ours = split.loader(batch, train=True, workers=count)
-        cases.append(Case("ours", count, ours.epoch))
+        cases.append(Case(f"ours, {decoder()}", count, ours.epoch))
+        if SIMPLEJPEG and not count:  # worker processes decode as is installed
+            cases.append(Case("ours, pillow", 0, lambda epoch, ours=ours: by_pillow(ours.epoch(epoch))))
     with one_thread():
         for turn in range(repeats + 1):  # the first one starts the workers
             for case in cases:
@@ -99,6 +102,15 @@ def measure_loaders(root: Path, size: int, limit: int | None, batch: int, worker
                     case.seconds.append(seconds)
                     case.processor.append(processor)
     return [loader_row(case, cases, len(split)) for case in cases]
+
+
+def by_pillow(batches: Iterator) -> Iterator:
+    """Batches that this process decodes as if simplejpeg were not installed."""
+    decoding.SIMPLEJPEG = False
+    try:
+        yield from batches
+    finally:
+        decoding.SIMPLEJPEG = True
 
 
 def torchvision_transforms(size: int) -> dict[str, v2.Compose]:
