@@ -109,13 +109,21 @@ class Distiller(nn.Module):
         logits = self.student(images)
         features = self.taps.read() | {LOGITS: logits}
         context = {**(context or {}), "labels": labels}
-        values: dict[str, Tensor] = {}
-        for term in self.terms:
-            value = torch.zeros((), device=images.device)
-            for instance in self.instances[term.name]:
-                value = value + instance.weight * self._value(instance, features, summaries, context)
-            values[term.name] = value
-        return logits, values
+        return logits, {term.name: self.value(term, features, summaries, context) for term in self.terms}
+
+    def value(
+        self, term: Term, features: Mapping[str, Tensor], summaries: Summaries, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The unweighted value of one term.
+
+        Args:
+            features: the student's by tap, logits among them.
+            context: what the losses need besides the teacher, labels included.
+        """
+        value = torch.zeros((), device=features[LOGITS].device)
+        for instance in self.instances[term.name]:
+            value = value + instance.weight * self._value(instance, features, summaries, context)
+        return value
 
     def _value(
         self,
