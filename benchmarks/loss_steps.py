@@ -1,11 +1,5 @@
-"""Each loss alone beside a plain student's training step, in the setting of CRD's benchmark: ResNet-56 → ResNet-20 on CIFAR-100.
+"""Each loss alone beside a plain student's training step, in the setting of CRD's benchmark: ResNet-56 → ResNet-20 on CIFAR-100."""
 
-`python -m benchmarks.loss_steps '{"loss": "crd", "device": "cpu", "seconds": 3, "repeats": 5}'` prints the measurement of one loss as
-one line of JSON.
-"""
-
-import json
-import sys
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
@@ -34,6 +28,7 @@ for _name in ("nst_linear", "nst_poly", "nst_gaussian"):
 LOSSES |= {name: (f"loss=crd/{name}",) for name in ("sp", "rkd", "pkt", "cc", "vid", "crd", "review")}
 
 Row = dict
+Turn = tuple[float, float, float, float]  # seconds and processor seconds of the loss, then of the plain step
 
 
 def settings_of(*words: str) -> RunConfig:
@@ -88,33 +83,42 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
     return step, distiller
 
 
-def measure(case: Row) -> Row:
-    """One loss and the plain step in turns, in this process. Processor time is this process's own, on all its threads."""
-    device = case["device"]
-    plain, (step, distiller) = plain_step(device), loss_step(case["loss"], device)
-    state = (*distiller.losses.parameters(), *distiller.losses.buffers())
+def measure(losses: list[str], device: str, seconds: float, repeats: int) -> list[Row]:
+    """All losses and the plain step in turns, in this process, at least `repeats` times and for `seconds` a loss.
+
+    Processor time is that of this process, on all its threads.
+    """
+    plain, made = plain_step(device), {name: loss_step(name, device) for name in losses}
     plain()
+    rows = {name: {"loss": name, **describe(step, distiller, device)} for name, (step, distiller) in made.items()}
+    turns: dict[str, list[Turn]] = {name: [] for name in losses}
+    begin, done = time.perf_counter(), 0
+    while done < repeats or time.perf_counter() - begin < seconds * len(losses):
+        beside = timed(plain, device)
+        for name, (step, _) in made.items():
+            turns[name].append((*timed(step, device), *beside))
+        done += 1
+    return [{**rows[name], "n": done, **summarise(turns[name])} for name in losses]
+
+
+def describe(step: Callable[[], torch.Tensor], distiller: Distiller, device: str) -> Row:
+    """Layers, value, what a pass needs besides what is there, and what the loss keeps: parameters, memory banks."""
     step()  # what is made once is there, and CRD's Z is set
     before = forget_peak(device)
     value = step().item()
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
-    turns: list[tuple[float, float, float, float]] = []
-    begin = time.perf_counter()
-    while len(turns) < case["repeats"] or time.perf_counter() - begin < case["seconds"]:
-        turns.append((*timed(step, device), *timed(plain, device)))
+    state = (*distiller.losses.parameters(), *distiller.losses.buffers())
     (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
     return {
         "layers": [pair.student for pair in term.pairs],
-        "n": len(turns),
         "value": value,
         "extra_mb": (peak - before) / 1e6,
         "state_mb": sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6,
-        **summarise(turns),
     }
 
 
-def summarise(turns: list[tuple[float, float, float, float]]) -> Row:
-    """Medians of turns of (seconds, processor seconds) of the loss and of the plain step; the share of each turn, then its median."""
+def summarise(turns: list[Turn]) -> Row:
+    """Medians; of shares, of those of each turn."""
     share = [loss / plain for loss, _, plain, _ in turns]
     low, _, high = quantiles(share, n=4, method="inclusive") if len(share) > 1 else share * 3
     clock, processor, plain_clock, plain_processor = (1e3 * median(side) for side in zip(*turns, strict=True))
@@ -142,14 +146,8 @@ def print_steps(rows: list[Row]) -> None:
 
 def cells(row: Row) -> list[str]:
     """One row of the table."""
-    if "error" in row:
-        return [row["loss"], row["error"][:40]]
     layers = row["layers"]
     return [
         row["loss"], layers[0] if len(layers) == 1 else f"{len(layers)} stages", f"{row['median_ms']:.2f}",
         f"{row['share']:.1%}", f"{row['share_by_processor_time']:.1%}", f"{row['extra_mb']:.1f}", f"{row['state_mb']:.1f}",
     ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(sys.argv[1]))))

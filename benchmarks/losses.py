@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     rows = measure_forms(arguments) if "forms" in arguments.parts else []
     report = {"machine": describe(arguments.device), "rows": rows}
     if "steps" in arguments.parts:
-        report["steps"] = [measure_step(arguments, loss) for loss in arguments.losses]
+        say(f"{loss_steps.PAIR} · {', '.join(arguments.losses)}")
+        report["steps"] = loss_steps.measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
     if rows and arguments.device == "cuda":
         report["ceilings"] = add_rooflines(rows)
     if arguments.json:
@@ -79,27 +80,9 @@ def measure_forms(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def measure_step(arguments: argparse.Namespace, loss: str) -> Row:
-    """One loss beside the plain student's step."""
-    say(f"{loss_steps.PAIR} · {loss}")
-    case = {key: getattr(arguments, key) for key in ("device", "seconds", "repeats")} | {"loss": loss}
-    found, error = in_a_process("benchmarks.loss_steps", case, {})
-    return {**case, "error": error} if found is None else {**case, **found}
-
-
 def say(what: str) -> None:
     """What is measured now."""
     Console(stderr=True).print(what, style="dim")
-
-
-def in_a_process(module: str, case: dict, environment: dict[str, str]) -> tuple[dict | None, str]:
-    """What `python -m module` measures of a case, in a process of its own; or None and the last line of its error."""
-    command = [sys.executable, "-m", module, json.dumps(case)]
-    environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return json.loads(done.stdout.splitlines()[-1]), ""
 
 
 def measure_case(arguments: argparse.Namespace, allocator: str, name: str, method: str, compiled: bool) -> Row:
@@ -117,9 +100,13 @@ def measure_case(arguments: argparse.Namespace, allocator: str, name: str, metho
         "seconds": arguments.seconds,
         "repeats": arguments.repeats,
     }
-    found, error = in_a_process("benchmarks.loss_cases", case, ALLOCATORS[allocator])
+    command = [sys.executable, "-m", "benchmarks.loss_cases", json.dumps(case)]
+    environment = {**os.environ, **ALLOCATORS[allocator], "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     row: Row = {**case, "allocator": allocator, "loss": kind.loss, "ours": kind.make is not None}
-    return {**row, "error": error} if found is None else {**row, **summarise(found, batch)}
+    if done.returncode:
+        return {**row, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return {**row, **summarise(json.loads(done.stdout.splitlines()[-1]), batch)}
 
 
 def summarise(found: dict, batch: int) -> Row:
