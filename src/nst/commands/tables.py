@@ -77,10 +77,9 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
 def gradient_tables(when: str, found: list[TermGradient]) -> None:
     """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
     console, terms = Console(), [asdict(gradient) for gradient in found]
-    lengths, grid = Table(title=Text(when), title_justify="left"), norms(terms)
-    matrix = Table(
-        title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )  # narrow: ten terms fit
+    lengths, grid = Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"), norms(terms)
+    # without vertical lines ten terms fit into 80 columns
+    matrix = Table(title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in grid.header:
         lengths.add_column(column, justify="left" if column == "term" else "right")
     for row in grid.rows:
