@@ -138,7 +138,7 @@ def print_steps(rows: list[Row]) -> None:
     """One line a loss."""
     table = Table(title=f"{PAIR}, batch {BATCH}: the loss alone beside the plain student's step")
     for column in ("loss", "layers", "ms", "of the step", "by CPU time", "MB", "kept, MB"):
-        table.add_column(column, justify="left" if column in ("loss", "layers") else "right")
+        table.add_column(column, justify="left" if column in ("loss", "layers") else "right", no_wrap=column == "loss")
     for row in rows:
         table.add_row(*cells(row))
     Console().print(table)
