@@ -48,9 +48,7 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
     Raises:
         ValueError: a damaged file of the evidence or of a run.
     """
-    templates = Environment(
-        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+    templates = environment()
     style = templates.get_template("style.css").render()
     return templates.get_template("page.html").render(
         title=title(result),
@@ -66,6 +64,13 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
         plot=PLOT,
         scatter_size=figures.SIZE,
     )
+
+
+def environment() -> Environment:
+    """The package's templates; whatever they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
 
 
 def policy(style: str) -> str:
