@@ -194,9 +194,11 @@ class Loop:
     def warn_of_fall(self, top1: float, best: float) -> None:
         """Say where an evaluation has lost more than half of what was won over chance."""
         if has_fallen(top1, best, self.chance):
+            clip = self.settings.clip_grad_norm
+            smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
             self.record.say(
                 f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
-                "sum of losses: try trainer.clip_grad_norm=2, or a lower optim.lr"
+                f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
             )
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
