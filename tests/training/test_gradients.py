@@ -96,5 +96,5 @@ def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys
 
 
 def test_a_teacher_is_needed(compose: Compose) -> None:
-    with pytest.raises(ValueError, match="asks for a teacher"):
+    with pytest.raises(ValueError, match="needs a teacher"):
         show(build.settings(compose("loss=ce")))

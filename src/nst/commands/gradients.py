@@ -1,10 +1,10 @@
-"""Compare the gradients of the terms of a loss: what a weight λ means for two networks.
+"""Compare the gradients of the terms of a loss, to judge their weights λ.
 
 nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
 
 For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients.
-The words are those of `nst train`. Nothing is trained but a teacher that has no weights yet. Measured on the student before its
-training, and after it where the run of the same words is finished.
+The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before training, and
+also after training if the run with the same arguments is finished.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BATCHES = 8  # that gradients are averaged over
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "config", words)
 
 
@@ -35,7 +35,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     """Measure and print.
 
     Raises:
-        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+        ValueError: no teacher, no term on labels, or an impossible run.
     """
     from dataclasses import asdict
     from itertools import islice
@@ -50,7 +50,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst.training.ranks import ranks
 
     if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+        raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
         if here.world > 1:
@@ -64,7 +64,7 @@ def show(settings: "nst.config.RunConfig") -> None:
         folder = run_folder(asdict(settings))
         if (folder / STUDENT).is_file():
             newest = Checkpoints(folder).paths()[-1:]
-            if newest:  # what the losses have learned and remember; the student's own file may hold its average
+            if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
                 distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
             load_weights(distiller.student, folder / STUDENT)
             gradient_tables("after training", compare_gradients(distiller, teacher.source, batches))

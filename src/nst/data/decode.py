@@ -1,4 +1,4 @@
-"""Encoded image → uint8 pixels. Pillow decodes: torchvision's own decoders are on their way out (deprecated since 0.29)."""
+"""Encoded image → uint8 pixels. Uses Pillow, because torchvision's decoders are deprecated (since 0.29)."""
 
 import io
 from collections.abc import Callable, Sequence

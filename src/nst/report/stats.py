@@ -37,13 +37,13 @@ def sample(values: Sequence[float]) -> Sample:
 
 
 def paired(values: dict[int, float], baseline: dict[int, float]) -> Sample | None:
-    """Differences to the baseline over the seeds that both have; None where there is none."""
+    """Differences to the baseline over the seeds that both have; None if there are none."""
     shared = [seed for seed in values if seed in baseline]
     return sample([values[seed] - baseline[seed] for seed in shared]) if shared else None
 
 
 def verdict(ours: Sample, published: float | None, lower_is_better: bool, hindrance: str | None = None) -> str:
-    """How ours stands to the published figure.
+    """The verdict on ours beside the published figure.
 
     "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
     interval, so no verdict but the difference.
