@@ -109,13 +109,21 @@ class Distiller(nn.Module):
         logits = self.student(images)
         features = self.taps.read() | {LOGITS: logits}
         context = {**(context or {}), "labels": labels}
-        values: dict[str, Tensor] = {}
-        for term in self.terms:
-            value = torch.zeros((), device=images.device)
-            for instance in self.instances[term.name]:
-                value = value + instance.weight * self._value(instance, features, summaries, context)
-            values[term.name] = value
-        return logits, values
+        return logits, {term.name: self.value(term, features, summaries, context) for term in self.terms}
+
+    def value(
+        self, term: Term, features: Mapping[str, Tensor], summaries: Summaries, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The unweighted value of one term.
+
+        Args:
+            features: the student's by tap, logits among them.
+            context: what the losses need besides the teacher, labels included.
+        """
+        value = torch.zeros((), device=features[LOGITS].device)
+        for instance in self.instances[term.name]:
+            value = value + instance.weight * self._value(instance, features, summaries, context)
+        return value
 
     def _value(
         self,
@@ -131,7 +139,7 @@ class Distiller(nn.Module):
         found = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
         own = [features[pair.student] for pair in instance.pairs]
         if loss.relational and (gather := self.gather) is not None:
-            own = [gather(feature) for feature in own]
+            own = [gather(loss.compact(feature)) for feature in own]
             found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
         value = loss(own, found) if loss.all_layers else loss(own[0], found[0])
         if value.ndim:

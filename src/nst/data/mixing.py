@@ -15,7 +15,7 @@ from nst.data.schedule import ScheduledLoader
 from nst.data.views import Mixture, epoch_mixture
 
 
-class MixingLoader:
+class MixingLoader(ScheduledLoader):
     """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
 
     Images 2j and 2j + 1 of each global batch are partners, so that an image is rarely fetched from another rank's part; of an odd
@@ -33,24 +33,13 @@ class MixingLoader:
             loader: of `split`, in training.
             mixup, cutmix: α of each; 0: off.
         """
+        super().__init__(loader.schedule)
         self.loader, self.split, self.num_classes = loader, split, num_classes
         self.mixup, self.cutmix = mixup, cutmix
 
-    @property
-    def num_images(self) -> int:
-        return self.loader.num_images
-
-    @property
-    def batch_size(self) -> int:
-        return self.loader.batch_size
-
-    @property
-    def steps(self) -> int:
-        return self.loader.steps
-
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """As of the loader, mixed."""
-        schedule = self.loader.schedule
+        """As the loader's own, mixed."""
+        schedule = self.schedule
         order, views = schedule.plan(epoch)
         mixture = epoch_mixture(self.num_images, schedule.seed, epoch, self.mixup, self.cutmix)
         batches = zip(schedule.parts(first_step), self.loader.epoch(epoch, first_step), strict=True)
@@ -60,9 +49,9 @@ class MixingLoader:
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
-    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
-        """As of the loader; not mixed."""
-        return self.loader.sequential(views, first_step)
+    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+        """The loader's own; nothing is mixed."""
+        return self.loader._batches(order, views, first_step)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
         """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
 from nst.export.preprocess import preprocessing
@@ -14,6 +15,8 @@ LICENCE = (
     "Not stated. The terms of the training data and of the teacher's weights may bind the student too: "
     "check both before you pass it on."
 )
+
+_AUGMENTS = {"trivial": "TrivialAugmentWide", "rand": "RandAugment (two operations, magnitude 9)"}
 
 
 def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence: str | None) -> str:
@@ -85,12 +88,32 @@ def _method(run: FinishedRun) -> str:
         f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; {_component(optim)}; "
         f"schedule {_component(run.settings.schedule)}. Seed {run.settings.seed}.",
     ]
+    if recipe := _recipe(run.settings):
+        lines += ["", f"Training also used {'; '.join(recipe)}."]
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
-        source = "run beside it" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
+        source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
+        if run.settings.teacher.precision != "fp32":
+            source += f", in {plain(run.settings.teacher.precision)}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]
     return "\n".join(lines)
+
+
+def _recipe(settings: RunConfig) -> list[str]:
+    """What else was done in training, of the keys that are off by default."""
+    trainer, augment, erase = settings.trainer, settings.data.get("augment"), settings.data.get("erase")
+    smoothing = {str(node["label_smoothing"]) for node in settings.loss.values() if node.get("label_smoothing")}
+    found = [f"mixup (α = {trainer.mixup:g})"] if trainer.mixup else []
+    found += [f"cutmix (α = {trainer.cutmix:g})"] if trainer.cutmix else []
+    found += [f"label smoothing {plain(value)}" for value in sorted(smoothing)]
+    found += [plain(_AUGMENTS.get(str(augment), str(augment)))] if augment else []
+    found += [f"random erasing (probability {plain(str(erase))})"] if erase else []
+    if trainer.ema is not None:
+        found.append(
+            f"weights averaged over the steps (EMA, decay {trainer.ema:g}): the average was evaluated, and is what the files hold"
+        )
+    return found
 
 
 def _component(node: dict[str, Any]) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nst.report import figures
+from nst.report import along, figures
+from nst.report.gain_figure import GainFigure, gain_figure
 from nst.report.runs import read_json
 from nst.report.sections import (
+    Grid,
     configurations,
     cost,
     curve_panels,
@@ -48,9 +50,7 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
     Raises:
         ValueError: a damaged file of the evidence or of a run.
     """
-    templates = Environment(
-        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+    templates = environment()
     style = templates.get_template("style.css").render()
     return templates.get_template("page.html").render(
         title=title(result),
@@ -58,6 +58,7 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
         style=Markup(style),  # the package's own file
         about=about(result),
         banner=label(result),
+        along=_along(result),
         groups=[_group(result, group, folder, outputs) for group in result["groups"]],
         notes=notes(result),
         command=result["command"],
@@ -66,6 +67,36 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
         plot=PLOT,
         scatter_size=figures.SIZE,
     )
+
+
+def environment() -> Environment:
+    """The package's templates; whatever they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+
+
+def gain_file(figure: GainFigure) -> str:
+    """The figure as an SVG file of its own, with the page's style."""
+    templates = environment()
+    style = templates.get_template("style.css").render()
+    return templates.get_template("gains.html").render(figure=figure, style=Markup(style)).strip() + "\n"
+
+
+def _along(result: Record) -> Record | None:
+    """What the page shows of a table whose groups are values of one setting."""
+    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
+    if not values:
+        return None
+    header, *rows = along.gain_rows(values, lower, key)
+    nst_header, *nst = along.nst_rows(values, lower, key)
+    return {
+        "heading": f"Gain over the baseline, by {along.axis_name(key)}",
+        "note": f"Gain over the baseline of the same {along.axis_name(key)} in percentage points: {along.CELL}.",
+        "figure": gain_figure(along.gains(values, lower), key),
+        "gains": Grid(header, rows),
+        "nst": Grid(nst_header, nst),
+    }
 
 
 def policy(style: str) -> str:

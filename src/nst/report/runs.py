@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from nst.falls import has_fallen
 
-LEAD = 5.0  # points over chance: from there on, losing half of them is more than noise
+Record = dict[str, Any]
 
 
 def plain_component(name: str) -> bool:
@@ -154,16 +154,15 @@ def chance(config: Record) -> float | None:
 
 
 def fell_back(evaluations: Sequence[Record], guessing: float) -> bool:
-    """Whether an evaluation lost more than half of the accuracy gained over chance, from `LEAD` points on.
+    """Whether any evaluation has fallen (see `nst.falls`) from the best before it.
 
     Args:
         evaluations: events with `top1`, in order.
         guessing: the accuracy of chance, in percent.
     """
-    won = 0.0
+    best = 0.0
     for event in evaluations:
-        now = event["top1"] - guessing
-        if won >= LEAD and now < won / 2:
+        if has_fallen(event["top1"], best, guessing):
             return True
-        won = max(won, now)
+        best = max(best, event["top1"])
     return False

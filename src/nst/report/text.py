@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from nst.report import along
 from nst.report.markdown import code, markdown_row, plain
 from nst.report.settings import number
 
@@ -198,6 +199,7 @@ def as_markdown(result: Record) -> str:
     lines = [f"# {plain(title(result))}", ""]
     if label(result):
         lines += [f"**{plain(label(result))}**", ""]
+    lines += _along(result)
     for group in result["groups"]:
         lines += [f"## {plain(group['title'])}", "", *as_table(group), ""]
         if group["teacher"]:
@@ -208,6 +210,29 @@ def as_markdown(result: Record) -> str:
     lines += [f"- {plain(note)}" for note in notes(result)]
     lines += [f"- Published figures: {plain(result['source'])}.", f"- {code(result['command'])}", ""]
     return "\n".join(lines)
+
+
+def _along(result: Record) -> list[str]:
+    """Gains over the baseline and what NST adds, where the groups are values of one setting."""
+    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
+    if not values:
+        return []
+    lines = [
+        f"## Gain over the baseline, by {plain(along.axis_name(key))}",
+        "",
+        f"Percentage points: {plain(along.CELL)}.",
+        "",
+    ]
+    lines += [*text_table(along.gain_rows(values, lower, key)), ""]
+    if len(nst := along.nst_rows(values, lower, key)) > 1:
+        lines += ["What NST adds, alone and in sums:", "", *text_table(nst), ""]
+    return lines
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub table of text: the header first, numbers from the second column on."""
+    header, *others = ([plain(text) for text in row] for row in rows)
+    return [markdown_row(header), markdown_row(["---", *("---:" for _ in header[1:])]), *map(markdown_row, others)]
 
 
 def as_table(group: Record) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
+from nst.reproduce.along import values_along
 from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
@@ -56,6 +57,7 @@ class Plan:
     request: Request
     table: Table
     cells: tuple[Cell, ...]
+    along: dict[str, float] = field(default_factory=dict)  # group → its value of the setting `table.along`
 
     @property
     def folder(self) -> Path:
@@ -95,7 +97,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
     """Compose every run of the table; no data is read. Titles describe the actual runs.
 
     Raises:
-        ValueError: an unknown table, or settings that no run can have.
+        ValueError: an unknown table, settings that no run can have, or groups that are no values of the table's axis.
     """
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
@@ -109,7 +111,8 @@ def make_plan(request: Request, configs: Path) -> Plan:
     table.title = table_title(table, [(cell.meant, cell.runs[0]) for cell in cells])
     for group in table.groups:
         group.title = group_title(group, [(cell.meant, cell.runs[0]) for cell in cells if cell.group is group])
-    return Plan(request, table, cells)
+    runs = [(cell.group.name, flat(asdict(cell.runs[0]))) for cell in cells]
+    return Plan(request, table, cells, values_along(table.along, request.table, runs) if table.along else {})
 
 
 def _cell(
@@ -122,18 +125,16 @@ def _cell(
 ) -> Cell:
     own = [*table.overrides, *row.run]
     where = [word for word in request.overrides if word.startswith("data.root=")]  # no table can know it
-    meant = settings([*own, *where])
-    words = [*own, *request.overrides]
-    asked = settings(words) if request.overrides else meant
+    words, meant = _served([*own, *where], settings)
+    asked = meant
+    if request.overrides:
+        words, asked = _served([*own, *request.overrides], settings)
     if request.epochs < 1:
         words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
         if asked.teacher.model is not None and asked.teacher.weights is None:
             teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
             words.append(f"teacher.recipe.trainer.epochs={teacher}")
-        asked = settings(words)
-    if asked.knowledge.mode == "stored" and not storable(asked):
-        words = [word for word in words if not word.startswith("knowledge")]
-        asked = replace(asked, knowledge=KnowledgeConfig())
+        words, asked = _served(words, settings)
     asked = replace(asked, outputs=request.outputs)
     changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
     shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
@@ -148,8 +149,16 @@ def _cell(
     )  # fmt: skip
 
 
+def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tuple[list[str], RunConfig]:
+    """A run and the words that ask for it, without those for a cache that would hold nothing of it: it stays live."""
+    run = settings(words)
+    if run.knowledge.mode == "live" or storable(run):
+        return words, run
+    return [word for word in words if not word.startswith("knowledge")], replace(run, knowledge=KnowledgeConfig())
+
+
 def storable(run: RunConfig) -> bool:
-    """Whether any summary of the run can be cached; rows without one stay live."""
+    """Whether a store holds anything that the run asks of the teacher."""
     networks = build.networks(run)
     requests = networks.distiller.requests
     return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large)) < len(requests)
@@ -201,6 +210,7 @@ def write_plan(plan: Plan) -> None:
             {
                 "name": group.name,
                 "title": group.title,
+                "at": plan.along.get(group.name),
                 "teacher": asdict(group.teacher),
                 "taps": asdict(group.taps),
                 "rows": rows,
@@ -212,6 +222,7 @@ def write_plan(plan: Plan) -> None:
         "title": table.title,
         "source": table.source,
         "metric": table.metric,
+        "along": table.along,
         "groups": groups,
     }
     write_whole(plan.folder / "plan.json", json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -13,7 +13,7 @@ USAGE = """Reproduce a table: plan its runs, run what is missing, write tables a
   nst reproduce table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
 
   table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
-                        quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10
+                        quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10, study/images
   table=mine            a table of your own in ./configs/table/mine.yaml, or table=path/to/mine.yaml
   seeds=3               students of every method: seeds 0, 1, 2 (the teacher is one network, trained or given once)
   epochs=0.1            a tenth of every run's epochs, the teacher's included: the result is labelled reduced

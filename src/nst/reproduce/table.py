@@ -87,6 +87,7 @@ class Table:
     images: list[int] = MISSING  # training and test images, for the estimate
     seeds: int = MISSING  # default
     epoch: str = "unknown"  # of which the published figures are: last | best | unknown
+    along: str | None = None  # the setting whose values the groups are, such as data.limit: gains are drawn along it
     overrides: list[str] = field(default_factory=list)  # of every run
     groups: list[Group] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _train(
     info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
     draw = None
     if settings.trainer.heatmaps and here.main and settings.tracker:
-        draw = _drawing(networks.distiller.student, teacher, here, data)
+        draw = _drawing(trainer, teacher, here, data)
     made_with = provenance(here.device, here.world)
     profile = folder.path / "profile" if settings.trainer.profile and here.main else None
     with RunRecord(trainer, info, build.trackers(settings), about=about, draw=draw) as record:
@@ -270,16 +270,21 @@ def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summ
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _drawing(student: nn.Module, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
-    """A function that draws the heat maps of both networks on eight test images."""
+def _drawing(trainer: Trainer, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+    """What draws the heat maps of both networks on eight test images, the student's with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=here.device)
     images = data.test.render(first, torch.full_like(first, data.test.identity))
-    seen = {"student": (student, images)}
+    seen = {"student": (trainer.distiller.student, images)}
     if teacher.live is not None:
         seen["teacher"] = (teacher.live.model, teacher.live.convert(images))
     numbers = data.test.labels[: len(images)].tolist()
     labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
-    return partial(heatmaps, images, seen, Normalization(data.mean, data.std), labels=labels)
+
+    def draw() -> dict[str, Tensor]:
+        with nullcontext() if trainer.average is None else trainer.average.adopted():
+            return heatmaps(images, seen, Normalization(data.mean, data.std), labels=labels)
+
+    return draw
 
 
 def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from nst.config import parse_every
 from nst.data.batch import Batch, Loader
+from nst.falls import has_fallen
 from nst.training.evaluate import Metrics, evaluate
 from nst.training.profile import profiler
 from nst.training.signals import Interrupted, StopFlag, stop_flag
@@ -191,11 +192,13 @@ class Loop:
         self.save()
 
     def warn_of_fall(self, top1: float, best: float) -> None:
-        """Warn if an evaluation has lost more than half of the accuracy gained over chance."""
-        if top1 - self.chance < (best - self.chance) / 2 and best > 2 * self.chance:
+        """Say where an evaluation has lost more than half of what was won over chance."""
+        if has_fallen(top1, best, self.chance):
+            clip = self.settings.clip_grad_norm
+            smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
             self.record.say(
                 f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
-                "sum of losses: try trainer.clip_grad_norm=2, or a lower optim.lr"
+                f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
             )
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
