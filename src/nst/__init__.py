@@ -1,4 +1,4 @@
-"""Distil small vision networks from large ones, by NST and the losses it is compared with.
+"""Knowledge distillation of vision networks: NST and the losses it is compared with.
 
 The names below are the public ones (docs/library.md); each is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Configuration → objects. The only place that instantiates components; everything below takes objects."""
+"""Configuration → objects. The only place that instantiates components; all other modules take objects."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -42,10 +42,10 @@ class Networks:
 def settings(cfg: DictConfig) -> RunConfig:
     """The composed configuration, resolved and checked.
 
-    A teacher that no term asks for is dropped, so that `loss=ce` is plain training whatever `teacher` says.
+    A teacher that no term needs is dropped, so that `loss=ce` is plain training with any `teacher`.
 
     Raises:
-        ValueError: naming the key, what was found and what would be right.
+        ValueError: names the key, its value and a correct one.
     """
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
@@ -77,7 +77,7 @@ def settings(cfg: DictConfig) -> RunConfig:
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
-    """Raises ValueError for a key that no part of the schema knows: Hydra lets `+key=value` add any."""
+    """Raises ValueError for a key that is not in the schema: Hydra accepts any `+key=value`."""
     names = [f.name for f in fields(run)]
     for key in cfg:
         value = getattr(run, str(key), None)
@@ -109,7 +109,7 @@ def _check_classes_agree(run: RunConfig) -> None:
 
 
 def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
-    """What a term says of itself, against how the run goes."""
+    """The requirements that a term declares, against the settings of the run."""
     for term in found:
         if term.loss.relational and run.trainer.accumulate > 1:
             raise ValueError(
@@ -118,31 +118,31 @@ def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
             )
         if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
             raise ValueError(
-                f"loss.{term.name}.taps: this loss looks at all layers at once, so no pair has a weight of its own"
+                f"loss.{term.name}.taps: this loss compares all layers at once, so a pair cannot have its own weight"
             )
     _check_mixing(run, found)
 
 
 def _check_mixing(run: RunConfig, found: Sequence[Term]) -> None:
-    """What mixup and cutmix cannot go with: what is known of single images only."""
+    """Raises ValueError for what mixup and cutmix cannot be combined with: anything that belongs to single images."""
     asked = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
     if not asked:
         return
     if run.knowledge.mode == "stored":
-        raise ValueError(f"{asked[0]}: a teacher cache knows no mixed images; use knowledge=live")
+        raise ValueError(f"{asked[0]}: a teacher cache has no mixed images; use knowledge=live")
     for term in found:
         if needed := [need for need in term.loss.needs if need in ("labels", "index")]:
             raise ValueError(
                 f"{asked[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
-                "leave mixing or that loss out"
+                "omit mixing or that loss"
             )
 
 
 def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
-    """What makes the run's optimizer, and which parameters it leaves out of weight decay.
+    """A factory of the run's optimizer, and which parameters are excluded from weight decay.
 
     Raises:
-        ValueError: no such optimizer, or an argument it does not take.
+        ValueError: unknown optimizer, or an argument that it does not accept.
     """
     node = run.optim
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
@@ -159,7 +159,7 @@ def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
 
 
 def schedule(run: RunConfig) -> Schedule:
-    """The run's learning-rate schedule. Raises ValueError where there is none or an argument is off."""
+    """The run's learning-rate schedule. Raises ValueError if there is none or an argument is wrong."""
     node = run.schedule
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"schedule is {node!r}; a node with a `_target_` is needed, for example schedule=cosine")
@@ -167,7 +167,7 @@ def schedule(run: RunConfig) -> Schedule:
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
-    """The run's trackers by their names in the configuration, not started. Raises ValueError for what is no tracker or not installed."""
+    """The run's trackers by their names in the configuration, not started. Raises ValueError for an unknown tracker or one that is not installed."""
     for name, node in run.tracker.items():
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             raise ValueError(f"tracker.{name} is {node!r}; a node with a `_target_` is needed")
@@ -185,10 +185,10 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 def networks(run: RunConfig) -> Networks:
-    """Student and teacher, tapped and wired, checked by one blank image through each.
+    """Student and teacher with taps and losses, checked by a forward pass of one blank image through each.
 
     Raises:
-        ValueError: unknown layer, a tap that yields no map, shapes that a loss cannot compare, wrong class counts.
+        ValueError: unknown layer, a tap whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
     """
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
@@ -214,15 +214,15 @@ def networks(run: RunConfig) -> Networks:
 
 
 def _check_plan(request: Request, teacher_shape: Shape) -> None:
-    """Raises ValueError where a loss cannot compare two shapes."""
+    """Raises ValueError if a loss cannot compare two shapes."""
     name, shapes = request.key.split(":")[0], (request.student_shape, teacher_shape)
     try:
         request.loss.plan(*shapes)
         if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
             raise ValueError(
                 f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
-                "scaled to unit length is the same whatever the network says: name earlier layers as "
-                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists what fits"
+                "scaled to unit length is always the same: name earlier layers as "
+                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
             )
     except ValueError as error:
         raise ValueError(f"loss.{name}, teacher layer '{request.tap}': {error}") from error
@@ -257,7 +257,7 @@ def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
 
 
 def check_evaluation(settings: EvaluateConfig) -> None:
-    """Raises ValueError for settings of an evaluation that cannot be right."""
+    """Raises ValueError for wrong settings of an evaluation."""
     check_numbers(settings, "")
     for group in ("model", "data"):
         _check_component(group, getattr(settings, group))
@@ -283,14 +283,14 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     """Read the data.
 
     Raises:
-        ValueError: naming the file or the key at fault.
+        ValueError: names the file or key at fault.
     """
     check_numbers(run.data, "data")
     return instantiate("data", run.data)
 
 
 def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
-    """This rank's way through a split: "train" shuffled and in changing views, the others as they are.
+    """This rank's loader of a split: "train" shuffled and augmented, the others unchanged.
 
     Args:
         views: [images, K], to draw the training views from; None: all.
@@ -326,7 +326,7 @@ def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader:
 
 
 def allocate(run: RunConfig, distiller: Distiller, num_images: int) -> None:
-    """Let losses make their buffers with a row for each training image."""
+    """Let losses allocate their buffers with one row per training image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         for loss in distiller.losses.values():

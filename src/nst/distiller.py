@@ -1,4 +1,4 @@
-"""The student and the weighted terms of the loss with what they learn: one module, one DDP wrapper."""
+"""The student and the weighted terms of the loss with their parameters: one module, one DDP wrapper."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Summaries = dict[str, dict[str, Tensor]]  # request key → what the loss needs 
 
 @dataclass(frozen=True)
 class Pair:
-    """Which teacher feature a student feature learns from."""
+    """A teacher tap and the student tap that is compared with it."""
 
     teacher: str
     student: str
@@ -34,7 +34,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Request:
-    """What a loss asks of the teacher: `loss.summarize(feature at tap, student_shape)`, kept under `key`."""
+    """A summary that a loss needs: `loss.summarize(feature at tap, student_shape)`, under `key`."""
 
     key: str
     tap: str
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Instance:
-    """One loss module of a term and the pairs of layers it sees: one pair, or all of the term's with `all_layers`."""
+    """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
     keys: tuple[str, ...]  # a pair's own name, "term:0", "term:1", …; of its request, and the first one of the module
     pairs: tuple[Pair, ...]
@@ -150,13 +150,13 @@ class Distiller(nn.Module):
         return value
 
     def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:
-        """The run's loss: the weighted sum of the terms; of those that relate images only, or of the others, if asked."""
+        """The run's loss: the weighted sum of the terms; optionally of relational terms only, or of the others."""
         terms = [term for term in self.terms if relational in (None, term.loss.relational)]
         return torch.stack([term.weight * values[term.name] for term in terms]).sum()
 
 
 def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
-    """The loss modules of a term, the term's own first, with what each sees."""
+    """The loss modules of a term, the term's own first, with their pairs of layers."""
     keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
     if term.loss.all_layers:
         return [(term.loss, Instance(tuple(keys), term.pairs, 1.0))]

@@ -20,7 +20,7 @@ TAP_NAMES = ("last", "stages", "stage2", "review")  # the names by which the shi
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
-    """Call a node's `_target_`, or with `partial` prepare the call; the error of a wrong argument names `key`."""
+    """Call a node's `_target_`, or with `partial` return it as a partial; the error of a wrong argument names `key`."""
     try:
         return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
     except InstantiationException as error:
@@ -28,10 +28,10 @@ def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any
 
 
 def check_name(key: str, name: Any) -> None:
-    """Raises ValueError unless `name` can be one plain part of a path."""
+    """Raises ValueError unless `name` can be one component of a path."""
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
         raise ValueError(
-            f"{key} is {name!r}; folders carry it, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
+            f"{key} is {name!r}; it is part of folder names, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
             "a letter or digit"
         )
 
@@ -40,7 +40,7 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     """The terms of the run's loss, in order; those of weight 0 are left out.
 
     Args:
-        models: student and teacher, to say what `stages` are; without them it stands for one pair.
+        models: student and teacher, to resolve `stages`; without them it stands for one pair.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
@@ -49,10 +49,10 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
 
 
 def share_taps(run: RunConfig) -> None:
-    """Give every loss the layers that the run names for it, and the run's key nothing more to say.
+    """Resolve the run's key `taps` into the taps of every loss.
 
-    `taps` is what all losses without taps of their own compare: a list of pairs, the name of a role that both networks have, or
-    a mapping from such names, as losses use them, to either.
+    `taps` applies to all losses without their own: a list of pairs, a role that both networks have, or a mapping from the
+    names that losses use to either.
     """
     if not run.taps:
         raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")

@@ -58,7 +58,7 @@ def test_hints_keep_a_live_teacher_beside_the_store(
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
     live, _ = trained(compose, *small)
     mixed, _ = trained(compose, *small, *EXACT)
-    assert "loss.fitnet keeps a live teacher" in capsys.readouterr().out
+    assert "loss.fitnet uses a live teacher" in capsys.readouterr().out
     stored, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=true")
     assert live["last"] == mixed["last"] == stored["last"]
 

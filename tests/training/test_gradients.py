@@ -138,5 +138,5 @@ def test_the_page_fetches_nothing_and_escapes() -> None:
 
 
 def test_a_teacher_is_needed(compose: Compose) -> None:
-    with pytest.raises(ValueError, match="asks for a teacher"):
+    with pytest.raises(ValueError, match="needs a teacher"):
         show(build.settings(compose("loss=ce")))

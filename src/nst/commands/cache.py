@@ -1,9 +1,9 @@
-"""Write the teacher cache without training; of a complete one, check every byte.
+"""Write the teacher cache without training, or verify a complete one.
 
 nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' knowledge.views=16
 
-The words are those of `nst train`: student and losses decide what is cached, and every run with the same knowledge settings
-finds it. Stopped, the same command continues.
+The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `knowledge`
+settings uses it. If it is stopped, the same command continues.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from nst.errors import readable_errors
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "config", words)
 
 
 def task(cfg: DictConfig) -> None:
-    """Write, or check."""
+    """Write or verify."""
     with readable_errors():
         from nst import build
         from nst.runs.run import write_teacher_cache
@@ -33,4 +33,4 @@ def task(cfg: DictConfig) -> None:
             cache = write_teacher_cache(settings, here).cache
             if here.main and cache is not None:
                 cache.check_all()
-                print(f"{cache.folder}: {len(cache.state)} arrays, complete and as their checksums say")
+                print(f"{cache.folder}: {len(cache.state)} arrays, complete, checksums match")

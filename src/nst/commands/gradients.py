@@ -1,4 +1,4 @@
-"""Compare the gradients of the terms of a loss: what a weight λ means for two networks.
+"""Compare the gradients of the terms of a loss, to judge their weights λ.
 
 nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
 
@@ -26,7 +26,7 @@ BATCHES = 8  # that gradients are averaged over
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "config", words)
 
 
@@ -42,7 +42,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     """Measure and print; of a finished run also write.
 
     Raises:
-        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+        ValueError: no teacher, no term on labels, or an impossible run.
     """
     from dataclasses import asdict
     from itertools import islice
@@ -57,7 +57,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst.training.ranks import ranks
 
     if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+        raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
         if here.world > 1:
@@ -72,7 +72,7 @@ def show(settings: "nst.config.RunConfig") -> None:
         folder = run_folder(asdict(settings))
         if (folder / STUDENT).is_file():
             newest = Checkpoints(folder).paths()[-1:]
-            if newest:  # what the losses have learned and remember; the student's own file may hold its average
+            if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
                 distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
             load_weights(distiller.student, folder / STUDENT)
             after = compare_gradients(distiller, teacher.source, batches)

@@ -18,7 +18,7 @@ from nst.training.gradients import TermGradient
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
-    """Print what a run would tap, how large everything is, and which form each loss takes."""
+    """Print the taps of a run, the sizes, and the form of each loss."""
     console = Console()
     sizes = Table(title="networks")
     for column in ("", "name", "parameters"):
@@ -50,7 +50,7 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
 
 
 def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
-    """Print what came out of a run, where it lies, and what to try next."""
+    """Print the results of a run, its folder, and a next command."""
     console = Console()
     table = Table(
         title="finished earlier; nothing was run" if summary.get("was_finished") else "finished", show_header=False

@@ -1,4 +1,4 @@
-"""The user's cache: what can be computed again at any time, kept outside data.root, which may be read-only."""
+"""The user's cache of recomputable data, outside data.root, which may be read-only."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from nst.files import write_whole
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/nst`, or `~/.cache/nst`. Whatever lies there may be deleted."""
+    """`$XDG_CACHE_HOME/nst`, or `~/.cache/nst`. It may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "nst"
 
 

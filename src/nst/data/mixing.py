@@ -1,7 +1,7 @@
 """Mixup and cutmix: training images mixed with one another, a function of (seed, epoch, index) like every view.
 
-torchvision's own transforms mix a batch as it lies in one process, by one number from torch's global generator: the images of a
-run would depend on the number of ranks and on where it was continued.
+torchvision's transforms mix the batch of one process, by one number from torch's global generator, so the images of a
+run would depend on the number of ranks and on restarts.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ from nst.data.views import Mixture, epoch_mixture
 class MixingLoader(ScheduledLoader):
     """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
 
-    Images 2j and 2j + 1 of each global batch are partners, so that an image rarely has to be fetched from another rank's part; the
-    last one of an odd number stays as it is. Each image has a share λ of its own from Beta(α, α): mixup gives λ · image +
-    (1 − λ) · partner, cutmix the image with a box of the partner that covers 1 − λ of it, less what lies outside. Labels
-    become [B, classes] probabilities by these shares. Where both are asked for, each image takes either with probability ½.
+    Images 2j and 2j + 1 of each global batch are partners, so that an image is rarely fetched from another rank's part; of an odd
+    number, the last one stays unmixed. Each image has its own λ from Beta(α, α): mixup gives λ · image + (1 − λ) · partner,
+    cutmix the image with a box of the partner that covers 1 − λ of it, clipped at the border. Labels become [B, classes]
+    probabilities with these weights. With both, each image gets one of them with probability ½.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class MixingLoader(ScheduledLoader):
 
         Args:
             loader: of `split`, in training.
-            mixup, cutmix: α of each; 0: none of it.
+            mixup, cutmix: α of each; 0: off.
         """
         super().__init__(loader.schedule)
         self.loader, self.split, self.num_classes = loader, split, num_classes
@@ -54,7 +54,7 @@ class MixingLoader(ScheduledLoader):
         return self.loader._batches(order, views, first_step)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
-        """[B, C, H, W]: from the batch itself, but for the one or two that lie in another rank's part."""
+        """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""
         device = batch.images.device
         inside = (partners >= part.start) & (partners < part.stop)
         places = torch.where(inside, partners - part.start, 0)

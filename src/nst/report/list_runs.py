@@ -1,4 +1,4 @@
-"""The listing of runs as a command: words in, a table, JSON or CSV out."""
+"""The command that lists runs as a table, JSON or CSV."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ FORMATS = ("table", "json", "csv")
 
 @dataclass(frozen=True)
 class Request:
-    """What to list, and how."""
+    """Filters and output format."""
 
     outputs: Path = Path("outputs")
     wanted: dict[str, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def parse(words: Sequence[str]) -> Request:
 
 
 def list_runs(words: Sequence[str]) -> None:
-    """Print what the words ask for; damaged runs are named, on the error stream where the output is for programs.
+    """Print the selected runs; damaged runs are named, on stderr if the output is for programs.
 
     Raises:
         ValueError: a word that is not understood, an unknown field, or no such folder.
@@ -115,7 +115,7 @@ def _print_tables(found: dict[tuple[str, str, str], list[Record]], request: Requ
 
 
 def settings_cells(record: Record) -> dict[str, str]:
-    """What tells a run apart from the others of its section."""
+    """The settings that distinguish a run from the others of its section."""
     terms = " + ".join(f"{name} {number(weight)}" for name, weight in record["weights"].items())
     rate = "" if record["rate"] is None else number(record["rate"])
     settings = " ".join(f"{key}={shown(setting)}" for key, setting in record["settings"].items())
@@ -162,7 +162,7 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without characters that would steer a terminal."""
+    """Text without control characters of a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

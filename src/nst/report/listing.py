@@ -1,4 +1,4 @@
-"""All runs below a folder: which there are, how they differ, and what equal ones reached over their seeds."""
+"""All runs below a folder: their states, their differences, and statistics over seeds."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def read_runs(outputs: Path) -> tuple[list[Record], list[str]]:
         ValueError: there is no such folder.
     """
     if not outputs.is_dir():
-        raise ValueError(f"outputs={outputs}: there is no such folder; name the one that runs were written to")
+        raise ValueError(f"outputs={outputs}: no such folder; name the folder of the runs")
     runs, damaged = [], []
     for file in sorted(outputs.glob("*/*/*/*/config.json")):
         try:
@@ -72,7 +72,7 @@ def _run(folder: Path, outputs: Path) -> Record:
 
 
 def comparable(config: Record) -> dict[str, Any]:
-    """The settings that tell runs apart, by dotted key: without seed, places, and what a run has no use for."""
+    """The settings that distinguish runs, by dotted key: without seed, paths, and unused settings."""
     unused = [*NOT_IDENTITY, "seed"]
     if teacher_of(config) is None:
         unused += ["teacher", "knowledge"]
@@ -89,7 +89,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def select(runs: Sequence[Record], wanted: dict[str, str], sort: str) -> list[Record]:
-    """Runs whose fields are as wanted ("kd" also finds "kd+nst_poly" by `loss=kd*`), sorted; accuracies best first.
+    """Runs whose fields match (`loss=kd*` matches "kd" and "kd+nst_poly"), sorted; accuracies best first.
 
     Raises:
         ValueError: a field that runs do not have.
@@ -119,7 +119,7 @@ def sections(runs: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]
 
 
 def _with_settings(runs: Sequence[Record]) -> list[Record]:
-    """Besides weights, rate, schedule and epochs, which are always told. A setting of a term differs among those that have it."""
+    """Settings that differ, besides weights, rate, schedule and epochs, which are always shown."""
     told = ("optim.lr", "optim.schedule", "schedule._target_", "trainer.epochs")
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     differing = []

@@ -1,7 +1,7 @@
-"""One self-contained page a table: no network, no script, every figure inside.
+"""One self-contained page per table: no network access, no scripts, all figures inline.
 
-Whatever a file holds reaches the page through templates that escape every value; the page itself forbids scripts and anything
-fetched, so that a folder from somebody else is safe to look at.
+Templates escape every value from files; the page itself forbids scripts and network access, so that it is safe to view a
+folder from somebody else.
 """
 
 import base64
@@ -106,7 +106,7 @@ def policy(style: str) -> str:
 
 
 def about(result: Record) -> str:
-    """One line: what the figures stand beside."""
+    """One line: the metric and the source of the published figures."""
     metric = "Top-1 error in percent" if result["metric"] == "error" else "Top-1 accuracy in percent"
     source = result["source"]
     return (
@@ -117,7 +117,7 @@ def about(result: Record) -> str:
 
 
 def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record:
-    """All that the page shows of a group."""
+    """The content of the page for a group."""
     file = folder / "evidence" / f"{group['name']}.json"
     evidence = read_json(file) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
     rows = group["rows"]
@@ -154,5 +154,5 @@ def headline(group: Record, metric: str) -> str:
         pair = best["paired"]
         if pair and pair["half_width"] is not None:
             sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
-            text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than chance between seeds explains"
+            text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
     return f"{text}."

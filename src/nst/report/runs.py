@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: what a run was, how far it came, what came out. What is damaged is an error in words."""
+"""Reads run folders: configuration, progress, results. A damaged file is an error that names it."""
 
 import json
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def teacher_of(config: Record) -> Record | None:
 
 
 def read_summary(folder: Path) -> Record | None:
-    """What a finished run left, or None.
+    """The summary of a finished run, or None.
 
     Raises:
         ValueError: `summary.json` is damaged or misses what every summary has.
@@ -148,7 +148,7 @@ def read_events(folder: Path, kind: str) -> list[Record]:
 
 
 def chance(config: Record) -> float | None:
-    """The accuracy of guessing, in percent; None where the number of classes is not known."""
+    """The accuracy of chance, in percent; None if the number of classes is not known."""
     classes = config["data"].get("num_classes")
     return 100 / classes if isinstance(classes, int) and classes > 0 else None
 
@@ -158,7 +158,7 @@ def fell_back(evaluations: Sequence[Record], guessing: float) -> bool:
 
     Args:
         evaluations: events with `top1`, in order.
-        guessing: the accuracy of guessing, in percent.
+        guessing: the accuracy of chance, in percent.
     """
     best = 0.0
     for event in evaluations:

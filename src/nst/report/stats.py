@@ -43,7 +43,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Sample
 
 
 def verdict(ours: Sample, published: float | None, lower_is_better: bool, hindrance: str | None = None) -> str:
-    """How ours stands to the published figure.
+    """The verdict on ours beside the published figure.
 
     "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
     interval, so no verdict but the difference.

@@ -25,7 +25,7 @@ Record = dict[str, Any]
 
 
 def read_table(folder: Path, outputs: Path) -> Record:
-    """The whole result of a table: what `table.json` holds.
+    """The whole result of a table, as in `table.json`.
 
     Args:
         folder: the table's own, with `plan.json`.
@@ -103,7 +103,7 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
 
 
 def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Record:
-    """Ours, of the last and of the best epoch, and how the one that compares stands to the published figure."""
+    """Our last and best epoch, and the verdict of the comparable one beside the published figure."""
     last = {seed: figure(s["test"]["top1"], lower) for seed, s in done.items()}
     best = [figure(s["best"]["top1"], lower) for s in done.values()]
     ours = sample(list(last.values())) if last else None

@@ -22,7 +22,7 @@ from nst.runs.teacher import teacher_run
 from nst.search import own_code, search_path
 from nst.teacher import kept_live
 
-# Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
+# Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
 HOW = (
     "trainer.precision",
     "teacher.precision",
@@ -42,17 +42,17 @@ class Cell:
 
     group: Group
     row: Row
-    meant: RunConfig  # as the table's file says, without the request's overrides
+    meant: RunConfig  # the table's settings, without the request's overrides
     command: str  # of its first seed
     runs: tuple[RunConfig, ...]
     changes: tuple[str, ...]  # "key: new (table: old)"
     reduced: bool  # shorter, or on fewer images
-    comparable: bool  # with what was published: the table's own settings, but for how they are computed
+    comparable: bool  # with published figures: the table's own settings, except for how they are computed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a table, and where its result goes."""
+    """All runs of a table, and the folder of its result."""
 
     request: Request
     table: Table
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def stores(self) -> list[RunConfig]:
-        """One run a teacher cache to write, asking for all that the table's students will read from it."""
+        """One run per teacher cache, with all summaries that the table's students need."""
         found: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
             key = store_key(run)
@@ -84,17 +84,17 @@ class Plan:
 
 
 def store_key(run: RunConfig) -> str:
-    """Equal for runs that read one store with one filling."""
+    """Equal for runs that share a teacher cache."""
     return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
 
 
 def finished(run: RunConfig) -> bool:
-    """Whether the run's result lies there."""
+    """Whether the run is finished."""
     return (run_folder(asdict(run)) / SUMMARY).is_file()
 
 
 def make_plan(request: Request, configs: Path) -> Plan:
-    """Compose every run of the table; no data is read. Titles are made to say what the runs are.
+    """Compose every run of the table; no data is read. Titles describe the actual runs.
 
     Raises:
         ValueError: an unknown table, settings that no run can have, or groups that are no values of the table's axis.

@@ -51,7 +51,7 @@ from nst.training.signals import StopFlag, stop_flag
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """What a run learns from."""
+    """The teacher's side of a run."""
 
     source: SummarySource
     about: dict[str, Any] | None = None  # the teacher, for the summary
@@ -61,7 +61,7 @@ class TeacherSide:
 
 
 def cache_stands_in(settings: RunConfig) -> bool:
-    """Whether there is a cache that the user names, which may need no teacher any more."""
+    """Whether `knowledge.path` names an existing cache, which may make the teacher's weights unnecessary."""
     path = settings.knowledge.path
     return path is not None and (Path(path) / MANIFEST).is_file()
 
@@ -69,13 +69,13 @@ def cache_stands_in(settings: RunConfig) -> bool:
 def teacher_side(
     settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
-    """The summaries that the run's terms ask for, live or from a cache that is written first where it is incomplete.
+    """The source of the summaries that the terms need: live, or from a cache that is completed first.
 
     Args:
-        weights: the teacher's file; None without a teacher, or where a named cache stands for it.
+        weights: the teacher's file; None without a teacher, or if a named cache replaces it.
 
     Raises:
-        ValueError: no such weights or other ones, a teacher below its floor, a cache of something else or too large.
+        ValueError: missing or wrong weights, a teacher below its minimum accuracy, a cache that does not match or is too large.
     """
     if networks.teacher is None:
         return TeacherSide(NoTeacher())
@@ -107,7 +107,7 @@ def _cached(
     if incomplete or reasons:
         if weights is None:
             raise ValueError(
-                f"the teacher cache {cache.folder} does not hold all that this run asks for, so the teacher itself is needed: "
+                f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
                 "name its teacher.weights"
             )
         live, about = load_teacher(settings, networks, here, data, weights)
@@ -125,10 +125,10 @@ def _cached(
 
 
 def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
-    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    """How many of `every` view of an image to cache (None: they cannot be enumerated; then `all` raises ValueError)."""
     if every is None and knowledge.views == "all":
         raise ValueError(
-            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be enumerated; choose a number of "
             "them, such as knowledge.views=16, or use knowledge=live"
         )
     if every is None:
@@ -160,7 +160,7 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    """The identity of a cache. Fields that equal the first version's behaviour are omitted, so that its caches stay valid."""
     precision = settings.teacher.precision
     later: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
     if own := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
@@ -192,7 +192,7 @@ def _plan(cache: TeacherCache, wanted: Sequence[Array], reasons: dict[str, str],
         if cache.views < epochs:
             enough = epochs if every is None else min(epochs, every)
             lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
-    lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in reasons.items()]
+    lines += [f"loss.{key.split(':')[0]} uses a live teacher: {reason}" for key, reason in reasons.items()]
     return "\n".join(lines)
 
 
@@ -224,7 +224,7 @@ def _write(
 
 @dataclass(frozen=True)
 class StopTogether:
-    """While rank 0 works and the others wait: a stop signal to one of them ends all, saved."""
+    """While rank 0 works and the others wait: a stop signal to any of them stops all, after saving."""
 
     flag: StopFlag
     ranks: Ranks
@@ -234,7 +234,7 @@ class StopTogether:
         return bool(self.flag.signum)
 
     def check(self, done: bool = False) -> bool:
-        """Ask each other; rank 0 says when it is done. Raises Interrupted."""
+        """Synchronise the ranks, with whether rank 0 is done. Raises Interrupted."""
         signum, finished = self.ranks.max(self.flag.signum, int(done))
         if signum:
             raise Interrupted(signum)
@@ -249,10 +249,10 @@ class StopTogether:
 def load_teacher(
     settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, batch norms folded, and what is known of it: its accuracy is measured here.
+    """The teacher with its weights, batch norms folded, and its metadata; its accuracy is measured here.
 
     Raises:
-        ValueError: weights of another architecture, or an accuracy below the floor (by default: near chance).
+        ValueError: weights of another architecture, or an accuracy below the minimum (by default: near chance).
     """
     teacher, images = networks.teacher, Normalization(data.mean, data.std)
     assert teacher is not None
@@ -288,20 +288,20 @@ def load_teacher(
 
 
 def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:
-    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that cannot be told from guessing.
+    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that is not better than chance.
 
-    Guessing is naming the most frequent class; the test is a one-sided binomial one at the level of 1 %.
+    Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
     """
     floor, top1, where = settings.teacher.min_accuracy, about["top1"], about["evaluated_on"]
     if floor is not None:
-        reason = f"teacher.min_accuracy={floor} is asked for" if top1 < floor else None
+        reason = f"teacher.min_accuracy={floor} is required" if top1 < floor else None
     else:
         labels = data.split(where).labels
         chance = float(torch.bincount(labels).max() / len(labels))
         hits = round(top1 * len(labels) / 100)
         reason = None
         if binomtest(hits, len(labels), chance, alternative="greater").pvalue > 0.01:
-            reason = f"naming the most frequent class gives {100 * chance:.2f} %, so it may be guessing: "
+            reason = f"predicting the most frequent class gives {100 * chance:.2f} %, so it may be at chance: "
             if settings.teacher.weights is None and settings.knowledge.path is None:
                 reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
             else:
@@ -314,9 +314,9 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
 
 
 def teacher_run(settings: RunConfig) -> RunConfig:
-    """The run that trains the teacher: its own recipe and seed, whatever the student's.
+    """The run that trains the teacher: its own recipe and seed, independent of the student's.
 
-    Of the student's trainer it takes only what changes no result.
+    From the student's trainer it takes only keys that do not change the result.
     """
     recipe = settings.teacher.recipe
     shared = [key.removeprefix("trainer.") for key in NOT_IDENTITY if key.startswith("trainer.")]

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights: what is evaluated and kept where `trainer.ema` asks for it."""
+"""An exponential moving average of a network's weights: evaluated and saved with `trainer.ema`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class AveragedWeights(nn.Module):
 
     @torch.no_grad()
     def update(self, skipped: Tensor) -> None:
-        """Take the network's weights in, unless `skipped` (a bool scalar on the device) is true: without a host sync."""
+        """Add the network's weights to the average, unless `skipped` (a bool scalar on the device) is true; no host sync."""
         averaged: list[Tensor] = []
         weights: list[Tensor] = []
         for name, value in self._weights():
