@@ -3,8 +3,8 @@
 nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
 
 For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients of
-all terms. The words are those of `nst train`. Nothing is trained but a teacher that has no weights yet. Measured on the student
-before its training, and after it where the run of the same words is finished: then both are also written to the run's folder, as
+all terms. The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before
+training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
 gradients.json and the page gradients.html.
 """
 
@@ -87,7 +87,7 @@ def write_page(
     before: "list[TermGradient]",
     after: "list[TermGradient]",
 ) -> None:
-    """`gradients.json` and `gradients.html` in the run's folder, and a line that says so."""
+    """Write `gradients.json` and `gradients.html` to the run's folder, and print their paths."""
     from dataclasses import asdict
 
     from nst.files import write_whole

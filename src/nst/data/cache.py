@@ -34,7 +34,7 @@ def cache_file(name: str) -> Iterator[Path | None]:
 
 
 def write_cache(path: Path, content: bytes) -> None:
-    """Write a file of the cache as a whole. That it cannot be written is said and does no harm."""
+    """Write a file of the cache atomically. A failure is only logged."""
     try:
         write_whole(path, content)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Encoded image → uint8 pixels. Pillow decodes: torchvision's own decoders are on their way out (deprecated since 0.29).
+"""Encoded image → uint8 pixels. Uses Pillow, because torchvision's decoders are deprecated (since 0.29).
 
-Where simplejpeg is installed, it decodes JPEGs, faster and to the same pixels: both use libjpeg-turbo.
+If simplejpeg is installed, it decodes JPEGs, faster and to the same pixels: both use libjpeg-turbo.
 """
 
 import io

@@ -38,7 +38,7 @@ class MixingLoader(ScheduledLoader):
         self.mixup, self.cutmix = mixup, cutmix
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """As the loader's own, mixed."""
+        """As of the loader, mixed."""
         schedule = self.schedule
         order, views = schedule.plan(epoch)
         mixture = epoch_mixture(self.num_images, schedule.seed, epoch, self.mixup, self.cutmix)
@@ -50,7 +50,7 @@ class MixingLoader(ScheduledLoader):
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
     def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
-        """The loader's own; nothing is mixed."""
+        """As of the loader; not mixed."""
         return self.loader._batches(order, views, first_step)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def _method(run: FinishedRun) -> str:
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
-        source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
+        source = "run beside it" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
         if run.settings.teacher.precision != "fp32":
             source += f", in {plain(run.settings.teacher.precision)}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]

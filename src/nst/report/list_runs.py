@@ -18,8 +18,8 @@ from nst.report.text import spread
 
 Record = dict[str, Any]
 
-USAGE = """List runs, by data set, teacher and student: what differs between them, and mean ± std (n)
-and median over the seeds of equal ones.
+USAGE = """List runs, by data set, teacher and student: their differences, and mean ± std (n)
+and median over seeds.
 
   nst runs [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
 

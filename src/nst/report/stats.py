@@ -37,7 +37,7 @@ def sample(values: Sequence[float]) -> Sample:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Sample | None:
-    """Differences to the baseline over the seeds that both have; None where there is none."""
+    """Differences to the baseline over the seeds that both have; None if there are none."""
     shared = [seed for seed in values if seed in baseline]
     return sample([values[seed] - baseline[seed] for seed in shared]) if shared else None
 

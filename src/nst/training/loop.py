@@ -192,7 +192,7 @@ class Loop:
         self.save()
 
     def warn_of_fall(self, top1: float, best: float) -> None:
-        """Say where an evaluation has lost more than half of what was won over chance."""
+        """Warn if an evaluation has lost more than half of the accuracy gained over chance."""
         if has_fallen(top1, best, self.chance):
             clip = self.settings.clip_grad_norm
             smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
