@@ -105,7 +105,7 @@ class KnowledgeConfig:
     residence: str = (
         "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first it fits in
     )
-    allow_large: bool = False  # stored: store summaries as large as the feature itself, too (FitNet, exact Gaussian)
+    allow_large: bool | None = None  # stored: cache also summaries as large as the feature; null: where that is cheaper
 
 
 @dataclass

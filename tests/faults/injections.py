@@ -16,7 +16,7 @@ import torch
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.runs import folder, record
-from nst.runs import teacher as teaching
+from nst.runs import teacher_cache as teaching
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import write as filling
 from nst.training import compiled, loop, trainer

@@ -20,7 +20,8 @@ from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import provenance
 from nst.runs.prune import noted
 from nst.runs.record import RunRecord
-from nst.runs.teacher import TeacherSide, cache_stands_in, teacher_run, teacher_side
+from nst.runs.teacher import TeacherSide, teacher_run
+from nst.runs.teacher_cache import cache_stands_in, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate

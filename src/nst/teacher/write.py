@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from torch import Tensor
@@ -28,27 +28,52 @@ IN_FLIGHT = 4  # batches between the teacher and the disk
 class Stop(Protocol):
     """A wish to stop before the end; what was computed is saved first."""
 
+    @property
+    def main(self) -> bool: ...  # whether this process holds the lock, and the others wait for it
+
     def asked(self) -> bool:
         """Whether this process is to stop: asked after each batch."""
         ...
 
-    def check(self) -> object:
-        """Raises where any process is to stop: called every few seconds, after saving."""
+    def check(self, done: bool = False) -> object:
+        """Raises where any process is to stop: called every few seconds, after saving. The main process says when it is done."""
+        ...
+
+    def wait(self) -> None:
+        """Return when the main process is done. Raises where any process is to stop."""
         ...
 
 
 class Never:
-    """No wish to stop."""
+    """No wish to stop, in a single process."""
+
+    main = True
 
     def asked(self) -> bool:
         """No."""
         return False
 
-    def check(self) -> None:
+    def check(self, done: bool = False) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
         """Nothing."""
 
 
 NEVER = Never()
+
+
+@contextmanager
+def locked_together(cache: TeacherCache, stop: Stop) -> Iterator[None]:
+    """The main process locks the cache for the block, the others begin it then; all have read the manifest anew."""
+    with ExitStack() as stack:
+        if stop.main:
+            stack.enter_context(cache.locked(stop.check))
+            stop.check(done=True)
+        else:
+            stop.wait()
+            cache.reload()
+        yield
 
 
 def write_cache(
