@@ -60,9 +60,9 @@ class MixingLoader:
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
-    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
         """As the loader's own; nothing is mixed."""
-        return self.loader.sequential(views, first_step)
+        return self.loader.sequential(views, first_step, stride)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
         """[B, C, H, W]: from the batch itself, but for the one or two that lie in another rank's part."""

@@ -218,37 +218,41 @@ def _write(
     subset: Tensor,
     needed: Sequence[Array],
 ) -> None:
-    """Rank 0 writes the cache, the others wait; a signal to any of them stops all."""
+    """Each rank writes some batches of the cache; a signal to any of them stops all."""
     compile = settings.trainer.compile
+    cache.teacher = about
+    loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
     with stop_flag() as flag:
-        stop = StopTogether(flag, here)
-        if here.main:
-            cache.teacher = about
-            loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
-            write_cache(
-                cache, live, loader, subset, needed, here.device.type == "cuda" if compile is None else compile, stop
-            )
-            stop.check(done=True)
-        else:
-            stop.wait()
-            cache.reload()
+        write_cache(
+            cache, live, loader, subset, needed, here.device.type == "cuda" if compile is None else compile,
+            StopTogether(flag, here),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StopTogether:
-    """While rank 0 works and the others wait: a stop signal to one of them ends all, saved."""
+    """The ranks that write a cache together: a stop signal to one of them ends all, saved. See `nst.teacher.write.Peers`."""
 
     flag: StopFlag
     ranks: Ranks
 
     @property
-    def main(self) -> bool:
-        """Whether this is rank 0."""
-        return self.ranks.main
+    def rank(self) -> int:
+        """Of this process."""
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return self.ranks.world
 
     def asked(self) -> bool:
-        """Whether this rank was."""
+        """Whether this rank has a stop signal."""
         return bool(self.flag.signum)
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        return self.ranks.max(int(mine)) == [1]
 
     def check(self, done: bool = False) -> bool:
         """Exchange the ranks' stop signals; rank 0 says when it is done. Raises Interrupted."""
