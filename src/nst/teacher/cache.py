@@ -129,10 +129,12 @@ class TeacherCache:
             state["rows"] = written
             for slot in range(len(state["sha256"]), written // self.images):
                 state["sha256"].append(self.digest(name, slot))
+        write_whole(self.folder / MANIFEST, json.dumps(self.manifest(), indent=1).encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` holds."""
         manifest: dict[str, Any] = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
-        if self.choices:
-            manifest["choices"] = self.choices
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        return manifest | ({"choices": self.choices} if self.choices else {})
 
     def choose(self, names: Sequence[str], cached: bool, why: str) -> None:
         """Note whether these arrays are to be cached, for all runs that leave it to the cost. Hold the lock for it."""
