@@ -173,5 +173,5 @@ def test_the_precision_of_the_teacher_is_part_of_run_and_cache(compose: Compose,
     assert all(torch.equal(by_live[key], by_store[key]) for key in by_live)
     trained(compose, *tiny, TERMS, *EXACT)
     assert len(list(Path(compose().outputs).rglob("manifest.json"))) == 2
-    with pytest.raises(ValueError, match=r"teacher\.precision=fp16: one of fp32, bf16 is needed"):
-        run(compose(*tiny, TERMS, "teacher.precision=fp16"))
+    with pytest.raises(ValueError, match=r"teacher\.precision=tf32: one of fp32, bf16, fp16 is needed"):
+        run(compose(*tiny, TERMS, "teacher.precision=tf32"))
