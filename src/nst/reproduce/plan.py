@@ -158,10 +158,13 @@ def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tup
 
 
 def storable(run: RunConfig) -> bool:
-    """Whether a store holds anything that the run asks of the teacher."""
+    """Whether a teacher cache can hold anything that the run needs of the teacher; rows with nothing to cache stay live.
+
+    By cost (`knowledge.allow_large=null`) it can: no row may depend on how fast this machine is.
+    """
     networks = build.networks(run)
     requests = networks.distiller.requests
-    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large)) < len(requests)
+    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large is not False)) < len(requests)
 
 
 def _settings(search: list[str], overrides: list[str]) -> RunConfig:
