@@ -20,11 +20,12 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-Written by `python scripts/configuration.py` from `src/nst/config.py` and `configs/`.
+Reference of every group and key of a run: type, default and meaning. This page is written by `python scripts/configuration.py` from
+`src/nst/config.py` and `configs/`.
 
-A run is a choice in each *group* (`model=resnet20`) and values for *keys* (`trainer.epochs=30`). A choice fills keys; a key on the
-command line wins. The recipe of the data set comes before an experiment, and both before the command line. `python train.py --cfg job
---resolve` prints what a run would use, and `dry_run=true` what it would do.
+A run selects a file of each *group* (`model=resnet20`) and sets *keys* (`trainer.epochs=30`). The recipe of the data set sets defaults, an
+experiment overrides it, and the command line overrides both. `nst train --cfg job --resolve` prints the resolved configuration, and
+`dry_run=true` the plan of a run.
 """
 EXTRA = ("experiment", "table")  # one file a cell of a table: only their folders are listed
 

@@ -183,7 +183,7 @@ def test_small_files_that_would_fill_the_memory_are_refused(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "old.pt"])
-def test_mutated_files_are_read_or_refused_in_words(tmp_path: Path, name: str) -> None:
+def test_mutated_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> None:
     path, draw = tmp_path / name, random.Random(0)
     save_weights(path, net(), {"mean": "0.5", "std": "0.1"})
     if name != "w.safetensors":
@@ -202,7 +202,7 @@ def test_mutated_files_are_read_or_refused_in_words(tmp_path: Path, name: str) -
     assert all(str(path) in text for text in told)
 
 
-def test_what_is_no_weights_file_is_said(tmp_path: Path) -> None:
+def test_what_is_no_weights_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     path.write_text("Weights: see the other folder.\n")
     with pytest.raises(

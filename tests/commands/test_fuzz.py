@@ -63,7 +63,7 @@ def test_the_fuzzer_has_every_kind_of_line() -> None:
     )
 
 
-def test_what_is_no_success_is_told_apart() -> None:
+def test_what_is_no_success_is_distinguished() -> None:
     wrong, right = Case(("train",), True), Case(("train",), False)
     assert judge(wrong, 0, "", False) == "ACCEPTED THOUGH WRONG"
     assert judge(right, 1, "error: no", False) == "REFUSED THOUGH RIGHT"

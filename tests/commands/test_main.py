@@ -79,7 +79,7 @@ def test_help_of_training(nst: Nst) -> None:
         (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_words_without_importing_torch(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_mistakes_are_clear_errors_without_importing_torch(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
     said = process(*words, folder=tmp_path, code=NO_TORCH)
     assert told in said.error
     assert not list(tmp_path.iterdir())

@@ -41,7 +41,7 @@ def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) 
     assert widths(card) == widths(clean)
 
 
-def test_the_recipe_is_told(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
     """Each key of a recipe that is on; none of them where all are off."""
     run, report = finished_run(finished), exported[1]
     data, settings = build.dataset(run.settings), run.settings

@@ -104,7 +104,7 @@ def test_model_card_is_filled(exported: tuple[Path, dict[str, Any]], finished: P
         (90.0, 90.001, "equal to the teacher's"),
     ],
 )
-def test_the_accuracy_beside_the_teachers_is_said_in_words(student: float, teacher: float, told: str) -> None:
+def test_the_accuracy_is_compared_with_the_teachers(student: float, teacher: float, told: str) -> None:
     assert told in beside_teacher(student, teacher)
 
 

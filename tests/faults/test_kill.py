@@ -88,7 +88,7 @@ def test_a_network_that_draws_and_remembers_by_itself(server: Server, tiny: list
     assert differing(outcome(killed.path), outcome(alone.path)) == []
 
 
-def test_an_edited_network_is_said(server: Server, tiny: list[str], tmp_path: Path) -> None:
+def test_an_edited_network_is_a_warning(server: Server, tiny: list[str], tmp_path: Path) -> None:
     """The run continues with it."""
     place = Place(
         server, tmp_path / "killed", [*tiny, "loss=ce", "model._target_=mynet.Net", "trainer.checkpoint_every=2 steps"]

@@ -88,7 +88,7 @@ def test_while_the_teacher_is_trained(server: Server, tmp_path: Path, tiny: list
     assert "continuing after step 1 of 2" in place.text()
 
 
-def test_while_a_store_is_filled(server: Server, tmp_path: Path, tiny: list[str]) -> None:
+def test_while_a_cache_is_written(server: Server, tmp_path: Path, tiny: list[str]) -> None:
     """All that was computed is kept, whatever the signal."""
     place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
     for number, signum in ((3, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGINT)):

@@ -118,7 +118,7 @@ def test_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     request = Request("sizes.yaml", overrides=OVERRIDES)
     plan = make_plan(request, CONFIGS)
     assert plan.along == {"40": 40, "20": 20}
-    assert [store.data["limit"] for store in plan.stores] == [40, 20]
+    assert [store.data["limit"] for store in plan.caches] == [40, 20]
     assert not any("knowledge" in change for cell in plan.cells for change in cell.changes)  # the baseline is live
     reproduce(request)
     folder = plan.folder

@@ -166,7 +166,7 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["outputs=nowhere"], "outputs=nowhere: there is no such folder"),
+        (["outputs=nowhere"], "outputs=nowhere: no such folder"),
         (["format=xml"], "format=xml: one of table, json, csv"),
         (["each=yes"], "each=yes: true or false"),
         (["kd"], "'kd': key=value is needed"),

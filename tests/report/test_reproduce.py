@@ -114,13 +114,13 @@ def test_how_a_run_is_computed_leaves_it_comparable():
     assert not any(cell.comparable or cell.reduced for cell in other.cells)
 
 
-def test_stored_knowledge_is_stored_once_for_all_rows():
+def test_the_teacher_cache_is_written_once_for_all_rows():
     overrides = ("knowledge=stored", "knowledge.views=all", "knowledge.allow_large=false")
     plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)
     modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
     live = {"student", "fitnet", "nst_gaussian"}  # their summaries are as large as the features, or they ask for none
     assert {name for name, mode in modes.items() if mode == "live"} == live
-    (store,) = plan.stores
+    (store,) = plan.caches
     targets = sorted(node["_target_"].split(".")[-1] for node in store.loss.values())
     assert targets == ["AT", "CrossEntropy", "KD", "NST", "NST"]
     assert all(cell.comparable for cell in plan.cells)

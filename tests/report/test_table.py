@@ -61,7 +61,7 @@ def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "selected on the test images" in printed
 
 
-def test_reduced_is_said_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_reduced_is_stated_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_table(tmp_path, reduced=True)
     result = read_table(folder, tmp_path)
     write_result(result, folder, tmp_path)

@@ -134,7 +134,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kd" in configs
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nst.runs.trackers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'nst\[wandb\]'"):
         WandB()

@@ -59,7 +59,7 @@ def test_a_failed_job_costs_no_other_and_the_table_names_it(sweep: Sweep, capfd:
     assert "jobs 0, 1 failed: trainer.batch_size=0: at least 1 is needed" in printed
 
 
-def test_equal_errors_are_told_once_and_the_end_names_the_list_of_runs(
+def test_equal_errors_are_printed_once_and_the_end_names_the_list_of_runs(
     sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, jobs = sweep(*ALONE, "optim.lr=-1,0.01", "seed=0,1,2", "trainer.epochs=0")

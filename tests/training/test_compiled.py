@@ -132,7 +132,7 @@ def failing(output: Any) -> Any:
         (failing, "RuntimeError: no C++ compiler here"),
     ],
 )
-def test_what_departs_from_eager_or_fails_is_said_once_and_not_used(
+def test_disagreement_or_failure_is_logged_once_and_eager_code_is_used(
     fake: Any, caplog: pytest.LogCaptureFixture, change: Any, message: str
 ) -> None:
     fake(change)

@@ -15,7 +15,7 @@ from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Summaries
-from nst.reproduce.plan import Plan, finished, store_key
+from nst.reproduce.plan import Plan, cache_key, finished
 from nst.teacher import (
     LiveTeacher,
     NoTeacher,
@@ -49,12 +49,12 @@ def lines(plan: Plan) -> list[Line]:
     """Teachers, caches, then students, by row."""
     found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
-    for store in plan.stores:
-        name = f"teacher cache of {store.teacher.model['name']}"
+    for cache in plan.caches:
+        name = f"teacher cache of {cache.teacher.model['name']}"
         needed = any(
-            not finished(run) for cell in plan.cells for run in cell.runs if store_key(run) == store_key(store)
+            not finished(run) for cell in plan.cells for run in cell.runs if cache_key(run) == cache_key(cache)
         )
-        found.append(Line(name, store, 1, int(needed), views=_views(store)))
+        found.append(Line(name, cache, 1, int(needed), views=_views(cache)))
     for cell in plan.cells:
         name = f"{cell.group.title}: {cell.row.label}" if several else cell.row.label
         missing = sum(not finished(run) for run in cell.runs)

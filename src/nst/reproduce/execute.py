@@ -62,9 +62,9 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
     for teacher in teachers:  # those of other processes: to be waited for
         attempt(teacher, outcome, here, sets, wait=True)
     if here.max(int(any(not finished(student.run) for student in students))) == [1]:
-        for run in plan.stores:
-            store = Named(f"teacher cache of {run.teacher.model['name']}", run)
-            attempt(store, outcome, here, sets, do=write_teacher_cache)
+        for run in plan.caches:
+            cache = Named(f"teacher cache of {run.teacher.model['name']}", run)
+            attempt(cache, outcome, here, sets, do=write_teacher_cache)
     share(students, outcome, here, sets)
     for student in students:
         if reason := diverged(student.folder):

@@ -72,18 +72,18 @@ class Plan:
         return list({run_folder(asdict(run)): run for run in needed}.values())
 
     @property
-    def stores(self) -> list[RunConfig]:
+    def caches(self) -> list[RunConfig]:
         """One run per teacher cache, with all summaries that the table's students need."""
         found: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
-            key = store_key(run)
+            key = cache_key(run)
             known = found.get(key, run)
             new = [node for node in run.loss.values() if node not in known.loss.values()]
             found[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
         return list(found.values())
 
 
-def store_key(run: RunConfig) -> str:
+def cache_key(run: RunConfig) -> str:
     """Equal for runs that share a teacher cache."""
     return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
 
@@ -152,12 +152,12 @@ def _cell(
 def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tuple[list[str], RunConfig]:
     """A run and the words that ask for it, without those for a cache that would hold nothing of it: it stays live."""
     run = settings(words)
-    if run.knowledge.mode == "live" or storable(run):
+    if run.knowledge.mode == "live" or cacheable(run):
         return words, run
     return [word for word in words if not word.startswith("knowledge")], replace(run, knowledge=KnowledgeConfig())
 
 
-def storable(run: RunConfig) -> bool:
+def cacheable(run: RunConfig) -> bool:
     """Whether a teacher cache can hold anything that the run needs of the teacher; rows with nothing to cache stay live.
 
     By cost (`knowledge.allow_large=null`) it can: no row may depend on how fast this machine is.

@@ -212,7 +212,7 @@ class Loop:
 
     def log(self) -> None:
         """Write the means since the last log line."""
-        with self.ending_in_words():
+        with self.nonfinite_ends_run():
             values = self.trainer.window()
         progress, now = self.trainer.progress, time.monotonic()
         spent, self._logged, progress.seconds = now - self._logged, now, now - self._started
@@ -231,7 +231,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint, logs included; never after a step that stops the run."""
-        with self.ending_in_words():
+        with self.nonfinite_ends_run():
             self.trainer.check_finite()
         self.trainer.progress.seconds = time.monotonic() - self._started
         last = None if self.last is None else vars(self.last)
@@ -239,7 +239,7 @@ class Loop:
         self._saved = time.monotonic()
 
     @contextmanager
-    def ending_in_words(self) -> Iterator[None]:
+    def nonfinite_ends_run(self) -> Iterator[None]:
         """A block in which a non-finite step ends the run."""
         try:
             yield
