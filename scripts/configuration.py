@@ -23,7 +23,7 @@ INTRODUCTION = """\
 Written by `python scripts/configuration.py` from `src/nst/config.py` and `configs/`.
 
 A run is a choice in each *group* (`model=resnet20`) and values for *keys* (`trainer.epochs=30`). A choice fills keys; a key on the
-command line wins. The recipe of the data set comes before an experiment, and both before the command line. `python train.py --cfg job
+command line wins. The recipe of the data set comes before an experiment, and both before the command line. `nst train --cfg job
 --resolve` prints what a run would use, and `dry_run=true` what it would do.
 """
 EXTRA = ("experiment", "table")  # one file a cell of a table: only their folders are listed

@@ -33,7 +33,7 @@ def test_request():
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
     assert asked.command == (
-        "python scripts/reproduce.py table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x"
+        "nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x"
     )
 
 
