@@ -1,15 +1,21 @@
 """What `pip install` installs: built without a network from a copy of the sources, unpacked, and used from an empty folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from tests.conftest import ROOT
+
+import nst
 
 IN_SOURCES = (
     "pyproject.toml",
@@ -60,12 +66,12 @@ def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def nst(installed: Path, folder: Path, *words: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
+def call(installed: Path, folder: Path, *words: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
     """`nst WORDS` in a folder, of the unpacked wheel; `before` runs first."""
-    call = f"{before}\nimport sys; sys.argv[0] = 'nst'\nfrom nst.commands.main import main\nmain()"
+    code = f"{before}\nimport sys; sys.argv[0] = 'nst'\nfrom nst.commands.main import main\nmain()"
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", call, *words], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True
     )
 
 
@@ -100,15 +106,31 @@ def test_commands_of_the_wheel_in_an_empty_folder(installed: Path, tmp_path: Pat
         ("new", "mine"): "next: cd mine",
     }
     for words, text in told.items():
-        done = nst(installed, tmp_path, *words, before=light)
+        done = call(installed, tmp_path, *words, before=light)
         assert text in done.stdout + done.stderr, done
         assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_new_project_trains_with_the_wheel(installed: Path, tmp_path: Path) -> None:
-    assert nst(installed, tmp_path, "new", "mine").returncode == 0
+    assert call(installed, tmp_path, "new", "mine").returncode == 0
     words = ("train", "experiment=first", "trainer=quick", "teacher.recipe.trainer.epochs=1", "teacher.min_accuracy=0")
-    done = nst(installed, tmp_path / "mine", *words, before=f"import nst; assert '{installed}' in nst.__file__")
+    done = call(installed, tmp_path / "mine", *words, before=f"import nst; assert '{installed}' in nst.__file__")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("mine/outputs/stripes/large-small/*/*/summary.json"))
+
+
+def test_version_and_lower_bounds_are_the_same_everywhere() -> None:
+    """`tests/lowest.txt` has the lower bound of each requirement, but for the tests' own tools and the extras that it leaves out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (
+        re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == project["version"] == nst.__version__
+    )
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(r for name in extras if name not in ("dev", "docs", "ray") for r in extras[name])]
+    lowest = dict(line.split("==") for line in (ROOT / "tests/lowest.txt").read_text().split())
+    assert len(lowest) == len(needed)
+    for requirement in map(Requirement, needed):
+        [bound] = [each.version for each in requirement.specifier if each.operator == ">="]
+        assert Version(lowest[requirement.name]) == Version(bound), requirement
