@@ -12,7 +12,7 @@ try:
 except (ImportError, RuntimeError, OSError) as error:
     raise ValueError(
         f"torchvision, which photographs and the networks of torchvision and timm need, cannot be imported beside torch "
-        f"{torch.__version__}: {error}. Install both together and from one place: pip install torch torchvision"
+        f"{torch.__version__}: {error}. Install the two again, together and from one place: pip install --force-reinstall torch torchvision"
     ) from error
 
 __all__ = ["InterpolationMode", "datasets", "models", "transforms", "v2"]
