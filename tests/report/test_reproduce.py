@@ -32,9 +32,7 @@ def test_request():
     assert parse(["table=quick/digits"]).folder == "quick/digits/full"
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
-    assert asked.command == (
-        "python scripts/reproduce.py table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x"
-    )
+    assert asked.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
 
 
 @pytest.mark.parametrize(

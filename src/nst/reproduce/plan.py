@@ -142,7 +142,7 @@ def _cell(
         "limit"
     ) != meant.data.get("limit")
     return Cell(
-        group, row, meant, " ".join(["python train.py", *shown, "seed=0"]),
+        group, row, meant, " ".join(["nst train", *shown, "seed=0"]),
         tuple(replace(asked, seed=seed) for seed in seeds),
         tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
