@@ -46,11 +46,11 @@ class Line:
 
 
 def lines(plan: Plan) -> list[Line]:
-    """Teachers, stores, then students, by row."""
+    """Teachers, teacher caches, then students, by row."""
     found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
     for store in plan.stores:
-        name = f"knowledge of {store.teacher.model['name']}"
+        name = f"teacher cache of {store.teacher.model['name']}"
         needed = any(
             not finished(run) for cell in plan.cells for run in cell.runs if store_key(run) == store_key(store)
         )
@@ -65,7 +65,7 @@ def lines(plan: Plan) -> list[Line]:
 def estimate(plan: Plan, device: torch.device) -> list[Line]:
     """Measure a step for each line with something missing, and fill in its seconds: an upper bound for resumed runs.
 
-    A store is taken for missing as long as a run is.
+    A teacher cache counts as missing as long as a run that reads it is.
     """
     train, test = plan.table.images
     found = lines(plan)
@@ -123,7 +123,7 @@ class Pace:
     """Seconds an image."""
 
     step: float  # of training: the student's, the losses', and a live teacher's
-    teacher: float  # of the teacher alone: what filling a store costs
+    teacher: float  # of the teacher alone: what writing a cache costs
 
 
 def pace(run: RunConfig, device: torch.device) -> Pace:

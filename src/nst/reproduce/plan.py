@@ -82,7 +82,7 @@ class Plan:
 
 
 def store_key(run: RunConfig) -> str:
-    """Equal for runs that read one store with one filling."""
+    """Equal for runs that read one teacher cache, written once."""
     return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
 
 
