@@ -1,11 +1,8 @@
-"""`scripts/benchmark.py data`: the in-memory input path beside a PIL DataLoader, and JPEG decoding per core."""
+"""`nst benchmark data`: the input paths, in memory and of photographs, beside torchvision's transforms in a DataLoader."""
 
 import argparse
-import io
 import json
 import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,22 +17,33 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.machine import describe
-from nst.data.augment import CENTRE, Augmentation
-from nst.data.decode import decode
-from nst.data.folder import load_folder
+from benchmarks.photographs import (
+    Row,
+    decoder,
+    exhaust,
+    measure_loaders,
+    measure_parts,
+    photo,
+    summary,
+    written,
+)
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 
-HELP = "the input path: CIFAR-shaped images in memory, JPEGs on disk"
+HELP = "the input path: CIFAR-shaped images in memory, photographs on disk"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-Row = dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--images", type=int, default=20_000, help="CIFAR-shaped images in memory")
-    parser.add_argument("--jpegs", type=int, default=64, help="JPEGs of 500×375 pixels on disk; 0: no part on JPEGs")
+    parser.add_argument("--images", type=int, default=20_000, help="CIFAR-shaped images in memory; 0: none")
+    parser.add_argument(
+        "--photographs", type=Path, help="a folder of train/<class>/* and val/<class>/*; else JPEGs are made"
+    )
+    parser.add_argument("--limit", type=int, help="of these photographs, images an epoch (default: all)")
+    parser.add_argument("--jpegs", type=int, default=64, help="JPEGs of 500×375 pixels to make; 0: no photographs")
+    parser.add_argument("--size", type=int, default=224, help="of the photographs' crops, in pixels")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=cores, help="processes of the DataLoaders (default: all cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns timed of each")
@@ -46,9 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
-    report: Row = {"machine": describe(arguments.device), "memory": measure_memory(arguments)}
-    if arguments.jpegs:
-        report["jpeg"] = measure_jpegs(arguments)
+    report: Row = {"machine": describe(arguments.device)}
+    if arguments.images:
+        report["memory"] = measure_memory(arguments)
+    if arguments.photographs or arguments.jpegs:
+        report["photographs"] = measure_photographs(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
     print_tables(report, arguments)
@@ -71,7 +81,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[Row]:
         for name, epoch in epochs.items():
             passes, seconds = 0, 0.0
             while seconds < (arguments.seconds if repeat else 0.1):  # one pass of ours is too short on a busy machine
-                seconds += timed(lambda epoch=epoch: exhaust(epoch()), device)
+                seconds += seconds_of(lambda epoch=epoch: exhaust(epoch()), device)
                 passes += 1
             if repeat:
                 speeds[name].append(passes * count / seconds)
@@ -108,76 +118,21 @@ class PilImages(Dataset):
         return self.transform(Image.fromarray(self.images[index])), index % 10
 
 
-def measure_jpegs(arguments: argparse.Namespace) -> dict[str, object]:
-    """Milliseconds an image on one core, part by part, and images/s of the loader with its worker processes."""
+def measure_photographs(arguments: argparse.Namespace) -> Row:
+    """The loaders over a folder of photographs, or over JPEGs made here; of these also the parts of the work."""
+    sizes = arguments.batch_size, arguments.workers, arguments.repeats
+    found: Row = {"decoder": decoder(), "size": arguments.size}
+    if arguments.photographs:
+        return {**found, "loaders": measure_loaders(arguments.photographs, arguments.size, arguments.limit, *sizes)}
     encoded = [photo(seed) for seed in range(arguments.jpegs)]
-    paper = {"area": (0.08, 1.0), "aspect": (0.75, 1.3333), "flip": True}
-    crops = Augmentation(224, 256, **paper, jitter=0.0, pca_noise=0.0)
-    colours = Augmentation(224, 256, **paper, jitter=0.4, pca_noise=0.1)
-    parts: dict[str, Callable[[bytes, int], object]] = {
-        "decode": lambda data, i: decode(data, 3),
-        "decode, crop, flip": lambda data, i: crops(decode(data, 3), i, i),
-        "decode, crop, flip, jitter, PCA noise": lambda data, i: colours(decode(data, 3), i, i),
-        "decode, resize 256, centre 224": lambda data, i: colours(decode(data, 3), i, CENTRE),
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rows = []
-    for name, part in parts.items():
-
-        def all_images(part: Callable[[bytes, int], object] = part) -> None:
-            for i, data in enumerate(encoded):
-                part(data, i)
-
-        times = [timed(all_images, "cpu") for _ in range(arguments.repeats + 1)][1:]
-        rows.append(summary(name, [len(encoded) / seconds for seconds in times]))
-    torch.set_num_threads(threads)
-    loader = summary(f"loader, {arguments.workers} workers", loader_speed(encoded, arguments))
-    return {"bytes_per_image": sum(map(len, encoded)) / len(encoded), "one_core": rows, "loader": loader}
+    copies = max(1, 256 // len(encoded)) if arguments.workers else 1  # enough for workers to be busy
+    with written(encoded, copies) as root:
+        found["loaders"] = measure_loaders(root, arguments.size, None, *sizes)
+    found["bytes_per_image"] = sum(map(len, encoded)) / len(encoded)
+    return {**found, "one_core": measure_parts(encoded, arguments.repeats)}
 
 
-def loader_speed(encoded: list[bytes], arguments: argparse.Namespace) -> list[float]:
-    """Images/s of the folder loader over a tree of these JPEGs, each several times."""
-    copies = max(1, 512 // len(encoded)) if arguments.workers else 1
-    with tempfile.TemporaryDirectory() as root:
-        for part, count in (("train", copies), ("val", 1)):
-            folder = Path(root) / part / "photos"
-            folder.mkdir(parents=True)
-            for i, data in enumerate(encoded):
-                for copy in range(count):
-                    (folder / f"{i}-{copy}.jpg").write_bytes(data)
-        data = load_folder(
-            "jpegs", 1, 3, 224, MEAN, STD, root, 0.0, None,
-            256, (0.08, 1.0), (0.75, 1.3333), 0.4, 0.1, True, "label", None,
-        )  # fmt: skip
-        loader = data.split("train").loader(64, train=True, device=arguments.device, workers=arguments.workers)
-        seconds = [timed(lambda e=e: exhaust(loader.epoch(e)), arguments.device) for e in range(arguments.repeats + 1)]
-    return [loader.num_images / s for s in seconds[1:]]
-
-
-def photo(seed: int) -> bytes:
-    """A JPEG of 500×375 pixels with detail at all scales, as photographs have; about as large as ImageNet's."""
-    draw = np.random.default_rng(seed)
-    image = np.zeros((375, 500, 3), np.float32)
-    for scale in (4, 8, 16, 32, 64, 128):
-        blocks = draw.normal(0, 1, (375 // scale + 2, 500 // scale + 2, 3)).astype(np.float32)
-        for channel in range(3):
-            layer = Image.fromarray(blocks[..., channel]).resize((500, 375), Image.Resampling.BICUBIC)
-            image[..., channel] += np.asarray(layer) * scale**0.5
-    grain = draw.normal(0, 1.0, image.shape)
-    pixels = (128 + image * 5 + grain * 19).clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def exhaust(batches: Iterator) -> None:
-    """Take every batch."""
-    for _ in batches:
-        pass
-
-
-def timed(work: Callable[[], object], device: str) -> float:
+def seconds_of(work: Callable[[], object], device: str) -> float:
     """Seconds, the device's queue included."""
     start = time.perf_counter()
     work()
@@ -186,34 +141,42 @@ def timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def summary(name: str, speeds: list[float]) -> Row:
-    """Median and extremes of some speeds in images/s."""
-    low, high = round(min(speeds)), round(max(speeds))
-    return {"name": name, "images_per_second": statistics.median(speeds), "range": [low, high], "n": len(speeds)}
-
-
 def print_tables(report: Row, arguments: argparse.Namespace) -> None:
-    """One table for images in memory, one for JPEGs."""
+    """One table for images in memory, one or two for photographs."""
     console = Console()
     console.print(" · ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    memory = Table("32×32 in memory, crop and flip", title=f"batch {arguments.batch_size}, {arguments.images} images")
-    for column in ("images/s (range)", "n", "PIL DataLoader ="):
-        memory.add_column(column, justify="right")
-    for row in report["memory"]:
-        memory.add_row(*cells(row), f"{row['times_pil']:.1f}×")
-    console.print(memory)
-    if "jpeg" not in report:
+    if "memory" in report:
+        memory = Table(
+            "32×32 in memory, crop and flip", title=f"batch {arguments.batch_size}, {arguments.images} images"
+        )
+        for column in ("images/s (range)", "n", "PIL DataLoader ="):
+            memory.add_column(column, justify="right")
+        for row in report["memory"]:
+            memory.add_row(*cells(row), f"{row['times_pil']:.1f}×")
+        console.print(memory)
+    if "photographs" in report:
+        print_photographs(console, report["photographs"])
+
+
+def print_photographs(console: Console, found: Row) -> None:
+    """The loaders, and the parts of the work where they were measured."""
+    loaders = Table("crop, flip, normalise", title=f"photographs, crops of {found['size']}, {found['decoder']}")
+    for column in ("workers", "images/s (range)", "n", "images/s of processor time", "torchvision ="):
+        loaders.add_column(column, justify="right")
+    for row in found["loaders"]:
+        name, *speed = cells(row)
+        used = f"{row['images_per_processor_second']:,.0f}"
+        loaders.add_row(name, str(row["workers"]), *speed, used, f"{row['times_torchvision']:.2f}×")
+    console.print(loaders)
+    if "one_core" not in found:
         return
-    found = report["jpeg"]
-    jpeg = Table("one core", title=f"JPEG 500×375, {found['bytes_per_image'] / 1e3:.0f} kB")
+    parts = Table("one core", title=f"JPEG 500×375, {found['bytes_per_image'] / 1e3:.0f} kB")
     for column in ("images/s (range)", "n", "ms an image", "cores for 1000 images/s"):
-        jpeg.add_column(column, justify="right")
+        parts.add_column(column, justify="right")
     for row in found["one_core"]:
         speed = row["images_per_second"]
-        jpeg.add_row(*cells(row), f"{1e3 / speed:.2f}", f"{1e3 / speed:.1f}")
-    jpeg.add_section()
-    jpeg.add_row(*cells(found["loader"]))
-    console.print(jpeg)
+        parts.add_row(*cells(row), f"{1e3 / speed:.2f}", f"{1e3 / speed:.1f}")
+    console.print(parts)
 
 
 def cells(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""Command lines that nobody should type, by the hundred: each is refused in words before any work, or runs.
+"""Command lines that nobody should type, by the hundred: each gives a clear error before any work, or runs.
 
 python -m benchmarks.fuzz_commands [--only TEXT] [--seed 0] [--cases 0]
 
@@ -200,7 +200,7 @@ def judge(case: Case, status: int | None, text: str, worked: bool) -> str:
         return "REFUSED WITHOUT A WORD"
     if case.wrong is False:
         return "REFUSED THOUGH RIGHT"
-    return "refused after work began" if worked else "refused in words"
+    return "refused after work began" if worked else "clear error"
 
 
 def main() -> int:

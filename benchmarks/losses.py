@@ -1,4 +1,7 @@
-"""`scripts/benchmark.py losses`: every loss and form beside the broadcast form, time and memory, forward + backward."""
+"""`scripts/benchmark.py losses`: time and memory of forward + backward.
+
+NST's forms beside the broadcast form, and every loss beside a training step.
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import loss_steps
 from benchmarks.loss_cases import METHODS, SETTINGS, Method, Setting, broadcast_bytes
 from benchmarks.machine import describe, gpu_ceilings
 
@@ -20,12 +24,17 @@ ALLOCATORS = {
     # glibc keeps large blocks instead of returning each to the system: no page is touched anew on every call
     "lifted": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"},
 }
-HELP = "the losses, each form beside the broadcast one"
+PARTS = ("forms", "steps")
+HELP = "the losses: NST's forms beside the broadcast one, and every loss beside a training step"
 Row = dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `losses`."""
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="forms of NST; losses beside steps"
+    )
+    parser.add_argument("--losses", nargs="+", default=list(loss_steps.LOSSES), choices=list(loss_steps.LOSSES))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=list(ALLOCATORS))
@@ -40,25 +49,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
+    rows = measure_forms(arguments) if "forms" in arguments.parts else []
+    report = {"machine": describe(arguments.device), "rows": rows}
+    if "steps" in arguments.parts:
+        say(f"{loss_steps.PAIR} · {', '.join(arguments.losses)}")
+        report["steps"] = loss_steps.measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
+    if rows and arguments.device == "cuda":
+        report["ceilings"] = add_rooflines(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+    if rows and arguments.markdown:
+        print(markdown(report))
+    elif rows:
+        print_tables(report)
+    if "steps" in report:
+        loss_steps.print_steps(report["steps"])
+
+
+def measure_forms(arguments: argparse.Namespace) -> list[Row]:
+    """Every setting and method."""
     allocators = arguments.allocators if arguments.device == "cpu" else ["default"]
     rows: list[Row] = []
-    console = Console(stderr=True)
     for allocator in allocators:
         for setting in arguments.settings:
             for method in arguments.methods:
                 for compiled in (False, True) if arguments.compile and METHODS[method].make else (False,):
-                    console.print(f"{setting} · {method}{' · compiled' * compiled} · {allocator}", style="dim")
+                    say(f"{setting} · {method}{' · compiled' * compiled} · {allocator}")
                     rows.append(measure_case(arguments, allocator, setting, method, compiled))
     add_ratios(rows)
-    report = {"machine": describe(arguments.device), "rows": rows}
-    if arguments.device == "cuda":
-        report["ceilings"] = add_rooflines(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
-    if arguments.markdown:
-        print(markdown(report))
-    else:
-        print_tables(report)
+    return rows
+
+
+def say(what: str) -> None:
+    """What is measured now."""
+    Console(stderr=True).print(what, style="dim")
 
 
 def measure_case(arguments: argparse.Namespace, allocator: str, name: str, method: str, compiled: bool) -> Row:

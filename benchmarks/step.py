@@ -19,7 +19,7 @@ from benchmarks.loss_cases import forget_peak, resident
 from benchmarks.machine import describe
 from nst import models
 from nst.config import TrainerConfig
-from nst.data.batch import Batch
+from nst.data.batch import Batch, Loader
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Request, Term
@@ -143,10 +143,10 @@ def run(arguments: argparse.Namespace) -> None:
     print_tables(arguments, report)
 
 
-def noise(images: int) -> MemorySplit:
+def noise(images: int, classes: int = 10) -> MemorySplit:
     """CIFAR-shaped images."""
     pixels = torch.randint(0, 256, (images, *IMAGE), dtype=torch.uint8)
-    return MemorySplit(pixels, torch.arange(images) % 10, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
+    return MemorySplit(pixels, torch.arange(images) % classes, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
 
 
 def distiller(arguments: argparse.Namespace, names: list[str], shapes: dict[str, tuple[int, ...]]) -> Distiller:
@@ -173,18 +173,22 @@ def case(
     student: Distiller,
     knowledge: SummarySource,
 ) -> Case:
-    """One trainer; a learning rate of 0 keeps the noise from doing harm."""
+    """One way to train."""
     subset = split.view_subset(arguments.views) if kind == "stored" else None
     loader = split.loader(
         arguments.batch_size, train=True, device=arguments.device, channels_last=True, views=subset
     )  # fmt: skip
-    settings = TrainerConfig(epochs=1_000_000, batch_size=arguments.batch_size, compile=arguments.compile)
+    return Case(loss, kind, make_trainer(student, knowledge, loader, arguments.device, arguments.compile))
+
+
+def make_trainer(student: Distiller, knowledge: SummarySource, loader: Loader, device: str, compile: bool) -> Trainer:
+    """In training mode; a learning rate of 0 keeps the noise from doing harm."""
     trainer = Trainer(
         student, knowledge, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
-        settings=settings, ranks=Ranks(0, 1, torch.device(arguments.device)), seed=0,
+        settings=TrainerConfig(epochs=1_000_000, compile=compile), ranks=Ranks(0, 1, torch.device(device)), seed=0,
     )  # fmt: skip
     trainer.distiller.train()
-    return Case(loss, kind, trainer)
+    return trainer
 
 
 def filled(

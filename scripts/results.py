@@ -5,11 +5,13 @@ python scripts/results.py pages                                        # README.
 
 Runs of several machines and days gather in one file: a run that is in it already stays as it is.
 A page holds `<!-- results: FILE SPLIT [RATE] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
-results/FILE that were evaluated on that split ("test" or "val"), if given those at that learning rate. No line names a folder of the machine it was measured on: of a
-path only its last part is kept.
+results/FILE that were evaluated on that split ("test" or "val"), if given those at that learning rate. So it is between
+`<!-- gains: FILE SPLIT [RATE] -->` and `<!-- end of gains -->`: the gain over the baseline by the number of training images, and its figure
+in docs/images/. No line names a folder of the machine it was measured on: of a path only its last part is kept.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,13 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.runs import diverged, read_events
+from nst.report.along import CELL, Method, gain_rows, gains, nst_rows
+from nst.report.gain_figure import gain_figure
+from nst.report.page import gain_file
+from nst.report.runs import chance, diverged, fell_back, read_events
+from nst.report.settings import weights
 from nst.report.stats import paired, sample
-from nst.report.text import markdown_row, signed, spread
+from nst.report.text import markdown_row, signed, spread, text_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
-SECTION = re.compile(r"(<!-- results: (\S+) (test|val)(?: ([\d.]+))? -->\n).*?(<!-- end of results -->)", re.S)
+IMAGES = ROOT / "docs" / "images"
+SECTION = re.compile(
+    r"(<!-- (?P<kind>results|gains): (?P<file>\S+) (?P<split>test|val)(?: (?P<rate>[\d.]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
+    re.S,
+)
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
 SETTINGS = (
     "loss",
@@ -78,6 +88,7 @@ def one_run(folder: Path) -> Record:
         "clip": config["trainer"].get("clip_grad_norm"),
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
+        "chance": chance(config),
         "evaluated_on": "val" if config["data"]["validation"] else "test",
         "diverged": None if summary else diverged(folder),
         "crops_top1": round(sum(crops) / len(crops), 2) if crops else None,  # training images, over the last epoch
@@ -97,8 +108,13 @@ def optimizer(config: Record) -> Record:
     return own | {"schedule": name} | {key: value for key, value in schedule.items() if key != "_target_"}
 
 
-def section(runs: Sequence[Record]) -> str:
-    """A table of the runs: a row for equal settings, a column for each setting in which they differ."""
+def section(runs: Sequence[Record], short: bool = False) -> str:
+    """A table of the runs: a row for equal settings, a column for each setting in which they differ.
+
+    Args:
+        short: without the median, which else stands where a row has several seeds, and without the number of runs that
+            fell back, which else stands where there are any.
+    """
     settings = [shown(run) for run in runs]
     constant = {k: values[0] for k in settings[0] if len(values := list(dict.fromkeys(s[k] for s in settings))) == 1}
     varying = [key for key in settings[0] if key not in constant]
@@ -107,17 +123,75 @@ def section(runs: Sequence[Record]) -> str:
         rows.setdefault((method(run, runs), *(shown(run)[key] for key in varying)), []).append(run)
     compared = [BASELINE, CONTROL] if any(key[0] == CONTROL for key in rows) else [BASELINE]
     held_out = runs[0]["evaluated_on"] == "val"
-    names = ["method, λ", *varying, "last epoch", *(f"Δ vs. {name}" for name in compared), "training accuracy"]
+    counted, several = (not short and shows for shows in (bool(fallen(runs)), any(len(m) > 1 for m in rows.values())))
+    names = ["method, λ", *varying, "last epoch", *(["median"] if several else []), *(["fell back"] if counted else [])]
+    names += [*(f"Δ vs. {name}" for name in compared), "training accuracy"]
     names += ["test accuracy"] if held_out else []
     lines = [markdown_row(names), markdown_row(["---", *("---:" for _ in names[1:])])]
     for key, members in rows.items():
         differences = [difference(members, rows.get((name, *key[1:]), [])) for name in compared]
         tests = [mean(members, "test_top1", 2)] if held_out else []
-        lines.append(markdown_row([*key, accuracy(members), *differences, mean(members, "crops_top1", 1), *tests]))
+        robust = [median(members)] if several else []
+        robust += [f"{len(fallen(members))} of {len(members)}"] if counted else []
+        lines.append(
+            markdown_row([*key, accuracy(members), *robust, *differences, mean(members, "crops_top1", 1), *tests])
+        )
+    return "\n".join([*lines, "", about(constant, runs)])
+
+
+def about(constant: dict[str, str], runs: Sequence[Record]) -> str:
+    """Settings that all runs share, and where they come from."""
     origin = dict.fromkeys(made(run) for run in runs if run["commit"])
-    return "\n".join(
-        [*lines, "", f"{'; '.join(f'{k}: {v}' for k, v in constant.items())}. Measured with {'; '.join(origin)}."]
-    )
+    return f"{'; '.join(f'{k}: {v}' for k, v in constant.items())}. Measured with {'; '.join(origin)}."
+
+
+def by_images(runs: Sequence[Record]) -> dict[float, list[Method]]:
+    """The methods of each number of training images that has a baseline, the baseline first.
+
+    Raises:
+        ValueError: runs that differ in more than that, their methods, their length and their seed.
+    """
+    found: dict[float, list[Method]] = {}
+    for images in sorted({run["data"]["limit"] or 0 for run in runs}):
+        here = sorted((run for run in runs if (run["data"]["limit"] or 0) == images), key=place)
+        if not images or len({run["epochs"] for run in here}) > 1:
+            raise ValueError(
+                f"training images: {images or 'all'}: gains need data.limit, and one number of epochs for each"
+            )
+        methods: dict[str, list[Record]] = {}
+        for run in here:
+            methods.setdefault(method(run, here), []).append(run)
+        if BASELINE in methods:
+            found[images] = [one_method(*item) for item in methods.items()]
+    return found
+
+
+def one_method(label: str, runs: Sequence[Record]) -> Method:
+    """Equal runs as a method of the gains."""
+    lost = sum(bool(run["diverged"]) for run in runs)
+    return Method(label, weights(runs[0]), by_seed(runs), len(fallen(runs)), lost)
+
+
+def gain_section(runs: Sequence[Record], link: str) -> str:
+    """The figure, the gain over the baseline of the same number of images, and what NST adds.
+
+    Args:
+        link: to the figure, from the page.
+
+    Raises:
+        ValueError: no runs of one setting.
+    """
+    values, settings = by_images(runs), [shown(run) for run in runs]
+    varying = {"training images", "epochs"}
+    mixed = [key for key in settings[0] if key not in varying and len({s[key] for s in settings}) > 1]
+    if mixed:
+        raise ValueError(f"gains compare runs of one setting, these differ in {', '.join(mixed)}")
+    lines = [f"![The gain over the baseline of each method, by the number of training images]({link})", ""]
+    lines += [f"Gain over the baseline of the same images, in percentage points: {CELL}.", ""]
+    lines += text_table(gain_rows(values, False, "data.limit"))
+    lines += ["", "What NST adds, alone and in sums:", "", *text_table(nst_rows(values, False, "data.limit"))]
+    constant = {key: text for key, text in settings[0].items() if key not in varying}
+    return "\n".join([*lines, "", about(constant, runs)])
 
 
 def shown(run: Record) -> dict[str, str]:
@@ -177,6 +251,20 @@ def by_seed(runs: Sequence[Record]) -> dict[int, float]:
     return {run["seed"]: list(run["top1_by_epoch"].values())[-1] for run in runs if not run["diverged"]}
 
 
+def fallen(runs: Sequence[Record]) -> list[Record]:
+    """Runs in which an evaluation lost more than half of what was won over chance (10 % where a line does not say)."""
+    return [
+        run for run in runs
+        if fell_back([{"top1": top1} for top1 in run["top1_by_epoch"].values()], run.get("chance") or 10.0)
+    ]  # fmt: skip
+
+
+def median(runs: Sequence[Record]) -> str:
+    """Of the accuracies of the last epoch."""
+    values = list(by_seed(runs).values())
+    return f"{sample(values).median:.2f}" if values else "–"
+
+
 def accuracy(runs: Sequence[Record]) -> str:
     """Mean ± standard deviation (seeds), and how many diverged."""
     values, lost = by_seed(runs), sum(bool(run["diverged"]) for run in runs)
@@ -203,16 +291,41 @@ def made(run: Record) -> str:
     return f"commit {run['commit'][:7]}{dirty} on {machine['device']}, threads: {machine['threads']}"
 
 
+def chosen(found: re.Match[str]) -> list[Record]:
+    """The runs that a page's comment names; none where their file is not there yet."""
+    file, rate = ROOT / "results" / found["file"], float(found["rate"]) if found["rate"] else None
+    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [run for run in runs if run["evaluated_on"] == found["split"] and rate in (None, run["optim"]["lr"])]
+
+
+def figure_of(found: re.Match[str]) -> Path:
+    """The file of a section's figure."""
+    return IMAGES / f"{Path(found['file']).stem}.svg"
+
+
 def written(page: Path) -> str:
-    """The page with its sections made anew."""
+    """The page with its sections made anew; the README's tables are the short ones."""
 
     def anew(found: re.Match[str]) -> str:
-        runs = [json.loads(line) for line in (ROOT / "results" / found[2]).read_text().splitlines()]
-        rate = float(found[4]) if found[4] else None
-        chosen = [run for run in runs if run["evaluated_on"] == found[3] and rate in (None, run["optim"]["lr"])]
-        return f"{found[1]}{section(chosen)}\n{found[5]}"
+        runs = chosen(found)
+        if not runs:
+            text = "Not measured yet."
+        elif found["kind"] == "gains":
+            text = gain_section(runs, os.path.relpath(figure_of(found), page.parent))
+        else:
+            text = section(runs, short=page.name == "README.md")
+        return f"{found[1]}{text}\n{found[6]}"
 
     return SECTION.sub(anew, page.read_text())
+
+
+def drawn(page: Path) -> dict[Path, str]:
+    """The figures of a page's sections, by file."""
+    sections = [found for found in SECTION.finditer(page.read_text()) if found["kind"] == "gains" and chosen(found)]
+    figures = {
+        figure_of(found): gain_figure(gains(by_images(chosen(found)), False), "data.limit") for found in sections
+    }
+    return {file: gain_file(figure) for file, figure in figures.items() if figure is not None}
 
 
 def main(words: list[str]) -> None:
@@ -223,6 +336,8 @@ def main(words: list[str]) -> None:
         case ["pages"]:
             for page in PAGES:
                 page.write_text(written(page))
+                for file, figure in drawn(page).items():
+                    file.write_text(figure)
         case _:
             sys.exit(__doc__)
 

@@ -137,7 +137,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         ),
         (
             own_loss("SeveralLayers", "+loss.own.taps=[{teacher: last, student: last, weight: 0.5}]"),
-            "no pair has a weight",
+            "a pair cannot have its own weight",
         ),
         (["+foo=1"], "foo: unknown key"),
         (["+trainer.swa=0.999"], "trainer.swa: unknown key"),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Term
-from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+from nst.losses import AT, CC, CRD, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet, TransferLoss
 from nst.models import resnet8, resnet14, wrn16_2
 from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher, Normalization
@@ -67,6 +67,29 @@ def test_a_fitnet_regressor_is_trained_with_the_student_and_the_teacher_is_not()
     assert projection.weight.grad is not None
     assert projection.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in live.model.parameters())
+
+
+@pytest.mark.parametrize("loss", [RKD(), PKT(), CC(), CRD(negatives=4), SP()], ids=lambda loss: type(loss).__name__)
+def test_ranks_exchange_pooled_features_where_a_loss_pools(loss: TransferLoss) -> None:
+    """With several ranks `gather` sees what is sent: a vector an image, but for SP, which needs the maps."""
+    distiller, live = wired([Term("tested", loss, 1.0, LAST)])
+    loss.allocate(4)
+    b, context = batch(), {"index": torch.arange(4), "seed": torch.tensor(0)}
+    gathered: list[tuple[int, ...]] = []
+
+    def gather(rows: Tensor) -> Tensor:
+        gathered.append(tuple(rows.shape))
+        return rows.clone()
+
+    found = []
+    for distiller.gather in (None, gather):
+        state = {name: value.clone() for name, value in distiller.state_dict().items()}
+        value = distiller(b.images, b.labels, live(b), context)[1]["tested"]
+        (gradient,) = torch.autograd.grad(value, next(distiller.student.parameters()))
+        found.append((value, gradient))
+        distiller.load_state_dict(state)
+    torch.testing.assert_close(found[1], found[0])
+    assert gathered[0] == ((4, 64, 4, 4) if isinstance(loss, SP) else (4, 64))
 
 
 def test_a_term_falls_when_it_is_trained() -> None:

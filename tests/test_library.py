@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 
 import nst
+import nst.losses
 
 LIGHT = """
 import sys, nst
@@ -31,6 +32,13 @@ def test_public_names() -> None:
     assert (Path(nst.__file__).parent / "py.typed").is_file()
     for name in nst.__all__:
         assert getattr(nst, name).__doc__, name
+
+
+def test_every_loss_is_public() -> None:
+    classes = {name: value for name, value in vars(nst.losses).items() if isinstance(value, type)}
+    losses = {name for name, value in classes.items() if issubclass(value, nst.losses.TransferLoss)}
+    assert "CRD" in losses
+    assert losses <= set(nst.__all__)
 
 
 def test_unknown_names_are_attribute_errors() -> None:

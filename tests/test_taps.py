@@ -120,7 +120,7 @@ def test_a_compiled_student_hands_over_maps_with_gradient() -> None:
 @pytest.mark.parametrize(
     ("tap", "words"),
     [
-        ("blocks.0.attn.k_norm", "heads of an attention"),
+        ("blocks.0.attn.k_norm", "separate attention heads"),
         ("blocks.0.attn.q_norm", "tap one of block1, block2, last"),
     ],
 )

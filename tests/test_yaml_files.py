@@ -17,11 +17,11 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 BAD = {
     "aliases": (BOMB, r"with its aliases .* values"),
     "itself": ("a: &a [*a]\n", "hold themselves"),
-    "depth": ("[" * 5000 + "]" * 5000, "nested too deeply|no YAML"),
+    "depth": ("[" * 5000 + "]" * 5000, "nested too deeply|invalid YAML"),
     "code": ("a: !!python/object/apply:os.mkdir [ran]\n", "line 1 has the tag .*python"),
     "own tag": ("a: !mine 3\n", "the tag !mine"),
-    "no yaml": ("a: [1\n", "no YAML"),
-    "binary": (b"\xff\xfe\x00a", "no YAML"),
+    "no yaml": ("a: [1\n", "invalid YAML"),
+    "binary": (b"\xff\xfe\x00a", "invalid YAML"),
     "size": ("# " + "x" * 2**20, "1,048,578 bytes"),
 }
 

@@ -1,4 +1,4 @@
-"""Distil small vision networks from large ones, by NST and the losses it is compared with.
+"""Knowledge distillation of vision networks: NST and the losses it is compared with.
 
 The names below are the public ones (docs/library.md); each is imported when it is first used.
 """
@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from nst.data.views import ViewScheme
     from nst.distiller import Distiller, Pair, Term
     from nst.export import load_student
-    from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+    from nst.losses import (
+        AT,
+        CC,
+        CRD,
+        DIST,
+        DKD,
+        KD,
+        NST,
+        PKT,
+        RKD,
+        SP,
+        VID,
+        CrossEntropy,
+        FitNet,
+        ReviewKD,
+        TransferLoss,
+    )
     from nst.models.weights import load_weights, save_weights
     from nst.taps import Taps, feature_shapes
     from nst.teacher import LiveTeacher, Normalization
@@ -25,8 +41,16 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AT",
+    "CC",
+    "CRD",
+    "DIST",
+    "DKD",
     "KD",
     "NST",
+    "PKT",
+    "RKD",
+    "SP",
+    "VID",
     "Batch",
     "CrossEntropy",
     "Distiller",
@@ -37,6 +61,7 @@ __all__ = [
     "Normalization",
     "Pair",
     "Ranks",
+    "ReviewKD",
     "Taps",
     "Term",
     "Trainer",
@@ -58,13 +83,16 @@ _HOMES = {
     "nst.distiller": ("Distiller", "Pair", "Term"),
     "nst.export": ("load_student",),
     "nst.teacher": ("LiveTeacher", "Normalization"),
-    "nst.losses": ("AT", "KD", "NST", "CrossEntropy", "FitNet", "TransferLoss"),
+    "nst.losses": (
+        "AT", "CC", "CRD", "DIST", "DKD", "KD", "NST", "PKT", "RKD", "SP", "VID", "CrossEntropy", "FitNet", "ReviewKD",
+        "TransferLoss",
+    ),
     "nst.taps": ("Taps", "feature_shapes"),
     "nst.training.ranks": ("Ranks",),
     "nst.training.evaluate": ("Metrics", "evaluate"),
     "nst.training.trainer": ("Trainer",),
     "nst.models.weights": ("load_weights", "save_weights"),
-}
+}  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

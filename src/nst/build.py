@@ -1,15 +1,11 @@
-"""Configuration → objects. The only place that instantiates components; everything below takes objects."""
+"""Configuration → objects. The only place that instantiates components; all other modules take objects."""
 
 import difflib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import hydra.utils
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -18,7 +14,7 @@ from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.data.schedule import ScheduledLoader
-from nst.distiller import Distiller, Pair, Request, Term
+from nst.distiller import Distiller, Request, Term
 from nst.layers import shown
 from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
@@ -26,12 +22,11 @@ from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher.source import SummarySource
+from nst.terms import check_name, instantiate, share_taps, terms
 from nst.training.optimizer import MakeOptimizer, check_optimizer
 from nst.training.ranks import Ranks
 from nst.training.schedule import Schedule
 from nst.training.trainer import Trainer
-
-TAP_NAMES = ("last", "stages", "stage2", "review")  # the names by which the shipped losses ask for layers
 
 
 @dataclass(frozen=True)
@@ -47,10 +42,10 @@ class Networks:
 def settings(cfg: DictConfig) -> RunConfig:
     """The composed configuration, resolved and checked.
 
-    A teacher that no term asks for is dropped, so that `loss=ce` is plain training whatever `teacher` says.
+    A teacher that no term needs is dropped, so that `loss=ce` is plain training with any `teacher`.
 
     Raises:
-        ValueError: naming the key, what was found and what would be right.
+        ValueError: names the key, its value and a correct one.
     """
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
@@ -59,7 +54,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
-    _share_taps(run)
+    share_taps(run)
     found = terms(run)
     if not found:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
@@ -82,7 +77,7 @@ def settings(cfg: DictConfig) -> RunConfig:
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
-    """Raises ValueError for a key that no part of the schema knows: Hydra lets `+key=value` add any."""
+    """Raises ValueError for a key that is not in the schema: Hydra accepts any `+key=value`."""
     names = [f.name for f in fields(run)]
     for key in cfg:
         value = getattr(run, str(key), None)
@@ -102,15 +97,6 @@ def _check_component(key: str, node: Any) -> None:
     check_name(f"{key}.name", node.get("name"))
 
 
-def check_name(key: str, name: Any) -> None:
-    """Raises ValueError unless `name` can be one plain part of a path."""
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
-        raise ValueError(
-            f"{key} is {name!r}; folders carry it, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
-            "a letter or digit"
-        )
-
-
 def _check_classes_agree(run: RunConfig) -> None:
     classes = {
         f"{key}.num_classes": node["num_classes"]
@@ -123,7 +109,7 @@ def _check_classes_agree(run: RunConfig) -> None:
 
 
 def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
-    """What a term says of itself, against how the run goes."""
+    """The requirements that a term declares, against the settings of the run."""
     for term in found:
         if term.loss.relational and run.trainer.accumulate > 1:
             raise ValueError(
@@ -132,39 +118,31 @@ def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
             )
         if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
             raise ValueError(
-                f"loss.{term.name}.taps: this loss looks at all layers at once, so no pair has a weight of its own"
+                f"loss.{term.name}.taps: this loss compares all layers at once, so a pair cannot have its own weight"
             )
     _check_mixing(run, found)
 
 
 def _check_mixing(run: RunConfig, found: Sequence[Term]) -> None:
-    """What mixup and cutmix cannot go with: what is known of single images only."""
+    """Raises ValueError for what mixup and cutmix cannot be combined with: anything that belongs to single images."""
     asked = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
     if not asked:
         return
     if run.knowledge.mode == "stored":
-        raise ValueError(f"{asked[0]}: a teacher cache knows no mixed images; use knowledge=live")
+        raise ValueError(f"{asked[0]}: a teacher cache has no mixed images; use knowledge=live")
     for term in found:
         if needed := [need for need in term.loss.needs if need in ("labels", "index")]:
             raise ValueError(
                 f"{asked[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
-                "leave mixing or that loss out"
+                "omit mixing or that loss"
             )
 
 
-def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
-    """Call a node's `_target_`, or with `partial` prepare the call; the error of a wrong argument names `key`."""
-    try:
-        return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
-    except InstantiationException as error:
-        raise ValueError(f"{key}: {error.__cause__ or error}") from error
-
-
 def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
-    """What makes the run's optimizer, and which parameters it leaves out of weight decay.
+    """A factory of the run's optimizer, and which parameters are excluded from weight decay.
 
     Raises:
-        ValueError: no such optimizer, or an argument it does not take.
+        ValueError: unknown optimizer, or an argument that it does not accept.
     """
     node = run.optim
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
@@ -181,7 +159,7 @@ def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
 
 
 def schedule(run: RunConfig) -> Schedule:
-    """The run's learning-rate schedule. Raises ValueError where there is none or an argument is off."""
+    """The run's learning-rate schedule. Raises ValueError if there is none or an argument is wrong."""
     node = run.schedule
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise ValueError(f"schedule is {node!r}; a node with a `_target_` is needed, for example schedule=cosine")
@@ -189,108 +167,11 @@ def schedule(run: RunConfig) -> Schedule:
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
-    """The run's trackers by their names in the configuration, not started. Raises ValueError for what is no tracker or not installed."""
+    """The run's trackers by their names in the configuration, not started. Raises ValueError for an unknown tracker or one that is not installed."""
     for name, node in run.tracker.items():
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             raise ValueError(f"tracker.{name} is {node!r}; a node with a `_target_` is needed")
     return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
-
-
-def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
-    """The terms of the run's loss, in order; those of weight 0 are left out.
-
-    Args:
-        models: student and teacher, to say what `stages` are; without them it stands for one pair.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        built = [_term(name, node, models) for name, node in run.loss.items()]
-    return [term for term in built if term.weight > 0]
-
-
-def _share_taps(run: RunConfig) -> None:
-    """Give every loss the layers that the run names for it, and the run's key nothing more to say.
-
-    `taps` is what all losses without taps of their own compare: a list of pairs, the name of a role that both networks have, or
-    a mapping from such names, as losses use them, to either.
-    """
-    if not run.taps:
-        raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
-    named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
-    for name in named:
-        near = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
-        if name not in TAP_NAMES and not any(_taps_of(node) == name for node in run.loss.values()):
-            hint = (
-                f"did you mean {near[0]}?" if near else f"losses use {', '.join(TAP_NAMES)}, or what their own taps say"
-            )
-            raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
-    for node in run.loss.values():
-        if isinstance(node, dict) and "taps" in node:
-            wanted = "last" if node["taps"] is None else node["taps"]
-            node["taps"] = named.get(wanted, wanted) if isinstance(wanted, str) else wanted
-
-
-def _taps_of(node: Any) -> Any:
-    return node.get("taps") if isinstance(node, Mapping) else None
-
-
-def _pairs(key: str, taps: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
-    """A list of pairs, or a role: `last`, any other name, or `stages` and `stages_pre_relu` for all that both networks have."""
-    if not isinstance(taps, str):
-        if not isinstance(taps, list | tuple) or not taps:
-            raise ValueError(f"{key}={taps!r}: a role such as last or stages, or a list of pairs of layers is needed")
-        return tuple(_pair(key, pair) for pair in taps)
-    if not re.fullmatch("stages(_pre_relu)?", taps):
-        return (Pair(taps, taps),)
-    suffix = taps.removeprefix("stages")
-    numbers = range(1, 100) if models else range(1, 2)
-    roles = [f"stage{k}{suffix}" for k in numbers if all(f"stage{k}{suffix}" in getattr(m, "taps", {}) for m in models)]
-    if not roles:
-        raise ValueError(
-            f"{key}={taps}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
-        )
-    return tuple(Pair(role, role) for role in roles)
-
-
-def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
-    key = f"loss.{name}"
-    check_name(f"{key}: its name", name)
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ValueError(
-            f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
-            "which layers correspond is said for all losses at once by taps=[{teacher: last, student: last}]"
-        )
-    weight = node.get("weight")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
-    loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
-    if not isinstance(loss, TransferLoss):
-        raise ValueError(f"{key}._target_={node['_target_']}: a nst.losses.TransferLoss is needed")
-    if getattr(loss, "projects", False):
-        raise ValueError(
-            f"{key}: `projects` is gone; make the 1×1 convolution in setup(student_shape, teacher_shape) and apply it in forward"
-        )
-    if loss.on_logits:
-        if node.get("taps"):
-            raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
-        return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
-    return Term(name, loss, float(weight), _pairs(f"{key}.taps", node.get("taps", "last"), models))
-
-
-def _pair(key: str, node: Any) -> Pair:
-    names = ("teacher", "student", "weight")
-    if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node):
-        raise ValueError(
-            f"{key}: {node!r} found, entries like {{teacher: last, student: last, weight: 1.0}} are needed"
-        )
-    for name in node:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {near[0]}?' if near else ''}")
-    weight = node.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"{key}: weight={weight!r}: a positive number is needed")
-    return Pair(str(node["teacher"]), str(node["student"]), float(weight))
 
 
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
@@ -304,10 +185,10 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 def networks(run: RunConfig) -> Networks:
-    """Student and teacher, tapped and wired, checked by one blank image through each.
+    """Student and teacher with taps and losses, checked by a forward pass of one blank image through each.
 
     Raises:
-        ValueError: unknown layer, a tap that yields no map, shapes that a loss cannot compare, wrong class counts.
+        ValueError: unknown layer, a tap whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
     """
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
@@ -333,15 +214,15 @@ def networks(run: RunConfig) -> Networks:
 
 
 def _check_plan(request: Request, teacher_shape: Shape) -> None:
-    """Raises ValueError where a loss cannot compare two shapes."""
+    """Raises ValueError if a loss cannot compare two shapes."""
     name, shapes = request.key.split(":")[0], (request.student_shape, teacher_shape)
     try:
         request.loss.plan(*shapes)
         if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
             raise ValueError(
                 f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
-                "scaled to unit length is the same whatever the network says: name earlier layers as "
-                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists what fits"
+                "scaled to unit length is always the same: name earlier layers as "
+                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
             )
     except ValueError as error:
         raise ValueError(f"loss.{name}, teacher layer '{request.tap}': {error}") from error
@@ -376,7 +257,7 @@ def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
 
 
 def check_evaluation(settings: EvaluateConfig) -> None:
-    """Raises ValueError for settings of an evaluation that cannot be right."""
+    """Raises ValueError for wrong settings of an evaluation."""
     check_numbers(settings, "")
     for group in ("model", "data"):
         _check_component(group, getattr(settings, group))
@@ -402,14 +283,14 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     """Read the data.
 
     Raises:
-        ValueError: naming the file or the key at fault.
+        ValueError: names the file or key at fault.
     """
     check_numbers(run.data, "data")
     return instantiate("data", run.data)
 
 
 def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
-    """This rank's way through a split: "train" shuffled and in changing views, the others as they are.
+    """This rank's loader of a split: "train" shuffled and augmented, the others unchanged.
 
     Args:
         views: [images, K], to draw the training views from; None: all.
@@ -445,7 +326,7 @@ def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader:
 
 
 def allocate(run: RunConfig, distiller: Distiller, num_images: int) -> None:
-    """Let losses make their buffers with a row for each training image."""
+    """Let losses allocate their buffers with one row per training image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         for loss in distiller.losses.values():

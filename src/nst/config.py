@@ -21,7 +21,7 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "co
 
 @dataclass
 class RecipeConfig:
-    """What suits a data set: defaults that optimizer, schedule and trainer refer to."""
+    """Settings for a data set: defaults of optimizer, schedule and trainer."""
 
     epochs: int = 200
     batch_size: int = 128
@@ -34,7 +34,7 @@ class RecipeConfig:
 
 @dataclass
 class TrainerConfig:
-    """How long, on what and how often."""
+    """The training loop: length, batch, precision, checkpoints."""
 
     epochs: int = 200
     batch_size: int = 128  # global: shared by all ranks
@@ -43,23 +43,23 @@ class TrainerConfig:
         "fp32"  # fp32 | bf16 | fp16 (autocast of the student; losses in fp32; fp16: CUDA, gradients scaled)
     )
     channels_last: bool = True
-    compile: bool | None = None  # compile the step, where it agrees with eager code; null: on CUDA
+    compile: bool | None = None  # compile the step, if its results agree with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
-    mixup: float = 0.0  # α of mixup, 1.0 for instance: teacher and student see averages of two images; 0: none
-    cutmix: float = 0.0  # α of cutmix: a box of one image in the other; with both, each image takes either
-    ema: float | None = None  # decay, such as 0.999: an average of the student's weights is evaluated and kept
+    mixup: float = 0.0  # α of mixup, for instance 1.0: teacher and student see averages of two images; 0: off
+    cutmix: float = 0.0  # α of cutmix: a box of one image in another; with both, each image gets one of them
+    ema: float | None = None  # decay, such as 0.999: a moving average of the student's weights is evaluated and saved
     sync_bn: bool = False  # with several ranks: BN over the global batch
     accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
     workers: int = 4  # processes that decode images (folder data only)
     eval_batch_size: int = 500
     eval_every: int = 1  # epochs
     log_every: int = 50  # steps
-    checkpoint_every: str = "1 epoch"  # "1 epoch", or besides that also every "500 steps" or "10 min"
+    checkpoint_every: str = "1 epoch"  # "1 epoch"; or in addition every "500 steps" or "10 min"
     keep_checkpoints: int = 2
     skip_nonfinite: bool = False  # skip (and count) steps with a non-finite gradient instead of stopping
     profile: bool = False  # write a torch profiler trace of a few steps into the run's folder
     prune_after: int | None = None  # epochs; from then on stop a run that is below the median of comparable runs
-    heatmaps: bool = True  # draw what some neurons select, for the trackers, at the first and the last epoch
+    heatmaps: bool = True  # draw heat maps of some channels, for the trackers, at the first and the last epoch
     timeout: float = 600.0  # seconds after which a rank that does not answer ends the run
 
 
@@ -75,7 +75,7 @@ class RecipeTrainerConfig:
 
 @dataclass
 class TeacherRecipeConfig:
-    """How a teacher is trained when its weights are not given: independent of how the student is trained."""
+    """How a teacher without weights is trained, independent of the student's training."""
 
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: Any = None  # a node like `optim`
@@ -95,8 +95,8 @@ class TeacherConfig:
         "fp32"  # fp32 | bf16 | fp16 (autocast of its forward pass; summaries and losses in fp32; fp16: CUDA)
     )
     batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
-    min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops
-    seed: int = 0  # of its training, whatever the student's
+    min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops; null: near chance
+    seed: int = 0  # of its training, independent of the student's
     recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
 
 
@@ -105,11 +105,11 @@ class KnowledgeConfig:
     """Where the teacher's summaries come from."""
 
     mode: str = "live"  # live | stored
-    views: int | str = 16  # stored: views of each image to hold and to draw from; a number (at most all) or all
+    views: int | str = 16  # stored: views of each image in the cache; a number, or all
     dtype: str = "float16"  # stored: float16 | float32
-    path: str | None = None  # stored: the store's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
+    path: str | None = None  # stored: the cache's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
     residence: str = (
-        "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first it fits in
+        "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first with room
     )
     allow_large: bool | None = None  # stored: cache also summaries as large as the feature; null: where that is cheaper
 
@@ -123,7 +123,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    taps: Any = "last"  # which layers of teacher and student correspond, for every loss without taps of its own
+    taps: Any = "last"  # which layers of teacher and student are compared, for every loss without its own taps
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: Any = None
     schedule: Any = None
@@ -139,7 +139,7 @@ class EvaluateConfig:
     """What `nst evaluate` measures: a finished run's student, or any weights."""
 
     run: str | None = None  # folder of a finished run: its network, weights, data and normalisation
-    root: str | None = None  # with `run`: where its data lies now; null: where the run found it
+    root: str | None = None  # with `run`: folder of its data; null: as in the run
     allow: list[str] = field(default_factory=list)  # with `run`: as in ExportConfig
     data: Any = None  # null: the run's
     model: Any = None
@@ -163,15 +163,15 @@ class ExportConfig:
     images: int = 1000  # test images to verify on, evenly spaced over the split
     repeats: int = 50  # timed calls a batch size; fewer where they take more than 10 s
     device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
-    root: str | None = None  # where the data lies now; null: where the run found it
+    root: str | None = None  # folder of the data; null: as in the run
     licence: str | None = None  # of the weights, for the model card
     allow: list[str] = field(
         default_factory=list
-    )  # networks and data sets of one's own that the run may name: [mynet.Tiny]
+    )  # networks and data sets outside this project that the run may name: [mynet.Tiny]
 
 
-# Keys that may differ between two starts of the same run: where things lie, how much is shown, and what to do about a
-# step that cannot be taken (a run without one is the same either way). Recipes act through the keys that refer to them.
+# Keys that may differ between two starts of the same run: paths, logging, and how to handle a non-finite step (a run
+# without one is not affected). Recipes act through the keys that refer to them.
 NOT_IDENTITY = (
     "outputs",
     "dry_run",
@@ -213,7 +213,7 @@ def check_values(cfg: RunConfig) -> None:
     """Check what types cannot express.
 
     Raises:
-        ValueError: naming the key, the value found and what would be right.
+        ValueError: names the key, its value and a correct one.
     """
     check_numbers(cfg, "")
     _one_of("trainer.device", cfg.trainer.device, ("auto", "cpu", "cuda"))
@@ -238,7 +238,7 @@ def check_values(cfg: RunConfig) -> None:
     _check_knowledge(cfg.knowledge)
     if cfg.teacher.batch_statistics and cfg.knowledge.mode == "stored":
         raise ValueError(
-            "teacher.batch_statistics=true: what the teacher says of an image then depends on its batch, so it cannot be "
+            "teacher.batch_statistics=true: the teacher's output for an image then depends on its batch, so it cannot be "
             "cached; use knowledge=live"
         )
     for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
@@ -277,7 +277,7 @@ def _check_teacher(teacher: TeacherConfig) -> None:
 
 
 def check_channels(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int) -> None:
-    """Raises ValueError where a mean or standard deviation does not have one value a channel."""
+    """Raises ValueError if a mean or standard deviation does not have one value per channel."""
     for key in ("mean", "std"):
         values = getattr(node, key)
         if values is not None and len(values) != channels:
@@ -294,7 +294,7 @@ def _check_knowledge(knowledge: KnowledgeConfig) -> None:
         changed = [
             f.name for f in fields(knowledge) if getattr(knowledge, f.name) != getattr(KnowledgeConfig(), f.name)
         ]
-        raise ValueError(f"knowledge.{changed[0]} is for stored knowledge only; add knowledge=stored")
+        raise ValueError(f"knowledge.{changed[0]} is for the teacher cache only; add knowledge=stored")
 
 
 def parse_every(text: str) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""The student and the weighted terms of the loss with what they learn: one module, one DDP wrapper."""
+"""The student and the weighted terms of the loss with their parameters: one module, one DDP wrapper."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Summaries = dict[str, dict[str, Tensor]]  # request key → what the loss needs 
 
 @dataclass(frozen=True)
 class Pair:
-    """Which teacher feature a student feature learns from."""
+    """A teacher tap and the student tap that is compared with it."""
 
     teacher: str
     student: str
@@ -34,7 +34,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Request:
-    """What a loss asks of the teacher: `loss.summarize(feature at tap, student_shape)`, kept under `key`."""
+    """A summary that a loss needs: `loss.summarize(feature at tap, student_shape)`, under `key`."""
 
     key: str
     tap: str
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Instance:
-    """One loss module of a term and the pairs of layers it sees: one pair, or all of the term's with `all_layers`."""
+    """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
     keys: tuple[str, ...]  # a pair's own name, "term:0", "term:1", …; of its request, and the first one of the module
     pairs: tuple[Pair, ...]
@@ -109,13 +109,21 @@ class Distiller(nn.Module):
         logits = self.student(images)
         features = self.taps.read() | {LOGITS: logits}
         context = {**(context or {}), "labels": labels}
-        values: dict[str, Tensor] = {}
-        for term in self.terms:
-            value = torch.zeros((), device=images.device)
-            for instance in self.instances[term.name]:
-                value = value + instance.weight * self._value(instance, features, summaries, context)
-            values[term.name] = value
-        return logits, values
+        return logits, {term.name: self.value(term, features, summaries, context) for term in self.terms}
+
+    def value(
+        self, term: Term, features: Mapping[str, Tensor], summaries: Summaries, context: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The unweighted value of one term.
+
+        Args:
+            features: the student's by tap, logits among them.
+            context: what the losses need besides the teacher, labels included.
+        """
+        value = torch.zeros((), device=features[LOGITS].device)
+        for instance in self.instances[term.name]:
+            value = value + instance.weight * self._value(instance, features, summaries, context)
+        return value
 
     def _value(
         self,
@@ -131,7 +139,7 @@ class Distiller(nn.Module):
         found = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
         own = [features[pair.student] for pair in instance.pairs]
         if loss.relational and (gather := self.gather) is not None:
-            own = [gather(feature) for feature in own]
+            own = [gather(loss.compact(feature)) for feature in own]
             found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
         value = loss(own, found) if loss.all_layers else loss(own[0], found[0])
         if value.ndim:
@@ -142,13 +150,13 @@ class Distiller(nn.Module):
         return value
 
     def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:
-        """The run's loss: the weighted sum of the terms; of those that relate images only, or of the others, if asked."""
+        """The run's loss: the weighted sum of the terms; optionally of relational terms only, or of the others."""
         terms = [term for term in self.terms if relational in (None, term.loss.relational)]
         return torch.stack([term.weight * values[term.name] for term in terms]).sum()
 
 
 def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
-    """The loss modules of a term, the term's own first, with what each sees."""
+    """The loss modules of a term, the term's own first, with their pairs of layers."""
     keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
     if term.loss.all_layers:
         return [(term.loss, Instance(tuple(keys), term.pairs, 1.0))]

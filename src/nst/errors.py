@@ -1,4 +1,4 @@
-"""Entry points: errors that a user can mend are one readable message instead of a traceback."""
+"""Entry points: an error that the user can fix is one readable message instead of a traceback."""
 
 import difflib
 import os
@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from nst.config import CONFIGS
 
-# What a user can cause and mend; anything else is a fault of ours and keeps its traceback.
+# Errors that a user can cause and fix; anything else is a bug and shows its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
 
 # Hydra's plugin → the extra of ours that installs it.
@@ -28,7 +28,7 @@ EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slur
 INSTALL = "pip install 'nst[{}]'"
 
 # Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
-# from here must not take that for the user's wish.
+# from here must not take that for the user's setting.
 OURS = "NST_SET_HYDRA_FULL_ERROR"
 FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # the user wants tracebacks
 if not FULL:
@@ -50,7 +50,7 @@ class Interrupted(Exception):
 def readable_errors(config_name: str = "config") -> Iterator[None]:
     """End the process with a message and status 1 on a user's error, 128 + signal after a stop on request.
 
-    With several ranks the first to fail says why; the others, who can only tell that it is gone, end silently.
+    With several ranks only the first to fail prints its error; the others end silently.
     `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.commands.sweep`.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -81,7 +81,7 @@ def _should_report_error() -> bool:
 
 
 def explain(error: BaseException, config_name: str = "config") -> str:
-    """The message of `error`, without Hydra's inner details and with the nearest names for a misspelt one."""
+    """The message of `error`, without Hydra's internals and with the nearest names for a misspelt one."""
     text = str(error)
     cause = error.__cause__
     if isinstance(error, HydraException) and cause is not None and str(cause) not in text:
@@ -107,13 +107,13 @@ def explain(error: BaseException, config_name: str = "config") -> str:
 
 
 def required(keys: Sequence[str]) -> str:
-    """What to say where keys must be given."""
+    """The message for required keys."""
     names, are = " and ".join(f"`{key}`" for key in keys), "is" if len(keys) == 1 else "are"
     return f"{names} {are} required: pass {' '.join(f'{key}=…' for key in keys)}"
 
 
 def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
-    """The keys that someone may have meant by a name: those that end in it, else alike ones, else those with an alike end."""
+    """The keys that a misspelt name may mean: those that end in it, else similar ones, else those with a similar end."""
 
     def ending_in(*ends: str) -> list[str]:  # a run's own before a recipe's, short ones first
         found = [key for key in keys if key.rpartition(".")[2] in ends]

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checksums, and locks that end with their process."""
+"""Files: atomic writes, checksums, and locks that end with their process."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the new content is there: beside, synced, renamed.
+    """Write a file atomically, so that the old or the new content is there at any moment: temporary file, fsync, rename.
 
     Raises:
         OSError: disk full, read-only folder, lost mount; names `path`.
@@ -57,8 +57,8 @@ def locked(path: Path, each_second: Callable[[], object] = lambda: None, waiting
     """Hold the lock file `path`; the lock ends with the process, however it ends.
 
     Args:
-        each_second: called while another process holds it; may raise to give up.
-        waiting: printed once, then.
+        each_second: called every second while another process holds the lock; may raise to give up.
+        waiting: message that is printed once in that case.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

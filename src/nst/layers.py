@@ -1,4 +1,4 @@
-"""What a network's layers are called and yield, and which of two networks' layers can be compared as they are."""
+"""The layers of a network, their output shapes, and the pairs of two networks' layers with maps of the same size."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Layer:
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The modules that yield one tensor for images of `image_shape` `(C, H, W)`; the last call of each counts.
 
-    Shapes are those that a tap hands over. Layers that hold no maps (windows of the images apart) are left out.
+    Shapes are those of a tap. Layers without maps (such as separate windows of the images) are left out.
     """
     named: dict[str, list[str]] = {}
     for role in getattr(model, "taps", {}):
@@ -91,9 +91,9 @@ def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """For each map size that both have, the last layer of either with it, large maps first.
+    """For each map size that both networks have, the last layer of each, large maps first.
 
-    Only maps `[C, H, W]` of more than one position count, and only layers whose output stays as it is.
+    Only maps `[C, H, W]` of more than one position count, and only layers whose output is not overwritten.
     """
     ends_t, ends_s = _ends(teacher), _ends(student)
     sizes = sorted(set(ends_t) & set(ends_s), key=lambda size: -size[0] * size[1])
@@ -140,8 +140,8 @@ def pairs_text(pairs: list[tuple[Layer, Layer]], key: str | None) -> str:
         key: of the taps: `taps`, or a loss's own; None: nothing is tapped.
     """
     if not pairs:
-        return "no two layers have maps of one size; any two can be paired, the teacher's map is then resized"
-    lines = ["teacher and student layers with maps of one size:"]
+        return "no two layers have maps of the same size; any two can be paired, the teacher's map is then resized"
+    lines = ["teacher and student layers with maps of the same size:"]
     for teacher, student in pairs:
         sides = [f"{tap_name(side)} ({shown(side.shape)})" for side in (teacher, student)]
         lines.append(f"  {sides[0]} → {sides[1]}")

@@ -1,4 +1,4 @@
-"""Where configurations, tables and Python files of one's own are found: `./configs` and the working directory."""
+"""Search path for the user's configurations, tables and Python files: `./configs` and the working directory."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ OWN = "configs"  # folder of the working directory
 
 
 class OwnConfigSource(FileConfigSource):
-    """A folder of one's own: only the groups that the project has, so that `outputs/` and the like are none."""
+    """A folder of the user: only groups that the project has, so that `outputs/` and the like are not groups."""
 
     @staticmethod
     def scheme() -> str:
@@ -29,7 +29,7 @@ class OwnConfigSource(FileConfigSource):
         return _is_group(config_path) and super().is_group(config_path)
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A configuration file, if it is harmless to read. Raises ValueError, naming it, where it is not."""
+        """A configuration file, if it is safe to read; else raises ValueError with its name."""
         file = Path(self.path) / self._normalize_file_name(config_path)
         if file.is_file():
             check_yaml(file)
@@ -47,7 +47,7 @@ def _is_group(path: str) -> bool:
 
 
 def own_code() -> None:
-    """Make the working directory a place that Python imports from, here and in processes started from here."""
+    """Put the working directory on Python's import path, here and in child processes."""
     here = str(Path.cwd())
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
     if here not in sys.path:
@@ -57,7 +57,7 @@ def own_code() -> None:
 def search_path(folders: Iterable[Path] = ()) -> list[str]:
     """The override that has Hydra also search these folders, `./configs` and the working directory; none where they hold nothing.
 
-    The project's own configurations come first: a file of one's own needs a name of its own.
+    The project's configurations come first, so a user's file needs another name.
     """
     SourcesRegistry.instance().register(OwnConfigSource)
     here = Path.cwd()

@@ -1,7 +1,7 @@
 """Taps: layer names → features.
 
-A tap is `"module.name"` (that module's output) or `"module.name:input"` (its first input; the last call counts when
-a module is called several times in one forward pass). A model's own `taps` attribute gives names to common places:
+A tap is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
+times in one forward pass, the last call counts). A model's `taps` attribute defines roles, names of common places:
 `"last"` (output of the last stage, after its last ReLU), `"last_pre_relu"`, `"stage1"` …
 
 A model's own `tap_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
@@ -43,7 +43,7 @@ def resolve(model: nn.Module, tap: str) -> str:
 
 
 class Taps:
-    """Keeps the features of named places while a model runs.
+    """Records the features at taps during a forward pass.
 
     Attach before `torch.compile`: hooks added later never fire in a compiled model.
     """
@@ -92,7 +92,7 @@ class Taps:
         return hook
 
     def read(self) -> dict[str, Tensor]:
-        """The features of the last forward pass, handed over: nothing is kept."""
+        """The features of the last forward pass; they are cleared here."""
         features, self.features = self.features, {}
         return features
 
@@ -104,7 +104,7 @@ class Taps:
 
 
 class _Versions(Taps):
-    """Also remembers each feature's version, which an operation in place raises."""
+    """Also records each feature's version, which an in-place operation increments."""
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         self.versions: dict[str, int] = {}
@@ -129,7 +129,7 @@ class _Versions(Taps):
 def feature_shapes(
     model: nn.Module, taps: Iterable[str], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of one image's feature at each tap, found by running one blank image.
+    """Shape of one image's feature at each tap, by a forward pass of one blank image.
 
     Args:
         image_shape: `(C, H, W)`.

@@ -1,4 +1,4 @@
-"""YAML files of others, looked through before they are read: a small one must not grow, nor name what is no plain value."""
+"""Untrusted YAML files are checked before they are read: no expansion by aliases, no tags other than plain values."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ _PLAIN = "tag:yaml.org,2002:"
 
 
 def check_yaml(file: Path) -> None:
-    """Raises ValueError, naming the file, for what is no YAML, holds other than plain values, or grows by its aliases."""
+    """Raises ValueError with the file's name for invalid YAML, other than plain values, or expansion by aliases."""
     if (size := file.stat().st_size) > _LARGEST:
         raise ValueError(f"{file}: {size:,} bytes; a configuration file of up to {_LARGEST:,} is needed")
     try:
         root = yaml.compose(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         values = 0 if root is None else _count(root, {})
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: no YAML: {error}") from error
+        raise ValueError(f"{file}: invalid YAML: {error}") from error
     except RecursionError:
         raise ValueError(f"{file}: its values are nested too deeply, or hold themselves") from None
     except _NotPlain as error:

@@ -6,7 +6,9 @@ from argparse import ArgumentParser
 import pytest
 import torch
 
-from benchmarks import baselines, loss_cases, losses
+from benchmarks import baselines, loss_cases, loss_steps, losses
+from nst import build
+from nst.config import CONFIGS
 from nst.losses import NST
 
 
@@ -35,7 +37,7 @@ def test_the_command(tmp_path, capsys):
     parser = ArgumentParser()
     losses.add_arguments(parser)
     target = tmp_path / "losses.json"
-    words = "--settings crd --methods poly poly-broadcast --allocators default --device cpu --seconds 0 --repeats 2"
+    words = "--parts forms --settings crd --methods poly poly-broadcast --allocators default --device cpu --seconds 0 --repeats 2"
     losses.run(parser.parse_args([*words.split(), "--memory-gb", "0.01", "--json", str(target), "--markdown"]))
     report = json.loads(target.read_text())
     ours, broadcast = report["rows"]
@@ -47,3 +49,28 @@ def test_the_command(tmp_path, capsys):
     assert f"(B {broadcast['batch']})" in table
     losses.print_tables(report)
     assert "poly-broadcast" in capsys.readouterr().out
+
+
+def test_every_loss_stands_beside_the_step():
+    chosen = {path.stem for path in (CONFIGS / "loss" / "crd").glob("*.yaml")} - {"nst", "kd_standardized"}
+    assert set(loss_steps.LOSSES) == chosen | {"nst_linear", "nst_poly", "nst_gaussian"}
+    for name, words in loss_steps.LOSSES.items():
+        term = build.terms(loss_steps.settings_of(*words))[-1]
+        assert (term.name, term.loss.source) == (name, "teacher")
+
+
+def test_losses_beside_the_step(monkeypatch, capsys):
+    monkeypatch.setattr(loss_steps, "BATCH", 4)
+    crd, review = rows = loss_steps.measure(["crd", "review"], "cpu", seconds=0, repeats=2)
+    assert crd["n"] == 2
+    assert crd["state_mb"] > 2 * 4 * 128 * loss_steps.IMAGES / 1e6
+    assert review["layers"] == ["stage1", "stage2", "stage3"]
+    loss_steps.print_steps(rows)
+    assert "3 stages" in capsys.readouterr().out
+
+
+def test_shares_are_medians_of_turns():
+    found = loss_steps.summarise([(1.0, 0.5, 10.0, 5.0), (4.0, 0.6, 20.0, 5.0), (3.0, 0.4, 10.0, 5.0)])
+    assert found["share"] == pytest.approx(0.2)
+    assert found["share_by_processor_time"] == pytest.approx(0.1)
+    assert found["median_ms"] == pytest.approx(3000)

@@ -13,6 +13,7 @@ from tests.data.test_cifar import load as load_cifar
 from tests.data.test_folder import load
 
 from nst.data import decoded, digests
+from nst.data.cache import write_cache
 
 
 def bitmap(value: int, size: int = 20) -> bytes:
@@ -142,3 +143,15 @@ def test_decoded_pixels_are_kept_under_the_content_of_the_shards(
         load_cifar(root, num_classes=7)
     shutil.copy(root / "test-00000-of-00001.parquet", root / "train-00001-of-00002.parquet")
     assert load_cifar(root).fingerprint != first
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_does_no_harm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.mkdir()
+    write_cache(taken, b"content")
+    told = capsys.readouterr().err
+    assert f"{taken} could not be written: " in told
+    assert "the next start takes as long again" in told
+    assert list(tmp_path.iterdir()) == [taken]

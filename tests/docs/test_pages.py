@@ -1,4 +1,4 @@
-"""Links lead somewhere; the configuration page is the current one."""
+"""Relative links and anchors resolve; the configuration page is current; every page is in the index."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,37 @@ from blocks import PAGES
 from scripts.configuration import PAGE, reference
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub names the page's headings."""
+    names: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
+        names.append(f"{name}-{names.count(name)}" if name in names else name)
+    return {*names}
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks and code."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<!\$)`[^`\n]*`(?!\$)", lambda code: code[0] if "](" not in code[0] else "", text)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not target.startswith(("http:", "https:", "#", "mailto:")):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name} links to {target}"
+    """Files and, in pages, headings; addresses of other sites are not looked up."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}: no such file"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}: no such heading"
+
+
+def test_anchors_are_named_as_on_github(tmp_path: Path) -> None:
+    (page := tmp_path / "page.md").write_text("# One, `two`\n## A [link](b.md) → c\n```\n# code\n```\n## One, two\n")
+    assert anchors(page) == {"one-two", "a-link--c", "one-two-1"}
 
 
 def test_configuration_page_is_current() -> None:

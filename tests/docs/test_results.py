@@ -1,6 +1,7 @@
 """What the pages say was measured is what the files in results/ say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from tests.report.written import write_table
 def test_the_pages_say_what_the_files_say(page: Path) -> None:
     assert results.SECTION.search(page.read_text())
     assert results.written(page) == page.read_text(), "python scripts/results.py pages"
+
+
+@pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
+def test_the_figures_draw_what_the_files_say(page: Path) -> None:
+    for file, figure in results.drawn(page).items():
+        assert file.read_text() == figure, "python scripts/results.py pages"
 
 
 @pytest.mark.parametrize("file", sorted((results.ROOT / "results").glob("*.json*")), ids=lambda file: file.name)
@@ -41,10 +48,10 @@ def test_a_run_is_kept_once(tmp_path: Path) -> None:
 def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
     lines = results.section(kept(tmp_path)).splitlines()
     assert lines[2:4] == [
-        "| baseline | 94.00 ± 1.00 (3) | – | 70.0 |",
-        "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 | 70.0 |",
+        "| baseline | 94.00 ± 1.00 (3) | 94.00 | – | 70.0 |",
+        "| kd 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | 70.0 |",
     ]
-    assert lines[4].startswith("| nst_poly 50 | 95.55 ± 0.07 (2) | +1.05")
+    assert lines[4].startswith("| nst_poly 50 | 95.55 ± 0.07 (2) | 95.55 | +1.05")
     assert "training images: all; epochs: 2; " in lines[-1]
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
 
@@ -57,8 +64,8 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
         run["optim"]["lr"] = 0.2
         run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
     lines = results.section(runs + other).splitlines()
-    assert lines[0] == "| method, λ | learning rate | last epoch | Δ vs. baseline | training accuracy |"
-    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | +1.00 | 70.0 |" in lines
+    assert lines[0] == "| method, λ | learning rate | last epoch | median | Δ vs. baseline | training accuracy |"
+    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | 72.00 | +1.00 | 70.0 |" in lines
 
 
 def test_a_method_is_compared_with_the_baseline_on_the_same_views_too(tmp_path: Path) -> None:
@@ -69,8 +76,8 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_views_too(tmp_path: 
         run["loss"]["kd"]["weight"] = 1e-9
         run["top1_by_epoch"] = {"2": 90.0}
     lines = results.section(runs + control).splitlines()
-    assert lines[3] == "| baseline on the cached views | 90.00 ± 0.00 (3) | -4.00 ± 2.48 | – | 70.0 |"
-    assert "| kd 50 | 95.00 ± 1.00 (3) | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
+    assert lines[3] == "| baseline on the cached views | 90.00 ± 0.00 (3) | 90.00 | -4.00 ± 2.48 | – | 70.0 |"
+    assert "| kd 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
 
 
 def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
@@ -101,4 +108,67 @@ def test_diverged_runs_are_counted(tmp_path: Path) -> None:
     (folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
     results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     runs = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
-    assert "(2); diverged (1) | +1.00" in results.section(runs)
+    assert re.search(r"\(2\); diverged \(1\) \| 9\d\.\d\d \| \+1\.00", results.section(runs))
+
+
+def test_runs_that_fell_back_are_counted(tmp_path: Path) -> None:
+    """They stand in the mean; the README's short tables have neither their number nor the median."""
+    runs = kept(tmp_path)
+    assert "fell back" not in results.section(runs)
+    fallen = next(run for run in runs if "kd" in run["loss"] and run["seed"] == 2)
+    fallen["top1_by_epoch"] = {"1": 97.0, "2": 31.0}
+    lines = results.section(runs).splitlines()
+    assert lines[0].startswith("| method, λ | last epoch | median | fell back |")
+    assert lines[3].startswith("| kd 50 | 74.00 ± 37.24 (3) | 95.00 | 1 of 3 |")
+    assert results.section(runs, short=True).splitlines()[3].startswith("| kd 50 | 74.00 ± 37.24 (3) | -20.00")
+
+
+def of_images(runs: list[results.Record], images: int, epochs: int, gain: float) -> list[results.Record]:
+    """The runs as of so many training images, NST better by `gain` points."""
+    found = json.loads(json.dumps(runs))
+    for run in found:
+        run["data"]["limit"], run["epochs"] = images, epochs
+        last = list(run["top1_by_epoch"])[-1]
+        run["top1_by_epoch"][last] += gain if "nst_poly" in run["loss"] else 0.0
+    return found
+
+
+def test_gains_by_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's section and its figure; while there are no runs it says so."""
+    runs = kept(tmp_path)
+    found = [*of_images(runs, 5000, 10, 0.0), *of_images(runs, 1000, 50, 3.0)]
+    for folder in ("docs/images", "results"):
+        (tmp_path / folder).mkdir(parents=True)
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("Before\n<!-- gains: sizes.jsonl test -->\nold\n<!-- end of gains -->\nAfter\n")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "IMAGES", tmp_path / "docs" / "images")
+    monkeypatch.setattr(results, "PAGES", (page,))
+    results.main(["pages"])
+    assert "-->\nNot measured yet.\n<!-- end" in page.read_text()
+    (tmp_path / "results" / "sizes.jsonl").write_text("".join(json.dumps(run) + "\n" for run in found))
+    results.main(["pages"])
+    lines = page.read_text().splitlines()
+    assert lines[2].endswith("(images/sizes.svg)")
+    assert "| training images | 1,000 | 5,000 |" in lines
+    assert r"| kd 50 | +1.00 ± 0.00 \[+1.00\] (3) | +1.00 ± 0.00 \[+1.00\] (3) |" in lines
+    assert (
+        len([line for line in lines if re.match(r"\| nst_poly 50 − baseline \| \+4.05 ± .* \| \+1.05 ± ", line)]) == 1
+    )
+    assert (lines[0], lines[-1]) == ("Before", "After")
+    figure = (tmp_path / "docs" / "images" / "sizes.svg").read_text()
+    assert ">nst_poly 50</text>" in figure
+    assert results.drawn(page) == {tmp_path / "docs" / "images" / "sizes.svg": figure}
+
+
+def test_gains_compare_runs_of_one_setting(tmp_path: Path) -> None:
+    runs = kept(tmp_path)
+    with pytest.raises(ValueError, match=r"training images: all: gains need data\.limit"):
+        results.gain_section(runs, "")
+    found = [*of_images(runs, 1000, 50, 0.0), *of_images(runs, 1000, 10, 0.0)]
+    with pytest.raises(ValueError, match=r"1000: gains need .* one number of epochs"):
+        results.gain_section(found, "")
+    found = of_images(runs, 1000, 50, 0.0)
+    found[0]["optim"]["lr"] = 0.7
+    with pytest.raises(ValueError, match="these differ in learning rate"):
+        results.gain_section(found, "")

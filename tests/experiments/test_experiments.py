@@ -41,7 +41,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "digits": [],
         "cifar100": [f"data.root={cifar100}"],
-        "cifar10": [f"data.root={cifar10}"],
+        "cifar10": [f"data.root={cifar10}", "data.limit=null"],
         "imagenet": photographs,
         "folder": photographs,
     }
@@ -95,14 +95,15 @@ def composed(*overrides: str) -> Any:
 
 @cache
 def cells() -> list[list[str]]:
-    """The overrides of every row of every table; of CRD's pairs one with all methods, the others with NST."""
+    """The overrides of every row of every table; of CRD's pairs and of sizes one with all methods, the others with NST."""
     found = []
     for name in TABLES:
         table = read_table(name, CONFIGS)
         for group in table.groups:
             for row in group.rows:
                 words = [*table.overrides, *row.run]
-                if not name.startswith("crd") or group.name == "resnet56-resnet20" or row.name == "nst":
+                whole = not name.startswith(("crd", "study")) or group.name in ("resnet56-resnet20", "5000")
+                if whole or row.name in ("nst", "at_nst_poly"):
                     found.append(words)
     return found
 

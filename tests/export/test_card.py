@@ -1,4 +1,4 @@
-"""The model card shows names from files as text."""
+"""The model card shows names from files as text, and how the student was trained."""
 
 import re
 from dataclasses import replace
@@ -39,3 +39,32 @@ def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) 
         return [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
 
     assert widths(card) == widths(clean)
+
+
+def test_the_recipe_is_told(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+    """Each key of a recipe that is on; none of them where all are off."""
+    run, report = finished_run(finished), exported[1]
+    data, settings = build.dataset(run.settings), run.settings
+    told = {
+        "mixup (α = 0.8)",
+        "cutmix (α = 1)",
+        "label smoothing 0.1",
+        "TrivialAugmentWide",
+        "random erasing (probability 0.25)",
+        "weights averaged over the steps (EMA, decay 0.99)",
+        "run beside it, in bf16",
+    }
+    plain = model_card(run, report, data, None)
+    assert not any(text in plain for text in told)
+    assert "Training also used" not in plain
+    settings = replace(
+        settings,
+        trainer=replace(settings.trainer, mixup=0.8, cutmix=1.0, ema=0.99),
+        loss=settings.loss | {"ce": settings.loss["ce"] | {"label_smoothing": 0.1}},
+        data=settings.data | {"augment": "trivial", "erase": 0.25},
+        teacher=replace(settings.teacher, precision="bf16"),
+    )
+    card = model_card(replace(run, settings=settings), report, data, None)
+    assert {text for text in told if text in card} == told
+    settings = replace(settings, data=settings.data | {"augment": "rand"})
+    assert "RandAugment" in model_card(replace(run, settings=settings), report, data, None)

@@ -47,9 +47,24 @@ def test_seeds_of_a_configuration_are_one_line(tmp_path: Path, capsys: pytest.Ca
     assert "9 runs in" in out
     assert out.index("digits: big → small") < out.index("digits: small, no teacher")
     lines = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
-    assert "nst_poly 50 0.1 (cosine) 2 95.55 ± 0.07 (2) 95.55 ± 0.07 (2) 12.5 1 epoch 1 of 2, 2 finished" in lines
-    assert "kd 50 0.1 (cosine) 2 95.00 ± 1.00 (3) 96.00 ± 1.00 (3) 13.0 3 finished" in lines
+    assert "nst_poly 50 0.1 (cosine) 2 95.55 ± 0.07 (2) 95.55 95.55 ± 0.07 (2) 12.5 1 epoch 1 of 2, 2 finished" in lines
+    assert "kd 50 0.1 (cosine) 2 95.00 ± 1.00 (3) 95.00 96.00 ± 1.00 (3) 13.0 3 finished" in lines
     assert "differs in" not in out
+
+
+def test_runs_that_fell_back_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They stand in the mean; the median beside it shows what one of them does to it."""
+    write_table(tmp_path)
+    list_runs([f"outputs={tmp_path}"])
+    assert "fell back" not in capsys.readouterr().out
+    (folder,) = tmp_path.glob("digits/big-small/kd/seed2-*")
+    for file in (folder / "summary.json", folder / "metrics.jsonl"):
+        file.write_text(file.read_text().replace("94.0", "31.0"))
+    list_runs([f"outputs={tmp_path}"])
+    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert "kd 50 0.1 (cosine) 2 74.00 ± 37.24 (3) 95.00 96.00 ± 1.00 (3) 1 13.0 3 finished" in lines
+    list_runs([f"outputs={tmp_path}", "each=true", "loss=kd", "fell_back=True"])
+    assert "1 run in" in capsys.readouterr().out
 
 
 def test_what_differs_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -186,7 +186,7 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Baseline, seed 0 (16 of 16 left)" in printed
     assert printed.index("KD + NST (poly), seed 0") < printed.index("Baseline, seed 1")
     assert "KD + NST (poly), seed 1 (2 of 16 left)" in printed
-    assert "not finished, other processes were at them: KD, seed 0\n" in printed
+    assert "not finished, run by other processes: KD, seed 0\n" in printed
     reproduce(replace(request, page=True))
     printed = capsys.readouterr().out
     assert " left)" not in printed

@@ -58,7 +58,7 @@ def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out
     assert "5.00 ± 1.00 (3)" in printed
     assert "Runs missing, by method: NST <poly> 1." in printed
-    assert "chosen on the test images" in printed
+    assert "selected on the test images" in printed
 
 
 def test_reduced_is_said_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -159,7 +159,7 @@ def test_a_row_without_a_finished_run_makes_no_setting_differ(tmp_path: Path):
 
 
 def test_runs_that_fell_back_are_counted(tmp_path: Path):
-    """From 90 % to 40 % where guessing has 10 %: more than half of what was won."""
+    """From 90 % to 40 % where chance is 10 %: more than half of the gain."""
     folder = write_table(tmp_path)
     line = '{"kind": "eval", "step": 15, "epoch": 1.5, "top1": 40.0}\n'
     (file,) = tmp_path.glob("digits/big-small/kd/seed1-*/metrics.jsonl")

@@ -156,7 +156,7 @@ def test_networks_and_settings_of_ones_own(folder: Path, capsys: pytest.CaptureF
     run = make_plan(request, CONFIGS).cells[0].runs[0]
     assert run.model["_target_"] == "own_network_of_a_test.small"
     reproduce(request)
-    assert "big → small: no look into the networks: unknown layer 'last'" in capsys.readouterr().out
+    assert "big → small: the networks are not evaluated: unknown layer 'last'" in capsys.readouterr().out
     text = (folder / "outputs" / "tables" / request.folder / "table.md").read_text()
     assert "92.50 (best)" in text
     assert "No published" not in text

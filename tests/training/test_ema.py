@@ -78,6 +78,24 @@ def test_it_is_evaluated_kept_and_said(compose: Compose, tiny: list[str]) -> Non
     assert plain["last"] != summary["last"]
 
 
+def test_heat_maps_show_it(compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights at the last drawing are those that are kept; training goes on with the network's own."""
+    drawn: list[dict[str, Tensor]] = []
+
+    def heatmaps(_images: Tensor, networks: dict[str, tuple[nn.Module, Tensor]], *_: object, **__: object) -> dict:
+        drawn.append(weights(networks["student"][0]))
+        return {}
+
+    monkeypatch.setattr("nst.runs.run.heatmaps", heatmaps)
+    summary = run(compose(*tiny, "loss=ce", "trainer.ema=0.7", "trainer.heatmaps=true"))
+    folder = Path(summary["folder"])
+    kept, found = load_file(folder / "student.safetensors"), Checkpoints(folder).latest()
+    assert len(drawn) == 2
+    assert all(torch.equal(drawn[-1][name], value) for name, value in kept.items())
+    assert found is not None
+    assert not torch.equal(found[1]["distiller"]["student.fc.weight"], kept["fc.weight"])
+
+
 @pytest.mark.parametrize("decay", [0, 1, -0.1, 1.5])
 def test_a_decay_outside_its_range_is_refused(compose: Compose, tiny: list[str], decay: float) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.ema={decay}.*: a decay above 0 and below 1, or null, is needed"):

@@ -1,6 +1,9 @@
 """The gradients of a loss's terms: of known size and direction, and the command's tables."""
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +13,15 @@ from torch.testing import assert_close
 
 from nst import build
 from nst.commands.gradients import show
+from nst.commands.tables import gradient_tables
 from nst.commands.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Summaries, Term
 from nst.losses import Plan, Shape, TransferLoss
+from nst.report.gradients import colour, gradient_page
 from nst.taps import LOGITS
 from nst.teacher import NoTeacher
-from nst.training.gradients import compare_gradients
+from nst.training.gradients import TermGradient, compare_gradients
 
 
 class Linear(TransferLoss):
@@ -93,8 +98,45 @@ def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys
     text = capsys.readouterr().out
     assert text.index("before training") < text.index("after training")
     assert text.count("nst_poly") >= 2
+    page = Path(text.rpartition("written: ")[2].partition(",")[0])
+    result = json.loads(page.with_name("gradients.json").read_text())
+    assert [term["term"] for term in result["measured"]["after training"]] == ["ce", "kd", "nst_poly"]
+    for found in result["measured"].values():
+        for a in found:
+            assert a["cosines"][a["term"]] == pytest.approx(1, rel=1e-5)
+            assert all(a["cosines"][b["term"]] == pytest.approx(b["cosines"][a["term"]], abs=1e-6) for b in found)
+    kd = result["measured"]["after training"][1]
+    assert f">{kd['cosines']['nst_poly']:+.2f}</td>" in page.read_text()
+
+
+def test_many_terms_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["ce", "kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian", "review"]
+    found = [TermGradient(name, 1000.0, 1 / 3, 1 / 3, dict.fromkeys(names, -1 / 3)) for name in names]
+    gradient_tables("before training", found)
+    text = capsys.readouterr().out
+    assert "7 nst_gaussian" in text
+    assert text.count("-0.33") == 64
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("cosine", "expected"),
+    [(1.0, "same4"), (0.3, "same1"), (0.1, ""), (-0.6, "against2"), (-1.0, "against4"), (float("nan"), "")],
+)
+def test_colours_of_cosines(cosine: float, expected: str) -> None:
+    assert colour(cosine) == expected
+
+
+def test_the_page_fetches_nothing_and_escapes() -> None:
+    name = "<script>alert(1)</script>"
+    term = {"term": name, "weight": 1.0, "value": 2.0, "relative_norm": 1.0, "cosines": {name: 1.0}}
+    text = gradient_page({"run": name, "about": [name], "measured": {"before training": [term]}})
+    assert "<script" not in text
+    assert not re.findall(r"https?://|url\(", text)
+    assert 'class="same4">+1.00<' in text
 
 
 def test_a_teacher_is_needed(compose: Compose) -> None:
-    with pytest.raises(ValueError, match="asks for a teacher"):
+    with pytest.raises(ValueError, match="needs a teacher"):
         show(build.settings(compose("loss=ce")))

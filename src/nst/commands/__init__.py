@@ -1,1 +1,1 @@
-"""The commands of `nst`, one module each with a docstring that says what it does and `main(words)`."""
+"""The commands of `nst`: one module each, with a docstring for `--help` and `main(words)`."""

@@ -1,14 +1,14 @@
-"""Write the teacher cache without training; of a complete one, check every byte. Pack a cache into one file to share it.
+"""Write the teacher cache without training, or verify a complete one. Pack a cache into one file to share it.
 
 nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' knowledge.views=16
 nst cache pack cache=FOLDER to=FILE.tar
 nst cache unpack file=FILE.tar to=FOLDER
 
-The settings are those of `nst train`: student and losses decide what is cached, and every run with the same knowledge settings
-finds it. Stopped, the same command continues.
+The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `knowledge`
+settings uses it. If it is stopped, the same command continues.
 
-pack writes the manifest and all finished views of the cache in FOLDER (it has a manifest.json) into one file; unpack checks
-that file, each SHA-256 included, and makes a cache of it, to be used with knowledge=stored knowledge.path=FOLDER.
+pack writes the manifest and all finished views of the cache in FOLDER (it has a manifest.json) into one file; unpack verifies
+that file, each SHA-256 included, and makes a cache of it, for knowledge=stored knowledge.path=FOLDER.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def share(command: str, source: Path, target: Path) -> None:
 
 
 def task(cfg: DictConfig) -> None:
-    """Write, or check."""
+    """Write or verify."""
     with readable_errors():
         from nst import build
         from nst.runs.run import write_teacher_cache
@@ -75,4 +75,4 @@ def task(cfg: DictConfig) -> None:
             cache = write_teacher_cache(settings, here).cache
             if here.main and cache is not None:
                 cache.check_all()
-                print(f"{cache.folder}: {len(cache.state)} arrays, complete and as their checksums say")
+                print(f"{cache.folder}: {len(cache.state)} arrays, complete, checksums match")

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 
-# Commands whose words are a Hydra configuration's; the others have few words of their own.
+# Commands whose arguments are a Hydra configuration; the others have few arguments.
 HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export")
 
 
 def complete(words: Sequence[str]) -> None:
-    """Install, or answer the shell: what may follow the words of `COMP_LINE`, commands first, then those of the command."""
+    """Install, or print the completions of `COMP_LINE`: commands first, then arguments of the command."""
     from nst.commands.main import COMMANDS, command
 
     typed = os.environ.get("COMP_LINE", "").split(" ")

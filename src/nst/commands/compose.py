@@ -1,4 +1,4 @@
-"""Commands by Hydra: the words of the command line, and the folder of one's own as a place for configurations and code."""
+"""Commands on Hydra: parses the command line, and adds the working directory to the search paths."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ LISTS = ("loss", "tracker")  # the groups of which several may be chosen
 
 
 def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
-    """Compose a configuration from words and hand it to `task`; errors that a user can mend are one readable message."""
+    """Compose a configuration from words and hand it to `task`; errors that a user can fix are one readable message."""
 
     @wraps(task)
     def complete(cfg: DictConfig) -> Any:
@@ -40,13 +40,13 @@ def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Seque
 
 
 def check_complete(cfg: DictConfig) -> None:
-    """Raises ValueError for keys that must be given and are not, all at once."""
+    """Raises ValueError that names all missing required keys."""
     if missing := _missing(OmegaConf.to_container(cfg), ""):
         raise ValueError(required(missing))
 
 
 def _missing(node: Any, prefix: str) -> list[str]:
-    """Keys whose value is `???`, as written: OmegaConf's own search stops at the first interpolation of one."""
+    """Keys whose value is `???`: OmegaConf's own search stops at the first interpolation of one."""
     if node == MISSING:
         return [prefix.removesuffix(".")]
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -54,7 +54,7 @@ def _missing(node: Any, prefix: str) -> list[str]:
 
 
 def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
-    """Words as Hydra wants them: options first, `~` is the home folder, lists may have spaces.
+    """Arguments in Hydra's form: options first, `~` expanded, lists with spaces joined.
 
     Raises:
         ValueError: a word that is neither an option nor `key=value`, or brackets that do not match.
@@ -84,7 +84,7 @@ def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
 
 
 def joined(words: Sequence[str]) -> list[str]:
-    """Lists with spaces that were typed without quotes, and so came as several words, as one word each.
+    """Join lists with spaces that were typed without quotes and so arrived as several words.
 
     Raises:
         ValueError: brackets that do not match.
@@ -105,7 +105,7 @@ def joined(words: Sequence[str]) -> list[str]:
 
 
 def _open_brackets(word: str) -> int:
-    """How many brackets of a `key=value` are not closed, below 0: were not opened; of a text in quotes none are."""
+    """Number of brackets of a `key=value` that are not closed (negative: not opened); text in quotes has none."""
     _, _, value = word.partition("=")
     if word.startswith("-") or "'" in value or '"' in value or "\\" in value:
         return 0

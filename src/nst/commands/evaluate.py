@@ -3,9 +3,9 @@
 nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
 
-A run brings its network, weights, data and normalisation; with data=… its student is measured on other images, root=FOLDER
-says where its data lies now, allow=[mynet.SmallNet] which code of one's own it may name. Further keys: split=test (or train, val), mean=[…] std=[…] (of the network's inputs), batch_size,
-device, precision.
+run=… uses the run's network, weights, data and normalisation. data=… measures its student on other images, root=FOLDER names the
+folder of its data if it has moved, allow=[mynet.SmallNet] allows it to name your own code. Further keys: split=test (or train,
+val), mean=[…] std=[…] (of the network's inputs), batch_size, device, precision.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from nst.errors import readable_errors
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "evaluate", words)
 
 
@@ -37,7 +37,7 @@ def check_subject(settings: DictConfig) -> None:
     given = [key for key in ("model", "weights") if getattr(settings, key) is not None]
     if settings.run is not None:
         if given:
-            raise ValueError(f"run={settings.run} brings its own model and weights; leave out {' and '.join(given)}")
+            raise ValueError(f"run={settings.run} has its own model and weights; remove {' and '.join(given)}")
         return
     if "weights" not in given:
         raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
@@ -45,7 +45,7 @@ def check_subject(settings: DictConfig) -> None:
         if getattr(settings, key) is None:
             raise ValueError(f"`{key}` is required with weights={settings.weights}: pass {key}=…")
     if settings.root is not None:
-        raise ValueError(f"root={settings.root} is where the data of run=… lies now; pass data.root={settings.root}")
+        raise ValueError(f"root={settings.root} is for the data of run=…; without a run pass data.root={settings.root}")
 
 
 def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:

@@ -13,7 +13,7 @@ from nst.errors import readable_errors
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "export", words)
 
 

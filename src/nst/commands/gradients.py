@@ -1,13 +1,17 @@
-"""Compare the gradients of the terms of a loss: what a weight λ means for two networks.
+"""Compare the gradients of the terms of a loss, to judge their weights λ.
 
 nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
 
-For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients.
-The words are those of `nst train`. Nothing is trained but a teacher that has no weights yet. Measured on the student before its
-training, and after it where the run of the same words is finished.
+For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients of
+all terms. The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before
+training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
+gradients.json and the page gradients.html.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -15,11 +19,14 @@ import nst.config
 from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
+if TYPE_CHECKING:
+    from nst.training.gradients import TermGradient
+
 BATCHES = 8  # that gradients are averaged over
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "config", words)
 
 
@@ -32,10 +39,10 @@ def task(cfg: DictConfig) -> None:
 
 
 def show(settings: "nst.config.RunConfig") -> None:
-    """Measure and print.
+    """Measure and print; of a finished run also write.
 
     Raises:
-        ValueError: no teacher to learn from, no term of labels, or what makes the run impossible.
+        ValueError: no teacher, no term on labels, or an impossible run.
     """
     from dataclasses import asdict
     from itertools import islice
@@ -50,7 +57,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst.training.ranks import ranks
 
     if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+        raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
         if here.world > 1:
@@ -60,11 +67,46 @@ def show(settings: "nst.config.RunConfig") -> None:
         networks.distiller.to(here.device)
         batches = list(islice(build.loader(settings, here, data, "train", teacher.views).epoch(0), BATCHES))
         distiller = networks.distiller
-        gradient_tables("before training", compare_gradients(distiller, teacher.source, batches))
+        before = compare_gradients(distiller, teacher.source, batches)
+        gradient_tables("before training", before)
         folder = run_folder(asdict(settings))
         if (folder / STUDENT).is_file():
             newest = Checkpoints(folder).paths()[-1:]
-            if newest:  # what the losses have learned and remember; the student's own file may hold its average
+            if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
                 distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
             load_weights(distiller.student, folder / STUDENT)
-            gradient_tables("after training", compare_gradients(distiller, teacher.source, batches))
+            after = compare_gradients(distiller, teacher.source, batches)
+            gradient_tables("after training", after)
+            write_page(folder, settings, sum(len(batch.labels) for batch in batches), before, after)
+
+
+def write_page(
+    folder: Path,
+    settings: "nst.config.RunConfig",
+    images: int,
+    before: "list[TermGradient]",
+    after: "list[TermGradient]",
+) -> None:
+    """Write `gradients.json` and `gradients.html` to the run's folder, and print their paths."""
+    from dataclasses import asdict
+
+    from nst.files import write_whole
+    from nst.report.gradients import gradient_page
+    from nst.runs.provenance import commit
+
+    teacher, data = settings.teacher.model, settings.data["name"]
+    assert teacher is not None
+    measured = {"before training": before, "after training": after}
+    result = {
+        "run": "/".join(folder.parts[-4:]),
+        "about": [
+            f"Teacher {teacher['name']}, student {settings.model['name']}, {data}, seed {settings.seed}.",
+            f"Mean gradient over the first {images:,} training images of an epoch, in batches of {settings.trainer.batch_size}, "
+            "of all of the student's parameters, in training mode.",
+            f"Commit {commit() or 'unknown'}.",
+        ],
+        "measured": {when: [asdict(term) for term in found] for when, found in measured.items()},
+    }
+    write_whole(folder / "gradients.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / "gradients.html", gradient_page(result).encode())
+    print(f"written: {folder}/gradients.html, gradients.json")

@@ -1,9 +1,9 @@
-"""List the layers of teacher and student, their output shapes, and the pairs whose maps have one size.
+"""List the layers of teacher and student, their output shapes, and the pairs whose maps have the same size.
 
 nst layers teacher=resnet56 model=resnet20 data=cifar10
 
-The words are those of `nst train`. Only layers with a role are listed (of a network without roles, the last layer of each map
-size); with `all=true`, all. No data is read, and no weights are loaded or downloaded.
+The arguments are those of `nst train`. Lists layers with a role only (without roles, the last layer of each map size); with
+`all=true`, all layers. No data is read, and no weights are loaded or downloaded.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ import nst.config
 from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
-ALL = "all="  # a word of this command alone, so that it is no key of a run
+ALL = "all="  # an argument of this command only, not a key of a run
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     with readable_errors():
         every = {word.removeprefix(ALL).lower() for word in words if word.startswith(ALL)}
         if not every <= {"true", "false"}:
@@ -37,10 +37,10 @@ def task(cfg: DictConfig, every: bool) -> None:
 
 
 def show(run: "nst.config.RunConfig", every: bool, key: str) -> None:
-    """Print the layers of both networks, and which of them fit.
+    """Print the layers of both networks, and the pairs that fit.
 
     Args:
-        key: that the layers to compare are chosen by: `taps`, or a loss's own.
+        key: the key that sets the layers to compare: `taps`, or a loss's own.
 
     Raises:
         ValueError: a network that cannot be built, or a setting at fault.

@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Do what the command line says; without words list the commands."""
+    """Run the command line; without arguments list the commands."""
     words = sys.argv[1:] if words is None else list(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(listing())
@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def command(name: str, words: Sequence[str]) -> None:
-    """One command with its words. `--help` is the module's own text; Hydra's for training, the subjects' own for benchmarks."""
+    """Run one command. `--help` prints the module's docstring; for training Hydra's help, for benchmarks their own."""
     module = import_module(f"nst.commands.{name}")
     if name not in ("train", "benchmark") and any(word in ("-h", "--help", "help") for word in words):
         print(getattr(module, "USAGE", module.__doc__ or "").strip())
@@ -60,6 +60,4 @@ def listing() -> str:
     """The commands, a line each."""
     width = max(map(len, COMMANDS))
     lines = [f"  nst {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["Distil small vision networks from large ones.", "", *lines, "", "nst COMMAND --help tells more."]
-    )
+    return "\n".join(["Knowledge distillation of vision networks.", "", *lines, "", "nst COMMAND --help explains one."])

@@ -19,6 +19,6 @@ def main(words: Sequence[str]) -> None:
             raise ValueError("nst new NAME: one word is needed, the folder of the new project")
         folder = Path(words[0]).expanduser()
         if folder.exists():
-            raise ValueError(f"{folder} is there already; a new project needs a folder of its own")
+            raise ValueError(f"{folder} exists already; choose another folder")
         shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
         print(f"written: {folder}\nnext: cd {folder} && nst train experiment=first")

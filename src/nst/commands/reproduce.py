@@ -1,4 +1,4 @@
-"""Reproduce a table of results: `nst reproduce table=quick/digits`; without words it explains itself."""
+"""Reproduce a table of results: `nst reproduce table=quick/digits`; without arguments it prints its usage."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def main(words: Sequence[str]) -> None:
             print(USAGE)
             return
         request = parse(words)
-        read_table(request.table, CONFIGS)  # a misspelt one is said at once; what follows takes seconds to import
+        read_table(request.table, CONFIGS)  # a misspelt name fails at once; the imports below take seconds
         from nst.reproduce.command import reproduce
 
         reproduce(request)

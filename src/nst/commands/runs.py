@@ -9,6 +9,6 @@ __all__ = ["USAGE", "main"]
 
 
 def main(words: Sequence[str]) -> None:
-    """Print what the words ask for."""
+    """Run the command with its arguments."""
     with readable_errors():
         list_runs(words)

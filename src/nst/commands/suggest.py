@@ -1,4 +1,4 @@
-"""What to type after a run: the user's own words, with what is next. It must compose, and be refused by nothing."""
+"""A next command to suggest after a run: the user's arguments with a sensible change. It must compose and run."""
 
 from pathlib import Path
 from shlex import quote
@@ -10,10 +10,10 @@ from nst.config import RunConfig
 
 
 def next_command(settings: RunConfig, folder: str) -> str | None:
-    """A sensible next thing to type after the run in `folder`; None in a sweep, whose end says what is next.
+    """A sensible next command after the run in `folder`; None in a sweep, which suggests one at its end.
 
-    After a baseline its student learns from a teacher; after the first transfer come other losses and seeds. Words about one
-    loss or one cache would not fit other losses, so there only the seed varies.
+    After a baseline: the same student with a teacher. After a distillation: other losses and seeds. With overrides of one loss or of
+    the cache, which would not fit other losses: other seeds only.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
@@ -31,7 +31,7 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
 
 
 def _typed() -> list[str]:
-    """The overrides of this run as typed, and the folders of configurations that Hydra would not find by itself."""
+    """The overrides of this run as typed, and the configuration folders outside Hydra's default search path."""
     if not HydraConfig.initialized():
         return []
     asked, here = HydraConfig.get(), Path.cwd().resolve()
@@ -41,7 +41,7 @@ def _typed() -> list[str]:
 
 
 def _with_teacher(words: list[str]) -> list[str]:
-    """Of a run without one: no words about losses and caches, and a teacher, where none was chosen."""
+    """For a baseline: its overrides without those of losses and cache, plus a teacher."""
     kept = _without(words, ("loss", "knowledge"))
     if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
         return kept
@@ -49,7 +49,7 @@ def _with_teacher(words: list[str]) -> list[str]:
 
 
 def _without(words: list[str], groups: tuple[str, ...]) -> list[str]:
-    """Words but those of some groups and of their keys."""
+    """Overrides without those of some groups and their keys."""
     return [word for word in words if _key(word).split(".")[0].split("@")[0] not in groups]
 
 

@@ -1,4 +1,4 @@
-"""A sweep: what became of each of its jobs, and what to do when one fails."""
+"""A sweep: records the result of each job and goes on after a failed one."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from nst.training.signals import Interrupted
 
 
 class Sweep(Callback):
-    """Keeps a sweep going past a failed job, and ends it with a table of all jobs.
+    """Continues a sweep after a failed job, and prints a table of all jobs at its end.
 
     Each job, in whichever process it runs, adds a line to `<outputs>/sweeps/<start of the sweep>.jsonl`; a launcher
     carries this object, and with it the file's name, to its workers. Does nothing in a single run.
@@ -37,7 +37,7 @@ class Sweep(Callback):
         self.file = Path(config.hydra.sweep.dir).absolute() / "sweeps" / f"{started}.jsonl"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Note what became of a job. A failed one returns nothing to the sweeper, and the others go on."""
+        """Record the result of a job. A failed one returns nothing to the sweeper, and the sweep continues."""
         if self.file is None:
             return
         line: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
@@ -56,7 +56,7 @@ class Sweep(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:  # one write of one line: jobs of a machine may end at the same time
                 file.write(json.dumps(line) + "\n")
-        if isinstance(error, Interrupted):  # the whole sweep was asked to stop
+        if isinstance(error, Interrupted):  # a signal to the whole sweep
             if _main_rank():
                 print(error)
             raise SystemExit(error.status)
@@ -83,7 +83,7 @@ class Sweep(Callback):
 
 
 def _outcome(job: JobReturn) -> dict[str, Any]:
-    """Of a job that ended well: where its run lies, whether it went to its end, and how accurate it is."""
+    """Of a successful job: its run folder, whether the run finished, and its accuracy."""
     from nst import build  # late: these import torch, which the job has done by now
     from nst.runs.folder import RunFolder, run_folder
 

@@ -1,8 +1,10 @@
 """Tables for the terminal."""
 
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,11 +13,12 @@ from nst.build import Networks, count_parameters
 from nst.commands.suggest import next_command
 from nst.config import RunConfig
 from nst.layers import shown
+from nst.report.gradients import cosines, norms
 from nst.training.gradients import TermGradient
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
-    """Print what a run would tap, how large everything is, and which form each loss takes."""
+    """Print the taps of a run, the sizes, and the form of each loss."""
     console = Console()
     sizes = Table(title="networks")
     for column in ("", "name", "parameters"):
@@ -47,7 +50,7 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
 
 
 def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
-    """Print what came out of a run, where it lies, and what to try next."""
+    """Print the results of a run, its folder, and a next command."""
     console = Console()
     table = Table(
         title="finished earlier; nothing was run" if summary.get("was_finished") else "finished", show_header=False
@@ -72,11 +75,19 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
 
 
 def gradient_tables(when: str, found: list[TermGradient]) -> None:
-    """Print the gradients of a run's terms: norms, and the cosines between them."""
-    table = Table(title=Text(when), title_justify="left")
-    for column in ("term", "λ", "value", "λ · |gradient|, cross-entropy = 1", *(f"cosine to {g.term}" for g in found)):
-        table.add_column(column, justify="left" if column == "term" else "right")
-    for g in found:
-        cosines = [f"{g.cosines[other.term]:+.2f}" for other in found]
-        table.add_row(g.term, f"{g.weight:g}", f"{g.value:.4g}", f"{g.relative_norm:.3g}", *cosines)
-    Console().print(table)
+    """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
+    console, terms = Console(), [asdict(gradient) for gradient in found]
+    lengths, grid = Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"), norms(terms)
+    # without vertical lines ten terms fit into 80 columns
+    matrix = Table(title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in grid.header:
+        lengths.add_column(column, justify="left" if column == "term" else "right")
+    for row in grid.rows:
+        lengths.add_row(*row)
+    matrix.add_column("term", no_wrap=True)
+    for number, _ in enumerate(found, 1):
+        matrix.add_column(str(number), justify="right", no_wrap=True)
+    for number, (name, row) in enumerate(cosines(terms), 1):
+        matrix.add_row(f"{number} {name}", *(text for text, _ in row))
+    console.print(lengths)
+    console.print(matrix)

@@ -1,4 +1,4 @@
-"""Train a student, alone or from a teacher: `nst train model=resnet20 loss=nst_poly`, `nst train --help`."""
+"""Train a student with or without a teacher: `nst train model=resnet20 loss=nst_poly`, `nst train --help`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from nst.errors import readable_errors
 
 
 def main(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Run the command with its arguments."""
     hydra_main(task, "config", words)
 
 
@@ -23,13 +23,13 @@ def task(cfg: DictConfig) -> float:
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Do what a composed configuration says, and print the result.
+    """Execute a composed configuration, and print the result.
 
     Returns:
         The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only its `last` accuracy.
 
     Raises:
-        ValueError: a setting, file or result that makes the run impossible; raised before any work where it can be.
+        ValueError: a setting, file or result that makes the run impossible; raised before any work where possible.
         Interrupted: stopped by a signal, saved.
     """
     from dataclasses import asdict
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def dry_run(settings: "nst.config.RunConfig") -> None:
-    """Build the networks, without any download, try the teacher's weights on its network, and print what a run would do.
+    """Build the networks without any download, load the teacher's weights into its network, and print the plan of a run.
 
     Raises:
         ValueError: what makes the run impossible, weights that do not fit included.

@@ -1,6 +1,6 @@
 """The paper's ImageNet augmentation: random area, aspect, mirror, colour jitter, PCA noise; to test, resize and centre crop.
 
-What happens to an image is a function of (index, view) alone: the draws come from a generator seeded by the two.
+The result for an image is a function of (index, view) only: the draws come from a generator seeded by the two.
 """
 
 import math
@@ -98,9 +98,9 @@ class Augmentation:
 
     @property
     def key(self) -> str:
-        """Names the augmentation in a manifest: equal keys make the same picture of the same (index, view)."""
+        """The identity of the augmentation in a manifest: equal keys give the same picture for the same (index, view)."""
         area, aspect = ("to".join(f"{value:.4g}" for value in ends) for ends in (self.area, self.aspect))
-        # Only what differs from the first version's behaviour is added, so that its manifests stay valid.
+        # Only differences from the first version's behaviour are added, so that its manifests stay valid.
         later = "" if self.interpolation == "bilinear" else f"-{self.interpolation}"
         later += "" if self.antialias else "-noantialias"
         later += "" if self.aspect_sampling == "log_uniform" else f"-{self.aspect_sampling}"

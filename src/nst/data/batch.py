@@ -1,4 +1,4 @@
-"""What every loader yields, and what every loader and split can do."""
+"""The interface of loaders and splits, and the batch they yield."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """One rank's way through a split. The global batch size fixes the steps, so every rank takes as many."""
+    """One rank's loader of a split. The global batch size fixes the number of steps, the same on every rank."""
 
     @property
     def num_images(self) -> int: ...  # in the whole split
@@ -44,18 +44,18 @@ class Split(Protocol):
     labels: Tensor  # [n] int64, on the CPU
 
     @property
-    def num_views(self) -> int | None: ...  # None: too many to list
+    def num_views(self) -> int | None: ...  # None: cannot be enumerated
     @property
     def identity(self) -> int: ...  # number of the view used in evaluation
     @property
-    def view_key(self) -> str: ...  # names what a view number means, for a manifest
+    def view_key(self) -> str: ...  # identity of the view numbering, for a manifest
     @property
     def fingerprint(self) -> str: ...  # SHA-256 of the images and labels, hex
 
     def __len__(self) -> int: ...
 
     def view_subset(self, k: int) -> Tensor:
-        """[n, k]: the k views of each image that a store with k views an image holds. The same for every seed."""
+        """[n, k]: the k views of each image in a cache with k views per image. The same for every seed."""
         ...
 
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The user's cache: what can be computed again at any time, kept outside data.root, which may be read-only."""
+"""The user's cache of recomputable data, outside data.root, which may be read-only."""
 
 import os
 import sys
@@ -8,9 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from nst.files import write_whole
+
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/nst`, or `~/.cache/nst`. Whatever lies there may be deleted."""
+    """`$XDG_CACHE_HOME/nst`, or `~/.cache/nst`. It may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "nst"
 
 
@@ -32,11 +34,8 @@ def cache_file(name: str) -> Iterator[Path | None]:
 
 
 def write_cache(path: Path, content: bytes) -> None:
-    """Write a file of the cache as a whole. That it cannot be written is said and does no harm."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write a file of the cache atomically. A failure is only logged."""
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        print(f"{path} cannot be written ({error.strerror}); the next start takes as long again", file=sys.stderr)
+        print(f"{error.strerror}; the next start takes as long again", file=sys.stderr)

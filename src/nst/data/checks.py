@@ -1,4 +1,4 @@
-"""Checks of what a configuration says about the data, and of the labels that were read."""
+"""Checks of the configuration of the data, and of the labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def check_settings(
     validation: float,
     limit: int | None,
 ) -> None:
-    """Raises ValueError, naming the key, for settings that fit no data set."""
+    """Raises ValueError with the key for settings that no data set can have."""
     whole = {"num_classes": num_classes, "channels": channels, "size": size}
     for key, value in (whole if limit is None else whole | {"limit": limit}).items():
         check_whole(key, value, 1)
@@ -37,30 +37,30 @@ def check_settings(
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number; true and false are none."""
+    """Whether a setting is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def check_whole(key: str, value: Any, least: int) -> None:
-    """Raises ValueError, naming `data.<key>`, for what is no whole number from `least` on."""
+    """Raises ValueError with `data.<key>` unless the value is a whole number, at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise ValueError(f"data.{key}: {value!r}; it must be a whole number from {least}")
 
 
 def check_flag(key: str, value: Any) -> None:
-    """Raises ValueError, naming `data.<key>`, for what is neither true nor false."""
+    """Raises ValueError with `data.<key>` unless the value is true or false."""
     if not isinstance(value, bool):
         raise ValueError(f"data.{key}: {value!r}; it is true or false")
 
 
 def check_text(key: str, value: Any) -> None:
-    """Raises ValueError, naming `data.<key>`, for what is no text or empty."""
+    """Raises ValueError with `data.<key>` unless the value is a non-empty text."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"data.{key}: {value!r}; it must be a text that is not empty")
 
 
 def check_numbers(key: str, values: Any, count: int, what: str) -> None:
-    """Raises ValueError, naming `data.<key>`, for what is no list of `count` finite numbers, as `what` needs them."""
+    """Raises ValueError with `data.<key>` unless the value is a list of `count` finite numbers, as `what` needs."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise ValueError(f"data.{key}: {values!r}; it must be a list of {count} numbers for {what}")
     if len(values) != count:
@@ -73,7 +73,7 @@ def path_of(key: str, value: Any) -> Path:
     """The path that `data.<key>` names, `~` expanded; it may not exist yet.
 
     Raises:
-        ValueError: it is no path, of no user, or cannot be looked at (permissions, too long a name).
+        ValueError: it is not a path, of an unknown user, or cannot be accessed (permissions, name too long).
     """
     check_text(key, value)
     try:

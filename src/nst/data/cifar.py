@@ -19,7 +19,7 @@ from nst.data.views import ViewScheme
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one of the two data sets is laid out by its authors, and on the Hub."""
+    """The layout of one of the two data sets, by its authors and on the Hub."""
 
     folder: str
     train: tuple[str, ...]
@@ -58,13 +58,13 @@ def load_cifar(
     """CIFAR-10 or -100 (`name`: cifar10, cifar100).
 
     Args:
-        root: holds torchvision's folder (or is it), or parquet shards `train-*.parquet` and `test-*.parquet`.
+        root: contains (or is) torchvision's folder, or parquet shards `train-*.parquet` and `test-*.parquet`.
         download: fetch torchvision's folder into `root` if it holds neither.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
         pad, flip, padding_mode: the augmentation, as in `ViewScheme`.
 
     Raises:
-        ValueError: a setting is off, `root` holds no such data, or a file is damaged; the message names it.
+        ValueError: a setting is wrong, `root` has no such data, or a file is damaged; the message names it.
     """
     if not isinstance(name, str) or name not in _LAYOUTS:
         raise ValueError(f"data.name: {name!r}; this loader reads {' and '.join(_LAYOUTS)}")
@@ -88,7 +88,7 @@ def load_cifar(
 
 
 def _find(name: str, layout: _Layout, root: Path, download: bool) -> "_Folder | _Shards":
-    """Whichever form of the data set `root` holds."""
+    """The form of the data set in `root`."""
     folder = root if root.name == layout.folder else root / layout.folder
     if folder.is_dir():
         return _Folder(layout, folder)

@@ -1,4 +1,4 @@
-"""A data set: its splits and what a run needs to know of them."""
+"""A data set: its splits and their metadata."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from nst.data.views import ViewScheme
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits of one data set. `classes` are their names, where known; mean and std are those of the channels."""
+    """Splits of one data set. `classes` are their names, if known; mean and std are per channel."""
 
     name: str
     num_classes: int

@@ -71,7 +71,7 @@ def _key(shards: Sequence[Path], label_column: str, size: int) -> str:
 
 
 def _load(file: Path, key: str, num_classes: int) -> tuple[Tensor, Tensor] | None:
-    """The copy, if it is whole and of these shards, and its labels are in range: else reading the shards says what is wrong."""
+    """The copy, if it is intact, of these shards, and its labels are in range; else the shards are read again."""
     try:
         with safetensors.safe_open(file, "pt") as content:
             about = content.metadata() or {}

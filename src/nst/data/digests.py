@@ -11,7 +11,7 @@ from nst.data.cache import cache_file, write_cache
 from nst.data.progress import Progress
 
 _KEY, _DIGEST = 16, 32  # bytes
-_WORTH_KEEPING = 32 * 2**20  # bytes read; less is read again as fast
+_WORTH_KEEPING = 32 * 2**20  # bytes read; reading less again is as fast
 _BATCH = 64  # files that a thread takes at a time
 _LOT = 256 * _BATCH  # files that are handed to the threads at a time
 _SAVE_EVERY = 50_000  # files: what an interruption may cost
@@ -20,8 +20,8 @@ _SAVE_EVERY = 50_000  # files: what an interruption may cost
 def file_digests(folder: Path, names: Sequence[str]) -> list[bytes]:
     """SHA-256 (32 bytes) of each file `folder/name`.
 
-    A digest is kept under the file's path, size, and times of modification and of change in nanoseconds; whoever fits all
-    of them is not read again. A damaged cache is ignored.
+    A digest is cached under the file's path, size, and times of modification and change in nanoseconds; a file that matches
+    all of them is not read again. A damaged cache is ignored.
 
     Raises:
         ValueError: a file cannot be read; the message names it.
@@ -52,7 +52,7 @@ Found = tuple[bytes, bytes, int | None]
 
 
 def _in_threads(folder: str, names: Sequence[str], known: dict[bytes, bytes]) -> Iterator[list[Found]]:
-    """What is found of each batch of names, in order. Reading waits for the disk: more threads than cores pay."""
+    """The digests of each batch of names, in order. Reading waits for the disk, so more threads than cores are faster."""
 
     def find(some: Sequence[str]) -> list[Found]:
         return [_find(folder, name, known) for name in some]

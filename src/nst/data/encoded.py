@@ -1,4 +1,4 @@
-"""Where encoded images lie: in class folders of image files here, in a file unpacked from parquet shards in `unpacked`."""
+"""Sources of encoded images: class folders here; in `unpacked`, files unpacked from parquet shards."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class Encoded(Protocol):
 
 
 class Part(NamedTuple):
-    """One part of a data set as it lies on disk."""
+    """One part of a data set on disk."""
 
     source: Encoded
     labels: Tensor  # [rows] int64
@@ -80,7 +80,7 @@ def class_folders(folder: Path) -> Part:
     """The images of `folder/<class>/*`; classes are numbered by name.
 
     Raises:
-        ValueError: there is no class folder, some hold no image, or a folder cannot be read.
+        ValueError: there is no class folder, one has no image, or a folder cannot be read.
     """
     names, labels, empty = [], [], []
     try:

@@ -17,9 +17,9 @@ from nst.data.workers import Workers
 
 
 class EncodedSplit:
-    """Images that lie encoded on disk.
+    """Encoded images on disk.
 
-    An image's views cannot be listed: an epoch draws a 63-bit view number for each image from (seed, epoch, index), and the
+    An image's views cannot be enumerated: an epoch draws a 63-bit view number for each image from (seed, epoch, index), and the
     augmentation is drawn from (index, view).
 
     Args:
@@ -61,7 +61,7 @@ class EncodedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the images' files and the labels, hex. What was read once is not read again: see `file_digests`."""
+        """SHA-256 over the images' files and the labels, hex. Digests are cached: see `file_digests`."""
         return self._fingerprint
 
     @cached_property  # behind a property, since `Split` declares one
@@ -73,8 +73,8 @@ class EncodedSplit:
     def view_subset(self, k: int) -> Tensor:
         """[n, k] int64: views 0 … k − 1 of each image.
 
-        What is done to an image is drawn from (index, view), so these are k random crops of each image, fixed for every seed and
-        other ones for every image; those for k are among those for k + 1.
+        Augmentation is drawn from (index, view), so these are k random crops of each image, the same for every seed and
+        different for every image; those for k are among those for k + 1.
         """
         if k < 1:
             raise ValueError(f"views per image: {k}; it must be at least 1")
@@ -117,7 +117,7 @@ class EncodedSplit:
 
 
 class Normaliser:
-    """Pixels of a split → float32, on a device; what that takes is put there once."""
+    """Pixels of a split → float32, on a device; its constants are moved there once."""
 
     def __init__(self, split: EncodedSplit, device: torch.device, channels_last: bool) -> None:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -129,7 +129,7 @@ class Normaliser:
 
 
 class EncodedLoader(ScheduledLoader):
-    """Batches of an `EncodedSplit`, decoded ahead in `workers` processes (0: in this one, when asked for)."""
+    """Batches of an `EncodedSplit`, prefetched and decoded in `workers` processes (0: on demand, in this one)."""
 
     def __init__(
         self, split: EncodedSplit, schedule: Schedule, device: torch.device, channels_last: bool, workers: int

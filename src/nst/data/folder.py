@@ -57,7 +57,7 @@ def load_folder(
     """A data set whose images stay on disk.
 
     Args:
-        root: holds `train/<class>/*` and `val/<class>/*` (or `validation`, `test`), or shards `train-*.parquet` and so on.
+        root: contains `train/<class>/*` and `val/<class>/*` (or `validation`, `test`), or shards `train-*.parquet` and so on.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
         resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling, augment: as in `Augmentation`.
         erase: probability that a rectangle is filled with the mean colour.
@@ -66,7 +66,7 @@ def load_folder(
         max_pixels: of one image; one with more, by its header, is an error before it is decoded.
 
     Raises:
-        ValueError: a setting is off, `root` holds no such data, a class has no image in training or test, or a label is out
+        ValueError: a setting is wrong, `root` has no such data, a class has no image in training or test, or a label is out
             of range.
     """
     check_settings(num_classes, channels, size, mean, std, validation, limit)
@@ -107,7 +107,7 @@ def _check_augmentation(
     flip: object,
     max_pixels: int,
 ) -> None:
-    """What `Augmentation` takes for granted: types, finite numbers, images that fit into memory."""
+    """Checks that `Augmentation` relies on: types, finite numbers, images that fit into memory."""
     check_whole("resize", resize, 1)
     check_whole("max_pixels", max_pixels, 1)
     for key, side in (("size", size), ("resize", resize)):

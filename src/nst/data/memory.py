@@ -20,7 +20,7 @@ class MemorySplit:
     Args:
         images: [n, C, size, size] uint8.
         labels: [n] int64.
-        scheme: which views an image has.
+        scheme: the views of an image.
         mean, std: of the C channels, on the scale 0 … 1.
     """
 
@@ -86,7 +86,7 @@ class MemorySplit:
         views: Tensor | None = None,
         workers: int = 0,
     ) -> "MemoryLoader":
-        """A loader of this split; `views` as in `MemoryLoader`. Nothing is decoded, so `workers` have nothing to do."""
+        """A loader of this split; `views` as in `MemoryLoader`. Nothing is decoded, so `workers` is ignored."""
         schedule = Schedule(
             len(self), batch_size, train, seed, rank, world, self.num_views, self.identity, subset=views
         )
@@ -96,7 +96,7 @@ class MemorySplit:
 class Renderer:
     """(index, view) pairs → normalised images, by one gather over all windows of the padded images.
 
-    On the CPU numpy does it: one thread of it is faster than torch's on two cores, and waits for nobody on a busy machine.
+    On the CPU this uses numpy: one thread is faster than torch on two cores, and it does not wait for others on a busy machine.
     """
 
     def __init__(self, split: MemorySplit, device: torch.device, channels_last: bool) -> None:
@@ -147,7 +147,7 @@ class Renderer:
 class MemoryLoader(ScheduledLoader):
     """Batches of a `MemorySplit` on its device.
 
-    With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, as it is. With
+    With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, unchanged. With
     `schedule.subset` ([n, K], from `view_subset`) K epochs show each of an image's K views once.
     """
 

@@ -1,10 +1,10 @@
 """Mixup and cutmix: training images mixed with one another, a function of (seed, epoch, index) like every view.
 
-torchvision's own transforms mix a batch as it lies in one process, by one number from torch's global generator: the images of a
-run would depend on the number of ranks and on where it was continued.
+torchvision's transforms mix the batch of one process, by one number from torch's global generator, so the images of a
+run would depend on the number of ranks and on restarts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from nst.data.schedule import ScheduledLoader
 from nst.data.views import Mixture, epoch_mixture
 
 
-class MixingLoader:
+class MixingLoader(ScheduledLoader):
     """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
 
-    Images 2j and 2j + 1 of each global batch are partners, so that an image rarely has to be fetched from another rank's part; the
-    last one of an odd number stays as it is. Each image has a share λ of its own from Beta(α, α): mixup gives λ · image +
-    (1 − λ) · partner, cutmix the image with a box of the partner that covers 1 − λ of it, less what lies outside. Labels
-    become [B, classes] probabilities by these shares. Where both are asked for, each image takes either with probability ½.
+    Images 2j and 2j + 1 of each global batch are partners, so that an image is rarely fetched from another rank's part; of an odd
+    number, the last one stays unmixed. Each image has its own λ from Beta(α, α): mixup gives λ · image + (1 − λ) · partner,
+    cutmix the image with a box of the partner that covers 1 − λ of it, clipped at the border. Labels become [B, classes]
+    probabilities with these weights. With both, each image gets one of them with probability ½.
     """
 
     def __init__(
@@ -31,26 +31,15 @@ class MixingLoader:
 
         Args:
             loader: of `split`, in training.
-            mixup, cutmix: α of each; 0: none of it.
+            mixup, cutmix: α of each; 0: off.
         """
+        super().__init__(loader.schedule)
         self.loader, self.split, self.num_classes = loader, split, num_classes
         self.mixup, self.cutmix = mixup, cutmix
 
-    @property
-    def num_images(self) -> int:
-        return self.loader.num_images
-
-    @property
-    def batch_size(self) -> int:
-        return self.loader.batch_size
-
-    @property
-    def steps(self) -> int:
-        return self.loader.steps
-
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """As the loader's own, mixed."""
-        schedule = self.loader.schedule
+        """As of the loader, mixed."""
+        schedule = self.schedule
         order, views = schedule.plan(epoch)
         mixture = epoch_mixture(self.num_images, schedule.seed, epoch, self.mixup, self.cutmix)
         batches = zip(schedule.parts(first_step), self.loader.epoch(epoch, first_step), strict=True)
@@ -60,12 +49,12 @@ class MixingLoader:
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
-    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """As the loader's own; nothing is mixed."""
-        return self.loader.sequential(views, first_step, stride)
+    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+        """As of the loader; not mixed."""
+        return self.loader._batches(order, views, parts)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
-        """[B, C, H, W]: from the batch itself, but for the one or two that lie in another rank's part."""
+        """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""
         device = batch.images.device
         inside = (partners >= part.start) & (partners < part.stop)
         places = torch.where(inside, partners - part.start, 0)

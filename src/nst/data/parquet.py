@@ -1,4 +1,4 @@
-"""Data sets as the Hugging Face Hub lays them out: parquet shards of encoded images and labels."""
+"""Data sets in the layout of the Hugging Face Hub: parquet shards of encoded images and labels."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)")  # train-00000-of-00003
 
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, KeyError, UnicodeError)  # what pyarrow raises for damaged files
 
-# What a shard of b bytes may hold: enough for bitmaps compressed by the shard, and for small files of anything.
+# Limits on the content of a shard: enough for bitmaps compressed by the shard, and for small files.
 _FREE_ROWS, _BYTES_A_ROW = 65_536, 32
 _FREE_BYTES, _EXPANSION = 100_000_000, 100
 
@@ -91,7 +91,7 @@ def row_count(path: Path, label_column: str) -> int:
     """How many rows a shard has, by its metadata.
 
     Raises:
-        ValueError: it is damaged, lacks a column, or holds more than a shard of its size can.
+        ValueError: it is damaged, lacks a column, or has more content than a shard of its size can have.
     """
     column = image_column(path, label_column)
     with _opened(path, column) as content:
@@ -111,8 +111,8 @@ def row_groups(path: Path, label_column: str) -> Iterator[Shard]:
     """A shard piece by piece.
 
     Raises:
-        ValueError: it is damaged, lacks a column, holds more than a shard of its size can, or a row lacks its image or
-            label; the message names file and row.
+        ValueError: it is damaged, lacks a column, has more content than a shard of its size can have, or a row lacks its image
+            or label; the message names file and row.
     """
     column, row, total = image_column(path, label_column), 0, 0
     with _opened(path, column) as content:
@@ -138,7 +138,7 @@ def _opened(path: Path, column: str) -> Iterator[pq.ParquetFile]:
 
 
 def _check_size(path: Path, metadata: pq.FileMetaData, names: Sequence[str]) -> None:
-    """Before anything is unpacked: encoded images do not shrink, so a small file that says it holds much is refused."""
+    """Before anything is unpacked: encoded images do not shrink, so a small file with a large declared content is refused."""
     size = path.stat().st_size
     if metadata.num_rows > _FREE_ROWS + size // _BYTES_A_ROW:
         raise ValueError(f"{path}: {metadata.num_rows:,} rows in {size:,} bytes; no shard of images is so small")

@@ -1,4 +1,4 @@
-"""CIFAR's pickles, read without running anything in them and without giving them more memory than they take on disk."""
+"""CIFAR's pickles, read without running any code in them and with no more memory than their size on disk."""
 
 import io
 import pickle
@@ -38,14 +38,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Strings must be as long as they say, and a memo index makes the unpickler allocate that many places."""
+    """Strings must have their declared length, and a memo index makes the unpickler allocate that many places."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= max(len(data), 255):
             raise pickle.UnpicklingError(f"memo index {argument}")
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads what the batches hold, numpy arrays, and refuses whatever else a pickle could call."""
+    """Reads numpy arrays, as in the batches, and refuses anything else that a pickle could call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy":
@@ -54,11 +54,11 @@ class _ArraysOnly(pickle.Unpickler):
                 return known[name]
         if (module, name) == ("_codecs", "encode"):  # bytes, as Python 3 writes them for Python 2
             return _latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a CIFAR batch does not need")
+        raise pickle.UnpicklingError(f"it calls {module}.{name}, which a CIFAR batch does not need")
 
 
 def _empty_array(_type: str, shape: tuple[int, ...], kind: bytes) -> np.ndarray:
-    """What pickles begin an array with; the shape and the values come after it, and numpy compares the two."""
+    """The call with which a pickle creates an array; shape and values follow, and numpy compares the two."""
     if shape != (0,):
         raise pickle.UnpicklingError(f"an array is begun with shape {shape}, not (0,)")
     return np.ndarray(shape, np.uint8)

@@ -1,4 +1,4 @@
-"""Progress of what takes long before training: reading, unpacking and hashing images."""
+"""Progress of long work before training: reading, unpacking and hashing images."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from nst.data.batch import Batch
 
-_SILENT = 2.0  # seconds that need no word
+_SILENT = 2.0  # seconds without output
 
 
 def counted(batches: "Iterable[Batch]", what: str, total: int) -> "Iterator[Batch]":

@@ -1,4 +1,4 @@
-"""Which images, in which view, a rank sees at each step: the only place where the data path draws random numbers."""
+"""The images and views of a rank at each step: the only place where the data path draws random numbers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_slots, epoch_views
 class Schedule:
     """The steps of one rank over `num_images` images.
 
-    Rank r takes the r-th contiguous part of every global batch, so the ranks together see what one process would see. The
+    Rank r takes the r-th contiguous part of every global batch, so all ranks together have the batch of one process. The
     last batch is split as evenly as its size allows; no image is dropped or doubled.
 
     With `subset` ([n, K] view numbers) K epochs show each of an image's K views once.
@@ -60,7 +60,7 @@ class Schedule:
         return order, views[order]
 
     def parts(self, first_step: int = 0) -> Iterator[slice]:
-        """Where this rank's images stand in the plan, step by step from `first_step` on."""
+        """The positions of this rank's images in the plan, step by step from `first_step` on."""
         if not 0 <= first_step <= self.steps:
             raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
         for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
@@ -69,7 +69,7 @@ class Schedule:
 
 
 class ScheduledLoader(ABC):
-    """What all loaders share: the way through a split that its schedule lays down; see `Loader`."""
+    """Base class of loaders: follows a schedule; see `Loader`."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule

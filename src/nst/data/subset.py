@@ -1,6 +1,6 @@
 """Fixed, class-balanced choices of images: the validation part, a limited training set, the digits' test set.
 
-They depend on the labels alone, never on the seed of a run, so every run and rank sees the same images.
+They depend on the labels only, not on the seed of a run, so every run and rank has the same images.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def balanced(labels: Tensor, n: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Split all images into (kept, held out), both ascending: the fraction of each class, rounded, but one image stays.
+    """Split all images into (training, held out), both ascending: the fraction of each class, rounded; one image stays.
 
     Raises:
         ValueError: no class is large enough to give an image away.
@@ -42,10 +42,10 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def training_parts(labels: Tensor, num_classes: int, validation: float, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Which images train and which validate: `validation` is taken first, so it does not change with `limit`.
+    """Training and validation images: `validation` is taken first, so it does not change with `limit`.
 
     Raises:
-        ValueError: `limit` exceeds what is left for training or is below one image a class.
+        ValueError: `limit` exceeds the training images or is below one image per class.
     """
     train, held = hold_out(labels, validation)
     if limit is not None:

@@ -47,20 +47,20 @@ class UnpackedImages:
 
 
 class _Index(NamedTuple):
-    """What is known of a file of images."""
+    """The index of a file of images."""
 
     ends: Tensor  # [rows] int64, where each image ends in the file
     labels: Tensor  # [rows] int64
     last_rows: Tensor  # [shards] int64, how many rows the shards up to each have
     sha256: str  # of the images, where they end, and the labels
-    shards: str  # which part they are, and of which folder
+    shards: str  # their part and folder
 
 
 def unpack(shards: Sequence[Path], label_column: str, folder: Path) -> tuple[UnpackedImages, Tensor]:
     """The images and labels of parquet shards, unpacked once into `folder`.
 
-    What was unpacked serves as long as the shards' names, sizes, times and labels stay as they are; else it is unpacked anew,
-    and what is there of their former state is deleted.
+    The file is used as long as the shards' names, sizes, times and labels do not change; else they are unpacked again and the
+    old file is deleted.
 
     Raises:
         ValueError: a shard is damaged, or `folder` cannot be written or is too small.
@@ -86,7 +86,7 @@ def unpack(shards: Sequence[Path], label_column: str, folder: Path) -> tuple[Unp
 
 
 def _write(shards: Sequence[Path], label_column: str, index_file: Path, file: Path, source: str) -> _Index:
-    """The index is written last: where it stands, the file of images is whole."""
+    """The index is written last: if it exists, the file of images is complete."""
     needed, free = sum(path.stat().st_size for path in shards), shutil.disk_usage(file.parent).free
     if needed > free:
         raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
@@ -120,7 +120,7 @@ def _write(shards: Sequence[Path], label_column: str, index_file: Path, file: Pa
 
 
 def _read_index(file: Path) -> _Index | None:
-    """None if there is none, or a damaged one: then the shards are unpacked anew."""
+    """None if there is none or it is damaged: then the shards are unpacked again."""
     try:
         with file.open("rb") as raw, np.load(raw) as arrays:
             ends, labels, last_rows = (torch.from_numpy(arrays[key]) for key in ("ends", "labels", "last_rows"))
@@ -130,7 +130,7 @@ def _read_index(file: Path) -> _Index | None:
 
 
 def _delete_others(current: Path, source: str) -> None:
-    """What was unpacked from the same shards before they changed. A run that still reads it ends with an error."""
+    """Files unpacked from an earlier state of the shards. A run that still reads one ends with an error."""
     for file in current.parent.glob("*.npz"):
         index = _read_index(file)
         if file != current and index is not None and index.shards == source:
@@ -139,7 +139,7 @@ def _delete_others(current: Path, source: str) -> None:
 
 
 def _state(shards: Sequence[Path], label_column: str) -> str:
-    """SHA-256 of what tells one state of the shards from another without reading the images."""
+    """SHA-256 of the state of the shards, without reading the images."""
     digest = hashlib.sha256()
     for path in shards:
         about = path.stat()

@@ -1,4 +1,4 @@
-"""An image view is a number, and which view an epoch shows of an image is a function of (seed, epoch, index)."""
+"""A view (augmentation) of an image is a number, and the view in an epoch is a function of (seed, epoch, index)."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 UNLISTED_VIEWS = 2**63 - 1
-"""How many view numbers there are where the views of an image cannot be listed (random-sized crops)."""
+"""The number of view numbers if the views of an image cannot be enumerated (random-sized crops)."""
 
-_SUBSET_SEED = 0x5EED  # the views a store holds do not depend on the seed of a run
+_SUBSET_SEED = 0x5EED  # the views in a cache do not depend on the seed of a run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ViewScheme:
 
     @property
     def key(self) -> str:
-        """Names the scheme in a manifest: equal keys number the same views."""
+        """The identity of the scheme in a manifest: equal keys number the same views."""
         border = "reflect" if self.padding_mode == "reflect" else ""
         return f"size{self.size}-{border}pad{self.pad}-{'flip' if self.flip else 'noflip'}"
 
@@ -83,9 +83,9 @@ def epoch_views(n: int, seed: int, epoch: int, num_views: int) -> Tensor:
 
 
 def epoch_slots(n: int, seed: int, epoch: int, k: int) -> Tensor:
-    """Which of its k views an epoch shows of each of n images: [n] int64 in [0, k).
+    """Which of its k views each of n images has in an epoch: [n] int64 in [0, k).
 
-    k epochs show each view once: an image starts anywhere and goes round.
+    k epochs show each view once: an image starts at a random one and cycles.
     """
     start = torch.from_numpy(np.random.default_rng([seed, 0, 1]).integers(0, k, n))
     return (start + epoch) % k
@@ -95,7 +95,7 @@ def epoch_slots(n: int, seed: int, epoch: int, k: int) -> Tensor:
 class Mixture:
     """How images are mixed with their partners."""
 
-    share: Tensor  # [n] float32 in 0 … 1: how much of an image stays
+    share: Tensor  # [n] float32 in 0 … 1: λ, the weight of the image itself
     boxed: Tensor  # [n] bool: a box is replaced; else all is averaged
     centre: Tensor  # [n, 2] float32 in 0 … 1: of the box, by rows and columns
 
@@ -104,7 +104,7 @@ class Mixture:
         return Mixture(self.share[indices], self.boxed[indices], self.centre[indices])
 
     def boxes(self, height: int, width: int) -> list[Tensor]:
-        """Top, bottom, left, right [n] int64: a box of 1 − share of the area, as far as it lies in the image."""
+        """Top, bottom, left, right [n] int64: a box of 1 − λ of the area, clipped at the border."""
         side, sides = (1 - self.share).sqrt(), []
         for axis, size in enumerate((height, width)):
             middle, half = self.centre[:, axis] * size, side * size / 2
@@ -112,14 +112,14 @@ class Mixture:
         return sides
 
     def shares(self, height: int, width: int) -> Tensor:
-        """[n] float32: what stays of an image of this size, more than `share` says where a box lies partly outside."""
+        """[n] float32: λ for an image of this size, corrected where a box is clipped at the border."""
         top, bottom, left, right = self.boxes(height, width)
         kept = 1 - (bottom - top) * (right - left) / (height * width)
         return torch.where(self.boxed, kept, self.share)
 
 
 def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> Mixture:
-    """How an epoch mixes each of n images, by index: shares from Beta(α, α) with the α of mixup or cutmix, 0 for none of it."""
+    """The mixing of each of n images in an epoch, by index: λ from Beta(α, α) with the α of mixup or cutmix (0: off)."""
     draw = np.random.default_rng([seed, epoch, 2])
     boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
     share = np.where(boxed, draw.beta(cutmix or 1, cutmix or 1, n), draw.beta(mixup or 1, mixup or 1, n))
@@ -130,7 +130,7 @@ def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) ->
 def view_subset(n: int, k: int, num_views: int) -> Tensor:
     """k distinct views for each of n images, ascending: [n, k] int16.
 
-    They depend on nothing else, the views for k are among those for k + 1, and k = num_views gives 0 … num_views − 1.
+    They do not depend on a seed, the views for k are among those for k + 1, and k = num_views gives 0 … num_views − 1.
 
     Raises:
         ValueError: k is not in 1 … num_views.

@@ -1,4 +1,4 @@
-"""Decoding in worker processes: what torch's DataLoader leaves open (signals, dead workers, the global generator)."""
+"""Decoding in worker processes, with handling of signals, dead workers and the global generator beyond torch's DataLoader."""
 
 import multiprocessing
 import os
@@ -18,13 +18,13 @@ Task = tuple[np.ndarray, np.ndarray]
 """Indices and views of the images of one batch; as arrays, which travel to a worker without shared memory."""
 
 _PRELOAD = ["torch", "torchvision.transforms.v2", "pyarrow.parquet", "PIL.Image", "nst.data.encoded_split"]
-"""What the workers start with already imported. Names that cannot be imported are passed over."""
+"""Modules that are imported before workers fork. Names that cannot be imported are ignored."""
 
-_SHIELDED = ("SIGTERM", "SIGUSR1")  # a scheduler signals whole process groups; the run then still wants its batches
+_SHIELDED = ("SIGTERM", "SIGUSR1")  # a scheduler signals whole process groups; the run then still needs its batches
 
 
 class Workers:
-    """Runs `decode` on each task, in order, in `count` processes (0: in this one), some tasks ahead.
+    """Runs `decode` on each task, in order, in `count` processes (0: in this one), with prefetching.
 
     Args:
         decode: (indices, views) → images; a ValueError it raises is raised here, as it is.
@@ -74,7 +74,7 @@ class Workers:
             ):
                 raise
             raise RuntimeError(
-                "a data worker process died, most often because memory ran out or something killed it; fewer "
+                "a data worker process died, most often because memory ran out or it was killed; fewer "
                 f"trainer.workers (now {self._loader.num_workers}) need less memory. torch says: {error!r}"
             ) from None
 
@@ -92,7 +92,7 @@ class _Tasks:
 
 
 class _Decode(Dataset[Tensor | str]):
-    """A bad image comes back as its message: an exception would arrive wrapped in a traceback."""
+    """Returns the message for a bad image: an exception would arrive wrapped in a traceback."""
 
     def __init__(self, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.decode = decode
@@ -114,7 +114,7 @@ def _context() -> BaseContext:
 
 
 def _start_server() -> None:
-    """Start the server that forks the workers, deaf to what a scheduler sends; the workers inherit that."""
+    """Start the fork server with the scheduler's signals blocked; the workers inherit that."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return
     from multiprocessing import forkserver, resource_tracker
@@ -128,7 +128,7 @@ def _start_server() -> None:
 
 
 def _end_with_parent() -> None:
-    """In a worker: end as soon as the main process is gone, also by SIGKILL, whatever the worker is busy with."""
+    """In a worker: end as soon as the main process is gone, also after SIGKILL."""
     main = multiprocessing.parent_process()
     if main is None:
         return
@@ -142,7 +142,7 @@ def _end_with_parent() -> None:
 
 
 def _start(_worker: int) -> None:
-    """In a worker: Ctrl-C and a scheduler's signals are the main process's business, but a second SIGTERM ends it."""
+    """In a worker: ignore Ctrl-C and a scheduler's signals, which the main process handles; a second SIGTERM ends it."""
 
     def once(_signal: int, _frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

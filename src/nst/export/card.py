@@ -1,9 +1,10 @@
-"""The model card: what a user of the exported student needs to know, filled from the run."""
+"""The model card of an exported student, filled from the run."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
 from nst.export.preprocess import preprocessing
@@ -15,9 +16,11 @@ LICENCE = (
     "check both before you pass it on."
 )
 
+_AUGMENTS = {"trivial": "TrivialAugmentWide", "rand": "RandAugment (two operations, magnitude 9)"}
+
 
 def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence: str | None) -> str:
-    """The card in Markdown; names from files stay text. `licence`: of the weights, None where nobody said."""
+    """The card in Markdown; names from files are escaped. `licence`: of the weights, None if not stated."""
     name, source = plain(run.settings.model["name"]), plain(data.name)
     teacher = run.summary["teacher"]
     origin = f"distilled from {plain(teacher['name'])}" if teacher else "trained without a teacher"
@@ -85,12 +88,32 @@ def _method(run: FinishedRun) -> str:
         f"{trainer.epochs} epochs, batches of {trainer.batch_size}, {trainer.precision}; {_component(optim)}; "
         f"schedule {_component(run.settings.schedule)}. Seed {run.settings.seed}.",
     ]
+    if recipe := _recipe(run.settings):
+        lines += ["", f"Training also used {'; '.join(recipe)}."]
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
-        source = "run beside it" if knowledge.mode == "live" else f"stored, knowledge.views = {knowledge.views}"
+        source = "run beside it" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
+        if run.settings.teacher.precision != "fp32":
+            source += f", in {plain(run.settings.teacher.precision)}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]
     return "\n".join(lines)
+
+
+def _recipe(settings: RunConfig) -> list[str]:
+    """What else was done in training, of the keys that are off by default."""
+    trainer, augment, erase = settings.trainer, settings.data.get("augment"), settings.data.get("erase")
+    smoothing = {str(node["label_smoothing"]) for node in settings.loss.values() if node.get("label_smoothing")}
+    found = [f"mixup (α = {trainer.mixup:g})"] if trainer.mixup else []
+    found += [f"cutmix (α = {trainer.cutmix:g})"] if trainer.cutmix else []
+    found += [f"label smoothing {plain(value)}" for value in sorted(smoothing)]
+    found += [plain(_AUGMENTS.get(str(augment), str(augment)))] if augment else []
+    found += [f"random erasing (probability {plain(str(erase))})"] if erase else []
+    if trainer.ema is not None:
+        found.append(
+            f"weights averaged over the steps (EMA, decay {trainer.ema:g}): the average was evaluated, and is what the files hold"
+        )
+    return found
 
 
 def _component(node: dict[str, Any]) -> str:
@@ -100,7 +123,7 @@ def _component(node: dict[str, Any]) -> str:
 
 
 def _settings(node: Mapping[str, Any]) -> str:
-    """Arguments in words; those that say nothing (null, an empty list) are left out."""
+    """Arguments as text; empty ones (null, an empty list) are omitted."""
     return ", ".join(f"{key} = {_setting(value)}" for key, value in node.items() if value is not None and value != [])
 
 
@@ -148,15 +171,15 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
     p = test["top1"] / 100
     low, high = wilson(p, test["images"])
     lines = [
-        f"- Tested on {plain(data.name)} alone. Other cameras, sizes or subjects may give other accuracies, and an image of "
-        "none of the classes gets one of them all the same.",
-        f"- One run with one seed. From {test['images']:,} test images, the accuracy is known to lie between "
-        f"{100 * low:.1f} and {100 * high:.1f} % (95 %); another seed differs besides.",
-        "- The logits are not calibrated: a softmax of them is no probability.",
+        f"- Tested on {plain(data.name)} alone. Other cameras, sizes or subjects may give other accuracies. An image of "
+        "another class still gets one of these.",
+        f"- One run with one seed. From {test['images']:,} test images, the accuracy is between "
+        f"{100 * low:.1f} and {100 * high:.1f} % (95 % interval); another seed adds its own variation.",
+        "- The logits are not calibrated: their softmax is not a reliable probability.",
     ]
     if run.summary["evaluated_on"] == "test":
         lines.append(
-            "- No validation images were held out, so test accuracy was seen during training. The last epoch is "
+            "- No validation images were held out, so test accuracy was observed during training. The last epoch is "
             "reported, not the best."
         )
     if teacher and teacher["evaluated_on"] == "test":
@@ -165,7 +188,7 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
 
 
 def beside_teacher(student: float, teacher: float) -> str:
-    """Two accuracies in percent, compared in words."""
+    """The comparison of two accuracies in percent, as text."""
     gap = f"{abs(student - teacher):.2f}"
     how = f"{gap} percentage points {'below' if student < teacher else 'above'}" if gap != "0.00" else "equal to"
     return f"Its top-1 accuracy is {how} the teacher's ({teacher:.2f} %)."

@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder: its settings, what came out, its student as a plain network."""
+"""A finished run, read from its folder: settings, results, and the student as a plain network."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ REBUILD = "model.json"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run left."""
+    """A finished run."""
 
     folder: Path
     settings: RunConfig
@@ -39,7 +39,7 @@ class FinishedRun:
         return model.eval()
 
     def teacher(self) -> nn.Module | None:
-        """The teacher's network with fresh weights, to count and to time; None where the run had none."""
+        """The teacher's network with fresh weights, to count and to time; None if the run had none."""
         node = self.settings.teacher.model
         return None if node is None else build.network("teacher.model", without_download(node), 0).eval()
 
@@ -54,7 +54,7 @@ def finished_run(folder: str | Path, data_root: str | None = None, allow: Collec
 
     Args:
         folder: `outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`.
-        data_root: where the data lies now, if it moved.
+        data_root: folder of the data, if it has moved.
         allow: networks and data sets outside this project that may be called, such as "mynet.SmallNet".
 
     Raises:
@@ -64,7 +64,7 @@ def finished_run(folder: str | Path, data_root: str | None = None, allow: Collec
     file = folder / SUMMARY
     if not file.is_file() or not (folder / STUDENT).is_file():
         missing = "no such folder" if not folder.is_dir() else f"no finished run ({file.name} or {STUDENT} is missing)"
-        raise ValueError(f"run={folder}: {missing}; give the folder that a run names as 'written to'")
+        raise ValueError(f"run={folder}: {missing}; pass the folder that a run prints after 'written to'")
     summary = read_json(file)
     if missing := [key for key in _FIELDS if key not in summary]:
         raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}")
@@ -112,7 +112,7 @@ def load_student(folder: str | Path, allow: Collection[str] = ()) -> nn.Module:
     """
     file = Path(folder) / REBUILD
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; scripts/export.py writes it")
+        raise ValueError(f"{file} does not exist; nst export writes it")
     recipe = read_json(file, "export the run again")
     arguments, weights = recipe.get("arguments"), recipe.get("weights")
     if not isinstance(arguments, dict) or not isinstance(weights, str) or Path(weights).name != weights:

@@ -1,4 +1,4 @@
-"""The student as files: safetensors + JSON, torch.export, ONNX. Each is loaded again the way its user will."""
+"""The student as files: safetensors + JSON, torch.export, ONNX. Each can be loaded as its users do."""
 
 import importlib.util
 import io
@@ -42,10 +42,10 @@ class Normalized(nn.Module):
 
 
 def wanted_formats(asked: Sequence[str] | None) -> list[str]:
-    """The formats to write; without a choice all, ONNX only where its packages are installed.
+    """The formats to write; by default all, ONNX only if its packages are installed.
 
     Raises:
-        ValueError: an unknown format, or ONNX asked for and not installed.
+        ValueError: an unknown format, or ONNX requested and not installed.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if asked is None:

@@ -1,4 +1,4 @@
-"""What a network costs and whether two of them agree: parameters, FLOPs, latency, differences on real images."""
+"""Cost of a network (parameters, FLOPs, latency), and the agreement of two networks on real images."""
 
 import statistics
 import time

@@ -15,7 +15,7 @@ from nst.runs.folder import SUMMARY, read_json
 
 @dataclass(frozen=True)
 class Classifier:
-    """A student, how images are prepared for it, and the names of its classes (numbers where they have none)."""
+    """A student, its preprocessing, and its class names (numbers if there are none)."""
 
     model: nn.Module
     prepare: Preprocessing
@@ -40,13 +40,13 @@ def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -
         model, prepare, count = run.student(), preprocessing(run.settings.data), run.settings.data["num_classes"]
         names = (run.summary.get("data") or {}).get("classes")
     else:
-        what = "holds neither an export nor a finished run" if folder.is_dir() else "no such folder"
-        raise ValueError(f"model={folder}: {what}; give a run's folder, or its export/ (nst export run=… writes it)")
+        what = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
+        raise ValueError(f"model={folder}: {what}; pass a run's folder, or its export/ (nst export run=… writes it)")
     return Classifier(model.to(device), prepare, tuple(map(str, names or range(count))))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, by name. Raises ValueError where there are none."""
+    """The images in a folder, by name. Raises ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder")
     found = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())

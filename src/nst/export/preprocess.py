@@ -1,4 +1,4 @@
-"""From an image file to what a trained student takes: what evaluation did to images, written down and done again."""
+"""Preprocessing of image files for a trained student, the same as in the evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from nst.data.pixels import scale_and_shift
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image was prepared in evaluation."""
+    """The preprocessing of the evaluation."""
 
     channels: int
     size: int  # of the centre crop, which the network sees

@@ -37,7 +37,7 @@ TOLERANCE = 1e-3  # of the largest logit: more than rounding
 
 
 def export(cfg: DictConfig) -> dict[str, Any]:
-    """Do what `configs/export.yaml` describes; print and return what was measured (also in `export.json`).
+    """Export as configured in `configs/export.yaml`; print and return the measurements (also in `export.json`).
 
     Raises:
         ValueError: the run is not finished, a format can't be written, or a file disagrees with the network in memory.
@@ -85,7 +85,7 @@ def write(
 
 
 def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
-    """What goes in and what comes out, for whoever uses the weights."""
+    """The input and output of the network, for users of the weights."""
     return {
         "input": {
             "shape": ["batch", *run.image_shape],

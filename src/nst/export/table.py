@@ -1,4 +1,4 @@
-"""What an export prints."""
+"""The table that an export prints."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def cost_rows(run: FinishedRun, report: dict[str, Any]) -> list[list[str]]:
 
 
 def footnote(run: FinishedRun, report: dict[str, Any]) -> str:
-    """What the rows were measured on."""
+    """The images and hardware of the measurements."""
     hardware, text = report["hardware"], f"Top-1 on {report['images']:,} test images"
     if report["teacher"] is not None:
         teacher = run.summary["teacher"]
@@ -41,18 +41,18 @@ def footnote(run: FinishedRun, report: dict[str, Any]) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Bytes as text."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def counts(report: dict[str, Any], who: str) -> str:
-    """Parameters and FLOPs of teacher or student in words."""
+    """Parameters and FLOPs of teacher or student as text."""
     about = report[who]
     return f"{about['parameters']:,} parameters, {about['flops'] / 1e6:,.1f} MFLOP an image"
 
 
 def print_table(run: FinishedRun, report: dict[str, Any], folder: Path) -> None:
-    """Print the comparison and where the files lie."""
+    """Print the comparison and the folder of the files."""
     header, *rows = cost_rows(run, report)
     table = Table(title=f"{run.settings.model['name']}, verified on {report['images']:,} test images")
     for column in header:

@@ -1,6 +1,6 @@
-"""What a stored configuration may call: the project's own networks and data, and what the user allows by name.
+"""Which code a stored configuration may call: the project's networks and data, and what the user allows by name.
 
-A configuration that a user writes is code. One that lies in the folder of a run may come from anybody.
+A configuration that a user writes is the user's code. One in the folder of a run may come from anybody.
 """
 
 import inspect

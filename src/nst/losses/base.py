@@ -86,6 +86,10 @@ class TransferLoss(nn.Module, ABC):
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
 
+    def compact(self, student_feature: Tensor) -> Tensor:
+        """What `forward` takes in place of the student's `[B, ...]`, row by row; a relational loss gathers this over the ranks."""
+        return student_feature
+
     @abstractmethod
     def forward(self, student_feature: Any, summary: Any) -> Tensor:
         """Student side: a scalar, the mean over the batch. Of one feature and its summary; with `all_layers` lists of them."""

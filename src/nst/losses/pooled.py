@@ -49,6 +49,11 @@ class PooledLoss(TransferLoss):
         with no_autocast(teacher_feature):
             return {"pooled": pool(teacher_feature, "teacher")}
 
+    def compact(self, student_feature: Tensor) -> Tensor:
+        """The pooled feature `[B, C_S]`: H·W times smaller than the map."""
+        with no_autocast(student_feature):
+            return pool(student_feature, "student")
+
     def read(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Student's `[B, C_S]` and teacher's `[B, C_T]` in the student's working precision.
 

@@ -1,4 +1,4 @@
-"""The constant ε of batch normalisation, which the publishers of a network may have chosen for all its layers."""
+"""The constant ε of batch normalisation, for all layers of a network."""
 
 import math
 
@@ -9,7 +9,7 @@ BN_EPS = 1e-5
 
 
 def set_bn_eps(model: nn.Module, eps: float) -> None:
-    """Give every batch normalisation of `model` the ε that is added to the variance.
+    """Set ε, which is added to the variance, in every batch normalisation of `model`.
 
     Raises:
         ValueError: it is not a positive number.

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by name, made fit to be tapped.
+"""Networks of torchvision and timm by name, prepared for taps.
 
 Activations are set to work out of place. Additions and activations that such a network does in place inside its own
 `forward` stay (`out += identity` after a block's last normalisation, the functional ReLU of GoogLeNet): a layer whose
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from nst.models.layout import tap_layout
 from nst.models.roles import timm_taps, torchvision_taps
 
-_RESERVED = {  # constructor arguments that have keys of their own
+_RESERVED = {  # constructor arguments with their own keys
     "num_classes": "num_classes",
     "in_chans": "in_channels",
     "in_channels": "in_channels",
@@ -143,7 +143,7 @@ def timm_model(
 
 
 def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
-    """The size of the images that the network sees."""
+    """The input size of the network."""
     for key, size in (("image_size", image_size), ("input_size", input_size)):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
@@ -166,7 +166,7 @@ def _torchvision_size(arch: str, size: int | None, pretrained: bool) -> dict[str
 
 
 def _check_patches(arch: str, model: nn.Module, size: int) -> None:
-    """Raises ValueError where patches would leave a border of the images out."""
+    """Raises ValueError if patches do not cover the whole image."""
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
@@ -181,12 +181,12 @@ def _check_patches(arch: str, model: nn.Module, size: int) -> None:
 
 
 def _check_arguments(library: str, arch: str, given: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
-    """Raises ValueError for an argument that the network's constructor has not; names the nearest."""
+    """Raises ValueError for an argument that the network's constructor does not have; names the nearest."""
     if not given:
         return
     for name in given:
         if name in _RESERVED:
-            raise ValueError(f"arguments.{name}: this has a key of its own, {_RESERVED[name]}")
+            raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
     try:
         with torch.device("meta"):
             kind = type(build())
@@ -201,7 +201,7 @@ def _check_arguments(library: str, arch: str, given: Mapping[str, Any], build: C
 
 
 def _parameters(kind: type[nn.Module]) -> list[str]:
-    """The arguments of a constructor, also those that it hands on to the class it extends or to a dataclass `cfg`."""
+    """The arguments of a constructor, also those that it passes to its base class or to a dataclass `cfg`."""
     found: list[str] = []
     for level in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         if "__init__" not in vars(level):
@@ -220,7 +220,7 @@ def _parameters(kind: type[nn.Module]) -> list[str]:
 def _building(
     library: str, arch: str, pretrained: bool, size: int | None, arguments: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Raises ValueError where a network or its weights cannot be had; the libraries raise a dozen kinds of errors."""
+    """Raises ValueError if a network or its weights are not available; the libraries raise a dozen kinds of errors."""
     try:
         yield
     except Exception as error:
@@ -257,7 +257,7 @@ def _check_name(library: str, arch: str, names: list[str]) -> None:
 
 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
-    """Put a fresh last layer (linear, or SqueezeNet's 1x1 convolution) in, if the number of classes differs."""
+    """Replace the last layer (linear, or SqueezeNet's 1x1 convolution), if the number of classes differs."""
     name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     if isinstance(last, nn.Linear):
         if last.out_features != num_classes:

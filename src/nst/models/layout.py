@@ -1,7 +1,7 @@
-"""What a network of timm or torchvision yields at a layer, turned into a map `[B, C, H, W]`.
+"""Converts the output of a layer of timm's or torchvision's networks to a map `[B, C, H, W]`.
 
 Tokens `[B, N, C]` lose their class, distillation and register tokens and are laid out on the network's own grid; maps
-`[B, H, W, C]` are permuted. What is known comes from the network: `num_prefix_tokens`, `patch_embed`, `feature_info`,
+`[B, H, W, C]` are permuted. The information comes from the network: `num_prefix_tokens`, `patch_embed`, `feature_info`,
 `output_fmt`, and the kinds of its modules. Only views are made, so that hooks cost nothing and can be compiled.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape [B, C, H, W] → a map
 
 _FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.PixelShuffle, nn.PixelUnshuffle)
-# Classes whose 4-D output is [B, H, W, C] (True) or [B, C, H, W] (False) though their modules do not tell.
+# Classes whose 4-D output is [B, H, W, C] (True) or [B, C, H, W] (False) although their modules do not show it.
 _LAST_BY_CLASS = {
     "gcvit.GlobalContextVitBlock": True,
     "maxxvit.PartitionAttentionCl": True,
@@ -71,9 +71,9 @@ def tap_layout(model: nn.Module, path: str) -> Convert:
         if not isinstance(value, Tensor) or value.ndim not in (3, 4):
             return value
         if value.shape[0] != images[0] or by_window:
-            raise _no_map(model, path, value, "it holds parts of the images (windows), not whole maps")
+            raise _no_map(model, path, value, "it has parts of the images (windows), not whole maps")
         if by_head:
-            raise _no_map(model, path, value, "it holds the heads of an attention apart")
+            raise _no_map(model, path, value, "it has separate attention heads")
         if value.ndim == 4:
             return value.permute(0, 3, 1, 2) if last else value
         return _unfolded(model, path, value, images)
@@ -90,7 +90,7 @@ def _unfolded(model: nn.Module, path: str, tokens: Tensor, images: tuple[int, ..
         for extra in (prefix, 0):  # some families add the class token in their last blocks
             if tokens.shape[1] == height * width + extra:
                 return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))
-    shown = " or ".join(f"{height}×{width}" for height, width in grids) or "a grid it does not tell"
+    shown = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
     raise _no_map(model, path, tokens, f"it has {tokens.shape[1]} tokens an image, not {shown} plus {prefix}")
 
 
@@ -127,7 +127,7 @@ def _line(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def _channels_last(model: nn.Module, name: str) -> bool:
-    """Whether a 4-D output of a module is `[B, H, W, C]`: told by the module or the nearest one around it that tells."""
+    """Whether a 4-D output of a module is `[B, H, W, C]`, by the module or the nearest enclosing one that determines it."""
     line = _line(model, name)
     for module, parent in zip(line, [*line[1:], None], strict=True):
         if (told := _tells(module)) is not None:
@@ -140,7 +140,7 @@ def _channels_last(model: nn.Module, name: str) -> bool:
 
 
 def _tells(module: nn.Module) -> bool | None:
-    """Whether a module's 4-D output has its channels last, as far as its kind says."""
+    """Whether a module's 4-D output has its channels last, if its class determines it."""
     kind = qualified(module)
     if kind in _LAST_BY_CLASS:
         return _LAST_BY_CLASS[kind]

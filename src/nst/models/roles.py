@@ -1,4 +1,4 @@
-"""Which layers of timm's and torchvision's networks the roles `last`, `stage1` …, `block1` … stand for.
+"""The layers of timm's and torchvision's networks for the roles `last`, `stage1` …, `block1` …
 
 Stages are counted from a quarter of the image on, so `stage1` … `stage4` have maps of 1/4, 1/8, 1/16, 1/32 of the
 image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) have no stages but `block1` … `blockN`, and

@@ -1,6 +1,6 @@
-"""Files of `torch.save`, looked through before torch loads them: what they name, and how much memory they ask for.
+"""Files of `torch.save`, checked before torch loads them: the names in them, and the memory they need.
 
-torch refuses code in them (`weights_only`), but believes the sizes that they claim.
+torch refuses code in them (`weights_only`), but trusts the sizes that they declare.
 """
 
 import io
@@ -22,13 +22,13 @@ _BYTES = {
 
 
 class NotPlainError(ValueError):
-    """A file names something else than tensors and plain values; the message is its name."""
+    """A file names something other than tensors and plain values; the message is its name."""
 
 
 def load_plain(file: BinaryIO) -> Any:
     """The tensors and plain values in a file of `torch.save`, on the CPU.
 
-    Takes no more memory than a few times the size of the file, and runs nothing that it names.
+    Uses at most a few times the size of the file in memory, and runs no code that it names.
 
     Raises:
         NotPlainError: it names anything else.
@@ -97,7 +97,7 @@ class _Mapping(dict[Any, Any]):
 
 
 def _check_keys(keys: Iterable[Any]) -> None:
-    """Nested tuples as keys can take for ever to hash."""
+    """Nested tuples as keys can take forever to hash."""
     for key in keys:
         if not isinstance(key, str | int | float | bytes | None):
             raise NotPlainError(f"a {type(key).__name__} as a key")
@@ -131,7 +131,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _nothing(*_: Any) -> None:
-    """Stands for a value of which nothing hangs."""
+    """Stands for a value that nothing depends on."""
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -161,9 +161,9 @@ _PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAcce
 
 
 class _Survey(_PythonUnpickler):
-    """Reads a pickle with stand-ins for all that it names, so that nothing is called and nothing allocated.
+    """Reads a pickle with stand-ins for everything that it names, so that nothing is called or allocated.
 
-    Python's own unpickler: that in C makes room for as many values as an index in the file says.
+    Uses the unpickler in Python: the one in C allocates as many values as an index in the file says.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)

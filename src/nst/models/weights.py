@@ -1,4 +1,4 @@
-"""Model weights on disk: safetensors with metadata, and other people's checkpoints, read without running their code."""
+"""Model weights on disk: safetensors with metadata, and foreign checkpoints, read without running their code."""
 
 import hashlib
 import json
@@ -29,8 +29,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             `state_dict`, `model` or `net` is unwrapped; the prefixes `module.`, `_orig_mod.` and `model.` are dropped.
 
     Raises:
-        ValueError: missing, damaged (where the file has a checksum: one of ours, or a zip of `torch.save`), a pickle
-            that would run code, or one that asks for more memory than its file has bytes.
+        ValueError: missing, damaged (if the file has a checksum: one of ours, or a zip of `torch.save`), a pickle that
+            would run code, or one that needs more memory than its file has bytes.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except NotPlainError as error:
         raise ValueError(
             f"weights file {path} holds more than tensors and plain values ({error}); loading it could run its code, so it is "
-            "refused. Only the state dict is needed. Where you trust the file, save that alone, under the key that holds it: "
+            "refused. Only the state dict is needed. If you trust the file, save the state dict alone, by its key: "
             "import torch; torch.save(torch.load('old.pth', weights_only=False)['model'], 'new.pth')"
         ) from error
     except _WrongContent as error:
@@ -60,7 +60,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _WrongContent(Exception):
-    """What is wrong with a weights file that could be parsed; the message follows the file's name."""
+    """An error in a weights file that could be parsed; the message follows the file's name."""
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -69,7 +69,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     named = metadata.pop(CHECKSUM, None)
     if named is not None and named != (found := _checksum(state)):
         raise _WrongContent(f"is damaged: its tensors have SHA-256 {found}, not {named}")
-    for key in ("mean", "std"):  # what the network was trained on, see `nst.runs.teacher`
+    for key in ("mean", "std"):  # normalisation of the training data, see `nst.runs.teacher`
         if key in metadata and not re.fullmatch(r"[-+\d.e]+(,[-+\d.e]+)*", metadata[key]):
             raise _WrongContent(f"is damaged: its metadata has {key}={metadata[key][:80]!r}, numbers are needed")
     return state, metadata
@@ -107,7 +107,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         The file's metadata (empty for torch files).
 
     Raises:
-        ValueError: naming the keys that are missing, left over, or of another shape.
+        ValueError: names the keys that are missing, unexpected, or of another shape.
     """
     check_saveable(model)
     state, metadata = read_weights(path)
@@ -171,7 +171,7 @@ def _few(names: list[str], most: int = 5) -> str:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's state as safetensors with metadata and its checksum, complete or not at all.
+    """Write the model's state atomically as safetensors with metadata and its checksum.
 
     Weights that two layers share are written for each; loading them into the same network shares them again.
 

@@ -57,7 +57,7 @@ class Strip:
     axis: Axis
     name: str
     colour: str
-    description: str  # for who cannot see it
+    description: str  # for screen readers
     whisker: tuple[float, float] | None = None
     faint: list[float] = field(default_factory=list)
     hollow: float | None = None

@@ -1,4 +1,4 @@
-"""The listing of runs as a command: words in, a table, JSON or CSV out."""
+"""The command that lists runs as a table, JSON or CSV."""
 
 import csv
 import json
@@ -18,11 +18,12 @@ from nst.report.text import spread
 
 Record = dict[str, Any]
 
-USAGE = """List runs, by data set, teacher and student: what differs between them, and mean ± std (n) over the seeds of equal ones.
+USAGE = """List runs, by data set, teacher and student: their differences, and mean ± std (n)
+and median over seeds.
 
   nst runs [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
 
-  fields: data teacher model loss seed epochs state last best best_epoch seconds folder
+  fields: data teacher model loss seed epochs state last best best_epoch fell_back seconds folder
   values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished
   each:   true lists single runs, with their folders
   sort:   last (default), best: highest first; other fields: lowest first
@@ -33,7 +34,7 @@ FORMATS = ("table", "json", "csv")
 
 @dataclass(frozen=True)
 class Request:
-    """What to list, and how."""
+    """Filters and output format."""
 
     outputs: Path = Path("outputs")
     wanted: dict[str, str] = field(default_factory=dict)
@@ -64,7 +65,7 @@ def parse(words: Sequence[str]) -> Request:
 
 
 def list_runs(words: Sequence[str]) -> None:
-    """Print what the words ask for; damaged runs are named, on the error stream where the output is for programs.
+    """Print the selected runs; damaged runs are named, on stderr if the output is for programs.
 
     Raises:
         ValueError: a word that is not understood, an unknown field, or no such folder.
@@ -114,7 +115,7 @@ def _print_tables(found: dict[tuple[str, str, str], list[Record]], request: Requ
 
 
 def settings_cells(record: Record) -> dict[str, str]:
-    """What tells a run apart from the others of its section."""
+    """The settings that distinguish a run from the others of its section."""
     terms = " + ".join(f"{name} {number(weight)}" for name, weight in record["weights"].items())
     rate = "" if record["rate"] is None else number(record["rate"])
     settings = " ".join(f"{key}={shown(setting)}" for key, setting in record["settings"].items())
@@ -132,7 +133,9 @@ def group_cells(record: Record) -> dict[str, str]:
     return {
         **settings_cells(record),
         "last": "" if record["last"] is None else spread(record["last"]),
+        "median": "" if record["last"] is None else f"{record['last']['median']:.2f}",
         "best": "" if record["best"] is None else spread(record["best"]),
+        "fell back": str(record["fell_back"] or ""),
         "seconds": "" if record["seconds"] is None else f"{record['seconds']:.1f}",
         "runs": states,
     }
@@ -144,6 +147,7 @@ def run_cells(record: Record) -> dict[str, str]:
     return {
         **settings_cells(record),
         **{key.replace("_", " "): shown(record[key]) if record[key] is not None else "" for key in keys},
+        "fell back": "yes" if record["fell_back"] else "",
         "run": record["folder"],
     }
 
@@ -158,7 +162,7 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without characters that would steer a terminal."""
+    """Text without control characters of a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -166,15 +170,12 @@ def _write_csv(records: Sequence[Record], each: bool) -> None:
     """One line a run or group; numbers unrounded, settings as JSON."""
     settings = ["data", "teacher", "model", "loss", "weights", "rate", "schedule", "epochs", "settings"]
     own = [name for name in FIELDS if name not in settings]
-    names = (
-        own
-        if each
-        else ["seeds", "n", "last_mean", "last_std", "best_mean", "best_std", "seconds", "states", "folders"]
-    )
+    statistics = [f"{key}_{part}" for key in ("last", "best") for part in ("mean", "std", "median")]
+    names = own if each else ["seeds", "n", *statistics, "fell_back", "seconds", "states", "folders"]
     out = csv.DictWriter(sys.stdout, [*settings, *names], lineterminator="\n", extrasaction="ignore")
     out.writeheader()
     for record in records:
         row = dict(record)
         for key in () if each else ("last", "best"):
-            row |= {f"{key}_{part}": (record[key] or {}).get(part) for part in ("mean", "std")}
+            row |= {f"{key}_{part}": (record[key] or {}).get(part) for part in ("mean", "std", "median")}
         out.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})

@@ -1,4 +1,4 @@
-"""All runs below a folder: which there are, how they differ, and what equal ones reached over their seeds."""
+"""All runs below a folder: their states, their differences, and statistics over seeds."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nst.config import NOT_IDENTITY
-from nst.report.runs import diverged, read_config, read_events, read_summary, teacher_of
+from nst.report.runs import chance, diverged, fell_back, read_config, read_events, read_summary, teacher_of
 from nst.report.settings import schedule, weights
 from nst.report.stats import sample
 
 Record = dict[str, Any]
 
 FIELDS = (
-    "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "seconds", "folder",
+    "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "fell_back", "seconds",
+    "folder",
 )  # fmt: skip
 
 
@@ -23,14 +24,14 @@ def read_runs(outputs: Path) -> tuple[list[Record], list[str]]:
     """Every run below `outputs`, finished or not, by folder; and one line for each that is damaged.
 
     A run has data, teacher, model, loss (names of the terms), weights, rate, schedule, seed, epochs, state ("finished",
-    "epoch 3 of 15", "pruned at …" or "diverged after …"), last and best (top-1 in percent, or None), best_epoch, seconds,
-    folder, and config: its settings by dotted key.
+    "epoch 3 of 15", "pruned at …" or "diverged after …"), last and best (top-1 in percent, or None), best_epoch, fell_back
+    (whether an evaluation lost more than half of what was won), seconds, folder, and config: its settings by dotted key.
 
     Raises:
         ValueError: there is no such folder.
     """
     if not outputs.is_dir():
-        raise ValueError(f"outputs={outputs}: there is no such folder; name the one that runs were written to")
+        raise ValueError(f"outputs={outputs}: no such folder; name the folder of the runs")
     runs, damaged = [], []
     for file in sorted(outputs.glob("*/*/*/*/config.json")):
         try:
@@ -46,6 +47,7 @@ def _run(folder: Path, outputs: Path) -> Record:
     done, epochs = len(evaluations) and evaluations[-1]["epoch"], config["trainer"]["epochs"]
     cut = "pruned at " if (folder / "pruned.json").exists() else "diverged after " if diverged(folder) else ""
     steps = [] if summary else read_events(folder, "train")
+    guessing = chance(config)
     timings = [event["timing"] for event in steps if isinstance(event.get("timing"), dict)]
     seconds = [timing["seconds"] for timing in timings if isinstance(timing.get("seconds"), int | float)]
     return {
@@ -62,6 +64,7 @@ def _run(folder: Path, outputs: Path) -> Record:
         "last": summary["test"]["top1"] if summary else (evaluations[-1]["top1"] if evaluations else None),
         "best": summary["best"]["top1"] if summary else (best["top1"] if best else None),
         "best_epoch": summary["best"]["epoch"] if summary else (best["epoch"] if best else None),
+        "fell_back": guessing is not None and fell_back(evaluations, guessing),
         "seconds": summary["seconds"] if summary else (seconds[-1] if seconds else None),
         "folder": str(folder.relative_to(outputs)),
         "config": comparable(config),
@@ -69,7 +72,7 @@ def _run(folder: Path, outputs: Path) -> Record:
 
 
 def comparable(config: Record) -> dict[str, Any]:
-    """The settings that tell runs apart, by dotted key: without seed, places, and what a run has no use for."""
+    """The settings that distinguish runs, by dotted key: without seed, paths, and unused settings."""
     unused = [*NOT_IDENTITY, "seed"]
     if teacher_of(config) is None:
         unused += ["teacher", "knowledge"]
@@ -86,7 +89,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def select(runs: Sequence[Record], wanted: dict[str, str], sort: str) -> list[Record]:
-    """Runs whose fields are as wanted ("kd" also finds "kd+nst_poly" by `loss=kd*`), sorted; accuracies best first.
+    """Runs whose fields match (`loss=kd*` matches "kd" and "kd+nst_poly"), sorted; accuracies best first.
 
     Raises:
         ValueError: a field that runs do not have.
@@ -116,7 +119,7 @@ def sections(runs: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]
 
 
 def _with_settings(runs: Sequence[Record]) -> list[Record]:
-    """Besides weights, rate, schedule and epochs, which are always told. A setting of a term differs among those that have it."""
+    """Settings that differ, besides weights, rate, schedule and epochs, which are always shown."""
     told = ("optim.lr", "optim.schedule", "schedule._target_", "trainer.epochs")
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     differing = []
@@ -141,7 +144,7 @@ def grouped(runs: Sequence[Record], sort: str) -> list[Record]:
     """Runs of one section that differ in their seed only, as one record each: mean ± std over the finished ones.
 
     A record has what its runs share, `seeds`, `states` (state → number of runs), `n` (finished runs), `last`, `best` (a
-    `Sample` as a dict, or None), `seconds` (mean) and `folders`.
+    `Sample` as a dict, or None), `fell_back` (number of runs), `seconds` (mean) and `folders`.
     """
     found: dict[str, list[Record]] = {}
     for run in runs:
@@ -162,6 +165,7 @@ def _group(runs: Sequence[Record]) -> Record:
         "states": {state: states.count(state) for state in sorted(set(states))},
         "n": len(done),
         **{key: asdict(sample([run[key] for run in done])) if done else None for key in ("last", "best")},
+        "fell_back": sum(run["fell_back"] for run in runs),
         "seconds": sample([run["seconds"] for run in done]).mean if done else None,
         "folders": sorted(run["folder"] for run in runs),
     }

@@ -1,4 +1,4 @@
-"""Text from files in Markdown: what somebody wrote as a name stays a name."""
+"""Text from files in Markdown, escaped."""
 
 import re
 from collections.abc import Sequence

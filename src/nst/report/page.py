@@ -1,7 +1,7 @@
-"""One self-contained page a table: no network, no script, every figure inside.
+"""One self-contained page per table: no network access, no scripts, all figures inline.
 
-Whatever a file holds reaches the page through templates that escape every value; the page itself forbids scripts and anything
-fetched, so that a folder from somebody else is safe to look at.
+Templates escape every value from files; the page itself forbids scripts and network access, so that it is safe to view a
+folder from somebody else.
 """
 
 import base64
@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nst.report import figures
+from nst.report import along, figures
+from nst.report.gain_figure import GainFigure, gain_figure
 from nst.report.runs import read_json
 from nst.report.sections import (
+    Grid,
     configurations,
     cost,
     curve_panels,
@@ -48,9 +50,7 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
     Raises:
         ValueError: a damaged file of the evidence or of a run.
     """
-    templates = Environment(
-        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+    templates = environment()
     style = templates.get_template("style.css").render()
     return templates.get_template("page.html").render(
         title=title(result),
@@ -58,6 +58,7 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
         style=Markup(style),  # the package's own file
         about=about(result),
         banner=label(result),
+        along=_along(result),
         groups=[_group(result, group, folder, outputs) for group in result["groups"]],
         notes=notes(result),
         command=result["command"],
@@ -68,6 +69,36 @@ def page(result: Record, folder: Path, outputs: Path) -> str:
     )
 
 
+def environment() -> Environment:
+    """The package's templates; whatever they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+
+
+def gain_file(figure: GainFigure) -> str:
+    """The figure as an SVG file of its own, with the page's style."""
+    templates = environment()
+    style = templates.get_template("style.css").render()
+    return templates.get_template("gains.html").render(figure=figure, style=Markup(style)).strip() + "\n"
+
+
+def _along(result: Record) -> Record | None:
+    """What the page shows of a table whose groups are values of one setting."""
+    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
+    if not values:
+        return None
+    header, *rows = along.gain_rows(values, lower, key)
+    nst_header, *nst = along.nst_rows(values, lower, key)
+    return {
+        "heading": f"Gain over the baseline, by {along.axis_name(key)}",
+        "note": f"Gain over the baseline of the same {along.axis_name(key)} in percentage points: {along.CELL}.",
+        "figure": gain_figure(along.gains(values, lower), key),
+        "gains": Grid(header, rows),
+        "nst": Grid(nst_header, nst),
+    }
+
+
 def policy(style: str) -> str:
     """The content-security policy: this one style, pictures inside of the page, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -75,7 +106,7 @@ def policy(style: str) -> str:
 
 
 def about(result: Record) -> str:
-    """One line: what the figures stand beside."""
+    """One line: the metric and the source of the published figures."""
     metric = "Top-1 error in percent" if result["metric"] == "error" else "Top-1 accuracy in percent"
     source = result["source"]
     return (
@@ -86,7 +117,7 @@ def about(result: Record) -> str:
 
 
 def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record:
-    """All that the page shows of a group."""
+    """The content of the page for a group."""
     file = folder / "evidence" / f"{group['name']}.json"
     evidence = read_json(file) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
     rows = group["rows"]
@@ -123,5 +154,5 @@ def headline(group: Record, metric: str) -> str:
         pair = best["paired"]
         if pair and pair["half_width"] is not None:
             sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
-            text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than chance between seeds explains"
+            text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
     return f"{text}."

@@ -1,13 +1,13 @@
-"""Run folders as they lie on disk: what a run was, how far it came, what came out. What is damaged is an error in words."""
+"""Reads run folders: configuration, progress, results. A damaged file is an error that names it."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from nst.falls import has_fallen
 
-LEAD = 5.0  # points over chance: from there on, losing half of them is more than noise
+Record = dict[str, Any]
 
 
 def plain_component(name: str) -> bool:
@@ -98,7 +98,7 @@ def teacher_of(config: Record) -> Record | None:
 
 
 def read_summary(folder: Path) -> Record | None:
-    """What a finished run left, or None.
+    """The summary of a finished run, or None.
 
     Raises:
         ValueError: `summary.json` is damaged or misses what every summary has.
@@ -148,22 +148,21 @@ def read_events(folder: Path, kind: str) -> list[Record]:
 
 
 def chance(config: Record) -> float | None:
-    """The accuracy of guessing, in percent; None where the number of classes is not known."""
+    """The accuracy of chance, in percent; None if the number of classes is not known."""
     classes = config["data"].get("num_classes")
     return 100 / classes if isinstance(classes, int) and classes > 0 else None
 
 
 def fell_back(evaluations: Sequence[Record], guessing: float) -> bool:
-    """Whether an evaluation lost more than half of what was won over chance, from a lead of `LEAD` points on.
+    """Whether any evaluation has fallen (see `nst.falls`) from the best before it.
 
     Args:
         evaluations: events with `top1`, in order.
-        guessing: the accuracy of guessing, in percent.
+        guessing: the accuracy of chance, in percent.
     """
-    won = 0.0
+    best = 0.0
     for event in evaluations:
-        now = event["top1"] - guessing
-        if won >= LEAD and now < won / 2:
+        if has_fallen(event["top1"], best, guessing):
             return True
-        won = max(won, now)
+        best = max(best, event["top1"])
     return False

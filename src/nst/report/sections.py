@@ -1,4 +1,4 @@
-"""What the parts of a group's page show: plain data from the result, the runs' logs and the evidence."""
+"""The parts of a group's page as plain data, from the result, the runs' logs and the evidence."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ class Grid:
 
     header: list[str]
     rows: list[list[str]]
-    best: int | None = None  # the row to stress
+    best: int | None = None  # the row to highlight
     words: bool = False  # whether the last column is text
 
 
@@ -64,7 +64,7 @@ def result_rows(group: Record) -> list[Strip]:
 
 
 def curve_panels(group: Record, outputs: Path) -> list[Curves]:
-    """The paper's Figure 4: a panel a method, the baseline behind each."""
+    """The paper's Figure 4: one panel per method, the baseline behind each."""
     found = {row["name"]: errors_by_epoch(row, outputs) for row in group["rows"]}
     everything = [v for points in found.values() for values in points.values() for v in values]
     if not everything:
@@ -108,7 +108,7 @@ def mmd(group: Record, evidence: Record) -> tuple[list[Strip], Grid] | None:
 
 
 def neuron_pictures(group: Record, folder: Path) -> list[tuple[str, str]]:
-    """The paper's Figure 2, what single neurons select on real images: (whose, PNG in base64)."""
+    """The paper's Figure 2, heat maps of single neurons on real images: (network, PNG in base64)."""
     names = {"teacher": "Teacher", **{row["name"]: row["label"] for row in group["rows"]}}
     files = {label: folder / "evidence" / f"{group['name']}-{name}.png" for name, label in names.items()}
     return [(label, base64.b64encode(file.read_bytes()).decode()) for label, file in files.items() if file.is_file()]

@@ -1,4 +1,4 @@
-"""The settings of a run that a reader of its figures needs: weights of the loss, rate, length."""
+"""The settings that a table states: weights of the loss, learning rate, length."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def schedule(config: Record) -> str:
 
 
 def shown(config: Record, test_images: int | None) -> dict[str, str]:
-    """The settings that a result page states, as text; what a configuration does not hold is left out."""
+    """The settings that a result page states, as text; keys that a configuration lacks are omitted."""
     trainer, rate, name = config["trainer"], config["optim"].get("lr"), schedule(config)
     found = {
         "epochs": trainer["epochs"],
@@ -32,5 +32,5 @@ def shown(config: Record, test_images: int | None) -> dict[str, str]:
 
 
 def number(value: Any) -> str:
-    """A number as short as it can be said; anything else as it is."""
+    """A number in its shortest form; anything else unchanged."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)

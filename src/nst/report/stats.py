@@ -1,7 +1,7 @@
 """The statistics of the tables. Every figure is in percent; a sample is one value a seed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +36,14 @@ def sample(values: Sequence[float]) -> Sample:
     return Sample(n, mean, std, float(stdtrit(n - 1, (1 + LEVEL) / 2)) * std / math.sqrt(n), median)
 
 
-def paired(values: dict[int, float], baseline: dict[int, float]) -> Sample | None:
-    """Differences to the baseline over the seeds that both have; None where there is none."""
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Sample | None:
+    """Differences to the baseline over the seeds that both have; None if there are none."""
     shared = [seed for seed in values if seed in baseline]
     return sample([values[seed] - baseline[seed] for seed in shared]) if shared else None
 
 
 def verdict(ours: Sample, published: float | None, lower_is_better: bool, hindrance: str | None = None) -> str:
-    """How ours stands to the published figure.
+    """The verdict on ours beside the published figure.
 
     "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
     interval, so no verdict but the difference.

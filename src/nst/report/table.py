@@ -16,6 +16,7 @@ from nst.report.runs import (
     read_events,
     read_json,
     read_summary,
+    value,
 )
 from nst.report.settings import shown, weights
 from nst.report.stats import paired, ranks, sample, verdict
@@ -24,7 +25,7 @@ Record = dict[str, Any]
 
 
 def read_table(folder: Path, outputs: Path) -> Record:
-    """The whole result of a table: what `table.json` holds.
+    """The whole result of a table, as in `table.json`.
 
     Args:
         folder: the table's own, with `plan.json`.
@@ -36,10 +37,15 @@ def read_table(folder: Path, outputs: Path) -> Record:
     plan = read_json(folder / "plan.json")
     lower = plan["metric"] == "error"
     groups = [_group(group, outputs, lower) for group in plan["groups"]]
+    if plan.get("along") is not None:
+        for group in groups:
+            if value(group, "at", (int, float), folder / "plan.json") <= 0:
+                raise ValueError(f"{folder / 'plan.json'} is damaged: at is {group['at']} in group {group['name']}")
     rows = [row for group in groups for row in group["rows"]]
     changes = list(dict.fromkeys(change for row in rows for change in row["changes"]))
     return {
         **{key: plan[key] for key in ("table", "command", "title", "source", "metric")},
+        "along": plan.get("along"),
         "reduced": any(row["reduced"] for row in rows),
         "comparable": all(row["comparable"] for row in rows),
         "changes": changes,
@@ -62,6 +68,7 @@ def _group(group: Record, outputs: Path, lower: bool) -> Record:
     return {
         "name": group["name"],
         "title": group["title"],
+        "at": group.get("at"),  # of the table's axis
         "taps": group["taps"],
         "teacher": _teacher(group, outputs, lower),
         "rows": found,
@@ -96,7 +103,7 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
 
 
 def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Record:
-    """Ours, of the last and of the best epoch, and how the one that compares stands to the published figure."""
+    """Our last and best epoch, and the verdict of the comparable one beside the published figure."""
     last = {seed: figure(s["test"]["top1"], lower) for seed, s in done.items()}
     best = [figure(s["best"]["top1"], lower) for s in done.values()]
     ours = sample(list(last.values())) if last else None

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from nst.report import along
 from nst.report.markdown import code, markdown_row, plain
 from nst.report.settings import number
 
@@ -13,7 +14,7 @@ Record = dict[str, Any]
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
 NOT_TUNED = "†"
-DEFAULT = "default weight, not tuned for these networks and data (or the one weight that the row's label names)"
+DEFAULT = "default weight, not tuned for these networks and data (or the weight in the row's label)"
 WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
 
 VERDICT = (
@@ -49,7 +50,7 @@ def cells(row: Record) -> dict[str, str]:
 
 
 def columns(group: Record) -> list[str]:
-    """The columns of `cells` that say something: settings that differ, losses of runs, what was published."""
+    """The columns of `cells` that are not trivial: settings that differ, lost runs, published figures."""
     rows = group["rows"]
     published = any(row["published"] is not None for row in rows)
     varying = [key for key in settings(rows) if key not in shared(rows)]
@@ -79,7 +80,7 @@ def settings_text(group: Record) -> str:
 
 
 def weights_text(row: Record) -> str:
-    """Each term's weight, marked where nobody tuned it."""
+    """Each term's weight, marked if it was not tuned."""
     texts = [f"{name} {number(weight)}" for name, weight in row["weights"].items()]
     return " + ".join(texts) + ("" if row["tuned"] else f" {NOT_TUNED}") if texts else "–"
 
@@ -90,12 +91,12 @@ def untuned(rows: Sequence[Record]) -> bool:
 
 
 def compared(row: Record) -> str:
-    """Which of our epochs is compared with the published figure: the best where that is of the best, else the last."""
+    """Which of our epochs is compared with the published figure: the best if that is of the best, else the last."""
     return "best" if row["published_epoch"] == "best" else "last"
 
 
 def title(result: Record) -> str:
-    """The table's title, which says when its runs are not the table's own."""
+    """The table's title, marked if its runs differ from the table's settings."""
     if result["comparable"]:
         return result["title"]
     return f"{result['title']} ({'reduced' if result['reduced'] else 'changed'})"
@@ -137,23 +138,21 @@ def teacher_text(teacher: Record) -> str:
 
 
 def notes(result: Record) -> list[str]:
-    """What a reader must know to read the figures."""
+    """Notes on how to read the figures."""
     lower = result["metric"] == "error"
     rows = [row for group in result["groups"] for row in group["rows"]]
     published = any(row["published"] is not None for row in rows)
     kind = "Top-1 error in %, lower is better" if lower else "Top-1 accuracy in %, higher is better"
     found = [
-        f"{kind}: mean ± standard deviation (number of seeds), and the median. Seeds change the student's first weights, the "
-        "order of the images and their crops; the teacher is the same network for all of them.",
+        f"{kind}: mean ± standard deviation (number of seeds), and the median. A seed sets the student's initial weights, the "
+        "order of the images and their crops; the teacher is one network for all.",
         f"The 95 % interval is Student's t over the seeds.{VERDICT if published else ''}",
         f"{BASELINE}: mean difference to the baseline (student trained without a teacher), the first row, over the same "
-        "seeds, ± half its 95 % interval. The best of several methods is picked after the fact, which its interval does "
-        "not account for.",
+        "seeds, ± half its 95 % interval. The interval does not account for selecting the best of several "
+        "methods.",
     ]
     if untuned(rows):
-        found.append(
-            f"λ: weight of each term beside the cross-entropy. {NOT_TUNED} {DEFAULT}: another may give a better result."
-        )
+        found.append(f"λ: weight of each term. {NOT_TUNED} {DEFAULT}: another weight may give a better result.")
     return [*found, *_about_epochs(rows, published), *_about_losses(rows)]
 
 
@@ -165,29 +164,29 @@ def _about_epochs(rows: Sequence[Record], published: bool) -> list[str]:
     if published:
         found.append(
             f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
-            "unknown epoch, with our last. The word in brackets says which epoch a figure is of, and which of ours is compared."
+            "unknown epoch, with our last. The epoch is in brackets."
         )
     if split:
         use = "Best epoch is shown beside" + (", compared only with published figures of the best epoch" * published)
-        found.append(f"{use}: it is chosen on the {chosen}.")
+        found.append(f"{use}: it is selected on the {chosen}.")
     return found
 
 
 def _about_losses(rows: Sequence[Record]) -> list[str]:
-    """Runs that were lost, each counted, and runs that are missing."""
+    """Counts of runs that fell back, diverged, or are missing."""
     back, gone = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
     text = f"Runs that fell back: {back}; that diverged: {gone}."
     if back:
-        text += " Fell back: an evaluation lost more than half of what the run had won over chance; the run counts."
+        text += " Fell back: an evaluation lost more than half of the accuracy gained over chance; the run stays in the mean."
     if gone:
-        text += " Diverged: stopped by a loss or gradient that was not finite; no accuracy counts for it."
+        text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
     missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
     incomplete = [f"{name} {count}" for name, count in missing if count]
     return [text, *([f"Runs missing, by method: {', '.join(incomplete)}."] if incomplete else [])]
 
 
 def label(result: Record) -> str:
-    """What every rendering says first when the runs are not those of the table; empty when they are."""
+    """The first line of every rendering if the runs differ from the table's settings; else empty."""
     if not result["changes"]:
         return ""
     kind = "Reduced" if result["reduced"] else "Computed otherwise" if result["comparable"] else "Changed"
@@ -200,6 +199,7 @@ def as_markdown(result: Record) -> str:
     lines = [f"# {plain(title(result))}", ""]
     if label(result):
         lines += [f"**{plain(label(result))}**", ""]
+    lines += _along(result)
     for group in result["groups"]:
         lines += [f"## {plain(group['title'])}", "", *as_table(group), ""]
         if group["teacher"]:
@@ -210,6 +210,29 @@ def as_markdown(result: Record) -> str:
     lines += [f"- {plain(note)}" for note in notes(result)]
     lines += [f"- Published figures: {plain(result['source'])}.", f"- {code(result['command'])}", ""]
     return "\n".join(lines)
+
+
+def _along(result: Record) -> list[str]:
+    """Gains over the baseline and what NST adds, where the groups are values of one setting."""
+    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
+    if not values:
+        return []
+    lines = [
+        f"## Gain over the baseline, by {plain(along.axis_name(key))}",
+        "",
+        f"Percentage points: {plain(along.CELL)}.",
+        "",
+    ]
+    lines += [*text_table(along.gain_rows(values, lower, key)), ""]
+    if len(nst := along.nst_rows(values, lower, key)) > 1:
+        lines += ["What NST adds, alone and in sums:", "", *text_table(nst), ""]
+    return lines
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub table of text: the header first, numbers from the second column on."""
+    header, *others = ([plain(text) for text in row] for row in rows)
+    return [markdown_row(header), markdown_row(["---", *("---:" for _ in header[1:])]), *map(markdown_row, others)]
 
 
 def as_table(group: Record) -> list[str]:

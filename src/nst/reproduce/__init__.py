@@ -1,1 +1,1 @@
-"""A table of experiments: what it holds, which runs it needs, running them, looking into the networks that came out."""
+"""A table of experiments: its file, its plan, its runs, and the evaluation of the trained networks."""

@@ -1,4 +1,4 @@
-"""What `scripts/reproduce.py` does, from request to page."""
+"""`nst reproduce`, from request to page."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from nst.training.ranks import ranks
 
 
 def reproduce(request: Request) -> None:
-    """Plan a table, estimate, run what is missing, look into the networks, write and print the result.
+    """Plan a table, estimate its time, run what is missing, evaluate the networks, write and print the result.
 
     Raises:
         ValueError: an unknown table, or settings that no run can have.
@@ -35,8 +35,8 @@ def reproduce(request: Request) -> None:
         if not here.main:
             return
         if outcome.elsewhere:
-            print(f"not finished, other processes were at them: {'; '.join(outcome.elsewhere)}")
-            print("the process that ends last writes the page; page=true writes one of what is finished")
+            print(f"not finished, run by other processes: {'; '.join(outcome.elsewhere)}")
+            print("the last process writes the page; page=true writes one of the finished runs")
         else:
             _write(plan, here.device)
     for reason in outcome.failed.values():
@@ -44,7 +44,7 @@ def reproduce(request: Request) -> None:
 
 
 def _write(plan: Plan, device: torch.device) -> None:
-    """One process at a time, and each sees all that is finished then."""
+    """One process at a time, so that each sees all runs finished before."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(plan.folder / "lock"):
         write_plan(plan)

@@ -46,7 +46,7 @@ class Line:
 
 
 def lines(plan: Plan) -> list[Line]:
-    """Teachers, teacher caches, then students, by row."""
+    """Teachers, caches, then students, by row."""
     found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
     for store in plan.stores:
@@ -65,7 +65,7 @@ def lines(plan: Plan) -> list[Line]:
 def estimate(plan: Plan, device: torch.device) -> list[Line]:
     """Measure a step for each line with something missing, and fill in its seconds: an upper bound for resumed runs.
 
-    A teacher cache counts as missing as long as a run that reads it is.
+    A cache counts as missing as long as a run is.
     """
     train, test = plan.table.images
     found = lines(plan)
@@ -123,7 +123,7 @@ class Pace:
     """Seconds an image."""
 
     step: float  # of training: the student's, the losses', and a live teacher's
-    teacher: float  # of the teacher alone: what writing a cache costs
+    teacher: float  # of the teacher only: the cost of writing a cache
 
 
 def pace(run: RunConfig, device: torch.device) -> Pace:
@@ -143,7 +143,7 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     if networks.teacher is not None:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
         source, teacher = live, _seconds(lambda: live(images), device)
-        if run.knowledge.mode == "stored":  # but for the few terms that stay live, of which this takes no account
+        if run.knowledge.mode == "stored":  # without the few terms that stay live, which are ignored here
             source = Known(live(images))
     build.allocate(run, networks.distiller, batch)
     eager = replace(run, trainer=replace(run.trainer, compile=False))
@@ -152,7 +152,7 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
 
 
 class Known(NoTeacher):
-    """Summaries that are there already, the same for every batch."""
+    """Precomputed summaries, the same for every batch."""
 
     def __init__(self, summaries: Summaries) -> None:
         self.summaries = summaries
@@ -196,7 +196,7 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
             console.print(f"{line.name}: {line.note}", highlight=False, markup=False)
     changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))
     if changes:
-        kind = "as the table's settings, but for"
+        kind = "the table's settings, except for"
         if not all(cell.comparable for cell in plan.cells):
             kind = "REDUCED" if any(cell.reduced for cell in plan.cells) else "CHANGED"
             kind += ", not comparable with published figures:"
@@ -206,7 +206,7 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """For a reader: "40 s", "12 min", "3.4 h", "12 days"."""
+    """As text: "40 s", "12 min", "3.4 h", "12 days"."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.1f} {name}" if name == "h" else f"{seconds / unit:.0f} {name}"

@@ -1,6 +1,6 @@
-"""What only the networks themselves can tell, computed once and kept as small files for the report.
+"""Results that need the trained networks, computed once and saved as small files for the report.
 
-MMD between teacher and student before and after training, what single neurons select (paper, Figure 2), and the
+MMD between teacher and student before and after training, heat maps of single neurons (paper, Figure 2), and the
 channels of both networks laid out by t-SNE (paper, Figure 5).
 """
 
@@ -53,13 +53,13 @@ def gather(plan: Plan, device: torch.device) -> None:
         # where it lies now: a path in a summary is of the folder that the run was started in
         weights = taught[0].teacher.weights or str(run_folder(asdict(teacher_run(taught[0]))) / STUDENT)
         if not Path(weights).is_file():
-            print(f"{group.title}: the teacher's weights {weights} are gone, so no look into the networks")
+            print(f"{group.title}: the teacher's weights {weights} are missing, so the networks are not evaluated")
             continue
-        print(f"looking into the networks of {group.title}", flush=True)
+        print(f"evaluating the networks of {group.title}", flush=True)
         try:
             content, pictures = _found(Look(group, taught[0], weights, dataset(taught[0], sets), device), cells)
         except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
-            print(f"{group.title}: no look into the networks: {error}", flush=True)
+            print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
         for name, picture in pictures.items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
@@ -73,12 +73,12 @@ def _kept(file: Path, runs: list[str]) -> bool:
 
 
 def _found(look: "Look", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What the networks tell: numbers, and pictures by name."""
+    """The results: numbers, and pictures by name."""
     return {"images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}, neurons(look, cells)
 
 
 def mark(run: RunConfig) -> str:
-    """A finished run and which result of it this is."""
+    """A finished run, identified by its summary."""
     folder = run_folder(asdict(run))
     return f"{folder.name} {sha256_of(folder / 'summary.json')[:16]}"
 

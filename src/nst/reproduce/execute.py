@@ -1,6 +1,6 @@
-"""Run what a plan misses: teachers first, then the teacher caches, then students, all rows of one seed after another.
+"""Run what is missing from a plan: teachers, then teacher caches, then students, all rows of one seed after another.
 
-Several processes can be at one plan, on as many GPUs or machines as see the folder: each takes what no other is at.
+Several processes can run one plan, on all GPUs or machines that see the folder: each takes a run that no other has.
 """
 
 import json
@@ -29,20 +29,20 @@ class Named:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Its folder."""
         return run_folder(asdict(self.run))
 
 
 @dataclass
 class Outcome:
-    """What became of the runs that this process did not finish."""
+    """The runs that this process did not finish."""
 
     failed: dict[Path, str] = field(default_factory=dict)  # diverged, now or earlier: folder → name and reason
     elsewhere: list[str] = field(default_factory=list)  # not finished; another process was at them
 
 
 def execute(plan: Plan, here: Ranks) -> Outcome:
-    """Run or continue everything that is not finished and that no other process is at.
+    """Run or continue everything that is not finished and that no other process runs.
 
     Raises:
         ValueError: a run that cannot be made.
@@ -74,7 +74,7 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
 
 
 def share(runs: list[Named], outcome: Outcome, here: Ranks, sets: dict[str, Dataset]) -> None:
-    """Do the runs one after the other, always the first that is not finished and that no process is at."""
+    """Do the runs one after the other, always the first that is not finished and not running."""
     while (run := _next(runs, outcome, here)) is not None:
         if here.main:
             left = sum(not _over(other) for other in runs)
@@ -90,7 +90,7 @@ def attempt(
     do: Callable[..., object] = distil,
     **how: Any,
 ) -> None:
-    """Do a run, unless another process was quicker; say it where it diverges."""
+    """Do a run, unless another process has taken it; report it if it diverges."""
     try:
         do(named.run, here, dataset(named.run, sets), **how)
     except RunLockedError:
@@ -106,7 +106,7 @@ def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
     choice = len(runs)
     if here.main:
         left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not _over(run)]
-        for moment in (0.0, PATIENCE):  # what a killed process held is free a little later
+        for moment in (0.0, PATIENCE):  # the lock of a killed process is released a little later
             time.sleep(moment if left else 0)
             free = [i for i in left if not RunFolder(runs[i].folder).held()]
             if free:

@@ -1,15 +1,15 @@
-"""What a table and its groups are called: as their file says, or, where other runs were asked for, by their real settings."""
+"""Titles of a table and its groups: those of its file, or with overrides those of the actual settings."""
 
 from collections.abc import Sequence
 
 from nst.config import RunConfig
 from nst.reproduce.table import Group, Table
 
-Pairs = Sequence[tuple[RunConfig, RunConfig]]  # (as the table's file says, as asked), one a row
+Pairs = Sequence[tuple[RunConfig, RunConfig]]  # (settings of the table's file, actual settings), one per row
 
 
 def group_title(group: Group, rows: Pairs) -> str:
-    """The group's own title, or teacher → student as they are."""
+    """The group's own title, or the actual teacher → student."""
     if all(networks(meant) == networks(asked) for meant, asked in rows):
         return group.title
     taught = [names for names in (networks(asked) for _, asked in rows) if names[0] is not None]
@@ -18,7 +18,7 @@ def group_title(group: Group, rows: Pairs) -> str:
 
 
 def table_title(table: Table, rows: Pairs) -> str:
-    """The table's own title, or data and length as they are."""
+    """The table's own title, or the actual data and length."""
     if all(extent(meant) == extent(asked) for meant, asked in rows):
         return table.title
     extents = [extent(asked) for _, asked in rows]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
+from nst.reproduce.along import values_along
 from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
@@ -21,7 +22,7 @@ from nst.runs.teacher import teacher_run
 from nst.search import own_code, search_path
 from nst.teacher import kept_live
 
-# Settings that change how a result is computed, not which result is meant: stated, but no hindrance to a comparison.
+# Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
 HOW = (
     "trainer.precision",
     "teacher.precision",
@@ -41,21 +42,22 @@ class Cell:
 
     group: Group
     row: Row
-    meant: RunConfig  # as the table's file says, without the request's overrides
+    meant: RunConfig  # the table's settings, without the request's overrides
     command: str  # of its first seed
     runs: tuple[RunConfig, ...]
     changes: tuple[str, ...]  # "key: new (table: old)"
     reduced: bool  # shorter, or on fewer images
-    comparable: bool  # with what was published: the table's own settings, but for how they are computed
+    comparable: bool  # with published figures: the table's own settings, except for how they are computed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a table, and where its result goes."""
+    """All runs of a table, and the folder of its result."""
 
     request: Request
     table: Table
     cells: tuple[Cell, ...]
+    along: dict[str, float] = field(default_factory=dict)  # group → its value of the setting `table.along`
 
     @property
     def folder(self) -> Path:
@@ -71,7 +73,7 @@ class Plan:
 
     @property
     def stores(self) -> list[RunConfig]:
-        """One run a teacher cache to write, asking for all that the table's students will read from it."""
+        """One run per teacher cache, with all summaries that the table's students need."""
         found: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
             key = store_key(run)
@@ -82,20 +84,20 @@ class Plan:
 
 
 def store_key(run: RunConfig) -> str:
-    """Equal for runs that read one teacher cache, written once."""
+    """Equal for runs that share a teacher cache."""
     return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
 
 
 def finished(run: RunConfig) -> bool:
-    """Whether the run's result lies there."""
+    """Whether the run is finished."""
     return (run_folder(asdict(run)) / SUMMARY).is_file()
 
 
 def make_plan(request: Request, configs: Path) -> Plan:
-    """Compose every run of the table; no data is read. Titles are made to say what the runs are.
+    """Compose every run of the table; no data is read. Titles describe the actual runs.
 
     Raises:
-        ValueError: an unknown table, or settings that no run can have.
+        ValueError: an unknown table, settings that no run can have, or groups that are no values of the table's axis.
     """
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
@@ -109,7 +111,8 @@ def make_plan(request: Request, configs: Path) -> Plan:
     table.title = table_title(table, [(cell.meant, cell.runs[0]) for cell in cells])
     for group in table.groups:
         group.title = group_title(group, [(cell.meant, cell.runs[0]) for cell in cells if cell.group is group])
-    return Plan(request, table, cells)
+    runs = [(cell.group.name, flat(asdict(cell.runs[0]))) for cell in cells]
+    return Plan(request, table, cells, values_along(table.along, request.table, runs) if table.along else {})
 
 
 def _cell(
@@ -122,18 +125,16 @@ def _cell(
 ) -> Cell:
     own = [*table.overrides, *row.run]
     where = [word for word in request.overrides if word.startswith("data.root=")]  # no table can know it
-    meant = settings([*own, *where])
-    words = [*own, *request.overrides]
-    asked = settings(words) if request.overrides else meant
+    words, meant = _served([*own, *where], settings)
+    asked = meant
+    if request.overrides:
+        words, asked = _served([*own, *request.overrides], settings)
     if request.epochs < 1:
         words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
         if asked.teacher.model is not None and asked.teacher.weights is None:
             teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
             words.append(f"teacher.recipe.trainer.epochs={teacher}")
-        asked = settings(words)
-    if asked.knowledge.mode == "stored" and not storable(asked):
-        words = [word for word in words if not word.startswith("knowledge")]
-        asked = replace(asked, knowledge=KnowledgeConfig())
+        words, asked = _served(words, settings)
     asked = replace(asked, outputs=request.outputs)
     changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
     shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
@@ -148,10 +149,18 @@ def _cell(
     )  # fmt: skip
 
 
-def storable(run: RunConfig) -> bool:
-    """Whether a teacher cache can hold anything that the run needs of the teacher; rows with nothing to cache stay live.
+def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tuple[list[str], RunConfig]:
+    """A run and the words that ask for it, without those for a cache that would hold nothing of it: it stays live."""
+    run = settings(words)
+    if run.knowledge.mode == "live" or storable(run):
+        return words, run
+    return [word for word in words if not word.startswith("knowledge")], replace(run, knowledge=KnowledgeConfig())
 
-    By cost (`knowledge.allow_large=null`) it can: no row may depend on how fast this machine is.
+
+def storable(run: RunConfig) -> bool:
+    """Whether a teacher cache can have any summary that the run needs.
+
+    If the cost decides (`knowledge.allow_large=null`) large ones count: no row may depend on the speed of this machine.
     """
     networks = build.networks(run)
     requests = networks.distiller.requests
@@ -204,6 +213,7 @@ def write_plan(plan: Plan) -> None:
             {
                 "name": group.name,
                 "title": group.title,
+                "at": plan.along.get(group.name),
                 "teacher": asdict(group.teacher),
                 "taps": asdict(group.taps),
                 "rows": rows,
@@ -215,6 +225,7 @@ def write_plan(plan: Plan) -> None:
         "title": table.title,
         "source": table.source,
         "metric": table.metric,
+        "along": table.along,
         "groups": groups,
     }
     write_whole(plan.folder / "plan.json", json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -1,4 +1,4 @@
-"""What the command line of `nst reproduce` asks for."""
+"""The command line of `nst reproduce`."""
 
 import hashlib
 import re
@@ -13,24 +13,24 @@ USAGE = """Reproduce a table: plan its runs, run what is missing, write tables a
   nst reproduce table=NAME [seeds=N] [epochs=FRACTION] [plan=true | page=true] [outputs=FOLDER] [key=value ...]
 
   table=paper/cifar10   or paper/cifar100, paper/imagenet, crd/cifar100, quick/digits, quick/cifar10,
-                        quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10
+                        quick/cifar10_5000, conventions/digits, conventions/cifar10, zoo/cifar10, study/images
   table=mine            a table of your own in ./configs/table/mine.yaml, or table=path/to/mine.yaml
   seeds=3               students of every method: seeds 0, 1, 2 (the teacher is one network, trained or given once)
-  epochs=0.1            a tenth of every run's length, teacher's included: the result is labelled reduced
-  plan=true             show the plan and the estimate, run nothing
-  page=true             write the result of what is finished, run nothing
+  epochs=0.1            a tenth of every run's epochs, the teacher's included: the result is labelled reduced
+  plan=true             show the plan and the time estimate, run nothing
+  page=true             write the result of the finished runs, run nothing
   key=value             any override of `nst train`, for every run: data.root=FOLDER data.limit=2000 teacher.weights=FILE
 
-The same command again continues what was interrupted, and changes nothing when all is done. Started several times at once, on as
-many GPUs or machines as see the folder of the outputs, each process takes the runs that no other is at."""
+The same command again continues an interrupted table. Started several times at once, on all GPUs or machines that see the
+outputs folder, each process takes runs that no other has."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A table and how much of it."""
+    """A table, with the arguments of the command line."""
 
     table: str
-    seeds: int | None = None  # None: as the table says
+    seeds: int | None = None  # None: the table's own
     epochs: float = 1.0  # fraction of each run's length
     plan: bool = False
     page: bool = False
@@ -39,7 +39,7 @@ class Request:
 
     @property
     def folder(self) -> str:
-        """Where the result goes below `<outputs>/tables`: by what was asked, but for the number of seeds."""
+        """The folder of the result below `<outputs>/tables`: named by the arguments, except for the number of seeds."""
         asked = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
         asked += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
         asked = [re.sub(r"=.*/", "=", text) for text in asked]  # of a path its last part
@@ -50,7 +50,7 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command line that asks for this again."""
+        """The command line of this request."""
         words = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
         words += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
         return " ".join(["python scripts/reproduce.py", *words, *self.overrides])
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> Request:
         if not equals:
             raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
         if key == "seed":
-            raise ValueError(f"{word}: a table runs seeds 0 to N-1; ask for seeds=N")
+            raise ValueError(f"{word}: a table runs seeds 0 to N-1; pass seeds=N")
         if key in ("table", "seeds", "epochs", "plan", "page", "outputs"):
             own[key] = value
         else:

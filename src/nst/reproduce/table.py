@@ -1,4 +1,4 @@
-"""What a table holds: `configs/table/**/*.yaml`, or a file of one's own, read into typed objects."""
+"""Reads a table, `configs/table/**/*.yaml` or a user's file, into typed objects."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ EPOCHS = ("last", "best", "unknown")
 
 @dataclass
 class Taps:
-    """Where MMD and the figures look, whatever a method itself taps."""
+    """The taps for MMD and heat maps, independent of the taps of a method."""
 
     teacher: str = "last"
     student: str = "last"
@@ -31,17 +31,17 @@ class Published:
 
     published: float | None = None
     published_top5: float | None = None
-    epoch: str | None = None  # last | best | unknown; null: as the table says
+    epoch: str | None = None  # last | best | unknown; null: the table's own
 
 
 @dataclass
 class Row(Published):
-    """One method: the overrides of `train.py` that make it, and what was published."""
+    """One method: its overrides of `nst train`, and its published figure."""
 
     name: str = MISSING
     label: str = MISSING
     run: list[str] = MISSING
-    tuned: bool = False  # whether somebody chose the loss's weight for these networks and data
+    tuned: bool = False  # whether the loss's weight was tuned for these networks and data
 
 
 @dataclass
@@ -85,8 +85,9 @@ class Table:
     source: str = MISSING
     metric: str = MISSING  # error | accuracy, in percent
     images: list[int] = MISSING  # training and test images, for the estimate
-    seeds: int = MISSING  # unless asked otherwise
+    seeds: int = MISSING  # default
     epoch: str = "unknown"  # of which the published figures are: last | best | unknown
+    along: str | None = None  # the setting whose values the groups are, such as data.limit: gains are drawn along it
     overrides: list[str] = field(default_factory=list)  # of every run
     groups: list[Group] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
@@ -98,7 +99,7 @@ def read_table(name: str, configs: Path) -> Table:
     """A table: `paper/cifar10` of the project, `mine` of `./configs/table`, or the path of a .yaml file.
 
     Raises:
-        ValueError: there is none of this name (the nearest are named), or its file is wrong (the key is named).
+        ValueError: unknown name (the nearest are named), or an error in its file (the key is named).
     """
     path = find_table(name, configs)
     table = _typed(path)
@@ -151,7 +152,7 @@ def find_table(name: str, configs: Path) -> Path:
 
 
 def _typed(path: Path) -> Table:
-    """The file as it is, with every key and type checked."""
+    """The file, with every key and type checked."""
     try:
         check_yaml(path)
         content = OmegaConf.load(path)
@@ -159,7 +160,7 @@ def _typed(path: Path) -> Table:
             raise ValueError(f"{path}: keys are needed (title, source, metric, …), found a list or nothing")
         table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), content))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {_said(error)}") from error
     assert isinstance(table, Table)
@@ -194,7 +195,7 @@ def _said(error: OmegaConfBaseException) -> str:
 def _expanded(table: Table, path: Path) -> list[Group]:
     """Pairs × methods as groups of rows."""
     if table.groups:
-        raise ValueError(f"{path}: groups stand for themselves; a table has either groups, or pairs and methods")
+        raise ValueError(f"{path}: groups exclude pairs and methods; a table has either groups, or pairs and methods")
     if not table.pairs or not table.methods:
         raise ValueError(f"{path}: {'methods' if table.pairs else 'pairs'} is missing: pairs and methods go together")
     pairs, methods = [pair.name for pair in table.pairs], [method.name for method in table.methods]
@@ -245,11 +246,11 @@ def _unique(path: Path, key: str, names: list[str]) -> None:
                 f"{path}: {key}: the name {name!r} becomes part of file names: letters, digits, _ . + - only"
             )
         if names.count(name) > 1:
-            raise ValueError(f"{path}: {key}: {name} is there {names.count(name)} times; each needs a name of its own")
+            raise ValueError(f"{path}: {key}: {name} occurs {names.count(name)} times; names must be unique")
 
 
 def _check(table: Table, path: Path) -> None:
-    """What types cannot express."""
+    """Checks that types cannot express."""
     if table.metric not in ("error", "accuracy"):
         raise ValueError(f"{path}: metric is {table.metric!r}; error or accuracy is needed")
     if len(table.images) != 2 or min(table.images) < 1:

@@ -1,1 +1,1 @@
-"""A run from start to finish, and what it leaves in its folder."""
+"""A run from start to finish, and the files in its folder."""

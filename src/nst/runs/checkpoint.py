@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, verified when read, the last few kept."""
+"""Checkpoints: atomic writes, verified when read, the last few kept."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ class Checkpoints:
     """The checkpoints of one run, in `<run folder>/checkpoints`, named by step."""
 
     def __init__(self, run: Path, keep: int = 2) -> None:
-        """`keep`: how many of the newest stay."""
+        """`keep`: number of checkpoints to keep."""
         self.folder, self.marker = run / "checkpoints", run / NEWEST
         self.keep = keep
 
@@ -55,17 +55,17 @@ class Checkpoints:
         return path
 
     def last_good(self) -> str:
-        """For messages: where the run can go on from."""
+        """For messages: the checkpoint that the run can continue from."""
         paths = self.paths()
         return f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is intact; damaged ones are reported and kept aside as `*.damaged`.
+        """The newest intact checkpoint; damaged ones are reported and renamed to `*.damaged`.
 
-        To be called by the one process that writes: it clears away what an interrupted write left.
+        Only the process that writes may call this: it removes the remains of an interrupted write.
 
         Raises:
-            ValueError: there were checkpoints and none is left or intact: starting over silently would lose the run.
+            ValueError: there were checkpoints and none is intact; training never silently restarts.
         """
         for unfinished in self.folder.glob("*.tmp"):
             unfinished.unlink()
@@ -118,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_resumable(module: nn.Module) -> None:
-    """Raises ValueError for state (`get_extra_state`) that a checkpoint could not give back: other than tensors and plain values."""
+    """Raises ValueError for state (`get_extra_state`) that a checkpoint cannot hold: other than tensors and plain values."""
     for key, value in module.state_dict().items():
         if isinstance(value, Tensor):
             continue
@@ -133,7 +133,7 @@ def check_resumable(module: nn.Module) -> None:
             ) from error
 
 
-_NUMBERS = {  # of a checkpoint's plain fields, those that hold numbers, and which
+_NUMBERS = {  # the numeric plain fields of a checkpoint, and their types
     "progress": {"step", "skipped", "epoch", "best_top1", "best_epoch", "seconds"},
     "last": {"top1", "top5", "loss", "images"},
 }
@@ -144,7 +144,7 @@ _PARTS = {
 
 
 def check_fields(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises ValueError for a checkpoint that lacks a field of a run's, or has another thing there."""
+    """Raises ValueError for a checkpoint with a missing field or one of a wrong type."""
     problems = [f"it has no {name}" for name in _PARTS if name not in state]
     problems += [
         f"{name} is a {type(state[name]).__name__}"

@@ -1,4 +1,4 @@
-"""A run's folder: named by what the run is, locked while it runs."""
+"""A run's folder: named after its configuration, locked while it runs."""
 
 import hashlib
 import inspect
@@ -30,13 +30,13 @@ PATIENCE = 10.0
 
 
 def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Config:
-    """What the run is: the resolved configuration, less the keys that do not change the result and those at their default.
+    """The run's identity: the resolved configuration without keys that do not change the result and keys at their default.
 
     So a key that is added later, with a default that changes nothing, renames no run. Defaults are those of the schema and of
     the components' own signatures; they must never change (a new default is a new key).
 
     Args:
-        like: for a configuration that was read from a file: only components that this one names, too, are looked up.
+        like: for a configuration that was read from a file: only components that are also in this one are imported.
     """
     kept = json.loads(json.dumps(config))
     for dotted in NOT_IDENTITY:
@@ -56,7 +56,7 @@ def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -
 
 
 def not_default(node: Mapping[str, Any], without: Collection[str] = ()) -> Config:
-    """A component's arguments that are not at their default, but for some."""
+    """A component's arguments that differ from their default, without the ignored ones."""
     defaults = _signature_defaults(node["_target_"])
     kept = {key: _as_json(value) for key, value in node.items() if key not in ("_target_", *without)}
     return {key: value for key, value in kept.items() if key not in defaults or defaults[key] != value}
@@ -71,7 +71,7 @@ def _targets(node: Any) -> set[str]:
 
 
 def _without_defaults(node: Config, defaults: Mapping[str, Any], known: set[str]) -> Config:
-    """Nested settings without what equals its default; what has no known default stays."""
+    """Nested settings without values equal to their default; values without a known default stay."""
     if node.get("_target_") in known:
         defaults = {**defaults, **_signature_defaults(node["_target_"])}
     kept: Config = {}
@@ -87,7 +87,7 @@ def _without_defaults(node: Config, defaults: Mapping[str, Any], known: set[str]
 
 
 def _signature_defaults(target: str) -> Config:
-    """The defaults of a component's own arguments. Of torch's classes none: theirs may change with its version."""
+    """The defaults of a component's arguments. None for torch's classes, whose defaults may change with the version."""
     if target.startswith("torch."):
         return {}
     with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
@@ -120,7 +120,7 @@ class RunFolder:
     """The folder of one run, held by one process (group) at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is made or written yet."""
+        """Nothing is written yet."""
         self.path = path
         self._lock = FileLock(path / "lock")
 
@@ -164,7 +164,7 @@ class RunFolder:
         self._lock.release()
 
     def summary(self) -> dict[str, Any] | None:
-        """What a finished run left; None while it is not finished, or without its weights.
+        """The summary of a finished run; None if it is not finished or its weights are missing.
 
         Raises:
             ValueError: it is damaged, or of another run.

@@ -1,4 +1,4 @@
-"""What single neurons select: heat maps of a few channels over a few images (paper, Figure 2)."""
+"""Heat maps of a few channels over a few images: what single neurons select (paper, Figure 2)."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,11 +40,11 @@ def heatmaps(
     neurons: int = 4,
     labels: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """One picture a network: a row an image, first the image, then where some channels of the network's last stage respond.
+    """One picture per network, one row per image: the image, then the responses of some channels of the last stage.
 
-    Of the reference, the network called "teacher" or else the first one, those are the channels with the largest mean
-    activation over these images; of the others the ones nearest to each of the reference's, so that a column of all
-    pictures stands for one thing. The colours of a channel are scaled to its maximum over the images.
+    For the reference (the network called "teacher", else the first) these are the channels with the largest mean activation
+    over the images; for the others the channels nearest to each of the reference's, so that columns correspond. The colours
+    of a channel are scaled to its maximum over the images.
 
     Args:
         images: `[B, C, H, W]`, normalised.
@@ -109,7 +109,7 @@ def last_maps(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def drawing(name: str, pictures: Tensor, channels: Channels, labels: Sequence[str] | None) -> Figure:
-    """Pictures `[B, 3, S, S]` and the heat maps over them, with what each of them is."""
+    """Pictures `[B, 3, S, S]` and the heat maps over them, with captions."""
     columns, rows = len(channels.chosen) + 1, len(pictures)
     width, height = LEFT + columns * (SIZE + GAP), TOP + rows * (SIZE + GAP) + BOTTOM
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
@@ -143,7 +143,7 @@ def drawing(name: str, pictures: Tensor, channels: Channels, labels: Sequence[st
 
 
 def heading(channels: Channels, i: int) -> list[str]:
-    """What stands above a column: the channel, its largest value, and what it was chosen for."""
+    """The title of a column: the channel, its largest value, and the reference channel it corresponds to."""
     channel = channels.chosen[i]
     lines = [f"channel {channel}", f"max. {channels.maps[:, channel].max():.3g}"]
     if channels.reference is not None and channels.cosines is not None:

@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions, hardware."""
+"""Provenance of a result: commit, versions, hardware."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Stopping runs of a search that do worse than others like them."""
+"""Median pruning: stops runs of a search that are below the median of comparable runs."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ LEAST = 4  # other runs needed before one is stopped
 
 
 class Pruned(Exception):
-    """The run was stopped because it did worse than the others; without `trainer.prune_after` it would go on."""
+    """The run was stopped because it is below the median; without `trainer.prune_after` it continues."""
 
     def __init__(self, epoch: int, best: float, middle: float) -> None:
         """`best`: of the run up to `epoch`; `middle`: of the others at that epoch, both in percent."""
         super().__init__(
-            f"pruned after epoch {epoch}: {best:.2f} % at best, half of the runs like it have {middle:.2f} %"
+            f"pruned after epoch {epoch}: {best:.2f} % at best, below the median of comparable runs, {middle:.2f} %"
         )
         self.epoch, self.best, self.middle = epoch, best, middle
 

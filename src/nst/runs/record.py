@@ -30,7 +30,7 @@ Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
 
 
 class RunRecord:
-    """What a run writes while it trains, so that a continued run holds each step once; see `training.loop.Record`."""
+    """Writes a run's logs and checkpoints; a continued run has each step once. See `training.loop.Record`."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class RunRecord:
         """Continue from the newest checkpoint, if there is one, and open the logs.
 
         Args:
-            about: plain values that every start of the run must share; they are kept in its checkpoints.
+            about: plain values that every start of the run must share; they are saved in its checkpoints.
             draw: makes pictures, before the first step and after the last.
             show: print progress.
 
         Raises:
-            ValueError: every checkpoint is damaged, or they are of a run about something else (the fields are named).
+            ValueError: every checkpoint is damaged, or they are of another run (the fields are named).
         """
         self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, info.folder
         self.about = {**(about or {}), "ranks": self.ranks.world}
@@ -62,7 +62,7 @@ class RunRecord:
             self._load(trainer, state)
         self.last: dict[str, Any] | None = None if state is None else state["last"]
         self.trackers = dict(trackers or {}) if self.ranks.main else {}
-        # of trackers that this start does without, too: a later one may have them again
+        # also of trackers that this start does not use: a later one may use them again
         self.tracker_states: dict[str, Any] = {} if state is None else dict(state["logs"]["trackers"])
         if self.ranks.main:
             self._open(trainer, info, None if state is None else state["logs"])
@@ -80,7 +80,7 @@ class RunRecord:
             for module, digest in state.get("sources", {}).items():
                 if digest != self.sources.get(module, digest):
                     log.warning(
-                        "%s has changed since %s was written; the run continues with what it is now",
+                        "%s has changed since %s was written; the run continues with the present source",
                         sys.modules[module].__file__,
                         path.name,
                     )
@@ -133,7 +133,7 @@ class RunRecord:
                 line = line[self._lines.write(line) :]
 
     def pictures(self, step: int) -> None:
-        """Draw, where there is something to draw and a tracker to show it."""
+        """Draw, if there is something to draw and a tracker."""
         if self.trackers and self.draw is not None:
             for name, grid in self.draw().items():
                 for tracker in self.trackers.values():
@@ -147,7 +147,7 @@ class RunRecord:
             self._bar.update()
 
     def say(self, text: str) -> None:
-        """A line for the reader, above the bar."""
+        """Print a line above the progress bar."""
         if self.ranks.main and self.show:
             self._bar.write(text)
 
@@ -179,17 +179,19 @@ class RunRecord:
             raise pruned
 
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
-        """Note it in the folder; the error with the last good checkpoint and a remedy."""
+        """Record it in the folder; return the error with the last good checkpoint and a remedy."""
         if self.ranks.main:
             write_whole(self.folder / DIVERGED, json.dumps({"step": step, "reason": str(error)}).encode())
-        hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true leaves such steps out"
+        hint = (
+            "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true skips such steps"
+        )
         return FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}")
 
     def __enter__(self) -> "RunRecord":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Flush and close everything; trouble with that does not hide an error that came before."""
+        """Flush and close everything; an error here does not hide an earlier one."""
         if not self.ranks.main:
             return
         with nullcontext() if kind is None else suppress(Exception):
@@ -222,7 +224,7 @@ def last_steps(metrics: Path) -> dict[str, int]:
 
 
 def _cut(file: Path, size: int) -> None:
-    """Bring a log back to the length that a checkpoint names; 0: it goes."""
+    """Truncate a log to the length in a checkpoint; 0: remove it."""
     found = file.stat().st_size if file.is_file() else 0
     if found < size:
         log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, found, size)
@@ -233,7 +235,7 @@ def _cut(file: Path, size: int) -> None:
 
 
 def _on_disk(file: Path) -> int:
-    """Have a file written out; its size."""
+    """Sync a file to disk and return its size."""
     with file.open("rb") as f:
         os.fsync(f.fileno())
     return file.stat().st_size
@@ -250,7 +252,7 @@ def batch_line(trainer: Trainer) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What may change between two starts of a run, at the price of the last bits."""
+    """What may differ between two starts of a run, with rounding differences only."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
 
 

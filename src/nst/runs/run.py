@@ -1,9 +1,9 @@
-"""One run, start to finish: check, data, teacher, what it says, train, write down what came out."""
+"""One run from start to finish: check, data, teacher and its summaries, training, results."""
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ from nst.training.trainer import Trainer
 
 
 def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
-    """Train the student of `settings`, and its teacher first where its weights are neither given nor kept.
+    """Train the student of `settings`; first its teacher, if that has no weights yet.
 
     Args:
-        data: when it is already in memory.
-        wait: where another process is at this very run, wait for its result.
+        data: if it is already in memory.
+        wait: if another process has this run, wait for its result.
 
     Returns:
         The run's summary; with `was_finished` where it was done before.
@@ -63,7 +63,7 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
         raise pruned
     _check_split(settings, data, here)
-    # teacher, and what it says
+    # teacher and its summaries
     teacher = have_teacher(settings, networks, here, data)
     # train, write
     _lock(folder, config, here, wait)
@@ -76,10 +76,10 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
 
 
 def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset) -> TeacherSide:
-    """What the student learns from; a teacher without weights is trained first, a cache written.
+    """The source of summaries; a teacher without weights is trained first, a missing cache written.
 
     Raises:
-        ValueError: as `teacher_side`, or from the teacher's own run.
+        ValueError: as `teacher_side`, or from the run that trains the teacher.
     """
     weights = settings.teacher.weights
     if weights is None and settings.teacher.model is not None:
@@ -90,18 +90,18 @@ def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, dat
 
 
 def write_teacher_cache(settings: RunConfig, here: Ranks, data: Dataset | None = None) -> TeacherSide:
-    """Write the cache that a run with these settings would read.
+    """Write the teacher cache for these settings.
 
     Raises:
-        ValueError: nothing to cache, a cache of something else, a disk too small, damage.
+        ValueError: nothing to cache, a cache that does not match, a disk that is too small, a damaged file.
     """
     if settings.teacher.model is None:
-        raise ValueError("no term of the loss asks for a teacher; choose for example loss=[kd,at,nst_poly]")
+        raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     return have_teacher(settings, build.networks(settings), here, data or build.dataset(settings))
 
 
 def _trained_teacher(settings: RunConfig, here: Ranks, data: Dataset) -> str:
-    """The weights file of a teacher that nobody gives: its run is done now, where it is not done yet."""
+    """The weights file of a teacher without `teacher.weights`: trains it unless that run is finished."""
     own = teacher_run(settings)
     folder = run_folder(asdict(own))
     if here.main and not (folder / SUMMARY).is_file():
@@ -113,7 +113,7 @@ def _trained_teacher(settings: RunConfig, here: Ranks, data: Dataset) -> str:
 
 
 def _is_finished(folder: RunFolder, here: Ranks) -> bool:
-    """Rank 0 looks for all: another process may finish the run at any moment."""
+    """Rank 0 decides for all: another process may finish the run at any moment."""
     return here.max(int(here.main and folder.summary() is not None)) == [1]
 
 
@@ -121,7 +121,7 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
     """The summary of a finished run.
 
     Raises:
-        ValueError: it is of other images, learned from other weights, or its student's file has changed since.
+        ValueError: its data or teacher weights differ from the settings, or its student's file has changed.
     """
     done = folder.summary()
     assert done is not None
@@ -145,7 +145,7 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
 
 
 def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
-    """Rank 0 locks the folder; the others wait for it, asking again and again: no collective call lasts long."""
+    """Rank 0 locks the folder; the others poll, so that no collective call lasts long."""
     told = False
     while True:
         locked = None
@@ -164,7 +164,7 @@ def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) ->
 
 
 def _check_cache_folder(settings: RunConfig, here: Ranks) -> None:
-    """Raises ValueError where a named folder for the teacher cache cannot be made: found out before a teacher is trained."""
+    """Raises ValueError, before a teacher is trained, if `knowledge.path` cannot be created."""
     if settings.knowledge.path is not None and here.main:
         try:
             Path(settings.knowledge.path).mkdir(parents=True, exist_ok=True)
@@ -187,13 +187,13 @@ def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
 
 
 def _smallest_part(settings: RunConfig, images: int, batch: int, here: Ranks) -> int:
-    """The fewest images that a rank sees at once, in the gradient accumulation steps of any batch of an epoch."""
+    """The smallest number of images of a rank in any gradient accumulation step of an epoch."""
     shares = [size // here.world for size in (min(batch, images), images % batch) if size]
     return min(share // (min(settings.trainer.accumulate, share) or 1) for share in shares)
 
 
 def _check_single_image(settings: RunConfig, images: int, here: Ranks) -> None:
-    """Raises ValueError where the student cannot train on one image alone: a batch norm of 1×1 maps has one value a channel."""
+    """Raises ValueError if the student cannot train on a single image: batch norm of 1×1 maps has one value per channel."""
     data, batch = settings.data, settings.trainer.batch_size
     student = build.network("model", settings.model, settings.seed).train()
     try:
@@ -227,7 +227,7 @@ def _train(
     info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
     draw = None
     if settings.trainer.heatmaps and here.main and settings.tracker:
-        draw = _drawing(networks.distiller.student, teacher, here, data)
+        draw = _drawing(trainer, teacher, here, data)
     made_with = provenance(here.device, here.world)
     profile = folder.path / "profile" if settings.trainer.profile and here.main else None
     with RunRecord(trainer, info, build.trackers(settings), about=about, draw=draw) as record:
@@ -276,20 +276,25 @@ def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summ
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _drawing(student: nn.Module, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
-    """What draws the heat maps of both networks on eight test images."""
+def _drawing(trainer: Trainer, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+    """What draws the heat maps of both networks on eight test images, the student's with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=here.device)
     images = data.test.render(first, torch.full_like(first, data.test.identity))
-    seen = {"student": (student, images)}
+    seen = {"student": (trainer.distiller.student, images)}
     if teacher.live is not None:
         seen["teacher"] = (teacher.live.model, teacher.live.convert(images))
     numbers = data.test.labels[: len(images)].tolist()
     labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
-    return partial(heatmaps, images, seen, Normalization(data.mean, data.std), labels=labels)
+
+    def draw() -> dict[str, Tensor]:
+        with nullcontext() if trainer.average is None else trainer.average.adopted():
+            return heatmaps(images, seen, Normalization(data.mean, data.std), labels=labels)
+
+    return draw
 
 
 def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
-    """What the summary tells of the training itself."""
+    """The part of the summary about the training."""
     progress = trainer.progress
     student = {"name": settings.model["name"], "parameters": build.count_parameters(trainer.distiller.student)}
     if settings.trainer.ema is not None:
@@ -306,7 +311,7 @@ def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
 
 
 def _metadata(settings: RunConfig, data: Dataset, test: Metrics) -> dict[str, str]:
-    """What the student's weights carry with them."""
+    """The metadata of the student's weights file."""
     metadata = {
         "arch": settings.model["name"],
         "dataset": data.name,

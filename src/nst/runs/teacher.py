@@ -29,7 +29,7 @@ from nst.training.ranks import Ranks
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """What a run learns from."""
+    """The teacher's side of a run."""
 
     source: SummarySource
     about: dict[str, Any] | None = None  # the teacher, for the summary
@@ -41,10 +41,10 @@ class TeacherSide:
 def load_teacher(
     settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, batch norms folded, and what is known of it: its accuracy is measured here.
+    """The teacher with its weights, batch norms folded, and its metadata; its accuracy is measured here.
 
     Raises:
-        ValueError: weights of another architecture, or an accuracy below the floor (by default: near chance).
+        ValueError: weights of another architecture, or an accuracy below the minimum (by default: near chance).
     """
     teacher, images = networks.teacher, Normalization(data.mean, data.std)
     assert teacher is not None
@@ -80,20 +80,20 @@ def load_teacher(
 
 
 def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:
-    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that cannot be told from guessing.
+    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that is not better than chance.
 
-    Guessing is naming the most frequent class; the test is a one-sided binomial one at the level of 1 %.
+    Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
     """
     floor, top1, where = settings.teacher.min_accuracy, about["top1"], about["evaluated_on"]
     if floor is not None:
-        reason = f"teacher.min_accuracy={floor} is asked for" if top1 < floor else None
+        reason = f"teacher.min_accuracy={floor} is required" if top1 < floor else None
     else:
         labels = data.split(where).labels
         chance = float(torch.bincount(labels).max() / len(labels))
         hits = round(top1 * len(labels) / 100)
         reason = None
         if binomtest(hits, len(labels), chance, alternative="greater").pvalue > 0.01:
-            reason = f"naming the most frequent class gives {100 * chance:.2f} %, so it may be guessing: "
+            reason = f"predicting the most frequent class gives {100 * chance:.2f} %, so it may be at chance: "
             if settings.teacher.weights is None and settings.knowledge.path is None:
                 reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
             else:
@@ -106,9 +106,9 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
 
 
 def teacher_run(settings: RunConfig) -> RunConfig:
-    """The run that trains the teacher: its own recipe and seed, whatever the student's.
+    """The run that trains the teacher: its own recipe and seed, independent of the student's.
 
-    Of the student's trainer it takes only what changes no result.
+    From the student's trainer it takes only keys that do not change the result.
     """
     recipe = settings.teacher.recipe
     shared = [key.removeprefix("trainer.") for key in NOT_IDENTITY if key.startswith("trainer.")]

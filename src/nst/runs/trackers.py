@@ -1,7 +1,7 @@
-"""Trackers: where a run's scalars and pictures go besides its metrics.jsonl.
+"""Trackers: destinations of a run's scalars and pictures besides its metrics.jsonl.
 
-A continued run takes some steps again, with the same result. A tracker must hold each step once: TensorBoard's files are cut
-back to the checkpoint, the others leave out what an earlier start has sent.
+A continued run repeats some steps, with the same result. A tracker must have each step once: TensorBoard's files are
+truncated to the checkpoint, the others skip what an earlier start has sent.
 """
 
 import logging
@@ -22,7 +22,7 @@ EVENTS = "events.out.tfevents."  # how TensorBoard's files are called
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told of a run."""
+    """The run that a tracker records."""
 
     folder: Path
     name: str  # unique below the outputs, the same in every start
@@ -31,7 +31,7 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """What `tracker` chooses; only rank 0 has one."""
+    """Base class of the group `tracker`; only rank 0 has one."""
 
     def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Open.
@@ -63,7 +63,7 @@ class TensorBoard:
     """Event files in the run's folder."""
 
     def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Bring the event files back to what they were at the checkpoint; see `Tracker`."""
+        """Truncate the event files to the checkpoint; see `Tracker`."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = run.folder / BOARD
@@ -79,7 +79,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(self.folder))
 
     def _files(self) -> list[Path]:
-        """The event files themselves: what else lies there is the user's."""
+        """The event files only: other files are the user's."""
         return [f for f in self.folder.glob(f"{EVENTS}*") if f.is_file() and not f.is_symlink()]
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -105,7 +105,7 @@ class TensorBoard:
 
 
 class _Remote:
-    """A tracker that cannot take back what it was sent."""
+    """A tracker that cannot delete what it was sent."""
 
     seen: Mapping[str, int] = {}
 

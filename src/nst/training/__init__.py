@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: ranks, checkpoints, evaluation, logs."""
+"""The training loop: steps, ranks, evaluation, compilation, signals."""

@@ -1,4 +1,4 @@
-"""Compiled steps, trusted only after a comparison with the eager step."""
+"""Compiled steps, used only after a comparison with the eager step."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ Attempt = tuple[Tensor, list[Tensor]]  # forward and backward on one batch: loss
 
 
 class CompiledForward:
-    """The distiller's forward pass, compiled for full batches where that is asked for and agrees with eager code.
+    """The distiller's forward pass, compiled for full batches if that is enabled and agrees with eager code.
 
     Other batch sizes always run eager, so that the tail batch of an epoch does not recompile.
     """
@@ -39,7 +39,7 @@ class CompiledForward:
 
     @property
     def undecided(self) -> bool:
-        """Whether `choose` is due: not tried yet in this start, and not found to disagree in an earlier one."""
+        """Whether to call `choose`: not tried yet in this start, and no disagreement in an earlier one."""
         return self.chosen is not False and self._compiled is None
 
     def __call__(
@@ -55,7 +55,7 @@ class CompiledForward:
     def choose(
         self, attempt: Callable[[], Attempt], size: int, precision: str, compile_source: Callable[[], None]
     ) -> None:
-        """Compile, and keep it if it says what eager code says, on every rank.
+        """Compile, and use the result if it agrees with eager code on every rank.
 
         Args:
             attempt: forward and backward on a batch, by this object, that leave weights, statistics and gradients as they were.
@@ -64,7 +64,7 @@ class CompiledForward:
         """
         eager = attempt()
         compile_source()
-        # Dropout draws what it draws in eager code, else the two could not be compared.
+        # Dropout must draw as in eager code, else the two cannot be compared.
         options: dict[str, str | int | bool | Callable[..., object]] = {
             "fallback_random": True,
             "triton.cudagraphs": self.graphs,
@@ -82,7 +82,7 @@ class CompiledForward:
 
 
 def disagreement(found: Attempt, right: Attempt, precision: str) -> str | None:
-    """How loss and gradients of the compiled step depart from those of the eager one; None: no more than rounding."""
+    """How loss and gradients of the compiled step differ from those of the eager one; None: by rounding only."""
     (loss, gradients), (eager_loss, eager_gradients) = found, right
     bad = sum(not bool(torch.isfinite(g).all()) for g in gradients)
     if bad and all(bool(torch.isfinite(g).all()) for g in eager_gradients):

@@ -1,6 +1,7 @@
-"""An exponential moving average of a network's weights: what is evaluated and kept where `trainer.ema` asks for it."""
+"""An exponential moving average of a network's weights: evaluated and saved with `trainer.ema`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -32,7 +33,7 @@ class AveragedWeights(nn.Module):
 
     @torch.no_grad()
     def update(self, skipped: Tensor) -> None:
-        """Take the network's weights in, unless `skipped` (a bool scalar on the device) is true: without a host sync."""
+        """Add the network's weights to the average, unless `skipped` (a bool scalar on the device) is true; no host sync."""
         averaged: list[Tensor] = []
         weights: list[Tensor] = []
         for name, value in self._weights():
@@ -66,3 +67,15 @@ class AveragedWeights(nn.Module):
         """Give the network its averaged weights, for good."""
         for name, value in self._weights():
             value.copy_(self.values[name])
+
+    @contextmanager
+    def adopted(self) -> Iterator[None]:
+        """A block in which the network has its averaged weights; afterwards it has its own again."""
+        own = [(value, value.detach().clone()) for _, value in self._weights()]
+        self.adopt()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for value, before in own:
+                    value.copy_(before)

@@ -1,4 +1,4 @@
-"""The gradients of the terms of a run's loss: how large each is, and whether they point the same way."""
+"""The gradients of the terms of a run's loss: norms and cosines."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iter
     """
     labels = [term for term in distiller.terms if term.loss.source == "labels"]
     if not labels:
-        raise ValueError("loss: no term learns from the labels, so there is nothing to compare the others with")
+        raise ValueError("loss: no term on the labels, so there is nothing to compare the others with")
     distiller.train()
     batches = list(batches)
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
@@ -55,7 +55,7 @@ def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iter
 
 
 def _context(batch: Batch, number: int) -> dict[str, Any]:
-    """What losses may need: those of a run that has gone on for long."""
+    """The context of losses (see `losses.base.Need`) as late in a run."""
     end = torch.full((), 1e6, device=batch.images.device)
     return {
         "index": batch.indices, "epoch": end, "progress": torch.ones_like(end),
@@ -68,7 +68,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def gradient(distiller: Distiller, value: Tensor) -> Tensor:
-    """Of a scalar, in all of the student's parameters: one vector, zero where the value does not depend on them."""
+    """The gradient of a scalar in all of the student's parameters as one vector, zero where it does not depend on them."""
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluation, and what is handed to the run's record as it goes."""
+"""The training loop: epochs of steps, evaluation, and calls of the run's record."""
 
 import time
 from collections.abc import Iterator
@@ -7,17 +7,18 @@ from typing import Any, Protocol
 
 from nst.config import parse_every
 from nst.data.batch import Batch, Loader
+from nst.falls import has_fallen
 from nst.training.evaluate import Metrics, evaluate
 from nst.training.profile import profiler
 from nst.training.signals import Interrupted, StopFlag, stop_flag
 from nst.training.trainer import Trainer
 
-ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they ask whether any of them wants to stop or save
-SAVE, STOP = 100, 200  # what a rank may want; STOP + the signal's number
+ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they synchronise on whether to stop or save
+SAVE, STOP = 100, 200  # requests of a rank; STOP + the signal's number
 
 
 class Record(Protocol):
-    """What keeps the course of a run. Every rank calls it; what is written, the first rank writes."""
+    """The record of a run. Every rank calls it; only the first rank writes."""
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Named values of a step, of the kind "train" or "eval"."""
@@ -28,11 +29,11 @@ class Record(Protocol):
         ...
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
+        """Print a line."""
         ...
 
     def pictures(self, step: int) -> None:
-        """Draw what the networks look at."""
+        """Draw heat maps of the networks."""
         ...
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -44,12 +45,12 @@ class Record(Protocol):
         ...
 
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
-        """A step that ends the run; the error in words, with what to do."""
+        """A non-finite step ends the run; return the error with a remedy."""
         ...
 
 
 class Loop:
-    """One start of a run: takes the trainer from where it stands to its last step."""
+    """One start of a run: from the trainer's present step to the last one."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class Loop:
                 raise Interrupted(signum)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; the time spent waiting for them is added up."""
+        """The batches; the time spent waiting for them is summed."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -153,9 +154,9 @@ class Loop:
             yield batch
 
     def wanted(self, flag: StopFlag) -> int:
-        """What any rank wants now: 0, SAVE (the time has come) or STOP + a signal's number.
+        """The largest request of any rank: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
 
-        Several ranks ask each other about once a second, at steps that all of them know.
+        Several ranks synchronise about once a second, at steps that all of them know.
         """
         step, now = self.trainer.progress.step, time.monotonic()
         if self.ranks.world > 1 and step < self._ask_at and step % self.trainer.loader.steps:
@@ -191,11 +192,13 @@ class Loop:
         self.save()
 
     def warn_of_fall(self, top1: float, best: float) -> None:
-        """Say where an evaluation has lost more than half of what was won over chance."""
-        if top1 - self.chance < (best - self.chance) / 2 and best > 2 * self.chance:
+        """Warn if an evaluation has lost more than half of the accuracy gained over chance."""
+        if has_fallen(top1, best, self.chance):
+            clip = self.settings.clip_grad_norm
+            smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
             self.record.say(
                 f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
-                "sum of losses: try trainer.clip_grad_norm=2, or a lower optim.lr"
+                f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
             )
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
@@ -227,7 +230,7 @@ class Loop:
         )
 
     def save(self) -> None:
-        """A checkpoint of this moment, logs included; never one after a step that stops the run."""
+        """Write a checkpoint, logs included; never after a step that stops the run."""
         with self.ending_in_words():
             self.trainer.check_finite()
         self.trainer.progress.seconds = time.monotonic() - self._started

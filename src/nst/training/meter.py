@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nst.training.ranks import Ranks
 
-# What comes before the values; "skipped" counts steps, the other two what was not skipped.
+# The fields before the values; "skipped" counts skipped steps, the other two what was not skipped.
 COUNTS = ("steps", "images", "skipped")
 
 
@@ -77,7 +77,7 @@ class Meter:
         self.first_bad = torch.zeros_like(self.first_bad)
 
     def state(self) -> dict[str, Any]:
-        """What every rank has summed, the same on each."""
+        """The sums of all ranks, the same on each."""
         mine = torch.cat([self.sums, self.first_bad])
         return {"per_step": self.per_step, "per_image": self.per_image, "sums": self.ranks.stack(mine)}
 

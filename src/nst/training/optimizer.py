@@ -12,16 +12,16 @@ from torch.nn.modules.batchnorm import _NormBase
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 NoDecay = Literal["norm", "bias"]
-"""Parameters to leave out of weight decay: all of the normalisation layers, or whatever is called `bias`."""
+"""Parameters without weight decay: all of the normalisation layers, or those called `bias`."""
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
-    """Try an optimizer on one parameter, so that what cannot work fails before any work.
+    """Try an optimizer on one parameter, so that a wrong one fails before any work.
 
     Raises:
-        ValueError: it cannot be made or take a step like any other, it has no learning rate, or `no_decay` is off.
+        ValueError: it cannot be created or take a step, it has no learning rate, or `no_decay` is wrong.
     """
     if unknown := [kind for kind in no_decay if kind not in get_args(NoDecay)]:
         raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
@@ -47,7 +47,7 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
 def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer over the trainable parameters of `module`, in their order.
 
-    Each group keeps its rate at the start as `initial_lr`. Fused code is used where the class has it: there a step with
+    Each group stores its initial rate as `initial_lr`. Fused code is used where the class has it: there a step with
     `found_inf` is skipped on the device; see `step_unless`.
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -88,7 +88,7 @@ def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Paramet
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step, left out where `bad` (a bool scalar on the device) says so: without a host sync if the code is fused."""
+    """One step, skipped if `bad` (a bool scalar on the device) is true; no host sync if the code is fused."""
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]

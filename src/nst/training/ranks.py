@@ -1,4 +1,4 @@
-"""One process or many: who am I, and how do the ranks agree."""
+"""One process or several: rank, world size, and collective operations."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nst.errors import differences
 
-ROLL_CALL = 2.0  # seconds in which ranks that have lost another one say that they are there
+ROLL_CALL = 2.0  # seconds in which ranks that have lost another one report that they are alive
 MEETING = 30.0  # seconds to reach the store of torchrun; torch tries again for as long after a pause of about that
 
 _groups = count()  # process groups this process has joined so far
@@ -95,7 +95,7 @@ class Ranks:
             dist.barrier()
 
     def report(self, step: int) -> None:
-        """Leave word of how far this rank is, for the message in which another one gives up waiting for it."""
+        """Publish this rank's step, for the message of another rank that stops waiting for it."""
         if self.world > 1:
             _store().set(f"nst/step/{self.rank}", str(step))
 
@@ -136,11 +136,11 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
-        timeout: seconds after which a rank that does not answer is given up.
+        timeout: seconds after which a rank that does not answer ends the run.
 
     Raises:
-        ValueError: CUDA asked for and not there.
-        TimeoutError: a rank did not answer; says which was waited for.
+        ValueError: CUDA was requested and is not available.
+        TimeoutError: a rank did not answer; names it.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device; auto uses the CPU then")
@@ -197,7 +197,7 @@ _CONTINUE = (
 
 
 def _lost(here: Ranks) -> str:
-    """Which ranks are lost: those that do not come here soon, as all others do; and how far they had come."""
+    """The lost ranks, which do not get here soon as all others do, and their last step."""
     others = [rank for rank in range(here.world) if rank != here.rank]
     lost, step = others, ""
     with suppress(RuntimeError, ValueError):  # the store went with its process
@@ -211,7 +211,7 @@ def _lost(here: Ranks) -> str:
 
 
 def should_report_error() -> bool:
-    """Whether this process should report the error it ends with: the first to fail does, so it is told once."""
+    """Whether this process should report the error it ends with: only the first to fail does."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         me = str(dist.get_rank())
         try:

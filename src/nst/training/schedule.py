@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """What `schedule` chooses."""
+    """Base class of the group `schedule`."""
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
         """The rate for step `step` (0-based) of a run of `steps` steps, from the optimizer's own rate `lr`."""
@@ -46,7 +46,7 @@ class Step(Warmup):
     """`lr · gamma^(milestones passed)`."""
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup: float = 0.0) -> None:
-        """Milestones are fractions of the run, so that a shortened run keeps its recipe.
+        """Milestones are fractions of the run, so that a shorter run has the same shape of schedule.
 
         Raises:
             ValueError: a milestone outside 0 … 1, a factor that is not in 0 … 1.

@@ -1,4 +1,4 @@
-"""Signals only set a flag; the loop looks at it between two steps."""
+"""Signals only set a flag; the loop checks it between two steps."""
 
 import signal
 from collections.abc import Iterator

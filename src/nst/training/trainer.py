@@ -1,4 +1,4 @@
-"""One training step: `Trainer.step` is the whole of it, from batch to updated weights."""
+"""One training step: `Trainer.step`, from batch to updated weights."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ Context = dict[str, Tensor]  # what losses may need besides the teacher's summar
 
 @dataclass
 class Progress:
-    """Where a run is; all of it is in every checkpoint."""
+    """The progress of a run; saved in every checkpoint."""
 
     step: int = 0  # batches seen
     skipped: int = 0  # of them, without an update (non-finite gradient)
@@ -89,7 +89,7 @@ class Trainer:
         self.forward = CompiledForward(self.replicas, distiller, compile, ranks, graphs)
 
     def _replicate(self) -> nn.Module:
-        """The distiller, or with several ranks what keeps its replicas equal."""
+        """The distiller, or with several ranks its DDP wrapper."""
         ranks, distiller = self.ranks, self.distiller
         if ranks.world == 1:
             return distiller
@@ -112,7 +112,7 @@ class Trainer:
             group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
         seed_draws(_seed(self.seed, step, self.ranks.rank))
 
-        # A step that is skipped must not leave its mark in the buffers (BN statistics, memories) either.
+        # A skipped step must not change the buffers (BN statistics, memories) either.
         buffers = list(self.distiller.buffers()) if settings.skip_nonfinite or self.scaler else []
         before = [buffer.clone() for buffer in buffers]
         summaries, context = self.source(batch), self.context(batch)
@@ -170,10 +170,10 @@ class Trainer:
         return context
 
     def scaled(self, loss: Tensor, values: Mapping[str, Tensor], images: int) -> Tensor:
-        """What to run backward from: the ranks' and parts' gradients then add up to that of the global batch.
+        """The value for backward: the gradients of ranks and accumulation steps then sum to that of the global batch.
 
-        DDP averages gradients over ranks, and parts may be uneven: means over images get a factor. Terms that relate images are
-        of the global batch on every rank. A loss that is not finite makes the result NaN, and with it every gradient.
+        DDP averages gradients over ranks, and parts may be uneven: means over images get a factor. Relational terms have the
+        global batch on every rank. A loss that is not finite makes the result NaN, and with it every gradient.
         """
         terms, nan = self.distiller.terms, 0 * loss.detach()
         factor = images * self.ranks.world / self.images_in(self.progress.step) + nan
@@ -189,7 +189,7 @@ class Trainer:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def metrics(self, logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is logged as means over the training images, as sums over these; a metric is added here and nowhere else."""
+        """Sums over these images of what is logged as means over the training images; add a metric here only."""
         images = len(labels)
         labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixture: what it has most of
         hits = (logits.detach().argmax(1) == labels).sum()
@@ -198,11 +198,11 @@ class Trainer:
 
     @property
     def to_compile(self) -> bool:
-        """Whether the coming step is the first full one of this start, and compiling is asked for."""
+        """Whether the next step is the first full one of this start, and compilation is enabled."""
         return self.forward.undecided and self.images_in(self.progress.step) == self.images_in(0)
 
     def compile_once(self, batch: Batch) -> bool:
-        """On the first full batch of a start, compile the step where that is asked for; True where it was tried."""
+        """On the first full batch of a start, compile the step if enabled; returns whether it was tried."""
         if not self.to_compile:
             return False
         part = self.micro_batches(len(batch.labels))[0]
@@ -228,7 +228,7 @@ class Trainer:
         return True
 
     def check_ranks(self) -> None:
-        """After the first step of a start: what several ranks cannot do as one process does.
+        """After the first step of a start: checks that several ranks can train this as one process does.
 
         Raises:
             ValueError: a parameter has no gradient, or a loss has written other values into its buffers on other ranks.
@@ -266,7 +266,7 @@ class Trainer:
         return min(self.loader.batch_size, self.loader.num_images - first)
 
     def micro_batches(self, images: int) -> list[slice]:
-        """This rank's images of a step in `trainer.accumulate` parts; fewer, on all ranks, where a rank has fewer."""
+        """This rank's images of a step in `trainer.accumulate` accumulation steps; fewer, on all ranks, if a rank has fewer."""
         count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.ranks.world) or 1
         return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
 
@@ -281,7 +281,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: at the first non-finite step, with its number and the terms at fault, unless
-                `trainer.skip_nonfinite` asks to go on without it.
+                `trainer.skip_nonfinite` is set.
         """
         counts, means = self.meter.read()
         self.progress.skipped += int(counts["skipped"])
@@ -307,7 +307,7 @@ class Trainer:
             raise FloatingPointError(self.fault())
 
     def fault(self) -> str:
-        """Which step since the last log line was the first non-finite one, and which terms were so on any rank."""
+        """The first non-finite step since the last log line, and the terms that were not finite on any rank."""
         step, names = self.meter.fault()
         at_fault = [name.removeprefix("terms/") for name in names if name.startswith("terms/")]
         return (

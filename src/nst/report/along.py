@@ -1,0 +1,142 @@
+"""Gains along an axis: a table whose groups are values of one setting, such as sizes of the training set.
+
+A gain is the difference to another method of the same value over the seeds that both have, in percentage points, positive where
+it is better.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nst.report.stats import Sample, paired, sample
+
+Record = dict[str, Any]
+NAMES = {"data.limit": "training images"}
+CELL = "mean over the seeds ± half its 95 % interval [median] (seeds)"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's runs at one value."""
+
+    label: str
+    weights: Mapping[str, float]  # λ of each term beside the cross-entropy
+    by_seed: Mapping[int, float]  # accuracy or error in percent, of the runs that reached the end
+    fell_back: int = 0  # runs; they count
+    diverged: int = 0  # runs; they have no accuracy
+
+
+Values = Mapping[float, Sequence[Method]]
+"""Value of the setting → its methods, the baseline first."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a method gains over another one, by value."""
+
+    label: str
+    nst: bool  # whether NST is one of its terms
+    points: dict[float, Sample]
+    lost: dict[float, str]  # "; fell back: 1", where runs were lost
+
+
+def from_result(result: Record) -> dict[float, list[Method]]:
+    """The methods of a table's result by value, ascending; empty where its groups are no values of a setting."""
+    if result["along"] is None:
+        return {}
+    keys = ("label", "weights", "by_seed", "fell_back", "diverged")
+    found = {g["at"]: [Method(**{key: row[key] for key in keys}) for row in g["rows"]] for g in result["groups"]}
+    return dict(sorted(found.items()))
+
+
+def axis_name(key: str) -> str:
+    """What a reader calls the setting."""
+    return NAMES.get(key, key)
+
+
+def number(value: float) -> str:
+    """A value of the axis: 50,000."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+def gains(values: Values, lower: bool) -> list[Line]:
+    """Every method's gain over the baseline.
+
+    Args:
+        lower: whether lower is better, as for errors.
+    """
+    return _lines(values, lower, lambda method, methods: None if method is methods[0] else (method.label, methods[0]))
+
+
+def nst_gains(values: Values, lower: bool) -> list[Line]:
+    """What NST adds: alone to the baseline, in a sum to the same sum without it, where that is among the methods."""
+
+    def without(method: Method, methods: Sequence[Method]) -> tuple[str, Method] | None:
+        rest = {term: weight for term, weight in method.weights.items() if not term.startswith("nst")}
+        if len(rest) == len(method.weights):
+            return None
+        other = methods[0] if not rest else next((m for m in methods if dict(m.weights) == rest), None)
+        return None if other is None else (f"{method.label} − {other.label}", other)
+
+    return _lines(values, lower, without)
+
+
+Choose = Callable[[Method, Sequence[Method]], tuple[str, Method] | None]
+
+
+def _lines(values: Values, lower: bool, choose: Choose) -> list[Line]:
+    """A line for each label that `choose` gives a method, with the method that it is compared with."""
+    found: dict[str, Line] = {}
+    for value, methods in values.items():
+        for method in methods:
+            if (chosen := choose(method, methods)) is None:
+                continue
+            label, other = chosen
+            line = found.get(label, Line(label, False, {}, {}))
+            found[label] = line = replace(line, nst=line.nst or any(term.startswith("nst") for term in method.weights))
+            if (gain := paired(method.by_seed, other.by_seed)) is not None:
+                line.points[value] = replace(gain, mean=-gain.mean, median=-gain.median) if lower else gain
+            line.lost[value] = lost(method)
+    return list(found.values())
+
+
+def lost(method: Method) -> str:
+    """How many runs fell back or diverged, "" where none did."""
+    counts = (("fell back", method.fell_back), ("diverged", method.diverged))
+    return "".join(f"; {name}: {count}" for name, count in counts if count)
+
+
+def cell(gain: Sample | None) -> str:
+    """A gain as text, as `CELL` says."""
+    if gain is None:
+        return "–"
+    text = f"{gain.mean:+.2f}"
+    if gain.half_width is not None:
+        text += f" ± {gain.half_width:.2f} [{gain.median:+.2f}]"
+    return f"{text} ({gain.n})"
+
+
+def gain_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
+    """Header and rows: the baseline as it is, then each method's gain, with the runs that were lost."""
+    rows = [_header(values, key), ["baseline, %", *(_baseline(methods[0]) for methods in values.values())]]
+    for line in gains(values, lower):
+        rows.append([line.label, *(cell(line.points.get(value)) + line.lost.get(value, "") for value in values)])
+    return rows
+
+
+def nst_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
+    """Header and rows of what NST adds; the header alone where no method has NST."""
+    lines = nst_gains(values, lower)
+    return [_header(values, key), *([line.label, *(cell(line.points.get(v)) for v in values)] for line in lines)]
+
+
+def _header(values: Values, key: str) -> list[str]:
+    return [axis_name(key), *(number(value) for value in values)]
+
+
+def _baseline(method: Method) -> str:
+    if not method.by_seed:
+        return "–" + lost(method)
+    found = sample(list(method.by_seed.values()))
+    spread = "" if found.std is None else f" ± {found.std:.2f} [{found.median:.2f}]"
+    return f"{found.mean:.2f}{spread} ({found.n}){lost(method)}"

@@ -1,0 +1,133 @@
+"""Configuration → components and the terms of a loss: `_target_` called, layers that correspond named by roles."""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from torch import nn
+
+from nst.config import RunConfig
+from nst.distiller import Pair, Term
+from nst.losses import TransferLoss
+from nst.taps import LOGITS
+
+TAP_NAMES = ("last", "stages", "stage2", "review")  # the names by which the shipped losses ask for layers
+
+
+def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
+    """Call a node's `_target_`, or with `partial` return it as a partial; the error of a wrong argument names `key`."""
+    try:
+        return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
+    except InstantiationException as error:
+        raise ValueError(f"{key}: {error.__cause__ or error}") from error
+
+
+def check_name(key: str, name: Any) -> None:
+    """Raises ValueError unless `name` can be one component of a path."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
+        raise ValueError(
+            f"{key} is {name!r}; it is part of folder names, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
+            "a letter or digit"
+        )
+
+
+def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
+    """The terms of the run's loss, in order; those of weight 0 are left out.
+
+    Args:
+        models: student and teacher, to resolve `stages`; without them it stands for one pair.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        built = [_term(name, node, models) for name, node in run.loss.items()]
+    return [term for term in built if term.weight > 0]
+
+
+def share_taps(run: RunConfig) -> None:
+    """Resolve the run's key `taps` into the taps of every loss.
+
+    `taps` applies to all losses without their own: a list of pairs, a role that both networks have, or a mapping from the
+    names that losses use to either.
+    """
+    if not run.taps:
+        raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
+    named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
+    for name in named:
+        near = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
+        if name not in TAP_NAMES and not any(_taps_of(node) == name for node in run.loss.values()):
+            hint = (
+                f"did you mean {near[0]}?" if near else f"losses use {', '.join(TAP_NAMES)}, or what their own taps say"
+            )
+            raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
+    for node in run.loss.values():
+        if isinstance(node, dict) and "taps" in node:
+            wanted = "last" if node["taps"] is None else node["taps"]
+            node["taps"] = named.get(wanted, wanted) if isinstance(wanted, str) else wanted
+
+
+def _taps_of(node: Any) -> Any:
+    return node.get("taps") if isinstance(node, Mapping) else None
+
+
+def _pairs(key: str, taps: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+    """A list of pairs, or a role: `last`, any other name, or `stages` and `stages_pre_relu` for all that both networks have."""
+    if not isinstance(taps, str):
+        if not isinstance(taps, list | tuple) or not taps:
+            raise ValueError(f"{key}={taps!r}: a role such as last or stages, or a list of pairs of layers is needed")
+        return tuple(_pair(key, pair) for pair in taps)
+    if not re.fullmatch("stages(_pre_relu)?", taps):
+        return (Pair(taps, taps),)
+    suffix = taps.removeprefix("stages")
+    numbers = range(1, 100) if models else range(1, 2)
+    roles = [f"stage{k}{suffix}" for k in numbers if all(f"stage{k}{suffix}" in getattr(m, "taps", {}) for m in models)]
+    if not roles:
+        raise ValueError(
+            f"{key}={taps}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
+        )
+    return tuple(Pair(role, role) for role in roles)
+
+
+def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
+    key = f"loss.{name}"
+    check_name(f"{key}: its name", name)
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(
+            f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
+            "which layers correspond is said for all losses at once by taps=[{teacher: last, student: last}]"
+        )
+    weight = node.get("weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
+    loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
+    if not isinstance(loss, TransferLoss):
+        raise ValueError(f"{key}._target_={node['_target_']}: a nst.losses.TransferLoss is needed")
+    if getattr(loss, "projects", False):
+        raise ValueError(
+            f"{key}: `projects` is gone; make the 1×1 convolution in setup(student_shape, teacher_shape) and apply it in forward"
+        )
+    if loss.on_logits:
+        if node.get("taps"):
+            raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
+        return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
+    return Term(name, loss, float(weight), _pairs(f"{key}.taps", node.get("taps", "last"), models))
+
+
+def _pair(key: str, node: Any) -> Pair:
+    names = ("teacher", "student", "weight")
+    if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node):
+        raise ValueError(
+            f"{key}: {node!r} found, entries like {{teacher: last, student: last, weight: 1.0}} are needed"
+        )
+    for name in node:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {near[0]}?' if near else ''}")
+    weight = node.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"{key}: weight={weight!r}: a positive number is needed")
+    return Pair(str(node["teacher"]), str(node["student"]), float(weight))
