@@ -152,7 +152,7 @@ def test_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ("data.limit=20, ", "", (), r"data.limit: it is null in group 20; a number above 0 is needed"),
         ("data.limit=20", "data.limit=40", (), r"it is 40 in groups 40 and 20; each needs a value of its own"),
         ("[loss=at]", "[loss=at, data.limit=30]", (), r"it is 40 and 30 in group 40; all rows of a group need the same"),
-        ("label: AT,", "label: Baseline,", (), r"labels"),
+        ("label: AT,", "label: Baseline,", (), r"two have the label .Baseline."),
         ("seeds: 2", "seeds: 1", ("data.limit=30",), r"it is 30 in groups 40 and 20; .*an override cannot set it"),
         ('  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}\n', "", (), "there is one group"),
     ],
