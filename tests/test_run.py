@@ -105,7 +105,7 @@ def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(
     save_weights(weights, build.network("model", build.settings(compose(*tiny)).model, seed=1), {})
     with pytest.raises(ValueError, match=r"most frequent class gives 10\.00 %, so it may be at chance"):
         run(compose(*weak, "loss=kd", f"teacher.weights={weights}"))
-    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
+    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
         run(compose(*weak, "loss=kd", "teacher.min_accuracy=99.5"))
 
 
@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_weights(
 
 def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:
     run(compose(*tiny, "loss=kd", "knowledge=stored"))
-    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is asked for"):
+    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
         run(compose(*tiny, "loss=kd", "knowledge=stored", "seed=1", "teacher.min_accuracy=99.5"))
 
 

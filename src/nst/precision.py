@@ -1,17 +1,22 @@
-"""Autocast by the names that the configuration uses."""
+"""Autocast by the names that the configuration uses. The command line checks these without torch."""
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: "torch.device", precision: str) -> "torch.autocast":
     """A context of autocast to "bf16" or "fp16" on a device; with "fp32" it does nothing."""
-    return torch.autocast(device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
+    import torch
+
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "fp32")
 
 
-def check_precision(key: str, precision: str, device: torch.device) -> None:
+def check_precision(key: str, precision: str, device: "torch.device") -> None:
     """Raises ValueError, naming `key`, for fp16 elsewhere than on a GPU."""
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
+from nst.commands.cache import KEYS, parse
 from nst.commands.main import COMMANDS, command
 from nst.commands.train import run
 from nst.report.list_runs import list_runs
@@ -80,6 +81,8 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(page)
     if name == "train":
         check_train(arguments, page, outputs, several=several)
+    elif name == "cache" and arguments[0] in KEYS:
+        parse(arguments[0], arguments[1:])
     elif name in COMMANDS:
         check_command(name, arguments, page, outputs, monkeypatch)
     else:

@@ -238,7 +238,7 @@ def test_constructor_arguments():
             r"drop_path_rte: timm's .* no such argument; nearest: drop_path_rate",
         ),
         ("deit_tiny_distilled_patch16_224", "dept", "nearest: depth"),
-        ("vit_tiny_patch16_224", "img_size", "a key of its own, input_size"),
+        ("vit_tiny_patch16_224", "img_size", "use the key input_size"),
         ("resnet18", "layers", r"cannot build arch=resnet18 .*layers"),
     ],
 )

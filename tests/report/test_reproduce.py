@@ -131,7 +131,7 @@ def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, ca
     plan = make_plan(Request("quick/digits", 1, outputs=str(tmp_path), overrides=overrides), CONFIGS)
     modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
     assert {name for name, mode in modes.items() if mode == "live"} == {"student"}  # whatever this machine's speed
-    (store,) = plan.stores
+    (store,) = plan.caches
     for computing, said in (
         (1e-3, "feature: cached; reading 1.0 kB an image: "),
         (0.0, "feature: not cached; reading"),

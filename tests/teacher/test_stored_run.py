@@ -121,7 +121,7 @@ def test_two_ranks_agree_on_what_is_cached(compose: Compose, tiny: list[str], tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["knowledge.views=4"], r"knowledge\.views is for stored knowledge only; add knowledge=stored"),
+        (["knowledge.views=4"], r"knowledge\.views is for the teacher cache only; add knowledge=stored"),
         (["knowledge=stored", "knowledge.views=0"], r"knowledge\.views=0: a number of views"),
         (["knowledge=stored", "knowledge.views=some"], r"knowledge\.views=some"),
         (["knowledge=stored", "knowledge.dtype=bfloat16"], r"knowledge\.dtype=bfloat16: one of float16, float32"),
@@ -158,7 +158,7 @@ def test_where_the_cache_lies_changes_nothing_and_is_no_part_of_the_run(compose:
     assert again["folder"] == first["folder"]
     with pytest.raises(ValueError, match=r"knowledge\.residence=gpu: one of auto, device, host, disk is needed"):
         trained(compose, *tiny, *node, "knowledge.residence=gpu")
-    with pytest.raises(ValueError, match=r"knowledge\.residence is for stored knowledge only"):
+    with pytest.raises(ValueError, match=r"knowledge\.residence is for the teacher cache only"):
         trained(compose, *tiny, "loss=kd", "knowledge.residence=disk")
 
 

@@ -52,7 +52,7 @@ def test_accumulation_and_relational_losses_take_mixed_images(compose: Compose, 
     ("overrides", "message"),
     [
         (["trainer.mixup=-1"], r"trainer\.mixup=-1\.0: at least 0 is needed"),
-        (["trainer.cutmix=1", "knowledge=stored"], r"trainer\.cutmix=1\.0: a teacher cache knows no mixed images"),
+        (["trainer.cutmix=1", "knowledge=stored"], r"trainer\.cutmix=1\.0: a teacher cache has no mixed images"),
         (
             ["trainer.mixup=1", "+loss.own._target_=tests.kinds.Ramped", "+loss.own.weight=1.0"],
             r"trainer\.mixup=1\.0: loss\.own needs the labels of each image, and a mixed image has two",

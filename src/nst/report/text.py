@@ -177,7 +177,7 @@ def _about_losses(rows: Sequence[Record]) -> list[str]:
     back, gone = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
     text = f"Runs that fell back: {back}; that diverged: {gone}."
     if back:
-        text += " Fell back: an evaluation lost more than half of the accuracy gained over chance; the run stays in the mean."
+        text += " Fell back: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
     if gone:
         text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
     missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
