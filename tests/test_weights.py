@@ -228,7 +228,7 @@ def test_settings_beside_the_weights_are_refused_with_the_remedy(tmp_path: Path)
     torch.save({"opt": argparse.Namespace(lr=0.1), "model": source.state_dict()}, tmp_path / "old.pth")
     with pytest.raises(ValueError, match=r"\(argparse\.Namespace\).*save the state dict alone") as error:
         read_weights(tmp_path / "old.pth")
-    code = str(error.value).partition("holds it: ")[2]
+    code = str(error.value).partition("by its key: ")[2]
     exec(code.replace("'old.pth'", f"'{tmp_path}/old.pth'").replace("'new.pth'", f"'{tmp_path}/new.pth'"))
     load_weights(target, tmp_path / "new.pth")
     assert same(source, target)

@@ -96,7 +96,7 @@ def test_diverged_runs_are_counted_and_no_result(tmp_path: Path):
     text = as_markdown(result)
     assert "| 5.00 ± 1.41 (2) | 5.00 |" in text
     assert "| 1 of 3 |" in text
-    assert "Runs that fell back: 0; that diverged: 1. Diverged: stopped by a loss" in text
+    assert "Runs that fell back: 0; that diverged: 1. Diverged: stopped by a non-finite loss" in text
     assert "Runs missing, by method: NST &lt;poly&gt; 1." in text
 
 
