@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py step`: a training step of the plain student, with a live teacher, and from stored knowledge."""
+"""`nst benchmark step`: a training step of the plain student, with a live teacher, and with the teacher's outputs cached."""
 
 import argparse
 import copy
@@ -23,7 +23,8 @@ from nst.data.batch import Batch, Loader
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Request, Term
-from nst.losses import AT, KD, NST, CrossEntropy, FitNet, TransferLoss
+from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
+from nst.reproduce.estimate import Known
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher import (
     CachedTeacher,
@@ -40,18 +41,38 @@ from nst.training.ranks import Ranks
 from nst.training.schedule import Constant
 from nst.training.trainer import Trainer
 
-HELP = "a training step: plain, with a live teacher, from stored knowledge"
-LOSSES: dict[str, tuple[float, TransferLoss]] = {
-    "kd": (16, KD()),
-    "at": (1000, AT()),
-    "nst_linear": (50, NST("linear")),
-    "nst_poly": (50, NST("polynomial")),
-    "nst_gaussian": (100, NST("gaussian")),
-    "fitnet": (100, FitNet()),
+HELP = "a training step: plain, with a live teacher, with a teacher cache"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss as it is used: its weight, and the layers of teacher and student that it compares."""
+
+    weight: float
+    make: Callable[[], TransferLoss]
+    taps: tuple[str, ...] = ("last",)
+
+
+STAGES = ("stage1", "stage2", "stage3")
+LOSSES = {
+    "kd": Method(16, KD),
+    "at": Method(1000, AT),
+    "nst_linear": Method(50, lambda: NST("linear")),
+    "nst_poly": Method(50, lambda: NST("polynomial")),
+    "nst_gaussian": Method(100, lambda: NST("gaussian")),
+    "fitnet": Method(100, FitNet),
+    # as in CRD's benchmark
+    "crd/nst": Method(50, lambda: NST("polynomial", convention="crd"), STAGES),
+    "crd/at": Method(1000, lambda: AT(convention="crd"), STAGES),
+    "crd/fitnet": Method(100, lambda: FitNet(convention="crd", regressor="conv_bn_relu"), ("stage2",)),
+    "crd/vid": Method(1, lambda: VID(convention="crd"), STAGES),
+    "crd/sp": Method(3000, SP),
+    "crd/crd": Method(0.8, CRD),
 }
 IMAGE = (3, 32, 32)
-TAPS = ["last", LOGITS]
-FILLINGS = 3  # of the store, and as many runs of the bare teacher
+TAPS = ["last", *STAGES, LOGITS]
+REMEMBERED = 50_000  # images that CRD contrasts: those of CIFAR, however few are rendered here
+FILLINGS = 3  # of the cache, and as many runs of the bare teacher
 Row = dict
 
 
@@ -62,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", default="resnet56", help="a function of nst.models")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case, in turns")
-    parser.add_argument("--views", type=int, default=2, help="views of each image in the store")
+    parser.add_argument("--views", type=int, default=2, help="views of each image in the cache")
+    parser.add_argument(
+        "--residence", default="auto", choices=["auto", "host", "disk"], help="where the cache is read from"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the steps: minutes on a small machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="write everything measured here")
@@ -73,7 +97,7 @@ class Case:
     """One way to train, ready for its next step."""
 
     loss: str
-    knowledge: str  # plain | live | stored
+    knowledge: str  # plain | live | stored | given (the summaries are there already: what the loss itself costs)
     trainer: Trainer
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
@@ -96,19 +120,22 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         students = {name: distiller(arguments, [name], shapes) for name in arguments.losses}
         requests = [r for d in students.values() for r in d.requests]
-        reasons = kept_live(requests, shapes, allow_large=False)
-        asked = [r for r in requests if r.key not in reasons]
+        reasons = kept_live(requests, shapes, allow_large=True)
+        cachable = [r for r in requests if r.key not in reasons]
         live = LiveTeacher(copy.deepcopy(teacher), ())
-        store, wanted, filling = filled(arguments, Path(folder), split, live, asked, shapes)
+        cache, needed, filling = filled(arguments, Path(folder), split, live, cachable, shapes)
         subset = split.view_subset(arguments.views)
+        first = next(iter(split.loader(arguments.batch_size, train=True, device=device).epoch(0)))
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
         for name, student in students.items():
             own = LiveTeacher(copy.deepcopy(teacher), student.requests)  # with no hooks but its own
+            given = Known(own(first))
             cases.append(case(arguments, split, name, "live", student, own))
-            arrays_of = [a for a in wanted if a.request in {r.key for r in student.requests}]
+            cases.append(case(arguments, split, name, "given", distiller(arguments, [name], shapes), given))
+            arrays_of = [a for a in needed if a.request in {r.key for r in student.requests}]
             if arrays_of:
-                knowledge = CachedTeacher(store, arrays_of, subset, device)
-                cases.append(case(arguments, split, name, "stored", distiller(arguments, [name], shapes), knowledge))
+                cached = CachedTeacher(cache, arrays_of, subset, device, residence=arguments.residence)
+                cases.append(case(arguments, split, name, "stored", distiller(arguments, [name], shapes), cached))
         rows = measure(arguments, cases)
     report = {"machine": describe(arguments.device), "filling": filling, "rows": rows}
     if arguments.json:
@@ -127,10 +154,15 @@ def distiller(arguments: argparse.Namespace, names: list[str], shapes: dict[str,
     student = getattr(models, arguments.student)()
     terms = [Term("ce", CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),))]
     for name in names:
-        weight, loss = LOSSES[name]
-        tap = LOGITS if loss.on_logits else "last"
-        terms.append(Term(name, loss, weight, (Pair(tap, tap),)))
-    return Distiller(student, terms, feature_shapes(student, TAPS, IMAGE), shapes)
+        method = LOSSES[name]
+        loss = method.make()
+        taps = (LOGITS,) if loss.on_logits else method.taps
+        terms.append(Term(name, loss, method.weight, tuple(Pair(tap, tap) for tap in taps)))
+    made = Distiller(student, terms, feature_shapes(student, TAPS, IMAGE), shapes)
+    for loss in made.losses.values():
+        assert isinstance(loss, TransferLoss)
+        loss.allocate(REMEMBERED)
+    return made
 
 
 def case(
@@ -167,25 +199,25 @@ def filled(
     requests: list[Request],
     shapes: dict[str, tuple[int, ...]],
 ) -> tuple[TeacherCache, list, Row]:
-    """A store of all that can be stored, and how fast it was filled beside the bare teacher, in turns."""
-    wanted = [a for r in requests for a in arrays(r, resolve(live.model, r.tap), shapes[r.tap])]
+    """A cache of all that can be cached, and how fast it was written beside the bare teacher, in turns."""
+    needed = [a for r in requests for a in arrays(r, resolve(live.model, r.tap), shapes[r.tap])]
     loader = split.loader(arguments.batch_size, train=True, device=arguments.device, channels_last=True)
     subset = split.view_subset(arguments.views)
     images = next(iter(loader.epoch(0))).images
     rates: list[tuple[float, float, float, float]] = []
-    stores = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
-    for store in stores:
+    caches = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
+    for cache in caches:
         live.ask([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
         live.ask(requests)
         filling, fill_processor = timed(
-            lambda store=store: write_cache(store, live, loader, subset, wanted), arguments.device
+            lambda cache=cache: write_cache(cache, live, loader, subset, needed), arguments.device
         )
-        rates.append((store.rows / forward, store.rows / filling, forward / filling, bare_processor / fill_processor))
+        rates.append((cache.rows / forward, cache.rows / filling, forward / filling, bare_processor / fill_processor))
     teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
     return (
-        stores[0],
-        wanted,
+        caches[0],
+        needed,
         {
             "teacher_images_per_second": teacher,
             "images_per_second": fills,
@@ -231,7 +263,11 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
     plain = cases[0]
     rows = []
     for one in cases:
-        stored = next((c for c in cases if (c.loss, c.knowledge) == (one.loss, "stored")), None)
+        if one.knowledge == "given":
+            continue
+        stored, given = (
+            next((c for c in cases if (c.loss, c.knowledge) == (one.loss, kind)), None) for kind in ("stored", "given")
+        )
         row: Row = {
             "loss": one.loss,
             "knowledge": one.knowledge,
@@ -244,12 +280,14 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
         }
         if one.knowledge == "live" and stored is not None:
             row["teacher_share"] = median(1 - b / a for a, b in zip(one.seconds, stored.seconds, strict=True))
+        if given is not None:
+            row["loss_alone"] = median(a / b - 1 for a, b in zip(given.processor, plain.processor, strict=True))
         rows.append(row)
     return rows
 
 
 def print_tables(arguments: argparse.Namespace, report: Row) -> None:
-    """One line a case, and the filling."""
+    """One line a case, and how fast the cache was written; "loss alone": what it adds to the plain step, by processor time."""
     title = f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}, {report['machine']['device']}"
     table = Table(title=title)
     for column in (
@@ -259,21 +297,23 @@ def print_tables(arguments: argparse.Namespace, report: Row) -> None:
         "images/s",
         "× plain",
         "× CPU time",
+        "loss alone",
         "teacher",
         "memory",
     ):
         table.add_column(column, justify="left" if column in ("loss", "knowledge") else "right")
     for row in report["rows"]:
         share = f"{100 * row['teacher_share']:.0f} %" if "teacher_share" in row else ""
+        own = f"+{100 * row['loss_alone']:.0f} %" if "loss_alone" in row else ""
         table.add_row(
             row["loss"], row["knowledge"], "yes" if row["compiled"] else "no", f"{row['images_per_second']:.0f}",
-            f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}", share, f"{row['peak_bytes'] / 1e6:.0f} MB",
+            f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}", own, share, f"{row['peak_bytes'] / 1e6:.0f} MB",
         )  # fmt: skip
     console = Console()
     console.print(table)
     filling = report["filling"]
     console.print(
-        f"filling a store: {filling['images_per_second']:.0f} images/s, {100 * filling['ratio']:.0f} % of the teacher's "
+        f"writing a cache: {filling['images_per_second']:.0f} images/s, {100 * filling['ratio']:.0f} % of the teacher's "
         f"own forward speed ({filling['teacher_images_per_second']:.0f}), {100 * filling['by_processor_time']:.0f} % by "
         "processor time"
     )

@@ -47,7 +47,7 @@ MISTAKES = {
     "schedule=cosin": ("schedule/cosin", "cosine"),
     "schedule.milestones=[100,150]": ("schedule: milestones", "fractions", "[0.5,0.75]"),
     "optim.lr=-1": ("optim: Invalid learning rate: -1",),
-    "trainer.precision=fp16": ("trainer.precision=fp16", "bf16"),
+    "trainer.precision=fp8": ("trainer.precision=fp8", "bf16, fp16"),
     "trainer.checkpoint_every=5": ("trainer.checkpoint_every=5", "500 steps"),
     "trainer.clip_grad_norm=0": ("trainer.clip_grad_norm=0", "positive"),
     "teacher.min_accuracy=101": ("teacher.min_accuracy=101", "percentage"),

@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from nst.precision import PRECISIONS
+
 _INSTALLED = Path(__file__).parent / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"  # in a wheel, in a clone
 """The folder of the configuration files."""
@@ -37,7 +39,9 @@ class TrainerConfig:
     epochs: int = 200
     batch_size: int = 128  # global: shared by all ranks
     device: str = "auto"  # auto | cpu | cuda
-    precision: str = "fp32"  # fp32 | bf16 (autocast of the student; teacher and losses compute in fp32)
+    precision: str = (
+        "fp32"  # fp32 | bf16 | fp16 (autocast of the student; losses in fp32; fp16: CUDA, gradients scaled)
+    )
     channels_last: bool = True
     compile: bool | None = None  # compile the step, if its results agree with eager code; null: on CUDA
     clip_grad_norm: float | None = None  # scale gradients down to this norm
@@ -65,7 +69,7 @@ class RecipeTrainerConfig:
 
     epochs: int = 200
     batch_size: int = 128
-    precision: str = "fp32"  # fp32 | bf16
+    precision: str = "fp32"  # fp32 | bf16 | fp16
     sync_bn: bool = False
 
 
@@ -87,7 +91,9 @@ class TeacherConfig:
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = None
-    precision: str = "fp32"  # fp32 | bf16 (autocast of its forward pass; summaries and losses compute in fp32)
+    precision: str = (
+        "fp32"  # fp32 | bf16 | fp16 (autocast of its forward pass; summaries and losses in fp32; fp16: CUDA)
+    )
     batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
     min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops; null: near chance
     seed: int = 0  # of its training, independent of the student's
@@ -105,7 +111,7 @@ class KnowledgeConfig:
     residence: str = (
         "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first with room
     )
-    allow_large: bool = False  # stored: also cache summaries as large as the feature (FitNet, exact Gaussian)
+    allow_large: bool | None = None  # stored: cache also summaries as large as the feature; null: where that is cheaper
 
 
 @dataclass
@@ -214,7 +220,7 @@ def check_values(cfg: RunConfig) -> None:
     for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
         _at_least(f"{prefix}.epochs", node.epochs, 1)
         _at_least(f"{prefix}.batch_size", node.batch_size, 1)
-        _one_of(f"{prefix}.precision", node.precision, ("fp32", "bf16"))
+        _one_of(f"{prefix}.precision", node.precision, PRECISIONS)
     for key in ("accumulate", "eval_batch_size", "eval_every", "log_every", "keep_checkpoints"):
         _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 1)
     if cfg.trainer.prune_after is not None:
@@ -260,7 +266,7 @@ _SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal fl
 
 
 def _check_teacher(teacher: TeacherConfig) -> None:
-    _one_of("teacher.precision", teacher.precision, ("fp32", "bf16"))
+    _one_of("teacher.precision", teacher.precision, PRECISIONS)
     if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
         raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
     if (teacher.mean is None) != (teacher.std is None):

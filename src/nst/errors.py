@@ -26,6 +26,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OS
 # Hydra's plugin → the extra of ours that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 INSTALL = "pip install 'nst[{}]'"
+NO_SLURM = 'Could not detect "srun"'  # a RuntimeError of submitit
 
 # Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
 # from here must not take that for the user's setting.
@@ -66,7 +67,7 @@ def readable_errors(config_name: str = "config") -> Iterator[None]:
     except Exception as error:
         if not _should_report_error():
             sys.exit(1)
-        if FULL or not isinstance(error, USER_ERRORS):
+        if FULL or not (isinstance(error, USER_ERRORS) or NO_SLURM in str(error)):
             raise
         print(f"error: {explain(error, config_name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
         sys.exit(1)
@@ -83,6 +84,8 @@ def _should_report_error() -> bool:
 def explain(error: BaseException, config_name: str = "config") -> str:
     """The message of `error`, without Hydra's internals and with the nearest names for a misspelt one."""
     text = str(error)
+    if NO_SLURM in text:
+        return "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local tries the sweep without it"
     cause = error.__cause__
     if isinstance(error, HydraException) and cause is not None and str(cause) not in text:
         text = f"{text}\n{cause}"

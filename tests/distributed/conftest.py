@@ -24,8 +24,8 @@ def torchrun(*arguments: str, nodes: int = 1, ranks: int = 1) -> list[subprocess
     ]
 
 
-def output(process: subprocess.Popen[str]) -> str:
+def output(process: subprocess.Popen[str], seconds: float = 150) -> str:
     """What a process printed, once it has ended well."""
-    text = process.communicate(timeout=150)[0]
+    text = process.communicate(timeout=seconds)[0]
     assert process.returncode == 0, text
     return text

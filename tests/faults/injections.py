@@ -16,7 +16,7 @@ import torch
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.runs import folder, record
-from nst.runs import teacher as teaching
+from nst.runs import teacher_cache as teaching
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import write as filling
 from nst.training import compiled, loop, trainer
@@ -93,22 +93,22 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
     loop.Loop.finish_epoch = patched
 
 
-def in_filling(number: int, signum: int, sync_seconds: float = 0.0) -> None:
-    """A signal while the `number`-th batch of a knowledge store is written."""
+def in_filling(number: int, signum: int, sync_seconds: float = 0.0, rank: int = 0) -> None:
+    """A signal to one rank while its `number`-th batch of a teacher cache is written."""
     filling.SYNC_SECONDS = sync_seconds
     write, count = filling.Writing.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
-        if next(count) == number:
+        if next(count) == number and os.environ.get("RANK", "0") == str(rank):
             os.kill(os.getpid(), signum)
         write(*args)
 
     filling.Writing.write = patched
 
 
-def signal_while_waiting(signum: int) -> None:
-    """A signal to the ranks that wait while rank 0 fills a store, which takes its time."""
-    filling.SYNC_SECONDS = 0.0
+def signal_while_writing(signum: int) -> None:
+    """A signal to one of the ranks that write a teacher cache together, which takes its time."""
+    filling.SYNC_SECONDS, filling.ASK_ROUNDS = 0.0, 1
     wait, write = teaching.StopTogether.wait, filling.Writing.write
 
     def waiting(stop: Any) -> None:

@@ -100,13 +100,14 @@ def test_while_a_cache_is_written(server: Server, tmp_path: Path, tiny: list[str
     assert rows_stored(place) == 4 * 96
 
 
-def test_while_one_rank_writes_a_cache(server: Server, tmp_path: Path, tiny: list[str]) -> None:
-    """A signal to the rank that waits stops both; nobody hangs when the one that fills is killed."""
+def test_while_ranks_write_a_cache(server: Server, tmp_path: Path, tiny: list[str]) -> None:
+    """A signal to one rank stops both, saved; nobody hangs when one is killed."""
     place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
-    assert place.ranks("signal_while_waiting", signal.SIGTERM) == [143, 143], place.texts()
+    assert place.ranks("signal_while_writing", signal.SIGTERM) == [143, 143], place.texts()
     assert place.texts().count("stopped by SIGTERM") == 1
     assert 0 < rows_stored(place) < 4 * 96
     assert place.ranks("in_filling", 2, signal.SIGKILL) == [-9, 1], place.texts()
+    assert place.ranks("in_filling", 2, signal.SIGKILL, 0.0, 1) == [1, -9], place.texts()
     assert place.ranks() == [0, 0], place.texts()
     assert rows_stored(place) == 4 * 96
 

@@ -11,7 +11,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
-from nst.reproduce import execute
+from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
@@ -32,9 +32,7 @@ def test_request():
     assert parse(["table=quick/digits"]).folder == "quick/digits/full"
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
-    assert asked.command == (
-        "python scripts/reproduce.py table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x"
-    )
+    assert asked.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,7 @@ def test_how_a_run_is_computed_leaves_it_comparable():
 
 
 def test_the_teacher_cache_is_written_once_for_all_rows():
-    overrides = ("knowledge=stored", "knowledge.views=all")
+    overrides = ("knowledge=stored", "knowledge.views=all", "knowledge.allow_large=false")
     plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)
     modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
     live = {"student", "fitnet", "nst_gaussian"}  # their summaries are as large as the features, or they ask for none
@@ -126,6 +124,26 @@ def test_the_teacher_cache_is_written_once_for_all_rows():
     assert all(cell.comparable for cell in plan.cells)
     assert "knowledge" not in plan.cells[2].command
     assert "knowledge=stored" in plan.cells[1].command
+
+
+def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, capsys, tmp_path):
+    overrides = ("knowledge=stored", "knowledge.views=all")
+    plan = make_plan(Request("quick/digits", 1, outputs=str(tmp_path), overrides=overrides), CONFIGS)
+    modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
+    assert {name for name, mode in modes.items() if mode == "live"} == {"student"}  # whatever this machine's speed
+    (store,) = plan.stores
+    for computing, said in (
+        (1e-3, "feature: cached; reading 1.0 kB an image: "),
+        (0.0, "feature: not cached; reading"),
+    ):
+        monkeypatch.setattr(estimate, "compute_seconds", lambda *_, seconds=computing: seconds)
+        line = estimate.Line("cache", store, 1, 1, views=9)
+        line.note = estimate.large_summaries(store, 1437, 9, torch.device("cpu"))
+        assert said in line.note
+        estimate.show(plan, [line], tmp_path)
+        assert said in capsys.readouterr().out
+    always = replace(store, knowledge=replace(store.knowledge, allow_large=True))
+    assert "cached (knowledge.allow_large=true)" in estimate.large_summaries(always, 1437, 9, torch.device("cpu"))
 
 
 def test_the_pairs_of_crd_s_table(crd: Plan):

@@ -56,7 +56,7 @@ def write_table(outputs: Path, reduced: bool = False, metric: str = "error") -> 
             runs.append({"seed": 2, "folder": write_run(outputs, name, 2, [91.0], finished=False)})
         rows.append({
             "name": name, "label": label, "published": published, "published_top5": None, "runs": runs,
-            "command": f"python train.py experiment=x/{name} seed=0", "reduced": reduced, "comparable": not reduced,
+            "command": f"nst train experiment=x/{name} seed=0", "reduced": reduced, "comparable": not reduced,
             "changes": ["trainer.epochs: 2 (table: 400)"] if reduced else [],
         })  # fmt: skip
     group = {
@@ -66,7 +66,7 @@ def write_table(outputs: Path, reduced: bool = False, metric: str = "error") -> 
     folder = outputs / "tables" / "test" / "full"
     folder.mkdir(parents=True)
     plan = {
-        "table": "test", "command": "python scripts/reproduce.py table=test", "title": "A test", "source": "a paper",
+        "table": "test", "command": "nst reproduce table=test", "title": "A test", "source": "a paper",
         "metric": metric, "groups": [group],
     }  # fmt: skip
     (folder / "plan.json").write_text(json.dumps(plan))

@@ -113,22 +113,27 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(1.1)  # W&B calls the folder of a start by its second
         return WandB(mode="offline")
 
+    def records() -> list[wandb_internal_pb2.Record]:
+        files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+        return [wandb_internal_pb2.Record.FromString(data) for file in files for data in log_records(file.read_bytes())]
+
     two_starts(tracker, tmp_path)
+    deadline = time.monotonic() + 60
+    while sum(record.HasField("exit") for record in records()) < 2:  # W&B's own process writes, at its own pace
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     steps: list[tuple[int, float]] = []
     names, groups, ids, configs = set(), set(), set(), ""
-    for file in sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb")):
-        for data in log_records(file.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                names.add(record.run.display_name)
-                groups.add(record.run.run_group)
-                ids.add(record.run.run_id)
-                configs += str(record.run.config)
-            if record.HasField("history"):
-                values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                if "train/loss" in values:
-                    steps.append((int(values["_step"]), float(values["train/loss"])))
+    for record in records():
+        if record.HasField("run"):
+            names.add(record.run.display_name)
+            groups.add(record.run.run_group)
+            ids.add(record.run.run_id)
+            configs += str(record.run.config)
+        if record.HasField("history"):
+            values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            if "train/loss" in values:
+                steps.append((int(values["_step"]), float(values["train/loss"])))
     assert steps == [(1, 0.5), (2, 0.375), (3, 0.25)]
     assert (names, groups, len(ids)) == ({"seed0-12345678"}, {"digits/resnet20-resnet8/kd"}, 1)
     assert "kd" in configs

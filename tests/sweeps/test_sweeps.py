@@ -137,6 +137,18 @@ def test_the_slurm_configuration_is_one_the_plugin_takes(compose: Compose) -> No
     compose("hydra/launcher=slurm")
 
 
+@pytest.mark.filterwarnings("ignore")  # the launcher's own
+def test_slurm_where_there_is_none_is_told_in_words(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'nst[slurm]'")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sweep("hydra/launcher=slurm", *ALONE, "seed=0,1") == (1, [])
+    told = capfd.readouterr().err
+    assert "Slurm's srun is not on this machine; hydra/launcher=slurm_local tries the sweep without it" in told
+    assert "Traceback" not in told
+
+
 def test_a_run_waits_for_the_teacher_that_another_trains(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,17 @@
 """Whole runs from stored knowledge: equal to live ones, without the teacher, with every kind of loss."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import Compose
+from tests.conftest import ROOT, Compose
+from tests.distributed.conftest import output, torchrun
 
 from nst.commands.train import run
 from nst.runs import teacher as teaching
+from nst.runs import teacher_cache as making
 
 TERMS = "loss=[kd,at,nst_poly]"
 EXACT = ["knowledge=stored", "knowledge.views=all", "knowledge.dtype=float32"]
@@ -57,10 +60,62 @@ def test_hints_keep_a_live_teacher_beside_the_store(
 ) -> None:
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
     live, _ = trained(compose, *small)
-    mixed, _ = trained(compose, *small, *EXACT)
-    assert "loss.fitnet uses a live teacher" in capsys.readouterr().out
+    mixed, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=false")
+    assert "loss.fitnet keeps a live teacher: its summary is as large as the feature" in capsys.readouterr().out
     stored, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=true")
     assert live["last"] == mixed["last"] == stored["last"]
+
+
+HINTS = ["loss=[kd,fitnet]", "loss.fitnet.weight=0.1", "knowledge=stored", "knowledge.views=2"]
+
+
+def test_large_summaries_are_cached_where_reading_is_cheaper_and_a_cache_keeps_its_choice(
+    compose: Compose,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    figures = r"reading 512 bytes an image: about 0\.00051 ms; computing: "
+    costs = iter([1e-3, 0.0])
+    monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: next(costs))  # asked once for a cache
+    for place, line in (("read", "is cached"), ("computed", "keeps a live teacher")):
+        for seed in (0, 1):
+            trained(
+                compose,
+                *tiny,
+                *HINTS,
+                f"knowledge.path={tmp_path}/{place}",
+                f"outputs={tmp_path}/{place}",
+                f"seed={seed}",
+            )
+            assert re.search(f"loss.fitnet {line}: {figures}", capsys.readouterr().out)
+    names = [[array.name for array in (tmp_path / place).glob("*.npy")] for place in ("read", "computed")]
+    assert [len(found) for found in names] == [2, 1]
+
+
+def test_with_nothing_worth_caching_a_run_has_its_views_and_a_live_teacher(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: 0.0)
+    live, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "knowledge.dtype=float32")
+    cached, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "knowledge.dtype=float32", "knowledge.allow_large=true")
+    assert live["last"] == cached["last"]
+    assert live["folder"] != cached["folder"]
+
+
+def test_a_run_of_an_earlier_version_whose_default_was_false_is_the_same_run(compose: Compose, tiny: list[str]) -> None:
+    first, _ = trained(compose, *tiny, *HINTS, "knowledge.allow_large=false")
+    again, _ = trained(compose, *tiny, *HINTS)
+    assert again["was_finished"]
+    assert again["folder"] == first["folder"]
+
+
+def test_two_ranks_agree_on_what_is_cached(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+    [job] = torchrun(
+        str(ROOT / "train.py"), f"outputs={tmp_path}/ranks", *tiny, *HINTS, "trainer.sync_bn=true", ranks=2
+    )
+    assert output(job).count("loss.fitnet is cached: reading 512 bytes an image") == 1
 
 
 @pytest.mark.parametrize(
@@ -70,7 +125,10 @@ def test_hints_keep_a_live_teacher_beside_the_store(
         (["knowledge=stored", "knowledge.views=0"], r"knowledge\.views=0: a number of views"),
         (["knowledge=stored", "knowledge.views=some"], r"knowledge\.views=some"),
         (["knowledge=stored", "knowledge.dtype=bfloat16"], r"knowledge\.dtype=bfloat16: one of float16, float32"),
-        (["knowledge=stored", "loss=fitnet"], r"knowledge=stored has nothing to cache\. loss\.fitnet"),
+        (
+            ["knowledge=stored", "knowledge.allow_large=false", "loss=fitnet"],
+            r"knowledge=stored has nothing to cache\. loss\.fitnet",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(compose: Compose, tiny: list[str], overrides: list[str], message: str) -> None:
@@ -115,5 +173,5 @@ def test_the_precision_of_the_teacher_is_part_of_run_and_cache(compose: Compose,
     assert all(torch.equal(by_live[key], by_store[key]) for key in by_live)
     trained(compose, *tiny, TERMS, *EXACT)
     assert len(list(Path(compose().outputs).rglob("manifest.json"))) == 2
-    with pytest.raises(ValueError, match=r"teacher\.precision=fp16: one of fp32, bf16 is needed"):
-        run(compose(*tiny, TERMS, "teacher.precision=fp16"))
+    with pytest.raises(ValueError, match=r"teacher\.precision=tf32: one of fp32, bf16, fp16 is needed"):
+        run(compose(*tiny, TERMS, "teacher.precision=tf32"))

@@ -1,23 +1,65 @@
-"""Write the teacher cache without training, or verify a complete one.
+"""Write the teacher cache without training, or verify a complete one; pack a cache into one file to share it.
 
 nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' knowledge.views=16
+nst cache pack cache=FOLDER to=FILE.tar
+nst cache unpack file=FILE.tar to=FOLDER
 
 The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `knowledge`
 settings uses it. If it is stopped, the same command continues.
+
+pack writes the manifest and all finished views of the cache in FOLDER (which has a manifest.json) into one file. unpack checks
+that file, every SHA-256 included, and makes a cache of it, to be used with knowledge=stored knowledge.path=FOLDER.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
 from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.errors import nearest_keys, readable_errors, required
+
+KEYS = {"pack": ("cache", "to"), "unpack": ("file", "to")}
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the command with its arguments."""
-    hydra_main(task, "config", words)
+    """Write or check a cache, or `pack` or `unpack` one."""
+    if words and words[0] in KEYS:
+        with readable_errors():
+            share(words[0], *parse(words[0], words[1:]))
+    else:
+        hydra_main(task, "config", words)
+
+
+def parse(command: str, words: Sequence[str]) -> list[Path]:
+    """The paths behind a command's keys, in their order. Raises ValueError for an unknown or missing key."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in KEYS[command] or "=" not in word:
+            near = nearest_keys(key.lstrip("-"), list(KEYS[command]))
+            hint = f"did you mean {near[0]}=…?" if near else f"nst cache {command} takes {' and '.join(KEYS[command])}"
+            raise ValueError(f"{word!r}: no such key; {hint}")
+        given[key] = value
+    if missing := [key for key in KEYS[command] if not given.get(key)]:
+        raise ValueError(required(missing))
+    return [Path(given[key]).expanduser() for key in KEYS[command]]
+
+
+def share(command: str, source: Path, target: Path) -> None:
+    """Pack the cache in the folder `source` into the file `target`, or unpack the other way round."""
+    from nst.teacher.layout import readable_bytes
+    from nst.teacher.pack import pack, unpack
+
+    if command == "pack":
+        cache = pack(source, target)
+        done = f"{readable_bytes(target.stat().st_size)}"
+    else:
+        cache = unpack(source, target)
+        done = f"use it with knowledge=stored knowledge.path={target}"
+    views = min(len(state["sha256"]) for state in cache.state.values())
+    print(f"{target}: {len(cache.state)} arrays, {views} of {cache.views} views of {cache.images:,} images; {done}")
 
 
 def task(cfg: DictConfig) -> None:

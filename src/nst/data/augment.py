@@ -11,10 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as transforms
 
 from nst.data.views import UNLISTED_VIEWS
+from nst.vision import InterpolationMode, transforms, v2
 
 CENTRE = UNLISTED_VIEWS
 """The view used in evaluation; random views are numbered below it."""

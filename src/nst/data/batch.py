@@ -30,8 +30,11 @@ class Loader(Protocol):
         """The batches of one epoch from `first_step` on. Steps skipped cost nothing."""
         ...
 
-    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
-        """Every image once, in order, each in the view given for it (`views`: [num_images] int64)."""
+    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Every image once, in order, each in the view given for it (`views`: [num_images] int64).
+
+        With `stride` only every `stride`-th batch from `first_step` on; the others cost nothing.
+        """
         ...
 
 

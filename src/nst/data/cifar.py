@@ -100,12 +100,12 @@ def _find(name: str, layout: _Layout, root: Path, download: bool) -> "_Folder | 
             f"data.root={root}: {found} torchvision's folder {layout.folder} or parquet shards (train-*.parquet, "
             f"test-*.parquet). data.download=true downloads {name} into it; data.root=… names another folder"
         )
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from nst.vision import datasets
 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock"):  # ranks on one machine; a finished download is only checked
-            (CIFAR10 if name == "cifar10" else CIFAR100)(str(root), download=True)
+            (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(str(root), download=True)
     except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
         raise ValueError(f"data.root={root}: {name} cannot be downloaded into it ({error})") from None
     return _Folder(layout, folder)

@@ -1,7 +1,7 @@
 """Data sets too large for memory: images are read, decoded and augmented as they are needed, in worker processes."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -139,8 +139,8 @@ class EncodedLoader(ScheduledLoader):
         self.normalise, self.labels = Normaliser(split, device, channels_last), split.labels.to(device)
         self.workers = Workers(split.pixels, workers, keep=schedule.train, pin=device.type == "cuda")
 
-    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
-        parts = list(self.schedule.parts(first_step))
+    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+        parts = list(parts)
         tasks = [(order[part].numpy(), views[part].numpy()) for part in parts]
         order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
         for part, pixels in zip(parts, self.workers.run(tasks), strict=True):

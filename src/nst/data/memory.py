@@ -1,7 +1,7 @@
 """Data sets that fit in memory: one uint8 tensor on the device; crop, flip and normalisation run on whole batches."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -159,8 +159,8 @@ class MemoryLoader(ScheduledLoader):
         self.render = split.renderer(device, channels_last)
         self.labels = split.labels.to(device)
 
-    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
-        for part in self.schedule.parts(first_step):
+        for part in parts:
             indices = order[part]
             yield Batch(self.render(indices, views[part]), self.labels[indices], indices, views[part])

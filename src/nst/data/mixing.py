@@ -4,7 +4,7 @@ torchvision's transforms mix the batch of one process, by one number from torch'
 run would depend on the number of ranks and on restarts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -49,9 +49,9 @@ class MixingLoader(ScheduledLoader):
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
-    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
+    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         """As of the loader; not mixed."""
-        return self.loader._batches(order, views, first_step)
+        return self.loader._batches(order, views, parts)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
         """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""

@@ -1,8 +1,9 @@
 """The images and views of a rank at each step: the only place where the data path draws random numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -87,12 +88,13 @@ class ScheduledLoader(ABC):
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch of the epoch, from `first_step` on."""
-        return self._batches(*self.schedule.plan(epoch), first_step)
+        return self._batches(*self.schedule.plan(epoch), self.schedule.parts(first_step))
 
-    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
-        """Every image once, in order, image i in view `views[i]`."""
-        return self._batches(torch.arange(self.num_images), views.long(), first_step)
+    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """Every image once, in order, image i in view `views[i]`; of the batches every `stride`-th from `first_step` on."""
+        parts = islice(self.schedule.parts(first_step), 0, None, stride)
+        return self._batches(torch.arange(self.num_images), views.long(), parts)
 
     @abstractmethod
-    def _batches(self, order: Tensor, views: Tensor, first_step: int) -> Iterator[Batch]:
-        """The images `order` in the views `views`, both [n] int64, from `first_step` on."""
+    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+        """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nst.data.augment import CENTRE, Augmentation, Interpolation
 from nst.data.decode import decode
 from nst.data.pixels import scale_and_shift
+
+if TYPE_CHECKING:  # torchvision, which only a call needs
+    from nst.data.augment import Interpolation
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Preprocessing:
     channels: int
     size: int  # of the centre crop, which the network sees
     resize: int | None  # of the shorter side before it; None: the data's images had their size
-    interpolation: Interpolation
+    interpolation: "Interpolation"
     antialias: bool
     mean: tuple[float, ...]  # by channel, on the scale 0 … 1
     std: tuple[float, ...]
@@ -30,6 +32,8 @@ class Preprocessing:
 
     def __call__(self, encoded: bytes) -> Tensor:
         """JPEG, PNG, WebP, GIF or BMP of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
+        from nst.data.augment import CENTRE, Augmentation
+
         side = self.size if self.resize is None else self.resize
         crop = Augmentation(
             self.size, side, (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, False, self.interpolation, self.antialias

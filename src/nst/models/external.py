@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,14 +72,15 @@ def torchvision_model(
         The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: see `nst.models.roles`.
 
     Raises:
-        ValueError: no such name, argument or size, pretrained weights for other than 3 channels, or they cannot be
-            downloaded.
+        ValueError: torchvision cannot be imported, no such name, argument or size, pretrained weights for other than 3
+            channels, or they cannot be downloaded.
     """
-    names = torchvision.models.list_models(module=torchvision.models)
-    _check_name("torchvision", arch, names)
+    from nst.vision import models
+
+    _check_name("torchvision", arch, models.list_models(module=models))
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    build = torchvision.models.get_model
+    build = models.get_model
     extra = dict(arguments or {})
     _check_arguments("torchvision", arch, extra, lambda: build(arch, weights=None))
     size = _checked_size(image_size, input_size)
@@ -155,7 +155,9 @@ def _torchvision_size(arch: str, size: int | None, pretrained: bool) -> dict[str
     if size is None or not arch.startswith(("vit_", "maxvit")):
         return {}
     if pretrained:
-        native = torchvision.models.get_model_weights(arch)["DEFAULT"].meta["min_size"][0]
+        from nst.vision import models
+
+        native = models.get_model_weights(arch)["DEFAULT"].meta["min_size"][0]
         if size != native:
             raise ValueError(
                 f"arch={arch}: torchvision's pretrained weights are for images of {native}×{native}, not "
@@ -242,6 +244,7 @@ def _building(
 
 
 def _import_timm() -> ModuleType:
+    importlib.import_module("nst.vision")  # timm imports torchvision
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:

@@ -16,7 +16,17 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Summaries
 from nst.reproduce.plan import Plan, cache_key, finished
-from nst.teacher import LiveTeacher, NoTeacher, SummarySource
+from nst.teacher import (
+    LiveTeacher,
+    NoTeacher,
+    SummarySource,
+    TeacherCache,
+    compute_seconds,
+    kept_live,
+    large,
+    weigh,
+)
+from nst.teacher.choose import arrays_of
 from nst.training.ranks import Ranks
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
@@ -32,6 +42,7 @@ class Line:
     missing: int
     seconds: float = 0.0  # of one run
     views: int = 0  # to cache of each image
+    note: str = ""  # which large summaries are cached, and why
 
 
 def lines(plan: Plan) -> list[Line]:
@@ -64,6 +75,7 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
             images = min(train, run.data.get("limit") or train)
             if line.views:
                 line.seconds = images * line.views * pace(run, device).teacher
+                line.note = large_summaries(run, images, line.views, device)
                 continue
             images *= run.trainer.epochs
             # Evaluation is a forward pass: a third of a training step without a teacher.
@@ -77,6 +89,33 @@ def _views(run: RunConfig) -> int:
         return int(run.knowledge.views)
     every = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
     return every if run.knowledge.views == "all" else min(int(run.knowledge.views), every)
+
+
+def large_summaries(run: RunConfig, images: int, views: int, device: torch.device) -> str:
+    """What will be done with the summaries as large as the feature: "" where there are none. The run itself weighs again, once."""
+    networks, knowledge = build.networks(run), run.knowledge
+    requests, shapes, teacher = networks.distiller.requests, networks.teacher_shapes, networks.teacher
+    assert teacher is not None
+    cachable = [r for r in requests if r.key not in kept_live(requests, shapes, allow_large=True)]
+    weighed = large(cachable, shapes)
+    if not weighed:
+        return ""
+    size = "summaries as large as the feature"
+    if knowledge.allow_large is not None:
+        what = "cached" if knowledge.allow_large else "not cached"
+        return f"{size}: {what} (knowledge.allow_large={str(knowledge.allow_large).lower()})"
+    image = (run.data["channels"], run.data["size"], run.data["size"])
+    computing = compute_seconds(
+        teacher, weighed, image, run.trainer.batch_size, device, run.teacher.precision, run.trainer.channels_last
+    )
+    folder = Path(knowledge.path or run.outputs)
+    cache = TeacherCache(folder / "none yet", {}, images, views, knowledge.dtype)
+    rest = [r for r in cachable if r not in weighed]
+    cost = weigh(
+        arrays_of(weighed, teacher, shapes), arrays_of(rest, teacher, shapes), cache, computing,
+        device=device, ranks=1, residence=knowledge.residence,
+    )  # fmt: skip
+    return f"{size}: {'cached' if cost.cheaper_to_read else 'not cached'}; {cost}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +191,9 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
     if missing:
         total = duration(sum(line.seconds * line.missing for line in found))
         console.print(f"estimate from one measured step of each on this machine: about {total} in all")
+    for line in found:
+        if line.note:
+            console.print(f"{line.name}: {line.note}", highlight=False, markup=False)
     changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))
     if changes:
         kind = "the table's settings, except for"

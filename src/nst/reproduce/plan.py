@@ -142,7 +142,7 @@ def _cell(
         "limit"
     ) != meant.data.get("limit")
     return Cell(
-        group, row, meant, " ".join(["python train.py", *shown, "seed=0"]),
+        group, row, meant, " ".join(["nst train", *shown, "seed=0"]),
         tuple(replace(asked, seed=seed) for seed in seeds),
         tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
@@ -158,10 +158,13 @@ def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tup
 
 
 def cacheable(run: RunConfig) -> bool:
-    """Whether any summary of the run can be cached."""
+    """Whether a teacher cache can hold anything that the run needs of the teacher; rows with nothing to cache stay live.
+
+    By cost (`knowledge.allow_large=null`) it can: no row may depend on how fast this machine is.
+    """
     networks = build.networks(run)
     requests = networks.distiller.requests
-    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large)) < len(requests)
+    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large is not False)) < len(requests)
 
 
 def _settings(search: list[str], overrides: list[str]) -> RunConfig:

@@ -53,7 +53,7 @@ class Request:
         """The command line of this request."""
         words = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
         words += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        return " ".join(["python scripts/reproduce.py", *words, *self.overrides])
+        return " ".join(["nst reproduce", *words, *self.overrides])
 
 
 def parse(words: Sequence[str]) -> Request:

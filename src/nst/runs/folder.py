@@ -45,6 +45,9 @@ def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -
         for key in parents:
             node = node.get(key) or {}
         node.pop(last, None)
+    knowledge = kept.get("knowledge") or {}
+    if knowledge.get("allow_large") is False:  # the default of earlier versions; as null, it changes how, not what
+        knowledge.pop("allow_large")
     if kept["teacher"]["model"] is None:
         kept.pop("teacher")
     elif kept["teacher"]["weights"] is not None:

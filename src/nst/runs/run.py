@@ -15,12 +15,14 @@ from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
 from nst.models.weights import save_weights
+from nst.precision import check_precision
 from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, identity, run_folder
 from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import provenance
 from nst.runs.prune import noted
 from nst.runs.record import RunRecord
-from nst.runs.teacher import TeacherSide, cache_stands_in, teacher_run, teacher_side
+from nst.runs.teacher import TeacherSide, teacher_run
+from nst.runs.teacher_cache import cache_stands_in, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate
@@ -45,6 +47,10 @@ def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: 
     """
     # check
     config = asdict(settings)
+    for key, value in (("trainer", settings.trainer.precision), ("teacher", settings.teacher.precision)):
+        check_precision(f"{key}.precision", value, here.device)
+    if settings.teacher.model is not None and settings.teacher.weights is None:
+        check_precision("teacher.recipe.trainer.precision", settings.teacher.recipe.trainer.precision, here.device)
     folder = RunFolder(run_folder(config))
     networks = None if _is_finished(folder, here) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():

@@ -2,15 +2,19 @@
 
 from nst.teacher.cache import TeacherCache
 from nst.teacher.cached import CachedTeacher
+from nst.teacher.choose import Choice, choose_summaries, weigh
+from nst.teacher.cost import Cost, compute_seconds
 from nst.teacher.fold import fold_batch_norm
-from nst.teacher.layout import Array, arrays, kept_live
+from nst.teacher.layout import Array, arrays, kept_live, large
 from nst.teacher.live import LiveTeacher, Normalization
 from nst.teacher.source import MixedSource, NoTeacher, Prefetch, SummarySource
-from nst.teacher.write import describe_sizes, write_cache
+from nst.teacher.write import describe_sizes, locked_together, write_cache
 
 __all__ = [
     "Array",
     "CachedTeacher",
+    "Choice",
+    "Cost",
     "LiveTeacher",
     "MixedSource",
     "NoTeacher",
@@ -19,8 +23,13 @@ __all__ = [
     "SummarySource",
     "TeacherCache",
     "arrays",
+    "choose_summaries",
+    "compute_seconds",
     "describe_sizes",
     "fold_batch_norm",
     "kept_live",
+    "large",
+    "locked_together",
+    "weigh",
     "write_cache",
 ]

@@ -34,7 +34,7 @@ class TeacherCache:
         """Open a cache, or describe one that is not there yet; nothing is written.
 
         Args:
-            identity: what the cache is of, as plain values; see `nst.runs.teacher.cache_identity`.
+            identity: what the cache is of, as plain values; see `nst.runs.teacher_cache.cache_identity`.
             images: in the training set.
             views: cached of each image.
             dtype: "float16" or "float32".
@@ -46,6 +46,7 @@ class TeacherCache:
         self.identity = {"version": VERSION, **json.loads(json.dumps(identity))}
         self.teacher: dict[str, Any] | None = None  # what is known of the teacher, its accuracy included
         self.state: dict[str, dict[str, Any]] = {}  # array → shape, rows written, a digest for each finished view
+        self.choices: dict[str, dict[str, Any]] = {}  # array → whether to cache it, and why, where that was weighed
         self.reload()
 
     @property
@@ -69,7 +70,8 @@ class TeacherCache:
                 f"the teacher cache {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
                 "knowledge.path, or delete the folder to have it built again"
             )
-        self.teacher = manifest["teacher"]
+        self.teacher = manifest["teacher"] or self.teacher
+        self.choices = manifest.get("choices", {})
         self.state = {name: state for name, state in arrays.items() if self.file(name).is_file()}
         for name, state in self.state.items():
             self.offset(name, tuple(state["shape"]))
@@ -127,8 +129,17 @@ class TeacherCache:
             state["rows"] = written
             for slot in range(len(state["sha256"]), written // self.images):
                 state["sha256"].append(self.digest(name, slot))
-        manifest = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_whole(self.folder / MANIFEST, json.dumps(self.manifest(), indent=1).encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` holds."""
+        manifest: dict[str, Any] = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
+        return manifest | ({"choices": self.choices} if self.choices else {})
+
+    def choose(self, names: Sequence[str], cached: bool, why: str) -> None:
+        """Note whether these arrays are to be cached, for all runs that leave it to the cost. Hold the lock for it."""
+        self.choices |= {name: {"cached": cached, "why": why} for name in names}
+        self.save({})
 
     def digest(self, name: str, slot: int) -> str:
         """SHA-256 of one view of an array."""

@@ -32,26 +32,43 @@ def arrays(request: Request, path: str, teacher_shape: Shape) -> list[Array]:
     return [Array(request.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in plan.summary.items()]
 
 
-def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_large: bool) -> dict[str, str]:
-    """Requests that a store does not serve, by key, and why.
+def large(requests: Sequence[Request], shapes: Mapping[str, Shape]) -> list[Request]:
+    """The requests whose summary has as many values as the feature itself, or more (FitNet, exact Gaussian); logits are small.
 
     Args:
         shapes: of one image's feature, by tap.
-        allow_large: store summaries that are as large as the feature itself, too.
     """
+    return [r for r in requests if not r.loss.on_logits and _values(r, shapes) >= _feature_values(r, shapes)]
+
+
+def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_large: bool) -> dict[str, str]:
+    """Requests that a cache does not hold, by key, and why.
+
+    Args:
+        shapes: of one image's feature, by tap.
+        allow_large: cache summaries that are as large as the feature itself, too.
+    """
+    too_large = {} if allow_large else {r.key: _values(r, shapes) for r in large(requests, shapes)}
     reasons: dict[str, str] = {}
     for request in requests:
-        plan = request.loss.plan(request.student_shape, shapes[request.tap])
-        values = sum(prod(shape) for shape in plan.summary.values())
-        feature = prod((shapes[request.tap][0], *request.student_shape[1:]))
         if request.loss.summary_key is None:
             reasons[request.key] = "its loss does not say what its summary depends on (summary_key)"
-        elif values >= feature and not request.loss.on_logits and not allow_large:
+        elif request.key in too_large:
             reasons[request.key] = (
-                f"its summary is as large as the feature, {values:,} values for each image and view; "
-                "knowledge.allow_large=true stores it all the same"
+                f"its summary is as large as the feature, {too_large[request.key]:,} values for each image and view; "
+                "knowledge.allow_large=true caches it all the same"
             )
     return reasons
+
+
+def _values(request: Request, shapes: Mapping[str, Shape]) -> int:
+    """Values of one image's summary."""
+    return sum(prod(shape) for shape in request.loss.plan(request.student_shape, shapes[request.tap]).summary.values())
+
+
+def _feature_values(request: Request, shapes: Mapping[str, Shape]) -> int:
+    """Values of one image's feature, at the student's size."""
+    return prod((shapes[request.tap][0], *request.student_shape[1:]))
 
 
 def readable_bytes(size: float) -> str:

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nst.data.batch import Batch
 from nst.distiller import Request, Summaries
+from nst.precision import autocast
 from nst.taps import LOGITS, Taps, resolve
 
 
@@ -92,7 +93,7 @@ class LiveTeacher:
             requests: from the distiller; `ask` changes them.
             images, expects: normalisation of the images handed in, and of those the teacher was trained on; where
                 they differ the teacher's input is converted.
-            precision: "fp32", or "bf16": autocast of its forward pass; summaries are computed in fp32 all the same.
+            precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; summaries are computed in fp32 all the same.
         """
         self.precision = precision
         self._norms: list[nn.modules.batchnorm._BatchNorm] = []  # those that use the batch's statistics
@@ -135,7 +136,7 @@ class LiveTeacher:
         """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""
         if self.precision == "fp32":
             return self.model(self.convert(images))
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with autocast(images.device, self.precision):
             return self.model(self.convert(images))
 
     @torch.no_grad()

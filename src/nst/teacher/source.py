@@ -90,6 +90,6 @@ class Prefetch:
                 yield waiting.popleft()
         yield from waiting
 
-    def sequential(self, views: Tensor, first_step: int = 0) -> Iterator[Batch]:
+    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
         """As the loader's own; nothing is announced."""
-        return self.loader.sequential(views, first_step)
+        return self.loader.sequential(views, first_step, stride)

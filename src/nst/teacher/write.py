@@ -1,4 +1,4 @@
-"""Writing a teacher cache: every view it holds of every image, once through the teacher."""
+"""Writing a teacher cache: every view it holds of every image, once through the teacher, by one process or several."""
 
 import logging
 import sys
@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Protocol
 
 from torch import Tensor
@@ -22,33 +23,69 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when writing is killed
+ASK_ROUNDS = 8  # with several ranks: rounds, of a batch each, between two exchanges
 IN_FLIGHT = 4  # batches between the teacher and the disk
 
 
-class Stop(Protocol):
-    """A wish to stop before the end; what was computed is saved first."""
+class Peers(Protocol):
+    """The processes that write one cache together, and their stop signals. What is collective, all of them call alike."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
 
     def asked(self) -> bool:
-        """Whether this process is to stop: asked after each batch."""
+        """Whether this process has a stop signal."""
         ...
 
-    def check(self) -> object:
-        """Raises where any process is to stop: called every few seconds, after saving."""
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank. Collective; returns when all ranks are there."""
+        ...
+
+    def check(self, done: bool = False) -> object:
+        """Raises where any process has a stop signal. Collective; rank 0 says whether what the others `wait` for is done."""
+        ...
+
+    def wait(self) -> None:
+        """On the other ranks: `check` until rank 0 is done."""
         ...
 
 
-class Never:
-    """No wish to stop."""
+class Alone:
+    """A single process without stop signals."""
+
+    rank, world = 0, 1
 
     def asked(self) -> bool:
         """No."""
         return False
 
-    def check(self) -> None:
+    def any(self, mine: bool) -> bool:
+        """What it is here."""
+        return mine
+
+    def check(self, done: bool = False) -> None:
+        """Nothing."""
+
+    def wait(self) -> None:
         """Nothing."""
 
 
-NEVER = Never()
+ALONE = Alone()
+
+
+@contextmanager
+def locked_together(cache: TeacherCache, peers: Peers) -> Iterator[None]:
+    """Rank 0 locks the cache for the block, which all begin then; all have read the manifest anew."""
+    with ExitStack() as stack:
+        if peers.rank == 0:
+            stack.enter_context(cache.locked(peers.check))
+            peers.check(done=True)
+        else:
+            peers.wait()
+            cache.reload()
+        yield
 
 
 def write_cache(
@@ -56,35 +93,47 @@ def write_cache(
     teacher: LiveTeacher,
     loader: Loader,
     subset: Tensor,
-    wanted: Sequence[Array],
+    needed: Sequence[Array],
     compile: bool = False,
-    stop: Stop = NEVER,
+    peers: Peers = ALONE,
 ) -> None:
-    """Complete the arrays `wanted`; what is written already stays.
+    """Complete the arrays `needed`; what is written already stays.
+
+    Several ranks share the batches. Each batch is the one that a single process would make, so the files do not depend on the
+    number of ranks, and another number of them may continue. Rank 0 writes the manifest, after the rows of all ranks.
 
     Args:
         teacher: its requests include those of the arrays.
-        loader: over the whole training set, in one process.
+        loader: over the whole training set, the same on each rank: of world size 1.
         subset: [images, views] view numbers, from `split.view_subset`.
         compile: compile the teacher if compiled and eager summaries agree. Not for float32: such a cache is to equal eager
             live training bit for bit.
-        stop: asked after each batch, and while another process writes the cache.
+        peers: the processes that write together, all of which see the folder.
 
     Raises:
         ValueError: the disk is too small.
     """
-    with cache.locked(stop.check):
-        missing = cache.missing(wanted)
-        cache.reserve(missing)
-        for written in sorted({cache.written(a.name) for a in missing}):
-            group = [a for a in missing if cache.written(a.name) == written]
-            writing = Writing(cache, teacher, loader, subset, group, stop)
-            writing.run(compile and cache.dtype == "float16")
+    with locked_together(cache, peers):
+        missing = cache.missing(needed)
+        written = {array.name: cache.written(array.name) for array in missing}
+        if peers.rank == 0 and missing:
+            cache.reserve(missing)
+            cache.save(written)  # the other ranks learn of the files by it
+        peers.any(False)
+        cache.reload()
+        for start in sorted(set(written.values())):
+            group = [a for a in missing if written[a.name] == start]
+            Writing(cache, teacher, loader, subset, group, peers).run(compile and cache.dtype == "float16")
+            peers.any(False)
+            cache.reload()
     teacher.compile(0)
 
 
 class Writing:
-    """Arrays that are equally far: one pass of the teacher for all of them."""
+    """Arrays of which equally many rows are written: one pass of the teacher for all of them.
+
+    In a round each rank takes one batch. After it all rows up to the round's end are computed.
+    """
 
     def __init__(
         self,
@@ -93,56 +142,68 @@ class Writing:
         loader: Loader,
         subset: Tensor,
         group: Sequence[Array],
-        stop: Stop,
+        peers: Peers,
     ) -> None:
         """See `write_cache`."""
         self.cache, self.teacher, self.loader, self.subset, self.group = cache, teacher, loader, subset, group
-        self.stop = stop
+        self.peers = peers
         self.start = cache.written(group[0].name)
         self.pending: deque[Future[None]] = deque()
         self.writers: dict[str, Writer] = {}
 
     def run(self, compile: bool) -> None:
         """Write to the end, saving every few seconds."""
-        cache, row = self.cache, self.start
-        pace = 1 if sys.stderr.isatty() else 30  # seconds between two updates
-        show = tqdm(
-            total=cache.rows,
-            initial=row,
-            unit=" views",
-            unit_scale=True,
-            desc="writing the teacher cache",
-            mininterval=pace,
-        )
+        cache, peers = self.cache, self.peers
         with ExitStack() as stack:
             self.writers = {a.name: stack.enter_context(Writer(cache, a.name, a.shape)) for a in self.group}
             disk = stack.enter_context(ThreadPoolExecutor(1))
-            stack.enter_context(show)
+            show = stack.enter_context(self.progress())
             saved = time.monotonic()
-            for row, batch in self.batches():
-                if compile:
-                    compile_if_sound(self.teacher, batch.images)
-                    compile = False
-                self.pending.append(disk.submit(self.write, self.teacher(batch), row))
-                end = row + len(batch.labels)
-                show.update(end - show.n)
+            for number, (row, batch, end) in enumerate(self.rounds()):
+                if compile and number == 0:
+                    self.compile(batch)
+                if batch is not None:
+                    self.pending.append(disk.submit(self.write, self.teacher(batch), row))
                 if len(self.pending) > IN_FLIGHT:
                     self.pending.popleft().result()
-                if time.monotonic() - saved > SYNC_SECONDS or end == cache.rows or self.stop.asked():
+                show.update(end - show.n)
+                if number % (1 if peers.world == 1 else ASK_ROUNDS) and end < cache.rows:
+                    continue
+                if peers.any(end == cache.rows or time.monotonic() - saved > SYNC_SECONDS or peers.asked()):
                     self.save(end)
                     saved = time.monotonic()
-                    self.stop.check()
+                    peers.check()
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """What is left, by views: the row of the first image, and the images."""
-        images, size = self.cache.images, self.loader.batch_size
+    def progress(self) -> tqdm:
+        """A bar over the rows; of rank 0 only."""
+        return tqdm(
+            total=self.cache.rows,
+            initial=self.start,
+            unit=" views",
+            unit_scale=True,
+            desc="writing the teacher cache",
+            mininterval=1 if sys.stderr.isatty() else 30,  # seconds between two updates
+            disable=self.peers.rank > 0,
+        )
+
+    def rounds(self) -> Iterator[tuple[int, Batch | None, int]]:
+        """What is left, by views: the first row of this rank's batch, the batch (None: there is none left), the round's last row + 1."""
+        images, size, steps = self.cache.images, self.loader.batch_size, self.loader.steps
+        rank, world = self.peers.rank, self.peers.world
         first = self.start % images // size
         for slot in range(self.start // images, self.cache.views):
-            row = slot * images + first * size
-            for batch in self.loader.sequential(self.subset[:, slot], first):
-                yield row, batch
-                row += len(batch.labels)
+            own = self.loader.sequential(self.subset[:, slot], min(first + rank, steps), world)
+            for step, batch in zip_longest(range(first, steps, world), own):
+                row, end = (step + rank) * size, min((step + world) * size, images)
+                yield slot * images + row, batch, slot * images + end
             first = 0
+
+    def compile(self, batch: Batch | None) -> None:
+        """Compile the teacher where that is sound on every rank."""
+        reason = None if batch is None else try_compiled(self.teacher, batch.images)
+        if self.peers.any(reason is not None):
+            log.warning("the teacher is not compiled: %s", reason or "it is not sound on another rank")
+            self.teacher.compile(0)
 
     def write(self, summaries: Summaries, row: int) -> None:
         """A batch's summaries, on another thread."""
@@ -157,34 +218,34 @@ class Writing:
             writer.write(row, value.to(writer.dtype).cpu().numpy())
 
     def save(self, row: int) -> None:
-        """All that was computed goes to disk, then the manifest says so."""
+        """All that was computed goes to disk, on every rank, then the manifest says so."""
         while self.pending:
             self.pending.popleft().result()
         for writer in self.writers.values():
             writer.sync()
-        self.cache.save(dict.fromkeys(self.writers, row))
+        self.peers.any(False)
+        if self.peers.rank == 0:
+            self.cache.save(dict.fromkeys(self.writers, row))
 
 
-def compile_if_sound(teacher: LiveTeacher, images: Tensor) -> None:
-    """Compile the teacher for batches like this one; keep it if it says what eager code says."""
-    eager, reason = teacher.summaries(images), None
+def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
+    """Compile the teacher for batches like this one; returns why it must not stay so, None where it says what eager code says."""
+    eager = teacher.summaries(images)
     try:
         teacher.compile(len(images))
         compiled = teacher.summaries(images)
         for key, name in ((key, name) for key, summary in eager.items() for name in summary):
             difference = float((compiled[key][name] - eager[key][name]).abs().max() / eager[key][name].abs().max())
             if not difference <= TOLERANCE:
-                reason = f"its summary {key} {name} differs by {difference:.1e} of the largest value"
+                return f"its summary {key} {name} differs by {difference:.1e} of the largest value"
     except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
-        reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
-    if reason is not None:
-        log.warning("the teacher is not compiled: %s", reason)
-        teacher.compile(0)
+        return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+    return None
 
 
-def describe_sizes(cache: TeacherCache, wanted: Sequence[Array]) -> str:
+def describe_sizes(cache: TeacherCache, needed: Sequence[Array]) -> str:
     """What a cache will hold and how much of it is missing, for the terminal."""
-    once = {a.name: a for a in wanted}.values()
+    once = {a.name: a for a in needed}.values()
     lines = [f"teacher cache {cache.folder}: {cache.views} views of {cache.images:,} images, {cache.dtype}"]
     for array in once:
         state = "complete" if cache.written(array.name) == cache.rows else "to be computed"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.data.batch import Batch
+from nst.precision import autocast
 from nst.training.ranks import Ranks
 
 
@@ -39,7 +40,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, precision
     sums = torch.zeros(4, device=ranks.device, dtype=torch.float64)
     try:
         for batch in batches:
-            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(ranks.device, precision):
                 logits = model(batch.images)
             logits = logits.float()
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")

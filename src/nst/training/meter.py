@@ -23,15 +23,22 @@ class Meter:
         self.first_bad = torch.zeros(1, device=ranks.device, dtype=torch.float64)  # its number, then the values
 
     def add(
-        self, step: int, images: int, per_step: Mapping[str, Tensor], per_image: Mapping[str, Tensor], bad: Tensor
+        self,
+        step: int,
+        images: int,
+        per_step: Mapping[str, Tensor],
+        per_image: Mapping[str, Tensor],
+        bad: Tensor,
+        normal: Tensor,
     ) -> None:
-        """Add a step, or count it as skipped; the values of the first skipped one are kept.
+        """Add a step, or count it as skipped; the values of the first one that should not have been skipped are kept.
 
         Args:
             step: its number, from 1.
             images: of this rank.
             per_image: sums over these images.
             bad: bool scalar, whether the step is skipped.
+            normal: bool scalar, whether skipping it is no fault: the gradient scaler's own search for its scale.
         """
         values = [v.detach().double() for v in (*per_step.values(), *per_image.values())]
         if not self.per_image:
@@ -43,7 +50,7 @@ class Meter:
         row = torch.stack([one, one * images, zero, *values])
         skipped = torch.stack([zero, zero, one, *(zero for _ in values)])
         self.sums = self.sums + torch.where(bad, skipped, row)
-        first = bad & (self.first_bad[0] == 0)
+        first = bad & ~normal & (self.first_bad[0] == 0)
         self.first_bad = torch.where(first, torch.stack([one * step, *values]), self.first_bad)
 
     def read(self) -> tuple[dict[str, float], dict[str, float]]:
@@ -55,18 +62,18 @@ class Meter:
         means = {name: value / count for name, value, count in zip(names, sums, over, strict=True)}
         return {"steps": steps, "images": images, "skipped": round(skipped / self.ranks.world)}, means
 
-    def any_skipped(self) -> bool:
-        """Whether a step was skipped since the last `read`. A host sync."""
-        return bool(self.sums[COUNTS.index("skipped")].item())
+    def any_fault(self) -> bool:
+        """Whether a step was skipped since `forget` that should not have been. A host sync."""
+        return bool(self.first_bad[0].item())
 
     def fault(self) -> tuple[int, list[str]]:
-        """The number of the first skipped step since `forget`, and which values were not finite then, on any rank."""
+        """The number of the first faulty step since `forget`, and which values were not finite then, on any rank."""
         bad = self.ranks.sum((~torch.isfinite(self.first_bad[1:])).double()).tolist()
         names = (*self.per_step, *self.per_image)
         return int(self.first_bad[0]), [name for name, b in zip(names, bad, strict=True) if b]
 
     def forget(self) -> None:
-        """Forget the skipped step."""
+        """Forget the faulty step."""
         self.first_bad = torch.zeros_like(self.first_bad)
 
     def state(self) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
+from nst.precision import autocast
 from nst.teacher.source import SummarySource
 from nst.training.compiled import CompiledForward
 from nst.training.ema import AveragedWeights
 from nst.training.meter import Meter
 from nst.training.optimizer import MakeOptimizer, make_optimizer, step_unless
 from nst.training.ranks import Ranks, gather_rows
+from nst.training.scaler import GradientScaler
 from nst.training.schedule import Schedule
 from nst.training.sync_bn import sync_batch_norms
 
@@ -75,6 +77,7 @@ class Trainer:
         self.progress = Progress()
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.scaler = GradientScaler(ranks.device) if settings.precision == "fp16" else None
         self.average = None if settings.ema is None else AveragedWeights(distiller.student, settings.ema)
         self.meter = Meter(ranks)
         self.checked = ranks.world == 1  # whether the ranks have been compared in this start
@@ -110,7 +113,7 @@ class Trainer:
         seed_draws(_seed(self.seed, step, self.ranks.rank))
 
         # A skipped step must not change the buffers (BN statistics, memories) either.
-        buffers = list(self.distiller.buffers()) if settings.skip_nonfinite else []
+        buffers = list(self.distiller.buffers()) if settings.skip_nonfinite or self.scaler else []
         before = [buffer.clone() for buffer in buffers]
         summaries, context = self.source(batch), self.context(batch)
         sums: dict[str, Tensor] = {}
@@ -119,16 +122,21 @@ class Trainer:
             with self.exchange_gradients(part is parts[-1]):
                 logits, values = self.run(batch, part, summaries, context)
                 loss = self.distiller.total(values)
-                self.scaled(loss, values, part.stop - part.start).backward()
+                self.amplified(self.scaled(loss, values, part.stop - part.start)).backward()
             for name, value in self.metrics(logits, batch.labels[part], loss, values).items():
                 sums[name] = sums.get(name, 0) + value
+        if self.scaler is not None:
+            self.scaler.unscale(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
         if settings.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_grad_norm, norm, foreach=True)
 
-        # A non-finite gradient (or loss) on any rank skips the update.
+        # A non-finite gradient (or loss) on any rank skips the update; with fp16 it is no fault while the scale can still be lowered.
         bad = ~torch.isfinite(norm)
+        normal = torch.zeros_like(bad) if self.scaler is None else self.scaler.can_be_lowered()
         step_unless(bad, self.optimizer)
+        if self.scaler is not None:
+            self.scaler.update(bad)
         if not self.checked:
             self.check_ranks()
         self.optimizer.zero_grad(set_to_none=True)
@@ -136,7 +144,7 @@ class Trainer:
             buffer.copy_(torch.where(bad, old, buffer))
         if self.average is not None:
             self.average.update(bad)
-        self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad)
+        self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad, normal)
         self.progress.step += 1
 
     def run(
@@ -145,7 +153,7 @@ class Trainer:
         """Logits and the terms' values for some images of a batch."""
         cut = {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
         own = {name: value[part] if value.ndim else value for name, value in context.items()}
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with autocast(self.ranks.device, self.settings.precision):
             return self.forward(batch.images[part], batch.labels[part], cut, own)
 
     def context(self, batch: Batch) -> Context:
@@ -176,6 +184,10 @@ class Trainer:
             return related
         return self.distiller.total(values, relational=False) * factor + related
 
+    def amplified(self, loss: Tensor) -> Tensor:
+        """With fp16 the loss times the scale, so that small gradients do not vanish; else the loss."""
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
     def metrics(self, logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over these images of what is logged as means over the training images; add a metric here only."""
         images = len(labels)
@@ -201,7 +213,7 @@ class Trainer:
             seed_draws(0)
             try:
                 loss = self.distiller.total(self.run(batch, part, self.source(batch), self.context(batch))[1])
-                loss.backward()
+                self.amplified(loss).backward()
                 return loss.detach(), [p.grad.clone() for p in parameters if p.grad is not None]
             finally:
                 for p in parameters:
@@ -273,7 +285,7 @@ class Trainer:
         """
         counts, means = self.meter.read()
         self.progress.skipped += int(counts["skipped"])
-        if counts["skipped"] and not self.settings.skip_nonfinite:
+        if counts["skipped"] and not self.settings.skip_nonfinite and self.meter.any_fault():
             raise FloatingPointError(self.fault())
         self.meter.forget()
         terms = {name.removeprefix("terms/"): v for name, v in means.items() if name.startswith("terms/")}
@@ -291,7 +303,7 @@ class Trainer:
         Raises:
             FloatingPointError: as `window` would.
         """
-        if not self.settings.skip_nonfinite and self.meter.any_skipped():
+        if not self.settings.skip_nonfinite and self.meter.any_fault():
             raise FloatingPointError(self.fault())
 
     def fault(self) -> str:
@@ -313,6 +325,8 @@ class Trainer:
             "compiled": self.forward.chosen,
             "meter": self.meter.state(),
         }
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state()
         return state if self.average is None else state | {"ema": self.average.values}
 
     def unsaved_buffers(self) -> dict[str, Tensor]:
@@ -333,6 +347,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.forward.chosen = state["compiled"]
         self.meter.load_state(state["meter"])
+        if self.scaler is not None:
+            self.scaler.load_state(state["scaler"])
         if self.average is not None:
             self.average.load(state["ema"])
 

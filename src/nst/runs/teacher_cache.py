@@ -1,0 +1,267 @@
+"""A run's teacher cache: what it holds, where it lies, who writes it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nst import build
+from nst.config import KnowledgeConfig, RunConfig
+from nst.data.dataset import Dataset
+from nst.errors import Interrupted
+from nst.files import sha256_of
+from nst.runs.folder import not_default
+from nst.runs.teacher import TeacherSide, check_accuracy, load_teacher
+from nst.taps import resolve
+from nst.teacher import (
+    Array,
+    CachedTeacher,
+    Choice,
+    LiveTeacher,
+    MixedSource,
+    NoTeacher,
+    TeacherCache,
+    arrays,
+    choose_summaries,
+    compute_seconds,
+    describe_sizes,
+    locked_together,
+    write_cache,
+)
+from nst.teacher.cache import MANIFEST
+from nst.training.ranks import Ranks
+from nst.training.signals import StopFlag, stop_flag
+
+
+def cache_stands_in(settings: RunConfig) -> bool:
+    """Whether there is a cache that the user names, which may need no teacher any more."""
+    path = settings.knowledge.path
+    return path is not None and (Path(path) / MANIFEST).is_file()
+
+
+def teacher_side(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+) -> TeacherSide:
+    """The summaries that the run's terms need, live or from a cache that is written first where it is incomplete.
+
+    Args:
+        weights: the teacher's file; None without a teacher, or where a named cache stands for it.
+
+    Raises:
+        ValueError: no such weights or other ones, a teacher below its floor, a cache of something else or too large.
+    """
+    if networks.teacher is None:
+        return TeacherSide(NoTeacher())
+    if settings.knowledge.mode == "stored":
+        return _cached(settings, networks, here, data, weights)
+    assert weights is not None
+    live, about = load_teacher(settings, networks, here, data, weights)
+    live.ask(networks.distiller.requests)
+    if settings.teacher.batch_statistics:
+        live.use_batch_statistics()
+    return TeacherSide(live, about, live)
+
+
+def _cached(
+    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+) -> TeacherSide:
+    requests = networks.distiller.requests
+    every = data.train.num_views
+    views = _cached_views(settings.knowledge, data.name, every)
+    identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
+    cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
+    choice = _choose(settings, networks, here, cache)
+    needed = _needed(networks, choice, settings.knowledge)
+    subset = data.train.view_subset(views)
+    live, about = None, cache.teacher
+    (incomplete,) = here.max(int(bool(cache.missing(needed))))
+    if here.main:
+        print(_plan(cache, needed, choice, every, settings.trainer.epochs), flush=True)
+    if incomplete or choice.live:
+        if weights is None:
+            raise ValueError(
+                f"the teacher cache {cache.folder} does not hold all that this run needs, so the teacher itself is needed: "
+                "name its teacher.weights"
+            )
+        live, about = load_teacher(settings, networks, here, data, weights)
+    if incomplete and live is not None:
+        live.ask([r for r in requests if r.key not in choice.live])
+        _write(settings, cache, live, about, here, data, subset, needed)
+    if live is None and about is not None:
+        check_accuracy(settings, data, about)
+    shown = None if views == every else subset
+    if not needed:
+        assert live is not None
+        live.ask(requests)
+        return TeacherSide(live, about, live, shown, cache)
+    cached = CachedTeacher(cache, needed, subset, here.device, here.world, settings.knowledge.residence)
+    if live is None or not choice.live:
+        return TeacherSide(cached, about, live, shown, cache)
+    live.ask([r for r in requests if r.key in choice.live])
+    return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
+
+
+def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
+    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    if every is None and knowledge.views == "all":
+        raise ValueError(
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            "them, such as knowledge.views=16, or use knowledge=live"
+        )
+    if every is None:
+        return int(knowledge.views)
+    return every if knowledge.views == "all" else min(int(knowledge.views), every)
+
+
+def _choose(settings: RunConfig, networks: build.Networks, here: Ranks, cache: TeacherCache) -> Choice:
+    """Which summaries are cached, the same on every rank: rank 0 weighs what is not decided yet, and the manifest keeps it."""
+    teacher, knowledge = networks.teacher, settings.knowledge
+    assert teacher is not None
+    image = (settings.data["channels"], settings.data["size"], settings.data["size"])
+    compute = partial(
+        compute_seconds, teacher, image=image, batch=settings.trainer.batch_size // here.world, device=here.device,
+        precision=settings.teacher.precision, channels_last=settings.trainer.channels_last,
+    )  # fmt: skip
+    choose = partial(
+        choose_summaries, cache, teacher, networks.distiller.requests, networks.teacher_shapes, knowledge.allow_large,
+        device=here.device, ranks=here.world, residence=knowledge.residence,
+    )  # fmt: skip
+    (open_question,) = here.max(int(choose() is None))
+    if open_question:
+        with stop_flag() as flag, locked_together(cache, StopTogether(flag, here)):
+            if here.main:
+                choose(compute)
+        here.barrier()
+        cache.reload()
+    choice = choose()
+    assert choice is not None
+    return choice
+
+
+def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig) -> list[Array]:
+    """The arrays of the requests that a cache serves. Raises ValueError if there can be none."""
+    requests, teacher = networks.distiller.requests, networks.teacher
+    assert teacher is not None
+    if len(choice.live) == len(requests) and (knowledge.allow_large is False or not choice.by_cost):
+        found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in choice.live.items())
+        raise ValueError(f"knowledge=stored has nothing to cache. {found}. Use knowledge=live")
+    return [
+        array
+        for r in requests
+        if r.key not in choice.live
+        for array in arrays(r, resolve(teacher, r.tap), networks.teacher_shapes[r.tap])
+    ]
+
+
+def _sha256_in(settings: RunConfig) -> str:
+    file = Path(settings.knowledge.path or "") / MANIFEST
+    try:
+        return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
+
+
+def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
+    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    precision = settings.teacher.precision
+    later: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+    if own := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
+        later["teacher_arguments"] = own  # such as an ε, which no weight shows
+    return {
+        "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
+        "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
+        "teacher_input": {"mean": settings.teacher.mean, "std": settings.teacher.std},
+        "view_scheme": data.train.view_key,
+        "views": views,
+        "dtype": settings.knowledge.dtype,
+        **later,
+    }
+
+
+def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
+    """`outputs/<data>/knowledge/<teacher>-<hash>`, or the user's `knowledge.path`."""
+    if settings.knowledge.path is not None:
+        return Path(settings.knowledge.path)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
+
+
+def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, every: int | None, epochs: int) -> str:
+    lines = [describe_sizes(cache, needed)]
+    if every is None or cache.views < every:
+        rest = "new random ones" if every is None else f"random ones of all {every}"
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {rest}")
+        if cache.views < epochs:
+            enough = epochs if every is None else min(epochs, every)
+            lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
+    lines += [
+        f"loss.{key.split(':')[0]} is cached: {reason}"
+        for key, reason in choice.by_cost.items()
+        if key not in choice.live
+    ]
+    lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in choice.live.items()]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _write(
+    settings: RunConfig,
+    cache: TeacherCache,
+    live: LiveTeacher,
+    about: dict[str, Any] | None,
+    here: Ranks,
+    data: Dataset,
+    subset: Tensor,
+    needed: Sequence[Array],
+) -> None:
+    """Each rank writes some batches of the cache; a signal to any of them stops all."""
+    compile = settings.trainer.compile
+    cache.teacher = about
+    loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
+    with stop_flag() as flag:
+        write_cache(
+            cache, live, loader, subset, needed, here.device.type == "cuda" if compile is None else compile,
+            StopTogether(flag, here),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StopTogether:
+    """The ranks that write a cache together: a stop signal to one of them ends all, saved. See `nst.teacher.write.Peers`."""
+
+    flag: StopFlag
+    ranks: Ranks
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return self.ranks.world
+
+    def asked(self) -> bool:
+        """Whether this rank has a stop signal."""
+        return bool(self.flag.signum)
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        return self.ranks.max(int(mine)) == [1]
+
+    def check(self, done: bool = False) -> bool:
+        """Exchange the ranks' stop signals; rank 0 says when it is done. Raises Interrupted."""
+        signum, finished = self.ranks.max(self.flag.signum, int(done))
+        if signum:
+            raise Interrupted(signum)
+        return bool(finished)
+
+    def wait(self) -> None:
+        """Return when rank 0 is done. Raises Interrupted."""
+        while not self.check():
+            pass

@@ -1,0 +1,41 @@
+"""Beside a torchvision that cannot be imported: what needs none of it runs, the rest says what to install."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from tests.commands.conftest import process
+
+from nst import models
+
+# As where torchvision was built for another torch.
+BROKEN = """
+import sys
+class Broken:
+    def find_spec(self, name, *_):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+sys.meta_path.insert(0, Broken())
+"""
+
+
+def test_digits_need_no_torchvision(tmp_path: Path) -> None:
+    words = ("teacher=none", "loss=ce", "model=resnet8", "data.limit=40", "trainer.epochs=1", "trainer.heatmaps=false")
+    said = process("train", *words, folder=tmp_path, code=BROKEN)
+    assert said.status == 0, said.err
+    [folder] = tmp_path.glob("outputs/digits/none-resnet8/ce/*")
+    exported = process("export", f"run={folder}", "formats=[safetensors]", folder=tmp_path, code=BROKEN)
+    assert exported.status == 0, exported.err
+
+
+def test_what_needs_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in ("nst.vision", "nst.data.augment"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    told = "cannot be imported beside torch .* together and from one place: pip install --force-reinstall torch torchvision"
+    for model in (models.torchvision_model, models.timm_model):
+        with pytest.raises(ValueError, match=told):
+            model("resnet18", 10)
+    with pytest.raises(ValueError, match=told):
+        importlib.import_module("nst.data.augment")

@@ -1,0 +1,136 @@
+"""What `pip install` installs: built without a network from a copy of the sources, unpacked, and used from an empty folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+from tests.conftest import ROOT
+
+import nst
+
+IN_SOURCES = (
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CITATION.cff",
+    "CHANGELOG.md",
+    "train.py",
+)
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
+
+
+def build(kind: str, sources: Path, folder: Path) -> Path:
+    """The `wheel` or `sdist` of these sources, as a build frontend asks setuptools for it."""
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", BUILD, kind, str(folder)], cwd=sources, check=True, capture_output=True)
+    [built] = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel of the repository's sources, and the one of their source distribution."""
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = folder / "sources"
+    hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, sources / name, ignore=hidden)
+    for name in IN_SOURCES:
+        shutil.copy(ROOT / name, sources / name)
+    with tarfile.open(build("sdist", sources, folder / "sdist")) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    [unpacked] = (folder / "unpacked").iterdir()
+    return {
+        "sources": build("wheel", sources, folder / "from sources"),
+        "sdist": build("wheel", unpacked, folder / "from sdist"),
+    }
+
+
+@pytest.fixture(scope="module")
+def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's files, as they lie in an environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheels["sources"]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+def call(installed: Path, folder: Path, *words: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
+    """`nst WORDS` in a folder, of the unpacked wheel; `before` runs first."""
+    code = f"{before}\nimport sys; sys.argv[0] = 'nst'\nfrom nst.commands.main import main\nmain()"
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheels: dict[str, Path]) -> None:
+    tracked = [(ROOT / "src", ROOT / "src/nst"), (ROOT, ROOT / "configs")]
+    expected = {
+        ("nst/" if top == ROOT else "") + str(file.relative_to(top))
+        for top, folder in tracked
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    for wheel in wheels.values():
+        names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
+        assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_the_wheel_declares_its_command_and_licence(installed: Path) -> None:
+    [metadata] = installed.glob("nst-*.dist-info")
+    assert "nst = nst.commands.main:main" in (metadata / "entry_points.txt").read_text()
+    assert (metadata / "licenses" / "LICENSE").is_file()
+    assert "License-Expression: MIT" in (metadata / "METADATA").read_text()
+
+
+def test_commands_of_the_wheel_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """What needs files of the package besides its code: configurations, tables, the template; nothing of the repository."""
+    light = "import sys; sys.modules['torch'] = None"
+    told = {
+        ("train", "--cfg", "job", "model=resnet14"): "name: resnet14",
+        ("train", "model=resnet21"): "resnet20",
+        ("reproduce", "table=quick/digit"): "did you mean quick/digits",
+        ("benchmark", "losses"): "run nst benchmark from a clone",
+        ("new", "mine"): "next: cd mine",
+    }
+    for words, text in told.items():
+        done = call(installed, tmp_path, *words, before=light)
+        assert text in done.stdout + done.stderr, done
+        assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_new_project_trains_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    assert call(installed, tmp_path, "new", "mine").returncode == 0
+    words = ("train", "experiment=first", "trainer=quick", "teacher.recipe.trainer.epochs=1", "teacher.min_accuracy=0")
+    done = call(installed, tmp_path / "mine", *words, before=f"import nst; assert '{installed}' in nst.__file__")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("mine/outputs/stripes/large-small/*/*/summary.json"))
+
+
+def test_version_and_lower_bounds_are_the_same_everywhere() -> None:
+    """`tests/lowest.txt` has the lower bound of each requirement, but for the tests' own tools and the extras that it leaves out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (
+        re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == project["version"] == nst.__version__
+    )
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(r for name in extras if name not in ("dev", "docs", "ray") for r in extras[name])]
+    lowest = dict(line.split("==") for line in (ROOT / "tests/lowest.txt").read_text().split())
+    assert len(lowest) == len(needed)
+    for requirement in map(Requirement, needed):
+        [bound] = [each.version for each in requirement.specifier if each.operator == ">="]
+        assert Version(lowest[requirement.name]) == Version(bound), requirement
