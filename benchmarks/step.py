@@ -304,7 +304,7 @@ def print_tables(arguments: argparse.Namespace, report: Row) -> None:
         table.add_column(column, justify="left" if column in ("loss", "knowledge") else "right")
     for row in report["rows"]:
         share = f"{100 * row['teacher_share']:.0f} %" if "teacher_share" in row else ""
-        own = f"+{100 * row['loss_alone']:.0f} %" if "loss_alone" in row else ""
+        own = f"{100 * row['loss_alone']:+.0f} %" if "loss_alone" in row else ""
         table.add_row(
             row["loss"], row["knowledge"], "yes" if row["compiled"] else "no", f"{row['images_per_second']:.0f}",
             f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}", own, share, f"{row['peak_bytes'] / 1e6:.0f} MB",

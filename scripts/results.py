@@ -160,7 +160,7 @@ def by_images(runs: Sequence[Record]) -> dict[float, list[Method]]:
             )
         methods: dict[str, list[Record]] = {}
         for run in here:
-            methods.setdefault(method(run, here), []).append(run)
+            methods.setdefault(method(run, runs, here), []).append(run)
         if BASELINE in methods:
             found[images] = [one_method(*item) for item in methods.items()]
     return found
@@ -208,15 +208,19 @@ def shown(run: Record) -> dict[str, str]:
     }
 
 
-def method(run: Record, runs: Sequence[Record]) -> str:
-    """The terms with their weights, and what else of a term is not the same in all runs that have it."""
+def method(run: Record, runs: Sequence[Record], beside: Sequence[Record] | None = None) -> str:
+    """The terms with their weights, and what else of a term is not the same in all runs that have it.
+
+    Args:
+        beside: the runs of which a different source of the summaries is named; None: all.
+    """
     words = []
     for name, node in run["loss"].items():
         others = [other["loss"][name] for other in runs if name in other["loss"]]
         differing = [key for key in node if key != "weight" and any(other.get(key) != node[key] for other in others)]
         if name != "ce" and node["weight"] > NEGLIGIBLE:
             words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={value(node[key])}" for key in differing)]))
-    sources = {source(other) for other in runs if other["knowledge"]}
+    sources = {source(other) for other in (runs if beside is None else beside) if other["knowledge"]}
     if not run["knowledge"]:
         return BASELINE
     return (" + ".join(words) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)\s]*)\)")
+OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\(\.\./([^)\s]*)\)")
 INLINE_MATH = re.compile(r"\$`([^`]+)`\$")
 
 

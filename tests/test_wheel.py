@@ -128,7 +128,10 @@ def test_version_and_lower_bounds_are_the_same_everywhere() -> None:
         re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == project["version"] == nst.__version__
     )
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *(r for name in extras if name not in ("dev", "docs", "ray") for r in extras[name])]
+    needed = [
+        *project["dependencies"],
+        *(r for name in extras if name not in ("dev", "docs", "ray") for r in extras[name]),
+    ]
     lowest = dict(line.split("==") for line in (ROOT / "tests/lowest.txt").read_text().split())
     assert len(lowest) == len(needed)
     for requirement in map(Requirement, needed):

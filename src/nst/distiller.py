@@ -138,9 +138,11 @@ class Distiller(nn.Module):
         extra = {name: context[name] for name in (("labels",) if labelled else loss.needs)}
         found = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
         own = [features[pair.student] for pair in instance.pairs]
-        if loss.relational and (gather := self.gather) is not None:
-            own = [gather(loss.compact(feature)) for feature in own]
-            found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
+        if loss.relational:
+            own = [loss.compact(feature) for feature in own]
+            if (gather := self.gather) is not None:
+                own = [gather(feature) for feature in own]
+                found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
         value = loss(own, found) if loss.all_layers else loss(own[0], found[0])
         if value.ndim:
             raise ValueError(

@@ -17,7 +17,10 @@ def test_the_pages_say_what_the_files_say(page: Path) -> None:
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
 def test_the_figures_draw_what_the_files_say(page: Path) -> None:
-    for file, figure in results.drawn(page).items():
+    figures = results.drawn(page)
+    if not figures:
+        pytest.skip("no figure of this page has been measured")
+    for file, figure in figures.items():
         assert file.read_text() == figure, "python scripts/results.py pages"
 
 

@@ -113,6 +113,18 @@ def test_float64_stays_and_all_else_is_float32(name):
 
 
 @every
+def test_what_ranks_exchange_gives_the_value_of_the_whole_feature(name):
+    case = Case(name)
+    if not case.loss.relational:
+        pytest.skip("looks at one image at a time")
+    state = {name: tensor.clone() for name, tensor in case.loss.state_dict().items()}
+    whole = case.value(case.students, case.summaries())
+    case.loss.load_state_dict(state)
+    compact = case.value([case.loss.compact(x) for x in case.students], case.summaries())
+    torch.testing.assert_close(compact, whole)
+
+
+@every
 def test_the_value_is_a_mean_over_images_unless_it_relates_them(name):
     case = Case(name, batch=6)
     if case.loss.relational or any(isinstance(m, torch.nn.BatchNorm2d) for m in case.loss.modules()):

@@ -135,9 +135,13 @@ def test_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert CELL in page
     assert "What NST adds" in page
     plan_file = folder / "plan.json"
-    plan_file.write_text(re.sub(r'"at": 20', '"at": 0', plan_file.read_text()))
-    with pytest.raises(ValueError, match=r"plan.json is damaged: at is 0 in group 20"):
-        read_table(folder, Path("outputs"))
+    whole = plan_file.read_text()
+    for damage in ("0", "Infinity", "NaN", "40"):
+        plan_file.write_text(re.sub(r'"at": 20', f'"at": {damage}', whole))
+        with pytest.raises(
+            ValueError, match=r"plan.json is damaged: the groups are at \[40, .*different positive numbers"
+        ):
+            read_table(folder, Path("outputs"))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,7 @@ def test_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         ("data.limit=20, ", "", (), r"data.limit: it is null in group 20; a number above 0 is needed"),
         ("data.limit=20", "data.limit=40", (), r"it is 40 in groups 40 and 20; each needs a value of its own"),
         ("[loss=at]", "[loss=at, data.limit=30]", (), r"it is 40 and 30 in group 40; all rows of a group need the same"),
+        ("label: AT,", "label: Baseline,", (), r"two have the label .Baseline."),
         ("seeds: 2", "seeds: 1", ("data.limit=30",), r"it is 30 in groups 40 and 20; .*an override cannot set it"),
         ('  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}\n', "", (), "there is one group"),
     ],

@@ -61,7 +61,7 @@ def test_hints_keep_a_live_teacher_beside_the_store(
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
     live, _ = trained(compose, *small)
     mixed, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=false")
-    assert "loss.fitnet keeps a live teacher: its summary is as large as the feature" in capsys.readouterr().out
+    assert "loss.fitnet uses a live teacher: its summary is as large as the feature" in capsys.readouterr().out
     stored, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=true")
     assert live["last"] == mixed["last"] == stored["last"]
 
@@ -79,7 +79,7 @@ def test_large_summaries_are_cached_where_reading_is_cheaper_and_a_cache_keeps_i
     figures = r"reading 512 bytes an image: about 0\.00051 ms; computing: "
     costs = iter([1e-3, 0.0])
     monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: next(costs))  # asked once for a cache
-    for place, line in (("read", "is cached"), ("computed", "keeps a live teacher")):
+    for place, line in (("read", "is cached"), ("computed", "uses a live teacher")):
         for seed in (0, 1):
             trained(
                 compose,

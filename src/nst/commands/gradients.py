@@ -9,9 +9,10 @@ gradients.json and the page gradients.html.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -51,7 +52,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst.commands.tables import gradient_tables
     from nst.models.weights import load_weights
     from nst.runs.checkpoint import Checkpoints, read_checkpoint
-    from nst.runs.folder import STUDENT, run_folder
+    from nst.runs.folder import STUDENT, SUMMARY, run_folder
     from nst.runs.run import have_teacher
     from nst.training.gradients import compare_gradients
     from nst.training.ranks import ranks
@@ -70,7 +71,7 @@ def show(settings: "nst.config.RunConfig") -> None:
         before = compare_gradients(distiller, teacher.source, batches)
         gradient_tables("before training", before)
         folder = run_folder(asdict(settings))
-        if (folder / STUDENT).is_file():
+        if (folder / SUMMARY).is_file():
             newest = Checkpoints(folder).paths()[-1:]
             if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
                 distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
@@ -107,6 +108,15 @@ def write_page(
         ],
         "measured": {when: [asdict(term) for term in found] for when, found in measured.items()},
     }
-    write_whole(folder / "gradients.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / "gradients.json", (json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / "gradients.html", gradient_page(result).encode())
     print(f"written: {folder}/gradients.html, gradients.json")
+
+
+def _finite(node: Any) -> Any:
+    """The same with null for numbers that JSON has not: of a gradient of zero length nothing is relative."""
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

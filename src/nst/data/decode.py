@@ -14,8 +14,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-SIMPLEJPEG = find_spec("simplejpeg") is not None and features.check("libjpeg_turbo")
-"""simplejpeg decodes JPEGs: the extra `jpeg` is installed, and Pillow has the same library, so that the pixels are the same."""
+SIMPLEJPEG = find_spec("simplejpeg") is not None and (features.version("libjpeg_turbo") or "").startswith("3.")
+"""simplejpeg decodes JPEGs: the extra `jpeg` is installed, and Pillow has the same library of the same major version, with which
+the pixels were found to be the same."""
 
 _simplejpeg: Any = import_module("simplejpeg") if SIMPLEJPEG else None
 

@@ -93,7 +93,7 @@ def _method(run: FinishedRun) -> str:
     teacher = run.summary["teacher"]
     if teacher:
         knowledge = run.settings.knowledge
-        source = "run beside it" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
+        source = "run with the student" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
         if run.settings.teacher.precision != "fp32":
             source += f", in {plain(run.settings.teacher.precision)}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]
@@ -109,6 +109,10 @@ def _recipe(settings: RunConfig) -> list[str]:
     found += [f"label smoothing {plain(value)}" for value in sorted(smoothing)]
     found += [plain(_AUGMENTS.get(str(augment), str(augment)))] if augment else []
     found += [f"random erasing (probability {plain(str(erase))})"] if erase else []
+    found += [f"gradients clipped at norm {trainer.clip_grad_norm:g}"] if trainer.clip_grad_norm is not None else []
+    found += [f"gradients accumulated over {trainer.accumulate} parts of a batch"] if trainer.accumulate > 1 else []
+    found += ["batch normalisation over the batches of all ranks"] if trainer.sync_bn else []
+    found += ["a teacher that normalised by each batch's statistics"] if settings.teacher.batch_statistics else []
     if trainer.ema is not None:
         found.append(
             f"weights averaged over the steps (EMA, decay {trainer.ema:g}): the average was evaluated, and is what the files hold"

@@ -43,7 +43,7 @@ def norms(terms: list[Record]) -> Grid:
         ]
         for term in terms
     ]  # fmt: skip
-    return Grid(["term", "λ", "value", "λ · |gradient|", "share"], rows)
+    return Grid(["term", "λ", "value", "λ · |gradient|", "of the sum"], rows)
 
 
 def cosines(terms: list[Record]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -1,6 +1,7 @@
 """A table's results, computed from `plan.json` and the run folders it names."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,9 +39,12 @@ def read_table(folder: Path, outputs: Path) -> Record:
     lower = plan["metric"] == "error"
     groups = [_group(group, outputs, lower) for group in plan["groups"]]
     if plan.get("along") is not None:
-        for group in groups:
-            if value(group, "at", (int, float), folder / "plan.json") <= 0:
-                raise ValueError(f"{folder / 'plan.json'} is damaged: at is {group['at']} in group {group['name']}")
+        value(plan, "along", str, folder / "plan.json")
+        at = [value(group, "at", (int, float), folder / "plan.json") for group in groups]
+        if not all(0 < number < math.inf for number in at) or len(set(at)) < len(at):
+            raise ValueError(
+                f"{folder / 'plan.json'} is damaged: the groups are at {at}; different positive numbers are needed"
+            )
     rows = [row for group in groups for row in group["rows"]]
     changes = list(dict.fromkeys(change for row in rows for change in row["changes"]))
     return {

@@ -158,9 +158,10 @@ def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tup
 
 
 def cacheable(run: RunConfig) -> bool:
-    """Whether a teacher cache can hold anything that the run needs of the teacher; rows with nothing to cache stay live.
+    """Whether a teacher cache can have any summary that the run needs.
 
-    By cost (`knowledge.allow_large=null`) it can: no row may depend on how fast this machine is.
+
+    If the cost decides (`knowledge.allow_large=null`) large ones count: no row may depend on the speed of this machine.
     """
     networks = build.networks(run)
     requests = networks.distiller.requests

@@ -266,6 +266,10 @@ def _check(table: Table, path: Path) -> None:
             raise ValueError(f"{path}: groups: {group.name}: rows is empty; at least the baseline is needed")
         names = [row.name for row in group.rows]
         _unique(path, f"groups: {group.name}: rows", names)
+        if table.along is not None:  # lines of the figure are known by their labels
+            labels = [row.label for row in group.rows]
+            if same := [label for label in labels if labels.count(label) > 1]:
+                raise ValueError(f"{path}: groups: {group.name}: rows: two have the label {same[0]!r}")
         if "teacher" in names:  # pictures of the networks are named by their rows, and teacher
             raise ValueError(f"{path}: groups: {group.name}: rows: a row cannot be called teacher")
         for name, figure in (("teacher", group.teacher), *((row.name, row) for row in group.rows)):

@@ -39,7 +39,7 @@ from nst.training.signals import StopFlag, stop_flag
 
 
 def cache_stands_in(settings: RunConfig) -> bool:
-    """Whether there is a cache that the user names, which may need no teacher any more."""
+    """Whether `knowledge.path` names an existing cache, which may make the teacher's weights unnecessary."""
     path = settings.knowledge.path
     return path is not None and (Path(path) / MANIFEST).is_file()
 
@@ -47,13 +47,13 @@ def cache_stands_in(settings: RunConfig) -> bool:
 def teacher_side(
     settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
-    """The summaries that the run's terms need, live or from a cache that is written first where it is incomplete.
+    """The source of the summaries that the terms need: live, or from a cache that is completed first.
 
     Args:
-        weights: the teacher's file; None without a teacher, or where a named cache stands for it.
+        weights: the teacher's file; None without a teacher, or if a named cache replaces it.
 
     Raises:
-        ValueError: no such weights or other ones, a teacher below its floor, a cache of something else or too large.
+        ValueError: missing or wrong weights, a teacher below its minimum accuracy, a cache that does not match or is too large.
     """
     if networks.teacher is None:
         return TeacherSide(NoTeacher())
@@ -85,7 +85,7 @@ def _cached(
     if incomplete or choice.live:
         if weights is None:
             raise ValueError(
-                f"the teacher cache {cache.folder} does not hold all that this run needs, so the teacher itself is needed: "
+                f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
                 "name its teacher.weights"
             )
         live, about = load_teacher(settings, networks, here, data, weights)
@@ -107,10 +107,10 @@ def _cached(
 
 
 def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
-    """How many views of each image to cache, of `every` one (None: they cannot be listed). Raises ValueError for all of those."""
+    """How many of `every` view of an image to cache (None: they cannot be enumerated; then `all` raises ValueError)."""
     if every is None and knowledge.views == "all":
         raise ValueError(
-            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be listed; name a number of "
+            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be enumerated; choose a number of "
             "them, such as knowledge.views=16, or use knowledge=live"
         )
     if every is None:
@@ -167,7 +167,7 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """What a cache is of: equal values, equal content. Only what differs from the first version's is added, so that its caches stay."""
+    """The identity of a cache. Fields that equal the first version's behaviour are omitted, so that its caches stay valid."""
     precision = settings.teacher.precision
     later: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
     if own := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
@@ -204,7 +204,7 @@ def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, every: i
         for key, reason in choice.by_cost.items()
         if key not in choice.live
     ]
-    lines += [f"loss.{key.split(':')[0]} keeps a live teacher: {reason}" for key, reason in choice.live.items()]
+    lines += [f"loss.{key.split(':')[0]} uses a live teacher: {reason}" for key, reason in choice.live.items()]
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -31,7 +31,7 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Base class of the group `tracker`; only rank 0 has one."""
+    """Interface of the group `tracker`; only rank 0 has one."""
 
     def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Open.

@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: computed live, or read from a cache."""
+"""The teacher's summaries of a batch: computed live, or read from the teacher cache."""
 
 from nst.teacher.cache import TeacherCache
 from nst.teacher.cached import CachedTeacher

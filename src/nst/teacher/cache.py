@@ -61,13 +61,13 @@ class TeacherCache:
             return
         try:
             manifest = json.loads(file.read_text())
-            found, arrays = manifest["identity"], manifest["arrays"]
+            identity, arrays = manifest["identity"], manifest["arrays"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete the folder to have it built again") from error
-        wrong = differences(found, self.identity)
-        if wrong:
+        different = differences(identity, self.identity)
+        if different:
             raise ValueError(
-                f"the teacher cache {self.folder} is of something else: {'; '.join(wrong)}. Choose another "
+                f"the teacher cache {self.folder} is of something else: {'; '.join(different)}. Choose another "
                 "knowledge.path, or delete the folder to have it built again"
             )
         self.teacher = manifest["teacher"] or self.teacher
@@ -93,30 +93,30 @@ class TeacherCache:
             raise ValueError(f"{self.file(name)} holds {memory.dtype} {memory.shape}; delete it to have it built again")
         return int(memory.offset)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def missing(self, wanted: Sequence[Array]) -> list[Array]:
+    def missing(self, needed: Sequence[Array]) -> list[Array]:
         """Those of the arrays that are not complete; each name once."""
-        once = {array.name: array for array in wanted}
+        once = {array.name: array for array in needed}
         return [a for a in once.values() if self.written(a.name) < self.rows]
 
     def written(self, name: str) -> int:
         """Rows of an array that are on disk."""
         return self.state[name]["rows"] if name in self.state else 0
 
-    def reserve(self, wanted: Sequence[Array]) -> None:
+    def reserve(self, needed: Sequence[Array]) -> None:
         """Make the files of arrays that are not there yet.
 
         Raises:
             ValueError: the disk is too small; says what is needed and what is free.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(int(self.bytes(a.shape) * (1 - self.written(a.name) / self.rows)) for a in wanted)
+        size = sum(int(self.bytes(a.shape) * (1 - self.written(a.name) / self.rows)) for a in needed)
         free = shutil.disk_usage(self.folder).free
-        if needed + SPARE > free:
+        if size + SPARE > free:
             raise ValueError(
-                f"the teacher cache {self.folder} needs {readable_bytes(needed)} more, the disk has "
+                f"the teacher cache {self.folder} needs {readable_bytes(size)} more, the disk has "
                 f"{readable_bytes(free)} free; ask for fewer knowledge.views (now {self.views}) or another knowledge.path"
             )
-        for array in wanted:
+        for array in needed:
             if array.name not in self.state:
                 shape = (self.views, self.images, *array.shape)
                 np.lib.format.open_memmap(self.file(array.name), "w+", self.dtype, shape)
@@ -171,15 +171,15 @@ class TeacherCache:
 class Writer:
     """Writes rows of one array in order."""
 
-    def __init__(self, store: TeacherCache, name: str, shape: Shape) -> None:
-        self.path = store.file(name)
+    def __init__(self, cache: TeacherCache, name: str, shape: Shape) -> None:
+        self.path = cache.file(name)
         self.file = self.path.open("r+b")
-        self.start = store.offset(name, shape)
-        self.row_bytes = store.bytes(shape) // store.rows
-        self.dtype = torch.float16 if store.dtype == np.float16 else torch.float32
+        self.start = cache.offset(name, shape)
+        self.row_bytes = cache.bytes(shape) // cache.rows
+        self.dtype = torch.float16 if cache.dtype == np.float16 else torch.float32
 
     def write(self, row: int, values: np.ndarray) -> None:
-        """Rows from `row` on: `[B, ...]` of the store's dtype."""
+        """Rows from `row` on: `[B, ...]` of the cache's dtype."""
         with naming(self.path):
             self.file.seek(self.start + row * self.row_bytes)
             self.file.write(np.ascontiguousarray(values).data)

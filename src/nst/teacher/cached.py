@@ -1,4 +1,4 @@
-"""Summaries read from a store: from the device's memory, the host's, or the disk, by size."""
+"""Summaries read from a teacher cache: from the device's memory, the host's, or the disk, by size."""
 
 import hashlib
 from collections import deque
@@ -18,17 +18,17 @@ from nst.teacher.cache import TeacherCache
 from nst.teacher.layout import Array
 
 Residence = Literal["device", "host", "disk"]
-SHARE = 0.5  # of the free memory that stored knowledge may take
+SHARE = 0.5  # of the free memory that cached summaries may take
 PREFETCH_BATCHES = 4  # batches gathered before their turn, where they come from elsewhere than the device's memory
 
 
 class CachedTeacher:
-    """Looks up what the teacher said about each image view of a batch; the teacher itself is not there."""
+    """Looks up the summaries of each image view of a batch; the teacher itself is not needed."""
 
     def __init__(
         self,
-        store: TeacherCache,
-        wanted: Sequence[Array],
+        cache: TeacherCache,
+        needed: Sequence[Array],
         subset: Tensor,
         device: torch.device,
         ranks: int = 1,
@@ -39,7 +39,7 @@ class CachedTeacher:
         What is read into memory is checked whole; of what stays on disk the first and the last view.
 
         Args:
-            wanted: complete arrays of the store.
+            needed: arrays that are complete in the cache.
             subset: [images, views] view numbers, ascending in each row.
             device: of the batches.
             ranks: processes that share this machine's memory.
@@ -48,11 +48,11 @@ class CachedTeacher:
         Raises:
             ValueError: a file does not have the content that the manifest says.
         """
-        self.images, self.wanted, self.device = store.images, tuple(wanted), device
-        once = {array.name: array for array in wanted}
-        size = sum(store.bytes(array.shape) for array in once.values())
+        self.images, self.needed, self.device = cache.images, tuple(needed), device
+        once = {array.name: array for array in needed}
+        size = sum(cache.bytes(array.shape) for array in once.values())
         self.residence = choose_residence(size, device, ranks) if residence == "auto" else residence
-        self.arrays = {name: self._open(store, name) for name in once}
+        self.arrays = {name: self._open(cache, name) for name in once}
         every = bool((subset == torch.arange(subset.shape[1])).all())
         self.subset = None if every else subset.to(device)  # None: a view's number is its place
         direct = self.residence == "device" or (self.residence == "host" and device.type == "cpu")
@@ -60,32 +60,32 @@ class CachedTeacher:
         self._pool = None if direct else ThreadPoolExecutor(2)
         self._ahead: deque[tuple[Batch, Future[dict[str, Tensor]]]] = deque()
 
-    def _open(self, store: TeacherCache, name: str) -> Tensor:
+    def _open(self, cache: TeacherCache, name: str) -> Tensor:
         """An array as `[views · images, ...]`."""
-        memory = np.load(store.file(name), mmap_mode="c")  # torch wants to be allowed to write; the file stays
+        memory = np.load(cache.file(name), mmap_mode="c")  # torch wants to be allowed to write; the file stays
         if self.residence == "disk":
-            for slot in {0, store.views - 1}:
-                store.check(name, slot, store.digest(name, slot))
+            for slot in {0, cache.views - 1}:
+                cache.check(name, slot, cache.digest(name, slot))
             return torch.from_numpy(memory).flatten(0, 1)
-        dtype = torch.float16 if store.dtype == np.float16 else torch.float32
+        dtype = torch.float16 if cache.dtype == np.float16 else torch.float32
         place = self.device if self.residence == "device" else torch.device("cpu")
         whole = torch.empty(memory.shape, dtype=dtype, device=place)
-        with Progress(f"reading {store.views} views of {name} from {store.folder}", store.views, " views") as progress:
-            for slot in range(store.views):
+        with Progress(f"reading {cache.views} views of {name} from {cache.folder}", cache.views, " views") as progress:
+            for slot in range(cache.views):
                 view = np.array(memory[slot])
-                store.check(name, slot, hashlib.sha256(view.data).hexdigest())
+                cache.check(name, slot, hashlib.sha256(view.data).hexdigest())
                 whole[slot].copy_(torch.from_numpy(view))
                 progress.update(1)
         return whole.flatten(0, 1)
 
     def __call__(self, batch: Batch) -> Summaries:
-        """Summaries of a batch, by request key; in the store's dtype."""
+        """Summaries of a batch, by request key; in the cache's dtype."""
         if self._ahead and self._ahead[0][0] is batch:
             found = self._ahead.popleft()[1].result()
         else:
             found = self._gather(self.rows(batch))
         summaries: Summaries = {}
-        for array in self.wanted:
+        for array in self.needed:
             summaries.setdefault(array.request, {})[array.tensor] = found[array.name]
         return summaries
 

@@ -1,4 +1,4 @@
-"""Which arrays a store needs for the summaries that a student's terms ask for, and how large they are."""
+"""Which arrays a teacher cache has for the summaries that a student's terms need, and how large they are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from nst.losses import Shape
 
 @dataclass(frozen=True)
 class Array:
-    """One tensor of one request's summary, as a store holds it: `[views, images, *shape]`."""
+    """One tensor of one request's summary, as a cache holds it: `[views, images, *shape]`."""
 
     request: str  # key of the request
     tensor: str  # its name in the summary
-    name: str  # of the array: equal names hold equal values, whichever loss asks
+    name: str  # of the array: equal names hold equal values, whichever loss needs them
     shape: Shape  # for one image in one view
 
 

@@ -30,7 +30,7 @@ class Normalization:
 
 
 class _DeepEnough(Exception):
-    """Ends a forward pass: all that was asked for is there."""
+    """Ends a forward pass: all tapped features have been computed."""
 
 
 class _Depth:

@@ -1,4 +1,4 @@
-"""What a source of the teacher's summaries is, and how the next batches are announced to it."""
+"""What a source of the teacher's summaries is, and how it prefetches the next batches."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from nst.distiller import Summaries
 
 
 class SummarySource(Protocol):
-    """Says of a batch what the student's terms ask of the teacher."""
+    """Gives the teacher's summaries of a batch that the student's terms need."""
 
-    prefetch_batches: int  # how many batches before its turn a batch should be announced; 0: not at all
+    prefetch_batches: int  # how many batches ahead to prefetch; 0: none
 
     def __call__(self, batch: Batch) -> Summaries:
         """Summaries of a batch, by request key."""
         ...
 
     def prefetch(self, batch: Batch) -> None:
-        """Start on a batch whose turn comes later; batches come in the order announced."""
+        """Start on a batch whose turn comes later; batches come in the order in which they were prefetched."""
         ...
 
     def compile(self, batch_size: int) -> None:
@@ -63,10 +63,10 @@ class MixedSource:
 
 
 class Prefetch:
-    """A loader that announces each batch to the knowledge `prefetch_batches` batches before its turn."""
+    """A loader that has the source prefetch each batch `prefetch_batches` batches ahead."""
 
-    def __init__(self, loader: Loader, knowledge: SummarySource) -> None:
-        self.loader, self.knowledge = loader, knowledge
+    def __init__(self, loader: Loader, source: SummarySource) -> None:
+        self.loader, self.source = loader, source
 
     @property
     def num_images(self) -> int:
@@ -84,12 +84,12 @@ class Prefetch:
         """As the loader's own."""
         waiting: deque[Batch] = deque()
         for batch in self.loader.epoch(epoch, first_step):
-            self.knowledge.prefetch(batch)
+            self.source.prefetch(batch)
             waiting.append(batch)
-            if len(waiting) > self.knowledge.prefetch_batches:
+            if len(waiting) > self.source.prefetch_batches:
                 yield waiting.popleft()
         yield from waiting
 
     def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """As the loader's own; nothing is announced."""
+        """As the loader's own; nothing is prefetched."""
         return self.loader.sequential(views, first_step, stride)

@@ -218,7 +218,7 @@ class Writing:
             writer.write(row, value.to(writer.dtype).cpu().numpy())
 
     def save(self, row: int) -> None:
-        """All that was computed goes to disk, on every rank, then the manifest says so."""
+        """All that was computed goes to disk, on every rank, then the manifest counts the rows."""
         while self.pending:
             self.pending.popleft().result()
         for writer in self.writers.values():
@@ -229,7 +229,7 @@ class Writing:
 
 
 def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
-    """Compile the teacher for batches like this one; returns why it must not stay so, None where it says what eager code says."""
+    """Compile the teacher for batches like this one; returns why not to keep that, None where it agrees with eager code."""
     eager = teacher.summaries(images)
     try:
         teacher.compile(len(images))

@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Schedule(Protocol):
-    """Base class of the group `schedule`."""
+    """Interface of the group `schedule`."""
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
         """The rate for step `step` (0-based) of a run of `steps` steps, from the optimizer's own rate `lr`."""
