@@ -144,7 +144,9 @@ def first_values(parsed: list[Override]) -> list[str]:
 
 def check_command(name: str, arguments: list[str], page: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command other than training: its words are composed or parsed, by whatever it does that with."""
-    if name in ("cache", "gradients", "layers"):
+    if name == "cache" and arguments[0] in KEYS:
+        parse(arguments[0], arguments[1:])
+    elif name in ("cache", "gradients", "layers"):
         build.settings(composed("config", [o for o in overrides_of(arguments, page) if not o.startswith("all=")]))
     elif name in ("evaluate", "export"):
         composed(name, overrides_of(arguments, page))
