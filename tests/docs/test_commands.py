@@ -81,8 +81,6 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(page)
     if name == "train":
         check_train(arguments, page, outputs, several=several)
-    elif name == "cache" and arguments[0] in KEYS:
-        parse(arguments[0], arguments[1:])
     elif name in COMMANDS:
         check_command(name, arguments, page, outputs, monkeypatch)
     else:
