@@ -52,14 +52,19 @@ def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: P
         "TrivialAugmentWide",
         "random erasing (probability 0.25)",
         "weights averaged over the steps (EMA, decay 0.99)",
-        "run beside it, in bf16",
+        "run with the student, in bf16",
+        "gradients clipped at norm 2",
+        "gradients accumulated over 4 parts of a batch",
+        "batch normalisation over the batches of all ranks",
     }
     plain = model_card(run, report, data, None)
     assert not any(text in plain for text in told)
     assert "Training also used" not in plain
     settings = replace(
         settings,
-        trainer=replace(settings.trainer, mixup=0.8, cutmix=1.0, ema=0.99),
+        trainer=replace(
+            settings.trainer, mixup=0.8, cutmix=1.0, ema=0.99, clip_grad_norm=2.0, accumulate=4, sync_bn=True
+        ),
         loss=settings.loss | {"ce": settings.loss["ce"] | {"label_smoothing": 0.1}},
         data=settings.data | {"augment": "trivial", "erase": 0.25},
         teacher=replace(settings.teacher, precision="bf16"),

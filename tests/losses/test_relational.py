@@ -48,8 +48,8 @@ def test_equals_the_loops(name, pair):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-9)
     single, rough = value_and_gradient(lambda x: value(make(name), x, teacher.float()), student.float())
-    torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-6)
-    assert (rough - expected_gradient).norm() <= 1e-3 * expected_gradient.norm() + 1e-5
+    torch.testing.assert_close(single, expected, rtol=2e-3, atol=1e-6)  # PKT: the logarithm of cos + 1 near cos = −1
+    assert (rough - expected_gradient).norm() <= 5e-3 * expected_gradient.norm() + 1e-5
 
 
 @every
