@@ -116,6 +116,12 @@ def run(arguments: argparse.Namespace) -> None:
     split = noise(4 * arguments.batch_size)
     teacher = getattr(models, arguments.teacher)().to(device).to(memory_format=torch.channels_last)
     shapes = feature_shapes(teacher, TAPS, IMAGE)
+    settle(
+        teacher,
+        split.render(
+            torch.arange(2 * arguments.batch_size), torch.zeros(2 * arguments.batch_size, dtype=torch.long)
+        ).to(device),
+    )
     fold_batch_norm(teacher.eval(), split.render(torch.arange(8), torch.zeros(8, dtype=torch.long)).to(device))
     with tempfile.TemporaryDirectory() as folder:
         students = {name: distiller(arguments, [name], shapes) for name in arguments.losses}
@@ -141,6 +147,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
     print_tables(arguments, report)
+
+
+@torch.no_grad()
+def settle(teacher: torch.nn.Module, images: torch.Tensor) -> None:
+    """Take the statistics of batch normalisation from these images: random weights alone lead beyond what float16 holds."""
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    teacher.train()(images)
 
 
 def noise(images: int, classes: int = 10) -> MemorySplit:

@@ -22,6 +22,7 @@ def gradient_page(result: Record) -> str:
     templates = environment()
     style = templates.get_template("style.css").render()
     return templates.get_template("gradients.html").render(
+        title=f"Gradients of {result['run']}",
         run=result["run"],
         about=result["about"],
         policy=policy(style),
