@@ -241,3 +241,36 @@ def test_sizes_of_cifar10_are_those_of_the_design() -> None:
     values: dict[str, Tensor | int] = {"162.0 MB": 10, "1.0 GB": 64, "33.7 GB": 2080}
     assert [readable_bytes(images * views * half * int(v)) for v in values.values()] == list(values)
     assert readable_bytes(images * 16 * half * 2080) == "3.3 GB"
+
+
+class Constant(AT):
+    """AT with attention maps of one value, which overflows float16 or is not finite."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def summarize(self, teacher_feature: Tensor, student_shape: Any = None) -> dict[str, Tensor]:
+        summary = super().summarize(teacher_feature, student_shape)
+        return {name: torch.full_like(attention, self.value) for name, attention in summary.items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (7e4, "float16", r"loss\.mine: .*values up to 7e\+04, more than float16 can hold \(65,504\); use knowledge\.dtype=float32"),
+        (float("nan"), "float16", r"loss\.mine: .*not finite.* check teacher\.weights"),
+        (float("inf"), "float32", r"loss\.mine: .*not finite.* check teacher\.weights"),
+    ],
+)  # fmt: skip
+def test_a_summary_that_the_cache_cannot_hold_is_refused(
+    tmp_path: Path, value: float, dtype: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled(tmp_path, request("mine:0", Constant(value)), dtype=dtype)
+    assert opened(tmp_path, dtype).written(wanted(request("mine:0", Constant(value)))[0].name) == 0
+
+
+def test_large_values_fit_a_float32_cache(tmp_path: Path) -> None:
+    mine = request("mine:0", Constant(7e4))
+    assert not filled(tmp_path, mine).missing(wanted(mine))

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -111,7 +112,7 @@ def write_cache(
         peers: the processes that write together, all of which see the folder.
 
     Raises:
-        ValueError: the disk is too small.
+        ValueError: the disk is too small; a summary is not finite in the cache's dtype.
     """
     with locked_together(cache, peers):
         missing = cache.missing(needed)
@@ -215,7 +216,10 @@ class Writing:
                     f"loss.{array.request.split(':')[0]}: its summarize gives {array.tensor!r} of shape {tuple(value.shape[1:])} an image, "
                     f"its plan says {array.shape}; what relates images belongs into forward"
                 )
-            writer.write(row, value.to(writer.dtype).cpu().numpy())
+            stored = value.to(writer.dtype)
+            if not torch.isfinite(stored).all():
+                raise ValueError(not_finite(array, value))
+            writer.write(row, stored.cpu().numpy())
 
     def save(self, row: int) -> None:
         """All that was computed goes to disk, on every rank, then the manifest counts the rows."""
@@ -226,6 +230,20 @@ class Writing:
         self.peers.any(False)
         if self.peers.rank == 0:
             self.cache.save(dict.fromkeys(self.writers, row))
+
+
+def not_finite(array: Array, value: Tensor) -> str:
+    """What to do about a summary that the cache's dtype cannot hold."""
+    term = f"loss.{array.request.split(':')[0]}: its summary {array.name}"
+    if torch.isfinite(value).all():
+        return (
+            f"{term} has values up to {value.abs().max():.3g}, more than float16 can hold (65,504); "
+            "use knowledge.dtype=float32 or knowledge=live"
+        )
+    return (
+        f"{term} has values that are not finite: the teacher itself gives them; check teacher.weights, teacher.precision and "
+        "teacher.mean and teacher.std"
+    )
 
 
 def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
