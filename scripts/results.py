@@ -4,16 +4,17 @@ python scripts/results.py add outputs/cifar10 results/cifar10.jsonl    # one lin
 python scripts/results.py pages                                        # README.md and docs/measured.md
 
 Runs of several machines and days gather in one file: a run that is in it already stays as it is.
-A page holds `<!-- results: FILE SPLIT [RATE] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
-results/FILE that were evaluated on that split ("test" or "val"), if given those at that learning rate. So it is between
-`<!-- gains: FILE SPLIT [RATE] -->` and `<!-- end of gains -->`: the gain over the baseline by the number of training images, and its figure
-in docs/images/. No line names a folder of the machine it was measured on: of a path only its last part is kept.
+A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
+results/FILE that were evaluated on that split ("test" or "val"), if given those of the baseline and of some methods, such as
+`kd kd+nst_poly`. So it is between `<!-- gains: FILE SPLIT -->` and `<!-- end of gains -->`: the gain over the baseline by the number of
+training images, and its figure in docs/images/. No line names a folder of the machine it was measured on: of a path only its last part is kept.
 """
 
 import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(
-    r"(<!-- (?P<kind>results|gains): (?P<file>\S+) (?P<split>test|val)(?: (?P<rate>[\d.]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
+    r"(<!-- (?P<kind>results|gains): (?P<file>\S+) (?P<split>test|val)(?: of (?P<methods>[\w+ ]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
     re.S,
 )
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
@@ -49,7 +50,15 @@ SETTINGS = (
 )  # what a run is
 BASELINE, CONTROL = "baseline", "baseline on the cached views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
-METHODS = ("kd", "fitnet", "at", "nst_linear", "nst_poly", "nst_gaussian")  # the order of rows; others follow
+NAMES = {
+    "kd": "KD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "nst_linear": "NST (linear)",
+    "nst_poly": "NST (poly)",
+    "nst_gaussian": "NST (Gaussian)",
+    "review": "ReviewKD",
+}  # in the order of rows; others follow, in capitals
 
 Record = dict[str, Any]
 
@@ -209,28 +218,39 @@ def shown(run: Record) -> dict[str, str]:
 
 
 def method(run: Record, runs: Sequence[Record], beside: Sequence[Record] | None = None) -> str:
-    """The terms with their weights, and what else of a term is not the same in all runs that have it.
+    """The terms with their weights, and of a term's options those that differ from most runs that have it.
 
     Args:
         beside: the runs of which a different source of the summaries is named; None: all.
     """
-    words = []
-    for name, node in run["loss"].items():
-        others = [other["loss"][name] for other in runs if name in other["loss"]]
-        differing = [key for key in node if key != "weight" and any(other.get(key) != node[key] for other in others)]
-        if name != "ce" and node["weight"] > NEGLIGIBLE:
-            words.append(" ".join([f"{name} {node['weight']:g}", *(f"{key}={value(node[key])}" for key in differing)]))
-    sources = {source(other) for other in (runs if beside is None else beside) if other["knowledge"]}
     if not run["knowledge"]:
         return BASELINE
-    return (" + ".join(words) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")
+    texts = []
+    for name in terms(run):
+        node = run["loss"][name]
+        others = [other["loss"][name] for other in runs if name in other["loss"]]
+        options = [f"{key}={value(node[key])}" for key in node if key != "weight" and not usual(node, key, others)]
+        texts.append(" ".join([NAMES.get(name, name.upper()), f"{node['weight']:g}", *options]))
+    sources = {source(other) for other in (runs if beside is None else beside) if other["knowledge"]}
+    return (" + ".join(texts) or CONTROL) + (f", {source(run)}" if len(sources) > 1 else "")
 
 
-def value(part: Any) -> str:
-    """A part of a term; of taps the layers' names, the teacher's first where they differ."""
-    if not isinstance(part, list):
-        return str(part)
-    return ",".join("→".join(dict.fromkeys((tap["teacher"], tap["student"]))) for tap in part)
+def terms(run: Record) -> list[str]:
+    """Names of the terms beside the cross-entropy; none for the baseline on the cached views."""
+    return [name for name, node in run["loss"].items() if name != "ce" and node["weight"] > NEGLIGIBLE]
+
+
+def usual(node: Record, key: str, others: Sequence[Record]) -> bool:
+    """Whether no other value of a term's option is as frequent among the terms of that name."""
+    counts = Counter(json.dumps(other.get(key)) for other in others)
+    return all(count < counts[json.dumps(node[key])] for text, count in counts.items() if text != json.dumps(node[key]))
+
+
+def value(option: Any) -> str:
+    """An option of a term; of taps the layers' names, the teacher's first where they differ."""
+    if not isinstance(option, list):
+        return str(option).lower() if isinstance(option, bool) else str(option)
+    return ",".join("→".join(dict.fromkeys((tap["teacher"], tap["student"]))) for tap in option)
 
 
 def source(run: Record) -> str:
@@ -241,12 +261,12 @@ def source(run: Record) -> str:
 
 def place(run: Record) -> tuple[Any, ...]:
     """Where a run stands: few terms first, in the order of METHODS, large weights first."""
-    terms = [name for name, node in run["loss"].items() if name != "ce" and node["weight"] > NEGLIGIBLE]
+    names = terms(run)
     return (
-        len(terms),
+        len(names),
         bool(run["knowledge"]),
-        [METHODS.index(name) if name in METHODS else len(METHODS) for name in terms],
-        [-run["loss"][name]["weight"] for name in terms],
+        [list(NAMES).index(name) if name in NAMES else len(NAMES) for name in names],
+        [-run["loss"][name]["weight"] for name in names],
     )
 
 
@@ -297,9 +317,15 @@ def made(run: Record) -> str:
 
 def chosen(found: re.Match[str]) -> list[Record]:
     """The runs that a page's comment names; none where their file is not there yet."""
-    file, rate = ROOT / "results" / found["file"], float(found["rate"]) if found["rate"] else None
+    file = ROOT / "results" / found["file"]
     runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return [run for run in runs if run["evaluated_on"] == found["split"] and rate in (None, run["optim"]["lr"])]
+    methods = found["methods"] and found["methods"].split()
+    return [
+        run
+        for run in runs
+        if run["evaluated_on"] == found["split"]
+        and (not methods or not run["knowledge"] or "+".join(terms(run)) in methods)
+    ]
 
 
 def figure_of(found: re.Match[str]) -> Path:

@@ -52,9 +52,9 @@ def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
     lines = results.section(kept(tmp_path)).splitlines()
     assert lines[2:4] == [
         "| baseline | 94.00 ± 1.00 (3) | 94.00 | – | 70.0 |",
-        "| kd 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | 70.0 |",
+        "| KD 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | 70.0 |",
     ]
-    assert lines[4].startswith("| nst_poly 50 | 95.55 ± 0.07 (2) | 95.55 | +1.05")
+    assert lines[4].startswith("| NST (poly) 50 | 95.55 ± 0.07 (2) | 95.55 | +1.05")
     assert "training images: all; epochs: 2; " in lines[-1]
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
 
@@ -68,7 +68,7 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
         run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
     lines = results.section(runs + other).splitlines()
     assert lines[0] == "| method, λ | learning rate | last epoch | median | Δ vs. baseline | training accuracy |"
-    assert "| kd 50 | 0.2 (cosine) | 72.00 (1) | 72.00 | +1.00 | 70.0 |" in lines
+    assert "| KD 50 | 0.2 (cosine) | 72.00 (1) | 72.00 | +1.00 | 70.0 |" in lines
 
 
 def test_a_method_is_compared_with_the_baseline_on_the_same_views_too(tmp_path: Path) -> None:
@@ -80,17 +80,37 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_views_too(tmp_path: 
         run["top1_by_epoch"] = {"2": 90.0}
     lines = results.section(runs + control).splitlines()
     assert lines[3] == "| baseline on the cached views | 90.00 ± 0.00 (3) | 90.00 | -4.00 ± 2.48 | – | 70.0 |"
-    assert "| kd 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
+    assert "| KD 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
 
 
 def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
     runs = kept(tmp_path)
     runs += json.loads(json.dumps([run for run in runs if "kd" in run["loss"]]))
-    for i, run in enumerate(run for run in runs if "kd" in run["loss"]):
-        run["loss"]["kd"]["temperature"] = 4.0 if i < 3 else 8.0
+    terms = [run["loss"]["kd"] for run in runs if "kd" in run["loss"]]
+    for i, term in enumerate(terms):
+        term["temperature"] = 4.0 if i < 3 else 8.0
     section = results.section(runs)
-    assert "| kd 50 temperature=4.0 | 95.00 ± 1.00 (3) |" in section
-    assert "| kd 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
+    assert "| KD 50 temperature=4.0 | 95.00 ± 1.00 (3) |" in section
+    assert "| KD 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
+    terms[3]["temperature"] = 4.0
+    section = results.section(runs)
+    assert re.search(r"^\| KD 50 temperature=8.0 \| .* \(2\) \|", section, re.M)
+    assert re.search(r"^\| KD 50 \|", section, re.M)  # the option of most runs is not shown
+
+
+def test_a_page_chooses_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline is always there; the baseline on the cached views is not."""
+    runs = kept(tmp_path)
+    (tmp_path / "results").mkdir()
+    control = json.loads(json.dumps([run for run in runs if "kd" in run["loss"]]))
+    for run in control:
+        run["loss"]["kd"]["weight"] = 1e-9
+    (tmp_path / "results" / "kept.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs + control))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results: kept.jsonl test of nst_poly kd+nst_poly -->\n<!-- end of results -->\n")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    found = re.findall(r"^\| (?!method|---)(.*?) \|", results.written(page), re.M)
+    assert found == ["baseline", "NST (poly) 50"]
 
 
 def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
@@ -98,8 +118,8 @@ def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
     for run, student in zip(runs, ("last", "layer2"), strict=True):
         run["loss"]["nst_poly"]["taps"] = [{"teacher": "last", "student": student}]
     section = results.section(runs)
-    assert "| nst_poly 50 taps=last |" in section
-    assert "| nst_poly 50 taps=last→layer2 |" in section
+    assert "| NST (poly) 50 taps=last |" in section
+    assert "| NST (poly) 50 taps=last→layer2 |" in section
 
 
 def test_diverged_runs_are_counted(tmp_path: Path) -> None:
@@ -122,8 +142,8 @@ def test_runs_that_fell_back_are_counted(tmp_path: Path) -> None:
     fallen["top1_by_epoch"] = {"1": 97.0, "2": 31.0}
     lines = results.section(runs).splitlines()
     assert lines[0].startswith("| method, λ | last epoch | median | fell back |")
-    assert lines[3].startswith("| kd 50 | 74.00 ± 37.24 (3) | 95.00 | 1 of 3 |")
-    assert results.section(runs, short=True).splitlines()[3].startswith("| kd 50 | 74.00 ± 37.24 (3) | -20.00")
+    assert lines[3].startswith("| KD 50 | 74.00 ± 37.24 (3) | 95.00 | 1 of 3 |")
+    assert results.section(runs, short=True).splitlines()[3].startswith("| KD 50 | 74.00 ± 37.24 (3) | -20.00")
 
 
 def of_images(runs: list[results.Record], images: int, epochs: int, gain: float) -> list[results.Record]:
@@ -154,13 +174,14 @@ def test_gains_by_the_number_of_images(tmp_path: Path, monkeypatch: pytest.Monke
     lines = page.read_text().splitlines()
     assert lines[2].endswith("(images/sizes.svg)")
     assert "| training images | 1,000 | 5,000 |" in lines
-    assert r"| kd 50 | +1.00 ± 0.00 \[+1.00\] (3) | +1.00 ± 0.00 \[+1.00\] (3) |" in lines
+    assert r"| KD 50 | +1.00 ± 0.00 \[+1.00\] (3) | +1.00 ± 0.00 \[+1.00\] (3) |" in lines
     assert (
-        len([line for line in lines if re.match(r"\| nst_poly 50 − baseline \| \+4.05 ± .* \| \+1.05 ± ", line)]) == 1
+        len([line for line in lines if re.match(r"\| NST \(poly\) 50 − baseline \| \+4.05 ± .* \| \+1.05 ± ", line)])
+        == 1
     )
     assert (lines[0], lines[-1]) == ("Before", "After")
     figure = (tmp_path / "docs" / "images" / "sizes.svg").read_text()
-    assert ">nst_poly 50</text>" in figure
+    assert ">NST (poly) 50</text>" in figure
     assert results.drawn(page) == {tmp_path / "docs" / "images" / "sizes.svg": figure}
 
 
