@@ -17,7 +17,7 @@ from nst.data.memory import MemorySplit
 from nst.data.mixing import MixingLoader
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
-from nst.losses import AT, KD, NST, CrossEntropy, FitNet
+from nst.losses import AT, CC, CRD, DIST, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet
 from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.evaluate import evaluate
@@ -52,25 +52,42 @@ def data() -> MemorySplit:
     return MemorySplit(images, torch.arange(IMAGES) % 10, ViewScheme(8, 1, False), (0.5,), (0.3,))
 
 
-def trainer(
-    here: Ranks, *, bn: bool = False, with_labels: bool = True, kinds: bool = False, **settings: Any
-) -> Trainer:
-    """Every loss at once, from a teacher with more channels; or one of each kind, which learn, relate images and remember."""
+def chosen(losses: str) -> list[Term]:
+    """`maps`; `kinds`: one that learns, one that relates images, one that remembers, …; `relations`: those between images."""
     logits, last = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
-    terms = [
-        Term("fitnet", FitNet(), 1.0, last),
-        Term("at", AT(), 10.0, last),
-        Term("nst_poly", NST(kernel="polynomial"), 50.0, last),
-        Term("nst_gaussian", NST(kernel="gaussian"), 10.0, last),
-    ]
-    if kinds:
-        terms = [
-            Term("learned", Learned(), 1.0, last),
-            Term("relational", Relational(), 2.0, last),
-            Term("remembering", Remembering(), 1.0, last),
-            Term("ramped", Ramped(), 1.0, last),
-            Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), Pair("last", "last"))),
-        ]
+    match losses:
+        case "maps":
+            return [
+                Term("fitnet", FitNet(), 1.0, last),
+                Term("at", AT(), 10.0, last),
+                Term("nst_poly", NST(kernel="polynomial"), 50.0, last),
+                Term("nst_gaussian", NST(kernel="gaussian"), 10.0, last),
+            ]
+        case "kinds":
+            return [
+                Term("learned", Learned(), 1.0, last),
+                Term("relational", Relational(), 2.0, last),
+                Term("remembering", Remembering(), 1.0, last),
+                Term("ramped", Ramped(), 1.0, last),
+                Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), Pair("last", "last"))),
+            ]
+        case _:
+            return [
+                Term("sp", SP(), 3000.0, last),
+                Term("rkd", RKD(), 1.0, last),
+                Term("pkt", PKT(), 100.0, last),
+                Term("cc", CC(), 1.0, last),
+                Term("crd", CRD(negatives=20), 0.8, last),
+                Term("dist", DIST(), 2.0, logits),
+            ]
+
+
+def trainer(
+    here: Ranks, *, bn: bool = False, with_labels: bool = True, losses: str = "maps", **settings: Any
+) -> Trainer:
+    """Several losses at once, from a teacher with more channels."""
+    logits = (Pair(LOGITS, LOGITS),)
+    terms = chosen(losses)
     if with_labels:
         terms += [Term("ce", CrossEntropy(), 1.0, logits), Term("kd", KD(), 4.0, logits)]
     torch.manual_seed(0)
@@ -123,7 +140,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "parts": {"accumulate": 3},
     "parts_sync_bn": {"bn": True, "sync_bn": True, "accumulate": 2},
     "no_label": {"with_labels": False},
-    "kinds": {"kinds": True},
+    "kinds": {"losses": "kinds"},
+    "relations": {"losses": "relations"},
     "recipe": {"bn": True, "sync_bn": True, "mixup": 1.0, "cutmix": 1.0, "ema": 0.8},
 }
 
