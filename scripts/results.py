@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.along import CELL, Method, gain_rows, gains, nst_rows
+from nst.report.along import CELL, Method, cell, gain_rows, gains, nst_gains, nst_rows
 from nst.report.gain_figure import gain_figure
 from nst.report.page import gain_file
 from nst.report.runs import chance, diverged, fell_back, read_events
@@ -145,7 +145,16 @@ def section(runs: Sequence[Record], short: bool = False) -> str:
         lines.append(
             markdown_row([*key, accuracy(members), *robust, *differences, mean(members, "crops_top1", 1), *tests])
         )
-    return "\n".join([*lines, "", about(constant, runs)])
+    added = [] if short or varying else nst_adds([one_method(key[0], members) for key, members in rows.items()])
+    return "\n".join([*lines, *added, "", about(constant, runs)])
+
+
+def nst_adds(methods: Sequence[Method]) -> list[str]:
+    """A table of what NST adds to the baseline, the first of the methods, and to sums without it; nothing where nothing is to be compared."""
+    lines = nst_gains({0.0: methods}, False)
+    if methods[0].label != BASELINE or not lines:
+        return []
+    return ["", *text_table([["what NST adds", CELL], *([line.label, cell(line.points.get(0.0))] for line in lines)])]
 
 
 def about(constant: dict[str, str], runs: Sequence[Record]) -> str:
@@ -256,7 +265,7 @@ def value(option: Any) -> str:
 def source(run: Record) -> str:
     """Where the teacher's summaries came from."""
     knowledge = run["knowledge"]
-    return f"stored, {knowledge['views']} views" if knowledge["mode"] == "stored" else "live"
+    return f"cached, {knowledge['views']} views" if knowledge["mode"] == "stored" else "live"
 
 
 def place(run: Record) -> tuple[Any, ...]:

@@ -55,6 +55,8 @@ def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
         "| KD 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | 70.0 |",
     ]
     assert lines[4].startswith("| NST (poly) 50 | 95.55 ± 0.07 (2) | 95.55 | +1.05")
+    assert lines[6].startswith("| what NST adds | ")
+    assert lines[8].startswith(r"| NST (poly) 50 − baseline | +1.05 ± 5.72 \[+1.05\] (2) |")
     assert "training images: all; epochs: 2; " in lines[-1]
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
 
@@ -106,7 +108,7 @@ def test_a_page_chooses_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for run in control:
         run["loss"]["kd"]["weight"] = 1e-9
     (tmp_path / "results" / "kept.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs + control))
-    page = tmp_path / "page.md"
+    page = tmp_path / "README.md"
     page.write_text("<!-- results: kept.jsonl test of nst_poly kd+nst_poly -->\n<!-- end of results -->\n")
     monkeypatch.setattr(results, "ROOT", tmp_path)
     found = re.findall(r"^\| (?!method|---)(.*?) \|", results.written(page), re.M)
