@@ -80,7 +80,7 @@ def test_plan_of_the_paper_s_table():
 def test_a_reduced_plan_says_so():
     plan = make_plan(Request("quick/digits", 1, 0.4, overrides=("data.limit=200", "data.root=null")), CONFIGS)
     assert all(cell.reduced and not cell.comparable for cell in plan.cells)
-    assert plan.cells[0].changes == ("data.limit: 200 (table: None)", "trainer.epochs: 2 (table: 5)")
+    assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
     assert "trainer.epochs=2" in plan.cells[1].command
     assert "teacher.recipe.trainer.epochs=6" in plan.cells[1].command
     (teacher,) = plan.teachers
@@ -102,11 +102,11 @@ def test_where_the_photographs_lie_is_no_other_experiment():
 
 
 def test_how_a_run_is_computed_leaves_it_comparable():
-    overrides = ("trainer.precision=bf16", "teacher.weights=t.pt")
+    overrides = ("trainer.precision=bf16", "teacher.weights=/home/me/t.pt")
     plan = make_plan(Request("quick/digits", 1, overrides=overrides), CONFIGS)
     assert all(cell.comparable and not cell.reduced for cell in plan.cells)
     assert "trainer.precision: bf16 (table: fp32)" in plan.cells[0].changes
-    assert "teacher.weights: t.pt (table: None)" in plan.cells[1].changes
+    assert "teacher.weights: t.pt (table: null)" in plan.cells[1].changes
     assert plan.teachers == []
     other = make_plan(Request("quick/digits", 1, overrides=("optim.lr=0.07",)), CONFIGS)
     assert not any(cell.comparable or cell.reduced for cell in other.cells)

@@ -144,7 +144,7 @@ def _cell(
     return Cell(
         group, row, meant, " ".join(["nst train", *shown, "seed=0"]),
         tuple(replace(asked, seed=seed) for seed in seeds),
-        tuple(f"{key}: {new} (table: {old})" for key, old, new in changed), reduced,
+        tuple(f"{key}: {short(new)} (table: {short(old)})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
     )  # fmt: skip
 
@@ -170,6 +170,13 @@ def cacheable(run: RunConfig) -> bool:
 
 def _settings(search: list[str], overrides: list[str]) -> RunConfig:
     return build.settings(compose("config", overrides=[*search, *overrides]))
+
+
+def short(value: Any) -> str:
+    """A value as it is typed; of an absolute path the last part, since a page may be shared."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else str(value)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
