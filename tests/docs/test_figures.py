@@ -1,0 +1,64 @@
+"""The tables of cost that stand in the pages are those of the files in results/."""
+
+import json
+from typing import Any
+
+from tests.conftest import ROOT
+
+NAMES = {
+    "kd": "KD",
+    "at": "AT",
+    "fitnet": "FitNet",
+    "review": "ReviewKD",
+    "nst_linear": "NST linear",
+    "nst": "NST poly",
+}
+NAMES |= {"nst_poly": "NST poly", "nst_gaussian": "NST Gaussian"}
+
+
+def measured(file: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / file).read_text())
+
+
+def table(page: str, header: str) -> dict[str, list[str]]:
+    """First cell → the other cells, of the table with that header."""
+    lines = (ROOT / "docs" / page).read_text().split(header)[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_share_of_each_loss_in_a_step() -> None:
+    shown = table("cost.md", "| loss | layers | share of the step | ms | extra memory | kept | why more than 5 % |")
+    steps = measured("losses_crd_methods.json")["steps"]
+    assert len(steps) == len(shown)
+    for step in steps:
+        _, share, ms, memory, _, reason = shown[NAMES.get(step["loss"], step["loss"].upper())]
+        assert share == f"{100 * step['share_by_processor_time']:.1f} %"
+        assert ms == f"{step['processor_ms']:.1f}"
+        assert memory == f"{step['extra_mb']:.0f} MB"
+        assert bool(reason) == (step["share_by_processor_time"] >= 0.05)
+
+
+def test_the_time_of_cached_steps() -> None:
+    shown = table(
+        "knowledge.md", "| loss | live | live, processor time | cached | cached, processor time | loss alone |"
+    )
+    rows = [row for row in measured("steps_crd.json")["rows"] if row["knowledge"] in ("live", "stored")]
+    assert {row["loss"] for row in rows} == set(shown)
+    for row in rows:
+        live, live_processor, cached, cached_processor, alone = shown[row["loss"]]
+        ratios = (live, live_processor) if row["knowledge"] == "live" else (cached, cached_processor)
+        assert ratios == (f"{row['ratio_to_plain']:.2f}", f"{row['ratio_by_processor_time']:.2f}")
+        assert alone == f"{row['loss_alone']:+.2f}" or float(alone) == 0 == round(row["loss_alone"], 2)
+
+
+def test_speed_and_memory_beside_the_broadcast_form() -> None:
+    """The figures that the README cites."""
+    rows = {row["method"]: row for row in measured("losses_paper_cifar.json")["rows"] if row["allocator"] == "default"}
+    poly, gaussian = rows["poly"], rows["gaussian"]
+    page = (ROOT / "docs" / "cost.md").read_text()
+    assert f"| {poly['times_faster']:.0f}× | {poly['times_leaner']:.0f}× |" in page
+    assert f"| {gaussian['times_faster']:.0f}× | {gaussian['times_leaner']:.0f}× |" in page
+    readme = (ROOT / "README.md").read_text()
+    assert f"{poly['median_ms']:.0f} ms and {poly['extra_mb']:.0f} MB" in readme
+    assert f"{rows['poly-pairwise']['median_ms']:.0f} ms and {rows['poly-pairwise']['extra_mb']:.0f} MB" in readme
