@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,16 +145,25 @@ def section(runs: Sequence[Record], short: bool = False) -> str:
         lines.append(
             markdown_row([*key, accuracy(members), *robust, *differences, mean(members, "crops_top1", 1), *tests])
         )
-    added = [] if short or varying else nst_adds([one_method(key[0], members) for key, members in rows.items()])
+    added = [] if short or varying else nst_adds({key[0]: members for key, members in rows.items()})
     return "\n".join([*lines, *added, "", about(constant, runs)])
 
 
-def nst_adds(methods: Sequence[Method]) -> list[str]:
-    """A table of what NST adds to the baseline, the first of the methods, and to sums without it; nothing where nothing is to be compared."""
-    lines = nst_gains({0.0: methods}, False)
-    if methods[0].label != BASELINE or not lines:
-        return []
-    return ["", *text_table([["what NST adds", CELL], *([line.label, cell(line.points.get(0.0))] for line in lines)])]
+def nst_adds(rows: Mapping[str, Sequence[Record]]) -> list[str]:
+    """A table of what NST adds to the baseline, and to sums without it whose summaries come from the same source.
+
+    Args:
+        rows: method → its runs. Without a baseline, or without NST, there is no table.
+    """
+    lines = []
+    for origin in dict.fromkeys(source(runs[0]) for label, runs in rows.items() if label != BASELINE):
+        methods = [
+            one_method(label, runs) for label, runs in rows.items() if label == BASELINE or source(runs[0]) == origin
+        ]
+        if methods[0].label == BASELINE:
+            lines += nst_gains({0.0: methods}, False)
+    table = [[line.label, cell(line.points.get(0.0))] for line in lines]
+    return ["", *text_table([["what NST adds", CELL], *table])] if table else []
 
 
 def about(constant: dict[str, str], runs: Sequence[Record]) -> str:

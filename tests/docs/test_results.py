@@ -115,6 +115,24 @@ def test_a_page_chooses_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found == ["baseline", "NST (poly) 50"]
 
 
+def test_what_nst_adds_compares_runs_of_one_source(tmp_path: Path) -> None:
+    """A sum on cached summaries with the same sum without NST on cached summaries."""
+    live = kept(tmp_path)
+    sums = json.loads(json.dumps([run for run in live if "kd" in run["loss"]]))
+    for run in sums:
+        run["loss"]["nst_poly"] = {"weight": 50.0}
+        run["top1_by_epoch"] = {"2": 96.0}
+    cached = json.loads(json.dumps([run for run in live + sums if run["knowledge"]]))
+    for run in cached:
+        run["knowledge"] |= {"mode": "stored", "views": 4}
+    section = results.section([*live, *sums, *cached])
+    added = [line.split(" | ")[0] for line in section.splitlines() if " − KD 50" in line]
+    assert added == [
+        "| KD 50 + NST (poly) 50, live − KD 50, live",
+        "| KD 50 + NST (poly) 50, cached, 4 views − KD 50, cached, 4 views",
+    ]
+
+
 def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
     runs = [run for run in kept(tmp_path) if "nst_poly" in run["loss"]]
     for run, student in zip(runs, ("last", "layer2"), strict=True):
