@@ -11,7 +11,7 @@ from tests.data.samples import write_tree
 
 from nst import build
 from nst.commands.train import run
-from nst.runs.run import have_teacher
+from nst.runs.run import prepare_teacher
 from nst.training.ranks import Ranks
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -35,7 +35,7 @@ def test_what_is_read_is_what_a_live_teacher_says_of_the_same_crop(
 ) -> None:
     settings = build.settings(compose(*photographs, *STORED, *augmented))
     data, networks = build.dataset(settings), build.networks(settings)
-    cached = have_teacher(settings, networks, ONE, data)
+    cached = prepare_teacher(settings, networks, ONE, data)
     assert cached.views is not None
     assert cached.live is not None  # it has just written the cache
     cached.live.ask(networks.distiller.requests)

@@ -28,11 +28,11 @@ class Record(Protocol):
         """One step done; `text` is shown at the progress bar."""
         ...
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
         ...
 
-    def pictures(self, step: int) -> None:
+    def draw_heatmaps(self, step: int) -> None:
         """Draw heat maps of the networks."""
         ...
 
@@ -95,7 +95,7 @@ class Loop:
         progress, steps = self.trainer.progress, self.trainer.loader.steps
         with stop_flag() as flag, profiler(profile) as self.stepped:
             if progress.step == 0:
-                self.record.pictures(0)
+                self.record.draw_heatmaps(0)
             while progress.epoch < self.settings.epochs:
                 if progress.step < (progress.epoch + 1) * steps:
                     self.train_epoch(flag)
@@ -135,7 +135,7 @@ class Loop:
         """
         if not self.trainer.to_compile:
             return
-        self.record.say(
+        self.record.print(
             "compiling the step; the first time this takes up to a few minutes (trainer.compile=false disables it)"
         )
         if self.trainer.compile_once(batch):
@@ -185,10 +185,10 @@ class Loop:
                 progress.best_top1, progress.best_epoch = self.last.top1, epoch
             values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
             self.record.log("eval", progress.step, values)
-            self.record.say(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
+            self.record.print(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
         progress.epoch = epoch
         if epoch == settings.epochs:
-            self.record.pictures(progress.step)
+            self.record.draw_heatmaps(progress.step)
         self.save()
 
     def warn_of_fall(self, top1: float, best: float) -> None:
@@ -196,7 +196,7 @@ class Loop:
         if has_fallen(top1, best, self.chance):
             clip = self.settings.clip_grad_norm
             smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
-            self.record.say(
+            self.record.print(
                 f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
                 f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
             )
