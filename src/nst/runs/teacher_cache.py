@@ -61,7 +61,7 @@ def teacher_side(
         return _cached(settings, networks, ranks, data, weights)
     assert weights is not None
     live, about = load_teacher(settings, networks, ranks, data, weights)
-    live.ask(networks.distiller.requests)
+    live.set_requests(networks.distiller.requests)
     if settings.teacher.batch_statistics:
         live.use_batch_statistics()
     return TeacherSide(live, about, live)
@@ -90,19 +90,19 @@ def _cached(
             )
         live, about = load_teacher(settings, networks, ranks, data, weights)
     if incomplete and live is not None:
-        live.ask([r for r in requests if r.key not in choice.live])
+        live.set_requests([r for r in requests if r.key not in choice.live])
         _write(settings, cache, live, about, ranks, data, subset, needed)
     if live is None and about is not None:
         check_accuracy(settings, data, about)
     train_views = None if views == num_views else subset
     if not needed:
         assert live is not None
-        live.ask(requests)
+        live.set_requests(requests)
         return TeacherSide(live, about, live, train_views, cache)
     cached = CachedTeacher(cache, needed, subset, ranks.device, ranks.world, settings.knowledge.residence)
     if live is None or not choice.live:
         return TeacherSide(cached, about, live, train_views, cache)
-    live.ask([r for r in requests if r.key in choice.live])
+    live.set_requests([r for r in requests if r.key in choice.live])
     return TeacherSide(MixedSource(cached, live), about, live, train_views, cache)
 
 
