@@ -222,9 +222,9 @@ def filled(
     rates: list[tuple[float, float, float, float]] = []
     caches = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
     for cache in caches:
-        live.ask([])
+        live.set_requests([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
-        live.ask(requests)
+        live.set_requests(requests)
         filling, fill_processor = timed(
             lambda cache=cache: write_cache(cache, live, loader, subset, needed), arguments.device
         )

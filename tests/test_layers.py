@@ -69,12 +69,12 @@ def test_running_statistics_stay() -> None:
 
 def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
     found = layers(torchvision_model("resnet18", 10), (3, 64, 64))
-    text = describe("student", "resnet18", found, every=False)
+    text = describe("student", "resnet18", found, list_all=False)
     assert "stage4, last" in text
     assert "layer4.1.relu:input  ReLU        512×2×2   stage4_pre_relu, last_pre_relu" in text
     assert len(text.splitlines()) == 2 + 8 + 1
     assert "and 63 more layers: all=true lists them" in text
-    assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), every=False).splitlines()) == 4
+    assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), list_all=False).splitlines()) == 4
 
 
 def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:

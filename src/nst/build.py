@@ -22,7 +22,7 @@ from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher.source import SummarySource
-from nst.terms import check_name, instantiate, share_taps, terms
+from nst.terms import check_name, instantiate, resolve_taps, terms
 from nst.training.optimizer import MakeOptimizer, check_optimizer
 from nst.training.ranks import Ranks
 from nst.training.schedule import Schedule
@@ -54,23 +54,23 @@ def settings(cfg: DictConfig) -> RunConfig:
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
-    share_taps(run)
-    found = terms(run)
-    if not found:
+    resolve_taps(run)
+    loss_terms = terms(run)
+    if not loss_terms:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
-    asking = [term.name for term in found if term.loss.source == "teacher"]
-    if not asking:
+    teacher_terms = [term.name for term in loss_terms if term.loss.source == "teacher"]
+    if not teacher_terms:
         run.teacher.model, run.teacher.weights = None, None
         run.knowledge = KnowledgeConfig()
     elif run.teacher.model is None:
         raise ValueError(
-            f"loss.{asking[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
+            f"loss.{teacher_terms[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
         )
     else:
         _check_component("teacher.model", run.teacher.model)
         check_channels("teacher.", run.teacher, run.data["channels"])
     _check_classes_agree(run)
-    _check_kinds(run, found)
+    _check_kinds(run, loss_terms)
     for make in (optimizer, schedule, trackers):
         make(run)
     return run
@@ -104,13 +104,13 @@ def _check_classes_agree(run: RunConfig) -> None:
         if node is not None and "num_classes" in node
     }
     if len(set(classes.values())) > 1:
-        found = ", ".join(f"{key}={value}" for key, value in classes.items())
-        raise ValueError(f"teacher, student and data need the same number of classes, found {found}")
+        values = ", ".join(f"{key}={value}" for key, value in classes.items())
+        raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
 
 
-def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
-    """The requirements that a term declares, against the settings of the run."""
-    for term in found:
+def _check_kinds(run: RunConfig, loss_terms: Sequence[Term]) -> None:
+    """Check the requirements that the terms declare against the settings of the run."""
+    for term in loss_terms:
         if term.loss.relational and run.trainer.accumulate > 1:
             raise ValueError(
                 f"loss.{term.name} relates the images of a batch, so gradient accumulation would change it; "
@@ -120,20 +120,20 @@ def _check_kinds(run: RunConfig, found: Sequence[Term]) -> None:
             raise ValueError(
                 f"loss.{term.name}.taps: this loss compares all layers at once, so a pair cannot have its own weight"
             )
-    _check_mixing(run, found)
+    _check_mixing(run, loss_terms)
 
 
-def _check_mixing(run: RunConfig, found: Sequence[Term]) -> None:
-    """Raises ValueError for what mixup and cutmix cannot be combined with: anything that belongs to single images."""
-    asked = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
-    if not asked:
+def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
+    """Raises ValueError for settings that mixup and cutmix exclude: whatever needs single images."""
+    mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
+    if not mixing:
         return
     if run.knowledge.mode == "stored":
-        raise ValueError(f"{asked[0]}: a teacher cache has no mixed images; use knowledge=live")
-    for term in found:
+        raise ValueError(f"{mixing[0]}: a teacher cache has no mixed images; use knowledge=live")
+    for term in loss_terms:
         if needed := [need for need in term.loss.needs if need in ("labels", "index")]:
             raise ValueError(
-                f"{asked[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
+                f"{mixing[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
                 "omit mixing or that loss"
             )
 
@@ -193,19 +193,19 @@ def networks(run: RunConfig) -> Networks:
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
     teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
-    wanted = terms(run, [student] if teacher is None else [student, teacher])
-    _check_taps(wanted, "student", student)
-    student_shapes = _shapes("student", student, [p.student for t in wanted for p in t.pairs], image)
+    loss_terms = terms(run, [student] if teacher is None else [student, teacher])
+    _check_taps(loss_terms, "student", student)
+    student_shapes = _shapes("student", student, [p.student for t in loss_terms for p in t.pairs], image)
     _check_classes("model", student_shapes, run.data["num_classes"])
     teacher_shapes = {}
     if teacher is not None:
-        asking = [t for t in wanted if t.loss.source == "teacher"]
-        _check_taps(asking, "teacher", teacher)
-        teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in asking for p in t.pairs], image)
+        teacher_terms = [t for t in loss_terms if t.loss.source == "teacher"]
+        _check_taps(teacher_terms, "teacher", teacher)
+        teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in teacher_terms for p in t.pairs], image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        distiller = Distiller(student, wanted, student_shapes, teacher_shapes)
+        distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
     for request in distiller.requests:
         _check_plan(request, teacher_shapes[request.tap])
     check_saveable(student)
@@ -228,8 +228,8 @@ def _check_plan(request: Request, teacher_shape: Shape) -> None:
         raise ValueError(f"loss.{name}, teacher layer '{request.tap}': {error}") from error
 
 
-def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
-    for term in wanted:
+def _check_taps(loss_terms: list[Term], side: str, model: nn.Module) -> None:
+    for term in loss_terms:
         for pair in term.pairs:
             try:
                 resolve(model, pair.student if side == "student" else pair.teacher)
@@ -237,16 +237,16 @@ def _check_taps(wanted: list[Term], side: str, model: nn.Module) -> None:
                 raise ValueError(f"loss.{term.name}.taps, {side}: {error}") from error
 
 
-def _shapes(who: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
+def _shapes(side: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
     for name, p in model.named_parameters():
         if p.is_floating_point() and p.dtype != torch.float32:
             raise ValueError(
-                f"{who}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
+                f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
             )
     try:
         return feature_shapes(model, [*taps, LOGITS], image)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{who} on images of shape {image}: {error}") from error
+        raise ValueError(f"{side} on images of shape {image}: {error}") from error
 
 
 def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
@@ -289,39 +289,39 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     return instantiate("data", run.data)
 
 
-def loader(run: RunConfig, here: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
+def loader(run: RunConfig, ranks: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
     """This rank's loader of a split: "train" shuffled and augmented, the others unchanged.
 
     Args:
-        views: [images, K], to draw the training views from; None: all.
+        views: [images, K], the training views to draw from; None: all.
     """
     train = split == "train"
-    made = data.split(split).loader(
+    batches = data.split(split).loader(
         run.trainer.batch_size if train else run.trainer.eval_batch_size,
         train=train,
         seed=run.seed,
-        rank=here.rank,
-        world=here.world,
-        device=here.device,
+        rank=ranks.rank,
+        world=ranks.world,
+        device=ranks.device,
         channels_last=run.trainer.channels_last,
         views=views,
         workers=run.trainer.workers,
     )
     if not train or not (run.trainer.mixup or run.trainer.cutmix):
-        return made
-    if not isinstance(made, ScheduledLoader):
+        return batches
+    if not isinstance(batches, ScheduledLoader):
         raise ValueError(
             f"trainer.mixup, .cutmix: the loader of data={data.name} is no nst.data.schedule.ScheduledLoader"
         )
-    return MixingLoader(made, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
+    return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
-def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader: Loader, here: Ranks) -> Trainer:
+def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader: Loader, ranks: Ranks) -> Trainer:
     """The trainer of the run's student, with its optimizer and schedule."""
     make, no_decay = optimizer(run)
     return Trainer(
         distiller, source, loader, optimizer=make, schedule=schedule(run),
-        settings=run.trainer, ranks=here, seed=run.seed, no_decay=no_decay,
+        settings=run.trainer, ranks=ranks, seed=run.seed, no_decay=no_decay,
     )  # fmt: skip
 
 

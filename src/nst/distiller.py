@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nst.losses import Shape, TransferLoss
 from nst.taps import LOGITS, Taps
 
-Summaries = dict[str, dict[str, Tensor]]  # request key → what the loss needs of the teacher
+Summaries = dict[str, dict[str, Tensor]]  # request key → the teacher's summary
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Request:
 class Instance:
     """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
-    keys: tuple[str, ...]  # a pair's own name, "term:0", "term:1", …; of its request, and the first one of the module
+    keys: tuple[
+        str, ...
+    ]  # one for each pair: "term:0", "term:1", …; the keys of its requests; the first one names the module
     pairs: tuple[Pair, ...]
     weight: float
 
@@ -61,7 +63,7 @@ class Distiller(nn.Module):
         student_shapes: Mapping[str, Shape],
         teacher_shapes: Mapping[str, Shape],
     ) -> None:
-        """Tap the student and set the losses up.
+        """Attach taps to the student and set up the losses.
 
         Args:
             student: maps images `[B, C, H, W]` to logits.
@@ -72,7 +74,7 @@ class Distiller(nn.Module):
         self.student = student
         self.terms = tuple(terms)
         self.taps = Taps(student, [p.student for t in terms for p in t.pairs])
-        self.losses = nn.ModuleDict()  # what is learned besides the student lives here
+        self.losses = nn.ModuleDict()  # the losses' own parameters and buffers
         self.instances: dict[str, list[Instance]] = {}
         self.requests: list[Request] = []
         self.gather: Callable[[Tensor], Tensor] | None = None  # the rows of all ranks, with gradient; None: one process
@@ -89,11 +91,11 @@ class Distiller(nn.Module):
         teacher_shapes: Mapping[str, Shape],
     ) -> Instance:
         self.losses[instance.keys[0]] = loss
-        own = [student_shapes[pair.student] for pair in instance.pairs]
+        shapes = [student_shapes[pair.student] for pair in instance.pairs]
         if loss.source == "teacher":
             teachers = [teacher_shapes[pair.teacher] for pair in instance.pairs]
-            loss.setup(*((own, teachers) if loss.all_layers else (own[0], teachers[0])))
-            for key, pair, shape in zip(instance.keys, instance.pairs, own, strict=True):
+            loss.setup(*((shapes, teachers) if loss.all_layers else (shapes[0], teachers[0])))
+            for key, pair, shape in zip(instance.keys, instance.pairs, shapes, strict=True):
                 self.requests.append(Request(key, pair.teacher, loss, shape))
         return instance
 
@@ -117,8 +119,8 @@ class Distiller(nn.Module):
         """The unweighted value of one term.
 
         Args:
-            features: the student's by tap, logits among them.
-            context: what the losses need besides the teacher, labels included.
+            features: the student's, by tap, including the logits.
+            context: what the losses need besides the teacher, including the labels.
         """
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
@@ -136,14 +138,14 @@ class Distiller(nn.Module):
         assert isinstance(loss, TransferLoss)
         labelled = loss.source == "labels"
         extra = {name: context[name] for name in (("labels",) if labelled else loss.needs)}
-        found = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
-        own = [features[pair.student] for pair in instance.pairs]
+        inputs = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
+        student_features = [features[pair.student] for pair in instance.pairs]
         if loss.relational:
-            own = [loss.compact(feature) for feature in own]
+            student_features = [loss.compact(feature) for feature in student_features]
             if (gather := self.gather) is not None:
-                own = [gather(feature) for feature in own]
-                found = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in found]
-        value = loss(own, found) if loss.all_layers else loss(own[0], found[0])
+                student_features = [gather(feature) for feature in student_features]
+                inputs = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in inputs]
+        value = loss(student_features, inputs) if loss.all_layers else loss(student_features[0], inputs[0])
         if value.ndim:
             raise ValueError(
                 f"loss.{instance.keys[0].split(':')[0]}: its forward gives shape {tuple(value.shape)}; one number, the mean over the "
@@ -152,13 +154,13 @@ class Distiller(nn.Module):
         return value
 
     def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:
-        """The run's loss: the weighted sum of the terms; optionally of relational terms only, or of the others."""
+        """The run's loss: the weighted sum of the terms; optionally of the relational terms only, or of the others only."""
         terms = [term for term in self.terms if relational in (None, term.loss.relational)]
         return torch.stack([term.weight * values[term.name] for term in terms]).sum()
 
 
 def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
-    """The loss modules of a term, the term's own first, with their pairs of layers."""
+    """The loss modules of a term with their pairs of layers: the term's loss, then copies of it."""
     keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
     if term.loss.all_layers:
         return [(term.loss, Instance(tuple(keys), term.pairs, 1.0))]

@@ -23,15 +23,15 @@ from nst.config import CONFIGS
 # Errors that a user can cause and fix; anything else is a bug and shows its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
 
-# Hydra's plugin → the extra of ours that installs it.
+# Hydra's plugin → NST's extra that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
 INSTALL = "pip install 'nst[{}]'"
 NO_SLURM = 'Could not detect "srun"'  # a RuntimeError of submitit
 
-# Hydra hands its exceptions over, instead of printing them, only under HYDRA_FULL_ERROR=1. So we set it; a process started
-# from here must not take that for the user's setting.
+# Hydra raises its exceptions, instead of printing them, only with HYDRA_FULL_ERROR=1. So NST sets it; child processes must
+# not take that for the user's setting.
 OURS = "NST_SET_HYDRA_FULL_ERROR"
-FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # the user wants tracebacks
+FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1" and OURS not in os.environ  # tracebacks requested by the user
 if not FULL:
     os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"
 
@@ -61,8 +61,8 @@ def readable_errors(config_name: str = "config") -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         if os.environ.get("RANK", "0") == "0":
-            now = "stopped at once; the same command continues from the last checkpoint, if there is one"
-            print(stop if isinstance(stop, Interrupted) else now, file=sys.stderr)
+            message = "stopped at once; the same command continues from the last checkpoint, if there is one"
+            print(stop if isinstance(stop, Interrupted) else message, file=sys.stderr)
         sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
     except Exception as error:
         if not _should_report_error():
@@ -116,21 +116,21 @@ def required(keys: Sequence[str]) -> str:
 
 
 def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
-    """The keys that a misspelt name may mean: those that end in it, else similar ones, else those with a similar end."""
+    """Suggestions for a misspelt key: keys that end in it, else similar ones, else keys with a similar end."""
 
-    def ending_in(*ends: str) -> list[str]:  # a run's own before a recipe's, short ones first
-        found = [key for key in keys if key.rpartition(".")[2] in ends]
-        return sorted(found, key=lambda key: ("recipe" in key, key.count(".")))[:3]
+    def ending_in(*ends: str) -> list[str]:  # the run's keys before a recipe's, short ones first
+        matches = [key for key in keys if key.rpartition(".")[2] in ends]
+        return sorted(matches, key=lambda key: ("recipe" in key, key.count(".")))[:3]
 
     if not name:
         return []
-    alike = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
+    similar = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
     ends = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
-    return (name not in keys and ending_in(name)) or alike or ending_in(*ends)
+    return (name not in keys and ending_in(name)) or similar or ending_in(*ends)
 
 
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f"\nDid you mean {' or '.join(near)}?" if near else ""
+def _did_you_mean(nearest: Sequence[str]) -> str:
+    return f"\nDid you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def known_keys(config_name: str) -> Iterator[str]:

@@ -1,15 +1,15 @@
-"""When a run has fallen back: one rule for what the run says and for what the tables count."""
+"""When a run's accuracy has collapsed: one rule for the run's warning and for the tables."""
 
-LEAD = 5.0  # points over chance: from there on, losing half of them is more than noise
+LEAD = 5.0  # points above chance; losing half of less may be noise
 
 
 def has_fallen(top1: float, best: float, chance: float) -> bool:
-    """Whether an evaluation lost more than half of what was won over chance, from a lead of `LEAD` points on.
+    """Whether an evaluation lost more than half of the best accuracy above chance, if that was `LEAD` points or more.
 
     Args:
         top1: of this evaluation, in percent.
         best: of the evaluations before it.
-        chance: accuracy of guessing.
+        chance: chance-level accuracy.
     """
-    won = best - chance
-    return won >= LEAD and top1 - chance < won / 2
+    gain = best - chance
+    return gain >= LEAD and top1 - chance < gain / 2

@@ -12,23 +12,23 @@ from filelock import FileLock, Timeout
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically, so that the old or the new content is there at any moment: temporary file, fsync, rename.
+    """Write a file atomically, so that it has the old or the new content at any moment: temporary file, fsync, rename.
 
     Raises:
         OSError: disk full, read-only folder, lost mount; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with naming(path):
         try:
-            with beside.open("xb") as f:  # a new file: never through a link that somebody laid there
+            with temporary.open("xb") as f:  # "x": a new file, never through a planted link
                 f.write(content)
                 f.flush()
                 os.fsync(f.fileno())
-            beside.replace(path)
+            temporary.replace(path)
         except OSError:
             with suppress(OSError):
-                beside.unlink()  # half a file would only fill a full disk
+                temporary.unlink()  # an incomplete file would only take space on a full disk
             raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -54,7 +54,7 @@ def sha256_of(path: str | Path) -> str:
 
 @contextmanager
 def locked(path: Path, each_second: Callable[[], object] = lambda: None, waiting: str = "") -> Iterator[None]:
-    """Hold the lock file `path`; the lock ends with the process, however it ends.
+    """Hold the lock file `path`; the lock ends with the process, even a killed one.
 
     Args:
         each_second: called every second while another process holds the lock; may raise to give up.

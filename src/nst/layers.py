@@ -25,14 +25,14 @@ class Layer:
 
 @torch.no_grad()
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """The modules that yield one tensor for images of `image_shape` `(C, H, W)`; the last call of each counts.
+    """The modules that output one tensor for images of `image_shape` `(C, H, W)`; if called more than once, the last call.
 
     Shapes are those of a tap. Layers without maps (such as separate windows of the images) are left out.
     """
     named: dict[str, list[str]] = {}
     for role in getattr(model, "taps", {}):
         named.setdefault(resolve(model, role), []).append(role)
-    seen: dict[str, tuple[Tensor, int]] = {}
+    recorded: dict[str, tuple[Tensor, int]] = {}
     layout = getattr(model, "tap_layout", None)
     images: list[tuple[int, ...]] = []
 
@@ -48,8 +48,8 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
             except ValueError:
                 return
             if isinstance(value, Tensor):
-                seen.pop(path, None)
-                seen[path] = (value, value._version)
+                recorded.pop(path, None)
+                recorded[path] = (value, value._version)
 
         return keep_value
 
@@ -73,7 +73,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
             tuple(named.get(path, ())),
             value._version == version,
         )
-        for path, (value, version) in seen.items()
+        for path, (value, version) in recorded.items()
     ]
 
 
@@ -100,27 +100,31 @@ def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, La
     return [(ends_t[size], ends_s[size]) for size in sizes]
 
 
-def _ends(found: list[Layer]) -> dict[tuple[int, ...], Layer]:
-    maps = [layer for layer in found if len(layer.shape) == 3 and layer.intact and not layer.name.endswith(":input")]
+def _ends(all_layers: list[Layer]) -> dict[tuple[int, ...], Layer]:
+    maps = [
+        layer for layer in all_layers if len(layer.shape) == 3 and layer.intact and not layer.name.endswith(":input")
+    ]
     return {layer.shape[1:]: layer for layer in maps if layer.shape[1] * layer.shape[2] > 1}
 
 
-def describe(who: str, name: str, found: list[Layer], every: bool = True) -> str:
+def describe(side: str, name: str, all_layers: list[Layer], list_all: bool = True) -> str:
     """A table: a line a layer.
 
     Args:
-        every: False: only layers with a role; of a network without roles, the last layer of each map size.
+        list_all: False: only layers with a role; of a network without roles, the last layer of each map size.
     """
-    chosen = found if every else [layer for layer in found if layer.roles] or list(_ends(found).values())
+    chosen = (
+        all_layers if list_all else [layer for layer in all_layers if layer.roles] or list(_ends(all_layers).values())
+    )
     rows = [("layer", "module", "output", "also called")]
     for layer in chosen:
         note = ", ".join(layer.roles) + ("" if layer.intact else "overwritten by what follows: do not tap")
         rows.append((layer.name, layer.kind, shown(layer.shape), note))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
-    if len(chosen) < len(found):
-        lines.append(f"and {len(found) - len(chosen)} more layers: all=true lists them")
-    return "\n".join([f"{who}: {name}", *lines])
+    if len(chosen) < len(all_layers):
+        lines.append(f"and {len(all_layers) - len(chosen)} more layers: all=true lists them")
+    return "\n".join([f"{side}: {name}", *lines])
 
 
 def shown(shape: Shape) -> str:

@@ -12,8 +12,8 @@ def autocast(device: "torch.device", precision: str) -> "torch.autocast":
     """A context of autocast to "bf16" or "fp16" on a device; with "fp32" it does nothing."""
     import torch
 
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, kind, enabled=precision != "fp32")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 def check_precision(key: str, precision: str, device: "torch.device") -> None:

@@ -13,15 +13,15 @@ from hydra.plugins.config_source import ConfigResult
 from nst.config import CONFIGS
 from nst.yaml_files import check_yaml
 
-OWN = "configs"  # folder of the working directory
+USER_CONFIGS = "configs"  # folder of the working directory
 
 
-class OwnConfigSource(FileConfigSource):
-    """A folder of the user: only groups that the project has, so that `outputs/` and the like are not groups."""
+class UserConfigSource(FileConfigSource):
+    """A folder of the user: only folders named like the project's groups are groups, so `outputs/` is none."""
 
     @staticmethod
     def scheme() -> str:
-        """Of its paths: `own://FOLDER`."""
+        """The scheme of its paths: `own://FOLDER`."""
         return "own"
 
     def is_group(self, config_path: str) -> bool:
@@ -37,8 +37,8 @@ class OwnConfigSource(FileConfigSource):
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Names in a group."""
-        found = super().list(config_path, results_filter)
-        return found if config_path else [name for name in found if _is_group(name)]
+        names = super().list(config_path, results_filter)
+        return names if config_path else [name for name in names if _is_group(name)]
 
 
 def _is_group(path: str) -> bool:
@@ -46,24 +46,30 @@ def _is_group(path: str) -> bool:
     return not first or (CONFIGS / first).is_dir()
 
 
-def own_code() -> None:
-    """Put the working directory on Python's import path, here and in child processes."""
-    here = str(Path.cwd())
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def add_working_directory() -> None:
+    """Put the working directory on Python's import path, in this process and its children."""
+    working_directory = str(Path.cwd())
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [working_directory, os.environ.get("PYTHONPATH", "")]))
+    if working_directory not in sys.path:
+        sys.path.insert(0, working_directory)
 
 
 def search_path(folders: Iterable[Path] = ()) -> list[str]:
-    """The override that has Hydra also search these folders, `./configs` and the working directory; none where they hold nothing.
+    """The override of Hydra's search path: these folders, `./configs` and the working directory; none if they have no groups.
 
     The project's configurations come first, so a user's file needs another name.
     """
-    SourcesRegistry.instance().register(OwnConfigSource)
-    here = Path.cwd()
-    own = [folder.resolve() for folder in [*folders, here / OWN, here] if folder.is_dir()]
-    own = [folder for folder in dict.fromkeys(own) if folder != CONFIGS.resolve() and _has_groups(folder)]
-    return [f"hydra.searchpath=[{','.join(_quoted(folder) for folder in own)}]"] if own else []
+    SourcesRegistry.instance().register(UserConfigSource)
+    working_directory = Path.cwd()
+    config_folders = [
+        folder.resolve()
+        for folder in [*folders, working_directory / USER_CONFIGS, working_directory]
+        if folder.is_dir()
+    ]
+    config_folders = [
+        folder for folder in dict.fromkeys(config_folders) if folder != CONFIGS.resolve() and _has_groups(folder)
+    ]
+    return [f"hydra.searchpath=[{','.join(_quoted(folder) for folder in config_folders)}]"] if config_folders else []
 
 
 def _has_groups(folder: Path) -> bool:

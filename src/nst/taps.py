@@ -34,10 +34,10 @@ def resolve(model: nn.Module, tap: str) -> str:
     name = path.removesuffix(":input")
     if path == LOGITS or (name and name in modules):
         return path
-    near = difflib.get_close_matches(tap, [*roles, *(m for m in modules if m)], n=4, cutoff=0.4)
+    nearest = difflib.get_close_matches(tap, [*roles, *(m for m in modules if m)], n=4, cutoff=0.4)
     raise ValueError(
         f"unknown layer '{tap}' in {type(model).__name__}: "
-        f"{'nearest names: ' + ', '.join(near) + '; ' if near else ''}"
+        f"{'nearest names: ' + ', '.join(nearest) + '; ' if nearest else ''}"
         f"named taps: {', '.join(roles) or 'none'}; any module name works too, `nst layers` lists them"
     )
 
@@ -58,7 +58,7 @@ class Taps:
             ValueError: for a name the model does not have.
         """
         self.features: dict[str, Tensor] = {}
-        self._images: tuple[int, ...] = ()  # the shape of the images that the model sees
+        self._images: tuple[int, ...] = ()  # the shape of the input images
         self._handles: list[RemovableHandle] = []
         modules = dict(model.named_modules())
         layout = getattr(model, "tap_layout", None)
@@ -104,7 +104,7 @@ class Taps:
 
 
 class _Versions(Taps):
-    """Also records each feature's version, which an in-place operation increments."""
+    """Also records the version of each feature, which in-place operations increment."""
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         self.versions: dict[str, int] = {}
@@ -115,7 +115,7 @@ class _Versions(Taps):
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             keep(module, inputs, output)
-            if isinstance(feature := self.features[tap], Tensor):  # a view counts as what it views
+            if isinstance(feature := self.features[tap], Tensor):  # a view has the version of its base
                 self.versions[tap] = feature._version
 
         return hook
@@ -143,7 +143,7 @@ def feature_shapes(
     parameter = next(model.parameters())
     try:
         logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    except (AssertionError, RuntimeError) as error:  # a network made for other images
+    except (AssertionError, RuntimeError) as error:  # a network for other image sizes
         hint = _SIZE_HINT if hasattr(model, "tap_layout") else ""
         raise ValueError(f"{type(model).__name__} cannot take images of {image_shape}: {error}{hint}") from error
     finally:
@@ -155,7 +155,7 @@ def feature_shapes(
             raise ValueError(f"layer '{tap}' of {type(model).__name__} yields no tensor in a forward pass")
         if tap in recorder.versions and features[tap]._version != recorder.versions[tap]:
             raise ValueError(
-                f"layer '{tap}' of {type(model).__name__} is overwritten by what follows, such as a ReLU in place: tap "
-                "the layer that writes, or make it inplace=False"
+                f"layer '{tap}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU: tap "
+                "that layer, or make it inplace=False"
             )
     return {tap: tuple(features[tap].shape[1:]) for tap in taps}

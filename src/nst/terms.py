@@ -1,4 +1,4 @@
-"""Configuration → components and the terms of a loss: `_target_` called, layers that correspond named by roles."""
+"""Configuration → components and the terms of a loss: calls `_target_`, resolves roles to pairs of layers."""
 
 import difflib
 import math
@@ -16,7 +16,7 @@ from nst.distiller import Pair, Term
 from nst.losses import TransferLoss
 from nst.taps import LOGITS
 
-TAP_NAMES = ("last", "stages", "stage2", "review")  # the names by which the shipped losses ask for layers
+TAP_NAMES = ("last", "stages", "stage2", "review")  # names that the shipped losses use for their layers
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
@@ -40,7 +40,7 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     """The terms of the run's loss, in order; those of weight 0 are left out.
 
     Args:
-        models: student and teacher, to resolve `stages`; without them it stands for one pair.
+        models: student and teacher, to resolve `stages`; without them `stages` is one pair.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
@@ -48,7 +48,7 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     return [term for term in built if term.weight > 0]
 
 
-def share_taps(run: RunConfig) -> None:
+def resolve_taps(run: RunConfig) -> None:
     """Resolve the run's key `taps` into the taps of every loss.
 
     `taps` applies to all losses without their own: a list of pairs, a role that both networks have, or a mapping from the
@@ -58,16 +58,18 @@ def share_taps(run: RunConfig) -> None:
         raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
     named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
     for name in named:
-        near = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
         if name not in TAP_NAMES and not any(_taps_of(node) == name for node in run.loss.values()):
             hint = (
-                f"did you mean {near[0]}?" if near else f"losses use {', '.join(TAP_NAMES)}, or what their own taps say"
+                f"did you mean {nearest[0]}?"
+                if nearest
+                else f"losses use {', '.join(TAP_NAMES)}, or the names in their own taps"
             )
             raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
     for node in run.loss.values():
         if isinstance(node, dict) and "taps" in node:
-            wanted = "last" if node["taps"] is None else node["taps"]
-            node["taps"] = named.get(wanted, wanted) if isinstance(wanted, str) else wanted
+            taps = "last" if node["taps"] is None else node["taps"]
+            node["taps"] = named.get(taps, taps) if isinstance(taps, str) else taps
 
 
 def _taps_of(node: Any) -> Any:
@@ -98,7 +100,7 @@ def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ValueError(
             f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
-            "which layers correspond is said for all losses at once by taps=[{teacher: last, student: last}]"
+            "pairs of layers for all losses at once: taps=[{teacher: last, student: last}]"
         )
     weight = node.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
@@ -125,8 +127,8 @@ def _pair(key: str, node: Any) -> Pair:
         )
     for name in node:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {near[0]}?' if near else ''}")
+            nearest = difflib.get_close_matches(str(name), names, n=1)
+            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {nearest[0]}?' if nearest else ''}")
     weight = node.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"{key}: weight={weight!r}: a positive number is needed")

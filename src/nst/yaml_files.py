@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 _LARGEST = 2**20  # bytes of a file
-_MOST = 100_000  # values, counted as often as aliases repeat them
+_MOST = 100_000  # values, with aliases expanded
 _PLAIN = "tag:yaml.org,2002:"
 
 
@@ -21,7 +21,7 @@ def check_yaml(file: Path) -> None:
     except RecursionError:
         raise ValueError(f"{file}: its values are nested too deeply, or hold themselves") from None
     except _NotPlain as error:
-        raise ValueError(f"{file}: {error}; plain values are needed, nothing is called that a tag names") from None
+        raise ValueError(f"{file}: {error}; plain values are needed: tags are never executed") from None
     if values > _MOST:
         raise ValueError(
             f"{file}: with its aliases (*name) written out it has {values:,} values; up to {_MOST:,} are read"
@@ -32,17 +32,17 @@ class _NotPlain(Exception):
     """A tag and its line."""
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """The values of a node with all aliases written out; each node is visited once."""
-    if id(node) in known:
-        return known[id(node)]
+    if id(node) in counts:
+        return counts[id(node)]
     tag = node.tag.removeprefix(_PLAIN)
     if tag not in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"):
         raise _NotPlain(f"line {node.start_mark.line + 1} has the tag {node.tag}")
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        inner = [part for pair in node.value for part in pair]
+        inner = [child for pair in node.value for child in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    known[id(node)] = total = 1 + sum(_count(part, known) for part in inner)
+    counts[id(node)] = total = 1 + sum(_count(child, counts) for child in inner)
     return total

@@ -126,10 +126,10 @@ def train(it: Trainer) -> dict[str, Any]:
             seen.append(batch.indices)
             if it.progress.step == STEPS:
                 break
-    it.ranks.share_buffers(it.distiller)
+    it.ranks.broadcast_buffers(it.distiller)
     state = it.distiller.state_dict()
     if it.average is not None:
-        it.ranks.share(it.average.values.values())
+        it.ranks.broadcast(it.average.values.values())
         state |= {f"average {name}": value for name, value in it.average.values.items()}
     return {"logged": logged, "state": state, "seen": seen}
 

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 from tests.data.samples import write_tree
 from tests.distributed.conftest import output, torchrun
 from tests.distributed.writing import photographs, write
-from tests.teacher.test_store import IMAGES, VIEWS, split
+from tests.teacher.test_cache import IMAGES, VIEWS, split
 
 from nst.teacher import TeacherCache
 from nst.teacher import write as writing

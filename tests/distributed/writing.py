@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tests.data.test_folder import load
-from tests.teacher.test_store import MAP, POLY, VIEWS, opened, resnet8, split, wanted
+from tests.teacher.test_cache import MAP, POLY, VIEWS, arrays_for, opened, resnet8, split
 
 from nst.data.batch import Batch
 from nst.distiller import Summaries
@@ -47,7 +47,7 @@ def write(folder: Path, here: Ranks, images: Any, after: int = 10**9, workers: i
     loader = images.loader(4, train=True, workers=workers)
     peers = StopTogether(live.flag, here)
     with suppress(Interrupted):
-        write_cache(cache, live, loader, images.view_subset(VIEWS), wanted(POLY, MAP), peers=peers)
+        write_cache(cache, live, loader, images.view_subset(VIEWS), arrays_for(POLY, MAP), peers=peers)
     return cache
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from nst.files import sha256_of
 from nst.models import resnet8
 from nst.runs.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
-from nst.runs.record import own_sources
+from nst.runs.record import user_sources
 
 
 def state(step: int) -> dict[str, Any]:
@@ -150,4 +150,4 @@ def test_only_sources_of_ones_own_are_remembered(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(tmp_path)
     kind = importlib.import_module("written_here").Own
     network = nn.Sequential(nn.Conv2d(1, 1, 1), resnet8(), kind(1, 1))
-    assert own_sources(network) == {"written_here": sha256_of(tmp_path / "written_here.py")}
+    assert user_sources(network) == {"written_here": sha256_of(tmp_path / "written_here.py")}

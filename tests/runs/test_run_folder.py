@@ -107,7 +107,7 @@ def test_a_key_added_later_renames_nothing() -> None:
 def test_reading_a_stored_configuration_imports_nothing(tmp_path: Path) -> None:
     """A component that only the file names is not looked up."""
     stored = config(model={"name": "resnet8", "_target_": "no_such_module.that.must.not.be.imported"})
-    assert "no_such_module.that.must.not.be.imported" in str(folder.identity(stored, like=config()))
+    assert "no_such_module.that.must.not.be.imported" in str(folder.identity(stored, importable=config()))
 
 
 @pytest.mark.parametrize("name", sorted(IDENTITIES))

@@ -19,7 +19,7 @@ from nst.commands.main import command
 from nst.commands.sweep import read_sweep
 from nst.commands.train import run
 from nst.runs.folder import RunFolder
-from nst.runs.prune import LEAST, median_of_others
+from nst.runs.prune import MIN_OTHERS, median_of_others
 from nst.training.trainer import Trainer
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
@@ -209,7 +209,7 @@ def test_the_median_is_that_of_comparable_runs_at_the_same_epoch(tmp_path: Path)
     like(tmp_path / "pair/nst/seed0-long", [90, 90], epochs=3)
     like(tmp_path / "pair/nst/seed0-other", [90, 90], data="cifar10")
     like(tmp_path / "other-pair/nst/seed0-x", [90, 90])
-    assert LEAST == 4
+    assert MIN_OTHERS == 4
     assert median_of_others(own, 1) is None  # three are too few
     like(tmp_path / "pair/at/seed1-b", [40])
     assert median_of_others(own, 1) == 25
@@ -221,7 +221,7 @@ def test_a_run_worse_than_the_median_is_pruned_and_goes_on_when_asked(
 ) -> None:
     status, [first] = sweep(*ALONE, "trainer.prune_after=1", "seed=7")
     assert (status, first["state"]) == (0, "finished")  # alone there is nobody to be worse than
-    for i in range(LEAST):
+    for i in range(MIN_OTHERS):
         copy = tmp_path / f"digits/none-resnet8/ce/seed{i}-copy"
         like(copy, [99, 99])
         (copy / "config.json").write_bytes(Path(first["folder"], "config.json").read_bytes())

@@ -1,11 +1,11 @@
-"""What is cached is weighed once: reading against computing, and the space on the disk."""
+"""What is cached is decided once: cost of reading against computing, and the space on the disk."""
 
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
-from tests.teacher.test_store import MAP, SOFT, VIEWS, filled, opened, request, split, teacher
+from tests.teacher.test_cache import MAP, SOFT, VIEWS, opened, request, split, teacher, written_cache
 
 from nst.losses import FitNet
 from nst.models import resnet8
@@ -35,7 +35,7 @@ def test_the_choice_is_made_once_and_kept_in_the_manifest(tmp_path: Path, comput
     assert choose(opened(tmp_path), 1 - computing) == made
 
 
-def test_an_override_is_not_weighed(tmp_path: Path) -> None:
+def test_an_override_is_not_decided_by_cost(tmp_path: Path) -> None:
     assert choose(opened(tmp_path), allow_large=True) == Choice({})
     never = choose(opened(tmp_path), allow_large=False)
     assert never is not None
@@ -51,11 +51,11 @@ def test_what_does_not_fit_on_the_disk_stays_live(tmp_path: Path, monkeypatch: p
 
 
 def test_what_a_cache_of_an_earlier_version_holds_is_read(tmp_path: Path) -> None:
-    filled(tmp_path, SOFT, MAP, HINT)
+    written_cache(tmp_path, SOFT, MAP, HINT)
     assert choose(opened(tmp_path)) == Choice({})
 
 
-def test_a_choice_made_before_the_teacher_is_known_loses_nothing_of_it(tmp_path: Path) -> None:
+def test_a_choice_made_before_the_teacher_is_loaded_keeps_the_teachers_entry(tmp_path: Path) -> None:
     cache = opened(tmp_path)
     choose(cache, 1.0)
     cache.teacher = {"top1": 50.0}

@@ -11,7 +11,7 @@ from nst.taps import Taps
 from nst.teacher import fold_batch_norm
 
 
-def lived_in(model: nn.Module) -> nn.Module:
+def with_statistics(model: nn.Module) -> nn.Module:
     """With batch statistics that are not the identity."""
     torch.manual_seed(0)
     for module in model.modules():
@@ -27,7 +27,7 @@ def lived_in(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("make", "folded"), [(resnet8, 7), (wrn16_2, 7), (preact_resnet164, 109)])
 def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> None:
-    model = lived_in(make())
+    model = with_statistics(make())
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     reference = copy.deepcopy(model)
     assert fold_batch_norm(model, image) == folded
@@ -40,7 +40,7 @@ def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> No
 
 
 def test_a_tapped_convolution_keeps_its_own_output() -> None:
-    model = lived_in(resnet8())
+    model = with_statistics(resnet8())
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     kept = copy.deepcopy(model)
     assert fold_batch_norm(model, image, keep=["layer1.0.conv1", "layer2.0.bn1:input"]) == 5

@@ -1,4 +1,4 @@
-"""A live teacher stops at its last tap, and says the same whether eager, cut short or compiled."""
+"""A live teacher stops at its last tap; its summaries are the same eager, stopped early or compiled."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_the_forward_pass_ends_at_the_last_tap() -> None:
     assert len(calls) == 2
 
 
-def test_with_logits_asked_for_it_runs_to_the_end() -> None:
+def test_for_logits_it_runs_to_the_end() -> None:
     model = resnet8()
     live = LiveTeacher(model, [AT_STAGE1, SOFT])
     live(batch())
@@ -52,7 +52,7 @@ def test_features_are_not_kept() -> None:
 
 
 @pytest.mark.compiles
-def test_compiled_for_one_batch_size_it_says_the_same() -> None:
+def test_compiled_summaries_equal_eager_ones() -> None:
     live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
     eager, tail = live(batch()), live(batch(3))
     live.compile(4)
@@ -79,7 +79,7 @@ def test_in_bf16_the_network_computes_coarsely_and_the_summary_in_float32() -> N
 
 
 def test_batch_statistics_are_those_of_the_batch_and_change_nothing() -> None:
-    """Also after somebody has looked at the network in `eval()` mode."""
+    """Also after other code has set the network to `eval()`."""
     model, images = resnet8(num_classes=10, in_channels=3), torch.randn(6, 3, 16, 16)
     state = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
     expected = copy.deepcopy(model).train()(images)

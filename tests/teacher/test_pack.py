@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.teacher.test_store import IDENTITY, IMAGES, MAP, POLY, SOFT, VIEWS, filled, opened
+from tests.teacher.test_cache import IDENTITY, IMAGES, MAP, POLY, SOFT, VIEWS, opened, written_cache
 
 from nst.commands import cache as command
 from nst.teacher import cost as costs
@@ -20,7 +20,7 @@ Members = list[tuple[tarfile.TarInfo, bytes]]
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    filled(tmp_path / "cache", SOFT, MAP)
+    written_cache(tmp_path / "cache", SOFT, MAP)
     pack(tmp_path / "cache", tmp_path / "packed.tar")
     return tmp_path / "packed.tar"
 
@@ -29,7 +29,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "lock"}
 
 
-def test_it_comes_out_as_it_went_in(packed: Path, tmp_path: Path) -> None:
+def test_unpacking_restores_the_cache(packed: Path, tmp_path: Path) -> None:
     found = unpack(packed, tmp_path / "there" / "deep")
     assert content(tmp_path / "there" / "deep") == content(tmp_path / "cache")
     assert (found.images, found.views, found.dtype.name) == (IMAGES, VIEWS, "float32")
@@ -39,16 +39,16 @@ def test_it_comes_out_as_it_went_in(packed: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_of_a_partial_cache_the_finished_views_travel(tmp_path: Path) -> None:
-    cache = filled(tmp_path / "cache", SOFT)
+def test_of_a_partial_cache_the_finished_views_are_packed(tmp_path: Path) -> None:
+    cache = written_cache(tmp_path / "cache", SOFT)
     (state,) = cache.state.values()
     state["rows"], state["sha256"] = 2 * IMAGES + 5, state["sha256"][:2]
     cache.save({})
     pack(tmp_path / "cache", tmp_path / "packed.tar")
     unpack(tmp_path / "packed.tar", tmp_path / "there")
     assert [s["rows"] for s in opened(tmp_path / "there").state.values()] == [2 * IMAGES]
-    whole = filled(tmp_path / "whole", SOFT)
-    assert content(filled(tmp_path / "there", SOFT).folder) == content(whole.folder)
+    whole = written_cache(tmp_path / "whole", SOFT)
+    assert content(written_cache(tmp_path / "there", SOFT).folder) == content(whole.folder)
 
 
 def rewritten(packed: Path, change: Callable[[Members], Any]) -> None:
@@ -121,7 +121,7 @@ def test_a_truncated_file_is_refused(packed: Path, tmp_path: Path, kept: int) ->
     assert not (tmp_path / "there").exists()
 
 
-def test_nothing_is_overwritten_and_the_disk_is_asked_first(
+def test_nothing_is_overwritten_and_free_space_is_checked_first(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="cache is there already; name another folder"):
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_and_the_disk_is_asked_first(
 
 
 def test_a_damaged_cache_is_not_packed(tmp_path: Path) -> None:
-    cache = filled(tmp_path / "cache", POLY)
+    cache = written_cache(tmp_path / "cache", POLY)
     (name,) = cache.state
     damaged = bytearray(cache.file(name).read_bytes())
     damaged[-1] ^= 1
@@ -150,7 +150,7 @@ def test_a_damaged_cache_is_not_packed(tmp_path: Path) -> None:
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled(tmp_path / "cache", SOFT)
+    written_cache(tmp_path / "cache", SOFT)
     command.main(["pack", f"cache={tmp_path}/cache", f"to={tmp_path}/packed.tar"])
     command.main(["unpack", f"file={tmp_path}/packed.tar", f"to={tmp_path}/there"])
     packed, unpacked = capsys.readouterr().out.splitlines()

@@ -11,7 +11,7 @@ from tests.data.samples import write_tree
 
 from nst import build
 from nst.commands.train import run
-from nst.runs.run import have_teacher
+from nst.runs.run import prepare_teacher
 from nst.training.ranks import Ranks
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -30,21 +30,21 @@ def photographs(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("augmented", [[], ["data.augment=rand", "data.erase=0.5"]])
-def test_what_is_read_is_what_a_live_teacher_says_of_the_same_crop(
+def test_cached_summaries_are_those_of_the_same_crop(
     compose: Compose, photographs: list[str], augmented: list[str]
 ) -> None:
     settings = build.settings(compose(*photographs, *STORED, *augmented))
     data, networks = build.dataset(settings), build.networks(settings)
-    cached = have_teacher(settings, networks, ONE, data)
+    cached = prepare_teacher(settings, networks, ONE, data)
     assert cached.views is not None
     assert cached.live is not None  # it has just written the cache
-    cached.live.ask(networks.distiller.requests)
+    cached.live.set_requests(networks.distiller.requests)
     seen: dict[int, list[int]] = {}
     for epoch in range(3):
         for batch in build.loader(settings, ONE, data, "train", cached.views).epoch(epoch):
-            read, said = cached.source(batch), cached.live(batch)
-            for key, name in ((key, name) for key, summary in said.items() for name in summary):
-                torch.testing.assert_close(read[key][name], said[key][name], rtol=1e-4, atol=1e-5)
+            read, computed = cached.source(batch), cached.live(batch)
+            for key, name in ((key, name) for key, summary in computed.items() for name in summary):
+                torch.testing.assert_close(read[key][name], computed[key][name], rtol=1e-4, atol=1e-5)
             for index, view in zip(batch.indices.tolist(), batch.views.tolist(), strict=True):
                 seen.setdefault(index, []).append(view)
     assert all(sorted(views) == [0, 1, 2] for views in seen.values())  # each crop once in three epochs

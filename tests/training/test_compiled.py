@@ -174,13 +174,13 @@ def test_compiled_steps_do_what_eager_steps_do() -> None:
 
 
 class Lines:
-    """Of a record, what it says."""
+    """A record that keeps the printed lines."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.printed: list[str] = []
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def print(self, text: str) -> None:
+        self.printed.append(text)
 
 
 @pytest.mark.parametrize("compile", [True, False])
@@ -188,7 +188,7 @@ def test_it_says_that_it_compiles_before_it_does(compile: bool, monkeypatch: pyt
     own, record = trainer(compile), Lines()
     loop = Loop(own, loader(), cast(Record, record))
     monkeypatch.setattr(
-        own, "compile_once", lambda batch: pytest.fail("nothing was said") if not record.said else False
+        own, "compile_once", lambda batch: pytest.fail("nothing was printed") if not record.printed else False
     )
     loop.compile(next(loader().epoch(0)), StopFlag())
-    assert [line.startswith("compiling the step") for line in record.said] == [True] * compile
+    assert [line.startswith("compiling the step") for line in record.printed] == [True] * compile

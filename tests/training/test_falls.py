@@ -30,7 +30,9 @@ def test_half_of_what_was_won_over_chance(best: float, top1: float, chance: floa
 def test_the_run_says_so_and_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two classes, where the best accuracy is never twice that of guessing."""
     said: list[str] = []
-    record: Any = SimpleNamespace(say=said.append, log=lambda *_: None, pictures=lambda *_: None, save=lambda *_: None)
+    record: Any = SimpleNamespace(
+        print=said.append, log=lambda *_: None, draw_heatmaps=lambda *_: None, save=lambda *_: None
+    )
     running = trainer(epochs=3)
     found = loop.Loop(running, running.loader, record, chance=50.0)
     accuracies = iter((90.0, 88.0, 52.5))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nst import build
 from nst.commands.train import run
 from nst.data.mixing import MixingLoader
-from nst.runs.run import have_teacher
+from nst.runs.run import prepare_teacher
 from nst.training.ranks import Ranks
 
 ONE = Ranks(0, 1, torch.device("cpu"))
@@ -18,7 +18,7 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 def test_teacher_and_student_see_the_same_mixed_images(compose: Compose, tiny: list[str]) -> None:
     settings = build.settings(compose(*tiny, "loss=kd", "trainer.mixup=1.0"))
     data, networks = build.dataset(settings), build.networks(settings)
-    side = have_teacher(settings, networks, ONE, data)
+    side = prepare_teacher(settings, networks, ONE, data)
     assert side.live is not None
     mixed = build.loader(settings, ONE, data, "train")
     assert isinstance(mixed, MixingLoader)

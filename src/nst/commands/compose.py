@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.config import CONFIGS
 from nst.errors import known_keys, nearest_keys, readable_errors, required
-from nst.search import own_code, search_path
+from nst.search import add_working_directory, search_path
 
 # Hydra's own options, and how many words follow each.
 OPTIONS = {
@@ -141,7 +141,7 @@ def _no_option(word: str, following: str, config_name: str) -> str:
 
 def with_own_folder(words: Sequence[str]) -> list[str]:
     """Words with `./configs`, the working directory and any `--config-dir` on Hydra's search path, and the directory on Python's."""
-    own_code()
+    add_working_directory()
     if any(word.startswith("hydra.searchpath") for word in words) or {"--shell-completion", "-sc"} & set(words):
         return list(words)
     kept, folders = [], []

@@ -53,7 +53,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from nst.models.weights import load_weights
     from nst.runs.checkpoint import Checkpoints, read_checkpoint
     from nst.runs.folder import STUDENT, SUMMARY, run_folder
-    from nst.runs.run import have_teacher
+    from nst.runs.run import prepare_teacher
     from nst.training.gradients import compare_gradients
     from nst.training.ranks import ranks
 
@@ -63,7 +63,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
         if here.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
-        teacher = have_teacher(settings, networks, here, data)
+        teacher = prepare_teacher(settings, networks, here, data)
         build.allocate(settings, networks.distiller, len(data.train))
         networks.distiller.to(here.device)
         batches = list(islice(build.loader(settings, here, data, "train", teacher.views).epoch(0), BATCHES))

@@ -18,25 +18,29 @@ from nst.errors import readable_errors
 ALL = "all="  # an argument of this command only, not a key of a run
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
     with readable_errors():
-        every = {word.removeprefix(ALL).lower() for word in words if word.startswith(ALL)}
-        if not every <= {"true", "false"}:
-            raise ValueError(f"all={', '.join(sorted(every))}: true or false is needed")
-    hydra_main(partial(task, every="true" in every), "config", [word for word in words if not word.startswith(ALL)])
+        list_all = {argument.removeprefix(ALL).lower() for argument in arguments if argument.startswith(ALL)}
+        if not list_all <= {"true", "false"}:
+            raise ValueError(f"all={', '.join(sorted(list_all))}: true or false is needed")
+    hydra_main(
+        partial(task, list_all="true" in list_all),
+        "config",
+        [argument for argument in arguments if not argument.startswith(ALL)],
+    )
 
 
-def task(cfg: DictConfig, every: bool) -> None:
-    """Print what can be tapped."""
+def task(cfg: DictConfig, list_all: bool) -> None:
+    """Print the layers that can be tapped."""
     with readable_errors():
         from nst import build
 
-        own = [f"loss.{name}.taps" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("taps"))]
-        show(build.settings(cfg), every, own[0] if own else "taps")
+        paths = [f"loss.{name}.taps" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("taps"))]
+        show(build.settings(cfg), list_all, paths[0] if paths else "taps")
 
 
-def show(run: "nst.config.RunConfig", every: bool, key: str) -> None:
+def show(run: "nst.config.RunConfig", list_all: bool, key: str) -> None:
     """Print the layers of both networks, and the pairs that fit.
 
     Args:
@@ -50,9 +54,9 @@ def show(run: "nst.config.RunConfig", every: bool, key: str) -> None:
 
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = layers(build.network("model", without_weights(run.model), 0), image)
-    print(describe("student", run.model["name"], student, every))
+    print(describe("student", run.model["name"], student, list_all))
     if run.teacher.model is not None:
         teacher = layers(build.network("teacher.model", without_weights(run.teacher.model), 0), image)
-        print("\n" + describe("teacher", run.teacher.model["name"], teacher, every))
+        print("\n" + describe("teacher", run.teacher.model["name"], teacher, list_all))
         tapped = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
         print("\n" + pairs_text(matching(teacher, student), key if tapped else None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nst.errors import nearest_keys, readable_errors, required
-from nst.search import own_code
+from nst.search import add_working_directory
 
 USAGE = """Classify the images of a folder with a trained student.
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
     """Print the classes of each image."""
     with readable_errors():
         request = parse(words)
-        own_code()
+        add_working_directory()
         show(request)
 
 

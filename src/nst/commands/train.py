@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         dry_run(settings)
         return {}
     with ranks(settings.trainer.device, settings.trainer.timeout) as here:
-        here.agree(asdict(settings))
+        here.check_same_settings(asdict(settings))
         try:
             summary = distil(settings, here)
         except Pruned as pruned:

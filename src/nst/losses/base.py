@@ -1,4 +1,4 @@
-"""What every loss has in common: summary and value, the plan, map sizes, precision."""
+"""The base class of all losses: summary and value, the plan, map sizes, precision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ number for random draws, another one each step and the same on every rank (int64
 
 @dataclass(frozen=True)
 class Plan:
-    """What a loss will do for given shapes.
+    """Form and memory of a loss for given shapes.
 
     Attributes:
         form: name of the exact form that is used, e.g. "gram".
@@ -41,12 +41,12 @@ class TransferLoss(nn.Module, ABC):
     """A loss in two steps: `summary = loss.summarize(teacher_feature)`, `value = loss(student_feature, summary)`.
 
     Features are `[B, C, H, W]`, logits `[B, classes]`. A summary is a dictionary of tensors whose first dimension is
-    the batch; it may be stored in half precision and read back. Values are means over the batch, computed in float32
+    the batch; it may be cached in half precision. Values are means over the batch, computed in float32
     (float64 for float64 features) whatever the autocast state, and carry no weight λ.
 
-    A loss says by its class attributes what it is, and a run treats it accordingly. Parameters and buffers, made in
+    A loss declares its properties by class attributes, and a run treats it accordingly. Parameters and buffers, created in
     `__init__`, `setup` or `allocate`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
-    exported student. Each pair of layers has an instance of its own.
+    exported student. Each pair of layers has its own instance.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
@@ -54,40 +54,40 @@ class TransferLoss(nn.Module, ABC):
     on_logits: ClassVar[bool] = False
     """The feature is the logits, not a tapped layer."""
     needs: ClassVar[tuple[Need, ...]] = ()
-    """What `forward` finds in the summary besides what `summarize` put there; see `Need`."""
+    """What is added to the summary for `forward`; see `Need`."""
     relational: ClassVar[bool] = False
-    """Relates the images of a batch, or remembers something of them in a buffer: `forward` gets the global batch, the same on
+    """Relates the images of a batch, or keeps values of them in a buffer: `forward` gets the global batch, the same on
     every rank, and gradient accumulation is refused."""
     all_layers: ClassVar[bool] = False
-    """Looks at several pairs of layers at once: `setup` and `forward` get lists, in the order of the taps, and there is one
+    """Compares several pairs of layers at once: `setup` and `forward` get lists, in the order of the taps, and there is one
     instance for all pairs. `summarize` and `plan` are still of one layer."""
     normalises_maps: ClassVar[bool] = False
-    """It compares maps scaled to unit length over the positions, so a map of 1×1 says nothing."""
+    """It compares maps scaled to unit length over the positions, so a map of 1×1 carries no information."""
 
     @property
     def summary_key(self) -> str | None:
-        """All that the summary depends on besides shapes and form: where it is equal, cached summaries are shared.
+        """Everything that the summary depends on besides shapes and form: losses with equal keys share cached summaries.
 
         None: unknown, so that the summary is never cached.
         """
         return None
 
     def setup(self, student_shape: Any, teacher_shape: Any) -> None:
-        """Make what depends on the shapes, such as parameters; called once, under the run's seed, before training.
+        """Create what depends on the shapes, such as parameters; called once, under the run's seed, before training.
 
         Args:
             student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits; with `all_layers` lists of them.
         """
 
     def allocate(self, num_images: int) -> None:
-        """Make buffers with a row for each training image; called once, under the run's seed, when the data is known."""
+        """Create buffers with a row for each training image; called once, under the run's seed, after the data is read."""
 
     @abstractmethod
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
 
     def compact(self, student_feature: Tensor) -> Tensor:
-        """What `forward` takes in place of the student's `[B, ...]`, row by row; a relational loss gathers this over the ranks."""
+        """The reduced feature that `forward` also accepts, row by row; for a relational loss it is gathered over the ranks."""
         return student_feature
 
     @abstractmethod
@@ -125,9 +125,9 @@ def check_number(
     if number and isfinite(value) and value >= least and above < value < below:
         return
     limits = (("at least", least), ("more than", above), ("less than", below))
-    words = " and ".join(f"{word} {limit:g}" for word, limit in limits if isfinite(limit))
+    bounds = " and ".join(f"{relation} {limit:g}" for relation, limit in limits if isfinite(limit))
     kind = "whole" if whole else "finite"
-    raise ValueError(f"{name} is {value!r}; it must be a {kind} number{words and ', ' + words}")
+    raise ValueError(f"{name} is {value!r}; it must be a {kind} number{bounds and ', ' + bounds}")
 
 
 def check_map(feature: Tensor, owner: str) -> None:

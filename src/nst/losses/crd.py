@@ -127,7 +127,7 @@ class CRD(PooledLoss):
 
     @torch.no_grad()
     def _set_z(self, draw: "Draw", e_s: Tensor, e_t: Tensor) -> None:
-        """Set what is not yet set. Asked of the buffer in each step: a first step may be undone, and one wait costs little."""
+        """Set what is not yet set. Checked in each step: a first step may be undone, and one host sync costs little."""
         if bool(self.log_z.isnan().any()):
             self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
             self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)

@@ -77,9 +77,9 @@ def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """`[B, classes]` → logarithms of (p_y, 1 − p_y) `[B, 2]` and of the others' distribution `[B, classes]`, −∞ at y."""
     mask = F.one_hot(labels, logits.shape[1]).bool()
     others = logits.masked_fill(mask, -torch.inf)
-    whole, rest = logits.logsumexp(dim=1, keepdim=True), others.logsumexp(dim=1, keepdim=True)
+    total, remainder = logits.logsumexp(dim=1, keepdim=True), others.logsumexp(dim=1, keepdim=True)
     target = logits.gather(1, labels[:, None])
-    return torch.cat((target - whole, rest - whole), dim=1), others - rest
+    return torch.cat((target - total, remainder - total), dim=1), others - remainder
 
 
 def finite(logarithms: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *gradients)  # a compiled graph refuses second derivatives itself
         inputs = [t for t in (*ctx.saved_tensors, *gradients) if isinstance(t, Tensor) and t.requires_grad]
         with torch.no_grad():
-            found = backward(ctx, *gradients)
-        results = found if isinstance(found, tuple) else (found,)
+            result = backward(ctx, *gradients)
+        results = result if isinstance(result, tuple) else (result,)
         return tuple(Refuse.apply(r, *inputs) if isinstance(r, Tensor) else r for r in results)
 
     return wrapped

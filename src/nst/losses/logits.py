@@ -1,4 +1,4 @@
-"""What the losses on logits have in common: one stored summary, and logit standardisation."""
+"""Base class of the losses on logits: one shared summary, and logit standardisation."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -51,7 +51,7 @@ class LogitLoss(TransferLoss):
         return {"logits": teacher_feature}
 
     def read(self, student: Tensor, summary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Student's and teacher's logits in the working precision, standardised where asked.
+        """Student's and teacher's logits in the working precision, standardised with `standardize`.
 
         Raises:
             ValueError: the class counts differ, or the summary holds no logits of this batch.
@@ -62,8 +62,8 @@ class LogitLoss(TransferLoss):
                 f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
             )
         dtype = working_dtype(student)
-        both = student.to(dtype), teacher.to(dtype)
-        return (standardise(both[0]), standardise(both[1])) if self.standardize else both
+        pair = student.to(dtype), teacher.to(dtype)
+        return (standardise(pair[0]), standardise(pair[1])) if self.standardize else pair
 
     def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
         """Summary: the logits. Raises ValueError when the class counts differ."""

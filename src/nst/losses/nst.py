@@ -111,7 +111,7 @@ class NST(TransferLoss):
 
     @torch.no_grad()
     def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """What the value needs of the teacher's `[B, C_T, H, W]`, see `plan` for the shapes.
+        """The summary of the teacher's `[B, C_T, H, W]`; see `plan` for its shapes.
 
         Args:
             teacher_feature: any floating dtype and memory format.
@@ -152,11 +152,11 @@ class NST(TransferLoss):
     def read_form(self, summary: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
         """A summary's form and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
         names = [] if isinstance(summary, Tensor) else [*summary]
-        own: list[Form] = [form for form in KEYS if form in self.forms and form in names]
-        if not own and "units" in names and {"pairs", "stream"} & {*self.forms}:
+        supported: list[Form] = [form for form in KEYS if form in self.forms and form in names]
+        if not supported and "units" in names and {"pairs", "stream"} & {*self.forms}:
             old: Form = "stream" if self.form == "stream" or "pairs" not in self.forms else "pairs"
             return old, summary_tensor(summary, "units", batch)
-        form = own[0] if own else self.forms[0]
+        form = supported[0] if supported else self.forms[0]
         return form, summary_tensor(summary, form, batch)
 
     def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], form: Form) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the losses on pooled features have in common: the mean over positions, one stored vector an image."""
+"""Base class of the losses on pooled features: the mean over positions, one vector an image."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -103,8 +103,8 @@ class ReviewKD(TransferLoss):
         for feature in students:
             check_map(feature, "student")
         teachers = [
-            laid_out_like(summary_tensor(own, "feature", len(student)), student)
-            for own, student in zip(summary, students, strict=True)
+            laid_out_like(summary_tensor(teacher_summary, "feature", len(student)), student)
+            for teacher_summary, student in zip(summary, students, strict=True)
         ]
         if self.pooled:
             students.append(students[-1].mean(dim=(2, 3), keepdim=True))

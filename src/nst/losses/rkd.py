@@ -78,8 +78,8 @@ def squared_distances(k: Tensor) -> Tensor:
     own = k.diagonal()
     both = own[:, None] + own
     squared = both - 2 * k
-    same = squared <= SAME * both.detach()
-    return torch.where(same.fill_diagonal_(True), 0.0, squared)
+    coincident = squared <= SAME * both.detach()
+    return torch.where(coincident.fill_diagonal_(True), 0.0, squared)
 
 
 def relative_distances(k: Tensor) -> Tensor:

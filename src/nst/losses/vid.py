@@ -61,15 +61,15 @@ class VID(TransferLoss):
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         """Make μ and α."""
-        own, channels = student_shape[0], teacher_shape[0]
+        student_channels, teacher_channels = student_shape[0], teacher_shape[0]
         self.mean = nn.Sequential(
-            nn.Conv2d(own, channels, 1, bias=False),
+            nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
-        self.alpha = nn.Parameter(torch.full((channels,), self.initial_alpha))
+        self.alpha = nn.Parameter(torch.full((teacher_channels,), self.initial_alpha))
 
     @property
     def summary_key(self) -> str:
@@ -108,5 +108,7 @@ class VID(TransferLoss):
     def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
         """Summary: the feature itself, at the size of the comparison. Memory: μ's inner maps and their gradients."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
-        channels = teacher_shape[0]
-        return Plan("feature", {"feature": (channels, height, width)}, 4 * 10 * channels * height * width)
+        teacher_channels = teacher_shape[0]
+        return Plan(
+            "feature", {"feature": (teacher_channels, height, width)}, 4 * 10 * teacher_channels * height * width
+        )

@@ -108,7 +108,7 @@ def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
         left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not _over(run)]
         for moment in (0.0, PATIENCE):  # the lock of a killed process is released a little later
             time.sleep(moment if left else 0)
-            free = [i for i in left if not RunFolder(runs[i].folder).held()]
+            free = [i for i in left if not RunFolder(runs[i].folder).is_locked()]
             if free:
                 choice = free[0]
                 break

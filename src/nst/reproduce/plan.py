@@ -19,7 +19,7 @@ from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import SUMMARY, run_folder
 from nst.runs.teacher import teacher_run
-from nst.search import own_code, search_path
+from nst.search import add_working_directory, search_path
 from nst.teacher import kept_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
@@ -102,7 +102,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
     GlobalHydra.instance().clear()
-    own_code()
+    add_working_directory()
     settings = partial(_settings, search_path())
     with initialize_config_dir(str(configs), version_base="1.3"):
         cells = tuple(

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nst.report.runs import plain_component
-from nst.search import OWN
+from nst.search import USER_CONFIGS
 from nst.yaml_files import check_yaml
 
 EPOCHS = ("last", "best", "unknown")
@@ -136,7 +136,7 @@ def find_table(name: str, configs: Path) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"table={name}: no such file")
         return Path(name)
-    own = Path(OWN) / "table"
+    own = Path(USER_CONFIGS) / "table"
     folders = [configs / "table", *([own] if own.is_dir() and not own.samefile(configs / "table") else [])]
     found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
     if len(found) > 1:

@@ -16,7 +16,7 @@ from nst.models.torch_files import NotPlainError, load_plain
 log = logging.getLogger(__name__)
 
 MAGIC = b"NST checkpoint, sha256 "
-NEWEST = "newest-checkpoint"  # beside the folder, so that its loss is noticed
+NEWEST = "newest-checkpoint"  # beside the folder, so that a lost folder is noticed
 
 
 class Checkpoints:
@@ -62,7 +62,7 @@ class Checkpoints:
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest intact checkpoint; damaged ones are reported and renamed to `*.damaged`.
 
-        Only the process that writes may call this: it removes the remains of an interrupted write.
+        Only the writing process may call this: it removes the files of an interrupted write.
 
         Raises:
             ValueError: there were checkpoints and none is intact; training never silently restarts.
@@ -101,16 +101,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     head, _, body = content.partition(b"\n")
     if not head.startswith(MAGIC):
         raise ValueError(f"checkpoint {path} is damaged: its first line is not a checkpoint's")
-    found, named = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
-    if found != named:
-        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {found}, not {named}")
+    digest, expected = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
+    if digest != expected:
+        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {digest}, not {expected}")
     try:
         state = load_plain(io.BytesIO(body))
     except NotPlainError as error:
         raise ValueError(
             f"checkpoint {path} holds more than tensors and plain values ({error}); it is refused"
         ) from error
-    except Exception as error:  # of a body that somebody has made, with a right checksum
+    except Exception as error:  # a forged body with a right checksum
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}")
@@ -126,7 +126,7 @@ def check_resumable(module: nn.Module) -> None:
             content = io.BytesIO()
             torch.save(value, content)
             load_plain(content)
-        except Exception as error:  # whatever pickling somebody's object raises
+        except Exception as error:  # whatever pickling a user's object raises
             raise ValueError(
                 f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
                 "tensors, numbers, text, or lists and dictionaries of these"
@@ -137,7 +137,7 @@ _NUMBERS = {  # the numeric plain fields of a checkpoint, and their types
     "progress": {"step", "skipped", "epoch", "best_top1", "best_epoch", "seconds"},
     "last": {"top1", "top5", "loss", "images"},
 }
-_PARTS = {
+_FIELDS = {
     "progress": dict, "distiller": dict, "optimizer": dict, "compiled": bool | None, "meter": dict, "last": dict | None,
     "logs": dict, "about": dict, "environment": dict,
 }  # fmt: skip
@@ -145,10 +145,10 @@ _PARTS = {
 
 def check_fields(path: Path, state: Mapping[str, Any]) -> None:
     """Raises ValueError for a checkpoint with a missing field or one of a wrong type."""
-    problems = [f"it has no {name}" for name in _PARTS if name not in state]
+    problems = [f"it has no {name}" for name in _FIELDS if name not in state]
     problems += [
         f"{name} is a {type(state[name]).__name__}"
-        for name, kind in _PARTS.items()
+        for name, kind in _FIELDS.items()
         if name in state and not isinstance(state[name], kind)
     ]
     if not isinstance(state.get("sources", {}), dict):  # not in checkpoints of earlier versions

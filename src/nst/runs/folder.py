@@ -22,68 +22,68 @@ Config = dict[str, Any]
 
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
 METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
-DIVERGED = "diverged.json"  # of a run that a non-finite loss or gradient stopped: step and reason
+DIVERGED = "diverged.json"  # step and reason, if a non-finite loss or gradient stopped the run
 SUMMARY = "summary.json"  # of a finished run
 
-# Seconds to wait for a lock: a killed process may hold it until it is gone.
+# Seconds to wait for a lock: a killed process holds it until it has ended.
 PATIENCE = 10.0
 
 
-def identity(config: Mapping[str, Any], like: Mapping[str, Any] | None = None) -> Config:
+def identity(config: Mapping[str, Any], importable: Mapping[str, Any] | None = None) -> Config:
     """The run's identity: the resolved configuration without keys that do not change the result and keys at their default.
 
     So a key that is added later, with a default that changes nothing, renames no run. Defaults are those of the schema and of
     the components' own signatures; they must never change (a new default is a new key).
 
     Args:
-        like: for a configuration that was read from a file: only components that are also in this one are imported.
+        importable: for a configuration read from a file: only components that this one names, too, are imported.
     """
-    kept = json.loads(json.dumps(config))
+    result = json.loads(json.dumps(config))
     for dotted in NOT_IDENTITY:
         *parents, last = dotted.split(".")
-        node = kept
+        node = result
         for key in parents:
             node = node.get(key) or {}
         node.pop(last, None)
-    knowledge = kept.get("knowledge") or {}
+    knowledge = result.get("knowledge") or {}
     if knowledge.get("allow_large") is False:  # the default of earlier versions; as null, it changes how, not what
         knowledge.pop("allow_large")
-    if kept["teacher"]["model"] is None:
-        kept.pop("teacher")
-    elif kept["teacher"]["weights"] is not None:
-        kept["teacher"].pop("recipe", None)
-    return _without_defaults(kept, json.loads(json.dumps(asdict(RunConfig()))), _targets(like or config))
+    if result["teacher"]["model"] is None:
+        result.pop("teacher")
+    elif result["teacher"]["weights"] is not None:
+        result["teacher"].pop("recipe", None)
+    return _without_defaults(result, json.loads(json.dumps(asdict(RunConfig()))), _targets(importable or config))
 
 
-def not_default(node: Mapping[str, Any], without: Collection[str] = ()) -> Config:
-    """A component's arguments that differ from their default, without the ignored ones."""
+def not_default(node: Mapping[str, Any], ignored: Collection[str] = ()) -> Config:
+    """A component's arguments that differ from their default, without those in `ignored`."""
     defaults = _signature_defaults(node["_target_"])
-    kept = {key: _as_json(value) for key, value in node.items() if key not in ("_target_", *without)}
-    return {key: value for key, value in kept.items() if key not in defaults or defaults[key] != value}
+    arguments = {key: _as_json(value) for key, value in node.items() if key not in ("_target_", *ignored)}
+    return {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
 
 
 def _targets(node: Any) -> set[str]:
     """All components that nested settings name."""
     if not isinstance(node, Mapping):
         return set()
-    own = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
-    return own.union(*(_targets(value) for value in node.values()))
+    targets = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
+    return targets.union(*(_targets(value) for value in node.values()))
 
 
-def _without_defaults(node: Config, defaults: Mapping[str, Any], known: set[str]) -> Config:
+def _without_defaults(node: Config, defaults: Mapping[str, Any], targets: set[str]) -> Config:
     """Nested settings without values equal to their default; values without a known default stay."""
-    if node.get("_target_") in known:
+    if node.get("_target_") in targets:
         defaults = {**defaults, **_signature_defaults(node["_target_"])}
-    kept: Config = {}
+    result: Config = {}
     for key, value in node.items():
         if isinstance(value, dict):
             inner = defaults.get(key)
-            value = _without_defaults(value, inner if isinstance(inner, dict) else {}, known)
+            value = _without_defaults(value, inner if isinstance(inner, dict) else {}, targets)
             if value or not isinstance(inner, dict):
-                kept[key] = value
+                result[key] = value
         elif key not in defaults or defaults[key] != value:
-            kept[key] = value
-    return kept
+            result[key] = value
+    return result
 
 
 def _signature_defaults(target: str) -> Config:
@@ -117,7 +117,7 @@ class RunLockedError(ValueError):
 
 
 class RunFolder:
-    """The folder of one run, held by one process (group) at a time."""
+    """The folder of one run, locked by one process (group) at a time."""
 
     def __init__(self, path: Path) -> None:
         """Nothing is written yet."""
@@ -128,7 +128,7 @@ class RunFolder:
         """Make the folder, lock it, and write `config.json`.
 
         Raises:
-            RunLockedError: if another process holds it.
+            RunLockedError: if another process has locked it.
             ValueError: if it belongs to another configuration (the keys are named).
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -136,21 +136,21 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=PATIENCE, poll_interval=0.1)
         except Timeout:
-            who = holder.read_text(errors="replace").strip() if holder.is_file() else "unknown"
-            raise RunLockedError(f"{self.path} is being written by another process ({who})") from None
-        for unfinished in self.path.glob("*.tmp"):  # of a process that was killed
+            owner = holder.read_text(errors="replace").strip() if holder.is_file() else "unknown"
+            raise RunLockedError(f"{self.path} is being written by another process ({owner})") from None
+        for unfinished in self.path.glob("*.tmp"):  # left by a killed process
             unfinished.unlink()
         write_whole(holder, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
         file = self.path / "config.json"
         if file.is_file():
-            changed = differences(identity(read_json(file), like=config), identity(config))
+            changed = differences(identity(read_json(file), importable=config), identity(config))
             if changed:
                 raise ValueError(f"{self.path} holds a run of another configuration: {'; '.join(changed)}")
         else:
             write_whole(file, json.dumps(config, indent=1).encode())
 
-    def held(self) -> bool:
-        """Whether another process is writing it at this moment."""
+    def is_locked(self) -> bool:
+        """Whether another process has locked it."""
         if not (self.path / "lock").exists():
             return False
         try:
@@ -172,21 +172,21 @@ class RunFolder:
         file = self.path / SUMMARY
         if not file.is_file():
             return None
-        found = read_json(file)
+        summary = read_json(file)
         if not (self.path / STUDENT).is_file():
             return None
-        name = Path(str(found.get("folder"))).name
+        name = Path(str(summary.get("folder"))).name
         if name != self.path.name:
             raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")
-        return found | {"folder": str(self.path)}  # where it lies now
+        return summary | {"folder": str(self.path)}  # where it is now
 
 
 def read_json(file: Path, remedy: str = "delete it and start again: the checkpoints stay") -> dict[str, Any]:
     """A JSON file that holds an object. Raises ValueError, naming it, where it does not."""
     try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-        return found
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        return content
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); {remedy}") from error

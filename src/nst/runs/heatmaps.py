@@ -1,4 +1,4 @@
-"""Heat maps of a few channels over a few images: what single neurons select (paper, Figure 2)."""
+"""Heat maps of a few channels on a few images: what single neurons respond to (paper, Figure 2)."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Channels:
     layer: str
     maps: Tensor  # [B, C, h, w], all of the layer, on the CPU
     chosen: list[int]
-    cosines: list[float] | None = None  # to the channels of the reference, where they were chosen for that
+    cosines: list[float] | None = None  # to the reference's channels, if chosen by similarity
     reference: tuple[str, list[int]] | None = None  # its name and channels
 
 
@@ -43,7 +43,7 @@ def heatmaps(
     """One picture per network, one row per image: the image, then the responses of some channels of the last stage.
 
     For the reference (the network called "teacher", else the first) these are the channels with the largest mean activation
-    over the images; for the others the channels nearest to each of the reference's, so that columns correspond. The colours
+    over the images; for the others the channels most similar to each of the reference's, so that columns correspond. The colours
     of a channel are scaled to its maximum over the images.
 
     Args:
@@ -51,41 +51,43 @@ def heatmaps(
         networks: by name, each with the images in its own normalisation; those without a `last` tap are left out.
         normalization: of the images.
         neurons: how many channels.
-        labels: the images' classes; None where they are not known.
+        labels: the images' classes; None if unknown.
 
     Returns:
         `neurons/<name>` → `[3, H', W']` in 0…1.
     """
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
-    known = {name: given for name, given in networks.items() if "last" in getattr(given[0], "taps", {})}
-    maps = {name: last_maps(network, own) for name, (network, own) in known.items()}
-    found = {name: drawing(name, pictures, channels, labels) for name, channels in choose(known, maps, neurons).items()}
-    return {f"neurons/{name}": pixels(figure) for name, figure in found.items()}
+    tapped = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "taps", {})}
+    maps = {name: last_maps(network, inputs) for name, (network, inputs) in tapped.items()}
+    figures = {
+        name: drawing(name, pictures, channels, labels) for name, channels in choose(tapped, maps, neurons).items()
+    }
+    return {f"neurons/{name}": pixels(figure) for name, figure in figures.items()}
 
 
 def choose(
     networks: Mapping[str, tuple[nn.Module, Tensor]], maps: Mapping[str, Tensor], neurons: int
 ) -> dict[str, Channels]:
-    """The channels to show of each network: the reference's most active ones, and the nearest to them."""
+    """The channels to show of each network: the reference's most active ones, and the most similar ones of the others."""
     if not maps:
         return {}
     reference = "teacher" if "teacher" in maps else next(iter(maps))
-    own = maps[reference]
-    chosen = own.mean((0, 2, 3)).topk(min(neurons, own.shape[1])).indices
-    found = {}
-    for name, theirs in maps.items():
+    reference_maps = maps[reference]
+    chosen = reference_maps.mean((0, 2, 3)).topk(min(neurons, reference_maps.shape[1])).indices
+    result = {}
+    for name, network_maps in maps.items():
         layer = resolve(networks[name][0], "last")
         if name == reference:
-            found[name] = Channels(layer, theirs, chosen.tolist())
+            result[name] = Channels(layer, network_maps, chosen.tolist())
         else:
-            indices, cosines = nearest(theirs, own[:, chosen])
-            found[name] = Channels(layer, theirs, indices, cosines, (reference, chosen.tolist()))
-    return found
+            indices, cosines = nearest(network_maps, reference_maps[:, chosen])
+            result[name] = Channels(layer, network_maps, indices, cosines, (reference, chosen.tolist()))
+    return result
 
 
 def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
-    """Of `maps` `[B, C, h, w]` the channel nearest to each of `reference` `[B, n, H, W]`, and the cosines of their maps.
+    """Of `maps` `[B, C, h, w]` the channel most similar to each of `reference` `[B, n, H, W]`, and the cosines of their maps.
 
     Maps over all images count as one vector; maps of another size are resized to the reference's.
     """

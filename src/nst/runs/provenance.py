@@ -20,8 +20,10 @@ def commit() -> str | None:
     """The commit of the source tree the package runs from; None outside a git checkout."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -31,13 +33,13 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def hardware(device: torch.device, world: int) -> dict[str, object]:
@@ -47,7 +49,7 @@ def hardware(device: torch.device, world: int) -> dict[str, object]:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's model name, where the system has it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -9,7 +9,7 @@ from nst.files import write_whole
 from nst.runs.folder import METRICS
 
 PRUNED = "pruned.json"
-LEAST = 4  # other runs needed before one is stopped
+MIN_OTHERS = 4  # comparable runs needed before one is stopped
 
 
 class Pruned(Exception):
@@ -22,32 +22,32 @@ class Pruned(Exception):
         )
         self.epoch, self.best, self.middle = epoch, best, middle
 
-    def note(self, folder: Path) -> None:
-        """Write it into the run's folder."""
+    def write(self, folder: Path) -> None:
+        """Write the reason into the run's folder."""
         write_whole(folder / PRUNED, json.dumps(vars(self)).encode())
 
 
-def noted(folder: Path) -> Pruned | None:
-    """Why the run in `folder` was stopped, if it was."""
+def read_pruned(folder: Path) -> Pruned | None:
+    """Why the run in `folder` was pruned; None if it was not."""
     file = folder / PRUNED
     return Pruned(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def median_of_others(folder: Path, epoch: int) -> float | None:
-    """The median accuracy, after `epoch` epochs, of the runs that the one in `folder` is compared with.
+    """The median accuracy, after `epoch` epochs, of the runs comparable to the one in `folder`.
 
-    They are those of the same data and settings of it, teacher, student and number of epochs, running or finished,
-    whatever their losses, weights, taps, learning rates and seeds. This is the median stopping rule (Golovin et al., Google
+    They share its data (with settings), teacher, student and number of epochs, running or finished; losses, weights, taps,
+    learning rates and seeds may differ. This is the median stopping rule (Golovin et al., Google
     Vizier, 2017, in Optuna's form): a run stops when its best accuracy so far is below this.
 
     Returns:
-        Percent; None if fewer than four of them have come that far.
+        Percent; None if fewer than four of them have reached that epoch.
     """
-    own = _comparable(folder)
+    settings = _comparable(folder)
     others = [file.parent for file in folder.parents[1].glob("*/*/config.json") if file.parent != folder]
-    found = [_accuracy(other / METRICS, epoch) for other in others if _comparable(other) == own]
-    known = [accuracy for accuracy in found if accuracy is not None]
-    return median(known) if len(known) >= LEAST else None
+    accuracies = [_accuracy(other / METRICS, epoch) for other in others if _comparable(other) == settings]
+    reached = [accuracy for accuracy in accuracies if accuracy is not None]
+    return median(reached) if len(reached) >= MIN_OTHERS else None
 
 
 def _comparable(folder: Path) -> Any:

@@ -30,7 +30,7 @@ Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
 
 
 class RunRecord:
-    """Writes a run's logs and checkpoints; a continued run has each step once. See `training.loop.Record`."""
+    """Writes a run's logs and checkpoints; in a continued run each step appears once. See `training.loop.Record`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class RunRecord:
         """Continue from the newest checkpoint, if there is one, and open the logs.
 
         Args:
-            about: plain values that every start of the run must share; they are saved in its checkpoints.
+            about: plain values that must be equal in every start of the run; saved in its checkpoints.
             draw: makes pictures, before the first step and after the last.
             show: print progress.
 
@@ -56,22 +56,22 @@ class RunRecord:
         self.about = {**(about or {}), "ranks": self.ranks.world}
         self.draw, self.show = draw, show
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
-        self.sources = own_sources(trainer.distiller)
+        self.sources = user_sources(trainer.distiller)
         state = self._newest()
         if state is not None:
             self._load(trainer, state)
         self.last: dict[str, Any] | None = None if state is None else state["last"]
         self.trackers = dict(trackers or {}) if self.ranks.main else {}
-        # also of trackers that this start does not use: a later one may use them again
+        # of trackers that this start does not use, too: a later start may
         self.tracker_states: dict[str, Any] = {} if state is None else dict(state["logs"]["trackers"])
         if self.ranks.main:
             self._open(trainer, info, None if state is None else state["logs"])
 
     def _newest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint: rank 0 looks, all ranks read the same file."""
-        found = self.checkpoints.latest() if self.ranks.main else None
-        if found is not None:
-            path, state = found
+        """The newest intact checkpoint: rank 0 finds it, all ranks read the same file."""
+        newest = self.checkpoints.latest() if self.ranks.main else None
+        if newest is not None:
+            path, state = newest
             check_fields(path, state)
             if changed := differences(state["about"], self.about):
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
@@ -85,12 +85,12 @@ class RunRecord:
                         path.name,
                     )
         if self.ranks.world == 1:
-            return found[1] if found else None
-        names = [str(found[0]) if found else None]
+            return newest[1] if newest else None
+        names = [str(newest[0]) if newest else None]
         dist.broadcast_object_list(names, 0)
         if names[0] is None:
             return None
-        return found[1] if found else read_checkpoint(Path(names[0]))
+        return newest[1] if newest else read_checkpoint(Path(names[0]))
 
     def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
         """Raises ValueError for a checkpoint that does not fit the run's networks, optimizer or logs."""
@@ -99,27 +99,27 @@ class RunRecord:
             if trainer.progress.step > trainer.steps:
                 raise ValueError(f"it is of step {trainer.progress.step}, the run has {trainer.steps}")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            told = f"it has no {error}" if isinstance(error, KeyError) else error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {told}; delete it to use the one "
+                f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {reason}; delete it to use the one "
                 f"before it, or {self.folder} to start over"
             ) from error
 
     def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
         step, steps = trainer.progress.step, trainer.steps
         (self.folder / DIVERGED).unlink(missing_ok=True)
-        seen = last_steps(self.folder / METRICS)
+        logged_steps = last_steps(self.folder / METRICS)
         _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
         self._lines = (self.folder / METRICS).open("ab", buffering=0)
         for name, tracker in self.trackers.items():
-            tracker.start(info, seen, self.tracker_states.get(name))
+            tracker.start(info, logged_steps, self.tracker_states.get(name))
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
         )
         self._bar.set_postfix_str(f"epoch {step / trainer.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
-        self.say(batch_line(trainer))
+        self.print(batch_line(trainer))
         if logs is not None:
-            self.say(f"continuing after step {step} of {steps}")
+            self.print(f"continuing after step {step} of {steps}")
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl."""
@@ -132,41 +132,41 @@ class RunRecord:
             while line:
                 line = line[self._lines.write(line) :]
 
-    def pictures(self, step: int) -> None:
-        """Draw, if there is something to draw and a tracker."""
+    def draw_heatmaps(self, step: int) -> None:
+        """Send heat maps to the trackers, if there are any."""
         if self.trackers and self.draw is not None:
             for name, grid in self.draw().items():
                 for tracker in self.trackers.values():
                     tracker.image(name, grid, step)
 
     def advance(self, text: str = "") -> None:
-        """One step done."""
+        """One step done; see `training.loop.Record`."""
         if self.ranks.main:
             if text:
                 self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.ranks.main and self.show:
             self._bar.write(text)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """A checkpoint with the length of the logs; all of them are on disk before."""
+        """Write a checkpoint with the lengths of the logs, which are synced to disk first."""
         if not self.ranks.main:
             return
         self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
         logs = {"metrics": _on_disk(self.folder / METRICS), "trackers": self.tracker_states}
-        own = {
+        extra = {
             "logs": logs,
             "about": self.about,
             "environment": environment(self.ranks.device),
             "sources": self.sources,
         }
-        self.checkpoints.save(step, state | own)
+        self.checkpoints.save(step, state | extra)
 
     def evaluated(self, epoch: int, best_top1: float) -> None:
-        """Raises Pruned if the run is below the median of comparable ones, and `trainer.prune_after` asks to stop then."""
+        """Raises Pruned if the run is below the median of comparable ones and `trainer.prune_after` is set."""
         after = self.settings.prune_after
         if after is None or not after <= epoch < self.settings.epochs:
             return
@@ -175,11 +175,11 @@ class RunRecord:
         if worse:
             pruned = Pruned(epoch, best_top1, median or 0.0)
             if self.ranks.main:
-                pruned.note(self.folder)
+                pruned.write(self.folder)
             raise pruned
 
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
-        """Record it in the folder; return the error with the last good checkpoint and a remedy."""
+        """Write `diverged.json`; return the error with the last good checkpoint and a remedy."""
         if self.ranks.main:
             write_whole(self.folder / DIVERGED, json.dumps({"step": step, "reason": str(error)}).encode())
         hint = (
@@ -202,14 +202,14 @@ class RunRecord:
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers in nested values, by `prefix/name/inner`."""
-    found: dict[str, float] = {}
+    """The numbers in nested values, as `prefix/name/inner`."""
+    numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}/{name}")
+            numbers |= flat(value, f"{prefix}/{name}")
         elif isinstance(value, int | float):
-            found[f"{prefix}/{name}"] = value
-    return found
+            numbers[f"{prefix}/{name}"] = value
+    return numbers
 
 
 def last_steps(metrics: Path) -> dict[str, int]:
@@ -225,9 +225,9 @@ def last_steps(metrics: Path) -> dict[str, int]:
 
 def _cut(file: Path, size: int) -> None:
     """Truncate a log to the length in a checkpoint; 0: remove it."""
-    found = file.stat().st_size if file.is_file() else 0
-    if found < size:
-        log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, found, size)
+    length = file.stat().st_size if file.is_file() else 0
+    if length < size:
+        log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, length, size)
     elif size:
         os.truncate(file, size)
     else:
@@ -245,25 +245,25 @@ def batch_line(trainer: Trainer) -> str:
     """The global and per-rank batch size and learning rate."""
     batch, world = trainer.loader.batch_size, trainer.ranks.world
     lr, steps = trainer.optimizer.param_groups[0]["initial_lr"], trainer.settings.accumulate
-    taken = f", in {steps} gradient accumulation steps of {batch / world / steps:g}" if steps > 1 else ""
+    accumulation = f", in {steps} gradient accumulation steps of {batch / world / steps:g}" if steps > 1 else ""
     if world == 1:
-        return f"batch size {batch}{taken}; learning rate {lr:g}"
-    return f"{world} ranks: global batch size {batch}, {batch / world:g} a rank{taken}; learning rate {lr:g}, {lr / world:g} a rank"
+        return f"batch size {batch}{accumulation}; learning rate {lr:g}"
+    return f"{world} ranks: global batch size {batch}, {batch / world:g} a rank{accumulation}; learning rate {lr:g}, {lr / world:g} a rank"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What may differ between two starts of a run, with rounding differences only."""
+    """What may differ between two starts of a run; the results then differ by rounding only."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
 
 
-def own_sources(module: nn.Module) -> dict[str, str]:
-    """The SHA-256 of each file that defines a part of a network or loss, by module name, less this package and installed ones."""
+def user_sources(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of each source file of the user that defines a layer or loss, by module name; installed packages are left out."""
     installed = [Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith("lib")]
     installed.append(Path(__file__).resolve().parents[1])
-    found: dict[str, str] = {}
-    for kind in {type(part) for part in module.modules()}:
-        with suppress(TypeError, OSError):  # made in a terminal, or compiled
-            file = Path(inspect.getsourcefile(kind) or "").resolve()
+    digests: dict[str, str] = {}
+    for module_class in {type(submodule) for submodule in module.modules()}:
+        with suppress(TypeError, OSError):  # defined interactively, or compiled
+            file = Path(inspect.getsourcefile(module_class) or "").resolve()
             if file.is_file() and not any(file.is_relative_to(folder) for folder in installed):
-                found[kind.__module__] = sha256_of(file)
-    return dict(sorted(found.items()))
+                digests[module_class.__module__] = sha256_of(file)
+    return dict(sorted(digests.items()))

@@ -1,4 +1,4 @@
-"""One run from start to finish: check, data, teacher and its summaries, training, results."""
+"""One run from start to finish: checks, data, teacher and its summaries, training, results."""
 
 import json
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from nst.precision import check_precision
 from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, identity, run_folder
 from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import provenance
-from nst.runs.prune import noted
+from nst.runs.prune import read_pruned
 from nst.runs.record import RunRecord
 from nst.runs.teacher import TeacherSide, teacher_run
-from nst.runs.teacher_cache import cache_stands_in, teacher_side
+from nst.runs.teacher_cache import cache_replaces_weights, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate
@@ -31,52 +31,52 @@ from nst.training.ranks import Ranks
 from nst.training.trainer import Trainer
 
 
-def distil(settings: RunConfig, here: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
+def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
     """Train the student of `settings`; first its teacher, if that has no weights yet.
 
     Args:
-        data: if it is already in memory.
-        wait: if another process has this run, wait for its result.
+        data: the data set, if it is already in memory.
+        wait: if another process has locked this run, wait for its result.
 
     Returns:
-        The run's summary; with `was_finished` where it was done before.
+        The run's summary; with `was_finished` if it was finished before.
 
     Raises:
-        ValueError: what makes the run impossible.
+        ValueError: for whatever makes the run impossible.
         Pruned: now or in an earlier start, see `trainer.prune_after`.
     """
     # check
     config = asdict(settings)
     for key, value in (("trainer", settings.trainer.precision), ("teacher", settings.teacher.precision)):
-        check_precision(f"{key}.precision", value, here.device)
+        check_precision(f"{key}.precision", value, ranks.device)
     if settings.teacher.model is not None and settings.teacher.weights is None:
-        check_precision("teacher.recipe.trainer.precision", settings.teacher.recipe.trainer.precision, here.device)
+        check_precision("teacher.recipe.trainer.precision", settings.teacher.recipe.trainer.precision, ranks.device)
     folder = RunFolder(run_folder(config))
-    networks = None if _is_finished(folder, here) else build.networks(settings)
+    networks = None if _is_finished(folder, ranks) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
         raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
-    _check_cache_folder(settings, here)
+    _check_cache_folder(settings, ranks)
     # data
     data = data or build.dataset(settings)
     if networks is None:
         return _finished(settings, folder, data)
-    if settings.trainer.prune_after is not None and (pruned := noted(folder.path)) is not None:
+    if settings.trainer.prune_after is not None and (pruned := read_pruned(folder.path)) is not None:
         raise pruned
-    _check_split(settings, data, here)
+    _check_split(settings, data, ranks)
     # teacher and its summaries
-    teacher = have_teacher(settings, networks, here, data)
+    teacher = prepare_teacher(settings, networks, ranks, data)
     # train, write
-    _lock(folder, config, here, wait)
+    _lock(folder, config, ranks, wait)
     try:
-        if _is_finished(folder, here):  # by another process, meanwhile
+        if _is_finished(folder, ranks):  # by another process in the meantime
             return _finished(settings, folder, data)
-        return _train(settings, networks, here, data, folder, teacher)
+        return _train(settings, networks, ranks, data, folder, teacher)
     finally:
         folder.close()
 
 
-def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset) -> TeacherSide:
-    """The source of summaries; a teacher without weights is trained first, a missing cache written.
+def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset) -> TeacherSide:
+    """The source of the teacher's summaries; a teacher without weights is trained first, a missing cache is written.
 
     Raises:
         ValueError: as `teacher_side`, or from the run that trains the teacher.
@@ -84,12 +84,12 @@ def have_teacher(settings: RunConfig, networks: build.Networks, here: Ranks, dat
     weights = settings.teacher.weights
     if weights is None and settings.teacher.model is not None:
         trained = RunFolder(run_folder(asdict(teacher_run(settings))))
-        if not cache_stands_in(settings) or _is_finished(trained, here):
-            weights = _trained_teacher(settings, here, data)
-    return teacher_side(settings, networks, here, data, weights)
+        if not cache_replaces_weights(settings) or _is_finished(trained, ranks):
+            weights = _trained_teacher(settings, ranks, data)
+    return teacher_side(settings, networks, ranks, data, weights)
 
 
-def write_teacher_cache(settings: RunConfig, here: Ranks, data: Dataset | None = None) -> TeacherSide:
+def write_teacher_cache(settings: RunConfig, ranks: Ranks, data: Dataset | None = None) -> TeacherSide:
     """Write the teacher cache for these settings.
 
     Raises:
@@ -97,24 +97,24 @@ def write_teacher_cache(settings: RunConfig, here: Ranks, data: Dataset | None =
     """
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
-    return have_teacher(settings, build.networks(settings), here, data or build.dataset(settings))
+    return prepare_teacher(settings, build.networks(settings), ranks, data or build.dataset(settings))
 
 
-def _trained_teacher(settings: RunConfig, here: Ranks, data: Dataset) -> str:
+def _trained_teacher(settings: RunConfig, ranks: Ranks, data: Dataset) -> str:
     """The weights file of a teacher without `teacher.weights`: trains it unless that run is finished."""
-    own = teacher_run(settings)
-    folder = run_folder(asdict(own))
-    if here.main and not (folder / SUMMARY).is_file():
+    teacher_settings = teacher_run(settings)
+    folder = run_folder(asdict(teacher_settings))
+    if ranks.main and not (folder / SUMMARY).is_file():
         print(
-            f"teacher {own.model['name']} has no weights yet: it is trained first, {own.trainer.epochs} epochs by "
+            f"teacher {teacher_settings.model['name']} has no weights yet: it is trained first, {teacher_settings.trainer.epochs} epochs by "
             f"teacher.recipe, and kept in {folder}"
         )
-    return str(Path(distil(own, here, data, wait=True)["folder"]) / STUDENT)
+    return str(Path(distil(teacher_settings, ranks, data, wait=True)["folder"]) / STUDENT)
 
 
-def _is_finished(folder: RunFolder, here: Ranks) -> bool:
+def _is_finished(folder: RunFolder, ranks: Ranks) -> bool:
     """Rank 0 decides for all: another process may finish the run at any moment."""
-    return here.max(int(here.main and folder.summary() is not None)) == [1]
+    return ranks.max(int(ranks.main and folder.summary() is not None)) == [1]
 
 
 def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
@@ -123,49 +123,49 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
     Raises:
         ValueError: its data or teacher weights differ from the settings, or its student's file has changed.
     """
-    done = folder.summary()
-    assert done is not None
+    summary = folder.summary()
+    assert summary is not None
     redo = f"delete {folder.path} to run it again"
-    if (found := done["data"]["sha256"]) != data.fingerprint:
+    if (digest := summary["data"]["sha256"]) != data.fingerprint:
         raise ValueError(
-            f"{folder.path} is finished, on images of fingerprint {found[:16]}…; data={data.name} now has "
+            f"{folder.path} is finished, on images of fingerprint {digest[:16]}…; data={data.name} now has "
             f"{data.fingerprint[:16]}…. Give the new images another data.name or outputs, or {redo}"
         )
-    if (found := sha256_of(folder.path / STUDENT)) != done["student"]["sha256"]:
+    if (digest := sha256_of(folder.path / STUDENT)) != summary["student"]["sha256"]:
         raise ValueError(
-            f"{folder.path / STUDENT} has SHA-256 {found}, not {done['student']['sha256']}; restore it, or {redo}"
+            f"{folder.path / STUDENT} has SHA-256 {digest}, not {summary['student']['sha256']}; restore it, or {redo}"
         )
-    weights, teacher = settings.teacher.weights, done["teacher"]
-    if teacher is not None and weights is not None and (found := sha256_of(weights)) != teacher["sha256"]:
+    weights, teacher = settings.teacher.weights, summary["teacher"]
+    if teacher is not None and weights is not None and (digest := sha256_of(weights)) != teacher["sha256"]:
         raise ValueError(
-            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {found}. "
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {digest}. "
             f"Give the new weights another name, or {redo}"
         )
-    return {**done, "was_finished": True}
+    return {**summary, "was_finished": True}
 
 
-def _lock(folder: RunFolder, config: dict[str, Any], here: Ranks, wait: bool) -> None:
-    """Rank 0 locks the folder; the others poll, so that no collective call lasts long."""
-    told = False
+def _lock(folder: RunFolder, config: dict[str, Any], ranks: Ranks, wait: bool) -> None:
+    """Rank 0 locks the folder; the others poll, so that no collective call times out."""
+    printed = False
     while True:
         locked = None
         try:
-            if here.main:
+            if ranks.main:
                 folder.open(config)
         except RunLockedError as error:
             locked = error
-            if wait and not told:
+            if wait and not printed:
                 print(f"waiting: {error}", flush=True)
-            told = True
-        if here.max(int(locked is not None)) == [0]:
+            printed = True
+        if ranks.max(int(locked is not None)) == [0]:
             return
         if not wait:
             raise locked or RunLockedError(f"{folder.path} is being written by another process")
 
 
-def _check_cache_folder(settings: RunConfig, here: Ranks) -> None:
+def _check_cache_folder(settings: RunConfig, ranks: Ranks) -> None:
     """Raises ValueError, before a teacher is trained, if `knowledge.path` cannot be created."""
-    if settings.knowledge.path is not None and here.main:
+    if settings.knowledge.path is not None and ranks.main:
         try:
             Path(settings.knowledge.path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,25 +174,27 @@ def _check_cache_folder(settings: RunConfig, here: Ranks) -> None:
             ) from error
 
 
-def _check_split(settings: RunConfig, data: Dataset, here: Ranks) -> None:
+def _check_split(settings: RunConfig, data: Dataset, ranks: Ranks) -> None:
     images, batch = len(data.train), settings.trainer.batch_size
     tail = images % batch or batch
-    if min(batch, tail) < here.world:
+    if min(batch, tail) < ranks.world:
         raise ValueError(
             f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
-            f"too few for {here.world} ranks; choose another batch size"
+            f"too few for {ranks.world} ranks; choose another batch size"
         )
-    if _smallest_part(settings, images, batch, here) == 1 and not (settings.trainer.sync_bn and here.world > 1):
-        _check_single_image(settings, images, here)
+    if _smallest_micro_batch(settings, images, batch, ranks) == 1 and not (
+        settings.trainer.sync_bn and ranks.world > 1
+    ):
+        _check_single_image(settings, images, ranks)
 
 
-def _smallest_part(settings: RunConfig, images: int, batch: int, here: Ranks) -> int:
-    """The smallest number of images of a rank in any gradient accumulation step of an epoch."""
-    shares = [size // here.world for size in (min(batch, images), images % batch) if size]
-    return min(share // (min(settings.trainer.accumulate, share) or 1) for share in shares)
+def _smallest_micro_batch(settings: RunConfig, images: int, batch: int, ranks: Ranks) -> int:
+    """The size of an epoch's smallest micro-batch: images of a rank in one gradient accumulation step."""
+    counts = [size // ranks.world for size in (min(batch, images), images % batch) if size]
+    return min(count // (min(settings.trainer.accumulate, count) or 1) for count in counts)
 
 
-def _check_single_image(settings: RunConfig, images: int, here: Ranks) -> None:
+def _check_single_image(settings: RunConfig, images: int, ranks: Ranks) -> None:
     """Raises ValueError if the student cannot train on a single image: batch norm of 1×1 maps has one value per channel."""
     data, batch = settings.data, settings.trainer.batch_size
     student = build.network("model", settings.model, settings.seed).train()
@@ -201,8 +203,14 @@ def _check_single_image(settings: RunConfig, images: int, here: Ranks) -> None:
             student(torch.zeros(1, data["channels"], data["size"], data["size"]))
     except (ValueError, RuntimeError) as error:
         sizes = (size for step in range(1, batch + 1) for size in (batch + step, batch - step) if size > 1)
-        other = next((size for size in sizes if _smallest_part(settings, images, size, here) > 1), None)
-        advice = f"trainer.batch_size={other} leaves none" if other and other >= here.world else "choose another one"
+        larger_or_smaller = next(
+            (size for size in sizes if _smallest_micro_batch(settings, images, size, ranks) > 1), None
+        )
+        advice = (
+            f"trainer.batch_size={larger_or_smaller} leaves none"
+            if larger_or_smaller and larger_or_smaller >= ranks.world
+            else "choose another one"
+        )
         raise ValueError(
             f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
             f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); {advice}"
@@ -210,37 +218,37 @@ def _check_single_image(settings: RunConfig, images: int, here: Ranks) -> None:
 
 
 def _train(
-    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, folder: RunFolder, teacher: TeacherSide
+    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, folder: RunFolder, teacher: TeacherSide
 ) -> dict[str, Any]:
     config = asdict(settings)
-    loader = build.loader(settings, here, data, "train", teacher.views)
+    loader = build.loader(settings, ranks, data, "train", teacher.views)
     if teacher.source.prefetch_batches:
         loader = Prefetch(loader, teacher.source)
     build.allocate(settings, networks.distiller, len(data.train))
-    trainer = build.trainer(settings, networks.distiller, teacher.source, loader, here)
+    trainer = build.trainer(settings, networks.distiller, teacher.source, loader, ranks)
     evaluated = "val" if data.val is not None else "test"
-    about = {  # what rank 0 finds must be the same in every start of the run
+    about = {  # must be equal in every start of the run, by rank 0
         "config": identity(config),
         "teacher": {"sha256": teacher.about["sha256"]} if teacher.about else None,
-        "data": {"sha256": data.fingerprint} if here.main else None,
+        "data": {"sha256": data.fingerprint} if ranks.main else None,
     }
     info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
     draw = None
-    if settings.trainer.heatmaps and here.main and settings.tracker:
-        draw = _drawing(trainer, teacher, here, data)
-    made_with = provenance(here.device, here.world)
-    profile = folder.path / "profile" if settings.trainer.profile and here.main else None
+    if settings.trainer.heatmaps and ranks.main and settings.tracker:
+        draw = _drawing(trainer, teacher, ranks, data)
+    made_with = provenance(ranks.device, ranks.world)
+    profile = folder.path / "profile" if settings.trainer.profile and ranks.main else None
     with RunRecord(trainer, info, build.trackers(settings), about=about, draw=draw) as record:
         last = Metrics(**record.last) if record.last else None
-        evaluation = build.loader(settings, here, data, evaluated)
+        evaluation = build.loader(settings, ranks, data, evaluated)
         loop = Loop(trainer, evaluation, record, last=last, split=evaluated, chance=100 / data.num_classes)
         last = loop.run(profile)
     if trainer.average is not None:
         trainer.average.adopt()
     test = last
     if evaluated == "val":
-        batches = build.loader(settings, here, data, "test").epoch(0)
-        test = evaluate(networks.distiller.student, batches, here, settings.trainer.precision)
+        batches = build.loader(settings, ranks, data, "test").epoch(0)
+        test = evaluate(networks.distiller.student, batches, ranks, settings.trainer.precision)
     _check_weights(networks.distiller.student)
     summary = {
         "finished": True,
@@ -250,13 +258,13 @@ def _train(
         "last": asdict(last),
         "teacher": teacher.about,
         "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
-        **_outcome(settings, trainer),
+        **_training_summary(settings, trainer),
         **made_with,
         "config": config,
     }
-    if here.main:
+    if ranks.main:
         _write(folder, networks.distiller.student, _metadata(settings, data, test), summary)
-    here.barrier()
+    ranks.barrier()
     return summary
 
 
@@ -270,30 +278,30 @@ def _check_weights(student: nn.Module) -> None:
 
 
 def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summary: dict[str, Any]) -> None:
-    """The weights, then the summary, which makes the run a finished one."""
+    """Write the weights, then the summary: a run with a summary is finished."""
     save_weights(folder.path / STUDENT, student, metadata)
     summary["student"]["sha256"] = sha256_of(folder.path / STUDENT)
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _drawing(trainer: Trainer, teacher: TeacherSide, here: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
-    """What draws the heat maps of both networks on eight test images, the student's with the weights that are evaluated."""
-    first = torch.arange(min(8, len(data.test)), device=here.device)
+def _drawing(trainer: Trainer, teacher: TeacherSide, ranks: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+    """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
+    first = torch.arange(min(8, len(data.test)), device=ranks.device)
     images = data.test.render(first, torch.full_like(first, data.test.identity))
-    seen = {"student": (trainer.distiller.student, images)}
+    networks = {"student": (trainer.distiller.student, images)}
     if teacher.live is not None:
-        seen["teacher"] = (teacher.live.model, teacher.live.convert(images))
+        networks["teacher"] = (teacher.live.model, teacher.live.convert(images))
     numbers = data.test.labels[: len(images)].tolist()
     labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
 
     def draw() -> dict[str, Tensor]:
         with nullcontext() if trainer.average is None else trainer.average.adopted():
-            return heatmaps(images, seen, Normalization(data.mean, data.std), labels=labels)
+            return heatmaps(images, networks, Normalization(data.mean, data.std), labels=labels)
 
     return draw
 
 
-def _outcome(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
+def _training_summary(settings: RunConfig, trainer: Trainer) -> dict[str, Any]:
     """The part of the summary about the training."""
     progress = trainer.progress
     student = {"name": settings.model["name"], "parameters": build.count_parameters(trainer.distiller.student)}

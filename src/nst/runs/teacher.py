@@ -1,4 +1,4 @@
-"""The teacher of a run: its weights, its accuracy, and the run that trains it where no weights are given."""
+"""The teacher of a run: its weights, its accuracy, and the run that trains it if it has no weights."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,17 +29,17 @@ from nst.training.ranks import Ranks
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """The teacher's side of a run."""
+    """The source of the teacher's summaries, and what is known of the teacher."""
 
     source: SummarySource
-    about: dict[str, Any] | None = None  # the teacher, for the summary
-    live: LiveTeacher | None = None  # the teacher where it was loaded
+    about: dict[str, Any] | None = None  # name, weights and accuracy of the teacher, for summary.json
+    live: LiveTeacher | None = None  # the teacher, if it was loaded
     views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
     cache: TeacherCache | None = None
 
 
 def load_teacher(
-    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str
+    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
     """The teacher with its weights, batch norms folded, and its metadata; its accuracy is measured here.
 
@@ -51,21 +51,21 @@ def load_teacher(
     metadata = load_weights(teacher, weights)
     parameters = build.count_parameters(teacher)
     expects = expected_normalization(settings.teacher, metadata) or images
-    teacher.to(here.device)
+    teacher.to(ranks.device)
     if settings.trainer.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    first = torch.arange(min(8, len(data.test)), device=here.device)
+    first = torch.arange(min(8, len(data.test)), device=ranks.device)
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     teacher.eval()
     if not settings.teacher.batch_statistics:
         fold_batch_norm(teacher, probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
-    total = len(data.split(split)) // here.world
-    what = f"evaluating the teacher {settings.teacher.model['name']} on {total:,} images"
-    batches = counted(build.loader(settings, here, data, split).epoch(0), what, total)
-    metrics = evaluate(TeacherOutput(live).eval(), batches, here)
-    if here.main:
+    total = len(data.split(split)) // ranks.world
+    title = f"evaluating the teacher {settings.teacher.model['name']} on {total:,} images"
+    batches = counted(build.loader(settings, ranks, data, split).epoch(0), title, total)
+    metrics = evaluate(TeacherOutput(live).eval(), batches, ranks)
+    if ranks.main:
         print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
     about = {
         "name": settings.teacher.model["name"],
@@ -84,11 +84,11 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
 
     Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
     """
-    floor, top1, where = settings.teacher.min_accuracy, about["top1"], about["evaluated_on"]
-    if floor is not None:
-        reason = f"teacher.min_accuracy={floor} is required" if top1 < floor else None
+    minimum, top1, split = settings.teacher.min_accuracy, about["top1"], about["evaluated_on"]
+    if minimum is not None:
+        reason = f"teacher.min_accuracy={minimum} is required" if top1 < minimum else None
     else:
-        labels = data.split(where).labels
+        labels = data.split(split).labels
         chance = float(torch.bincount(labels).max() / len(labels))
         hits = round(top1 * len(labels) / 100)
         reason = None
@@ -100,7 +100,7 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
                 reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
     if reason is not None:
         raise ValueError(
-            f"the teacher ({about['weights']}) scores {top1:.2f} % on the {where} images; {reason} "
+            f"the teacher ({about['weights']}) scores {top1:.2f} % on the {split} images; {reason} "
             "teacher.min_accuracy=0 accepts any teacher"
         )
 
@@ -133,7 +133,7 @@ def teacher_run(settings: RunConfig) -> RunConfig:
 
 
 def expected_normalization(teacher: TeacherConfig | EvaluateConfig, metadata: dict[str, str]) -> Normalization | None:
-    """What the weights were trained on: as configured, else as stored with them, else unknown."""
+    """The normalisation that the weights were trained with: as configured, else as stored with them, else unknown."""
     stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
     mean, std = teacher.mean or stored.get("mean"), teacher.std or stored.get("std")
     return Normalization(tuple(mean), tuple(std)) if mean and std else None

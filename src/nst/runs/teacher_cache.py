@@ -1,4 +1,4 @@
-"""A run's teacher cache: what it holds, where it lies, who writes it."""
+"""A run's teacher cache: its identity, its folder, its writing."""
 
 import hashlib
 import json
@@ -38,16 +38,16 @@ from nst.training.ranks import Ranks
 from nst.training.signals import StopFlag, stop_flag
 
 
-def cache_stands_in(settings: RunConfig) -> bool:
-    """Whether `knowledge.path` names an existing cache, which may make the teacher's weights unnecessary."""
+def cache_replaces_weights(settings: RunConfig) -> bool:
+    """Whether `knowledge.path` names an existing cache, so that the teacher's weights may not be needed."""
     path = settings.knowledge.path
     return path is not None and (Path(path) / MANIFEST).is_file()
 
 
 def teacher_side(
-    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
-    """The source of the summaries that the terms need: live, or from a cache that is completed first.
+    """The source of the summaries that the terms need: a live teacher, or a cache that is completed first.
 
     Args:
         weights: the teacher's file; None without a teacher, or if a named cache replaces it.
@@ -58,85 +58,85 @@ def teacher_side(
     if networks.teacher is None:
         return TeacherSide(NoTeacher())
     if settings.knowledge.mode == "stored":
-        return _cached(settings, networks, here, data, weights)
+        return _cached(settings, networks, ranks, data, weights)
     assert weights is not None
-    live, about = load_teacher(settings, networks, here, data, weights)
-    live.ask(networks.distiller.requests)
+    live, about = load_teacher(settings, networks, ranks, data, weights)
+    live.set_requests(networks.distiller.requests)
     if settings.teacher.batch_statistics:
         live.use_batch_statistics()
     return TeacherSide(live, about, live)
 
 
 def _cached(
-    settings: RunConfig, networks: build.Networks, here: Ranks, data: Dataset, weights: str | None
+    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
     requests = networks.distiller.requests
-    every = data.train.num_views
-    views = _cached_views(settings.knowledge, data.name, every)
+    num_views = data.train.num_views
+    views = _cached_views(settings.knowledge, data.name, num_views)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
     cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
-    choice = _choose(settings, networks, here, cache)
+    choice = _choose(settings, networks, ranks, cache)
     needed = _needed(networks, choice, settings.knowledge)
     subset = data.train.view_subset(views)
     live, about = None, cache.teacher
-    (incomplete,) = here.max(int(bool(cache.missing(needed))))
-    if here.main:
-        print(_plan(cache, needed, choice, every, settings.trainer.epochs), flush=True)
+    (incomplete,) = ranks.max(int(bool(cache.missing(needed))))
+    if ranks.main:
+        print(_plan(cache, needed, choice, num_views, settings.trainer.epochs), flush=True)
     if incomplete or choice.live:
         if weights is None:
             raise ValueError(
                 f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
                 "name its teacher.weights"
             )
-        live, about = load_teacher(settings, networks, here, data, weights)
+        live, about = load_teacher(settings, networks, ranks, data, weights)
     if incomplete and live is not None:
-        live.ask([r for r in requests if r.key not in choice.live])
-        _write(settings, cache, live, about, here, data, subset, needed)
+        live.set_requests([r for r in requests if r.key not in choice.live])
+        _write(settings, cache, live, about, ranks, data, subset, needed)
     if live is None and about is not None:
         check_accuracy(settings, data, about)
-    shown = None if views == every else subset
+    train_views = None if views == num_views else subset
     if not needed:
         assert live is not None
-        live.ask(requests)
-        return TeacherSide(live, about, live, shown, cache)
-    cached = CachedTeacher(cache, needed, subset, here.device, here.world, settings.knowledge.residence)
+        live.set_requests(requests)
+        return TeacherSide(live, about, live, train_views, cache)
+    cached = CachedTeacher(cache, needed, subset, ranks.device, ranks.world, settings.knowledge.residence)
     if live is None or not choice.live:
-        return TeacherSide(cached, about, live, shown, cache)
-    live.ask([r for r in requests if r.key in choice.live])
-    return TeacherSide(MixedSource(cached, live), about, live, shown, cache)
+        return TeacherSide(cached, about, live, train_views, cache)
+    live.set_requests([r for r in requests if r.key in choice.live])
+    return TeacherSide(MixedSource(cached, live), about, live, train_views, cache)
 
 
-def _cached_views(knowledge: KnowledgeConfig, name: str, every: int | None) -> int:
-    """How many of `every` view of an image to cache (None: they cannot be enumerated; then `all` raises ValueError)."""
-    if every is None and knowledge.views == "all":
+def _cached_views(knowledge: KnowledgeConfig, name: str, num_views: int | None) -> int:
+    """How many of an image's `num_views` views to cache (None: they cannot be enumerated, so `all` raises ValueError)."""
+    if num_views is None and knowledge.views == "all":
         raise ValueError(
             f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be enumerated; choose a number of "
             "them, such as knowledge.views=16, or use knowledge=live"
         )
-    if every is None:
+    if num_views is None:
         return int(knowledge.views)
-    return every if knowledge.views == "all" else min(int(knowledge.views), every)
+    return num_views if knowledge.views == "all" else min(int(knowledge.views), num_views)
 
 
-def _choose(settings: RunConfig, networks: build.Networks, here: Ranks, cache: TeacherCache) -> Choice:
-    """Which summaries are cached, the same on every rank: rank 0 weighs what is not decided yet, and the manifest keeps it."""
+def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: TeacherCache) -> Choice:
+    """Which summaries are cached, the same on every rank: rank 0 measures and decides once, the manifest stores the decision."""
     teacher, knowledge = networks.teacher, settings.knowledge
     assert teacher is not None
     image = (settings.data["channels"], settings.data["size"], settings.data["size"])
     compute = partial(
-        compute_seconds, teacher, image=image, batch=settings.trainer.batch_size // here.world, device=here.device,
+        compute_seconds, teacher, image=image, batch=settings.trainer.batch_size // ranks.world, device=ranks.device,
         precision=settings.teacher.precision, channels_last=settings.trainer.channels_last,
     )  # fmt: skip
     choose = partial(
         choose_summaries, cache, teacher, networks.distiller.requests, networks.teacher_shapes, knowledge.allow_large,
-        device=here.device, ranks=here.world, residence=knowledge.residence,
+        device=ranks.device, ranks=ranks.world, residence=knowledge.residence,
     )  # fmt: skip
-    (open_question,) = here.max(int(choose() is None))
-    if open_question:
-        with stop_flag() as flag, locked_together(cache, StopTogether(flag, here)):
-            if here.main:
+    (undecided,) = ranks.max(int(choose() is None))
+    if undecided:
+        with stop_flag() as flag, locked_together(cache, StopTogether(flag, ranks)):
+            if ranks.main:
                 choose(compute)
-        here.barrier()
+        ranks.barrier()
         cache.reload()
     choice = choose()
     assert choice is not None
@@ -144,12 +144,12 @@ def _choose(settings: RunConfig, networks: build.Networks, here: Ranks, cache: T
 
 
 def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig) -> list[Array]:
-    """The arrays of the requests that a cache serves. Raises ValueError if there can be none."""
+    """The arrays of the requests that are cached. Raises ValueError if none can be."""
     requests, teacher = networks.distiller.requests, networks.teacher
     assert teacher is not None
     if len(choice.live) == len(requests) and (knowledge.allow_large is False or not choice.by_cost):
-        found = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in choice.live.items())
-        raise ValueError(f"knowledge=stored has nothing to cache. {found}. Use knowledge=live")
+        reasons = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in choice.live.items())
+        raise ValueError(f"knowledge=stored has nothing to cache. {reasons}. Use knowledge=live")
     return [
         array
         for r in requests
@@ -167,11 +167,11 @@ def _sha256_in(settings: RunConfig) -> str:
 
 
 def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) -> dict[str, Any]:
-    """The identity of a cache. Fields that equal the first version's behaviour are omitted, so that its caches stay valid."""
+    """The identity of a cache. Settings with the behaviour of the first version are omitted, so that its caches stay valid."""
     precision = settings.teacher.precision
-    later: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
-    if own := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
-        later["teacher_arguments"] = own  # such as an ε, which no weight shows
+    optional: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+    if arguments := not_default(settings.teacher.model, ("name", "num_classes", "in_channels")):
+        optional["teacher_arguments"] = arguments  # such as an ε, which the weights do not contain
     return {
         "teacher": {"name": settings.teacher.model["name"], "sha256": sha256},
         "data": {"name": data.name, "sha256": data.train.fingerprint, "mean": list(data.mean), "std": list(data.std)},
@@ -179,7 +179,7 @@ def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
         "view_scheme": data.train.view_key,
         "views": views,
         "dtype": settings.knowledge.dtype,
-        **later,
+        **optional,
     }
 
 
@@ -191,13 +191,13 @@ def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
     return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
 
 
-def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, every: int | None, epochs: int) -> str:
+def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, num_views: int | None, epochs: int) -> str:
     lines = [describe_sizes(cache, needed)]
-    if every is None or cache.views < every:
-        rest = "new random ones" if every is None else f"random ones of all {every}"
-        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {rest}")
+    if num_views is None or cache.views < num_views:
+        others = "new random ones" if num_views is None else f"random ones of all {num_views}"
+        lines.append(f"epochs show each image's {cache.views} cached views in turn, not {others}")
         if cache.views < epochs:
-            enough = epochs if every is None else min(epochs, every)
+            enough = epochs if num_views is None else min(epochs, num_views)
             lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
     lines += [
         f"loss.{key.split(':')[0]} is cached: {reason}"
@@ -213,49 +213,49 @@ def _write(
     cache: TeacherCache,
     live: LiveTeacher,
     about: dict[str, Any] | None,
-    here: Ranks,
+    ranks: Ranks,
     data: Dataset,
     subset: Tensor,
     needed: Sequence[Array],
 ) -> None:
-    """Each rank writes some batches of the cache; a signal to any of them stops all."""
+    """Each rank writes some batches of the cache; a signal to one rank stops all."""
     compile = settings.trainer.compile
     cache.teacher = about
-    loader = build.loader(settings, Ranks(0, 1, here.device), data, "train")
+    loader = build.loader(settings, Ranks(0, 1, ranks.device), data, "train")
     with stop_flag() as flag:
         write_cache(
-            cache, live, loader, subset, needed, here.device.type == "cuda" if compile is None else compile,
-            StopTogether(flag, here),
+            cache, live, loader, subset, needed, ranks.device.type == "cuda" if compile is None else compile,
+            StopTogether(flag, ranks),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StopTogether:
-    """The ranks that write a cache together: a stop signal to one of them ends all, saved. See `nst.teacher.write.Peers`."""
+    """The ranks that write a cache together: a stop signal to one of them ends all, after saving. See `nst.teacher.write.Peers`."""
 
     flag: StopFlag
     ranks: Ranks
 
     @property
     def rank(self) -> int:
-        """Of this process."""
+        """This process's rank."""
         return self.ranks.rank
 
     @property
     def world(self) -> int:
-        """How many there are."""
+        """The number of ranks."""
         return self.ranks.world
 
     def asked(self) -> bool:
-        """Whether this rank has a stop signal."""
+        """Whether this rank has received a stop signal."""
         return bool(self.flag.signum)
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether `mine` is true on any rank."""
         return self.ranks.max(int(mine)) == [1]
 
     def check(self, done: bool = False) -> bool:
-        """Exchange the ranks' stop signals; rank 0 says when it is done. Raises Interrupted."""
+        """Exchange the ranks' stop signals; returns whether rank 0 is done. Raises Interrupted."""
         signum, finished = self.ranks.max(self.flag.signum, int(done))
         if signum:
             raise Interrupted(signum)

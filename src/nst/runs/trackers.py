@@ -1,7 +1,7 @@
 """Trackers: destinations of a run's scalars and pictures besides its metrics.jsonl.
 
-A continued run repeats some steps, with the same result. A tracker must have each step once: TensorBoard's files are
-truncated to the checkpoint, the others skip what an earlier start has sent.
+A continued run repeats some steps, with the same results. Each step must appear once: TensorBoard's files are truncated to
+the checkpoint, the other trackers skip steps that an earlier start has sent.
 """
 
 import logging
@@ -17,7 +17,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 BOARD = "tensorboard"  # in the run's folder
-EVENTS = "events.out.tfevents."  # how TensorBoard's files are called
+EVENTS = "events.out.tfevents."  # prefix of TensorBoard's files
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class RunInfo:
 class Tracker(Protocol):
     """Interface of the group `tracker`; only rank 0 has one."""
 
-    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Open.
 
         Args:
-            seen: the last step of each kind that earlier starts have logged, after their last checkpoint too.
-            state: what `state` gave when the checkpoint was written that the run continues from; None at a new start.
+            logged_steps: the last step of each kind that earlier starts have logged, after their last checkpoint too.
+            state: the result of `state()` in the checkpoint that the run continues from; None in a new run.
         """
         ...
 
@@ -51,7 +51,7 @@ class Tracker(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Plain values to keep in a checkpoint; all that was logged is safe when this returns."""
+        """Plain values for a checkpoint; everything logged is on disk or sent when this returns."""
         ...
 
     def close(self, finished: bool = True) -> None:
@@ -62,7 +62,7 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in the run's folder."""
 
-    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Truncate the event files to the checkpoint; see `Tracker`."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -92,7 +92,7 @@ class TensorBoard:
         self._writer.add_image(name, picture, step)
 
     def state(self) -> dict[str, Any]:
-        """The sizes of the event files, which are on disk."""
+        """The sizes of the event files, after syncing them to disk."""
         self._writer.flush()
         for file in self._files():
             with file.open("rb") as f:
@@ -105,13 +105,13 @@ class TensorBoard:
 
 
 class _Remote:
-    """A tracker that cannot delete what it was sent."""
+    """A tracker that cannot delete logged values."""
 
-    seen: Mapping[str, int] = {}
+    logged_steps: Mapping[str, int] = {}
 
-    def known(self, kind: str, step: int) -> bool:
+    def already_sent(self, kind: str, step: int) -> bool:
         """Whether an earlier start has sent this step."""
-        return step <= self.seen.get(kind, -1)
+        return step <= self.logged_steps.get(kind, -1)
 
 
 class WandB(_Remote):
@@ -119,25 +119,25 @@ class WandB(_Remote):
 
     def __init__(self, project: str = "nst", entity: str | None = None, mode: str | None = None) -> None:
         """See W&B's `init` for the arguments. Raises ValueError where the package is missing."""
-        _need("wandb", "wandb")
+        _require("wandb", "wandb")
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
         self.project, self.entity, self.mode = project, entity, mode
 
-    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Start the run there, or go on with it; see `Tracker`."""
+    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Start the run, or resume it; see `Tracker`."""
         import wandb
 
-        self.seen = seen
+        self.logged_steps = logged_steps
         identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
         self._run = wandb.init(
             project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
-            config=dict(run.config), dir=str(run.folder), resume="allow" if seen else None,
+            config=dict(run.config), dir=str(run.folder), resume="allow" if logged_steps else None,
         )  # fmt: skip
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        if not self.known(kind, step):
+        if not self.already_sent(kind, step):
             self._run.log(dict(values), step=step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
@@ -161,32 +161,32 @@ class MLflow(_Remote):
 
     def __init__(self, experiment: str = "nst", uri: str | None = None) -> None:
         """Raises ValueError where the package is missing."""
-        _need("mlflow", "mlflow")
+        _require("mlflow", "mlflow")
         self.experiment, self.uri = experiment, uri
 
-    def start(self, run: RunInfo, seen: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Start the run there, or find it by its name and go on with it; see `Tracker`."""
+    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+        """Start the run, or find it by its name and resume it; see `Tracker`."""
         from mlflow import MlflowClient
 
-        self.seen = seen
+        self.logged_steps = logged_steps
         self._client = MlflowClient(tracking_uri=self.uri or os.environ.get("MLFLOW_TRACKING_URI"))
-        found = self._client.get_experiment_by_name(self.experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        existing = self._client.get_experiment_by_name(self.experiment)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(self.experiment)
         full = f"{run.group}/{run.name}"
-        there = self._client.search_runs([experiment], f"tags.`nst.run` = '{full}'", max_results=1)
-        if there and seen:
-            self._id = there[0].info.run_id
+        matches = self._client.search_runs([experiment], f"tags.`nst.run` = '{full}'", max_results=1)
+        if matches and logged_steps:
+            self._id = matches[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
             tags = {"nst.run": full, "nst.group": run.group}
             self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-            for key, value in _plain(run.config).items():
+            for key, value in _flattened(run.config).items():
                 self._client.log_param(self._id, key, value)
             self._client.log_dict(self._id, dict(run.config), "config.json")
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        if not self.known(kind, step):
+        if not self.already_sent(kind, step):
             for name, value in values.items():
                 self._client.log_metric(self._id, name, value, step=step)
 
@@ -204,17 +204,17 @@ class MLflow(_Remote):
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
-def _plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and short texts."""
-    found: dict[str, str] = {}
+def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys and shortened texts."""
+    flattened: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= _plain(value, f"{prefix}{key}.")
+            flattened |= _flattened(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = str(value)[:500]
-    return found
+            flattened[f"{prefix}{key}"] = str(value)[:500]
+    return flattened
 
 
-def _need(package: str, extra: str) -> None:
+def _require(package: str, extra: str) -> None:
     if find_spec(package) is None:
         raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{extra}]'")

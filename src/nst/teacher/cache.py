@@ -1,8 +1,8 @@
-"""The teacher cache: a folder of arrays, `[views, images, ...]` each, and a manifest that says what they are of.
+"""The teacher cache: a folder of arrays, `[views, images, ...]` each, and a manifest that identifies them.
 
 `manifest.json` names the teacher's weights, the data, the views and the dtype; for each array how many rows are written, and
-a SHA-256 for each finished view. It is replaced whole, and only after the rows it counts are on disk, so a cache whose writing
-was cut off continues from there.
+a SHA-256 for each finished view. It is replaced atomically, and only after the rows it counts are on disk, so interrupted
+writing continues from there.
 """
 
 import hashlib
@@ -31,22 +31,22 @@ class TeacherCache:
     """The cached summaries of one teacher on one training set."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], images: int, views: int, dtype: str) -> None:
-        """Open a cache, or describe one that is not there yet; nothing is written.
+        """Open a cache, or describe one that does not exist yet; nothing is written.
 
         Args:
-            identity: what the cache is of, as plain values; see `nst.runs.teacher_cache.cache_identity`.
+            identity: teacher, data and settings of the cache, as plain values; see `nst.runs.teacher_cache.cache_identity`.
             images: in the training set.
             views: cached of each image.
             dtype: "float16" or "float32".
 
         Raises:
-            ValueError: the folder holds a cache of something else (the fields are named), or is damaged.
+            ValueError: the folder holds a cache with another identity (the fields are named), or is damaged.
         """
         self.folder, self.images, self.views, self.dtype = folder, images, views, np.dtype(dtype)
         self.identity = {"version": VERSION, **json.loads(json.dumps(identity))}
-        self.teacher: dict[str, Any] | None = None  # what is known of the teacher, its accuracy included
+        self.teacher: dict[str, Any] | None = None  # name, weights and accuracy of the teacher
         self.state: dict[str, dict[str, Any]] = {}  # array → shape, rows written, a digest for each finished view
-        self.choices: dict[str, dict[str, Any]] = {}  # array → whether to cache it, and why, where that was weighed
+        self.choices: dict[str, dict[str, Any]] = {}  # array → whether to cache it, and why, if decided by cost
         self.reload()
 
     @property
@@ -94,19 +94,19 @@ class TeacherCache:
         return int(memory.offset)  # pyright: ignore[reportAttributeAccessIssue]
 
     def missing(self, needed: Sequence[Array]) -> list[Array]:
-        """Those of the arrays that are not complete; each name once."""
-        once = {array.name: array for array in needed}
-        return [a for a in once.values() if self.written(a.name) < self.rows]
+        """The arrays that are not complete, each name once."""
+        unique = {array.name: array for array in needed}
+        return [a for a in unique.values() if self.written(a.name) < self.rows]
 
     def written(self, name: str) -> int:
         """Rows of an array that are on disk."""
         return self.state[name]["rows"] if name in self.state else 0
 
     def reserve(self, needed: Sequence[Array]) -> None:
-        """Make the files of arrays that are not there yet.
+        """Create the files of new arrays.
 
         Raises:
-            ValueError: the disk is too small; says what is needed and what is free.
+            ValueError: the disk is too small; names the needed and the free space.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         size = sum(int(self.bytes(a.shape) * (1 - self.written(a.name) / self.rows)) for a in needed)
@@ -123,7 +123,7 @@ class TeacherCache:
                 self.state[array.name] = {"shape": list(array.shape), "rows": 0, "sha256": []}
 
     def save(self, rows: Mapping[str, int]) -> None:
-        """Note, for these arrays, how many rows are on disk now, and the digests of views that became complete."""
+        """Record how many rows of these arrays are on disk, and the digests of newly complete views."""
         for name, written in rows.items():
             state = self.state[name]
             state["rows"] = written
@@ -132,12 +132,12 @@ class TeacherCache:
         write_whole(self.folder / MANIFEST, json.dumps(self.manifest(), indent=1).encode())
 
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` holds."""
+        """The content of `manifest.json`."""
         manifest: dict[str, Any] = {"identity": self.identity, "teacher": self.teacher, "arrays": self.state}
         return manifest | ({"choices": self.choices} if self.choices else {})
 
     def choose(self, names: Sequence[str], cached: bool, why: str) -> None:
-        """Note whether these arrays are to be cached, for all runs that leave it to the cost. Hold the lock for it."""
+        """Record whether these arrays are cached, for all runs that decide by cost. The cache must be locked."""
         self.choices |= {name: {"cached": cached, "why": why} for name in names}
         self.save({})
 
@@ -161,7 +161,7 @@ class TeacherCache:
 
     @contextmanager
     def locked(self, each_second: Callable[[], object]) -> Iterator[None]:
-        """Hold the cache for writing; waits while another process does, with a call each second."""
+        """Lock the cache for writing; while another process holds the lock, `each_second` is called every second."""
         waiting = f"another process is writing {self.folder}; waiting for it"
         with locked(self.folder / "lock", each_second, waiting):
             self.reload()
@@ -169,7 +169,7 @@ class TeacherCache:
 
 
 class Writer:
-    """Writes rows of one array in order."""
+    """Writes rows of one array."""
 
     def __init__(self, cache: TeacherCache, name: str, shape: Shape) -> None:
         self.path = cache.file(name)

@@ -18,8 +18,8 @@ from nst.teacher.cache import TeacherCache
 from nst.teacher.layout import Array
 
 Residence = Literal["device", "host", "disk"]
-SHARE = 0.5  # of the free memory that cached summaries may take
-PREFETCH_BATCHES = 4  # batches gathered before their turn, where they come from elsewhere than the device's memory
+SHARE = 0.5  # of the free memory, at most, for cached summaries
+PREFETCH_BATCHES = 4  # batches gathered ahead, if the arrays are not in the device's memory
 
 
 class CachedTeacher:
@@ -36,69 +36,71 @@ class CachedTeacher:
     ) -> None:
         """Open the arrays, in memory where they fit, and check them against the manifest.
 
-        What is read into memory is checked whole; of what stays on disk the first and the last view.
+        Arrays in memory are checked completely; of arrays on disk only the first and the last view.
 
         Args:
             needed: arrays that are complete in the cache.
             subset: [images, views] view numbers, ascending in each row.
             device: of the batches.
             ranks: processes that share this machine's memory.
-            residence: where the arrays are to lie: "device", "host", "disk", or "auto": by size.
+            residence: where the arrays are kept: "device", "host", "disk", or "auto": by size.
 
         Raises:
             ValueError: a file does not have the content that the manifest says.
         """
         self.images, self.needed, self.device = cache.images, tuple(needed), device
-        once = {array.name: array for array in needed}
-        size = sum(cache.bytes(array.shape) for array in once.values())
+        unique = {array.name: array for array in needed}
+        size = sum(cache.bytes(array.shape) for array in unique.values())
         self.residence = choose_residence(size, device, ranks) if residence == "auto" else residence
-        self.arrays = {name: self._open(cache, name) for name in once}
-        every = bool((subset == torch.arange(subset.shape[1])).all())
-        self.subset = None if every else subset.to(device)  # None: a view's number is its place
+        self.arrays = {name: self._open(cache, name) for name in unique}
+        all_views = bool((subset == torch.arange(subset.shape[1])).all())
+        self.subset = None if all_views else subset.to(device)  # None: all views, so a view's number is its slot
         direct = self.residence == "device" or (self.residence == "host" and device.type == "cpu")
         self.prefetch_batches = 0 if direct else PREFETCH_BATCHES
         self._pool = None if direct else ThreadPoolExecutor(2)
-        self._ahead: deque[tuple[Batch, Future[dict[str, Tensor]]]] = deque()
+        self._prefetched: deque[tuple[Batch, Future[dict[str, Tensor]]]] = deque()
 
     def _open(self, cache: TeacherCache, name: str) -> Tensor:
         """An array as `[views · images, ...]`."""
-        memory = np.load(cache.file(name), mmap_mode="c")  # torch wants to be allowed to write; the file stays
+        memory = np.load(
+            cache.file(name), mmap_mode="c"
+        )  # torch wants a writable array; copy-on-write leaves the file unchanged
         if self.residence == "disk":
             for slot in {0, cache.views - 1}:
                 cache.check(name, slot, cache.digest(name, slot))
             return torch.from_numpy(memory).flatten(0, 1)
         dtype = torch.float16 if cache.dtype == np.float16 else torch.float32
         place = self.device if self.residence == "device" else torch.device("cpu")
-        whole = torch.empty(memory.shape, dtype=dtype, device=place)
+        tensor = torch.empty(memory.shape, dtype=dtype, device=place)
         with Progress(f"reading {cache.views} views of {name} from {cache.folder}", cache.views, " views") as progress:
             for slot in range(cache.views):
                 view = np.array(memory[slot])
                 cache.check(name, slot, hashlib.sha256(view.data).hexdigest())
-                whole[slot].copy_(torch.from_numpy(view))
+                tensor[slot].copy_(torch.from_numpy(view))
                 progress.update(1)
-        return whole.flatten(0, 1)
+        return tensor.flatten(0, 1)
 
     def __call__(self, batch: Batch) -> Summaries:
         """Summaries of a batch, by request key; in the cache's dtype."""
-        if self._ahead and self._ahead[0][0] is batch:
-            found = self._ahead.popleft()[1].result()
+        if self._prefetched and self._prefetched[0][0] is batch:
+            arrays = self._prefetched.popleft()[1].result()
         else:
-            found = self._gather(self.rows(batch))
+            arrays = self._gather(self.rows(batch))
         summaries: Summaries = {}
         for array in self.needed:
-            summaries.setdefault(array.request, {})[array.tensor] = found[array.name]
+            summaries.setdefault(array.request, {})[array.tensor] = arrays[array.name]
         return summaries
 
     def prefetch(self, batch: Batch) -> None:
-        """Have a later batch gathered by another thread."""
+        """Gather a later batch on another thread."""
         if self._pool is not None:
-            self._ahead.append((batch, self._pool.submit(self._gather, self.rows(batch))))
+            self._prefetched.append((batch, self._pool.submit(self._gather, self.rows(batch))))
 
     def compile(self, batch_size: int) -> None:
         """A lookup has nothing to compile."""
 
     def rows(self, batch: Batch) -> Tensor:
-        """Where the batch's image views stand in the arrays: [B] int64."""
+        """Rows of the batch's image views in the arrays: [B] int64."""
         if self.subset is None:
             return batch.views * self.images + batch.indices
         slots = (self.subset[batch.indices] < batch.views[:, None]).sum(1)
@@ -108,10 +110,10 @@ class CachedTeacher:
         if self._pool is None:
             return {name: values.index_select(0, rows) for name, values in self.arrays.items()}
         on_host = rows.cpu()
-        found = {name: values.index_select(0, on_host) for name, values in self.arrays.items()}
+        gathered = {name: values.index_select(0, on_host) for name, values in self.arrays.items()}
         if self.device.type == "cpu":
-            return found
-        return {name: values.pin_memory().to(self.device, non_blocking=True) for name, values in found.items()}
+            return gathered
+        return {name: values.pin_memory().to(self.device, non_blocking=True) for name, values in gathered.items()}
 
 
 def choose_residence(size: int, device: torch.device, ranks: int) -> Residence:

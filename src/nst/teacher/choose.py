@@ -17,12 +17,12 @@ from nst.teacher.layout import Array, arrays, kept_live, large
 
 @dataclass(frozen=True)
 class Choice:
-    """What is decided for the requests of a run."""
+    """Which requests of a run are computed live, and which decisions were made by cost."""
 
     live: dict[str, str]  # key → why the live teacher computes it
     by_cost: dict[str, str] = field(
         default_factory=dict
-    )  # key → the figures, where reading was weighed against computing
+    )  # key → the measured costs, if reading was compared with computing
 
 
 def choose_summaries(
@@ -40,17 +40,17 @@ def choose_summaries(
     """Decide what is cached.
 
     Summaries smaller than the feature are cached. Those as large as the feature are cached with `allow_large=True`, live with
-    False. With None they are cached together if reading them is cheaper than computing them and the disk has the space: weighed
-    once for a cache, then read from its manifest, so that a run that continues keeps its choice.
+    False. With None they are cached together if reading them is cheaper than computing them and the disk has the space. That is
+    measured once for a cache, then read from its manifest, so that a continued run keeps its choice.
 
     Args:
         shapes: of one image's feature, by tap of the teacher.
-        compute: seconds an image of the teacher's forward pass for some requests. The cache must be locked then; the
-            choice is saved in it.
-        residence: where the arrays will be read from, as in `CachedTeacher`.
+        compute: measures the seconds an image of the teacher's forward pass for some requests. The cache must be locked then;
+            the choice is saved in it.
+        residence: where the arrays will be kept, as in `CachedTeacher`.
 
     Returns:
-        None where something is not decided yet and `compute` is not given.
+        None if something is undecided and `compute` is not given.
     """
     if allow_large is not None:
         return Choice(kept_live(requests, shapes, allow_large))
@@ -61,25 +61,27 @@ def choose_summaries(
     if undecided and compute is None:
         return None
     if undecided and compute is not None:
-        rest = [r for r in requests if r.key not in uncachable and r not in undecided]
+        others = [r for r in requests if r.key not in uncachable and r not in undecided]
         cost = weigh(
-            arrays_of(undecided, teacher, shapes), arrays_of(rest, teacher, shapes), cache, compute(undecided),
+            arrays_of(undecided, teacher, shapes), arrays_of(others, teacher, shapes), cache, compute(undecided),
             device=device, ranks=ranks, residence=residence,
         )  # fmt: skip
         cache.choose([name for r in undecided for name in names[r.key]], cost.cheaper_to_read, str(cost))
-    noted = {key: cache.choices[found[0]] for key, found in names.items() if found[0] in cache.choices}
-    live = {key: choice["why"] for key, choice in noted.items() if not choice["cached"]}
-    return Choice(uncachable | live, {key: choice["why"] for key, choice in noted.items()})
+    choices = {
+        key: cache.choices[array_names[0]] for key, array_names in names.items() if array_names[0] in cache.choices
+    }
+    live = {key: choice["why"] for key, choice in choices.items() if not choice["cached"]}
+    return Choice(uncachable | live, {key: choice["why"] for key, choice in choices.items()})
 
 
 def arrays_of(requests: Sequence[Request], teacher: nn.Module, shapes: Mapping[str, Shape]) -> list[Array]:
     """The arrays of these requests, each name once."""
-    found = [a for r in requests for a in arrays(r, resolve(teacher, r.tap), shapes[r.tap])]
-    return list({a.name: a for a in found}.values())
+    result = [a for r in requests for a in arrays(r, resolve(teacher, r.tap), shapes[r.tap])]
+    return list({a.name: a for a in result}.values())
 
 
 def _decided(cache: TeacherCache, names: Sequence[str]) -> bool:
-    """Whether the manifest says what to do with these arrays, or they have been written already (with `allow_large=True`, say)."""
+    """Whether the manifest has a choice for these arrays, or they exist already (written with `allow_large=True`, say)."""
     return all(name in cache.choices for name in names) or all(name in cache.state for name in names)
 
 
@@ -93,10 +95,10 @@ def weigh(
     ranks: int,
     residence: str,
 ) -> Cost:
-    """What reading and computing these arrays cost.
+    """The costs of reading and of computing these arrays.
 
     Args:
-        rest: what is cached besides, and takes memory and disk, too.
+        rest: the other cached arrays, which need memory and disk space, too.
         computing: seconds an image.
     """
     new = sum(cache.bytes(a.shape) for a in weighed)

@@ -17,14 +17,14 @@ from nst.teacher.layout import readable_bytes
 from nst.teacher.live import LiveTeacher
 
 READ_RATES = {"device": 20e9, "host": 1e9, "disk": 200e6}
-"""Bytes a second that a process reads in single rows; low values, for the disk those of an ordinary SSD."""
+"""Bytes a second that a process reads in single rows: conservative values; for the disk, of an ordinary SSD."""
 
-PIXELS = 32 * 32 * 32  # on a CPU a batch of about so many pixels is timed
+PIXELS = 32 * 32 * 32  # of the batch that is timed on a CPU, at most
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the summaries of some terms cost, for one image."""
+    """The costs of the summaries of some terms, for one image."""
 
     row_bytes: int
     reading: float  # seconds
@@ -65,7 +65,7 @@ def compute_seconds(
     precision: str,
     channels_last: bool,
 ) -> float:
-    """Seconds an image of the teacher's forward pass as deep as these requests need, summaries included; weights do not matter.
+    """Seconds an image of the teacher's forward pass up to the last requested layer, summaries included; weights do not matter.
 
     The least of three times, after one pass to warm up.
 
@@ -84,16 +84,16 @@ def compute_seconds(
     times = []
     with torch.no_grad():
         for _ in range(4):
-            began = time.perf_counter()
+            start = time.perf_counter()
             live.summaries(images)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     return min(times[1:]) / batch
 
 
 def free_space(folder: Path) -> int:
-    """Bytes free on the disk of a folder, which need not be there yet."""
+    """Bytes free on the disk of a folder, which need not exist yet."""
     folder = folder.absolute()
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
 

@@ -19,7 +19,7 @@ def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ())
     Args:
         model: in `eval()` mode, on the device of `image`.
         image: `[B, C, H, W]`, to compare the output before and after.
-        keep: modules whose output or input is looked at; pairs whose inner value that is are left alone.
+        keep: tapped modules (outputs or inputs); a pair is not folded if the value between its two modules is tapped.
 
     Returns:
         How many pairs were folded.
@@ -43,14 +43,14 @@ def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ())
 
 
 def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
-    """Names of convolutions and norms where the norm is all that sees the convolution, each used once."""
+    """Names of convolution and norm where the norm alone reads the convolution's output, and each is called once."""
     try:
         nodes = list(fx.symbolic_trace(model).graph.nodes)
-    except Exception:  # whatever a user's forward raises on symbolic values: then nothing is folded
+    except Exception:  # a user's forward may raise anything on symbolic values: nothing is folded then
         return []
     modules = dict(model.named_modules())
     calls = [node.target for node in nodes if node.op == "call_module"]
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for node in nodes:
         if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
             continue
@@ -60,12 +60,12 @@ def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
         conv, norm = str(before.target), str(node.target)
         once = calls.count(conv) == 1 and calls.count(norm) == 1
         if type(modules[conv]) is nn.Conv2d and once and conv not in keep and f"{norm}:input" not in keep:
-            found.append((conv, norm))
-    return found
+            pairs.append((conv, norm))
+    return pairs
 
 
 def _folded(model: nn.Module, conv_name: str, norm_name: str) -> nn.Module:
-    """The convolution with the norm in it; computed in float64."""
+    """The convolution with the norm folded in; computed in float64."""
     conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -76,7 +76,7 @@ def _folded(model: nn.Module, conv_name: str, norm_name: str) -> nn.Module:
     shift = None if norm.bias is None else norm.bias.double()
     mean, var = norm.running_mean.double(), norm.running_var.double()
     weight, new_bias = fuse_conv_bn_weights(conv.weight.double(), bias, mean, var, norm.eps, scale, shift)
-    folded = copy.copy(conv)  # shares nothing that is written to
+    folded = copy.copy(conv)  # shares only what is not written to
     folded._parameters = {
         "weight": nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False),
         "bias": nn.Parameter(new_bias.to(conv.weight.dtype), requires_grad=False),

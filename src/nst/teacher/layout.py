@@ -1,4 +1,4 @@
-"""Which arrays a teacher cache has for the summaries that a student's terms need, and how large they are."""
+"""The arrays of a teacher cache for the summaries that a student's terms need, and their sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Array:
 
     request: str  # key of the request
     tensor: str  # its name in the summary
-    name: str  # of the array: equal names hold equal values, whichever loss needs them
+    name: str  # of the array: arrays of one name have the same values, whichever loss needs them
     shape: Shape  # for one image in one view
 
 
@@ -22,7 +22,7 @@ def arrays(request: Request, path: str, teacher_shape: Shape) -> list[Array]:
     """The arrays behind a request.
 
     Args:
-        path: the tap as a module path of the teacher, so that different roles of one layer share.
+        path: the tap as a module path of the teacher, so that different roles of one layer share an array.
         teacher_shape: of one image's feature at the tap.
     """
     plan = request.loss.plan(request.student_shape, teacher_shape)
@@ -42,7 +42,7 @@ def large(requests: Sequence[Request], shapes: Mapping[str, Shape]) -> list[Requ
 
 
 def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_large: bool) -> dict[str, str]:
-    """Requests that a cache does not hold, by key, and why.
+    """Requests that are not cached, by key, and why.
 
     Args:
         shapes: of one image's feature, by tap.

@@ -29,17 +29,17 @@ class Normalization:
         return scale, shift
 
 
-class _DeepEnough(Exception):
+class _LastTapReached(Exception):
     """Ends a forward pass: all tapped features have been computed."""
 
 
 class _Depth:
-    """Ends a network's forward pass at its last tap. The first pass runs to the end and counts."""
+    """Ends a network's forward pass at its last tap. The first pass runs to the end and counts the taps' calls."""
 
     def __init__(self, model: nn.Module, taps: Sequence[str]) -> None:
         """Attach after the taps' own hooks, which then run first."""
-        self.events = 0  # tapped places passed in this forward pass
-        self.last: int | None = None  # how many a whole pass has
+        self.events = 0  # taps reached in this forward pass
+        self.last: int | None = None  # how many a full pass reaches
         self.running = False
         self.handles: list[RemovableHandle] = []
         modules = dict(model.named_modules())
@@ -52,7 +52,7 @@ class _Depth:
     def _passed(self, *_: Any) -> None:
         self.events += 1
         if self.running and self.events == self.last:
-            raise _DeepEnough
+            raise _LastTapReached
 
     def run(self, forward: Callable[[], Tensor]) -> None:
         """`forward()` as far as needed."""
@@ -60,21 +60,21 @@ class _Depth:
         try:
             forward()
             self.last = self.events
-        except _DeepEnough:
+        except _LastTapReached:
             return
         finally:
             self.running = False
 
     def remove(self) -> None:
-        """Detach; whole forward passes from now on."""
+        """Remove the hooks: forward passes run to the end again."""
         for handle in self.handles:
             handle.remove()
 
 
 class LiveTeacher:
-    """Runs the teacher without gradient and keeps only the summaries that the student's terms ask for.
+    """Runs the teacher without gradient and keeps only the summaries that the student's terms need.
 
-    On a GPU the next batch's summaries are computed beside the current step, on a stream of their own.
+    On a GPU the next batch's summaries are computed on a separate stream, in parallel with the current step.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class LiveTeacher:
         """Attach to a teacher.
 
         Args:
-            model: put into `eval()` mode here.
-            requests: from the distiller; `ask` changes them.
-            images, expects: normalisation of the images handed in, and of those the teacher was trained on; where
-                they differ the teacher's input is converted.
-            precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; summaries are computed in fp32 all the same.
+            model: is put into `eval()` mode.
+            requests: from the distiller; `set_requests` replaces them.
+            images, expects: normalisation of the given images, and of those the teacher was trained on; if
+                they differ, the teacher's input is converted.
+            precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; summaries are always computed in fp32.
         """
         self.precision = precision
         self._norms: list[nn.modules.batchnorm._BatchNorm] = []  # those that use the batch's statistics
@@ -103,17 +103,17 @@ class LiveTeacher:
         self._depth: _Depth | None = None
         self._compiled: Callable[[Tensor], Summaries] | None = None
         self._compiled_size = 0
-        self.ask(requests)
+        self.set_requests(requests)
         self._convert = None
         device = next(model.parameters()).device
         if images is not None and expects is not None and images != expects:
             self._convert = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in images.onto(expects)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ahead: deque[tuple[Batch, Summaries]] = deque()
+        self._prefetched: deque[tuple[Batch, Summaries]] = deque()
         self.prefetch_batches = 0 if self._stream is None else 1
 
-    def ask(self, requests: Sequence[Request]) -> None:
-        """From now on answer these requests, uncompiled."""
+    def set_requests(self, requests: Sequence[Request]) -> None:
+        """Compute the summaries of these requests from now on, with eager code."""
         self.taps.remove()
         if self._depth is not None:
             self._depth.remove()
@@ -129,7 +129,7 @@ class LiveTeacher:
             norm.momentum = 0.0
 
     def convert(self, images: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` of the data's normalisation in the teacher's own."""
+        """Images `[B, C, H, W]` from the data's normalisation to the teacher's."""
         return images if self._convert is None else images * self._convert[0] + self._convert[1]
 
     def logits(self, images: Tensor) -> Tensor:
@@ -142,9 +142,9 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Summaries:
         """Summaries of a batch, by request key."""
-        if self._stream is None or not self._ahead or self._ahead[0][0] is not batch:
+        if self._stream is None or not self._prefetched or self._prefetched[0][0] is not batch:
             return self.summaries(batch.images)
-        _, summaries = self._ahead.popleft()
+        _, summaries = self._prefetched.popleft()
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
         for value in (value for summary in summaries.values() for value in summary.values()):
@@ -153,41 +153,41 @@ class LiveTeacher:
 
     @torch.no_grad()
     def prefetch(self, batch: Batch) -> None:
-        """On a GPU: start on a later batch, beside whatever the device is doing."""
+        """On a GPU: start on a later batch, in parallel with the device's current work."""
         if self._stream is None:
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            self._ahead.append((batch, self.summaries(batch.images)))
+            self._prefetched.append((batch, self.summaries(batch.images)))
 
     @torch.no_grad()
     def summaries(self, images: Tensor) -> Summaries:
         """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap."""
         for norm in self._norms:
-            norm.train()  # others, who looked at the network, may have set it to `eval()`
+            norm.train()  # other code may have set the network to `eval()`
         if self._compiled is not None and len(images) == self._compiled_size:
             return self._compiled(images)
         if self._depth is None:
-            return self._whole(images)
+            return self._full_forward(images)
         self._depth.run(lambda: self.logits(images))
         return self._summarize(self.taps.read())
 
     def compile(self, batch_size: int) -> None:
-        """Compile for batches of this size, the weights frozen into the code; what no summary needs drops out.
+        """Compile for batches of this size, with frozen weights; operations that no summary needs are removed.
 
-        0: back to eager code.
+        0: eager code again.
         """
         if not batch_size:
             self._compiled_size = 0
             return
         if self._depth is not None:
-            self._depth.remove()  # hooks that count would make it compile again and again
+            self._depth.remove()  # hooks that count calls would cause recompilation
             self._depth = None
         if self._compiled is None:
-            self._compiled = torch.compile(self._whole, dynamic=False, options={"freezing": True})
+            self._compiled = torch.compile(self._full_forward, dynamic=False, options={"freezing": True})
         self._compiled_size = batch_size
 
-    def _whole(self, images: Tensor) -> Summaries:
+    def _full_forward(self, images: Tensor) -> Summaries:
         logits = self.logits(images)
         return self._summarize(self.taps.read() | {LOGITS: logits})
 

@@ -28,10 +28,10 @@ DTYPES = ("float16", "float32")
 
 
 def pack(folder: Path, file: Path) -> TeacherCache:
-    """Write a cache, checked against its checksums, into one file; what is not finished of a view is written again elsewhere.
+    """Write a cache, checked against its checksums, into one file; unfinished views are left out.
 
     Raises:
-        ValueError: there is no cache or nothing in it, it is damaged, `file` is there already, or the disk is too small.
+        ValueError: there is no cache or it is empty or damaged, `file` exists already, or the disk is too small.
     """
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} holds no teacher cache: it has no {MANIFEST}")
@@ -45,60 +45,63 @@ def pack(folder: Path, file: Path) -> TeacherCache:
         _check_space(file, size)
         cache.check_all()
         for state in cache.state.values():
-            state["rows"] = len(state["sha256"]) * cache.images  # of the rest there is no checksum
-        beside = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
-        with naming(file), _removed_on_failure(beside), Progress(f"packing {folder}", size, " bytes") as progress:
-            with beside.open("xb") as target, tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            state["rows"] = len(state["sha256"]) * cache.images  # unfinished views have no checksum
+        temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
+        with naming(file), _removed_on_failure(temporary), Progress(f"packing {folder}", size, " bytes") as progress:
+            with (
+                temporary.open("xb") as target,
+                tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar,
+            ):
                 manifest = json.dumps(cache.manifest(), indent=1).encode()
                 _add(tar, MANIFEST, len(manifest), io.BytesIO(manifest))
                 for name in cache.state:
                     with cache.file(name).open("rb") as source:
                         _add(tar, f"{name}.npy", cache.file(name).stat().st_size, source)
                     progress.update(cache.file(name).stat().st_size)
-            with beside.open("rb") as written:
+            with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            beside.replace(file)
+            temporary.replace(file)
     return cache
 
 
 def unpack(file: Path, folder: Path) -> TeacherCache:
-    """Make a cache of a packed file, checked against its checksums, in a folder that is not there yet.
+    """Unpack a cache, checked against its checksums, into a new folder.
 
-    Nothing is believed of the file: names, kinds and sizes of its members are checked before anything is written, and `folder` comes
-    into being only when all of it is right.
+    The file is not trusted: names, types and sizes of its members are checked before anything is written, and `folder` is created
+    only if all checks pass.
 
     Raises:
-        ValueError: no packed cache, a damaged, truncated or dangerous one, `folder` is there already, or the disk is too small.
+        ValueError: no packed cache, a damaged, truncated or malicious one, `folder` exists already, or the disk is too small.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; name another folder, or delete it")
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
-    beside = folder.absolute().with_name(f"{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
+    temporary = folder.absolute().with_name(f"{folder.absolute().name}.{secrets.token_hex(4)}.tmp")
     try:
         with tarfile.open(file, mode="r:") as tar:
             manifest, members = _checked_members(tar, file)
             _check_space(folder, sum(member.size for member in members))
-            with naming(folder), _removed_on_failure(beside):
-                beside.mkdir(parents=True)
+            with naming(folder), _removed_on_failure(temporary):
+                temporary.mkdir(parents=True)
                 with Progress(f"unpacking {file}", len(members), " arrays") as progress:
                     for member in members:
-                        _extract(tar, member, beside)
+                        _extract(tar, member, temporary)
                         progress.update(1)
-                write_whole(beside / MANIFEST, json.dumps(manifest, indent=1).encode())
-                cache = open_cache(beside)
+                write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+                cache = open_cache(temporary)
                 cache.check_all()
-                beside.rename(folder)
+                temporary.rename(folder)
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise ValueError(f"{file} is no packed teacher cache, or is damaged or truncated ({error})") from error
     except ValueError as error:
-        raise ValueError(str(error).replace(str(beside), str(file))) from error
+        raise ValueError(str(error).replace(str(temporary), str(file))) from error
     cache.folder = folder
     return cache
 
 
 def open_cache(folder: Path) -> TeacherCache:
-    """The cache in a folder, whatever it is of. Raises ValueError where there is none, or a damaged one."""
+    """The cache in a folder, of any identity. Raises ValueError if there is none, or it is damaged."""
     manifest = checked_manifest((folder / MANIFEST).read_bytes(), folder / MANIFEST)
     name = next(iter(manifest["arrays"]))
     try:
@@ -120,23 +123,23 @@ def open_cache(folder: Path) -> TeacherCache:
     return cache
 
 
-def checked_manifest(content: bytes, where: Path) -> dict[str, Any]:
-    """A manifest whose fields are of the right kind, and whose names are plain file names. Raises ValueError, naming `where`."""
+def checked_manifest(content: bytes, path: Path) -> dict[str, Any]:
+    """A manifest whose fields have the right types and whose names are plain file names. Raises ValueError, naming `path`."""
     try:
         manifest = json.loads(content)
         arrays, choices = manifest["arrays"], manifest.get("choices", {})
-        right = isinstance(manifest["identity"], dict) and isinstance(manifest["teacher"], dict | None)
-        right &= all(isinstance(c["cached"], bool) and isinstance(c["why"], str) for c in choices.values())
+        valid = isinstance(manifest["identity"], dict) and isinstance(manifest["teacher"], dict | None)
+        valid &= all(isinstance(c["cached"], bool) and isinstance(c["why"], str) for c in choices.values())
         for name, state in arrays.items():
-            right &= NAME.fullmatch(name) is not None and isinstance(state["rows"], int)
-            right &= all(isinstance(side, int) and side > 0 for side in state["shape"])
-            right &= all(isinstance(digest, str) for digest in state["sha256"])
+            valid &= NAME.fullmatch(name) is not None and isinstance(state["rows"], int)
+            valid &= all(isinstance(side, int) and side > 0 for side in state["shape"])
+            valid &= all(isinstance(digest, str) for digest in state["sha256"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged ({type(error).__name__}: {error})") from error
-    if not right:
-        raise ValueError(f"{where} is damaged: a field is not what a manifest has there")
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if not valid:
+        raise ValueError(f"{path} is damaged: a field is not what a manifest has there")
     if not arrays:
-        raise ValueError(f"{where} names no arrays: the cache is empty")
+        raise ValueError(f"{path} names no arrays: the cache is empty")
     return manifest
 
 
@@ -166,18 +169,20 @@ def _plain(member: tarfile.TarInfo) -> bool:
 
 
 def _check_size(tar: tarfile.TarFile, member: tarfile.TarInfo, shape: tuple[int, ...], file: Path) -> None:
-    """Raises ValueError unless a member is as large as its array's header says, and all of it is there."""
+    """Raises ValueError unless a member is complete and as large as its array's header says."""
     source = tar.extractfile(member)
     assert source is not None
     try:
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        found, fortran, dtype = read[np.lib.format.read_magic(source)](source)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        array_shape, fortran, dtype = readers[np.lib.format.read_magic(source)](source)
     except (ValueError, KeyError, EOFError) as error:
         raise ValueError(f"{file}: {member.name} is damaged ({error})") from error
-    if fortran or dtype.name not in DTYPES or found[2:] != shape:
-        raise ValueError(f"{file}: {member.name} holds {dtype} {found}, its manifest says {shape} an image and view")
-    if member.size != source.tell() + prod(found) * dtype.itemsize:
-        raise ValueError(f"{file}: {member.name} has {member.size:,} bytes, which does not fit its shape {found}")
+    if fortran or dtype.name not in DTYPES or array_shape[2:] != shape:
+        raise ValueError(
+            f"{file}: {member.name} holds {dtype} {array_shape}, its manifest says {shape} an image and view"
+        )
+    if member.size != source.tell() + prod(array_shape) * dtype.itemsize:
+        raise ValueError(f"{file}: {member.name} has {member.size:,} bytes, which does not fit its shape {array_shape}")
     if member.offset_data + member.size > file.stat().st_size:
         raise ValueError(f"{file} is truncated: {member.name} is not whole")
 
@@ -206,7 +211,7 @@ def _check_space(path: Path, size: int) -> None:
 
 @contextmanager
 def _removed_on_failure(path: Path) -> Iterator[None]:
-    """A file or folder in the making: it goes if the block fails."""
+    """An unfinished file or folder, removed if the block fails."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""What a source of the teacher's summaries is, and how it prefetches the next batches."""
+"""Sources of the teacher's summaries, and prefetching of the next batches."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from nst.distiller import Summaries
 
 
 class SummarySource(Protocol):
-    """Gives the teacher's summaries of a batch that the student's terms need."""
+    """Computes or reads the teacher's summaries that the student's terms need."""
 
     prefetch_batches: int  # how many batches ahead to prefetch; 0: none
 
@@ -20,16 +20,16 @@ class SummarySource(Protocol):
         ...
 
     def prefetch(self, batch: Batch) -> None:
-        """Start on a batch whose turn comes later; batches come in the order in which they were prefetched."""
+        """Start on a later batch; calls follow in the order of prefetching."""
         ...
 
     def compile(self, batch_size: int) -> None:
-        """Compile what there is to compile, for batches of this size (0: none); other sizes stay eager."""
+        """Compile for batches of this size (0: none); other sizes stay eager."""
         ...
 
 
 class NoTeacher:
-    """Of a run without a teacher."""
+    """The source of a run without a teacher."""
 
     prefetch_batches = 0
 
@@ -42,7 +42,7 @@ class NoTeacher:
 
 
 class MixedSource:
-    """Some requests from one source, the rest from another."""
+    """Some requests from one source, the others from another."""
 
     def __init__(self, first: SummarySource, second: SummarySource) -> None:
         self.sources = (first, second)
@@ -81,7 +81,7 @@ class Prefetch:
         return self.loader.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """As the loader's own."""
+        """As `Loader.epoch`."""
         waiting: deque[Batch] = deque()
         for batch in self.loader.epoch(epoch, first_step):
             self.source.prefetch(batch)
@@ -91,5 +91,5 @@ class Prefetch:
         yield from waiting
 
     def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """As the loader's own; nothing is prefetched."""
+        """As `Loader.sequential`; nothing is prefetched."""
         return self.loader.sequential(views, first_step, stride)

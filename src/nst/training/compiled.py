@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative
 GRADIENT_TOLERANCE = {"fp32": 2e-2, "bf16": 2e-1, "fp16": 1e-1}  # norm of the difference over the norm
 
-Attempt = tuple[Tensor, list[Tensor]]  # forward and backward on one batch: loss and gradients
+Attempt = tuple[Tensor, list[Tensor]]  # loss and gradients of a forward and backward pass on one batch
 
 
 class CompiledForward:
@@ -24,16 +24,17 @@ class CompiledForward:
     Other batch sizes always run eager, so that the tail batch of an epoch does not recompile.
     """
 
-    def __init__(self, forward: nn.Module, distiller: Distiller, asked: bool, ranks: Ranks, graphs: bool) -> None:
+    def __init__(self, forward: nn.Module, distiller: Distiller, enabled: bool, ranks: Ranks, graphs: bool) -> None:
         """Nothing is compiled yet.
 
         Args:
             forward: the distiller, or a wrapper of it.
+            enabled: by `trainer.compile`.
             graphs: use CUDA graphs; they need one backward pass a step, in one process.
         """
         self.forward, self.distiller, self.ranks = forward, distiller, ranks
         self.graphs = graphs and ranks.device.type == "cuda"
-        self.chosen: bool | None = None if asked else False  # kept for the whole run, over all its starts
+        self.chosen: bool | None = None if enabled else False  # kept for the whole run, over all its starts
         self._compiled: nn.Module | None = None
         self._size = 0
 
@@ -60,7 +61,7 @@ class CompiledForward:
         Args:
             attempt: forward and backward on a batch, by this object, that leave weights, statistics and gradients as they were.
             size: images of one forward pass.
-            compile_source: compiles the teacher's side.
+            compile_source: compiles the source of the teacher's summaries.
         """
         eager = attempt()
         compile_source()
@@ -73,7 +74,9 @@ class CompiledForward:
         self._size = size
         try:
             reason = disagreement(attempt(), eager, precision)
-        except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
+        except (
+            Exception
+        ) as error:  # no C++ compiler, an operator that does not compile, …: eager code runs in all cases
             reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
         self.chosen = self.ranks.max(int(reason is not None)) == [0]
         if not self.chosen:
@@ -81,9 +84,9 @@ class CompiledForward:
             self._size = 0
 
 
-def disagreement(found: Attempt, right: Attempt, precision: str) -> str | None:
+def disagreement(compiled: Attempt, eager: Attempt, precision: str) -> str | None:
     """How loss and gradients of the compiled step differ from those of the eager one; None: by rounding only."""
-    (loss, gradients), (eager_loss, eager_gradients) = found, right
+    (loss, gradients), (eager_loss, eager_gradients) = compiled, eager
     bad = sum(not bool(torch.isfinite(g).all()) for g in gradients)
     if bad and all(bool(torch.isfinite(g).all()) for g in eager_gradients):
         return f"compiled code gives non-finite gradients in {bad} of {len(gradients)} parameters, eager code does not"
@@ -96,6 +99,6 @@ def disagreement(found: Attempt, right: Attempt, precision: str) -> str | None:
     return None
 
 
-def _relative_difference(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    difference = torch.stack([(g - e).float().norm() for g, e in zip(found, right, strict=True)]).norm()
-    return float(difference / torch.stack([e.float().norm() for e in right]).norm().clamp(min=1e-12))
+def _relative_difference(compiled: Sequence[Tensor], eager: Sequence[Tensor]) -> float:
+    difference = torch.stack([(g - e).float().norm() for g, e in zip(compiled, eager, strict=True)]).norm()
+    return float(difference / torch.stack([e.float().norm() for e in eager]).norm().clamp(min=1e-12))

@@ -14,8 +14,8 @@ class AveragedWeights(nn.Module):
     """The network with averaged weights: average ← decay · average + (1 − decay) · weights, after each step.
 
     It starts from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
-    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network takes the hooks of taps along, and
-    on a GPU its count makes the host wait at each step.
+    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of taps, and
+    on a GPU its counter is a host sync at each step.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class AveragedWeights(nn.Module):
         super().__init__()
         if not 0 < decay < 1:
             raise ValueError(f"trainer.ema={decay}: a decay above 0 and below 1, or null, is needed")
-        self._network = (network,)  # in a tuple: it is no part of this module
+        self._network = (network,)  # in a tuple, so that it is no submodule
         self._average = get_ema_multi_avg_fn(decay)
         self.values = {name: value.detach().clone() for name, value in self._weights()}
 
@@ -51,7 +51,7 @@ class AveragedWeights(nn.Module):
         return functional_call(self._network[0], self.values, (images,))
 
     def train(self, mode: bool = True) -> "AveragedWeights":
-        """Also the network's mode."""
+        """Also sets the network's mode."""
         super().train(mode)
         self._network[0].train(mode)
         return self
@@ -64,18 +64,18 @@ class AveragedWeights(nn.Module):
 
     @torch.no_grad()
     def adopt(self) -> None:
-        """Give the network its averaged weights, for good."""
+        """Copy the averaged weights into the network."""
         for name, value in self._weights():
             value.copy_(self.values[name])
 
     @contextmanager
     def adopted(self) -> Iterator[None]:
-        """A block in which the network has its averaged weights; afterwards it has its own again."""
-        own = [(value, value.detach().clone()) for _, value in self._weights()]
+        """A block in which the network has its averaged weights; its own are restored afterwards."""
+        originals = [(value, value.detach().clone()) for _, value in self._weights()]
         self.adopt()
         try:
             yield
         finally:
             with torch.no_grad():
-                for value, before in own:
+                for value, before in originals:
                     value.copy_(before)

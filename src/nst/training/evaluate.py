@@ -30,7 +30,7 @@ def correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, precision: str = "fp32") -> Metrics:
-    """Evaluate in `eval()` mode, this rank's batches here, the sums over all ranks; the model's mode is put back.
+    """Evaluate this rank's batches in `eval()` mode and average over all ranks; the model's mode is restored.
 
     Raises:
         ValueError: if there is no image.

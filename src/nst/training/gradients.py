@@ -19,12 +19,12 @@ class TermGradient:
     term: str
     weight: float
     value: float  # of the term, unweighted
-    relative_norm: float  # of the weighted gradient, over that of the terms that need no teacher
+    relative_norm: float  # of the weighted gradient, over that of the terms on the labels
     cosines: dict[str, float]  # to the gradient of every term
 
 
 def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iterable[Batch]) -> list[TermGradient]:
-    """Measure every term on the student as it is, in training mode: its parameters stay, its running statistics move.
+    """Measure every term on the student in training mode; its parameters do not change, its running statistics do.
 
     Args:
         batches: at least one, of one process.
@@ -44,10 +44,10 @@ def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iter
         for term in distiller.terms:
             gradients[term.name] = gradients[term.name] + term.weight * gradient(distiller, terms[term.name]).cpu()
             values[term.name] += terms[term.name].item() / len(batches)
-    own = torch.stack([gradients[term.name] for term in labels]).sum(0).norm()
+    reference_norm = torch.stack([gradients[term.name] for term in labels]).sum(0).norm()
     return [
         TermGradient(
-            term.name, term.weight, values[term.name], float(gradients[term.name].norm() / own),
+            term.name, term.weight, values[term.name], float(gradients[term.name].norm() / reference_norm),
             {name: _cosine(gradients[term.name], other) for name, other in gradients.items()},
         )
         for term in distiller.terms
@@ -55,7 +55,7 @@ def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iter
 
 
 def _context(batch: Batch, number: int) -> dict[str, Any]:
-    """The context of losses (see `losses.base.Need`) as late in a run."""
+    """The context of losses (see `losses.base.Need`) at the end of a run."""
     end = torch.full((), 1e6, device=batch.images.device)
     return {
         "index": batch.indices, "epoch": end, "progress": torch.ones_like(end),
@@ -70,7 +70,10 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 def gradient(distiller: Distiller, value: Tensor) -> Tensor:
     """The gradient of a scalar in all of the student's parameters as one vector, zero where it does not depend on them."""
     parameters = [p for p in distiller.student.parameters() if p.requires_grad]
-    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(
-        [torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(found, parameters, strict=True)]
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for g, p in zip(gradients, parameters, strict=True)
+        ]
     )

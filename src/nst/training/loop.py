@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluation, and calls of the run's record."""
+"""The training loop: epochs of steps, evaluation, and calls to the run's record (logs and checkpoints)."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from nst.training.profile import profiler
 from nst.training.signals import Interrupted, StopFlag, stop_flag
 from nst.training.trainer import Trainer
 
-ASK_SECONDS, ASK_STEPS = 1.0, 64  # with several ranks: how often they synchronise on whether to stop or save
+SYNC_SECONDS, SYNC_STEPS = 1.0, 64  # with several ranks: how often they synchronise on whether to stop or save
 SAVE, STOP = 100, 200  # requests of a rank; STOP + the signal's number
 
 
@@ -25,23 +25,23 @@ class Record(Protocol):
         ...
 
     def advance(self, text: str = "") -> None:
-        """One step done; what to show of it."""
+        """One step done; `text` is shown at the progress bar."""
         ...
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
         ...
 
-    def pictures(self, step: int) -> None:
+    def draw_heatmaps(self, step: int) -> None:
         """Draw heat maps of the networks."""
         ...
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """A checkpoint, logs included."""
+        """Write a checkpoint, log positions included."""
         ...
 
     def evaluated(self, epoch: int, best_top1: float) -> None:
-        """An epoch is over and saved. May raise, to end the run."""
+        """An epoch is finished and saved. May raise, to end the run."""
         ...
 
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
@@ -50,7 +50,7 @@ class Record(Protocol):
 
 
 class Loop:
-    """One start of a run: from the trainer's present step to the last one."""
+    """One start of a run: from the trainer's current step to the last one."""
 
     def __init__(
         self,
@@ -68,15 +68,15 @@ class Loop:
             evaluation: evaluated every `trainer.eval_every` epochs and at the end.
             last: the last evaluation of an earlier start.
             split: what `evaluation` is called in messages.
-            chance: accuracy of guessing, in percent.
+            chance: chance-level accuracy, in percent.
         """
         self.trainer, self.evaluation, self.record, self.last = trainer, evaluation, record, last
         self.split, self.chance = split, chance
         self.settings, self.ranks = trainer.settings, trainer.ranks
         self.every_steps, self.every_seconds = parse_every(self.settings.checkpoint_every)
         self._started = time.monotonic() - trainer.progress.seconds
-        self._saved = self._logged = self._asked = time.monotonic()
-        self._asked_at, self._ask_at = trainer.progress.step, 0
+        self._saved = self._logged = self._synced = time.monotonic()
+        self._sync_step, self._next_sync = trainer.progress.step, 0
         self._images, self._waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
 
     def run(self, profile: Any = None) -> Metrics:
@@ -95,13 +95,13 @@ class Loop:
         progress, steps = self.trainer.progress, self.trainer.loader.steps
         with stop_flag() as flag, profiler(profile) as self.stepped:
             if progress.step == 0:
-                self.record.pictures(0)
+                self.record.draw_heatmaps(0)
             while progress.epoch < self.settings.epochs:
                 if progress.step < (progress.epoch + 1) * steps:
                     self.train_epoch(flag)
                 self.finish_epoch(flag)
-                if (wanted := self.wanted(flag)) >= STOP:
-                    raise Interrupted(wanted - STOP)
+                if (request := self.stop_or_save(flag)) >= STOP:
+                    raise Interrupted(request - STOP)
                 self.record.evaluated(progress.epoch, progress.best_top1)
         assert self.last is not None
         return self.last
@@ -110,7 +110,7 @@ class Loop:
         """The rest of the current epoch's steps."""
         trainer, progress = self.trainer, self.trainer.progress
         trainer.distiller.train()
-        self._logged = time.monotonic()  # evaluating and saving are no part of the rate
+        self._logged = time.monotonic()  # images/s exclude evaluating and saving
         for batch in self.timed(trainer.loader.epoch(*divmod(progress.step, trainer.loader.steps))):
             self._images += len(batch.labels)
             self.compile(batch, flag)
@@ -122,21 +122,21 @@ class Loop:
             else:
                 self.record.advance()
             if not last:
-                wanted = self.wanted(flag)
-                if wanted or (self.every_steps and progress.step % self.every_steps == 0):
+                request = self.stop_or_save(flag)
+                if request or (self.every_steps and progress.step % self.every_steps == 0):
                     self.save()
-                if wanted >= STOP:
-                    raise Interrupted(wanted - STOP)
+                if request >= STOP:
+                    raise Interrupted(request - STOP)
 
     def compile(self, batch: Batch, flag: StopFlag) -> None:
-        """Compile the step where that is due; a signal meanwhile stops the run before the step, with nothing to save.
+        """Compile the step if it is the first full one; a signal meanwhile stops the run before the step, with nothing to save.
 
-        What was found out about compiling is not kept then: Ctrl-C ends the C++ compiler, too.
+        The result of the comparison is not kept then: Ctrl-C also kills the C++ compiler.
         """
         if not self.trainer.to_compile:
             return
-        self.record.say(
-            "compiling the step; the first time this takes up to a few minutes (trainer.compile=false: without)"
+        self.record.print(
+            "compiling the step; the first time this takes up to a few minutes (trainer.compile=false disables it)"
         )
         if self.trainer.compile_once(batch):
             (signum,) = self.ranks.max(flag.signum)
@@ -144,7 +144,7 @@ class Loop:
                 raise Interrupted(signum)
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; the time spent waiting for them is summed."""
+        """Yield the batches and sum the time spent waiting for them."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
@@ -153,31 +153,31 @@ class Loop:
                 return
             yield batch
 
-    def wanted(self, flag: StopFlag) -> int:
+    def stop_or_save(self, flag: StopFlag) -> int:
         """The largest request of any rank: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
 
-        Several ranks synchronise about once a second, at steps that all of them know.
+        Several ranks synchronise about once a second, at steps that all of them compute alike.
         """
         step, now = self.trainer.progress.step, time.monotonic()
-        if self.ranks.world > 1 and step < self._ask_at and step % self.trainer.loader.steps:
+        if self.ranks.world > 1 and step < self._next_sync and step % self.trainer.loader.steps:
             return 0
         self.ranks.report(step)
-        due = now - self._saved > self.every_seconds
-        pace = int(1e6 * (now - self._asked) / max(1, step - self._asked_at))  # microseconds a step
-        wish, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * due, pace)
-        self._asked, self._asked_at = now, step
-        self._ask_at = step + min(max(int(1e6 * ASK_SECONDS) // max(pace, 1), 1), ASK_STEPS)
-        return wish
+        checkpoint_due = now - self._saved > self.every_seconds
+        pace = int(1e6 * (now - self._synced) / max(1, step - self._sync_step))  # microseconds a step
+        request, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * checkpoint_due, pace)
+        self._synced, self._sync_step = now, step
+        self._next_sync = step + min(max(int(1e6 * SYNC_SECONDS) // max(pace, 1), 1), SYNC_STEPS)
+        return request
 
     def finish_epoch(self, flag: StopFlag) -> None:
-        """Evaluate, remember the best, save."""
+        """Evaluate, update the best accuracy, save."""
         progress, settings = self.trainer.progress, self.settings
         epoch = progress.epoch + 1
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
-            self.ranks.share_buffers(self.trainer.distiller)
+            self.ranks.broadcast_buffers(self.trainer.distiller)
             model = self.trainer.distiller.student
             if (average := self.trainer.average) is not None:
-                self.ranks.share(average.values.values())
+                self.ranks.broadcast(average.values.values())
                 model = average
             self.last = evaluate(model, self._until_stopped(flag), self.ranks, settings.precision)
             self.warn_of_fall(self.last.top1, progress.best_top1)
@@ -185,24 +185,24 @@ class Loop:
                 progress.best_top1, progress.best_epoch = self.last.top1, epoch
             values = {"epoch": epoch, "loss": self.last.loss, "top1": self.last.top1, "top5": self.last.top5}
             self.record.log("eval", progress.step, values)
-            self.record.say(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
+            self.record.print(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {self.last.top1:.2f} %")
         progress.epoch = epoch
         if epoch == settings.epochs:
-            self.record.pictures(progress.step)
+            self.record.draw_heatmaps(progress.step)
         self.save()
 
     def warn_of_fall(self, top1: float, best: float) -> None:
-        """Warn if an evaluation has lost more than half of the accuracy gained over chance."""
+        """Warn if an evaluation has lost more than half of the best accuracy above chance."""
         if has_fallen(top1, best, self.chance):
             clip = self.settings.clip_grad_norm
             smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
-            self.record.say(
+            self.record.print(
                 f"the run has fallen back: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
                 f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
             )
 
     def _until_stopped(self, flag: StopFlag) -> Iterator[Batch]:
-        """The evaluation's batches; a signal on any rank ends them, with the epoch's steps saved."""
+        """The evaluation's batches; a signal on any rank ends them, with the epoch's steps are saved first."""
         for batch in self.evaluation.epoch(0):
             yield batch
             (signum,) = self.ranks.max(flag.signum)
@@ -220,9 +220,9 @@ class Loop:
         self._images, self._waited = 0, 0.0
         rate, epoch = sum(rates), progress.step / self.trainer.loader.steps
         timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
-        timing["waiting_for_data"] = round(max(waits), 4)  # part of the time, on the rank that waits most
+        timing["waiting_for_data"] = round(max(waits), 4)  # fraction of the time, on the rank that waits most
         if self.ranks.world > 1:
-            timing |= {f"images_per_second_rank{r}": round(own, 1) for r, own in enumerate(rates)}
+            timing |= {f"images_per_second_rank{r}": round(rank_rate, 1) for r, rank_rate in enumerate(rates)}
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         self.record.advance(
             f"epoch {epoch:.1f}/{self.settings.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "

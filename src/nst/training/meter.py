@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nst.training.ranks import Ranks
 
-# The fields before the values; "skipped" counts skipped steps, the other two what was not skipped.
+# The fields before the values; "skipped" counts skipped steps, the other two the rest.
 COUNTS = ("steps", "images", "skipped")
 
 
@@ -20,7 +20,7 @@ class Meter:
         self.per_step: tuple[str, ...] = ()
         self.per_image: tuple[str, ...] = ()
         self.sums = torch.zeros(len(COUNTS), device=ranks.device, dtype=torch.float64)
-        self.first_bad = torch.zeros(1, device=ranks.device, dtype=torch.float64)  # its number, then the values
+        self.first_bad = torch.zeros(1, device=ranks.device, dtype=torch.float64)  # the step's number, then its values
 
     def add(
         self,
@@ -38,7 +38,7 @@ class Meter:
             images: of this rank.
             per_image: sums over these images.
             bad: bool scalar, whether the step is skipped.
-            normal: bool scalar, whether skipping it is no fault: the gradient scaler's own search for its scale.
+            normal: bool scalar, whether skipping it is no fault: the gradient scaler is still lowering its scale.
         """
         values = [v.detach().double() for v in (*per_step.values(), *per_image.values())]
         if not self.per_image:
@@ -54,7 +54,7 @@ class Meter:
         self.first_bad = torch.where(first, torch.stack([one * step, *values]), self.first_bad)
 
     def read(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Counts and means over all ranks since the last call; starts anew. A host sync."""
+        """Counts and means over all ranks since the last call; resets the sums. A host sync."""
         steps, images, skipped, *sums = self.ranks.sum(self.sums).tolist()
         self.sums = torch.zeros_like(self.sums)
         over = [max(steps, 1.0)] * len(self.per_step) + [max(images, 1.0)] * len(self.per_image)
@@ -82,10 +82,10 @@ class Meter:
         return {"per_step": self.per_step, "per_image": self.per_image, "sums": self.ranks.stack(mine)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave on as many ranks."""
+        """Continue from a `state()` of as many ranks."""
         self.per_step, self.per_image = tuple(state["per_step"]), tuple(state["per_image"])
         mine = state["sums"][self.ranks.rank].to(self.ranks.device)
         count = len(COUNTS) + len(self.per_step) + len(self.per_image)
-        if len(mine) != 2 * count - 2:  # both parts have the values; the first three counts, the second a number
+        if len(mine) != 2 * count - 2:  # both vectors hold the values; the first also three counts, the second the step
             raise ValueError(f"{len(mine)} sums for {count - len(COUNTS)} values")
         self.sums, self.first_bad = mine[:count].clone(), mine[count:].clone()

@@ -1,4 +1,4 @@
-"""An optimizer of any class, over a module's parameters, whose bad steps can be skipped."""
+"""An optimizer of any class over a module's parameters; non-finite steps can be skipped."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -23,11 +23,11 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     Raises:
         ValueError: it cannot be created or take a step, it has no learning rate, or `no_decay` is wrong.
     """
-    if unknown := [kind for kind in no_decay if kind not in get_args(NoDecay)]:
+    if unknown := [group for group in no_decay if group not in get_args(NoDecay)]:
         raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
-    if isinstance(make, partial):  # fused code takes nothing else for a switch
-        for name, known in signature(make.func).parameters.items():
-            if isinstance(known.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
+    if isinstance(make, partial):  # fused code accepts only a bool for a flag
+        for name, argument in signature(make.func).parameters.items():
+            if isinstance(argument.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
                 raise ValueError(f"{name} is {value!r}; true or false is needed")
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
@@ -51,38 +51,41 @@ def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[
     `found_inf` is skipped on the device; see `step_unless`.
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    spared = {id(p) for p in _spared(module, no_decay)}
-    groups: list[Any] = [p for p in named.values() if id(p) not in spared]
-    if spared:
-        groups = [{"params": groups}, {"params": [p for p in named.values() if id(p) in spared], "weight_decay": 0.0}]
+    undecayed = {id(p) for p in _spared(module, no_decay)}
+    groups: list[Any] = [p for p in named.values() if id(p) not in undecayed]
+    if undecayed:
+        groups = [
+            {"params": groups},
+            {"params": [p for p in named.values() if id(p) in undecayed], "weight_decay": 0.0},
+        ]
     optimizer = _fused(make, groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if type(optimizer) is torch.optim.SGD:
         for group in optimizer.param_groups:
             for p in group["params"] if group["momentum"] and not group["dampening"] else []:
-                # made here because a first step that is skipped would leave them unwritten
+                # created here, since a skipped first step would leave them unset
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 
 
 def _fused(make: MakeOptimizer, groups: list[Any]) -> torch.optim.Optimizer:
-    kind = make.func if isinstance(make, partial) else make
-    given = make.keywords if isinstance(make, partial) else {}
-    dampened = given.get("dampening", 0)  # SGD's first step is another one than the rest then
-    known = getattr(kind, "__module__", "").startswith("torch.optim")
-    if known and not dampened and not {"fused", "foreach", "capturable", "differentiable"} & given.keys():
+    optimizer_class = make.func if isinstance(make, partial) else make
+    arguments = make.keywords if isinstance(make, partial) else {}
+    dampened = arguments.get("dampening", 0)  # then SGD's first step differs from the others
+    torch_class = getattr(optimizer_class, "__module__", "").startswith("torch.optim")
+    if torch_class and not dampened and not {"fused", "foreach", "capturable", "differentiable"} & arguments.keys():
         try:
             return partial(make, fused=True)(groups)
         except (TypeError, RuntimeError):
-            pass  # there is no fused code of it, or none for this device
+            pass  # no fused code for this class or device
     return make(groups)
 
 
 def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Parameter]:
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            norm = "norm" in no_decay and isinstance(part, NORMS)
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            norm = "norm" in no_decay and isinstance(submodule, NORMS)
             if parameter.requires_grad and (norm or ("bias" in no_decay and name == "bias")):
                 yield parameter
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nst.errors import differences
 
-ROLL_CALL = 2.0  # seconds in which ranks that have lost another one report that they are alive
-MEETING = 30.0  # seconds to reach the store of torchrun; torch tries again for as long after a pause of about that
+ALIVE_SECONDS = 2.0  # seconds in which ranks that have lost another one report to be alive
+RENDEZVOUS_SECONDS = 30.0  # timeout of reaching torchrun's store; torch retries once, after a pause of about as long
 
 _groups = count()  # process groups this process has joined so far
 
@@ -48,23 +48,23 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def stack(self, mine: Tensor) -> Tensor:
-        """The tensor of every rank, on every rank: `[ranks, ...]`."""
+    def stack(self, local: Tensor) -> Tensor:
+        """The tensors of all ranks, on every rank: `[ranks, ...]`."""
         if self.world == 1:
-            return mine[None]
-        every = [torch.zeros_like(mine) for _ in range(self.world)]
-        dist.all_gather(every, mine)
-        return torch.stack(every)
+            return local[None]
+        tensors = [torch.zeros_like(local) for _ in range(self.world)]
+        dist.all_gather(tensors, local)
+        return torch.stack(tensors)
 
     def gather(self, *numbers: float) -> list[list[float]]:
-        """The numbers of every rank, on every rank."""
+        """The numbers of each rank, on every rank."""
         return self.stack(torch.tensor(numbers, device=self.device, dtype=torch.float64)).tolist()
 
     def equal(self, tensor: Tensor) -> bool:
         """Whether the tensor has the same values on every rank."""
         return bool((self.stack(tensor.detach().contiguous()) == tensor).all())
 
-    def agree(self, config: dict[str, Any]) -> None:
+    def check_same_settings(self, config: dict[str, Any]) -> None:
         """Compare the ranks' settings.
 
         Raises:
@@ -72,18 +72,18 @@ class Ranks:
         """
         if self.world == 1:
             return
-        every: list[Any] = [None] * self.world
-        dist.all_gather_object(every, config)
-        for rank, other in enumerate(every):
-            if changed := differences(every[0], other):
-                told = "; ".join(line.replace(" there, ", " on rank 0, ").replace(" now", "") for line in changed)
-                raise ValueError(f"the ranks were started with different settings: {told} on rank {rank}")
+        configs: list[Any] = [None] * self.world
+        dist.all_gather_object(configs, config)
+        for rank, other in enumerate(configs):
+            if changed := differences(configs[0], other):
+                changes = "; ".join(line.replace(" there, ", " on rank 0, ").replace(" now", "") for line in changed)
+                raise ValueError(f"the ranks were started with different settings: {changes} on rank {rank}")
 
-    def share_buffers(self, module: nn.Module) -> None:
+    def broadcast_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (BN statistics) of rank 0."""
-        self.share(module.buffers())
+        self.broadcast(module.buffers())
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank these tensors as rank 0 has them, in place."""
         if self.world > 1:
             for tensor in tensors:
@@ -101,27 +101,27 @@ class Ranks:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks; backward hands each its own rows' gradient, times the ranks, over which DDP then averages."""
+    """Rows of all ranks; backward gives each rank its own rows' gradient, times the number of ranks, since DDP averages."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, ranks: Ranks, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, local_rows: Tensor, ranks: Ranks, sizes: Sequence[int]) -> Tensor:
         ctx.rows = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
         ctx.world = ranks.world
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
-        padded[: len(mine)] = mine
-        every = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(every, padded)
-        return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
+        padded = local_rows.new_zeros(max(sizes), *local_rows.shape[1:])
+        padded[: len(local_rows)] = local_rows
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return grads[0][ctx.rows] * ctx.world, None, None
 
 
-def gather_rows(mine: Tensor, ranks: Ranks, total: int) -> Tensor:
-    """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must use it alike."""
+def gather_rows(local_rows: Tensor, ranks: Ranks, total: int) -> Tensor:
+    """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must compute the same loss on it."""
     bounds = [total * r // ranks.world for r in range(ranks.world + 1)]
-    rows = _GatherRows.apply(mine, ranks, [end - start for start, end in pairwise(bounds)])
+    rows = _GatherRows.apply(local_rows, ranks, [end - start for start, end in pairwise(bounds)])
     assert isinstance(rows, Tensor)
     return rows
 
@@ -136,7 +136,7 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
-        timeout: seconds after which a rank that does not answer ends the run.
+        timeout: seconds to wait for a rank before the run ends.
 
     Raises:
         ValueError: CUDA was requested and is not available.
@@ -149,45 +149,45 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(local)
         torch.backends.cudnn.deterministic = True  # two starts of one run take the same steps
-    where = torch.device("cuda", local) if cuda else torch.device("cpu")
+    this_device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or dist.is_initialized():
-        joined = dist.is_initialized()
-        yield Ranks(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
+        initialized = dist.is_initialized()
+        yield Ranks(dist.get_rank() if initialized else 0, dist.get_world_size() if initialized else 1, this_device)
         return
-    here = _join(where, timedelta(seconds=timeout))
+    group = _join(this_device, timedelta(seconds=timeout))
     try:
-        yield here
+        yield group
     except RuntimeError as error:
         text = str(error)
         if "imed out" in text or "imeout" in text:
-            raise TimeoutError(f"{_lost(here)} did not answer for {timeout:g} s{_CONTINUE}") from error
-        if any(word in text for word in ("closed by peer", "reset by peer", "Broken pipe", "remote process")):
-            raise ConnectionError(f"{_lost(here)} is gone{_CONTINUE}") from error
+            raise TimeoutError(f"{_lost(group)} did not answer for {timeout:g} s{_CONTINUE}") from error
+        if any(phrase in text for phrase in ("closed by peer", "reset by peer", "Broken pipe", "remote process")):
+            raise ConnectionError(f"{_lost(group)} is gone{_CONTINUE}") from error
         raise
-    # Not after an error: there the end of this process must be what tells the others, who may be waiting for it.
+    # Not after an error: then other ranks may be waiting for this one, and only the end of its process tells them.
     dist.destroy_process_group()
     if not cuda:
-        # DDP keeps the group alive, with threads that may still have a tensor to let go, for which they wait for Python's
-        # lock: at the very end of the process they would abort it.
+        # DDP keeps the group alive: its threads may still have to free a tensor, for which they wait for the GIL. At interpreter
+        # exit that would abort the process.
         time.sleep(0.2)
 
 
-def _join(where: torch.device, timeout: timedelta) -> Ranks:
+def _join(device: torch.device, timeout: timedelta) -> Ranks:
     c10d: Any = dist
-    # torchrun is there already and answers at once, or never
-    patience = timedelta(seconds=MEETING) if "TORCHELASTIC_RESTART_COUNT" in os.environ else timeout
+    # torchrun runs already: it answers at once or never
+    patience = timedelta(seconds=RENDEZVOUS_SECONDS) if "TORCHELASTIC_RESTART_COUNT" in os.environ else timeout
     store, rank, world = next(iter(c10d.rendezvous("env://", timeout=patience)))
     store.set_timeout(timeout)
-    # The jobs of a sweep join one group after the other. And torchrun keeps one store over its restarts: the addresses
-    # that dead processes have left there must not be found.
+    # Each job of a sweep joins a new group, and torchrun keeps one store over its restarts: a prefix of its own keeps the
+    # addresses of ended processes from being found.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    own = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
-    cuda = where.type == "cuda"
+    group_store = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
+    cuda = device.type == "cuda"
     dist.init_process_group(
-        "nccl" if cuda else "gloo", store=own, rank=rank, world_size=world, timeout=timeout,
-        device_id=where if cuda else None,
+        "nccl" if cuda else "gloo", store=group_store, rank=rank, world_size=world, timeout=timeout,
+        device_id=device if cuda else None,
     )  # fmt: skip
-    return Ranks(dist.get_rank(), dist.get_world_size(), where)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 _CONTINUE = (
@@ -196,18 +196,18 @@ _CONTINUE = (
 )
 
 
-def _lost(here: Ranks) -> str:
-    """The lost ranks, which do not get here soon as all others do, and their last step."""
-    others = [rank for rank in range(here.world) if rank != here.rank]
+def _lost(ranks: Ranks) -> str:
+    """The lost ranks, those that do not report to be alive, and their last step."""
+    others = [rank for rank in range(ranks.world) if rank != ranks.rank]
     lost, step = others, ""
-    with suppress(RuntimeError, ValueError):  # the store went with its process
+    with suppress(RuntimeError, ValueError):  # the process with the store has ended
         store = _store()
-        store.set(f"nst/lost/{here.rank}", "not me")
-        time.sleep(ROLL_CALL)
+        store.set(f"nst/lost/{ranks.rank}", "not me")
+        time.sleep(ALIVE_SECONDS)
         lost = [rank for rank in others if not store.check([f"nst/lost/{rank}"])] or others
         steps = [int(store.get(key)) for rank in lost if store.check([key := f"nst/step/{rank}"])]
         step = f" (last heard of at step {min(steps)})" if steps else ""
-    return f"rank {' or '.join(map(str, lost))} of {here.world}{step}"
+    return f"rank {' or '.join(map(str, lost))} of {ranks.world}{step}"
 
 
 def should_report_error() -> bool:
@@ -216,6 +216,6 @@ def should_report_error() -> bool:
         me = str(dist.get_rank())
         try:
             return _store().compare_set("nst/failed", "", me).decode() == me
-        except RuntimeError:  # the store went with its process
+        except RuntimeError:  # the process with the store has ended
             return True
-    return os.environ.get("RANK", "0") == "0"  # before the ranks met, all of them fail alike
+    return os.environ.get("RANK", "0") == "0"  # before the ranks have joined a group, all fail with the same error

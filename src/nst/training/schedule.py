@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step: nothing to save, nothing to resume.
+"""Learning rate as a function of the step: no state, so nothing to save or resume.
 
 Every schedule takes `warmup`, the fraction of the run over which the rate first rises linearly.
 """
@@ -71,8 +71,8 @@ class Cosine(Warmup):
 
     def after(self, lr: float, done: float) -> float:
         """See `Warmup`."""
-        rest = (done - self.warmup) / (1 - self.warmup)
-        return lr * 0.5 * (1 + math.cos(math.pi * rest))
+        position = (done - self.warmup) / (1 - self.warmup)
+        return lr * 0.5 * (1 + math.cos(math.pi * position))
 
 
 class OneCycle(Warmup):
@@ -83,5 +83,5 @@ class OneCycle(Warmup):
 
     def after(self, lr: float, done: float) -> float:
         """See `Warmup`."""
-        rest = (done - self.warmup) / (1 - self.warmup)
-        return lr * (1 - rest)
+        position = (done - self.warmup) / (1 - self.warmup)
+        return lr * (1 - position)

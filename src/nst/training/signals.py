@@ -22,7 +22,7 @@ class StopFlag:
 def stop_flag() -> Iterator[StopFlag]:
     """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once.
 
-    Outside such a block the signals end the process as usual: nothing that is not on disk could be lost there.
+    Outside such a block the signals end the process as usual: all results are on disk then.
     """
     flag = StopFlag()
 

@@ -25,10 +25,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class PortableSyncBatchNorm(_BatchNorm):
-    """What `nn.SyncBatchNorm` does on GPUs only, in plain operations for every device; parts may be uneven."""
+    """`nn.SyncBatchNorm`, which is for GPUs only, in plain operations for every device; ranks may have unequal batches."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # that of the layer it was made from
+        pass  # the layer it replaces has checked its own
 
     def forward(self, input: Tensor) -> Tensor:
         """`[B, C, ...]` normalised by mean and variance over B of all ranks and the positions."""
@@ -65,9 +65,9 @@ def sync_batch_norms(model: nn.Module, device: torch.device) -> None:
     """Turn every BN layer of `model` into its synchronised form, in place: hooks, parameters and buffers stay.
 
     Raises:
-        ValueError: a layer that is more than BN (timm's fused BN and activation, say), which it would change.
+        ValueError: a layer that is more than BN (timm's fused BN and activation, say), whose function would change.
     """
-    kind = nn.SyncBatchNorm if device.type == "cuda" else PortableSyncBatchNorm
+    sync_class = nn.SyncBatchNorm if device.type == "cuda" else PortableSyncBatchNorm
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):
             continue
@@ -76,6 +76,6 @@ def sync_batch_norms(model: nn.Module, device: torch.device) -> None:
                 f"trainer.sync_bn=true: layer {name} is a {type(module).__name__}; it can synchronise torch's own "
                 "BatchNorm layers only, so use trainer.sync_bn=false with this model"
             )
-        module.__class__ = kind
+        module.__class__ = sync_class
         if isinstance(module, nn.SyncBatchNorm):
             module.process_group = None  # all ranks

@@ -66,8 +66,8 @@ class Trainer:
         """
         self.distiller = distiller.to(ranks.device)
         if settings.sync_bn and ranks.world > 1:
-            own = [loss for loss in distiller.losses.values() if not getattr(loss, "relational", False)]
-            for module in (distiller.student, *own):
+            local_losses = [loss for loss in distiller.losses.values() if not getattr(loss, "relational", False)]
+            for module in (distiller.student, *local_losses):
                 sync_batch_norms(module, ranks.device)
         if settings.channels_last:
             distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -83,7 +83,7 @@ class Trainer:
         self.checked = ranks.world == 1  # whether the ranks have been compared in this start
         self.replicas: nn.Module = self._replicate()
         compile = ranks.device.type == "cuda" if settings.compile is None else settings.compile
-        # Gathering rows over ranks has another number of rows at an epoch's end: compiled, it would be made anew again and again.
+        # An epoch's last batch gathers another number of rows over the ranks, so compiled code would recompile again and again.
         compile = compile and not (ranks.world > 1 and any(term.loss.relational for term in distiller.terms))
         graphs = settings.accumulate == 1 and ranks.world == 1
         self.forward = CompiledForward(self.replicas, distiller, compile, ranks, graphs)
@@ -100,12 +100,12 @@ class Trainer:
             # Without a term on the logits the last layer has no gradient.
             find_unused_parameters=not any(term.loss.on_logits for term in distiller.terms),
         )
-        # BN does not read its statistics in training, and evaluation starts by sharing those of rank 0.
+        # BN does not read its statistics in training, and evaluation starts by broadcasting those of rank 0.
         replicas.broadcast_buffers = False
         return replicas
 
     def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's part of a global batch."""
+        """One optimizer step on this rank's images of a global batch."""
         step, settings = self.progress.step, self.settings
         self.compile_once(batch)
         for group in self.optimizer.param_groups:
@@ -117,13 +117,13 @@ class Trainer:
         before = [buffer.clone() for buffer in buffers]
         summaries, context = self.source(batch), self.context(batch)
         sums: dict[str, Tensor] = {}
-        parts = self.micro_batches(len(batch.labels))
-        for part in parts:
-            with self.exchange_gradients(part is parts[-1]):
-                logits, values = self.run(batch, part, summaries, context)
+        micro_batches = self.micro_batches(len(batch.labels))
+        for rows in micro_batches:
+            with self.exchange_gradients(rows is micro_batches[-1]):
+                logits, values = self.run(batch, rows, summaries, context)
                 loss = self.distiller.total(values)
-                self.amplified(self.scaled(loss, values, part.stop - part.start)).backward()
-            for name, value in self.metrics(logits, batch.labels[part], loss, values).items():
+                self.amplified(self.scaled(loss, values, rows.stop - rows.start)).backward()
+            for name, value in self.metrics(logits, batch.labels[rows], loss, values).items():
                 sums[name] = sums.get(name, 0) + value
         if self.scaler is not None:
             self.scaler.unscale(self.optimizer)
@@ -148,13 +148,15 @@ class Trainer:
         self.progress.step += 1
 
     def run(
-        self, batch: Batch, part: slice, summaries: Summaries, context: Context
+        self, batch: Batch, rows: slice, summaries: Summaries, context: Context
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits and the terms' values for some images of a batch."""
-        cut = {key: {name: value[part] for name, value in summary.items()} for key, summary in summaries.items()}
-        own = {name: value[part] if value.ndim else value for name, value in context.items()}
+        """Logits and the terms' values for the images `rows` of a batch."""
+        sliced_summaries = {
+            key: {name: value[rows] for name, value in summary.items()} for key, summary in summaries.items()
+        }
+        sliced_context = {name: value[rows] if value.ndim else value for name, value in context.items()}
         with autocast(self.ranks.device, self.settings.precision):
-            return self.forward(batch.images[part], batch.labels[part], cut, own)
+            return self.forward(batch.images[rows], batch.labels[rows], sliced_summaries, sliced_context)
 
     def context(self, batch: Batch) -> Context:
         """What losses may need besides the teacher; see `losses.base.Need`."""
@@ -172,8 +174,8 @@ class Trainer:
     def scaled(self, loss: Tensor, values: Mapping[str, Tensor], images: int) -> Tensor:
         """The value for backward: the gradients of ranks and accumulation steps then sum to that of the global batch.
 
-        DDP averages gradients over ranks, and parts may be uneven: means over images get a factor. Relational terms have the
-        global batch on every rank. A loss that is not finite makes the result NaN, and with it every gradient.
+        DDP averages gradients over ranks, and micro-batches may differ in size, so means over images get a factor. Relational terms
+        see the global batch on every rank. A non-finite loss makes the result NaN, and with it every gradient.
         """
         terms, nan = self.distiller.terms, 0 * loss.detach()
         factor = images * self.ranks.world / self.images_in(self.progress.step) + nan
@@ -189,30 +191,30 @@ class Trainer:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def metrics(self, logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over these images of what is logged as means over the training images; add a metric here only."""
+        """Sums over these images; the log holds their means over the training images. Add a metric here only."""
         images = len(labels)
-        labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixture: what it has most of
+        labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixed image: its larger class
         hits = (logits.detach().argmax(1) == labels).sum()
         sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
         return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
 
     @property
     def to_compile(self) -> bool:
-        """Whether the next step is the first full one of this start, and compilation is enabled."""
+        """Whether the next step is the first of this start with a full batch, and compilation is enabled."""
         return self.forward.undecided and self.images_in(self.progress.step) == self.images_in(0)
 
     def compile_once(self, batch: Batch) -> bool:
         """On the first full batch of a start, compile the step if enabled; returns whether it was tried."""
         if not self.to_compile:
             return False
-        part = self.micro_batches(len(batch.labels))[0]
+        rows = self.micro_batches(len(batch.labels))[0]
 
         def attempt() -> tuple[Tensor, list[Tensor]]:
             buffers, parameters = list(self.distiller.buffers()), list(self.distiller.parameters())
             before = [buffer.clone() for buffer in buffers]
             seed_draws(0)
             try:
-                loss = self.distiller.total(self.run(batch, part, self.source(batch), self.context(batch))[1])
+                loss = self.distiller.total(self.run(batch, rows, self.source(batch), self.context(batch))[1])
                 self.amplified(loss).backward()
                 return loss.detach(), [p.grad.clone() for p in parameters if p.grad is not None]
             finally:
@@ -221,7 +223,7 @@ class Trainer:
                 for buffer, old in zip(buffers, before, strict=True):
                     buffer.copy_(old)
 
-        size = part.stop - part.start
+        size = rows.stop - rows.start
         self.forward.choose(attempt, size, self.settings.precision, partial(self.source.compile, len(batch.labels)))
         if not self.forward.chosen:
             self.source.compile(0)
@@ -254,7 +256,9 @@ class Trainer:
 
     def _unequal_buffer(self, module: nn.Module) -> str | None:
         """The first buffer that is not the same on every rank; the statistics of batch normalisation are left out."""
-        norms = {name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+        norms = {
+            name for name, submodule in module.named_modules() if isinstance(submodule, nn.modules.batchnorm._BatchNorm)
+        }
         for name, buffer in module.named_buffers():
             if name.rpartition(".")[0] not in norms and not self.ranks.equal(buffer):
                 return name
@@ -270,14 +274,14 @@ class Trainer:
         count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.ranks.world) or 1
         return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
 
-    def exchange_gradients(self, now: bool) -> AbstractContextManager[None]:
+    def exchange_gradients(self, last: bool) -> AbstractContextManager[None]:
         """Several ranks exchange gradients once a step, in its last backward pass."""
-        if now or not isinstance(self.replicas, DistributedDataParallel):
+        if last or not isinstance(self.replicas, DistributedDataParallel):
             return nullcontext()
         return self.replicas.no_sync()
 
     def window(self) -> dict[str, Any]:
-        """Means since the last call, over all ranks: what a log line holds. The only host sync of the loop.
+        """Means since the last call, over all ranks: the content of a log line. The only host sync of the loop.
 
         Raises:
             FloatingPointError: at the first non-finite step, with its number and the terms at fault, unless
@@ -316,7 +320,7 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, the same on every rank but for the collective call itself."""
+        """Everything that the rest of the run depends on, equal on every rank. A collective call."""
         state = {
             "progress": asdict(self.progress),
             "distiller": self.distiller.state_dict(),
@@ -330,20 +334,20 @@ class Trainer:
         return state if self.average is None else state | {"ema": self.average.values}
 
     def unsaved_buffers(self) -> dict[str, Tensor]:
-        """The buffers that a state dict leaves out (`persistent=False`): a step may depend on them all the same."""
+        """The buffers that a state dict leaves out (`persistent=False`): a step may still depend on them."""
         saved = self.distiller.state_dict()
         return {name: buffer for name, buffer in self.distiller.named_buffers() if name not in saved}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state()` gave on as many ranks."""
+        """Continue from a `state()` of as many ranks."""
         self.progress = Progress(**state["progress"])
         self.distiller.load_state_dict(state["distiller"])
-        own = self.unsaved_buffers()
-        kept = state.get("unsaved_buffers", own)  # checkpoints of earlier versions have none
-        if own.keys() != kept.keys():
-            raise ValueError(f"buffers {sorted(kept)} there, {sorted(own)} now")
-        for name, buffer in own.items():
-            buffer.copy_(kept[name])
+        buffers = self.unsaved_buffers()
+        saved_buffers = state.get("unsaved_buffers", buffers)  # checkpoints of earlier versions have none
+        if buffers.keys() != saved_buffers.keys():
+            raise ValueError(f"buffers {sorted(saved_buffers)} there, {sorted(buffers)} now")
+        for name, buffer in buffers.items():
+            buffer.copy_(saved_buffers[name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.forward.chosen = state["compiled"]
         self.meter.load_state(state["meter"])
@@ -354,12 +358,12 @@ class Trainer:
 
 
 def seed_draws(seed: int) -> None:
-    """Before each step: dropout, and whatever a model or loss draws from torch, numpy or `random`, follow from it alone."""
+    """Before each step, seed torch, numpy and `random`: dropout and draws of a model or loss depend on this seed alone."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (that of others)
+    np.random.seed(seed)  # noqa: NPY002 (the global generator, which users' code draws from)
     random.seed(seed)
 
 
-def _seed(*parts: int) -> int:
-    """A number that follows from these, for random draws."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+def _seed(*numbers: int) -> int:
+    """A seed derived from these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -47,7 +47,7 @@ def map_blocks(
     result = torch.empty_like(x, dtype=dtype)
     direct = dtype == working_dtype(x)
     for block in blocks:
-        part = compute(block, result[block] if direct else None)
+        values = compute(block, result[block] if direct else None)
         if not direct:
-            result[block] = part
+            result[block] = values
     return result

@@ -38,8 +38,8 @@ class MeanMap(torch.autograd.Function):
         def gradient(block: slice, out: Tensor | None) -> Tensor:
             # r (g − x̂ (x̂ · g)) with x̂ = r x, g the same for every channel
             work, r, g = x[block].to(inverse.dtype), inverse[block], grad[block]
-            along = torch.bmm(work, g.transpose(1, 2)) * r.pow(3)
-            return torch.mul(work, -along, out=out).addcmul_(r, g)
+            projection = torch.bmm(work, g.transpose(1, 2)) * r.pow(3)
+            return torch.mul(work, -projection, out=out).addcmul_(r, g)
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x), gradient), None

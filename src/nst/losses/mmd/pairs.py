@@ -32,9 +32,9 @@ def parts_of_z(unit: Tensor, teacher_unit: Tensor) -> list[Tensor]:
 def gram_of_rows(parts: list[Tensor]) -> Tensor:
     """K = Z Zᵀ from the parts of Z."""
     rows: list[list[Tensor]] = []
-    for i, part in enumerate(parts):
+    for i, rows_of_z in enumerate(parts):
         mirrored = [rows[j][i].transpose(1, 2) for j in range(i)]
-        rows.append(mirrored + [torch.bmm(part, other.transpose(1, 2)) for other in parts[i:]])
+        rows.append(mirrored + [torch.bmm(rows_of_z, other.transpose(1, 2)) for other in parts[i:]])
     return torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
 
 
@@ -83,13 +83,13 @@ class PairTerms(torch.autograd.Function):
             unit = scale_maps(x[block], inverse[block])
             first, *others = parts_of_z(unit, teacher_unit[block])
             grad, start = matmul_like(unit, weights[block, :, : ctx.m], first, out), ctx.m
-            for part in others:
-                grad = add_product(unit, grad, weights[block, :, start : start + part.shape[1]], part)
-                start += part.shape[1]
+            for rows_of_z in others:
+                grad = add_product(unit, grad, weights[block, :, start : start + rows_of_z.shape[1]], rows_of_z)
+                start += rows_of_z.shape[1]
             if mean is None:
                 return grad
-            along = torch.bmm(unit, mean[block].transpose(1, 2))
-            return grad.addcmul_(inverse[block], mean[block] - along * unit)
+            projection = torch.bmm(unit, mean[block].transpose(1, 2))
+            return grad.addcmul_(inverse[block], mean[block] - projection * unit)
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x, k.shape[1]), gradient), None, None, None
@@ -109,8 +109,8 @@ def gradient_weights(k: Tensor, grad: Tensor, m: int, channels: int, sign: float
     """
     a_z = k[:, m : m + channels]
     weights = apply_j(a_z.transpose(1, 2), m, sign).transpose(1, 2) * grad.view(-1, 1, 1)
-    along = (weights * a_z).sum(dim=2)
-    weights[:, :, m : m + channels] -= torch.diag_embed(along)
+    projection = (weights * a_z).sum(dim=2)
+    weights[:, :, m : m + channels] -= torch.diag_embed(projection)
     return weights
 
 

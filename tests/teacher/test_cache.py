@@ -1,4 +1,4 @@
-"""A store gives back what the teacher said, continues where it was cut off, and refuses what it is not of."""
+"""A teacher cache returns the teacher's summaries, continues interrupted writing, and refuses another identity."""
 
 import json
 from collections import namedtuple
@@ -17,7 +17,7 @@ from nst.losses import AT, KD, NST, FitNet, TransferLoss
 from nst.models import resnet8
 from nst.taps import LOGITS, resolve
 from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, kept_live, write_cache
-from nst.teacher import cache as store_module
+from nst.teacher import cache as cache_module
 from nst.teacher.layout import readable_bytes
 
 IMAGES, VIEWS = 21, 4
@@ -42,7 +42,7 @@ def request(key: str, loss: TransferLoss, tap: str = "last") -> Request:
 SOFT, POLY, MAP = request("kd:0", KD(), LOGITS), request("nst:0", NST()), request("at:0", AT())
 
 
-def wanted(*requests: Request) -> list[Array]:
+def arrays_for(*requests: Request) -> list[Array]:
     model = resnet8()
     shape = {"last": (64, 2, 2), "layer3": (64, 2, 2), LOGITS: (10,)}
     return [array for r in requests for array in arrays(r, resolve(model, r.tap), shape[r.tap])]
@@ -52,11 +52,11 @@ def opened(folder: Path, dtype: str = "float32", **identity: Any) -> TeacherCach
     return TeacherCache(folder, {**IDENTITY, **identity}, IMAGES, VIEWS, dtype)
 
 
-def filled(folder: Path, *requests: Request, dtype: str = "float32") -> TeacherCache:
-    store = opened(folder, dtype)
+def written_cache(folder: Path, *requests: Request, dtype: str = "float32") -> TeacherCache:
+    cache = opened(folder, dtype)
     live = teacher(*requests)
-    write_cache(store, live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(*requests))
-    return store
+    write_cache(cache, live, split().loader(8, train=True), split().view_subset(VIEWS), arrays_for(*requests))
+    return cache
 
 
 def some_batch(indices: list[int], slots: list[int]) -> Batch:
@@ -77,26 +77,26 @@ BATCH = some_batch([20, 3, 3, 0, 11, 7], [0, 1, 3, 2, 3, 0])
 
 
 @pytest.mark.parametrize("residence", ["host", "disk", "device"])
-def test_any_view_of_any_image_comes_back_as_the_teacher_said_it(tmp_path: Path, residence: Any) -> None:
+def test_cached_summaries_equal_the_live_teachers(tmp_path: Path, residence: Any) -> None:
     requests = (SOFT, POLY, MAP)
-    store = filled(tmp_path, *requests)
-    knowledge = CachedTeacher(
-        store, wanted(*requests), split().view_subset(VIEWS), torch.device("cpu"), residence=residence
+    cache = written_cache(tmp_path, *requests)
+    cached = CachedTeacher(
+        cache, arrays_for(*requests), split().view_subset(VIEWS), torch.device("cpu"), residence=residence
     )
-    assert_same(knowledge(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
-    knowledge.prefetch(BATCH)
+    assert_same(cached(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
+    cached.prefetch(BATCH)
     later = some_batch([1, 2], [0, 1])
-    knowledge.prefetch(later)
-    assert_same(knowledge(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
-    assert_same(knowledge(later), teacher(*requests)(later), rtol=0, atol=0)
+    cached.prefetch(later)
+    assert_same(cached(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
+    assert_same(cached(later), teacher(*requests)(later), rtol=0, atol=0)
 
 
 def test_half_precision_is_half_the_size_and_close(tmp_path: Path) -> None:
-    store = filled(tmp_path, POLY, dtype="float16")
-    assert store.bytes((10,)) == VIEWS * IMAGES * 10 * 2
-    knowledge = CachedTeacher(store, wanted(POLY), split().view_subset(VIEWS), torch.device("cpu"))
-    assert knowledge(BATCH)["nst:0"]["gram"].dtype == torch.float16
-    assert_same(knowledge(BATCH), teacher(POLY)(BATCH), rtol=1e-3, atol=1e-4)
+    cache = written_cache(tmp_path, POLY, dtype="float16")
+    assert cache.bytes((10,)) == VIEWS * IMAGES * 10 * 2
+    cached = CachedTeacher(cache, arrays_for(POLY), split().view_subset(VIEWS), torch.device("cpu"))
+    assert cached(BATCH)["nst:0"]["gram"].dtype == torch.float16
+    assert_same(cached(BATCH), teacher(POLY)(BATCH), rtol=1e-3, atol=1e-4)
 
 
 class CutOff(LiveTeacher):
@@ -113,46 +113,44 @@ class CutOff(LiveTeacher):
 
 
 @pytest.mark.parametrize("after", [2, 7])
-def test_a_half_written_store_continues_where_it_was_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_a_half_written_cache_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr("nst.teacher.write.SYNC_SECONDS", 0)
     torch.manual_seed(0)
     live = CutOff(resnet8(), [POLY])
     live.after = after
     loader, subset = split().loader(8, train=True), split().view_subset(VIEWS)
     with pytest.raises(KeyboardInterrupt):
-        write_cache(opened(tmp_path), live, loader, subset, wanted(POLY))
-    (array,) = wanted(POLY)
+        write_cache(opened(tmp_path), live, loader, subset, arrays_for(POLY))
+    (array,) = arrays_for(POLY)
     reopened = opened(tmp_path)
     assert 0 < reopened.written(array.name) < reopened.rows
     live.after = 10**9
-    write_cache(reopened, live, loader, subset, wanted(POLY))
+    write_cache(reopened, live, loader, subset, arrays_for(POLY))
     assert live.calls == VIEWS * 3  # each batch of each view once
-    whole = filled(tmp_path / "whole", POLY)
-    assert whole.file(array.name).read_bytes() == reopened.file(array.name).read_bytes()
-    assert whole.state == reopened.state
+    complete = written_cache(tmp_path / "whole", POLY)
+    assert complete.file(array.name).read_bytes() == reopened.file(array.name).read_bytes()
+    assert complete.state == reopened.state
 
 
-def test_a_loss_added_later_fills_its_own_arrays_only(tmp_path: Path) -> None:
-    filled(tmp_path, SOFT)
-    (logits,) = wanted(SOFT)
+def test_a_loss_added_later_writes_its_own_arrays_only(tmp_path: Path) -> None:
+    written_cache(tmp_path, SOFT)
+    (logits,) = arrays_for(SOFT)
     before = opened(tmp_path).file(logits.name).stat().st_mtime_ns
-    both = filled(tmp_path, SOFT, MAP)
-    assert both.missing(wanted(SOFT, MAP)) == []
+    both = written_cache(tmp_path, SOFT, MAP)
+    assert both.missing(arrays_for(SOFT, MAP)) == []
     assert both.file(logits.name).stat().st_mtime_ns == before
 
 
 def test_losses_with_one_summary_share_it() -> None:
     poly, other = NST(), NST(degree=2, c=1.0)
-    one, two = wanted(request("a:0", poly)), wanted(request("b:0", other, tap="layer3"))
+    one, two = arrays_for(request("a:0", poly)), arrays_for(request("b:0", other, tap="layer3"))
     assert [a.name for a in one] == [a.name for a in two if a.tensor == "gram"]
-    assert wanted(SOFT)[0].name == wanted(request("x:0", KD(temperature=2), LOGITS))[0].name
-    names = [wanted(request("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
+    assert arrays_for(SOFT)[0].name == arrays_for(request("x:0", KD(temperature=2), LOGITS))[0].name
+    names = [arrays_for(request("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
     assert len(set(names)) == 4
 
 
-def test_a_summary_as_large_as_the_feature_stays_live_unless_asked_for() -> None:
+def test_a_summary_as_large_as_the_feature_stays_live_unless_allowed() -> None:
     hint, gaussian = request("fitnet:0", FitNet()), request("gauss:0", NST("gaussian"))
     shapes = {"last": (64, 2, 2), LOGITS: (10,)}
     reasons = kept_live([SOFT, POLY, hint, gaussian], shapes, allow_large=False)
@@ -161,32 +159,32 @@ def test_a_summary_as_large_as_the_feature_stays_live_unless_asked_for() -> None
     assert kept_live([hint, gaussian], shapes, allow_large=True) == {}
 
 
-def test_a_loss_of_unknown_summary_is_never_stored() -> None:
+def test_a_loss_of_unknown_summary_is_never_cached() -> None:
     class Own(AT):
         summary_key = None  # pyright: ignore[reportAssignmentType]
 
     assert "summary_key" in kept_live([request("own:0", Own())], {"last": (64, 2, 2)}, allow_large=True)["own:0"]
 
 
-def test_a_store_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
-    filled(tmp_path, SOFT)
+def test_a_cache_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
+    written_cache(tmp_path, SOFT)
     with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now.*delete the folder"):
         opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
 
 
 @pytest.mark.parametrize("residence", ["host", "disk"])
 def test_damage_is_found(tmp_path: Path, residence: Any) -> None:
-    store = filled(tmp_path, SOFT)
-    (array,) = wanted(SOFT)
-    content = bytearray(store.file(array.name).read_bytes())
+    cache = written_cache(tmp_path, SOFT)
+    (array,) = arrays_for(SOFT)
+    content = bytearray(cache.file(array.name).read_bytes())
     content[-3] ^= 1
-    store.file(array.name).write_bytes(content)
+    cache.file(array.name).write_bytes(content)
     with pytest.raises(ValueError, match="view 3 has another SHA-256"):
         CachedTeacher(opened(tmp_path), [array], split().view_subset(VIEWS), torch.device("cpu"), residence=residence)
-    store.file(array.name).write_bytes(content[:-8])
+    cache.file(array.name).write_bytes(content[:-8])
     with pytest.raises(ValueError, match=r"is damaged .*delete it"):
         opened(tmp_path)
-    store.file(array.name).unlink()
+    cache.file(array.name).unlink()
     assert opened(tmp_path).missing([array]) == [array]
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
@@ -195,10 +193,10 @@ def test_damage_is_found(tmp_path: Path, residence: Any) -> None:
 
 def test_a_disk_too_small_is_known_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
     live = CutOff(resnet8(), [POLY])
     with pytest.raises(ValueError, match=r"needs 3\.4 kB more, the disk has 100\.0 MB free; ask for fewer"):
-        write_cache(opened(tmp_path), live, split().loader(8, train=True), split().view_subset(VIEWS), wanted(POLY))
+        write_cache(opened(tmp_path), live, split().loader(8, train=True), split().view_subset(VIEWS), arrays_for(POLY))
     assert live.calls == 0
 
 
@@ -216,23 +214,23 @@ def test_writing_uses_compiled_code_that_agrees(
         return run
 
     monkeypatch.setattr(torch, "compile", fake_compile)
-    store = opened(tmp_path, "float16")
+    cache = opened(tmp_path, "float16")
     write_cache(
-        store, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), wanted(POLY), compile=True
+        cache, teacher(POLY), split().loader(7, train=True), split().view_subset(VIEWS), arrays_for(POLY), compile=True
     )
     assert len(calls) == (1 + 3 * VIEWS if used else 1)
     assert ("differs by 1.0e+00" in caplog.text) is not used
-    exact = filled(tmp_path / "eager", POLY, dtype="float16")
-    (array,) = wanted(POLY)
-    assert exact.file(array.name).read_bytes() == store.file(array.name).read_bytes()
+    exact = written_cache(tmp_path / "eager", POLY, dtype="float16")
+    (array,) = arrays_for(POLY)
+    assert exact.file(array.name).read_bytes() == cache.file(array.name).read_bytes()
 
 
-def test_the_manifest_says_what_the_store_is_of(tmp_path: Path) -> None:
-    store = filled(tmp_path, POLY)
+def test_the_manifest_names_what_is_cached(tmp_path: Path) -> None:
+    cache = written_cache(tmp_path, POLY)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["identity"] == {"version": 1, **IDENTITY}
     (state,) = manifest["arrays"].values()
-    assert state["rows"] == store.rows
+    assert state["rows"] == cache.rows
     assert len(state["sha256"]) == VIEWS
 
 
@@ -267,10 +265,10 @@ def test_a_summary_that_the_cache_cannot_hold_is_refused(
     tmp_path: Path, value: float, dtype: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        filled(tmp_path, request("mine:0", Constant(value)), dtype=dtype)
-    assert opened(tmp_path, dtype).written(wanted(request("mine:0", Constant(value)))[0].name) == 0
+        written_cache(tmp_path, request("mine:0", Constant(value)), dtype=dtype)
+    assert opened(tmp_path, dtype).written(arrays_for(request("mine:0", Constant(value)))[0].name) == 0
 
 
 def test_large_values_fit_a_float32_cache(tmp_path: Path) -> None:
     mine = request("mine:0", Constant(7e4))
-    assert not filled(tmp_path, mine).missing(wanted(mine))
+    assert not written_cache(tmp_path, mine).missing(arrays_for(mine))

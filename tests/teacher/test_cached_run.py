@@ -1,4 +1,4 @@
-"""Whole runs from stored knowledge: equal to live ones, without the teacher, with every kind of loss."""
+"""Runs with a teacher cache: equal to live ones, without the teacher, with every kind of loss."""
 
 import re
 from pathlib import Path
@@ -24,9 +24,9 @@ def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Te
 
 def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(compose: Compose, tiny: list[str]) -> None:
     live, by_live = trained(compose, *tiny, TERMS)
-    stored, by_store = trained(compose, *tiny, TERMS, *EXACT)
+    stored, by_cache = trained(compose, *tiny, TERMS, *EXACT)
     assert live["last"] == stored["last"]
-    assert all(torch.equal(by_live[key], by_store[key]) for key in by_live)
+    assert all(torch.equal(by_live[key], by_cache[key]) for key in by_live)
     for key in ("top1", "sha256", "parameters"):
         assert live["teacher"][key] == stored["teacher"][key]
 
@@ -45,7 +45,7 @@ def test_the_second_run_does_not_touch_the_teacher(
     assert second["teacher"] == first["teacher"]
 
 
-def test_a_store_that_was_carried_elsewhere_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
     node = ["knowledge=stored", "knowledge.views=2", f"knowledge.path={tmp_path}/mine"]
     first, _ = trained(compose, *tiny, "loss=kd", *node)
     elsewhere, _ = trained(compose, *tiny, "loss=kd", *node, f"outputs={tmp_path}/elsewhere")
@@ -55,7 +55,7 @@ def test_a_store_that_was_carried_elsewhere_needs_no_weights(compose: Compose, t
         trained(compose, *tiny, "loss=kd", *node, "knowledge.views=3")
 
 
-def test_hints_keep_a_live_teacher_beside_the_store(
+def test_hints_keep_a_live_teacher_beside_the_cache(
     compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
@@ -78,7 +78,7 @@ def test_large_summaries_are_cached_where_reading_is_cheaper_and_a_cache_keeps_i
 ) -> None:
     figures = r"reading 512 bytes an image: about 0\.00051 ms; computing: "
     costs = iter([1e-3, 0.0])
-    monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: next(costs))  # asked once for a cache
+    monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: next(costs))  # measured once for a cache
     for place, line in (("read", "is cached"), ("computed", "uses a live teacher")):
         for seed in (0, 1):
             trained(
@@ -131,7 +131,7 @@ def test_two_ranks_agree_on_what_is_cached(compose: Compose, tiny: list[str], tm
         ),
     ],
 )
-def test_what_cannot_be_is_said(compose: Compose, tiny: list[str], overrides: list[str], message: str) -> None:
+def test_invalid_settings_are_refused(compose: Compose, tiny: list[str], overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(compose(*tiny, *overrides))
 
@@ -143,14 +143,14 @@ def test_more_views_than_there_are_means_all(
     assert ": 9 views of 40 images" in capsys.readouterr().out
 
 
-def test_without_a_teacher_there_is_no_knowledge(compose: Compose, tiny: list[str]) -> None:
+def test_without_a_teacher_there_is_no_cache(compose: Compose, tiny: list[str]) -> None:
     plain, _ = trained(compose, *tiny, "loss=ce")
     stored, _ = trained(compose, *tiny, "loss=ce", *EXACT)
     assert stored["was_finished"]
     assert stored["folder"] == plain["folder"]
 
 
-def test_where_the_cache_lies_changes_nothing_and_is_no_part_of_the_run(compose: Compose, tiny: list[str]) -> None:
+def test_where_the_cache_is_kept_changes_neither_result_nor_run(compose: Compose, tiny: list[str]) -> None:
     node = ["loss=kd", "knowledge=stored", "knowledge.views=2"]
     first, _ = trained(compose, *tiny, *node, "knowledge.residence=disk")
     again, _ = trained(compose, *tiny, *node, "knowledge.residence=host")
@@ -166,11 +166,11 @@ def test_the_precision_of_the_teacher_is_part_of_run_and_cache(compose: Compose,
     coarse = ["teacher.precision=bf16"]
     exact, _ = trained(compose, *tiny, TERMS)
     live, by_live = trained(compose, *tiny, TERMS, *coarse)
-    _, by_store = trained(compose, *tiny, TERMS, *EXACT, *coarse)
+    _, by_cache = trained(compose, *tiny, TERMS, *EXACT, *coarse)
     assert live["teacher"]["sha256"] == exact["teacher"]["sha256"]  # trained once, in the precision of its own recipe
     assert live["folder"] != exact["folder"]
     assert live["teacher"]["loss"] != exact["teacher"]["loss"]
-    assert all(torch.equal(by_live[key], by_store[key]) for key in by_live)
+    assert all(torch.equal(by_live[key], by_cache[key]) for key in by_live)
     trained(compose, *tiny, TERMS, *EXACT)
     assert len(list(Path(compose().outputs).rglob("manifest.json"))) == 2
     with pytest.raises(ValueError, match=r"teacher\.precision=tf32: one of fp32, bf16, fp16 is needed"):
