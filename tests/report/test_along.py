@@ -14,7 +14,7 @@ from nst.report.along import CELL, Method, gain_rows, gains, nst_gains, nst_rows
 from nst.report.gain_figure import HEIGHT, LABEL, extent, gain_figure, spread_out
 from nst.report.page import gain_file
 from nst.report.table import read_table
-from nst.reproduce.along import values_along
+from nst.reproduce.axis import axis_values
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import make_plan
 from nst.reproduce.request import Request
@@ -167,7 +167,7 @@ def test_what_is_no_axis_is_named(tmp_path: Path, old: str, new: str, overrides:
 
 def test_a_rate_is_an_axis_too() -> None:
     rows = [("a", {"optim.lr": 0.1}), ("a", {"optim.lr": 0.1}), ("b", {"optim.lr": 0.4})]
-    assert values_along("optim.lr", "rates", rows) == {"a": 0.1, "b": 0.4}
+    assert axis_values("optim.lr", "rates", rows) == {"a": 0.1, "b": 0.4}
 
 
 def test_the_sizes_of_the_study_have_equally_many_steps() -> None:

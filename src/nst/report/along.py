@@ -32,25 +32,25 @@ Values = Mapping[float, Sequence[Method]]
 
 @dataclass(frozen=True)
 class Line:
-    """What a method gains over another one, by value."""
+    """The gain of a method over another one, by value of the setting."""
 
     label: str
     nst: bool  # whether NST is one of its terms
     points: dict[float, Sample]
-    lost: dict[float, str]  # "; fell back: 1", where runs were lost
+    lost: dict[float, str]  # "; fell back: 1", if runs fell back or diverged
 
 
 def from_result(result: Record) -> dict[float, list[Method]]:
-    """The methods of a table's result by value, ascending; empty where its groups are no values of a setting."""
+    """The methods of a table's result by value, ascending; empty if the table has no such setting."""
     if result["along"] is None:
         return {}
     keys = ("label", "weights", "by_seed", "fell_back", "diverged")
-    found = {g["at"]: [Method(**{key: row[key] for key in keys}) for row in g["rows"]] for g in result["groups"]}
-    return dict(sorted(found.items()))
+    values = {g["at"]: [Method(**{key: row[key] for key in keys}) for row in g["rows"]] for g in result["groups"]}
+    return dict(sorted(values.items()))
 
 
 def axis_name(key: str) -> str:
-    """What a reader calls the setting."""
+    """The setting's name in texts."""
     return NAMES.get(key, key)
 
 
@@ -69,13 +69,13 @@ def gains(values: Values, lower: bool) -> list[Line]:
 
 
 def nst_gains(values: Values, lower: bool) -> list[Line]:
-    """What NST adds: alone to the baseline, in a sum to the same sum without it, where that is among the methods."""
+    """The gain by NST: alone over the baseline, in a sum over the same sum without it, if that is among the methods."""
 
     def without(method: Method, methods: Sequence[Method]) -> tuple[str, Method] | None:
-        rest = {term: weight for term, weight in method.weights.items() if not term.startswith("nst")}
-        if len(rest) == len(method.weights):
+        others = {term: weight for term, weight in method.weights.items() if not term.startswith("nst")}
+        if len(others) == len(method.weights):
             return None
-        other = methods[0] if not rest else next((m for m in methods if dict(m.weights) == rest), None)
+        other = methods[0] if not others else next((m for m in methods if dict(m.weights) == others), None)
         return None if other is None else (f"{method.label} − {other.label}", other)
 
     return _lines(values, lower, without)
@@ -86,22 +86,22 @@ Choose = Callable[[Method, Sequence[Method]], tuple[str, Method] | None]
 
 def _lines(values: Values, lower: bool, choose: Choose) -> list[Line]:
     """A line for each label that `choose` gives a method, with the method that it is compared with."""
-    found: dict[str, Line] = {}
+    lines: dict[str, Line] = {}
     for value, methods in values.items():
         for method in methods:
             if (chosen := choose(method, methods)) is None:
                 continue
             label, other = chosen
-            line = found.get(label, Line(label, False, {}, {}))
-            found[label] = line = replace(line, nst=line.nst or any(term.startswith("nst") for term in method.weights))
+            line = lines.get(label, Line(label, False, {}, {}))
+            lines[label] = line = replace(line, nst=line.nst or any(term.startswith("nst") for term in method.weights))
             if (gain := paired(method.by_seed, other.by_seed)) is not None:
                 line.points[value] = replace(gain, mean=-gain.mean, median=-gain.median) if lower else gain
             line.lost[value] = lost(method)
-    return list(found.values())
+    return list(lines.values())
 
 
 def lost(method: Method) -> str:
-    """How many runs fell back or diverged, "" where none did."""
+    """Counts of runs that fell back or diverged, "" if none did."""
     counts = (("fell back", method.fell_back), ("diverged", method.diverged))
     return "".join(f"; {name}: {count}" for name, count in counts if count)
 
@@ -117,7 +117,7 @@ def cell(gain: Sample | None) -> str:
 
 
 def gain_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
-    """Header and rows: the baseline as it is, then each method's gain, with the runs that were lost."""
+    """Header and rows: the baseline as it is, then each method's gain, with the counts of lost runs."""
     rows = [_header(values, key), ["baseline, %", *(_baseline(methods[0]) for methods in values.values())]]
     for line in gains(values, lower):
         rows.append([line.label, *(cell(line.points.get(value)) + line.lost.get(value, "") for value in values)])
@@ -125,7 +125,7 @@ def gain_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
 
 
 def nst_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
-    """Header and rows of what NST adds; the header alone where no method has NST."""
+    """Header and rows of the gains by NST; the header alone if no method has NST."""
     lines = nst_gains(values, lower)
     return [_header(values, key), *([line.label, *(cell(line.points.get(v)) for v in values)] for line in lines)]
 
@@ -137,6 +137,6 @@ def _header(values: Values, key: str) -> list[str]:
 def _baseline(method: Method) -> str:
     if not method.by_seed:
         return "–" + lost(method)
-    found = sample(list(method.by_seed.values()))
-    spread = "" if found.std is None else f" ± {found.std:.2f} [{found.median:.2f}]"
-    return f"{found.mean:.2f}{spread} ({found.n}){lost(method)}"
+    statistics = sample(list(method.by_seed.values()))
+    spread = "" if statistics.std is None else f" ± {statistics.std:.2f} [{statistics.median:.2f}]"
+    return f"{statistics.mean:.2f}{spread} ({statistics.n}){lost(method)}"

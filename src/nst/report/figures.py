@@ -46,8 +46,8 @@ class Axis:
     @property
     def marks(self) -> list[tuple[float, str]]:
         """Round values: place and text."""
-        found = log_ticks(10**self.low, 10**self.high) if self.log else ticks(self.low, self.high)
-        return [(self(value), f"{value:g}") for value in found]
+        marks = log_ticks(10**self.low, 10**self.high) if self.log else ticks(self.low, self.high)
+        return [(self(value), f"{value:g}") for value in marks]
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,11 @@ def extent(lines: Sequence[Line]) -> tuple[float, float]:
 def spread_out(heights: Sequence[float]) -> list[float]:
     """Heights near those given, none closer than `LABEL` to another, within the frame."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    found, last = [0.0] * len(heights), TOP - LABEL
+    positions, last = [0.0] * len(heights), TOP - LABEL
     for i in order:
-        found[i] = last = max(heights[i], last + LABEL)
+        positions[i] = last = max(heights[i], last + LABEL)
     limit = HEIGHT - BOTTOM
     for i in reversed(order):
-        found[i] = min(found[i], limit)
-        limit = found[i] - LABEL
-    return [round(height, 1) for height in found]
+        positions[i] = min(positions[i], limit)
+        limit = positions[i] - LABEL
+    return [round(height, 1) for height in positions]

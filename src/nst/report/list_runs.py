@@ -37,78 +37,78 @@ class Request:
     """Filters and output format."""
 
     outputs: Path = Path("outputs")
-    wanted: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, str] = field(default_factory=dict)
     sort: str = "last"
     each: bool = False
     format: str = "table"
 
 
-def parse(words: Sequence[str]) -> Request:
-    """Read `key=value` words.
+def parse(arguments: Sequence[str]) -> Request:
+    """Read `key=value` arguments.
 
     Raises:
-        ValueError: a word that is no `key=value`, or a value out of range.
+        ValueError: an argument that is no `key=value`, or a value out of range.
     """
-    asked = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    settings = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
         if not equals:
-            raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
-        asked[key] = text
-    each, form = asked.pop("each", "false"), asked.pop("format", "table")
+            raise ValueError(f"{argument!r}: key=value is needed\n\n{USAGE}")
+        settings[key] = text
+    each, form = settings.pop("each", "false"), settings.pop("format", "table")
     if each not in ("true", "false"):
         raise ValueError(f"each={each}: true or false is needed")
     if form not in FORMATS:
         raise ValueError(f"format={form}: one of {', '.join(FORMATS)} is needed")
-    outputs, sort = Path(asked.pop("outputs", "outputs")), asked.pop("sort", "last")
-    return Request(outputs, asked, sort, each == "true", form)
+    outputs, sort = Path(settings.pop("outputs", "outputs")), settings.pop("sort", "last")
+    return Request(outputs, settings, sort, each == "true", form)
 
 
-def list_runs(words: Sequence[str]) -> None:
+def list_runs(arguments: Sequence[str]) -> None:
     """Print the selected runs; damaged runs are named, on stderr if the output is for programs.
 
     Raises:
-        ValueError: a word that is not understood, an unknown field, or no such folder.
+        ValueError: an invalid argument, an unknown field, or no such folder.
     """
-    if any(word in ("-h", "--help", "help") for word in words):
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
         print(USAGE)
         return
-    request = parse(words)
+    request = parse(arguments)
     runs, damaged = read_runs(request.outputs)
-    runs = select(runs, request.wanted, request.sort)
-    found = {
+    runs = select(runs, request.filters, request.sort)
+    by_section = {
         key: members if request.each else grouped(members, request.sort) for key, members in sections(runs).items()
     }
-    records = [record for members in found.values() for record in members]
+    records = [record for members in by_section.values() for record in members]
     if request.format == "json":
         print(json.dumps([{k: v for k, v in record.items() if k != "config"} for record in records], indent=1))
     elif request.format == "csv":
         _write_csv(records, request.each)
     else:
-        _print_tables(found, request, len(runs))
+        _print_tables(by_section, request, len(runs))
     for line in damaged:
         print(line, file=sys.stdout if request.format == "table" else sys.stderr)
 
 
-def _print_tables(found: dict[tuple[str, str, str], list[Record]], request: Request, count: int) -> None:
+def _print_tables(by_section: dict[tuple[str, str, str], list[Record]], request: Request, count: int) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    where = f"{count} run{'s' * (count != 1)} in {request.outputs}"
-    if not found:
+    summary = f"{count} run{'s' * (count != 1)} in {request.outputs}"
+    if not by_section:
         console.print(
-            Text(f"{where} (<data>/<teacher>-<student>/<loss>/seed…) {'match' if request.wanted else 'lie there'}")
+            Text(f"{summary} (<data>/<teacher>-<student>/<loss>/seed…) {'match' if request.filters else 'found'}")
         )
         return
-    console.print(Text(f"{where}, by {request.sort}; accuracies: top-1 in %"))
-    for (data, teacher, model), records in found.items():
+    console.print(Text(f"{summary}, by {request.sort}; accuracies: top-1 in %"))
+    for (data, teacher, model), records in by_section.items():
         pair = f"{teacher} → {model}" if teacher != "none" else f"{model}, no teacher"
         rows = [run_cells(record) if request.each else group_cells(record) for record in records]
-        names = [name for name in rows[0] if any(row[name] for row in rows)]  # what no run has is no column
+        names = [name for name in rows[0] if any(row[name] for row in rows)]  # columns without a value are left out
         grid = Table(title=Text(f"{data}: {pair}"), title_justify="left")
         for name in names:
-            words = name in ("loss", "differs in", "runs", "state", "run")
-            grid.add_column(name, justify="left" if words else "right", overflow="fold")
+            is_text = name in ("loss", "differs in", "runs", "state", "run")
+            grid.add_column(name, justify="left" if is_text else "right", overflow="fold")
         for row in rows:
             grid.add_row(*(Text(printable(row[name])) for name in names))
         console.print(grid)
@@ -169,13 +169,13 @@ def printable(text: str) -> str:
 def _write_csv(records: Sequence[Record], each: bool) -> None:
     """One line a run or group; numbers unrounded, settings as JSON."""
     settings = ["data", "teacher", "model", "loss", "weights", "rate", "schedule", "epochs", "settings"]
-    own = [name for name in FIELDS if name not in settings]
-    statistics = [f"{key}_{part}" for key in ("last", "best") for part in ("mean", "std", "median")]
-    names = own if each else ["seeds", "n", *statistics, "fell_back", "seconds", "states", "folders"]
-    out = csv.DictWriter(sys.stdout, [*settings, *names], lineterminator="\n", extrasaction="ignore")
-    out.writeheader()
+    run_fields = [name for name in FIELDS if name not in settings]
+    statistics = [f"{key}_{statistic}" for key in ("last", "best") for statistic in ("mean", "std", "median")]
+    names = run_fields if each else ["seeds", "n", *statistics, "fell_back", "seconds", "states", "folders"]
+    writer = csv.DictWriter(sys.stdout, [*settings, *names], lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
     for record in records:
         row = dict(record)
         for key in () if each else ("last", "best"):
-            row |= {f"{key}_{part}": (record[key] or {}).get(part) for part in ("mean", "std", "median")}
-        out.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})
+            row |= {f"{key}_{statistic}": (record[key] or {}).get(statistic) for statistic in ("mean", "std", "median")}
+        writer.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})

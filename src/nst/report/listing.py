@@ -25,7 +25,7 @@ def read_runs(outputs: Path) -> tuple[list[Record], list[str]]:
 
     A run has data, teacher, model, loss (names of the terms), weights, rate, schedule, seed, epochs, state ("finished",
     "epoch 3 of 15", "pruned at …" or "diverged after …"), last and best (top-1 in percent, or None), best_epoch, fell_back
-    (whether an evaluation lost more than half of what was won), seconds, folder, and config: its settings by dotted key.
+    (whether an evaluation lost more than half of the best accuracy above chance), seconds, folder, and config: its settings by dotted key.
 
     Raises:
         ValueError: there is no such folder.
@@ -78,8 +78,8 @@ def comparable(config: Record) -> dict[str, Any]:
         unused += ["teacher", "knowledge"]
     elif config["teacher"].get("weights") is not None:
         unused.append("teacher.recipe")
-    found = _flat(config)
-    return {k: v for k, v in found.items() if not any(k == key or k.startswith(f"{key}.") for key in unused)}
+    settings = _flat(config)
+    return {k: v for k, v in settings.items() if not any(k == key or k.startswith(f"{key}.") for key in unused)}
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -88,17 +88,17 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
-def select(runs: Sequence[Record], wanted: dict[str, str], sort: str) -> list[Record]:
+def select(runs: Sequence[Record], filters: dict[str, str], sort: str) -> list[Record]:
     """Runs whose fields match (`loss=kd*` matches "kd" and "kd+nst_poly"), sorted; accuracies best first.
 
     Raises:
         ValueError: a field that runs do not have.
     """
-    for key in [*wanted, sort]:
+    for key in [*filters, sort]:
         if key not in FIELDS:
             raise ValueError(f"{key}: runs have no such field; there are {', '.join(FIELDS)}")
-    kept = [run for run in runs if all(_matches(str(run[key]), value) for key, value in wanted.items())]
-    return sorted(kept, key=lambda run: order(run[sort], sort))
+    selected = [run for run in runs if all(_matches(str(run[key]), value) for key, value in filters.items())]
+    return sorted(selected, key=lambda run: order(run[sort], sort))
 
 
 def order(value: Any, sort: str) -> tuple[bool, Any]:
@@ -106,27 +106,27 @@ def order(value: Any, sort: str) -> tuple[bool, Any]:
     return value is None, 0 if value is None else -value if sort in ("last", "best") else value
 
 
-def _matches(found: str, wanted: str) -> bool:
-    return any(fnmatchcase(found, one) for one in wanted.split(","))
+def _matches(text: str, patterns: str) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in patterns.split(","))
 
 
 def sections(runs: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
-    """Runs by data set, teacher and student, each with `settings`: what is not the same in all runs of its section."""
-    found: dict[tuple[str, str, str], list[Record]] = {}
+    """Runs by data set, teacher and student, each with `settings`: those that differ between the runs of its section."""
+    by_section: dict[tuple[str, str, str], list[Record]] = {}
     for run in runs:
-        found.setdefault((run["data"], run["teacher"], run["model"]), []).append(run)
-    return {key: _with_settings(found[key]) for key in sorted(found)}
+        by_section.setdefault((run["data"], run["teacher"], run["model"]), []).append(run)
+    return {key: _with_settings(by_section[key]) for key in sorted(by_section)}
 
 
 def _with_settings(runs: Sequence[Record]) -> list[Record]:
     """Settings that differ, besides weights, rate, schedule and epochs, which are always shown."""
-    told = ("optim.lr", "optim.schedule", "schedule._target_", "trainer.epochs")
+    always_shown = ("optim.lr", "optim.schedule", "schedule._target_", "trainer.epochs")
     keys = dict.fromkeys(key for run in runs for key in run["config"])
     differing = []
     for key in keys:
         term = key.split(".")[1] if key.startswith("loss.") else None
         having = [run["config"].get(key) for run in runs if term is None or any(_of(k, term) for k in run["config"])]
-        if len({json.dumps(value, sort_keys=True) for value in having}) > 1 and key not in told:
+        if len({json.dumps(value, sort_keys=True) for value in having}) > 1 and key not in always_shown:
             differing.append(key)
     shown = [key for key in differing if not (key.startswith("loss.") and key.endswith(".weight"))]
     return [run | {"settings": {k: run["config"].get(k) for k in shown if _belongs(k, run)}} for run in runs]
@@ -146,10 +146,10 @@ def grouped(runs: Sequence[Record], sort: str) -> list[Record]:
     A record has what its runs share, `seeds`, `states` (state → number of runs), `n` (finished runs), `last`, `best` (a
     `Sample` as a dict, or None), `fell_back` (number of runs), `seconds` (mean) and `folders`.
     """
-    found: dict[str, list[Record]] = {}
+    by_config: dict[str, list[Record]] = {}
     for run in runs:
-        found.setdefault(json.dumps(run["config"], sort_keys=True), []).append(run)
-    groups = [_group(members) for members in found.values()]
+        by_config.setdefault(json.dumps(run["config"], sort_keys=True), []).append(run)
+    groups = [_group(members) for members in by_config.values()]
     if sort in ("last", "best"):
         groups.sort(key=lambda group: order(group[sort]["mean"] if group[sort] else None, sort))
     return groups

@@ -33,13 +33,13 @@ def read_json(file: Path) -> Record:
         ValueError: no readable file, no JSON, or no object; names the file.
     """
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"{file} is damaged: {reason}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{file} is damaged: it holds no JSON object")
-    return found
+    return content
 
 
 def value(record: Record, key: str, kinds: type | tuple[type, ...], file: Path) -> Any:

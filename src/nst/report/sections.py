@@ -33,10 +33,10 @@ def colour(row: Record, group: Record) -> str:
 
 def result_table(group: Record) -> Grid:
     """The table itself."""
-    shown = columns(group)
-    rows = [[cells(row).get(name, "–") for name in shown] for row in group["rows"]]
+    names = columns(group)
+    rows = [[cells(row).get(name, "–") for name in names] for row in group["rows"]]
     best = next((i for i, row in enumerate(group["rows"]) if row["rank"] == 1), None)
-    return Grid(shown, rows, best, words=shown[-1] == "verdict")
+    return Grid(names, rows, best, words=names[-1] == "verdict")
 
 
 def result_rows(group: Record) -> list[Strip]:
@@ -65,17 +65,17 @@ def result_rows(group: Record) -> list[Strip]:
 
 def curve_panels(group: Record, outputs: Path) -> list[Curves]:
     """The paper's Figure 4: one panel per method, the baseline behind each."""
-    found = {row["name"]: errors_by_epoch(row, outputs) for row in group["rows"]}
-    everything = [v for points in found.values() for values in points.values() for v in values]
+    errors = {row["name"]: errors_by_epoch(row, outputs) for row in group["rows"]}
+    everything = [v for points in errors.values() for values in points.values() for v in values]
     if not everything:
         return []
     low, high = max(min(everything) * 0.9, 0.1), max(everything) * 1.05
-    last = max(epoch for points in found.values() for epoch in points)
-    baseline = found[group["rows"][0]["name"]]
+    last = max(epoch for points in errors.values() for epoch in points)
+    baseline = errors[group["rows"][0]["name"]]
     panels = []
     for row in group["rows"]:
-        own = (colour(row, group), found[row["name"]])
-        series = [own] if row is group["rows"][0] else [("alone", baseline), own]
+        own_series = (colour(row, group), errors[row["name"]])
+        series = [own_series] if row is group["rows"][0] else [("alone", baseline), own_series]
         panels.append(curves(row["label"], series, last, low, max(high, low * 1.5)))
     return panels
 
@@ -83,7 +83,7 @@ def curve_panels(group: Record, outputs: Path) -> list[Curves]:
 def errors_by_epoch(row: Record, outputs: Path) -> dict[float, list[float]]:
     """Epoch → the error in percent of each seed's run; epochs that not all have are left out."""
     events = [read_events(inside(outputs, run), "eval") for run in row["runs"]]
-    runs = [{e["epoch"]: 100 - e["top1"] for e in found} for found in events if found]
+    runs = [{e["epoch"]: 100 - e["top1"] for e in evaluations} for evaluations in events if evaluations]
     shared = set.intersection(*(set(run) for run in runs)) if runs else set()
     return {epoch: [run[epoch] for run in runs] for epoch in sorted(shared)}
 
@@ -100,7 +100,7 @@ def mmd(group: Record, evidence: Record) -> tuple[list[Strip], Grid] | None:
         }
         for row in rows
     }
-    axis = Axis([v for found in mean.values() for v in found["polynomial"]], log=True)
+    axis = Axis([v for values in mean.values() for v in values["polynomial"]], log=True)
     strips = [change_strip(axis, row["label"], colour(row, group), *mean[row["name"]]["polynomial"]) for row in rows]
     header = ["method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after"))]
     numbers = [[row["label"], *(f"{v:.3g}" for kernel in KERNELS for v in mean[row["name"]][kernel])] for row in rows]
@@ -146,21 +146,21 @@ def origin(result: Record) -> dict[str, str]:
     """Commits, hardware and versions of all runs."""
     rows = [row for group in result["groups"] for row in group["rows"]]
     commits = sorted({commit for row in rows for commit in row["commits"]})
-    found = {"Commit": ", ".join(commits) or "none"}
+    texts_by_name = {"Commit": ", ".join(commits) or "none"}
     for name, key in (("Hardware", "hardware"), ("Versions", "versions")):
         texts = {json.dumps(about, sort_keys=True) for row in rows for about in row[key]}
         shown = [", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in sorted(texts)]
-        found[name] = "; ".join(shown) or "none"
-    return found
+        texts_by_name[name] = "; ".join(shown) or "none"
+    return texts_by_name
 
 
 def configurations(result: Record, outputs: Path) -> list[dict[str, str]]:
     """Every method's command, run folders and whole configuration."""
-    found = []
+    entries = []
     for group in result["groups"]:
         for row in group["rows"]:
             config = inside(outputs, row["runs"][0]) / "config.json"
-            found.append(
+            entries.append(
                 {
                     "name": f"{group['title']}: {row['label']}" if len(result["groups"]) > 1 else row["label"],
                     "command": row["command"],
@@ -168,4 +168,4 @@ def configurations(result: Record, outputs: Path) -> list[dict[str, str]]:
                     "config": config.read_text(errors="replace") if config.is_file() else "not run",
                 }
             )
-    return found
+    return entries

@@ -7,8 +7,8 @@ Record = dict[str, Any]
 
 def weights(config: Record) -> dict[str, float]:
     """Term of the loss → its weight λ; the cross-entropy only where its weight is not 1."""
-    found = {name: float(node["weight"]) for name, node in config["loss"].items()}
-    return {name: weight for name, weight in found.items() if name != "ce" or weight != 1}
+    terms = {name: float(node["weight"]) for name, node in config["loss"].items()}
+    return {name: weight for name, weight in terms.items() if name != "ce" or weight != 1}
 
 
 def schedule(config: Record) -> str:
@@ -21,14 +21,14 @@ def schedule(config: Record) -> str:
 def shown(config: Record, test_images: int | None) -> dict[str, str]:
     """The settings that a result page states, as text; keys that a configuration lacks are omitted."""
     trainer, rate, name = config["trainer"], config["optim"].get("lr"), schedule(config)
-    found = {
+    texts = {
         "epochs": trainer["epochs"],
         "learning rate": None if rate is None else f"{number(rate)}{f' ({name})' if name else ''}",
         "batch size": trainer.get("batch_size"),
         "training images": config["data"].get("limit") or "all",
         "test images": None if test_images is None else f"{test_images:,}",
     }
-    return {key: str(text) for key, text in found.items() if text is not None}
+    return {key: str(text) for key, text in texts.items() if text is not None}
 
 
 def number(value: Any) -> str:

@@ -61,11 +61,11 @@ def _group(group: Record, outputs: Path, lower: bool) -> Record:
     for name in (group["name"], *(row["name"] for row in group["rows"])):
         if not plain_component(name):
             raise ValueError(f"plan.json: the name {name!r} cannot be part of a file's name")
-    found = [_row(row, outputs, lower) for row in group["rows"]]
-    baseline = found[0]["by_seed"] if found else {}
-    ours = ranks([row["last"]["mean"] if row["last"] else None for row in found], lower)
-    theirs = ranks([row["published"] for row in found], lower)
-    for i, row in enumerate(found):
+    rows = [_row(row, outputs, lower) for row in group["rows"]]
+    baseline = rows[0]["by_seed"] if rows else {}
+    ours = ranks([row["last"]["mean"] if row["last"] else None for row in rows], lower)
+    theirs = ranks([row["published"] for row in rows], lower)
+    for i, row in enumerate(rows):
         row["rank"], row["published_rank"] = ours[i], theirs[i]
         against = paired(row["by_seed"], baseline) if i else None
         row["paired"] = asdict(against) if against else None
@@ -75,14 +75,14 @@ def _group(group: Record, outputs: Path, lower: bool) -> Record:
         "at": group.get("at"),  # of the table's axis
         "taps": group["taps"],
         "teacher": _teacher(group, outputs, lower),
-        "rows": found,
+        "rows": rows,
     }
 
 
 def _row(row: Record, outputs: Path, lower: bool) -> Record:
     folders = {run["seed"]: inside(outputs, run["folder"]) for run in row["runs"]}
-    found = {seed: read_summary(folder) for seed, folder in folders.items()}
-    done = {seed: summary for seed, summary in found.items() if summary is not None}
+    summaries = {seed: read_summary(folder) for seed, folder in folders.items()}
+    done = {seed: summary for seed, summary in summaries.items() if summary is not None}
     lost = sum(diverged(folder) is not None for folder in folders.values())
     return {
         **{key: row[key] for key in ("name", "label", "published", "published_top5", "command", "changes")},

@@ -56,8 +56,8 @@ def columns(group: Record) -> list[str]:
     varying = [key for key in settings(rows) if key not in shared(rows)]
     lost = [name for name, key in (("fell back", "fell_back"), ("diverged", "diverged")) if any(r[key] for r in rows)]
     weighted = ["λ"] if any(row["weights"] for row in rows) else []
-    found = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
-    return [*found, *(["published", PUBLISHED, "rank (published)", "verdict"] if published else ["rank"])]
+    names = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
+    return [*names, *(["published", PUBLISHED, "rank (published)", "verdict"] if published else ["rank"])]
 
 
 def settings(rows: Sequence[Record]) -> list[str]:
@@ -66,13 +66,13 @@ def settings(rows: Sequence[Record]) -> list[str]:
 
 
 def shared(rows: Sequence[Record]) -> dict[str, str]:
-    """The settings that are the same in all rows that state them: rows without a finished run do not know all."""
-    found = {key: [row["settings"][key] for row in rows if key in row["settings"]] for key in settings(rows)}
-    return {key: values[0] for key, values in found.items() if len({*values}) == 1}
+    """The settings that are equal in all rows that have them; rows without a finished run lack some."""
+    values_of = {key: [row["settings"][key] for row in rows if key in row["settings"]] for key in settings(rows)}
+    return {key: values[0] for key, values in values_of.items() if len({*values}) == 1}
 
 
 def settings_text(group: Record) -> str:
-    """What all rows of a group share, in a line; "" before the first run."""
+    """The settings that all rows of a group share, in a line; "" before the first run."""
     texts = [f"{key} {text}" for key, text in shared(group["rows"]).items()]
     seeds = list(dict.fromkeys(seed for row in group["rows"] for seed in row["by_seed"]))
     texts += [f"seeds {', '.join(str(seed) for seed in seeds)}"] if seeds else []
@@ -91,7 +91,7 @@ def untuned(rows: Sequence[Record]) -> bool:
 
 
 def compared(row: Record) -> str:
-    """Which of our epochs is compared with the published figure: the best if that is of the best, else the last."""
+    """Which epoch is compared with the published figure: the best if that is of the best, else the last."""
     return "best" if row["published_epoch"] == "best" else "last"
 
 
@@ -102,24 +102,33 @@ def title(result: Record) -> str:
     return f"{result['title']} ({'reduced' if result['reduced'] else 'changed'})"
 
 
-def spread(found: Record | None) -> str:
+def spread(statistics: Record | None) -> str:
     """Mean ± standard deviation (number of seeds)."""
-    if found is None:
+    if statistics is None:
         return "–"
-    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}") + f" ({found['n']})"
+    return (
+        f"{statistics['mean']:.2f}"
+        + ("" if statistics["std"] is None else f" ± {statistics['std']:.2f}")
+        + f" ({statistics['n']})"
+    )
 
 
-def interval(found: Record | None) -> str:
+def interval(statistics: Record | None) -> str:
     """The 95 % interval of the mean, as far as it is a percentage."""
-    if found is None or found["half_width"] is None:
+    if statistics is None or statistics["half_width"] is None:
         return "–"
-    low, high = max(found["mean"] - found["half_width"], 0), min(found["mean"] + found["half_width"], 100)
+    low, high = (
+        max(statistics["mean"] - statistics["half_width"], 0),
+        min(statistics["mean"] + statistics["half_width"], 100),
+    )
     return f"{low:.2f} … {high:.2f}"
 
 
-def signed(found: Record) -> str:
+def signed(difference: Record) -> str:
     """A paired difference with half the width of its 95 % interval."""
-    return f"{found['mean']:+.2f}" + ("" if found["half_width"] is None else f" ± {found['half_width']:.2f}")
+    return f"{difference['mean']:+.2f}" + (
+        "" if difference["half_width"] is None else f" ± {difference['half_width']:.2f}"
+    )
 
 
 def published_text(row: Record) -> str:
@@ -143,7 +152,7 @@ def notes(result: Record) -> list[str]:
     rows = [row for group in result["groups"] for row in group["rows"]]
     published = any(row["published"] is not None for row in rows)
     kind = "Top-1 error in %, lower is better" if lower else "Top-1 accuracy in %, higher is better"
-    found = [
+    texts = [
         f"{kind}: mean ± standard deviation (number of seeds), and the median. A seed sets the student's initial weights, the "
         "order of the images and their crops; the teacher is one network for all.",
         f"The 95 % interval is Student's t over the seeds.{VERDICT if published else ''}",
@@ -152,33 +161,33 @@ def notes(result: Record) -> list[str]:
         "methods.",
     ]
     if untuned(rows):
-        found.append(f"λ: weight of each term. {NOT_TUNED} {DEFAULT}: another weight may give a better result.")
-    return [*found, *_about_epochs(rows, published), *_about_losses(rows)]
+        texts.append(f"λ: weight of each term. {NOT_TUNED} {DEFAULT}: another weight may give a better result.")
+    return [*texts, *_about_epochs(rows, published), *_about_losses(rows)]
 
 
 def _about_epochs(rows: Sequence[Record], published: bool) -> list[str]:
     """Which epoch counts."""
     split = sorted({name for row in rows for name in row["evaluated_on"]})
     chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
-    found = []
+    texts = []
     if published:
-        found.append(
+        texts.append(
             f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
             "unknown epoch, with our last. The epoch is in brackets."
         )
     if split:
         use = "Best epoch is shown beside" + (", compared only with published figures of the best epoch" * published)
-        found.append(f"{use}: it is selected on the {chosen}.")
-    return found
+        texts.append(f"{use}: it is selected on the {chosen}.")
+    return texts
 
 
 def _about_losses(rows: Sequence[Record]) -> list[str]:
     """Counts of runs that fell back, diverged, or are missing."""
-    back, gone = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
-    text = f"Runs that fell back: {back}; that diverged: {gone}."
-    if back:
+    fell_back, diverged = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
+    text = f"Runs that fell back: {fell_back}; that diverged: {diverged}."
+    if fell_back:
         text += " Fell back: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
-    if gone:
+    if diverged:
         text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
     missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
     incomplete = [f"{name} {count}" for name, count in missing if count]
@@ -213,7 +222,7 @@ def as_markdown(result: Record) -> str:
 
 
 def _along(result: Record) -> list[str]:
-    """Gains over the baseline and what NST adds, where the groups are values of one setting."""
+    """Gains over the baseline and by NST, if the groups are values of one setting."""
     values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
     if not values:
         return []
@@ -237,10 +246,10 @@ def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def as_table(group: Record) -> list[str]:
     """The lines of a group's GitHub table."""
-    shown = columns(group)
-    alignment = ["---" if name in WORDS else "---:" for name in shown]
-    rows = [markdown_row([plain(cells(row).get(name, "–")) for name in shown]) for row in group["rows"]]
-    return [markdown_row(shown), markdown_row(alignment), *rows]
+    names = columns(group)
+    alignment = ["---" if name in WORDS else "---:" for name in names]
+    rows = [markdown_row([plain(cells(row).get(name, "–")) for name in names]) for row in group["rows"]]
+    return [markdown_row(names), markdown_row(alignment), *rows]
 
 
 def as_csv(result: Record) -> str:

@@ -47,19 +47,19 @@ class Line:
 
 def lines(plan: Plan) -> list[Line]:
     """Teachers, caches, then students, by row."""
-    found = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
+    result = [Line(f"teacher {t.model['name']}", t, 1, int(not finished(t))) for t in plan.teachers]
     several = len(plan.table.groups) > 1
     for cache in plan.caches:
         name = f"teacher cache of {cache.teacher.model['name']}"
         needed = any(
             not finished(run) for cell in plan.cells for run in cell.runs if cache_key(run) == cache_key(cache)
         )
-        found.append(Line(name, cache, 1, int(needed), views=_views(cache)))
+        result.append(Line(name, cache, 1, int(needed), views=_views(cache)))
     for cell in plan.cells:
         name = f"{cell.group.title}: {cell.row.label}" if several else cell.row.label
         missing = sum(not finished(run) for run in cell.runs)
-        found.append(Line(name, cell.runs[0], len(cell.runs), missing))
-    return found
+        result.append(Line(name, cell.runs[0], len(cell.runs), missing))
+    return result
 
 
 def estimate(plan: Plan, device: torch.device) -> list[Line]:
@@ -68,8 +68,8 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
     A cache counts as missing as long as a run is.
     """
     train, test = plan.table.images
-    found = lines(plan)
-    for line in found:
+    result = lines(plan)
+    for line in result:
         if line.missing:
             run = line.run
             images = min(train, run.data.get("limit") or train)
@@ -81,18 +81,18 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
             # Evaluation is a forward pass: a third of a training step without a teacher.
             images += test * run.trainer.epochs / run.trainer.eval_every / 3
             line.seconds = images * pace(run, device).step
-    return found
+    return result
 
 
 def _views(run: RunConfig) -> int:
     if "pad" not in run.data and run.knowledge.views != "all":  # random-sized crops, which have no end
         return int(run.knowledge.views)
-    every = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
-    return every if run.knowledge.views == "all" else min(int(run.knowledge.views), every)
+    all_views = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
+    return all_views if run.knowledge.views == "all" else min(int(run.knowledge.views), all_views)
 
 
 def large_summaries(run: RunConfig, images: int, views: int, device: torch.device) -> str:
-    """What will be done with the summaries as large as the feature: "" where there are none. The run itself weighs again, once."""
+    """How summaries as large as the feature will be handled, "" if there are none. The run itself measures again, once."""
     networks, knowledge = build.networks(run), run.knowledge
     requests, shapes, teacher = networks.distiller.requests, networks.teacher_shapes, networks.teacher
     assert teacher is not None
@@ -144,14 +144,14 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
         source, teacher = live, _seconds(lambda: live(images), device)
         if run.knowledge.mode == "stored":  # without the few terms that stay live, which are ignored here
-            source = Known(live(images))
+            source = FixedSummaries(live(images))
     build.allocate(run, networks.distiller, batch)
     eager = replace(run, trainer=replace(run.trainer, compile=False))
     trainer = build.trainer(eager, networks.distiller, source, loader, Ranks(0, 1, device))
     return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
 
 
-class Known(NoTeacher):
+class FixedSummaries(NoTeacher):
     """Precomputed summaries, the same for every batch."""
 
     def __init__(self, summaries: Summaries) -> None:
@@ -174,14 +174,14 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
-def show(plan: Plan, found: list[Line], folder: Path) -> None:
+def show(plan: Plan, planned: list[Line], folder: Path) -> None:
     """Print the plan with its estimate."""
-    runs = [line for line in found if not line.views]
+    runs = [line for line in planned if not line.views]
     missing = sum(line.missing for line in runs)
     grid = Grid(title=f"{plan.table.title}: {sum(line.runs for line in runs)} runs, {missing} to do")
     for column in ("run", "epochs", "runs", "finished", "estimate each", "to do"):
         grid.add_column(column, justify="left" if column == "run" else "right")
-    for line in found:
+    for line in planned:
         each = duration(line.seconds) if line.missing else ""
         left = duration(line.seconds * line.missing) if line.missing else "done"
         length = f"{line.views} views" if line.views else str(line.run.trainer.epochs)
@@ -189,9 +189,9 @@ def show(plan: Plan, found: list[Line], folder: Path) -> None:
     console = Console()
     console.print(grid)
     if missing:
-        total = duration(sum(line.seconds * line.missing for line in found))
+        total = duration(sum(line.seconds * line.missing for line in planned))
         console.print(f"estimate from one measured step of each on this machine: about {total} in all")
-    for line in found:
+    for line in planned:
         if line.note:
             console.print(f"{line.name}: {line.note}", highlight=False, markup=False)
     changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))

@@ -48,7 +48,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         runs = [mark(run) for cell in cells for run in cell.runs if finished(run)]
         taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
         file = plan.folder / "evidence" / f"{group.name}.json"
-        if not taught or _kept(file, runs):
+        if not taught or _is_current(file, runs):
             continue
         # where it lies now: a path in a summary is of the folder that the run was started in
         weights = taught[0].teacher.weights or str(run_folder(asdict(teacher_run(taught[0]))) / STUDENT)
@@ -57,7 +57,7 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
-            content, pictures = _found(Look(group, taught[0], weights, dataset(taught[0], sets), device), cells)
+            content, pictures = _evidence(Networks(group, taught[0], weights, dataset(taught[0], sets), device), cells)
         except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
@@ -66,13 +66,13 @@ def gather(plan: Plan, device: torch.device) -> None:
         write_whole(file, json.dumps({"form": FORM, "runs": runs, **content}, indent=1).encode())
 
 
-def _kept(file: Path, runs: list[str]) -> bool:
-    """Whether the file is of these runs, and in today's form."""
-    found = read_json(file) if file.exists() else {}
-    return found.get("form") == FORM and found.get("runs") == runs
+def _is_current(file: Path, runs: list[str]) -> bool:
+    """Whether the file is of these runs, and in the current format."""
+    evidence = read_json(file) if file.exists() else {}
+    return evidence.get("form") == FORM and evidence.get("runs") == runs
 
 
-def _found(look: "Look", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _evidence(look: "Networks", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The results: numbers, and pictures by name."""
     return {"images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}, neurons(look, cells)
 
@@ -83,7 +83,7 @@ def mark(run: RunConfig) -> str:
     return f"{folder.name} {sha256_of(folder / 'summary.json')[:16]}"
 
 
-class Look:
+class Networks:
     """A group's teacher, some test images, and the features of any network on them."""
 
     def __init__(self, group: Group, run: RunConfig, weights: str, data: Dataset, device: torch.device) -> None:
@@ -131,9 +131,9 @@ def first_images(data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def mmd(look: Look, cells: list[Cell]) -> dict[str, Any]:
+def mmd(look: Networks, cells: list[Cell]) -> dict[str, Any]:
     """Row → kernel → MMD² (mean over the images) of each seed's student, untrained and trained."""
-    found: dict[str, Any] = {}
+    distances: dict[str, Any] = {}
     for cell in cells:
         runs = [run for run in cell.runs if finished(run)]
         values: dict[str, Any] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
@@ -142,8 +142,8 @@ def mmd(look: Look, cells: list[Cell]) -> dict[str, Any]:
                 features = look.student_features(run, trained)
                 for kernel in KERNELS:
                     values[kernel][when].append(distance(look.teacher_features, features, kernel))
-        found[cell.row.name] = values
-    return found
+        distances[cell.row.name] = values
+    return distances
 
 
 def distance(teacher: Tensor, student: Tensor, kernel: Any) -> float:
@@ -161,9 +161,9 @@ def chosen(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in [*cells[:1], *preferred] if finished(cell.runs[0])]
 
 
-def tsne(look: Look, cells: list[Cell]) -> dict[str, Any]:
+def tsne(look: Networks, cells: list[Cell]) -> dict[str, Any]:
     """Row → coordinates of the teacher's and the student's unit channel maps on the first test image, laid out jointly."""
-    found: dict[str, Any] = {}
+    places: dict[str, Any] = {}
     for cell in chosen(cells):
         student = look.student_features(cell.runs[0], trained=True)[:1]
         teacher = look.teacher_features[:1]
@@ -173,8 +173,8 @@ def tsne(look: Look, cells: list[Cell]) -> dict[str, Any]:
         points = np.concatenate(sides)
         place = TSNE(perplexity=min(30, (len(points) - 1) // 3), init="pca", random_state=0).fit_transform(points)
         first, second = np.round(place[: len(sides[0])], 2), np.round(place[len(sides[0]) :], 2)
-        found[cell.row.name] = {"teacher": first.tolist(), "student": second.tolist()}
-    return found
+        places[cell.row.name] = {"teacher": first.tolist(), "student": second.tolist()}
+    return places
 
 
 def unit_maps(feature: Tensor) -> np.ndarray:
@@ -183,7 +183,7 @@ def unit_maps(feature: Tensor) -> np.ndarray:
     return F.normalize(maps[maps.norm(dim=1) > 0], dim=1).numpy()
 
 
-def neurons(look: Look, cells: list[Cell]) -> dict[str, bytes]:
+def neurons(look: Networks, cells: list[Cell]) -> dict[str, bytes]:
     """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students, as PNG."""
     images = look.images[:SHOWN].to(look.device)
     networks = {"teacher": (look.teacher, look.teacher_images[:SHOWN].to(look.device))}

@@ -21,7 +21,7 @@ from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedRun:
     """A run of the plan."""
 
     name: str
@@ -37,11 +37,13 @@ class Named:
 class Outcome:
     """The runs that this process did not finish."""
 
-    failed: dict[Path, str] = field(default_factory=dict)  # diverged, now or earlier: folder → name and reason
-    elsewhere: list[str] = field(default_factory=list)  # not finished; another process was at them
+    failed: dict[Path, str] = field(
+        default_factory=dict
+    )  # diverged, in this start or an earlier one: folder → name and reason
+    elsewhere: list[str] = field(default_factory=list)  # not finished: another process has locked them
 
 
-def execute(plan: Plan, here: Ranks) -> Outcome:
+def execute(plan: Plan, ranks: Ranks) -> Outcome:
     """Run or continue everything that is not finished and that no other process runs.
 
     Raises:
@@ -50,22 +52,22 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
     """
     sets: dict[str, Dataset] = {}
     outcome = Outcome()
-    teachers = [Named(f"teacher {run.model['name']}", run) for run in plan.teachers]
+    teachers = [NamedRun(f"teacher {run.model['name']}", run) for run in plan.teachers]
     several = len(plan.table.groups) > 1
     students = [
-        Named(f"{f'{cell.group.title}: ' if several else ''}{cell.row.label}, seed {run.seed}", run)
+        NamedRun(f"{f'{cell.group.title}: ' if several else ''}{cell.row.label}, seed {run.seed}", run)
         for cell in plan.cells
         for run in cell.runs
     ]
     students.sort(key=lambda student: student.run.seed)
-    share(teachers, outcome, here, sets)
-    for teacher in teachers:  # those of other processes: to be waited for
-        attempt(teacher, outcome, here, sets, wait=True)
-    if here.max(int(any(not finished(student.run) for student in students))) == [1]:
+    run_all(teachers, outcome, ranks, sets)
+    for teacher in teachers:  # wait for those of other processes
+        attempt(teacher, outcome, ranks, sets, wait=True)
+    if ranks.max(int(any(not finished(student.run) for student in students))) == [1]:
         for run in plan.caches:
-            cache = Named(f"teacher cache of {run.teacher.model['name']}", run)
-            attempt(cache, outcome, here, sets, do=write_teacher_cache)
-    share(students, outcome, here, sets)
+            cache = NamedRun(f"teacher cache of {run.teacher.model['name']}", run)
+            attempt(cache, outcome, ranks, sets, do=write_teacher_cache)
+    run_all(students, outcome, ranks, sets)
     for student in students:
         if reason := diverged(student.folder):
             outcome.failed.setdefault(student.folder, f"{student.name}: {reason}")
@@ -73,51 +75,51 @@ def execute(plan: Plan, here: Ranks) -> Outcome:
     return outcome
 
 
-def share(runs: list[Named], outcome: Outcome, here: Ranks, sets: dict[str, Dataset]) -> None:
-    """Do the runs one after the other, always the first that is not finished and not running."""
-    while (run := _next(runs, outcome, here)) is not None:
-        if here.main:
-            left = sum(not _over(other) for other in runs)
-            print(f"{run.name} ({left} of {len(runs)} left)", flush=True)
-        attempt(run, outcome, here, sets)
+def run_all(runs: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str, Dataset]) -> None:
+    """Do the runs one after the other: each time the first that is neither finished nor locked."""
+    while (run := _next(runs, outcome, ranks)) is not None:
+        if ranks.main:
+            remaining = sum(not _done(other) for other in runs)
+            print(f"{run.name} ({remaining} of {len(runs)} left)", flush=True)
+        attempt(run, outcome, ranks, sets)
 
 
 def attempt(
-    named: Named,
+    named: NamedRun,
     outcome: Outcome,
-    here: Ranks,
+    ranks: Ranks,
     sets: dict[str, Dataset],
     do: Callable[..., object] = distil,
-    **how: Any,
+    **options: Any,
 ) -> None:
     """Do a run, unless another process has taken it; report it if it diverges."""
     try:
-        do(named.run, here, dataset(named.run, sets), **how)
+        do(named.run, ranks, dataset(named.run, sets), **options)
     except RunLockedError:
         return
     except FloatingPointError as error:
         outcome.failed[named.folder] = f"{named.name}: {error}"
-        if here.main:
+        if ranks.main:
             print(f"failed: {error}", flush=True)
 
 
-def _next(runs: list[Named], outcome: Outcome, here: Ranks) -> Named | None:
+def _next(runs: list[NamedRun], outcome: Outcome, ranks: Ranks) -> NamedRun | None:
     """Rank 0 chooses for all."""
     choice = len(runs)
-    if here.main:
-        left = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not _over(run)]
+    if ranks.main:
+        remaining = [i for i, run in enumerate(runs) if run.folder not in outcome.failed and not _done(run)]
         for moment in (0.0, PATIENCE):  # the lock of a killed process is released a little later
-            time.sleep(moment if left else 0)
-            free = [i for i in left if not RunFolder(runs[i].folder).is_locked()]
+            time.sleep(moment if remaining else 0)
+            free = [i for i in remaining if not RunFolder(runs[i].folder).is_locked()]
             if free:
                 choice = free[0]
                 break
-    (choice,) = here.max(choice if here.main else 0)
+    (choice,) = ranks.max(choice if ranks.main else 0)
     return runs[choice] if choice < len(runs) else None
 
 
-def _over(named: Named) -> bool:
-    """Finished, or diverged, which it would do again."""
+def _done(named: NamedRun) -> bool:
+    """Whether the run is finished, or has diverged and would again."""
     return finished(named.run) or (diverged(named.folder) is not None and not named.run.trainer.skip_nonfinite)
 
 

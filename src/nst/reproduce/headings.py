@@ -1,4 +1,4 @@
-"""Titles of a table and its groups: those of its file, or with overrides those of the actual settings."""
+"""Titles of a table and its groups: from its file, or with overrides from the actual settings."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ Pairs = Sequence[tuple[RunConfig, RunConfig]]  # (settings of the table's file, 
 
 def group_title(group: Group, rows: Pairs) -> str:
     """The group's own title, or the actual teacher → student."""
-    if all(networks(meant) == networks(asked) for meant, asked in rows):
+    if all(networks(original) == networks(actual) for original, actual in rows):
         return group.title
-    taught = [names for names in (networks(asked) for _, asked in rows) if names[0] is not None]
-    found = dict.fromkeys(f"{teacher} → {student}" for teacher, student in taught)
-    return ", ".join(found) or ", ".join(dict.fromkeys(asked.model["name"] for _, asked in rows))
+    taught = [names for names in (networks(actual) for _, actual in rows) if names[0] is not None]
+    titles = dict.fromkeys(f"{teacher} → {student}" for teacher, student in taught)
+    return ", ".join(titles) or ", ".join(dict.fromkeys(actual.model["name"] for _, actual in rows))
 
 
 def table_title(table: Table, rows: Pairs) -> str:
     """The table's own title, or the actual data and length."""
-    if all(extent(meant) == extent(asked) for meant, asked in rows):
+    if all(extent(original) == extent(actual) for original, actual in rows):
         return table.title
-    extents = [extent(asked) for _, asked in rows]
+    extents = [extent(actual) for _, actual in rows]
     names = ", ".join(dict.fromkeys(name for name, _, _ in extents))
     images = [f"{limit:,} training images" for limit in {limit for _, limit, _ in extents} if limit]
     lengths = {epochs for _, _, epochs in extents}

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
-from nst.reproduce.along import values_along
+from nst.reproduce.axis import axis_values
 from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
@@ -74,13 +74,15 @@ class Plan:
     @property
     def caches(self) -> list[RunConfig]:
         """One run per teacher cache, with all summaries that the table's students need."""
-        found: dict[str, RunConfig] = {}
+        runs: dict[str, RunConfig] = {}
         for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
             key = cache_key(run)
-            known = found.get(key, run)
-            new = [node for node in run.loss.values() if node not in known.loss.values()]
-            found[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
-        return list(found.values())
+            merged = runs.get(key, run)
+            new = [node for node in run.loss.values() if node not in merged.loss.values()]
+            runs[key] = replace(
+                merged, loss=merged.loss | {f"term{len(merged.loss) + i}": n for i, n in enumerate(new)}
+            )
+        return list(runs.values())
 
 
 def cache_key(run: RunConfig) -> str:
@@ -112,7 +114,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
     for group in table.groups:
         group.title = group_title(group, [(cell.meant, cell.runs[0]) for cell in cells if cell.group is group])
     runs = [(cell.group.name, flat(asdict(cell.runs[0]))) for cell in cells]
-    return Plan(request, table, cells, values_along(table.along, request.table, runs) if table.along else {})
+    return Plan(request, table, cells, axis_values(table.along, request.table, runs) if table.along else {})
 
 
 def _cell(
@@ -123,45 +125,48 @@ def _cell(
     seeds: range,
     settings: Callable[[list[str]], RunConfig],
 ) -> Cell:
-    own = [*table.overrides, *row.run]
-    where = [word for word in request.overrides if word.startswith("data.root=")]  # no table can know it
-    words, meant = _served([*own, *where], settings)
-    asked = meant
+    table_overrides = [*table.overrides, *row.run]
+    data_root = [o for o in request.overrides if o.startswith("data.root=")]  # depends on the machine: no table has it
+    overrides, original = _without_unused_cache([*table_overrides, *data_root], settings)
+    actual = original
     if request.overrides:
-        words, asked = _served([*own, *request.overrides], settings)
+        overrides, actual = _without_unused_cache([*table_overrides, *request.overrides], settings)
     if request.epochs < 1:
-        words.append(f"trainer.epochs={max(1, round(request.epochs * asked.trainer.epochs))}")
-        if asked.teacher.model is not None and asked.teacher.weights is None:
-            teacher = max(1, round(request.epochs * asked.teacher.recipe.trainer.epochs))
-            words.append(f"teacher.recipe.trainer.epochs={teacher}")
-        words, asked = _served(words, settings)
-    asked = replace(asked, outputs=request.outputs)
-    changed = _changes(flat(asdict(meant)), flat(asdict(asked)))
-    shown = [f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in words]
-    reduced = any(key in SHORTER and new < old for key, old, new in changed) or asked.data.get(
+        overrides.append(f"trainer.epochs={max(1, round(request.epochs * actual.trainer.epochs))}")
+        if actual.teacher.model is not None and actual.teacher.weights is None:
+            teacher = max(1, round(request.epochs * actual.teacher.recipe.trainer.epochs))
+            overrides.append(f"teacher.recipe.trainer.epochs={teacher}")
+        overrides, actual = _without_unused_cache(overrides, settings)
+    actual = replace(actual, outputs=request.outputs)
+    changed = _changes(flat(asdict(original)), flat(asdict(actual)))
+    quoted = [f"'{override}'" if set(override) & set("[]{}(),* ") else override for override in overrides]
+    reduced = any(key in SHORTER and new < old for key, old, new in changed) or actual.data.get(
         "limit"
-    ) != meant.data.get("limit")
+    ) != original.data.get("limit")
     return Cell(
-        group, row, meant, " ".join(["nst train", *shown, "seed=0"]),
-        tuple(replace(asked, seed=seed) for seed in seeds),
+        group, row, original, " ".join(["nst train", *quoted, "seed=0"]),
+        tuple(replace(actual, seed=seed) for seed in seeds),
         tuple(f"{key}: {short(new)} (table: {short(old)})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
     )  # fmt: skip
 
 
-def _served(words: list[str], settings: Callable[[list[str]], RunConfig]) -> tuple[list[str], RunConfig]:
-    """A run and the words that ask for it, without those for a cache that would hold nothing of it: it stays live."""
-    run = settings(words)
+def _without_unused_cache(
+    overrides: list[str], settings: Callable[[list[str]], RunConfig]
+) -> tuple[list[str], RunConfig]:
+    """A run and its overrides, without those of a teacher cache that would cache none of its summaries: it stays live."""
+    run = settings(overrides)
     if run.knowledge.mode == "live" or cacheable(run):
-        return words, run
-    return [word for word in words if not word.startswith("knowledge")], replace(run, knowledge=KnowledgeConfig())
+        return overrides, run
+    return [override for override in overrides if not override.startswith("knowledge")], replace(
+        run, knowledge=KnowledgeConfig()
+    )
 
 
 def cacheable(run: RunConfig) -> bool:
     """Whether a teacher cache can have any summary that the run needs.
 
-
-    If the cost decides (`knowledge.allow_large=null`) large ones count: no row may depend on the speed of this machine.
+    If cost decides (`knowledge.allow_large=null`), large summaries count: no row may depend on this machine's speed.
     """
     networks = build.networks(run)
     requests = networks.distiller.requests

@@ -40,10 +40,10 @@ class Request:
     @property
     def folder(self) -> str:
         """The folder of the result below `<outputs>/tables`: named by the arguments, except for the number of seeds."""
-        asked = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        asked += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
-        asked = [re.sub(r"=.*/", "=", text) for text in asked]  # of a path its last part
-        name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in asked)
+        parts = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
+        parts += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
+        parts = [re.sub(r"=.*/", "=", text) for text in parts]  # only the last component of a path
+        name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in parts)
         if len(name) > 120:  # file systems have limits
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return f"{result_name(self.table)}/{name or 'full'}"
@@ -51,33 +51,33 @@ class Request:
     @property
     def command(self) -> str:
         """The command line of this request."""
-        words = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
-        words += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        return " ".join(["nst reproduce", *words, *self.overrides])
+        arguments = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
+        arguments += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
+        return " ".join(["nst reproduce", *arguments, *self.overrides])
 
 
-def parse(words: Sequence[str]) -> Request:
-    """Read `key=value` words.
+def parse(arguments: Sequence[str]) -> Request:
+    """Read `key=value` arguments.
 
     Raises:
-        ValueError: a word that is no `key=value`, or a value out of range.
+        ValueError: an argument that is no `key=value`, or a value out of range.
     """
-    own: dict[str, str] = {}
+    settings: dict[str, str] = {}
     overrides: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not equals:
-            raise ValueError(f"{word!r}: key=value is needed\n\n{USAGE}")
+            raise ValueError(f"{argument!r}: key=value is needed\n\n{USAGE}")
         if key == "seed":
-            raise ValueError(f"{word}: a table runs seeds 0 to N-1; pass seeds=N")
+            raise ValueError(f"{argument}: a table runs seeds 0 to N-1; pass seeds=N")
         if key in ("table", "seeds", "epochs", "plan", "page", "outputs"):
-            own[key] = value
+            settings[key] = value
         else:
-            overrides.append(word)
-    if "table" not in own:
+            overrides.append(argument)
+    if "table" not in settings:
         raise ValueError(f"which table? table=quick/digits for example\n\n{USAGE}")
-    result_name(own["table"])
-    seeds, epochs = own.get("seeds"), own.get("epochs", "1")
+    result_name(settings["table"])
+    seeds, epochs = settings.get("seeds"), settings.get("epochs", "1")
     if seeds is not None and (not seeds.isdecimal() or int(seeds) < 1):
         raise ValueError(f"seeds={seeds}: how many seeds, a whole number from 1, is needed")
     if not re.fullmatch(r"\d*\.?\d+", epochs) or not 0 < float(epochs) <= 1:
@@ -86,16 +86,16 @@ def parse(words: Sequence[str]) -> Request:
             "trainer.epochs=N sets a number for the students"
         )
     for key in ("plan", "page"):
-        if own.get(key, "false") not in ("true", "false"):
-            raise ValueError(f"{key}={own[key]}: true or false is needed")
-    if own.get("plan") == own.get("page") == "true":
+        if settings.get(key, "false") not in ("true", "false"):
+            raise ValueError(f"{key}={settings[key]}: true or false is needed")
+    if settings.get("plan") == settings.get("page") == "true":
         raise ValueError("plan=true page=true: one of them is needed")
     return Request(
-        own["table"],
+        settings["table"],
         int(seeds) if seeds else None,
         float(epochs),
-        own.get("plan") == "true",
-        own.get("page") == "true",
-        own.get("outputs", "outputs"),
+        settings.get("plan") == "true",
+        settings.get("page") == "true",
+        settings.get("outputs", "outputs"),
         tuple(overrides),
     )

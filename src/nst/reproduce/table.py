@@ -143,8 +143,8 @@ def find_table(name: str, configs: Path) -> Path:
         raise ValueError(f"table={name}: both {found[0]} and {found[1]} are so named; pass the path: table={found[1]}")
     if not found:
         known = sorted(str(p.relative_to(f).with_suffix("")) for f in folders for p in f.rglob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        nearest = difflib.get_close_matches(name, known, n=2)
+        hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
         raise ValueError(
             f"table={name}: no such table; {hint}there are {', '.join(known)}; the path of a .yaml file works too"
         )
@@ -162,12 +162,12 @@ def _typed(path: Path) -> Table:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {_said(error)}") from error
+        raise ValueError(f"{path}: {_readable(error)}") from error
     assert isinstance(table, Table)
     return table
 
 
-def _said(error: OmegaConfBaseException) -> str:
+def _readable(error: OmegaConfBaseException) -> str:
     """A configuration error with its key, and the nearest keys to a misspelt one."""
     text, place = str(error).splitlines()[0], str(error.full_key or error.key or "")
     kinds: dict[Any, str] = {
@@ -184,8 +184,8 @@ def _said(error: OmegaConfBaseException) -> str:
         return f"{where} is missing"
     if kind is not None and kind in (*kinds, Table) and " not in " in text:
         keys = [f.name for f in fields(kind)]
-        near = difflib.get_close_matches(str(error.key), keys, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        nearest = difflib.get_close_matches(str(error.key), keys, n=2)
+        hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
         return f"{where}: no such key; {hint}there are {', '.join(keys)}"
     if "is not a ListConfig" in text:
         text = "a list is needed"
@@ -200,13 +200,13 @@ def _expanded(table: Table, path: Path) -> list[Group]:
         raise ValueError(f"{path}: {'methods' if table.pairs else 'pairs'} is missing: pairs and methods go together")
     pairs, methods = [pair.name for pair in table.pairs], [method.name for method in table.methods]
     for method in table.methods:
-        _known(path, f"methods: {method.name}: pairs", method.pairs or [], pairs)
-    _known(path, "published", table.published, pairs)
+        _check_names(path, f"methods: {method.name}: pairs", method.pairs or [], pairs)
+    _check_names(path, "published", table.published, pairs)
     groups = []
     for pair in table.pairs:
         figures = table.published.get(pair.name, {})
         here = [method for method in table.methods if method.pairs is None or pair.name in method.pairs]
-        _known(path, f"published.{pair.name}", figures, [method.name for method in here])
+        _check_names(path, f"published.{pair.name}", figures, [method.name for method in here])
         rows = [
             Row(
                 **_figure(path, f"published.{pair.name}.{method.name}", figures.get(method.name)),
@@ -231,11 +231,11 @@ def _figure(path: Path, key: str, value: Any) -> dict[str, Any]:
     return vars(found)
 
 
-def _known(path: Path, key: str, names: Any, known: list[str]) -> None:
+def _check_names(path: Path, key: str, names: Any, known: list[str]) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(f"{path}: {key}: {name} is not among them; {hint}there are {', '.join(known)}")
 
 
