@@ -24,7 +24,7 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Request, Term
 from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
-from nst.reproduce.estimate import Known
+from nst.reproduce.estimate import FixedSummaries
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher import (
     CachedTeacher,
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
         for name, student in students.items():
             own = LiveTeacher(copy.deepcopy(teacher), student.requests)  # with no hooks but its own
-            given = Known(own(first))
+            given = FixedSummaries(own(first))
             cases.append(case(arguments, split, name, "live", student, own))
             cases.append(case(arguments, split, name, "given", distiller(arguments, [name], shapes), given))
             arrays_of = [a for a in needed if a.request in {r.key for r in student.requests}]

@@ -184,7 +184,7 @@ def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads(capsys.readouterr().out) == []
     list_runs(["--help"])
     assert "each=true" in capsys.readouterr().out
-    assert parse(["loss=kd", "data=digits"]).wanted == {"loss": "kd", "data": "digits"}
+    assert parse(["loss=kd", "data=digits"]).filters == {"loss": "kd", "data": "digits"}
 
 
 def test_names_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
