@@ -24,7 +24,7 @@ from nst.report.along import CELL, Method, cell, gain_rows, gains, nst_gains, ns
 from nst.report.gain_figure import gain_figure
 from nst.report.page import gain_file
 from nst.report.runs import chance, diverged, fell_back, read_events
-from nst.report.settings import weights
+from nst.report.settings import as_typed, taps_text, weights
 from nst.report.stats import paired, sample
 from nst.report.text import markdown_row, signed, spread, text_table
 
@@ -265,10 +265,8 @@ def usual(node: Record, key: str, others: Sequence[Record]) -> bool:
 
 
 def value(option: Any) -> str:
-    """An option of a term; of taps the layers' names, the teacher's first where they differ."""
-    if not isinstance(option, list):
-        return str(option).lower() if isinstance(option, bool) else str(option)
-    return ",".join("→".join(dict.fromkeys((tap["teacher"], tap["student"]))) for tap in option)
+    """An option of a term as text."""
+    return taps_text(option) if isinstance(option, list) else as_typed(option)
 
 
 def source(run: Record) -> str:

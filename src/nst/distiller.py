@@ -46,9 +46,7 @@ class Request:
 class Instance:
     """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
-    keys: tuple[
-        str, ...
-    ]  # one for each pair: "term:0", "term:1", …; the keys of its requests; the first one names the module
+    keys: tuple[str, ...]  # of its requests, one a pair: "term:0", "term:1", …; the first names the module
     pairs: tuple[Pair, ...]
     weight: float
 

@@ -16,7 +16,7 @@ NAMES = {
 NAMES |= {"nst_poly": "NST poly", "nst_gaussian": "NST Gaussian"}
 
 
-def measured(file: str) -> dict[str, Any]:
+def measured(file: str) -> Any:
     return json.loads((ROOT / "results" / file).read_text())
 
 
@@ -62,3 +62,19 @@ def test_speed_and_memory_beside_the_broadcast_form() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"{poly['median_ms']:.0f} ms and {poly['extra_mb']:.0f} MB" in readme
     assert f"{rows['poly-pairwise']['median_ms']:.0f} ms and {rows['poly-pairwise']['extra_mb']:.0f} MB" in readme
+
+
+def test_the_cosines_between_the_gradients_of_two_terms() -> None:
+    shown = table("measured.md", "| | before training | after training |")
+    runs = measured("gradients_cifar10_5000.json")
+    pairs = {
+        "AT and NST poly": ("at", "nst_poly"),
+        "KD and NST poly": ("kd", "nst_poly"),
+        "KD and cross-entropy": ("kd", "ce"),
+    }
+    assert set(shown) == set(pairs)
+    for title, (term, other) in pairs.items():
+        for when, cell in zip(("before training", "after training"), shown[title], strict=True):
+            rows = [row for run in runs for row in run["measured"][when] if row["term"] == term]
+            cosines = [row["cosines"][other] for row in rows if other in row["cosines"]]
+            assert cell == ", ".join(f"{cosine:.2f}".replace("-", "−") for cosine in cosines)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nst.report.listing import FIELDS, grouped, read_runs, sections, select
-from nst.report.settings import number
+from nst.report.settings import as_typed, number, taps_text
 from nst.report.text import spread
 
 Record = dict[str, Any]
@@ -155,9 +155,9 @@ def run_cells(record: Record) -> dict[str, str]:
 def shown(value: Any) -> str:
     """A value as text; of taps the layers' names, the teacher's first where they differ."""
     if isinstance(value, list) and all(isinstance(v, dict) and {"teacher", "student"} <= v.keys() for v in value):
-        return ",".join("→".join(dict.fromkeys((str(tap["teacher"]), str(tap["student"])))) for tap in value)
+        return taps_text(value)
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return as_typed(value)
     return f"{value:.2f}" if isinstance(value, float) and value >= 10 else number(value)
 
 

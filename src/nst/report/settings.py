@@ -1,5 +1,6 @@
 """The settings that a table states: weights of the loss, learning rate, length."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = dict[str, Any]
@@ -29,6 +30,18 @@ def shown(config: Record, test_images: int | None) -> dict[str, str]:
         "test images": None if test_images is None else f"{test_images:,}",
     }
     return {key: str(text) for key, text in texts.items() if text is not None}
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
+
+
+def taps_text(taps: Sequence[Mapping[str, Any]]) -> str:
+    """Pairs of layers: their names, the teacher's first where they differ."""
+    return ",".join("→".join(dict.fromkeys((str(tap["teacher"]), str(tap["student"])))) for tap in taps)
 
 
 def number(value: Any) -> str:

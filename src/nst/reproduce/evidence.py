@@ -57,7 +57,7 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
-            content, pictures = _evidence(Networks(group, taught[0], weights, dataset(taught[0], sets), device), cells)
+            content, pictures = _evidence(Analysis(group, taught[0], weights, dataset(taught[0], sets), device), cells)
         except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
@@ -72,9 +72,10 @@ def _is_current(file: Path, runs: list[str]) -> bool:
     return evidence.get("form") == FORM and evidence.get("runs") == runs
 
 
-def _evidence(look: "Networks", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _evidence(analysis: "Analysis", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The results: numbers, and pictures by name."""
-    return {"images": len(look.images), "mmd": mmd(look, cells), "tsne": tsne(look, cells)}, neurons(look, cells)
+    content = {"images": len(analysis.images), "mmd": mmd(analysis, cells), "tsne": tsne(analysis, cells)}
+    return content, neurons(analysis, cells)
 
 
 def mark(run: RunConfig) -> str:
@@ -83,7 +84,7 @@ def mark(run: RunConfig) -> str:
     return f"{folder.name} {sha256_of(folder / 'summary.json')[:16]}"
 
 
-class Networks:
+class Analysis:
     """A group's teacher, some test images, and the features of any network on them."""
 
     def __init__(self, group: Group, run: RunConfig, weights: str, data: Dataset, device: torch.device) -> None:
@@ -131,7 +132,7 @@ def first_images(data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def mmd(look: Networks, cells: list[Cell]) -> dict[str, Any]:
+def mmd(analysis: Analysis, cells: list[Cell]) -> dict[str, Any]:
     """Row → kernel → MMD² (mean over the images) of each seed's student, untrained and trained."""
     distances: dict[str, Any] = {}
     for cell in cells:
@@ -139,9 +140,9 @@ def mmd(look: Networks, cells: list[Cell]) -> dict[str, Any]:
         values: dict[str, Any] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
         for run in runs:
             for when, trained in (("before", False), ("after", True)):
-                features = look.student_features(run, trained)
+                features = analysis.student_features(run, trained)
                 for kernel in KERNELS:
-                    values[kernel][when].append(distance(look.teacher_features, features, kernel))
+                    values[kernel][when].append(distance(analysis.teacher_features, features, kernel))
         distances[cell.row.name] = values
     return distances
 
@@ -161,12 +162,12 @@ def chosen(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in [*cells[:1], *preferred] if finished(cell.runs[0])]
 
 
-def tsne(look: Networks, cells: list[Cell]) -> dict[str, Any]:
+def tsne(analysis: Analysis, cells: list[Cell]) -> dict[str, Any]:
     """Row → coordinates of the teacher's and the student's unit channel maps on the first test image, laid out jointly."""
     places: dict[str, Any] = {}
     for cell in chosen(cells):
-        student = look.student_features(cell.runs[0], trained=True)[:1]
-        teacher = look.teacher_features[:1]
+        student = analysis.student_features(cell.runs[0], trained=True)[:1]
+        teacher = analysis.teacher_features[:1]
         if teacher.shape[2:] != student.shape[2:]:
             teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
         sides = [unit_maps(teacher), unit_maps(student)]
@@ -183,14 +184,14 @@ def unit_maps(feature: Tensor) -> np.ndarray:
     return F.normalize(maps[maps.norm(dim=1) > 0], dim=1).numpy()
 
 
-def neurons(look: Networks, cells: list[Cell]) -> dict[str, bytes]:
+def neurons(analysis: Analysis, cells: list[Cell]) -> dict[str, bytes]:
     """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students, as PNG."""
-    images = look.images[:SHOWN].to(look.device)
-    networks = {"teacher": (look.teacher, look.teacher_images[:SHOWN].to(look.device))}
-    networks |= {cell.row.name: (look.student(cell.runs[0], trained=True), images) for cell in chosen(cells)}
-    classes, labels = look.data.classes, look.labels[:SHOWN].tolist()
+    images = analysis.images[:SHOWN].to(analysis.device)
+    networks = {"teacher": (analysis.teacher, analysis.teacher_images[:SHOWN].to(analysis.device))}
+    networks |= {cell.row.name: (analysis.student(cell.runs[0], trained=True), images) for cell in chosen(cells)}
+    classes, labels = analysis.data.classes, analysis.labels[:SHOWN].tolist()
     names = [f"class {label}" if classes is None else classes[label] for label in labels]
-    grids = heatmaps(images, networks, look.normalization, labels=names)
+    grids = heatmaps(images, networks, analysis.normalization, labels=names)
     return {name.removeprefix("neurons/"): png(grid) for name, grid in grids.items()}
 
 

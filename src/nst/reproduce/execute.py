@@ -37,9 +37,7 @@ class NamedRun:
 class Outcome:
     """The runs that this process did not finish."""
 
-    failed: dict[Path, str] = field(
-        default_factory=dict
-    )  # diverged, in this start or an earlier one: folder → name and reason
+    failed: dict[Path, str] = field(default_factory=dict)  # diverged, now or earlier: folder → name and reason
     elsewhere: list[str] = field(default_factory=list)  # not finished: another process has locked them
 
 

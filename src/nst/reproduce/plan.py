@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
 from nst.files import write_whole
+from nst.report.settings import as_typed
 from nst.reproduce.axis import axis_values
 from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
@@ -179,9 +180,7 @@ def _settings(search: list[str], overrides: list[str]) -> RunConfig:
 
 def short(value: Any) -> str:
     """A value as it is typed; of an absolute path the last part, since a page may be shared."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else str(value)
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else as_typed(value)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

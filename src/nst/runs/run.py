@@ -106,8 +106,8 @@ def _trained_teacher(settings: RunConfig, ranks: Ranks, data: Dataset) -> str:
     folder = run_folder(asdict(teacher_settings))
     if ranks.main and not (folder / SUMMARY).is_file():
         print(
-            f"teacher {teacher_settings.model['name']} has no weights yet: it is trained first, {teacher_settings.trainer.epochs} epochs by "
-            f"teacher.recipe, and kept in {folder}"
+            f"teacher {teacher_settings.model['name']} has no weights yet: it is trained first, "
+            f"{teacher_settings.trainer.epochs} epochs by teacher.recipe, and kept in {folder}"
         )
     return str(Path(distil(teacher_settings, ranks, data, wait=True)["folder"]) / STUDENT)
 
@@ -203,14 +203,8 @@ def _check_single_image(settings: RunConfig, images: int, ranks: Ranks) -> None:
             student(torch.zeros(1, data["channels"], data["size"], data["size"]))
     except (ValueError, RuntimeError) as error:
         sizes = (size for step in range(1, batch + 1) for size in (batch + step, batch - step) if size > 1)
-        larger_or_smaller = next(
-            (size for size in sizes if _smallest_micro_batch(settings, images, size, ranks) > 1), None
-        )
-        advice = (
-            f"trainer.batch_size={larger_or_smaller} leaves none"
-            if larger_or_smaller and larger_or_smaller >= ranks.world
-            else "choose another one"
-        )
+        nearest = next((size for size in sizes if _smallest_micro_batch(settings, images, size, ranks) > 1), 0)
+        advice = f"trainer.batch_size={nearest} leaves none" if nearest >= ranks.world else "choose another one"
         raise ValueError(
             f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
             f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); {advice}"

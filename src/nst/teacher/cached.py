@@ -62,9 +62,8 @@ class CachedTeacher:
 
     def _open(self, cache: TeacherCache, name: str) -> Tensor:
         """An array as `[views · images, ...]`."""
-        memory = np.load(
-            cache.file(name), mmap_mode="c"
-        )  # torch wants a writable array; copy-on-write leaves the file unchanged
+        # torch wants a writable array; copy-on-write leaves the file unchanged
+        memory = np.load(cache.file(name), mmap_mode="c")
         if self.residence == "disk":
             for slot in {0, cache.views - 1}:
                 cache.check(name, slot, cache.digest(name, slot))

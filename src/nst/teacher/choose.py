@@ -20,9 +20,7 @@ class Choice:
     """Which requests of a run are computed live, and which decisions were made by cost."""
 
     live: dict[str, str]  # key → why the live teacher computes it
-    by_cost: dict[str, str] = field(
-        default_factory=dict
-    )  # key → the measured costs, if reading was compared with computing
+    by_cost: dict[str, str] = field(default_factory=dict)  # key → both costs, if reading was compared with computing
 
 
 def choose_summaries(

@@ -74,9 +74,7 @@ class CompiledForward:
         self._size = size
         try:
             reason = disagreement(attempt(), eager, precision)
-        except (
-            Exception
-        ) as error:  # no C++ compiler, an operator that does not compile, …: eager code runs in all cases
+        except Exception as error:  # no C++ compiler, an operator that does not compile, …: all end in eager code
             reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
         self.chosen = self.ranks.max(int(reason is not None)) == [0]
         if not self.chosen:
