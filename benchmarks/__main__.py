@@ -13,7 +13,7 @@ SUBJECTS = {"losses": losses, "data": data, "step": step, "curves": curves}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     """Dispatch to the subject."""
     parser = argparse.ArgumentParser(
         prog="nst benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -21,7 +21,7 @@ def main(words: Sequence[str] | None = None) -> None:
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, module in SUBJECTS.items():
         module.add_arguments(subjects.add_parser(name, help=module.HELP))
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(command_line)
     SUBJECTS[arguments.subject].run(arguments)
 
 

@@ -121,15 +121,15 @@ class PilImages(Dataset):
 def measure_photographs(arguments: argparse.Namespace) -> Row:
     """The loaders over a folder of photographs, or over JPEGs made here; of these also the parts of the work."""
     sizes = arguments.batch_size, arguments.workers, arguments.repeats
-    found: Row = {"decoder": decoder(), "size": arguments.size}
+    timings: Row = {"decoder": decoder(), "size": arguments.size}
     if arguments.photographs:
-        return {**found, "loaders": measure_loaders(arguments.photographs, arguments.size, arguments.limit, *sizes)}
+        return {**timings, "loaders": measure_loaders(arguments.photographs, arguments.size, arguments.limit, *sizes)}
     encoded = [photo(seed) for seed in range(arguments.jpegs)]
     copies = max(1, 256 // len(encoded)) if arguments.workers else 1  # enough for workers to be busy
     with written(encoded, copies) as root:
-        found["loaders"] = measure_loaders(root, arguments.size, None, *sizes)
-    found["bytes_per_image"] = sum(map(len, encoded)) / len(encoded)
-    return {**found, "one_core": measure_parts(encoded, arguments.repeats)}
+        timings["loaders"] = measure_loaders(root, arguments.size, None, *sizes)
+    timings["bytes_per_image"] = sum(map(len, encoded)) / len(encoded)
+    return {**timings, "one_core": measure_parts(encoded, arguments.repeats)}
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:
@@ -158,22 +158,22 @@ def print_tables(report: Row, arguments: argparse.Namespace) -> None:
         print_photographs(console, report["photographs"])
 
 
-def print_photographs(console: Console, found: Row) -> None:
+def print_photographs(console: Console, timings: Row) -> None:
     """The loaders, and the parts of the work where they were measured."""
-    loaders = Table("crop, flip, normalise", title=f"photographs, crops of {found['size']}, {found['decoder']}")
+    loaders = Table("crop, flip, normalise", title=f"photographs, crops of {timings['size']}, {timings['decoder']}")
     for column in ("workers", "images/s (range)", "n", "images/s of processor time", "torchvision ="):
         loaders.add_column(column, justify="right")
-    for row in found["loaders"]:
+    for row in timings["loaders"]:
         name, *speed = cells(row)
         used = f"{row['images_per_processor_second']:,.0f}"
         loaders.add_row(name, str(row["workers"]), *speed, used, f"{row['times_torchvision']:.2f}×")
     console.print(loaders)
-    if "one_core" not in found:
+    if "one_core" not in timings:
         return
-    parts = Table("one core", title=f"JPEG 500×375, {found['bytes_per_image'] / 1e3:.0f} kB")
+    parts = Table("one core", title=f"JPEG 500×375, {timings['bytes_per_image'] / 1e3:.0f} kB")
     for column in ("images/s (range)", "n", "ms an image", "cores for 1000 images/s"):
         parts.add_column(column, justify="right")
-    for row in found["one_core"]:
+    for row in timings["one_core"]:
         speed = row["images_per_second"]
         parts.add_row(*cells(row), f"{1e3 / speed:.2f}", f"{1e3 / speed:.1f}")
     console.print(parts)

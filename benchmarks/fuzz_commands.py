@@ -217,11 +217,11 @@ def main() -> int:
     import nst.runs.run  # noqa: F401
 
     torch.set_num_threads(1)
-    found = [case for case in cases() if arguments.only in " ".join(case.words)]
+    selected = [case for case in cases() if arguments.only in " ".join(case.words)]
     if arguments.cases:
-        found = random.Random(arguments.seed).sample(found, min(arguments.cases, len(found)))
+        selected = random.Random(arguments.seed).sample(selected, min(arguments.cases, len(selected)))
     counts: Counter[str] = Counter()
-    for case in found:
+    for case in selected:
         result, text = outcome(case)
         counts[result] += 1
         if result[0].isupper() or result == "refused after work began":

@@ -31,10 +31,10 @@ Row = dict
 Turn = tuple[float, float, float, float]  # seconds and processor seconds of the loss, then of the plain step
 
 
-def settings_of(*words: str) -> RunConfig:
+def settings_of(*overrides: str) -> RunConfig:
     """The settings of a run of this pair of networks; no data is needed."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return build.settings(hydra.compose("config", [f"experiment={PAIR}", *words]))
+        return build.settings(hydra.compose("config", [f"experiment={PAIR}", *overrides]))
 
 
 def plain_step(device: str) -> Callable[[], object]:

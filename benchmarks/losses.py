@@ -109,9 +109,9 @@ def measure_case(arguments: argparse.Namespace, allocator: str, name: str, metho
     return {**row, **summarise(json.loads(done.stdout.splitlines()[-1]), batch)}
 
 
-def summarise(found: dict, batch: int) -> Row:
+def summarise(results: dict, batch: int) -> Row:
     """Median, quartiles, extremes and n of the times, and what one image takes."""
-    times = found["milliseconds"]
+    times = results["milliseconds"]
     quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
     return {
         "n": len(times),
@@ -119,9 +119,9 @@ def summarise(found: dict, batch: int) -> Row:
         "quartiles_ms": [round(quartiles[0], 4), round(quartiles[2], 4)],
         "range_ms": [min(times), max(times)],
         "ms_per_image": statistics.median(times) / batch,
-        "extra_mb": found["extra_bytes"] / 1e6,
-        "mb_per_image": found["extra_bytes"] / 1e6 / batch,
-        "value": found["value"],
+        "extra_mb": results["extra_bytes"] / 1e6,
+        "mb_per_image": results["extra_bytes"] / 1e6 / batch,
+        "value": results["value"],
     }
 
 
@@ -207,17 +207,17 @@ def markdown(report: dict) -> str:
         "| setting | loss | broadcast form | pairwise product | this project | faster | leaner |",
         "|---|---|---|---|---|---|---|",
     ]
-    found = {(r["setting"], r["method"], r["compiled"]): r for r in reversed(report["rows"]) if "error" not in r}
+    results = {(r["setting"], r["method"], r["compiled"]): r for r in reversed(report["rows"]) if "error" not in r}
     for setting in dict.fromkeys(row["setting"] for row in report["rows"]):
         for loss in ("linear", "poly", "gaussian"):
-            ours = found.get((setting, loss, False))
+            ours = results.get((setting, loss, False))
             if ours is None:
                 continue
-            others = [found.get((setting, f"{loss}-{form}", False)) for form in ("broadcast", "pairwise")]
+            others = [results.get((setting, f"{loss}-{form}", False)) for form in ("broadcast", "pairwise")]
             ratios = [f"{ours[key]:,.0f}×" if key in ours else "" for key in ("times_faster", "times_leaner")]
             texts = [short(row, SETTINGS[setting].batch) for row in (*others, ours)]
             lines.append(f"| {' | '.join([shape_of(SETTINGS[setting]), loss, *texts, *ratios])} |")
-    count = min((row["n"] for row in found.values()), default=0)
+    count = min((row["n"] for row in results.values()), default=0)
     where = f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
     return "\n".join([*lines, "", f"Forward + backward, median of at least {count} runs; {where}, {machine['date']}."])
 

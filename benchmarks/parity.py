@@ -104,12 +104,12 @@ def weights(run: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in load_file(run / "student.safetensors").items()}
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Compare; the exit status."""
-    if len(words) < 2 or "=" in words[0] + words[1]:
+    if len(arguments) < 2 or "=" in arguments[0] + arguments[1]:
         print((__doc__ or "").strip())
         return 2
-    a, b, *own = words
+    a, b, *own = arguments
     cases = {"as asked": own} if own else CASES
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -48,12 +48,12 @@ def reference() -> str:
 
 def _prefixes(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
     """Class name → the keys under which a run holds it."""
-    found: dict[str, list[str]] = {schema.__name__: [prefix]}
+    names: dict[str, list[str]] = {schema.__name__: [prefix]}
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(field.type):
             for name, keys in _prefixes(field.type, f"{prefix}{field.name}."):
-                found[name] = found.get(name, []) + keys
-    yield from found.items()
+                names[name] = names.get(name, []) + keys
+    yield from names.items()
 
 
 def _section(schema: Any, node: ast.ClassDef, source: list[str], prefixes: list[str] | None) -> str:
@@ -115,13 +115,13 @@ def _group(folder: Path) -> str:
 
 
 def _comment(file: Path) -> str:
-    words = []
+    lines = []
     for line in file.read_text().splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
-            words.append(line.removeprefix("#").strip())
-    return " ".join(words)
+            lines.append(line.removeprefix("#").strip())
+    return " ".join(lines)
 
 
 def _keys(file: Path) -> str:

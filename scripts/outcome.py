@@ -12,8 +12,8 @@ from nst.runs.checkpoint import Checkpoints
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock has measured."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "timing"} for row in found]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "timing"} for row in events]
 
 
 def board(run: Path) -> list[tuple[str, int, float]]:
@@ -36,9 +36,9 @@ def tensors(state: Any, name: str = "") -> dict[str, Any]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """All of a finished run."""
-    found = Checkpoints(run).latest()
-    assert found is not None
-    state = found[1]
+    checkpoint = Checkpoints(run).latest()
+    assert checkpoint is not None
+    state = checkpoint[1]
     state["progress"].pop("seconds")
     scalars = board(run)
     assert len({value[:2] for value in scalars}) == len(scalars), "TensorBoard holds a step twice"

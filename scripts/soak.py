@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("overrides", nargs="*", help="of train.py")
-    asked = parser.parse_args()
-    moments, left, rounds = random.Random(asked.seed), asked.kills, 0
+    arguments = parser.parse_args()
+    moments, left, rounds = random.Random(arguments.seed), arguments.kills, 0
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder, "alone")
         begin = time.monotonic()
-        status = start(alone, asked.overrides).wait()
+        status = start(alone, arguments.overrides).wait()
         seconds = time.monotonic() - begin
         if status != 0:
             sys.exit(f"the run left alone ended with status {status}")
@@ -43,13 +43,13 @@ def main() -> None:
         while left > 0:
             rounds += 1
             killed = Path(folder, f"killed{rounds}")
-            left -= soak(killed, asked.overrides, moments, left, seconds)
+            left -= soak(killed, arguments.overrides, moments, left, seconds)
             found = outcomes(killed)
             different = {run: differing(expected[run], found[run]) for run in expected if found[run] != expected[run]}
             if different or found.keys() != expected.keys():
                 sys.exit(f"round {rounds} differs: {different or list(found)}")
             print(f"round {rounds}: bit for bit the same; {left} kills left", flush=True)
-    print(f"{asked.kills} kills in {rounds} rounds: weights, optimizer, logs and metrics as in a run left alone")
+    print(f"{arguments.kills} kills in {rounds} rounds: weights, optimizer, logs and metrics as in a run left alone")
 
 
 def start(outputs: Path, overrides: list[str]) -> subprocess.Popen[bytes]:

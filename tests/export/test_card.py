@@ -54,7 +54,7 @@ def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: P
         "weights averaged over the steps (EMA, decay 0.99)",
         "run with the student, in bf16",
         "gradients clipped at norm 2",
-        "gradients accumulated over 4 parts of a batch",
+        "gradients accumulated over 4 micro-batches",
         "batch normalisation over the batches of all ranks",
     }
     plain = model_card(run, report, data, None)

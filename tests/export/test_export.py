@@ -14,7 +14,7 @@ from torch import nn
 
 from nst.export import export, finished_run, load_student
 from nst.export.card import beside_teacher, wilson
-from nst.export.formats import capture, wanted_formats
+from nst.export.formats import capture, formats_to_write
 from nst.export.measure import cost, flops, latencies
 from nst.export.preprocess import preprocessing
 from nst.models import resnet8
@@ -167,7 +167,7 @@ def test_errors_say_what_to_do(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished run"):
         finished_run(tmp_path)
     with pytest.raises(ValueError, match="'tflite' found, any of safetensors, torch, onnx"):
-        wanted_formats(["tflite"])
+        formats_to_write(["tflite"])
     with pytest.raises(ValueError, match=r"(?s)Branching.*formats=\[safetensors\]"):
         capture(Branching(), (1, 8, 8))
     with pytest.raises(ValueError, match=r"model\.json does not exist"):

@@ -18,6 +18,7 @@ import nst.runs.folder
 from nst.commands.main import command
 from nst.commands.sweep import read_sweep
 from nst.commands.train import run
+from nst.files import write_whole
 from nst.runs.folder import RunFolder
 from nst.runs.prune import MIN_OTHERS, median_of_others
 from nst.training.trainer import Trainer
@@ -165,7 +166,7 @@ def test_a_run_waits_for_the_teacher_that_another_trains(
         other.open(json.loads((teacher / "config.json").read_text()))
         held.set()
         time.sleep(1)
-        summary.write_bytes(content)
+        write_whole(summary, content)  # atomically: the waiting run may read it at any moment
         other.close()
 
     thread = threading.Thread(target=finish)

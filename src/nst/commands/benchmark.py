@@ -7,7 +7,7 @@ from pathlib import Path
 from nst.errors import readable_errors
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Hand over to the repository's benchmarks."""
     with readable_errors():
         root = Path(__file__).parents[3]
@@ -16,4 +16,4 @@ def main(words: Sequence[str]) -> None:
         sys.path.insert(0, str(root))
         from benchmarks.__main__ import main as benchmark
 
-        benchmark(list(words))
+        benchmark(list(arguments))

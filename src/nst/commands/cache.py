@@ -23,28 +23,32 @@ from nst.errors import nearest_keys, readable_errors, required
 KEYS = {"pack": ("cache", "to"), "unpack": ("file", "to")}
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write or check a cache, or `pack` or `unpack` one."""
-    if words and words[0] in KEYS:
+    if arguments and arguments[0] in KEYS:
         with readable_errors():
-            share(words[0], *parse(words[0], words[1:]))
+            share(arguments[0], *parse(arguments[0], arguments[1:]))
     else:
-        hydra_main(task, "config", words)
+        hydra_main(task, "config", arguments)
 
 
-def parse(command: str, words: Sequence[str]) -> list[Path]:
+def parse(command: str, arguments: Sequence[str]) -> list[Path]:
     """The paths behind a command's keys, in their order. Raises ValueError for an unknown or missing key."""
-    given: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in KEYS[command] or "=" not in word:
-            near = nearest_keys(key.lstrip("-"), list(KEYS[command]))
-            hint = f"did you mean {near[0]}=…?" if near else f"nst cache {command} takes {' and '.join(KEYS[command])}"
-            raise ValueError(f"{word!r}: no such key; {hint}")
-        given[key] = value
-    if missing := [key for key in KEYS[command] if not given.get(key)]:
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in KEYS[command] or "=" not in argument:
+            nearest = nearest_keys(key.lstrip("-"), list(KEYS[command]))
+            hint = (
+                f"did you mean {nearest[0]}=…?"
+                if nearest
+                else f"nst cache {command} takes {' and '.join(KEYS[command])}"
+            )
+            raise ValueError(f"{argument!r}: no such key; {hint}")
+        values[key] = value
+    if missing := [key for key in KEYS[command] if not values.get(key)]:
         raise ValueError(required(missing))
-    return [Path(given[key]).expanduser() for key in KEYS[command]]
+    return [Path(values[key]).expanduser() for key in KEYS[command]]
 
 
 def share(command: str, source: Path, target: Path) -> None:
@@ -71,8 +75,8 @@ def task(cfg: DictConfig) -> None:
 
         cfg.knowledge.mode = "stored"
         settings = build.settings(cfg)
-        with ranks(settings.trainer.device, settings.trainer.timeout) as here:
-            cache = write_teacher_cache(settings, here).cache
-            if here.main and cache is not None:
+        with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+            cache = write_teacher_cache(settings, group).cache
+            if group.main and cache is not None:
                 cache.check_all()
                 print(f"{cache.folder}: {len(cache.state)} arrays, complete, checksums match")

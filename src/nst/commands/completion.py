@@ -7,15 +7,15 @@ from collections.abc import Sequence
 HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export")
 
 
-def complete(words: Sequence[str]) -> None:
+def complete(arguments: Sequence[str]) -> None:
     """Install, or print the completions of `COMP_LINE`: commands first, then arguments of the command."""
     from nst.commands.main import COMMANDS, command
 
     typed = os.environ.get("COMP_LINE", "").split(" ")
-    if not any(word.startswith("query=") for word in words):
-        command("train", words)
+    if not any(argument.startswith("query=") for argument in arguments):
+        command("train", arguments)
     elif len(typed) <= 2:
         print(" ".join(COMMANDS))
     elif typed[1] in HYDRA:
         os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
-        command(typed[1], words)
+        command(typed[1], arguments)

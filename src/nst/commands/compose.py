@@ -14,7 +14,7 @@ from nst.config import CONFIGS
 from nst.errors import known_keys, nearest_keys, readable_errors, required
 from nst.search import add_working_directory, search_path
 
-# Hydra's own options, and how many words follow each.
+# Hydra's own options, and how many values follow each.
 OPTIONS = {
     **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), 0),
     **dict.fromkeys(("--shell-completion", "-sc"), 0),
@@ -25,8 +25,8 @@ OPTIONS = {
 LISTS = ("loss", "tracker")  # the groups of which several may be chosen
 
 
-def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Sequence[str]) -> None:
-    """Compose a configuration from words and hand it to `task`; errors that a user can fix are one readable message."""
+def hydra_main(task: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
+    """Compose a configuration from the arguments and call `task` with it; user errors are one readable message."""
 
     @wraps(task)
     def complete(cfg: DictConfig) -> Any:
@@ -35,7 +35,7 @@ def hydra_main(task: Callable[[DictConfig], Any], config_name: str, words: Seque
         return task(cfg)
 
     with readable_errors(config_name):
-        sys.argv[1:] = with_own_folder(tidy(words, config_name))
+        sys.argv[1:] = with_own_folder(tidy(arguments, config_name))
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(complete)()
 
 
@@ -46,80 +46,82 @@ def check_complete(cfg: DictConfig) -> None:
 
 
 def _missing(node: Any, prefix: str) -> list[str]:
-    """Keys whose value is `???`: OmegaConf's own search stops at the first interpolation of one."""
+    """Keys whose value is `???`; OmegaConf's own search stops at the first interpolation of such a key."""
     if node == MISSING:
         return [prefix.removesuffix(".")]
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     return [key for name, value in inner for key in _missing(value, f"{prefix}{name}.")]
 
 
-def tidy(words: Sequence[str], config_name: str = "config") -> list[str]:
+def tidy(arguments: Sequence[str], config_name: str = "config") -> list[str]:
     """Arguments in Hydra's form: options first, `~` expanded, lists with spaces joined.
 
     Raises:
-        ValueError: a word that is neither an option nor `key=value`, or brackets that do not match.
+        ValueError: an argument that is neither an option nor `key=value`, or brackets that do not match.
     """
     options: list[str] = []
     overrides: list[str] = []
     value_of_option = False
-    words = joined(words)
-    for i, word in enumerate(words):
-        option = word.startswith("-") and not re.match(r"-\d", word)
+    arguments = joined(arguments)
+    for i, argument in enumerate(arguments):
+        option = argument.startswith("-") and not re.match(r"-\d", argument)
         if value_of_option:
             value_of_option = False
-            options.append(word)
+            options.append(argument)
         elif option:
-            name, equals, _ = word.partition("=")
+            name, equals, _ = argument.partition("=")
             if name not in OPTIONS:
-                raise ValueError(_no_option(word, [*words, ""][i + 1], config_name))
+                raise ValueError(_no_option(argument, [*arguments, ""][i + 1], config_name))
             value_of_option = OPTIONS[name] == 1 and not equals
-            options.append(word)
-        elif i and words[i - 1] in ("--shell-completion", "-sc"):
-            overrides.append(word)  # what to complete, in a language of its own
+            options.append(argument)
+        elif i and arguments[i - 1] in ("--shell-completion", "-sc"):
+            overrides.append(argument)  # the completion query, in Hydra's own syntax
         else:
-            overrides.append(_tidy_word(word))
+            overrides.append(_tidy_override(argument))
     if value_of_option:
         raise ValueError(f"{options[-1]} needs a value, for example {options[-1]} FOLDER")
     return [*options, *overrides]
 
 
-def joined(words: Sequence[str]) -> list[str]:
-    """Join lists with spaces that were typed without quotes and so arrived as several words.
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Join lists that were typed with spaces and without quotes, and so arrived as several arguments.
 
     Raises:
         ValueError: brackets that do not match.
     """
-    found: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        while (open_brackets := _open_brackets(word)) > 0 and rest:
-            word += rest.pop(0)
+    result: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        while (open_brackets := _open_brackets(argument)) > 0 and remaining:
+            argument += remaining.pop(0)
         if open_brackets:
             wrong = "is not closed" if open_brackets > 0 else "was not opened"
             raise ValueError(
-                f"{word}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces"
+                f"{argument}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces"
             )
-        found.append(word)
-    return found
+        result.append(argument)
+    return result
 
 
-def _open_brackets(word: str) -> int:
+def _open_brackets(argument: str) -> int:
     """Number of brackets of a `key=value` that are not closed (negative: not opened); text in quotes has none."""
-    _, _, value = word.partition("=")
-    if word.startswith("-") or "'" in value or '"' in value or "\\" in value:
+    _, _, value = argument.partition("=")
+    if argument.startswith("-") or "'" in value or '"' in value or "\\" in value:
         return 0
     return sum(value.count(a) - value.count(b) for a, b in ("[]", "{}", "()"))
 
 
-def _tidy_word(word: str) -> str:
-    key, equals, value = word.partition("=")
+def _tidy_override(argument: str) -> str:
+    key, equals, value = argument.partition("=")
     if not key.strip("+~ ") or not (equals or key.startswith("~")):
-        raise ValueError(f"{word!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30")
+        raise ValueError(
+            f"{argument!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30"
+        )
     if (CONFIGS / key).is_dir() and (value == "null" or value.startswith("[")) and key not in LISTS:
-        if word == "teacher=null":
+        if argument == "teacher=null":
             return "teacher=none"
-        raise ValueError(f"{word}: one choice is needed, {key}=NAME (nst train --help lists them)")
+        raise ValueError(f"{argument}: one choice is needed, {key}=NAME (nst train --help lists them)")
     if value.startswith("~"):
         value = str(Path(value).expanduser())
     if re.fullmatch(r"\[[\w\s,./]*\]", value):
@@ -129,30 +131,32 @@ def _tidy_word(word: str) -> str:
     return key + equals + value
 
 
-def _no_option(word: str, following: str, config_name: str) -> str:
-    name, _, value = word.lstrip("-").partition("=")
+def _no_option(argument: str, following: str, config_name: str) -> str:
+    name, _, value = argument.lstrip("-").partition("=")
     name = name.replace("-", "_")
     if not value and following and "=" not in following and not following.startswith("-"):
         value = following
-    near = nearest_keys(name, list(known_keys(config_name)))
-    example = f", for example {near[0]}={value or '…'}" if near else ""
-    return f"{word}: no such option; settings are written key=value{example}"
+    nearest = nearest_keys(name, list(known_keys(config_name)))
+    example = f", for example {nearest[0]}={value or '…'}" if nearest else ""
+    return f"{argument}: no such option; settings are written key=value{example}"
 
 
-def with_own_folder(words: Sequence[str]) -> list[str]:
-    """Words with `./configs`, the working directory and any `--config-dir` on Hydra's search path, and the directory on Python's."""
+def with_own_folder(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `./configs`, the working directory and any `--config-dir` on Hydra's search path; the directory is put on Python's, too."""
     add_working_directory()
-    if any(word.startswith("hydra.searchpath") for word in words) or {"--shell-completion", "-sc"} & set(words):
-        return list(words)
-    kept, folders = [], []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
+    if any(argument.startswith("hydra.searchpath") for argument in arguments) or {"--shell-completion", "-sc"} & set(
+        arguments
+    ):
+        return list(arguments)
+    others, folders = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
         if name in ("--config-dir", "-cd"):
-            folders.append(Path(value if equals else next(rest, "")).expanduser())
+            folders.append(Path(value if equals else next(remaining, "")).expanduser())
         else:
-            kept.append(word)
+            others.append(argument)
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"--config-dir {folder}: no such folder")
-    return [*kept, *search_path(folders)]
+    return [*others, *search_path(folders)]

@@ -18,9 +18,9 @@ from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    hydra_main(task, "evaluate", words)
+    hydra_main(task, "evaluate", arguments)
 
 
 def task(cfg: DictConfig) -> None:
@@ -34,12 +34,12 @@ def task(cfg: DictConfig) -> None:
 
 def check_subject(settings: DictConfig) -> None:
     """Raises ValueError unless either a run or a model with weights and data is named."""
-    given = [key for key in ("model", "weights") if getattr(settings, key) is not None]
+    named = [key for key in ("model", "weights") if getattr(settings, key) is not None]
     if settings.run is not None:
-        if given:
-            raise ValueError(f"run={settings.run} has its own model and weights; remove {' and '.join(given)}")
+        if named:
+            raise ValueError(f"run={settings.run} has its own model and weights; remove {' and '.join(named)}")
         return
-    if "weights" not in given:
+    if "weights" not in named:
         raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
     for key in ("model", "data"):
         if getattr(settings, key) is None:
@@ -73,14 +73,14 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     metadata = load_weights(model, settings.weights)
     data = build.dataset(settings)
     images = Normalization(data.mean, data.std)
-    with ranks(settings.device) as here:
-        model.to(here.device)
+    with ranks(settings.device) as group:
+        model.to(group.device)
         live = LiveTeacher(model, (), images=images, expects=expected_normalization(settings, metadata))
         loader = data.split(settings.split).loader(
-            settings.batch_size, train=False, rank=here.rank, world=here.world, device=here.device
+            settings.batch_size, train=False, rank=group.rank, world=group.world, device=group.device
         )
-        metrics = evaluate(TeacherOutput(live), loader.epoch(0), here, settings.precision)
-        if here.main:
+        metrics = evaluate(TeacherOutput(live), loader.epoch(0), group, settings.precision)
+        if group.main:
             top5 = f" top-5 {metrics.top5:.2f} %," if data.num_classes > 5 else ""
             print(
                 f"{settings.model['name']} ({settings.weights}) on {metrics.images:,} {settings.split} images of {data.name}: "

@@ -12,9 +12,9 @@ from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    hydra_main(task, "export", words)
+    hydra_main(task, "export", arguments)
 
 
 def task(cfg: DictConfig) -> None:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 BATCHES = 8  # that gradients are averaged over
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    hydra_main(task, "config", words)
+    hydra_main(task, "config", arguments)
 
 
 def task(cfg: DictConfig) -> None:
@@ -60,13 +60,13 @@ def show(settings: "nst.config.RunConfig") -> None:
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
-    with ranks(settings.trainer.device, settings.trainer.timeout) as here:
-        if here.world > 1:
+    with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+        if group.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
-        teacher = prepare_teacher(settings, networks, here, data)
+        teacher = prepare_teacher(settings, networks, group, data)
         build.allocate(settings, networks.distiller, len(data.train))
-        networks.distiller.to(here.device)
-        batches = list(islice(build.loader(settings, here, data, "train", teacher.views).epoch(0), BATCHES))
+        networks.distiller.to(group.device)
+        batches = list(islice(build.loader(settings, group, data, "train", teacher.views).epoch(0), BATCHES))
         distiller = networks.distiller
         before = compare_gradients(distiller, teacher.source, batches)
         gradient_tables("before training", before)

@@ -1,4 +1,4 @@
-"""The command line: `nst COMMAND [words]`."""
+"""The command line: `nst COMMAND [arguments]`."""
 
 import difflib
 import sys
@@ -20,17 +20,17 @@ COMMANDS = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; without arguments list the commands."""
-    words = sys.argv[1:] if words is None else list(words)
-    if not words or words[0] in ("-h", "--help", "help"):
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(listing())
         return
-    name, *rest = words
+    name, *command_arguments = arguments
     if name in ("-sc", "--shell-completion"):
         from nst.commands.completion import complete
 
-        complete(words)
+        complete(arguments)
         return
     if name == "--version":
         from nst import __version__
@@ -38,22 +38,22 @@ def main(words: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean nst {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean nst {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
         if "=" in name:
             hint = f"did you mean nst train {name}?"
         print(f"error: nst {name}: no such command; {hint}", file=sys.stderr)
         sys.exit(1)
-    command(name, rest)
+    command(name, command_arguments)
 
 
-def command(name: str, words: Sequence[str]) -> None:
+def command(name: str, arguments: Sequence[str]) -> None:
     """Run one command. `--help` prints the module's docstring; for training Hydra's help, for benchmarks their own."""
     module = import_module(f"nst.commands.{name}")
-    if name not in ("train", "benchmark") and any(word in ("-h", "--help", "help") for word in words):
+    if name not in ("train", "benchmark") and any(argument in ("-h", "--help", "help") for argument in arguments):
         print(getattr(module, "USAGE", module.__doc__ or "").strip())
         return
-    module.main(list(words))
+    module.main(list(arguments))
 
 
 def listing() -> str:

@@ -12,12 +12,12 @@ from nst.errors import readable_errors
 TEMPLATE = Path(__file__).parent / "template"
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write the folder."""
     with readable_errors():
-        if len(words) != 1 or "=" in words[0]:
+        if len(arguments) != 1 or "=" in arguments[0]:
             raise ValueError("nst new NAME: one word is needed, the folder of the new project")
-        folder = Path(words[0]).expanduser()
+        folder = Path(arguments[0]).expanduser()
         if folder.exists():
             raise ValueError(f"{folder} exists already; choose another folder")
         shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))

@@ -24,7 +24,7 @@ USAGE = """Classify the images of a folder with a trained student.
 
 @dataclass(frozen=True)
 class Request:
-    """What to classify, with what."""
+    """The arguments of the command."""
 
     model: Path
     images: Path
@@ -35,38 +35,38 @@ class Request:
     allow: tuple[str, ...]
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Print the classes of each image."""
     with readable_errors():
-        request = parse(words)
+        request = parse(arguments)
         add_working_directory()
         show(request)
 
 
-def parse(words: Sequence[str]) -> Request:
-    """Read `key=value` words.
+def parse(arguments: Sequence[str]) -> Request:
+    """Read `key=value` arguments.
 
     Raises:
         ValueError: an unknown or missing key, or a value out of range.
     """
-    known, given = [field.name for field in fields(Request)], dict[str, str]()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
-            near = nearest_keys(key.lstrip("-"), known)
-            hint = f"did you mean {near[0]}=…?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"{word!r}: no such key; {hint}")
-        given[key] = value
-    if missing := [key for key in ("model", "images") if not given.get(key)]:
+    keys, values = [field.name for field in fields(Request)], dict[str, str]()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in keys:
+            nearest = nearest_keys(key.lstrip("-"), keys)
+            hint = f"did you mean {nearest[0]}=…?" if nearest else f"there are {', '.join(keys)}"
+            raise ValueError(f"{argument!r}: no such key; {hint}")
+        values[key] = value
+    if missing := [key for key in ("model", "images") if not values.get(key)]:
         raise ValueError(required(missing))
-    if given.get("format", "csv") not in ("csv", "json"):
-        raise ValueError(f"format={given['format']}: one of csv, json is needed")
-    if given.get("device", "cpu") not in ("cpu", "cuda"):
-        raise ValueError(f"device={given['device']}: one of cpu, cuda is needed")
-    model, images = (Path(given[key]).expanduser() for key in ("model", "images"))
-    top, batch_size = _count("top", given.get("top", "5")), _count("batch_size", given.get("batch_size", "64"))
-    allow = tuple(filter(None, (name.strip() for name in given.get("allow", "").strip("[]").split(","))))
-    return Request(model, images, given.get("format", "csv"), top, batch_size, given.get("device", "cpu"), allow)
+    if values.get("format", "csv") not in ("csv", "json"):
+        raise ValueError(f"format={values['format']}: one of csv, json is needed")
+    if values.get("device", "cpu") not in ("cpu", "cuda"):
+        raise ValueError(f"device={values['device']}: one of cpu, cuda is needed")
+    model, images = (Path(values[key]).expanduser() for key in ("model", "images"))
+    top, batch_size = _count("top", values.get("top", "5")), _count("batch_size", values.get("batch_size", "64"))
+    allow = tuple(filter(None, (name.strip() for name in values.get("allow", "").strip("[]").split(","))))
+    return Request(model, images, values.get("format", "csv"), top, batch_size, values.get("device", "cpu"), allow)
 
 
 def _count(key: str, text: str) -> int:
@@ -84,13 +84,13 @@ def show(request: Request) -> None:
     from nst.export.predict import classifier, image_files, predict
 
     files = image_files(request.images)
-    found = classifier(request.model, request.device, request.allow)
-    out = csv.writer(sys.stdout, lineterminator="\n")
+    student = classifier(request.model, request.device, request.allow)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     if request.format == "csv":
-        out.writerow(["image", "rank", "class", "probability"])
-    for file, likely in predict(found, files, request.top, request.batch_size, request.device):
+        writer.writerow(["image", "rank", "class", "probability"])
+    for file, likely in predict(student, files, request.top, request.batch_size, request.device):
         if request.format == "csv":
-            out.writerows([file.name, i, name, f"{value:.6f}"] for i, (name, value) in enumerate(likely, start=1))
+            writer.writerows([file.name, i, name, f"{value:.6f}"] for i, (name, value) in enumerate(likely, start=1))
         else:
             classes = [{"class": name, "probability": value} for name, value in likely]
             print(json.dumps({"image": file.name, "classes": classes}))

@@ -10,13 +10,13 @@ from nst.reproduce.table import read_table
 __all__ = ["USAGE", "main"]
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Plan, estimate, run what is missing, report."""
     with readable_errors():
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(USAGE)
             return
-        request = parse(words)
+        request = parse(arguments)
         read_table(request.table, CONFIGS)  # a misspelt name fails at once; the imports below take seconds
         from nst.reproduce.command import reproduce
 

@@ -8,7 +8,7 @@ from nst.report.list_runs import USAGE, list_runs
 __all__ = ["USAGE", "main"]
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
     with readable_errors():
-        list_runs(words)
+        list_runs(arguments)

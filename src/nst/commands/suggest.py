@@ -17,14 +17,16 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
-    words = _typed()
+    arguments = _typed()
     if settings.teacher.model is None:
-        return _shell("nst train", [*_with_teacher(words), "loss=kd"])
+        return _shell("nst train", [*_with_teacher(arguments), "loss=kd"])
     if set(settings.loss) == {"ce", "nst_poly"}:
-        kept = _without(words, ("seed",))
-        if any(_key(word).startswith(("loss.", "experiment", "knowledge.path")) for word in kept):
-            return _shell("nst train -m", [*kept, "seed=0,1,2"])
-        return _shell("nst train -m", [*_without(kept, ("loss",)), "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"])
+        remaining = _without(arguments, ("seed",))
+        if any(_key(argument).startswith(("loss.", "experiment", "knowledge.path")) for argument in remaining):
+            return _shell("nst train -m", [*remaining, "seed=0,1,2"])
+        return _shell(
+            "nst train -m", [*_without(remaining, ("loss",)), "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"]
+        )
     if any(str(node["_target_"]).endswith(".TensorBoard") for node in settings.tracker.values()):
         return _shell("tensorboard --logdir", [settings.outputs])
     return _shell("nst export", [f"run={folder}"])
@@ -34,29 +36,31 @@ def _typed() -> list[str]:
     """The overrides of this run as typed, and the configuration folders outside Hydra's default search path."""
     if not HydraConfig.initialized():
         return []
-    asked, here = HydraConfig.get(), Path.cwd().resolve()
-    sources = [Path(source.path) for source in asked.runtime.config_sources if source.schema == "own"]
-    folders = [folder for folder in sources if folder.resolve() not in (here, here / "configs")]
-    return [*(f"--config-dir={folder}" for folder in folders), *asked.overrides.task]
+    hydra_config, working_directory = HydraConfig.get(), Path.cwd().resolve()
+    sources = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "own"]
+    folders = [
+        folder for folder in sources if folder.resolve() not in (working_directory, working_directory / "configs")
+    ]
+    return [*(f"--config-dir={folder}" for folder in folders), *hydra_config.overrides.task]
 
 
-def _with_teacher(words: list[str]) -> list[str]:
+def _with_teacher(arguments: list[str]) -> list[str]:
     """For a baseline: its overrides without those of losses and cache, plus a teacher."""
-    kept = _without(words, ("loss", "knowledge"))
+    remaining = _without(arguments, ("loss", "knowledge"))
     if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
-        return kept
-    return [*_without(kept, ("teacher",)), "teacher=resnet20"]
+        return remaining
+    return [*_without(remaining, ("teacher",)), "teacher=resnet20"]
 
 
-def _without(words: list[str], groups: tuple[str, ...]) -> list[str]:
+def _without(arguments: list[str], groups: tuple[str, ...]) -> list[str]:
     """Overrides without those of some groups and their keys."""
-    return [word for word in words if _key(word).split(".")[0].split("@")[0] not in groups]
+    return [argument for argument in arguments if _key(argument).split(".")[0].split("@")[0] not in groups]
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
 
 
-def _shell(command: str, words: list[str]) -> str:
+def _shell(command: str, arguments: list[str]) -> str:
     """A command line that can be typed."""
-    return " ".join([command, *map(quote, words)])
+    return " ".join([command, *map(quote, arguments)])

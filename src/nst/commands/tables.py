@@ -65,8 +65,8 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
         "student", f"{student['name']}, {student['parameters']:,} parameters: {test['top1']:.2f} % top-1 (last epoch)"
     )
     table.add_row("evaluated on", f"{test['images']:,} test images")
-    best, where = summary["best"], summary["evaluated_on"]
-    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {where} images)")
+    best, split = summary["best"], summary["evaluated_on"]
+    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {split} images)")
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
     console.print(table)
     console.print(f"written to: {summary['folder']}", highlight=False, soft_wrap=True, markup=False)

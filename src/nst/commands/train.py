@@ -10,9 +10,9 @@ from nst.commands.compose import hydra_main
 from nst.errors import readable_errors
 
 
-def main(words: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    hydra_main(task, "config", words)
+    hydra_main(task, "config", arguments)
 
 
 def task(cfg: DictConfig) -> float:
@@ -44,15 +44,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if settings.dry_run:
         dry_run(settings)
         return {}
-    with ranks(settings.trainer.device, settings.trainer.timeout) as here:
-        here.check_same_settings(asdict(settings))
+    with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+        group.check_same_settings(asdict(settings))
         try:
-            summary = distil(settings, here)
+            summary = distil(settings, group)
         except Pruned as pruned:
-            if here.main:
+            if group.main:
                 print(pruned)
             return {"pruned": True, "last": {"top1": pruned.best}}
-        if here.main:
+        if group.main:
             result_table(settings, summary)
         return summary
 

@@ -95,9 +95,9 @@ def _find(name: str, layout: _Layout, root: Path, download: bool) -> "_Folder | 
     if has_shards(root):
         return _Shards(layout, root)
     if not download:
-        found = "it does not hold" if root.is_dir() else "no such folder; it should hold"
+        reason = "it does not hold" if root.is_dir() else "no such folder; it should hold"
         raise ValueError(
-            f"data.root={root}: {found} torchvision's folder {layout.folder} or parquet shards (train-*.parquet, "
+            f"data.root={root}: {reason} torchvision's folder {layout.folder} or parquet shards (train-*.parquet, "
             f"test-*.parquet). data.download=true downloads {name} into it; data.root=… names another folder"
         )
     from nst.vision import datasets
@@ -118,8 +118,8 @@ class _Shards:
     layout: _Layout
     root: Path
 
-    def __call__(self, part: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-        paths = find_shards(self.root, [part])
+    def __call__(self, split: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+        paths = find_shards(self.root, [split])
         images, labels = decoded_shards(paths, self.layout.column, size, num_classes, self.root)
         return images, labels, class_names(paths[0], self.layout.column)
 
@@ -131,9 +131,9 @@ class _Folder:
     layout: _Layout
     folder: Path
 
-    def __call__(self, part: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+    def __call__(self, split: str, size: int, num_classes: int) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
         images, labels = [], []
-        for name in self.layout.train if part == "train" else self.layout.test:
+        for name in self.layout.train if split == "train" else self.layout.test:
             path = self.folder / name
             pixels, targets = self._read_batch(path, size)
             check_labels(targets, num_classes, lambda row, path=path: f"{path}, row {row}")

@@ -34,12 +34,12 @@ class Dataset:
         Raises:
             ValueError: no such split, or the data set has no validation part.
         """
-        found = {"train": self.train, "val": self.val, "test": self.test}.get(name)
-        if found is None:
-            known = [key for key in ("train", "val", "test") if key != "val" or self.val is not None]
+        split = {"train": self.train, "val": self.val, "test": self.test}.get(name)
+        if split is None:
+            names = [key for key in ("train", "val", "test") if key != "val" or self.val is not None]
             hint = "; data.validation=0.1 holds out a tenth of the training images" if name == "val" else ""
-            raise ValueError(f"split {name!r}: {self.name} has {', '.join(known)}{hint}")
-        return found
+            raise ValueError(f"split {name!r}: {self.name} has {', '.join(names)}{hint}")
+        return split
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,10 +11,10 @@ from nst.data.cache import cache_file, write_cache
 from nst.data.progress import Progress
 
 _KEY, _DIGEST = 16, 32  # bytes
-_WORTH_KEEPING = 32 * 2**20  # bytes read; reading less again is as fast
-_BATCH = 64  # files that a thread takes at a time
-_LOT = 256 * _BATCH  # files that are handed to the threads at a time
-_SAVE_EVERY = 50_000  # files: what an interruption may cost
+_WORTH_KEEPING = 32 * 2**20  # bytes read; less is as fast to read again
+_BATCH = 64  # files of one task of a thread
+_LOT = 256 * _BATCH  # files that are queued at a time
+_SAVE_EVERY = 50_000  # files hashed between two saves of the cache
 
 
 def file_digests(folder: Path, names: Sequence[str]) -> list[bytes]:
@@ -26,36 +26,36 @@ def file_digests(folder: Path, names: Sequence[str]) -> list[bytes]:
     Raises:
         ValueError: a file cannot be read; the message names it.
     """
-    where = str(folder.resolve())
-    name = f"digests-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}"
+    path = str(folder.resolve())
+    name = f"digests-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     digests: list[bytes] = []
     with cache_file(name) as file, Progress(f"hashing {len(names):,} images of {folder}", len(names)) as progress:
-        known = _load(file) if file else {}
+        cached = _load(file) if file else {}
         new_files = new_bytes = 0
-        for found in _in_threads(where, names, known):
-            for key, digest, size in found:
+        for batch in _in_threads(path, names, cached):
+            for key, digest, size in batch:
                 digests.append(digest)
                 if size is not None:
-                    known[key] = digest
+                    cached[key] = digest
                     new_files, new_bytes = new_files + 1, new_bytes + size
-            progress.update(len(found))
+            progress.update(len(batch))
             if file and new_files >= _SAVE_EVERY:
-                _save(file, known)
+                _save(file, cached)
                 new_files = new_bytes = 0
         if file and (new_bytes >= _WORTH_KEEPING or (new_files and file.is_file())):
-            _save(file, known)
+            _save(file, cached)
     return digests
 
 
 Found = tuple[bytes, bytes, int | None]
-"""A file's key and digest, and the bytes that were read for it; None where it was known."""
+"""A file's key and digest, and the bytes that were read for it; None if it was cached."""
 
 
-def _in_threads(folder: str, names: Sequence[str], known: dict[bytes, bytes]) -> Iterator[list[Found]]:
+def _in_threads(folder: str, names: Sequence[str], cached: dict[bytes, bytes]) -> Iterator[list[Found]]:
     """The digests of each batch of names, in order. Reading waits for the disk, so more threads than cores are faster."""
 
-    def find(some: Sequence[str]) -> list[Found]:
-        return [_find(folder, name, known) for name in some]
+    def find(batch: Sequence[str]) -> list[Found]:
+        return [_find(folder, name, cached) for name in batch]
 
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(names), _LOT):
@@ -63,18 +63,18 @@ def _in_threads(folder: str, names: Sequence[str], known: dict[bytes, bytes]) ->
             yield from pool.map(find, (lot[i : i + _BATCH] for i in range(0, len(lot), _BATCH)))
 
 
-def _find(folder: str, name: str, known: dict[bytes, bytes]) -> Found:
+def _find(folder: str, name: str, cached: dict[bytes, bytes]) -> Found:
     path = f"{folder}/{name}"
     try:
-        about = os.stat(path)  # noqa: PTH116 (for a million files a Path each takes its time)
-        if not stat.S_ISREG(about.st_mode):
+        info = os.stat(path)  # noqa: PTH116 (a Path for each of a million files is slow)
+        if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"{path}: not a file")
-        text = f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}"
+        text = f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ctime_ns}"
         key = hashlib.blake2b(os.fsencode(text), digest_size=_KEY).digest()
-        if key in known:
-            return key, known[key], None
+        if key in cached:
+            return key, cached[key], None
         with open(path, "rb") as file:  # noqa: PTH123
-            return key, hashlib.file_digest(file, "sha256").digest(), about.st_size
+            return key, hashlib.file_digest(file, "sha256").digest(), info.st_size
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -83,12 +83,12 @@ def load_folder(
     folder = path_of("root", root)
     place = folder / "unpacked" if unpacked is None else path_of("unpacked", unpacked)
     train, test = _shards(folder, label_column, place) if has_shards(folder) else _folders(folder, num_classes)
-    for part, which in ((train, "training"), (test, "test")):
-        check_labels(part.labels, num_classes, part.source.where)
-        check_classes(part.labels, num_classes, f"data.root={root}", which, train.classes)
+    for side, which in ((train, "training"), (test, "test")):
+        check_labels(side.labels, num_classes, side.source.where)
+        check_classes(side.labels, num_classes, f"data.root={root}", which, train.classes)
 
-    def split(part: Part, rows: torch.Tensor) -> EncodedSplit:
-        return EncodedSplit(part.source, rows, part.labels[rows], augmentation, mean, std, max_pixels)
+    def split(side: Part, rows: torch.Tensor) -> EncodedSplit:
+        return EncodedSplit(side.source, rows, side.labels[rows], augmentation, mean, std, max_pixels)
 
     kept, held = training_parts(train.labels, num_classes, validation, limit)
     val = split(train, held) if len(held) else None
@@ -128,9 +128,9 @@ def _pair(values: Sequence[float]) -> tuple[float, float]:
 def _folders(root: Path, num_classes: int) -> tuple[Part, Part]:
     test_folder = next((root / name for name in _TESTS if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_folder is None:
-        found = "no such folder" if not root.is_dir() else "it holds neither class folders nor parquet shards"
+        reason = "no such folder" if not root.is_dir() else "it holds neither class folders nor parquet shards"
         raise ValueError(
-            f"data.root={root}: {found}. Expected train/<class>/*.jpg and val/<class>/*.jpg (or validation, test), "
+            f"data.root={root}: {reason}. Expected train/<class>/*.jpg and val/<class>/*.jpg (or validation, test), "
             "or train-*.parquet and validation-*.parquet"
         )
     train, test = class_folders(root / "train"), class_folders(test_folder)

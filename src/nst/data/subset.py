@@ -30,12 +30,12 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Split all images into (training, held out), both ascending: the fraction of each class, rounded; one image stays.
 
     Raises:
-        ValueError: no class is large enough to give an image away.
+        ValueError: the fraction is less than one image of the largest class.
     """
     _, rank = _class_rank(labels.numpy())
     counts = np.bincount(labels.numpy())
-    share = np.minimum(np.rint(fraction * counts), np.maximum(counts - 1, 0))
-    held = rank < share[labels.numpy()]
+    held_counts = np.minimum(np.rint(fraction * counts), np.maximum(counts - 1, 0))
+    held = rank < held_counts[labels.numpy()]
     if fraction > 0 and not held.any():
         raise ValueError(f"data.validation: {fraction} of the largest class ({counts.max()} images) is not one image")
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))

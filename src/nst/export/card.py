@@ -40,17 +40,17 @@ def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence:
 
 def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
     shape = ", ".join(str(n) for n in run.image_shape)
-    given = "pixels" if report["normalize"] else "images"
+    inputs = "pixels" if report["normalize"] else "images"
     node, files = run.settings.model, report["files"]
     parts = []
     if "torch" in files:
         parts.append(
-            f'```python\nimport torch\nmodel = torch.export.load("student.pt2").module()\nlogits = model({given})\n```'
+            f'```python\nimport torch\nmodel = torch.export.load("student.pt2").module()\nlogits = model({inputs})\n```'
         )
     if "onnx" in files:
         parts.append(
             '```python\nimport onnxruntime\nsession = onnxruntime.InferenceSession("student.onnx")\n'
-            f'logits = session.run(None, {{"{given}": {given}.numpy()}})[0]\n```'
+            f'logits = session.run(None, {{"{inputs}": {inputs}.numpy()}})[0]\n```'
         )
     if "safetensors" in files:
         parts.append(
@@ -67,8 +67,8 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
 
 def _data(run: FinishedRun, data: Dataset) -> str:
     channels, height, width = run.image_shape
-    held = f", {len(data.val):,} held out for validation" if data.val is not None else ""
-    text = f"{plain(data.name)}: {len(data.train):,} training images{held}, {len(data.test):,} test images; "
+    validation = f", {len(data.val):,} held out for validation" if data.val is not None else ""
+    text = f"{plain(data.name)}: {len(data.train):,} training images{validation}, {len(data.test):,} test images; "
     text += f"{channels} × {height} × {width}."
     if data.classes is not None:
         text += f"\n\nClasses, in the order of the logits: {', '.join(plain(name) for name in data.classes)}."
@@ -101,23 +101,23 @@ def _method(run: FinishedRun) -> str:
 
 
 def _recipe(settings: RunConfig) -> list[str]:
-    """What else was done in training, of the keys that are off by default."""
+    """Techniques of the training that are off by default."""
     trainer, augment, erase = settings.trainer, settings.data.get("augment"), settings.data.get("erase")
     smoothing = {str(node["label_smoothing"]) for node in settings.loss.values() if node.get("label_smoothing")}
-    found = [f"mixup (α = {trainer.mixup:g})"] if trainer.mixup else []
-    found += [f"cutmix (α = {trainer.cutmix:g})"] if trainer.cutmix else []
-    found += [f"label smoothing {plain(value)}" for value in sorted(smoothing)]
-    found += [plain(_AUGMENTS.get(str(augment), str(augment)))] if augment else []
-    found += [f"random erasing (probability {plain(str(erase))})"] if erase else []
-    found += [f"gradients clipped at norm {trainer.clip_grad_norm:g}"] if trainer.clip_grad_norm is not None else []
-    found += [f"gradients accumulated over {trainer.accumulate} parts of a batch"] if trainer.accumulate > 1 else []
-    found += ["batch normalisation over the batches of all ranks"] if trainer.sync_bn else []
-    found += ["a teacher that normalised by each batch's statistics"] if settings.teacher.batch_statistics else []
+    texts = [f"mixup (α = {trainer.mixup:g})"] if trainer.mixup else []
+    texts += [f"cutmix (α = {trainer.cutmix:g})"] if trainer.cutmix else []
+    texts += [f"label smoothing {plain(value)}" for value in sorted(smoothing)]
+    texts += [plain(_AUGMENTS.get(str(augment), str(augment)))] if augment else []
+    texts += [f"random erasing (probability {plain(str(erase))})"] if erase else []
+    texts += [f"gradients clipped at norm {trainer.clip_grad_norm:g}"] if trainer.clip_grad_norm is not None else []
+    texts += [f"gradients accumulated over {trainer.accumulate} micro-batches"] if trainer.accumulate > 1 else []
+    texts += ["batch normalisation over the batches of all ranks"] if trainer.sync_bn else []
+    texts += ["a teacher that normalised by each batch's statistics"] if settings.teacher.batch_statistics else []
     if trainer.ema is not None:
-        found.append(
+        texts.append(
             f"weights averaged over the steps (EMA, decay {trainer.ema:g}): the average was evaluated, and is what the files hold"
         )
-    return found
+    return texts
 
 
 def _component(node: dict[str, Any]) -> str:
@@ -141,15 +141,15 @@ def _setting(value: Any) -> str:
 
 def _accuracy(run: FinishedRun) -> str:
     test, teacher = run.summary["test"], run.summary["teacher"]
-    shown = [("top-1", "top1"), ("top-5", "top5")][: 2 if run.settings.data["num_classes"] > 5 else 1]
-    lines = [markdown_row(["network", *(name for name, _ in shown), "cross-entropy", "images"])]
-    lines.append(markdown_row(["---"] * (3 + len(shown))))
+    columns = [("top-1", "top1"), ("top-5", "top5")][: 2 if run.settings.data["num_classes"] > 5 else 1]
+    lines = [markdown_row(["network", *(name for name, _ in columns), "cross-entropy", "images"])]
+    lines.append(markdown_row(["---"] * (3 + len(columns))))
     rows = [("student, last epoch", test, "test")]
     if teacher:
         rows.append(("teacher", teacher, teacher["evaluated_on"]))
-    for who, found, split in rows:
-        rates = [f"{found[key]:.2f} %" for _, key in shown]
-        lines.append(markdown_row([who, *rates, f"{found['loss']:.4f}", f"{found['images']:,} {plain(split)}"]))
+    for network, metrics, split in rows:
+        rates = [f"{metrics[key]:.2f} %" for _, key in columns]
+        lines.append(markdown_row([network, *rates, f"{metrics['loss']:.4f}", f"{metrics['images']:,} {plain(split)}"]))
     return "\n".join(lines)
 
 
@@ -159,13 +159,13 @@ def _files(run: FinishedRun, report: dict[str, Any]) -> str:
     lines = [markdown_row(row) for row in table]
     lines += ["", "Each file was loaded again and compared with the network in memory on the same test images; the "]
     lines[-1] += f"difference is the largest of any logit. {plain(footnote(run, report))}"
-    lines += ["", *(f"- {who}: {counts(report, who)}" for who in ("teacher", "student") if report[who])]
+    lines += ["", *(f"- {network}: {counts(report, network)}" for network in ("teacher", "student") if report[network])]
     lines += ["", "A multiplication and an addition are two FLOP; convolutions and matrix products are counted.", ""]
     return "\n".join([*lines, *(f"- {code(f['file'])}: SHA-256 {code(f['sha256'])}" for f in report["files"].values())])
 
 
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share `p` seen in `n` cases; it holds for shares of 0 and 1, too."""
+    """Wilson's interval for a proportion `p` of `n` cases; it is valid for 0 and 1, too."""
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
@@ -199,15 +199,15 @@ def beside_teacher(student: float, teacher: float) -> str:
 
 
 def _provenance(run: FinishedRun, report: dict[str, Any]) -> str:
-    def words(versions: dict[str, str]) -> str:
+    def versions_text(versions: dict[str, str]) -> str:
         return ", ".join(plain(f"{name} {version}") for name, version in versions.items())
 
     made, hardware = run.summary, run.summary["hardware"]
     return "\n".join(
         [
-            f"- trained: commit {plain(str(made['commit']))}, {words(made['versions'])}; {plain(hardware['device'])}, "
+            f"- trained: commit {plain(str(made['commit']))}, {versions_text(made['versions'])}; {plain(hardware['device'])}, "
             f"{hardware['ranks']} process(es), {made['seconds']:,.0f} s",
-            f"- exported: commit {plain(str(report['commit']))}, {words(report['versions'])}; "
+            f"- exported: commit {plain(str(report['commit']))}, {versions_text(report['versions'])}; "
             f"{plain(report['hardware']['device'])}",
         ]
     )

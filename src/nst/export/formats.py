@@ -25,7 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Normalized(nn.Module):
-    """A network that takes pixels in 0…1 and normalises them itself."""
+    """A network with the normalisation built in: its input is pixels in 0…1."""
 
     mean: Tensor
     std: Tensor
@@ -41,21 +41,21 @@ class Normalized(nn.Module):
         return self.model((pixels - self.mean) / self.std)
 
 
-def wanted_formats(asked: Sequence[str] | None) -> list[str]:
+def formats_to_write(formats: Sequence[str] | None) -> list[str]:
     """The formats to write; by default all, ONNX only if its packages are installed.
 
     Raises:
         ValueError: an unknown format, or ONNX requested and not installed.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if asked is None:
+    if formats is None:
         return [name for name in FORMATS if name != "onnx" or not missing]
-    for name in asked:
+    for name in formats:
         if name not in FORMATS:
-            raise ValueError(f"formats={list(asked)}: {name!r} found, any of {', '.join(FORMATS)} are needed")
-    if "onnx" in asked and missing:
+            raise ValueError(f"formats={list(formats)}: {name!r} found, any of {', '.join(FORMATS)} are needed")
+    if "onnx" in formats and missing:
         raise ValueError(f"formats: onnx needs {', '.join(missing)}: pip install 'nst[onnx]'")
-    return [name for name in FORMATS if name in asked]
+    return [name for name in FORMATS if name in formats]
 
 
 def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
@@ -81,7 +81,7 @@ def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
 def write_safetensors(
     folder: Path, run: FinishedRun, model: nn.Module, about: dict[str, Any], metadata: dict[str, str]
 ) -> None:
-    """`student.safetensors` and `model.json`: which callable with which arguments makes the network they fit."""
+    """`student.safetensors` and `model.json`: the callable and arguments that build the network."""
     save_weights(folder / STUDENT, model, metadata)
     node = without_download(run.settings.model)
     recipe = {
@@ -103,14 +103,14 @@ def write_torch(folder: Path, program: ExportedProgram) -> None:
 
 def write_onnx(folder: Path, program: ExportedProgram, name: str) -> None:
     """`student.onnx`, weights inside; input `name`, output `logits`, the batch size free."""
-    made = torch.onnx.export(
+    exported = torch.onnx.export(
         program, (), input_names=[name], output_names=["logits"], dynamo=True, external_data=False, verbose=False
     )
-    assert made is not None
-    model = made.model_proto
+    assert exported is not None
+    model = exported.model_proto
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch calls it s77 or so
-    del model.graph.value_info[:]  # shapes inside, in terms of the old name; a runtime finds them itself
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch names it s77 or similar
+    del model.graph.value_info[:]  # inner shapes with the old name; runtimes infer them
     write_whole(folder / FILES["onnx"], model.SerializeToString())
 
 

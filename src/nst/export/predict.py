@@ -40,8 +40,8 @@ def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -
         model, prepare, count = run.student(), preprocessing(run.settings.data), run.settings.data["num_classes"]
         names = (run.summary.get("data") or {}).get("classes")
     else:
-        what = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
-        raise ValueError(f"model={folder}: {what}; pass a run's folder, or its export/ (nst export run=… writes it)")
+        reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
+        raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
     return Classifier(model.to(device), prepare, tuple(map(str, names or range(count))))
 
 
@@ -49,15 +49,15 @@ def image_files(folder: Path) -> list[Path]:
     """The images in a folder, by name. Raises ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder")
-    found = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
-    if not found:
+    images = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
+    if not images:
         raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)})")
-    return found
+    return images
 
 
 @torch.no_grad()
 def predict(
-    found: Classifier, files: list[Path], top: int, batch_size: int, device: str = "cpu"
+    student: Classifier, files: list[Path], top: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
     """For each file its `top` most probable classes, with softmax probabilities.
 
@@ -65,11 +65,11 @@ def predict(
         ValueError: a file that is no image, by name.
     """
     for start in range(0, len(files), batch_size):
-        part = files[start : start + batch_size]
-        images = torch.stack([_prepared(found.prepare, file) for file in part])
-        likely = found.model(images.to(device)).softmax(1).topk(min(top, len(found.classes)))
-        for file, values, classes in zip(part, likely.values.tolist(), likely.indices.tolist(), strict=True):
-            yield file, [(found.classes[c], value) for c, value in zip(classes, values, strict=True)]
+        batch = files[start : start + batch_size]
+        images = torch.stack([_prepared(student.prepare, file) for file in batch])
+        likely = student.model(images.to(device)).softmax(1).topk(min(top, len(student.classes)))
+        for file, values, classes in zip(batch, likely.values.tolist(), likely.indices.tolist(), strict=True):
+            yield file, [(student.classes[c], value) for c, value in zip(classes, values, strict=True)]
 
 
 def _prepared(prepare: Preprocessing, file: Path) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a run's folder to verified files: write, load again, compare, time, describe."""
+"""Export of a run's student: write the files, load them again, compare, time, describe."""
 
 import json
 from dataclasses import asdict
@@ -19,8 +19,8 @@ from nst.export.formats import (
     Forward,
     Normalized,
     capture,
+    formats_to_write,
     load,
-    wanted_formats,
     write_onnx,
     write_safetensors,
     write_torch,
@@ -42,29 +42,29 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: the run is not finished, a format can't be written, or a file disagrees with the network in memory.
     """
-    asked = OmegaConf.to_object(cfg)
-    assert isinstance(asked, ExportConfig)
-    _check(asked)
-    formats = wanted_formats(asked.formats)
-    run = finished_run(asked.run, asked.root, asked.allow)
+    settings = OmegaConf.to_object(cfg)
+    assert isinstance(settings, ExportConfig)
+    _check(settings)
+    formats = formats_to_write(settings.formats)
+    run = finished_run(settings.run, settings.root, settings.allow)
     data = build.dataset(run.settings)
-    folder = Path(asked.to) if asked.to else run.folder / "export"
+    folder = Path(settings.to) if settings.to else run.folder / "export"
     student = run.student()
-    write(folder, run, student, data, formats, asked.normalize)
-    report = measure(folder, run, student, data, formats, asked)
+    write(folder, run, student, data, formats, settings.normalize)
+    report = measure(folder, run, student, data, formats, settings)
     write_whole(folder / "export.json", json.dumps(report, indent=1).encode())
-    write_whole(folder / "MODEL_CARD.md", model_card(run, report, data, asked.licence).encode())
+    write_whole(folder / "MODEL_CARD.md", model_card(run, report, data, settings.licence).encode())
     print_table(run, report, folder)
     return report
 
 
-def _check(asked: ExportConfig) -> None:
+def _check(settings: ExportConfig) -> None:
     for key in ("images", "repeats"):
-        if getattr(asked, key) < 1:
-            raise ValueError(f"{key}={getattr(asked, key)}: at least 1 is needed")
-    if asked.device not in ("cpu", "cuda"):
-        raise ValueError(f"device={asked.device}: cpu or cuda is needed")
-    if asked.device == "cuda" and not torch.cuda.is_available():
+        if getattr(settings, key) < 1:
+            raise ValueError(f"{key}={getattr(settings, key)}: at least 1 is needed")
+    if settings.device not in ("cpu", "cuda"):
+        raise ValueError(f"device={settings.device}: cpu or cuda is needed")
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device")
 
 
@@ -99,20 +99,20 @@ def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
 
 
 def measure(
-    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], asked: ExportConfig
+    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], settings: ExportConfig
 ) -> dict[str, Any]:
-    """Load every file again, compare it with the student in memory on test images, and time all beside the teacher.
+    """Load every file again, compare it with the student in memory on test images, and time them and the teacher.
 
     Raises:
-        ValueError: a file gives other logits than the student in memory.
+        ValueError: a file's logits differ from those of the student in memory.
     """
-    batches = list(sample_images(data, asked.images))
+    batches = list(sample_images(data, settings.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
     expected = logits_of(student, images)
-    loaded = {name: load(folder, name, asked.allow) for name in formats}
+    loaded = {name: load(folder, name, settings.allow) for name in formats}
     files = {}
     for name, forward in loaded.items():
-        inputs = [_pixels(x, data) for x in images] if asked.normalize and name != "safetensors" else images
+        inputs = [_pixels(x, data) for x in images] if settings.normalize and name != "safetensors" else images
         agreement = compare(expected, logits_of(forward, inputs), labels)
         path = folder / FILES[name]
         if not agreement.max_difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
@@ -124,12 +124,12 @@ def measure(
     teacher = run.teacher()
     return {
         "images": len(labels),
-        "normalize": asked.normalize,
+        "normalize": settings.normalize,
         "files": files,
         "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
-        "latency": _latency(teacher, student, loaded, run.image_shape, asked),
-        **provenance(torch.device(asked.device), 1),
+        "latency": _latency(teacher, student, loaded, run.image_shape, settings),
+        **provenance(torch.device(settings.device), 1),
     }
 
 
@@ -144,15 +144,15 @@ def _latency(
     student: nn.Module,
     loaded: dict[str, Forward],
     image_shape: tuple[int, int, int],
-    asked: ExportConfig,
+    settings: ExportConfig,
 ) -> dict[str, dict[str, Any]]:
-    """Batch size → who → median milliseconds and calls. The files are timed on the CPU only."""
-    timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(asked.device)}
-    timed["student"] = student.to(asked.device)
-    if asked.device == "cpu":
+    """Batch size → network or file → median milliseconds and calls. The files are timed on the CPU only."""
+    timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
+    timed["student"] = student.to(settings.device)
+    if settings.device == "cpu":
         timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for size in BATCHES:
-        images = torch.randn(size, *image_shape, device=asked.device)
-        found[str(size)] = {name: asdict(v) for name, v in latencies(timed, images, asked.repeats).items()}
-    return found
+        images = torch.randn(size, *image_shape, device=settings.device)
+        result[str(size)] = {name: asdict(v) for name, v in latencies(timed, images, settings.repeats).items()}
+    return result

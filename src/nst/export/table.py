@@ -18,15 +18,15 @@ NAMES = {
 
 
 def cost_rows(run: FinishedRun, report: dict[str, Any]) -> list[list[str]]:
-    """Header, then a row a network or file: what it is, size, accuracy, difference, latencies."""
+    """Header, then a row a network or file: name, size, accuracy, difference, latencies."""
     rows = [["", "size", "top-1", "max. diff.", *(f"batch {b}" for b in report["latency"])]]
     about = {"student": report["student"], **report["files"]}
     if report["teacher"] is not None:
         about = {"teacher": {**report["teacher"], "top1": run.summary["teacher"]["top1"]}, **about}
-    for name, found in about.items():
-        difference = f"{found['max_difference']:.1e}" if "max_difference" in found else ""
+    for name, measured in about.items():
+        difference = f"{measured['max_difference']:.1e}" if "max_difference" in measured else ""
         times = [f"{at[name]['milliseconds']:.2f} ms" if name in at else "" for at in report["latency"].values()]
-        rows.append([NAMES[name], size(found["bytes"]), f"{found['top1']:.2f} %", difference, *times])
+        rows.append([NAMES[name], size(measured["bytes"]), f"{measured['top1']:.2f} %", difference, *times])
     return rows
 
 

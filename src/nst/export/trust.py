@@ -1,6 +1,6 @@
-"""Which code a stored configuration may call: the project's networks and data, and what the user allows by name.
+"""Which code a stored configuration may call: the project's networks and data, and targets that the user allows by name.
 
-A configuration that a user writes is the user's code. One in the folder of a run may come from anybody.
+A configuration that a user writes is trusted like the user's code; one in the folder of a run is not.
 """
 
 import inspect
@@ -17,7 +17,7 @@ TARGET = "_target_"
 
 
 def check_targets(node: Any, file: Path, key: str, allow: Collection[str] = ()) -> None:
-    """Check every `_target_` in a stored configuration, at any depth; nothing of what it names is imported or called.
+    """Check every `_target_` in a stored configuration, at any depth; none of the targets is imported or called.
 
     Args:
         node: plain values, as read from `file`.
@@ -50,23 +50,27 @@ def _may_call(target: Any, allow: Collection[str]) -> bool:
 
 
 def _is_ours(target: str) -> bool:
-    """Whether a dotted name is a network, what makes one, or what loads a data set, and is defined in this package.
+    """Whether a dotted name is a network class, or a function that returns a network or a data set, defined in this package.
 
-    Only modules of this package are imported to find out; names that they have imported from elsewhere do not count.
+    Only modules of this package are imported for this check; names that they import from elsewhere do not count.
     """
     module, _, name = target.rpartition(".")
     if not any(module == home or module.startswith(f"{home}.") for home in ("nst.models", "nst.data")):
         return False
     try:
-        found = getattr(import_module(module), name, None)
+        target_object = getattr(import_module(module), name, None)
     except ImportError:
         return False
-    if not str(getattr(found, "__module__", "")).startswith(("nst.models.", "nst.data.")):
+    if not str(getattr(target_object, "__module__", "")).startswith(("nst.models.", "nst.data.")):
         return False
-    made = (
-        found if isinstance(found, type) else get_type_hints(found).get("return") if inspect.isroutine(found) else None
+    result_class = (
+        target_object
+        if isinstance(target_object, type)
+        else get_type_hints(target_object).get("return")
+        if inspect.isroutine(target_object)
+        else None
     )
-    return isinstance(made, type) and issubclass(made, nn.Module | Dataset)
+    return isinstance(result_class, type) and issubclass(result_class, nn.Module | Dataset)
 
 
 def _short(value: Any) -> str:

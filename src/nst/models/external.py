@@ -175,47 +175,49 @@ def _check_patches(arch: str, model: nn.Module, size: int) -> None:
     if not isinstance(patch, int) or size % patch == 0 or getattr(embed, "dynamic_img_pad", False):
         return
     below = size // patch * patch
-    near = " or ".join(str(fit) for fit in (below, below + patch) if fit > 0)
+    sizes = " or ".join(str(fit) for fit in (below, below + patch) if fit > 0)
     raise ValueError(
         f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
-        f"input_size={near} resizes them for this network"
+        f"input_size={sizes} resizes them for this network"
     )
 
 
-def _check_arguments(library: str, arch: str, given: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
+def _check_arguments(library: str, arch: str, arguments: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
     """Raises ValueError for an argument that the network's constructor does not have; names the nearest."""
-    if not given:
+    if not arguments:
         return
-    for name in given:
+    for name in arguments:
         if name in _RESERVED:
             raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
     try:
         with torch.device("meta"):
-            kind = type(build())
-    except NotImplementedError:  # its initialisation looks at values
-        kind = type(build())
-    names = [name for name in _parameters(kind) if name not in _RESERVED and name not in ("cfg", "device", "dtype")]
-    for name in given:
+            network_class = type(build())
+    except NotImplementedError:  # its initialisation reads values
+        network_class = type(build())
+    names = [
+        name for name in _parameters(network_class) if name not in _RESERVED and name not in ("cfg", "device", "dtype")
+    ]
+    for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            hint = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(names)}"
+            nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            hint = f"nearest: {', '.join(nearest)}" if nearest else f"it has {', '.join(names)}"
             raise ValueError(f"arguments.{name}: {library}'s {arch} has no such argument; {hint}")
 
 
-def _parameters(kind: type[nn.Module]) -> list[str]:
+def _parameters(network_class: type[nn.Module]) -> list[str]:
     """The arguments of a constructor, also those that it passes to its base class or to a dataclass `cfg`."""
-    found: list[str] = []
-    for level in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+    names: list[str] = []
+    for level in network_class.__mro__[: network_class.__mro__.index(nn.Module)]:
         if "__init__" not in vars(level):
             continue
         parameters = inspect.signature(level.__init__).parameters.values()
-        found += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
         if all(p.kind != p.VAR_KEYWORD for p in parameters):
             break
-        if "cfg" in found:
+        if "cfg" in names:
             config = get_type_hints(level.__init__)["cfg"]
-            found += [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    return list(dict.fromkeys(found))
+            names += [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    return list(dict.fromkeys(names))
 
 
 @contextmanager
@@ -254,8 +256,8 @@ def _import_timm() -> ModuleType:
 def _check_name(library: str, arch: str, names: list[str]) -> None:
     if arch in names:
         return
-    near = difflib.get_close_matches(arch, names, n=5, cutoff=0.4)
-    hint = f"nearest names: {', '.join(near)}" if near else f"it has {len(names)}, such as {', '.join(names[:3])}"
+    nearest = difflib.get_close_matches(arch, names, n=5, cutoff=0.4)
+    hint = f"nearest names: {', '.join(nearest)}" if nearest else f"it has {len(names)}, such as {', '.join(names[:3])}"
     raise ValueError(f"arch={arch!r}: {library} has no classification model of that name; {hint}")
 
 

@@ -62,7 +62,7 @@ def tap_layout(model: nn.Module, path: str) -> Convert:
         return _hiera_block(model, int(name.rpartition(".")[2]))
     item = _ITEM.get(qualified(model))
     last = _channels_last(model, name) and not (side == "input" and hasattr(module, "patch_size"))
-    by_window = any(qualified(around) in _BY_WINDOW for around in _line(model, name))
+    by_window = any(qualified(around) in _BY_WINDOW for around in _enclosing(model, name))
     by_head = name.rpartition(".")[2] in _BY_HEAD
 
     def convert(value: Any, images: tuple[int, ...]) -> Any:
@@ -90,8 +90,8 @@ def _unfolded(model: nn.Module, path: str, tokens: Tensor, images: tuple[int, ..
         for extra in (prefix, 0):  # some families add the class token in their last blocks
             if tokens.shape[1] == height * width + extra:
                 return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))
-    shown = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
-    raise _no_map(model, path, tokens, f"it has {tokens.shape[1]} tokens an image, not {shown} plus {prefix}")
+    expected = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
+    raise _no_map(model, path, tokens, f"it has {tokens.shape[1]} tokens an image, not {expected} plus {prefix}")
 
 
 def _grids(model: nn.Module, height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -120,42 +120,42 @@ def _hiera_block(model: nn.Module, index: int) -> Convert:
     return convert
 
 
-def _line(model: nn.Module, name: str) -> list[nn.Module]:
-    """A module and those around it, the network last."""
+def _enclosing(model: nn.Module, name: str) -> list[nn.Module]:
+    """A module and the modules that contain it, the network last."""
     parts = name.split(".") if name else []
     return [model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)]
 
 
 def _channels_last(model: nn.Module, name: str) -> bool:
     """Whether a 4-D output of a module is `[B, H, W, C]`, by the module or the nearest enclosing one that determines it."""
-    line = _line(model, name)
+    line = _enclosing(model, name)
     for module, parent in zip(line, [*line[1:], None], strict=True):
-        if (told := _tells(module)) is not None:
-            return told
-        if isinstance(parent, nn.Sequential):  # an activation works on what the module before it gave
+        if (last := _known_layout(module)) is not None:
+            return last
+        if isinstance(parent, nn.Sequential):  # an activation keeps the layout of the module before it
             before = list(parent)[: list(parent).index(module)]
-            if (told := next((t for m in reversed(before) if (t := _tells(m)) is not None), None)) is not None:
-                return told
+            if (last := next((t for m in reversed(before) if (t := _known_layout(m)) is not None), None)) is not None:
+                return last
     return False
 
 
-def _tells(module: nn.Module) -> bool | None:
+def _known_layout(module: nn.Module) -> bool | None:
     """Whether a module's 4-D output has its channels last, if its class determines it."""
-    kind = qualified(module)
-    if kind in _LAST_BY_CLASS:
-        return _LAST_BY_CLASS[kind]
-    if isinstance(module, _FIRST) or re.search("(Norm|Pool).*2d", kind):
+    name = qualified(module)
+    if name in _LAST_BY_CLASS:
+        return _LAST_BY_CLASS[name]
+    if isinstance(module, _FIRST) or re.search("(Norm|Pool).*2d", name):
         return False
-    if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in kind or "SimpleNorm" in kind:
+    if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in name or "SimpleNorm" in name:
         return True
-    if kind == "misc.Permute":
+    if name == "misc.Permute":
         return bool(module.dims[-1] == 1)  # pyright: ignore[reportIndexIssue]
-    if (told := getattr(module, "output_fmt", None)) is not None:
-        return str(getattr(told, "value", told)).upper() == "NHWC"
+    if (layout := getattr(module, "output_fmt", None)) is not None:
+        return str(getattr(layout, "value", layout)).upper() == "NHWC"
     if hasattr(module, "fc1") and hasattr(module, "fc2"):  # a perceptron: linear layers or 1x1 convolutions
-        return _tells(module.fc2)  # pyright: ignore[reportArgumentType]
+        return _known_layout(module.fc2)  # pyright: ignore[reportArgumentType]
     if isinstance(module, nn.Sequential) and len(module):
-        return next((t for m in reversed(list(module)) if (t := _tells(m)) is not None), None)
+        return next((t for m in reversed(list(module)) if (t := _known_layout(m)) is not None), None)
     return None
 
 

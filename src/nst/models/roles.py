@@ -30,7 +30,7 @@ def timm_taps(model: nn.Module) -> dict[str, str]:
     """The roles of a network of timm, from its `feature_info`; {} where that names no module that is called."""
     if taps := residual_taps(model):
         return taps
-    if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes at once, joined in the end
+    if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes in parallel, joined at the end
         count = len(model.incre_modules)  # pyright: ignore[reportArgumentType]
         return _named("stage", [f"incre_modules.{k}" for k in range(count)]) | {"last": "final_layer"}
     if getattr(model, "parallel_blocks", None) is not None:  # CoaT: the same, in one module
@@ -40,10 +40,10 @@ def timm_taps(model: nn.Module) -> dict[str, str]:
     if not one_size:
         info = [entry for entry in info if entry["reduction"] >= 4 and "stem" not in entry["module"]]
     names = [_called(model, entry["module"]) for entry in info]
-    known = [name for name in names if name is not None]
-    if len(known) < len(names) or (qualified(model).startswith("crossvit.")):
+    modules = [name for name in names if name is not None]
+    if len(modules) < len(names) or (qualified(model).startswith("crossvit.")):
         return {}
-    taps = _named("block" if one_size else "stage", known)
+    taps = _named("block" if one_size else "stage", modules)
     return taps if one_size else taps | _pre_relu(model, taps)
 
 
@@ -61,10 +61,10 @@ def torchvision_taps(model: nn.Module) -> dict[str, str]:
         )
     if kind == "shufflenetv2.ShuffleNetV2":
         return {"stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "last": "conv5"}
-    for whole in ("features", "layers"):  # `layers` in MNASNet
-        body = getattr(model, whole, None)
+    for container in ("features", "layers"):  # `layers` in MNASNet
+        body = getattr(model, container, None)
         if isinstance(body, nn.Sequential):
-            return _named("stage", [f"{whole}.{k}" for k in _stage_ends(body)]) | {"last": whole}
+            return _named("stage", [f"{container}.{k}" for k in _stage_ends(body)]) | {"last": container}
     return {}
 
 
@@ -87,7 +87,7 @@ def _pre_relu(model: nn.Module, taps: dict[str, str], families: Iterable[str] | 
     """The inputs of the ReLUs that end the stages, where the family's blocks end in one."""
     if families is not None and qualified(model).partition(".")[0] not in families:
         return {}
-    found: dict[str, str] = {}
+    relus: dict[str, str] = {}
     for role, name in taps.items():
         blocks = list(model.get_submodule(name).named_children())
         if not blocks:
@@ -96,12 +96,12 @@ def _pre_relu(model: nn.Module, taps: dict[str, str], families: Iterable[str] | 
         kinds: Any = nn.Module if families is None else nn.ReLU
         relu = next((r for r in _LAST_RELU if isinstance(getattr(block, r, None), kinds)), None)
         if relu is not None:
-            found[f"{role}_pre_relu"] = f"{name}.{inner}.{relu}:input"
-    return found
+            relus[f"{role}_pre_relu"] = f"{name}.{inner}.{relu}:input"
+    return relus
 
 
 def _called(model: nn.Module, name: str) -> str | None:
-    """The module whose output a name in `feature_info` means: the last one of a list of modules."""
+    """The module that a name in `feature_info` refers to; of a list of modules, the last one."""
     modules = dict(model.named_modules())
     for start, real in (("block.", "blocks."), ("block.", "stages.")):  # timm's names for Twins, for MViT
         if name not in modules and name.startswith(start) and name.replace(start, real, 1) in modules:

@@ -51,8 +51,8 @@ def _look_through_zip(file: BinaryIO, size: int) -> None:
         parts = {part.filename.lower(): part.file_size for part in archive.infolist()}
         if len(parts) != len(archive.infolist()):
             raise ValueError("two of its parts have the same name")
-        if (whole := sum(parts.values())) > _GROWTH * size + _SPARE:
-            raise ValueError(f"its parts would take {whole:,} bytes, the file has {size:,}")
+        if (total := sum(parts.values())) > _GROWTH * size + _SPARE:
+            raise ValueError(f"its parts would take {total:,} bytes, the file has {size:,}")
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is a zip file, but not one of torch.save")
@@ -61,9 +61,11 @@ def _look_through_zip(file: BinaryIO, size: int) -> None:
         folder = pickles[0].removesuffix("data.pkl")
 
         def check(key: str, needed: int) -> None:
-            found = parts.get(f"{folder}data/{key}".lower())
-            if found is None or needed > found:
-                raise ValueError(f"a tensor needs {needed:,} bytes of its part data/{key}, which has {found or 0:,}")
+            available = parts.get(f"{folder}data/{key}".lower())
+            if available is None or needed > available:
+                raise ValueError(
+                    f"a tensor needs {needed:,} bytes of its part data/{key}, which has {available or 0:,}"
+                )
 
         _Survey(io.BytesIO(archive.read(pickles[0])), check).load()
 

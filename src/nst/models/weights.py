@@ -53,9 +53,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"weights file {path} {error}") from error
     except OSError as error:
         raise ValueError(f"weights file {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file makes its parser raise nearly anything
-        told = str(error).partition("\n")[0][:200]
-        reason = told if " " in told else f"it cannot be parsed ({type(error).__name__} {told})"
+    except Exception as error:  # on a damaged file a parser may raise nearly anything
+        message = str(error).partition("\n")[0][:200]
+        reason = message if " " in message else f"it cannot be parsed ({type(error).__name__} {message})"
         raise ValueError(f"weights file {path} is damaged or no {kind} file: {reason}") from error
 
 
@@ -67,8 +67,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as f:
         state, metadata = {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
     named = metadata.pop(CHECKSUM, None)
-    if named is not None and named != (found := _checksum(state)):
-        raise _WrongContent(f"is damaged: its tensors have SHA-256 {found}, not {named}")
+    if named is not None and named != (digest := _checksum(state)):
+        raise _WrongContent(f"is damaged: its tensors have SHA-256 {digest}, not {named}")
     for key in ("mean", "std"):  # normalisation of the training data, see `nst.runs.teacher`
         if key in metadata and not re.fullmatch(r"[-+\d.e]+(,[-+\d.e]+)*", metadata[key]):
             raise _WrongContent(f"is damaged: its metadata has {key}={metadata[key][:80]!r}, numbers are needed")
@@ -122,25 +122,25 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     extra = [k for k in state if k not in expected and not k.endswith("num_batches_tracked")]
     shared = [(k, v, expected[k]) for k, v in state.items() if k in expected]
     shapes = [
-        f"{k}: {list(v.shape)} in the file, {list(own.shape)} in the model"
-        for k, v, own in shared
-        if v.shape != own.shape
+        f"{k}: {list(v.shape)} in the file, {list(parameter.shape)} in the model"
+        for k, v, parameter in shared
+        if v.shape != parameter.shape
     ]
     types = [
-        f"{k}: {v.dtype} in the file, {own.dtype} in the model"
-        for k, v, own in shared
-        if own.is_floating_point() and not v.is_floating_point()
+        f"{k}: {v.dtype} in the file, {parameter.dtype} in the model"
+        for k, v, parameter in shared
+        if parameter.is_floating_point() and not v.is_floating_point()
     ]
     problems = [("missing", missing), ("not in the model", extra), ("other shapes", shapes), ("other types", types)]
     if any(names for _, names in problems):
-        told = "; ".join(f"{what}: {_few(names)}" for what, names in problems if names)
-        raise ValueError(f"weights file {path} is of another architecture; {told}")
+        differences = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems if names)
+        raise ValueError(f"weights file {path} is of another architecture; {differences}")
     model.load_state_dict({k: v for k, v in state.items() if k in expected}, strict=False)
     return metadata
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are one and the same memory."""
+    """Equal for tensors that share their memory."""
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
@@ -156,12 +156,12 @@ def check_saveable(model: nn.Module) -> None:
 
 def _rename_classifier(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = ("fc", "linear", "classifier", "head")
-    found = [n for n in names if f"{n}.weight" in state]
-    wanted = [n for n in names if f"{n}.weight" in expected]
-    if len(found) != 1 or len(wanted) != 1 or found == wanted:
+    present = [n for n in names if f"{n}.weight" in state]
+    needed = [n for n in names if f"{n}.weight" in expected]
+    if len(present) != 1 or len(needed) != 1 or present == needed:
         return state
     return {
-        k.replace(f"{found[0]}.", f"{wanted[0]}.", 1) if k.startswith(f"{found[0]}.") else k: v
+        k.replace(f"{present[0]}.", f"{needed[0]}.", 1) if k.startswith(f"{present[0]}.") else k: v
         for k, v in state.items()
     }
 
