@@ -1,6 +1,7 @@
 """The tables of cost that stand in the pages are those of the files in results/."""
 
 import json
+from statistics import mean, stdev
 from typing import Any
 
 from tests.conftest import ROOT
@@ -78,3 +79,46 @@ def test_the_cosines_between_the_gradients_of_two_terms() -> None:
             rows = [row for run in runs for row in run["measured"][when] if row["term"] == term]
             cosines = [row["cosines"][other] for row in rows if other in row["cosines"]]
             assert cell == ", ".join(f"{cosine:.2f}".replace("-", "−") for cosine in cosines)
+
+
+RECIPES = {
+    "baseline": {"ce"},
+    "KD": {"ce", "kd"},
+    "FitNet": {"ce", "fitnet"},
+    "AT": {"ce", "at"},
+    "NST poly": {"ce", "nst_poly"},
+    "KD + AT": {"ce", "kd", "at"},
+    "KD + NST poly": {"ce", "kd", "nst_poly"},
+}
+
+
+def recipe_runs(method: str, clip: float | None) -> list[dict[str, Any]]:
+    """Runs on held-out images, without the baseline on the cached views, which is KD with a negligible weight."""
+    runs = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
+    runs = [run for run in runs if set(run["loss"]) == RECIPES[method] and run["clip"] == clip]
+    return [run for run in runs if run["loss"].get("kd", {}).get("weight") != 1e-9]
+
+
+def held_out(run: dict[str, Any]) -> float:
+    return run["top1_by_epoch"][str(run["epochs"])]
+
+
+def test_each_method_at_its_best_rate_with_and_without_clipping() -> None:
+    shown = table("measured.md", "| loss | not clipped | best rate | clipped at norm 2 | best rate |")
+    assert set(shown) == set(RECIPES)
+    for method, cells in shown.items():
+        for clip, accuracy, rate in zip((None, 2), cells[::2], cells[1::2], strict=True):
+            runs = recipe_runs(method, clip)
+            first = {run["optim"]["lr"]: held_out(run) for run in runs if run["seed"] == 0}
+            assert float(rate) == max((0.2, 0.4, 0.8), key=lambda lr: first[lr])
+            seeds = [held_out(run) for run in runs if run["optim"]["lr"] == float(rate)]
+            assert accuracy == f"{mean(seeds):.2f} ± {stdev(seeds):.2f} ({len(seeds)})"
+
+
+def test_other_norms_of_clipping() -> None:
+    shown = table("measured.md", "| loss | norm 1 | norm 2 | norm 5 | not clipped |")
+    assert set(shown) == set(RECIPES)
+    for method, cells in shown.items():
+        for clip, cell in zip((1, 2, 5, None), cells, strict=True):
+            runs = [run for run in recipe_runs(method, clip) if run["optim"]["lr"] == 0.4 and run["seed"] == 0]
+            assert cell == (f"{held_out(runs[0]):.2f}" if runs else "–")
