@@ -126,7 +126,7 @@ def summarise(results: dict, batch: int) -> Row:
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """How many times faster and leaner than the broadcast form of the same loss, image for image."""
+    """Speed-up and memory reduction against the broadcast form of the same loss, image for image."""
     broadcast = {
         (row["allocator"], row["setting"], row["loss"]): row
         for row in rows
@@ -136,9 +136,9 @@ def add_ratios(rows: list[Row]) -> None:
         loss = "gaussian" if row["loss"] == "taylor" else row["loss"]
         base = broadcast.get((row["allocator"], row["setting"], loss))
         if base is not None and "error" not in row:
-            row["times_faster"] = base["ms_per_image"] / row["ms_per_image"]
+            row["speedup"] = base["ms_per_image"] / row["ms_per_image"]
             if row["mb_per_image"] > 0:
-                row["times_leaner"] = base["mb_per_image"] / row["mb_per_image"]
+                row["memory_reduction"] = base["mb_per_image"] / row["mb_per_image"]
 
 
 def work(method: Method, setting: Setting) -> tuple[float, float]:
@@ -172,7 +172,7 @@ def print_tables(report: dict) -> None:
         allocator, setting = key[0], SETTINGS[key[1]]
         table = Table(title=f"{shape_of(setting)} · {allocator} allocator")
         table.add_column("method", no_wrap=True, min_width=max(len(cells(row)[0]) for row in report["rows"]))
-        for column in ("B", "ms (quartiles)", "n", "MB", "faster", "leaner"):
+        for column in ("B", "ms (quartiles)", "n", "MB", "speed-up", "memory reduction"):
             table.add_column(column, justify="right", no_wrap=True)
         if "ceilings" in report:
             table.add_column("roofline", justify="right")
@@ -194,7 +194,7 @@ def cells(row: Row) -> list[str]:
     if "error" in row:
         return [name, str(row["batch"]), row["error"][:40]]
     low, high = row["quartiles_ms"]
-    ratios = [f"{row[key]:.1f}×" if key in row else "" for key in ("times_faster", "times_leaner")]
+    ratios = [f"{row[key]:.1f}×" if key in row else "" for key in ("speedup", "memory_reduction")]
     roofline = [f"{max(row['share_of_bandwidth'], row['share_of_flops']):.0%}"] if "share_of_flops" in row else []
     times = [f"{row['median_ms']:.1f} ({low:.1f}–{high:.1f})", str(row["n"])]
     return [name, str(row["batch"]), *times, f"{row['extra_mb']:.0f}", *ratios, *roofline]
@@ -204,7 +204,7 @@ def markdown(report: dict) -> str:
     """The short table: for each setting the broadcast form, the pairwise product and ours, default allocator."""
     machine = report["machine"]
     lines = [
-        "| setting | loss | broadcast form | pairwise product | this project | faster | leaner |",
+        "| setting | loss | broadcast form | pairwise product | this project | speed-up | memory reduction |",
         "|---|---|---|---|---|---|---|",
     ]
     results = {(r["setting"], r["method"], r["compiled"]): r for r in reversed(report["rows"]) if "error" not in r}
@@ -214,7 +214,7 @@ def markdown(report: dict) -> str:
             if ours is None:
                 continue
             others = [results.get((setting, f"{loss}-{form}", False)) for form in ("broadcast", "pairwise")]
-            ratios = [f"{ours[key]:,.0f}×" if key in ours else "" for key in ("times_faster", "times_leaner")]
+            ratios = [f"{ours[key]:,.0f}×" if key in ours else "" for key in ("speedup", "memory_reduction")]
             texts = [short(row, SETTINGS[setting].batch) for row in (*others, ours)]
             lines.append(f"| {' | '.join([shape_of(SETTINGS[setting]), loss, *texts, *ratios])} |")
     count = min((row["n"] for row in results.values()), default=0)

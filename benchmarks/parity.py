@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         print((__doc__ or "").strip())
         return 2
     a, b, *own = arguments
-    cases = {"as asked": own} if own else CASES
+    cases = {"as given": own} if own else CASES
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         sides = [Side(commit, Path(folder) / name) for commit, name in ((a, "a"), (b, "b"))]

@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         reasons = kept_live(requests, shapes, allow_large=True)
         cachable = [r for r in requests if r.key not in reasons]
         live = LiveTeacher(copy.deepcopy(teacher), ())
-        cache, needed, filling = filled(arguments, Path(folder), split, live, cachable, shapes)
+        cache, needed, writing = filled(arguments, Path(folder), split, live, cachable, shapes)
         subset = split.view_subset(arguments.views)
         first = next(iter(split.loader(arguments.batch_size, train=True, device=device).epoch(0)))
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
                 cached = CachedTeacher(cache, arrays_of, subset, device, residence=arguments.residence)
                 cases.append(case(arguments, split, name, "stored", distiller(arguments, [name], shapes), cached))
         rows = measure(arguments, cases)
-    report = {"machine": describe(arguments.device), "filling": filling, "rows": rows}
+    report = {"machine": describe(arguments.device), "writing": writing, "rows": rows}
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
     print_tables(arguments, report)
@@ -225,10 +225,10 @@ def filled(
         live.set_requests([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
         live.set_requests(requests)
-        filling, fill_processor = timed(
+        writing, fill_processor = timed(
             lambda cache=cache: write_cache(cache, live, loader, subset, needed), arguments.device
         )
-        rates.append((cache.rows / forward, cache.rows / filling, forward / filling, bare_processor / fill_processor))
+        rates.append((cache.rows / forward, cache.rows / writing, forward / writing, bare_processor / fill_processor))
     teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
     return (
         caches[0],
@@ -326,9 +326,9 @@ def print_tables(arguments: argparse.Namespace, report: Row) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table)
-    filling = report["filling"]
+    writing = report["writing"]
     console.print(
-        f"writing a cache: {filling['images_per_second']:.0f} images/s, {100 * filling['ratio']:.0f} % of the teacher's "
-        f"own forward speed ({filling['teacher_images_per_second']:.0f}), {100 * filling['by_processor_time']:.0f} % by "
+        f"writing a cache: {writing['images_per_second']:.0f} images/s, {100 * writing['ratio']:.0f} % of the teacher's "
+        f"own forward speed ({writing['teacher_images_per_second']:.0f}), {100 * writing['by_processor_time']:.0f} % by "
         "processor time"
     )

@@ -168,7 +168,7 @@ BOMBS = {
 def test_small_files_that_would_fill_the_memory_are_refused(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before torch is asked to load them."""
+    """Before torch loads them."""
 
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded")
@@ -188,7 +188,7 @@ def test_mutated_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
     save_weights(path, net(), {"mean": "0.5", "std": "0.1"})
     if name != "w.safetensors":
         path.write_bytes(torch_bytes({"model": net().state_dict()}, _use_new_zipfile_serialization=name == "w.pt"))
-    whole, told = path.read_bytes(), []
+    whole, errors = path.read_bytes(), []
     for _ in range(150):
         content = bytearray(whole)
         for _ in range(draw.choice([1, 2, 10])):
@@ -197,9 +197,9 @@ def test_mutated_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
         try:
             load_weights(net(), path)
         except ValueError as error:
-            told.append(str(error))
-    assert len(told) > 100
-    assert all(str(path) in text for text in told)
+            errors.append(str(error))
+    assert len(errors) > 100
+    assert all(str(path) in text for text in errors)
 
 
 def test_what_is_no_weights_file_is_an_error(tmp_path: Path) -> None:

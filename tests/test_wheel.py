@@ -98,14 +98,14 @@ def test_the_wheel_declares_its_command_and_licence(installed: Path) -> None:
 def test_commands_of_the_wheel_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """What needs files of the package besides its code: configurations, tables, the template; nothing of the repository."""
     light = "import sys; sys.modules['torch'] = None"
-    told = {
+    messages = {
         ("train", "--cfg", "job", "model=resnet14"): "name: resnet14",
         ("train", "model=resnet21"): "resnet20",
         ("reproduce", "table=quick/digit"): "did you mean quick/digits",
         ("benchmark", "losses"): "run nst benchmark from a clone",
         ("new", "mine"): "next: cd mine",
     }
-    for words, text in told.items():
+    for words, text in messages.items():
         done = call(installed, tmp_path, *words, before=light)
         assert text in done.stdout + done.stderr, done
         assert "Traceback" not in done.stderr

@@ -42,7 +42,7 @@ def test_the_command(tmp_path, capsys):
     report = json.loads(target.read_text())
     ours, broadcast = report["rows"]
     assert broadcast["batch"] < ours["batch"] == 64
-    assert ours["times_faster"] == pytest.approx(broadcast["ms_per_image"] / ours["ms_per_image"])
+    assert ours["speedup"] == pytest.approx(broadcast["ms_per_image"] / ours["ms_per_image"])
     assert len(report["machine"]["commit"]) >= 7
     table = capsys.readouterr().out
     assert "CRD, last stage" in table

@@ -18,7 +18,7 @@ from nst.data.memory import MemoryLoader
 from nst.runs import folder, record
 from nst.runs import teacher_cache as teaching
 from nst.runs.checkpoint import Checkpoints
-from nst.teacher import write as filling
+from nst.teacher import write as writing
 from nst.training import compiled, loop, trainer
 
 
@@ -93,23 +93,23 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
     loop.Loop.finish_epoch = patched
 
 
-def in_filling(number: int, signum: int, sync_seconds: float = 0.0, rank: int = 0) -> None:
+def while_writing(number: int, signum: int, sync_seconds: float = 0.0, rank: int = 0) -> None:
     """A signal to one rank while its `number`-th batch of a teacher cache is written."""
-    filling.SYNC_SECONDS = sync_seconds
-    write, count = filling.Writing.write, itertools.count(1)
+    writing.SYNC_SECONDS = sync_seconds
+    write, count = writing.Writing.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
         if next(count) == number and os.environ.get("RANK", "0") == str(rank):
             os.kill(os.getpid(), signum)
         write(*args)
 
-    filling.Writing.write = patched
+    writing.Writing.write = patched
 
 
 def signal_while_writing(signum: int) -> None:
     """A signal to one of the ranks that write a teacher cache together, which takes its time."""
-    filling.SYNC_SECONDS, filling.ASK_ROUNDS = 0.0, 1
-    wait, write = teaching.StopTogether.wait, filling.Writing.write
+    writing.SYNC_SECONDS, writing.ASK_ROUNDS = 0.0, 1
+    wait, write = teaching.StopTogether.wait, writing.Writing.write
 
     def waiting(stop: Any) -> None:
         threading.Timer(0.5, os.kill, (os.getpid(), signum)).start()
@@ -119,7 +119,7 @@ def signal_while_writing(signum: int) -> None:
         time.sleep(0.2)
         write(*args)
 
-    teaching.StopTogether.wait, filling.Writing.write = waiting, slow
+    teaching.StopTogether.wait, writing.Writing.write = waiting, slow
 
 
 def signal_in_compilation(signum: int) -> None:

@@ -1,4 +1,4 @@
-"""Starts runs quickly: a process that has everything imported and forks one child for each run asked for.
+"""Starts runs quickly: a process that has everything imported and forks one child for each requested run.
 
 Lines of JSON in, lines of JSON out. `{"args", "env", "folder", "output", "fault"}` forks a child that does what
 `python train.py <args>` does (the configuration is composed here, once for the same arguments), after the fault (a
@@ -37,22 +37,22 @@ def composed(args: tuple[str, ...]) -> DictConfig:
         return compose("config", overrides=list(args))
 
 
-def start(asked: dict[str, Any]) -> int:
+def start(request: dict[str, Any]) -> int:
     """Fork a child for one run."""
-    cfg = composed(tuple(asked["args"]))
+    cfg = composed(tuple(request["args"]))
     pid = os.fork()
     if pid == 0:
-        output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.chdir(asked["folder"])
-        os.environ |= asked["env"]
-        sys.argv = ["train.py", *asked["args"]]
+        os.chdir(request["folder"])
+        os.environ |= request["env"]
+        sys.argv = ["train.py", *request["args"]]
         status = 1
         try:
-            if asked["fault"]:
-                name, *args = asked["fault"]
+            if request["fault"]:
+                name, *args = request["fault"]
                 getattr(injections, name)(*args)
             with readable_errors():
                 run(cfg)
@@ -86,8 +86,8 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        asked = json.loads(line)
-        answer = wait(asked["wait"], asked["seconds"]) if "wait" in asked else start(asked)
+        request = json.loads(line)
+        answer = wait(request["wait"], request["seconds"]) if "wait" in request else start(request)
         print(json.dumps(answer), file=answers, flush=True)
 
 

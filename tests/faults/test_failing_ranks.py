@@ -1,4 +1,4 @@
-"""Several processes: none hangs, the reason is told once, a restart goes on from the last checkpoint."""
+"""Several processes: none hangs, the reason is reported once, a restart goes on from the last checkpoint."""
 
 import json
 import subprocess

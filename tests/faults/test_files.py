@@ -1,4 +1,4 @@
-"""Damaged, missing and unwritable files: said, survived where that is possible, and never a silent new start."""
+"""Damaged, missing and unwritable files: an error names the file, or training continues without it; it never silently restarts."""
 
 import hashlib
 import io

@@ -109,12 +109,12 @@ def test_a_loss_whose_buffers_differ_between_ranks_is_refused(server: Server, ti
 
 
 def test_stored_knowledge(server: Server, tiny: list[str], tmp_path: Path) -> None:
-    """Killed while the store is filled, then in training."""
+    """Killed while the teacher cache is written, then in training."""
     args = [*tiny, "loss=[kd,at,nst_linear,nst_poly]", "knowledge=stored", "knowledge.views=3"]
     alone = Place(server, tmp_path / "alone", [*args, "trainer.checkpoint_every=2 steps"])
     killed = Place(server, tmp_path / "killed", alone.args)
     assert alone.run() == 0, alone.text()
-    assert killed.run("in_filling", 4, signal.SIGKILL) == KILLED, killed.text()
+    assert killed.run("while_writing", 4, signal.SIGKILL) == KILLED, killed.text()
     assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
     assert killed.run() == 0, killed.text()
     assert differing(outcome(killed.path), outcome(alone.path)) == []

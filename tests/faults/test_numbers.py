@@ -56,7 +56,7 @@ def test_skipped_and_counted(place: Place, server: Server, tmp_path: Path) -> No
 
 
 def test_any_rank(server: Server, tiny: list[str], tmp_path: Path) -> None:
-    """No rank takes the step; the reason is told once."""
+    """No rank takes the step; the reason is reported once."""
     place = Place(server, tmp_path / "here", [*tiny, "trainer.checkpoint_every=2 steps"])
     assert place.ranks("nan_in_step", 5, 1) == [1, 1]
     texts = place.text(0) + place.text(1)

@@ -65,7 +65,7 @@ def test_cached_crops(server: Server, photographs: list[str], tmp_path: Path) ->
     alone = Place(server, tmp_path / "alone", [*photographs, *stored])
     killed = Place(server, tmp_path / "killed", alone.args)
     assert alone.run() == 0, alone.text()
-    assert killed.run("in_filling", 4, signal.SIGKILL) == KILLED, killed.text()
+    assert killed.run("while_writing", 4, signal.SIGKILL) == KILLED, killed.text()
     assert killed.run("die_after_step", 4) == KILLED, killed.text()
     assert "% there" in killed.text()
     assert killed.run() == 0, killed.text()

@@ -11,7 +11,7 @@ import pytest
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
 
-from nst.teacher import write as filling
+from nst.teacher import write as writing
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
@@ -93,9 +93,9 @@ def test_while_a_cache_is_written(server: Server, tmp_path: Path, tiny: list[str
     place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
     for number, signum in ((3, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGINT)):
         before = rows_stored(place)
-        assert place.run("in_filling", number, signum, 600.0) == STATUS[signum], place.text()
+        assert place.run("while_writing", number, signum, 600.0) == STATUS[signum], place.text()
         assert f"stopped by {signum.name} after saving; the same command continues" in place.text()
-        assert before + 16 * (number - 1) < rows_stored(place) <= before + 16 * (number + filling.IN_FLIGHT)
+        assert before + 16 * (number - 1) < rows_stored(place) <= before + 16 * (number + writing.IN_FLIGHT)
     assert place.run() == 0, place.text()
     assert rows_stored(place) == 4 * 96
 
@@ -106,8 +106,8 @@ def test_while_ranks_write_a_cache(server: Server, tmp_path: Path, tiny: list[st
     assert place.ranks("signal_while_writing", signal.SIGTERM) == [143, 143], place.texts()
     assert place.texts().count("stopped by SIGTERM") == 1
     assert 0 < rows_stored(place) < 4 * 96
-    assert place.ranks("in_filling", 2, signal.SIGKILL) == [-9, 1], place.texts()
-    assert place.ranks("in_filling", 2, signal.SIGKILL, 0.0, 1) == [1, -9], place.texts()
+    assert place.ranks("while_writing", 2, signal.SIGKILL) == [-9, 1], place.texts()
+    assert place.ranks("while_writing", 2, signal.SIGKILL, 0.0, 1) == [1, -9], place.texts()
     assert place.ranks() == [0, 0], place.texts()
     assert rows_stored(place) == 4 * 96
 

@@ -25,14 +25,14 @@ TINY = (
 
 
 def test_request():
-    asked = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
-    assert (asked.table, asked.seeds, asked.epochs, asked.plan) == ("paper/cifar10", 3, 0.1, True)
-    assert asked.overrides == ("data.limit=2000", "data.root=x")
-    assert asked.folder == "paper/cifar10/epochs=0.1,data.limit=2000"
+    settings = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
+    assert (settings.table, settings.seeds, settings.epochs, settings.plan) == ("paper/cifar10", 3, 0.1, True)
+    assert settings.overrides == ("data.limit=2000", "data.root=x")
+    assert settings.folder == "paper/cifar10/epochs=0.1,data.limit=2000"
     assert parse(["table=quick/digits"]).folder == "quick/digits/full"
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
-    assert asked.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
+    assert settings.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
 
 
 @pytest.mark.parametrize(

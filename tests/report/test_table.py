@@ -27,7 +27,7 @@ def test_numbers(tmp_path: Path):
     assert (kd["paired"]["mean"], kd["paired"]["n"]) == (pytest.approx(-1.0), 3)
     assert kd["paired"]["half_width"] == pytest.approx(0.0, abs=1e-9)
     assert kd["verdict"] == "reproduced"
-    assert (nst["last"]["n"], nst["asked"]) == (2, 3)
+    assert (nst["last"]["n"], nst["planned"]) == (2, 3)
     assert nst["last"]["mean"] == pytest.approx(4.45)
     assert [row["rank"] for row in group["rows"]] == [3, 2, 1]
     assert [row["published_rank"] for row in group["rows"]] == [3, 2, 1]
@@ -92,7 +92,7 @@ def test_diverged_runs_are_counted_and_no_result(tmp_path: Path):
     (gone / "diverged.json").write_text('{"step": 3, "reason": "step 3: not finite"}')
     result = read_table(folder, tmp_path)
     row = result["groups"][0]["rows"][1]
-    assert (row["diverged"], row["last"]["n"], row["asked"]) == (1, 2, 3)
+    assert (row["diverged"], row["last"]["n"], row["planned"]) == (1, 2, 3)
     text = as_markdown(result)
     assert "| 5.00 ± 1.41 (2) | 5.00 |" in text
     assert "| 1 of 3 |" in text

@@ -19,4 +19,4 @@ def test_the_command(tmp_path: Path, monkeypatch) -> None:
     assert kinds == [("ce", "plain"), *both]
     assert all("loss_alone" in row for row in report["rows"][1:])
     assert all(row["ratio_to_plain"] > 0 and row["images_per_second"] > 0 for row in report["rows"])
-    assert report["filling"]["ratio"] > 0
+    assert report["writing"]["ratio"] > 0

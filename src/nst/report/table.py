@@ -90,7 +90,7 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
         "tuned": row.get("tuned", False),
         "reduced": row["reduced"],
         "comparable": row["comparable"],
-        "asked": len(row["runs"]),
+        "planned": len(row["runs"]),
         "diverged": lost,
         "fell_back": sum(_fell_back(folder) for folder in folders.values()),
         **_settings(folders.values(), list(done.values())),

@@ -38,8 +38,8 @@ def cells(row: Record) -> dict[str, str]:
         "median": "–" if last is None else f"{last['median']:.2f}",
         "95 % interval": interval(last),
         "best epoch": spread(row["best"]),
-        "fell back": f"{row['fell_back']} of {row['asked']}",
-        "diverged": f"{row['diverged']} of {row['asked']}",
+        "fell back": f"{row['fell_back']} of {row['planned']}",
+        "diverged": f"{row['diverged']} of {row['planned']}",
         "published": published_text(row) + ("" if row["published"] is None else f" ({row['published_epoch']})"),
         PUBLISHED: "–" if row["difference"] is None else f"{row['difference']:+.2f} ({compared(row)})",
         "rank (published)": rank,
@@ -189,7 +189,7 @@ def _about_losses(rows: Sequence[Record]) -> list[str]:
         text += " Fell back: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
     if diverged:
         text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
-    missing = [(row["label"], row["asked"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
+    missing = [(row["label"], row["planned"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
     incomplete = [f"{name} {count}" for name, count in missing if count]
     return [text, *([f"Runs missing, by method: {', '.join(incomplete)}."] if incomplete else [])]
 

@@ -246,7 +246,7 @@ class StopTogether:
         """The number of ranks."""
         return self.ranks.world
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether this rank has received a stop signal."""
         return bool(self.flag.signum)
 

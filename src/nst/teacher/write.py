@@ -36,12 +36,12 @@ class Peers(Protocol):
     @property
     def world(self) -> int: ...
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether this process has a stop signal."""
         ...
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank. Collective; returns when all ranks are there."""
+        """Whether `mine` is true on any rank. Collective: returns when all ranks have called it."""
         ...
 
     def check(self, done: bool = False) -> object:
@@ -58,7 +58,7 @@ class Alone:
 
     rank, world = 0, 1
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """No."""
         return False
 
@@ -170,7 +170,7 @@ class Writing:
                 show.update(end - show.n)
                 if number % (1 if peers.world == 1 else ASK_ROUNDS) and end < cache.rows:
                     continue
-                if peers.any(end == cache.rows or time.monotonic() - saved > SYNC_SECONDS or peers.asked()):
+                if peers.any(end == cache.rows or time.monotonic() - saved > SYNC_SECONDS or peers.stop_requested()):
                     self.save(end)
                     saved = time.monotonic()
                     peers.check()

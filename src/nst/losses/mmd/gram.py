@@ -13,7 +13,7 @@ from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps, unit_gra
 
 
 def gram_summary(x: Tensor, with_mean: bool, eps: float) -> tuple[Tensor, Tensor | None]:
-    """Maps `[B, C, N]` → packed Gram matrix `[B, N(N+1)/2]` and, if wanted, mean unit map `[B, N]`."""
+    """Maps `[B, C, N]` → packed Gram matrix `[B, N(N+1)/2]` and, on request, mean unit map `[B, N]`."""
     grams, means = [], []
     for block in image_blocks(x):
         unit = unit_maps(x[block], eps)

@@ -120,7 +120,7 @@ def pair_terms(x: Tensor, teacher_unit: Tensor, with_mean: bool, eps: float) -> 
     Args:
         x: student maps `[B, C_S, N]`.
         teacher_unit: the teacher's unit maps `[B, C_T, N]`.
-        with_mean: whether ‖Δμ‖² is wanted.
+        with_mean: also return ‖Δμ‖².
         eps: see `inverse_norms`.
     """
     return PairTerms.apply(x, teacher_unit, with_mean, eps)  # type: ignore[return-value]

@@ -130,7 +130,7 @@ def gaussian_pairs(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor, rate: T
 def stream(
     x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """MMD² of each image `[B]` and, if wanted, its gradient with respect to x (shape and strides of x)."""
+    """MMD² of each image `[B]` and, on request, its gradient with respect to x (shape and strides of x)."""
     dtype = working_dtype(x)
     c_s, c_t = x.shape[1], teacher_unit.shape[1]
     blocks, values = pair_blocks(x, c_s + c_t), []
