@@ -1,5 +1,6 @@
 """The settings that a table states: weights of the loss, learning rate, length."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,7 @@ def shown(config: Record, test_images: int | None) -> dict[str, str]:
 
 def as_typed(value: Any) -> str:
     """A value as it is typed on a command line."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def taps_text(taps: Sequence[Mapping[str, Any]]) -> str:
