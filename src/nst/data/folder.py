@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from nst.data.augment import Augmentation
+from nst.data.augment import AspectSampling, Augment, Augmentation, Interpolation
 from nst.data.checks import (
     check_classes,
     check_labels,
@@ -39,20 +38,31 @@ def load_folder(
     root: str,
     validation: float,
     limit: int | None,
+    resize: int,
+    area: Sequence[float],
+    aspect: Sequence[float],
+    jitter: float,
+    pca_noise: float,
+    flip: bool,
     label_column: str,
     unpacked: str | None,
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = True,
+    aspect_sampling: AspectSampling = "log_uniform",
     max_pixels: int = MAX_PIXELS,
-    **augmentation: Any,
+    augment: Augment | None = None,
+    erase: float = 0.0,
 ) -> Dataset:
     """A data set whose images stay on disk.
 
     Args:
         root: contains `train/<class>/*` and `val/<class>/*` (or `validation`, `test`), or shards `train-*.parquet` and so on.
         validation, limit: fraction of the training images held out; how many of the rest to train on (null: all).
+        resize, area, aspect, jitter, pca_noise, flip, interpolation, antialias, aspect_sampling, augment: as in `Augmentation`.
+        erase: probability that a rectangle is filled with the mean colour.
         label_column: the shards' column of labels.
         unpacked: where shards are unpacked, once; null: a folder `unpacked` in `root`.
         max_pixels: of one image; one with more, by its header, is an error before it is decoded.
-        augmentation: the other arguments of `Augmentation`, without `erased`, which is the mean colour.
 
     Raises:
         ValueError: a setting is wrong, `root` has no such data, a class has no image in training or test, or a label is out
@@ -61,13 +71,18 @@ def load_folder(
     check_settings(num_classes, channels, size, mean, std, validation, limit)
     if channels != 3:
         raise ValueError(f"data.channels: {channels}; images are read as RGB, 3 channels")
-    crop = _augmentation(size, mean, max_pixels, **augmentation)
+    _check_augmentation(size, resize, area, aspect, jitter, pca_noise, erase, max_pixels)
+    red, green, blue = (min(max(round(255 * value), 0), 255) for value in mean)
+    augmentation = Augmentation(
+        size, resize, _pair(area), _pair(aspect), jitter, pca_noise, flip, interpolation, antialias, aspect_sampling,
+        augment, erase, (red, green, blue),
+    )  # fmt: skip
     check_text("name", name)
     check_text("label_column", label_column)
     train, test = _parts(root, label_column, unpacked, num_classes)
 
     def split(side: Part, rows: torch.Tensor) -> EncodedSplit:
-        return EncodedSplit(side.source, rows, side.labels[rows], crop, mean, std, max_pixels)
+        return EncodedSplit(side.source, rows, side.labels[rows], augmentation, mean, std, max_pixels)
 
     kept, held = training_parts(train.labels, num_classes, validation, limit)
     val = split(train, held) if len(held) else None
@@ -75,20 +90,17 @@ def load_folder(
     return Dataset(name, num_classes, channels, size, tuple(mean), tuple(std), train.classes, *splits)
 
 
-def _augmentation(
+def _check_augmentation(
     size: int,
-    mean: Sequence[float],
-    max_pixels: int,
-    *,
     resize: int,
-    area: Sequence[float],
-    aspect: Sequence[float],
-    jitter: float,
-    pca_noise: float,
-    erase: float = 0.0,
-    **others: Any,
-) -> Augmentation:
-    """The augmentation, after checks that it relies on: types, finite numbers, images that fit into memory."""
+    area: object,
+    aspect: object,
+    jitter: object,
+    pca_noise: object,
+    erase: object,
+    max_pixels: int,
+) -> None:
+    """Checks that `Augmentation` relies on: types, finite numbers, images that fit into memory."""
     check_whole("resize", resize, 1)
     check_whole("max_pixels", max_pixels, 1)
     for key, side in (("size", size), ("resize", resize)):
@@ -99,10 +111,6 @@ def _augmentation(
     for key, value in (("jitter", jitter), ("pca_noise", pca_noise), ("erase", erase)):
         if not is_number(value):
             raise ValueError(f"data.{key}: {value!r}; it must be a finite number")
-    red, green, blue = (min(max(round(255 * value), 0), 255) for value in mean)
-    return Augmentation(
-        size, resize, _pair(area), _pair(aspect), jitter, pca_noise, erase=erase, erased=(red, green, blue), **others
-    )
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:
