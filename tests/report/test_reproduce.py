@@ -16,6 +16,7 @@ from nst.reproduce.command import reproduce
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
+from nst.teacher.layout import readable_bytes
 from nst.training.ranks import Ranks
 
 TINY = (
@@ -43,6 +44,7 @@ def test_request():
         (["table=x", "epochs=3"], "fraction"),
         (["table=x", "epochs=ten"], "fraction"),
         (["table=x", "seed=3"], "seeds=N"),
+        (["table=x", "dry_run=true"], "plan=true"),
         (["table=x", "now"], "key=value"),
         (["table=x", "plan=maybe"], "true or false"),
         (["table=x", "page=maybe"], "true or false"),
@@ -133,17 +135,22 @@ def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, ca
     assert {name for name, mode in modes.items() if mode == "live"} == {"student"}  # whatever this machine's speed
     (store,) = plan.caches
     for computing, said in (
-        (1e-3, "feature: cached; reading 1.0 kB an image: "),
-        (0.0, "feature: not cached; reading"),
+        (1e-3, "feature: cached, since reading 1.0 kB an image: "),
+        (0.0, "feature: not cached, since reading"),
     ):
         monkeypatch.setattr(estimate, "compute_seconds", lambda *_, seconds=computing: seconds)
         line = estimate.Line("cache", store, 1, 1, views=9)
-        line.note = estimate.large_summaries(store, 1437, 9, torch.device("cpu"))
+        line.note = estimate.describe_cache(store, 1437, 9, torch.device("cpu"))
         assert said in line.note
         estimate.show(plan, [line], tmp_path)
         assert said in capsys.readouterr().out
-    always = replace(store, knowledge=replace(store.knowledge, allow_large=True))
-    assert "cached (knowledge.allow_large=true)" in estimate.large_summaries(always, 1437, 9, torch.device("cpu"))
+    small = 10 + 4 + 10 + 4  # logits; at 2x2 positions AT's map, the distinct entries of NST's Gram matrix, its mean
+    whole = small + 2 * 64 * 4  # FitNet's and the Gaussian kernel's
+    for allow_large, cached, values in ((True, "cached", whole), (False, "not cached", small)):
+        given = replace(store, knowledge=replace(store.knowledge, allow_large=allow_large))
+        note = estimate.describe_cache(given, 1437, 9, torch.device("cpu"))
+        assert f"feature: {cached} (knowledge.allow_large={str(allow_large).lower()})" in note
+        assert f"{readable_bytes(1437 * 9 * values * 2)} on the disk" in note
 
 
 def test_the_pairs_of_crd_s_table(crd: Plan):

@@ -27,6 +27,7 @@ from nst.teacher import (
     weigh,
 )
 from nst.teacher.choose import arrays_of
+from nst.teacher.layout import readable_bytes
 from nst.training.ranks import Ranks
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
@@ -42,7 +43,7 @@ class Line:
     missing: int
     seconds: float = 0.0  # of one run
     views: int = 0  # to cache of each image
-    note: str = ""  # which large summaries are cached, and why
+    note: str = ""  # on a cache: its size; whether large summaries are in it, and why
 
 
 def lines(plan: Plan) -> list[Line]:
@@ -75,7 +76,7 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
             images = min(train, run.data.get("limit") or train)
             if line.views:
                 line.seconds = images * line.views * pace(run, device).teacher
-                line.note = large_summaries(run, images, line.views, device)
+                line.note = describe_cache(run, images, line.views, device)
                 continue
             images *= run.trainer.epochs
             # Evaluation is a forward pass: a third of a training step without a teacher.
@@ -91,31 +92,29 @@ def _views(run: RunConfig) -> int:
     return all_views if run.knowledge.views == "all" else min(int(run.knowledge.views), all_views)
 
 
-def large_summaries(run: RunConfig, images: int, views: int, device: torch.device) -> str:
-    """How summaries as large as the feature will be handled, "" if there are none. The run itself measures again, once."""
+def describe_cache(run: RunConfig, images: int, views: int, device: torch.device) -> str:
+    """Its size, and how summaries as large as the feature will be handled. The run itself measures again, once."""
     networks, knowledge = build.networks(run), run.knowledge
     requests, shapes, teacher = networks.distiller.requests, networks.teacher_shapes, networks.teacher
     assert teacher is not None
+    cache = TeacherCache(Path(knowledge.path or run.outputs) / "none yet", {}, images, views, knowledge.dtype)
     cachable = [r for r in requests if r.key not in kept_live(requests, shapes, allow_large=True)]
     weighed = large(cachable, shapes)
-    if not weighed:
-        return ""
-    size = "summaries as large as the feature"
-    if knowledge.allow_large is not None:
-        what = "cached" if knowledge.allow_large else "not cached"
-        return f"{size}: {what} (knowledge.allow_large={str(knowledge.allow_large).lower()})"
-    image = (run.data["channels"], run.data["size"], run.data["size"])
-    computing = compute_seconds(
-        teacher, weighed, image, run.trainer.batch_size, device, run.teacher.precision, run.trainer.channels_last
-    )
-    folder = Path(knowledge.path or run.outputs)
-    cache = TeacherCache(folder / "none yet", {}, images, views, knowledge.dtype)
     rest = [r for r in cachable if r not in weighed]
-    cost = weigh(
-        arrays_of(weighed, teacher, shapes), arrays_of(rest, teacher, shapes), cache, computing,
-        device=device, ranks=1, residence=knowledge.residence,
-    )  # fmt: skip
-    return f"{size}: {'cached' if cost.cheaper_to_read else 'not cached'}; {cost}"
+    cached, why = bool(knowledge.allow_large), f" (knowledge.allow_large={str(knowledge.allow_large).lower()})"
+    if weighed and knowledge.allow_large is None:
+        image = (run.data["channels"], run.data["size"], run.data["size"])
+        computing = compute_seconds(
+            teacher, weighed, image, run.trainer.batch_size, device, run.teacher.precision, run.trainer.channels_last
+        )
+        cost = weigh(
+            arrays_of(weighed, teacher, shapes), arrays_of(rest, teacher, shapes), cache, computing,
+            device=device, ranks=1, residence=knowledge.residence,
+        )  # fmt: skip
+        cached, why = cost.cheaper_to_read, f", since {cost}"
+    size = sum(cache.bytes(a.shape) for a in arrays_of(cachable if cached else rest, teacher, shapes))
+    text = f"{readable_bytes(size)} on the disk when complete"
+    return f"{text}; summaries as large as the feature: {'' if cached else 'not '}cached{why}" if weighed else text
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def show(plan: Plan, planned: list[Line], folder: Path) -> None:
         console.print(f"estimate from one measured step of each on this machine: about {total} in all")
     for line in planned:
         if line.note:
-            console.print(f"{line.name}: {line.note}", highlight=False, markup=False)
+            console.print(f"{line.name}: {line.note}", highlight=False, markup=False, soft_wrap=True)
     changes = list(dict.fromkeys(change for cell in plan.cells for change in cell.changes))
     if changes:
         kind = "the table's settings, except for"
