@@ -72,7 +72,7 @@ LOSSES = {
 IMAGE = (3, 32, 32)
 TAPS = ["last", *STAGES, LOGITS]
 REMEMBERED = 50_000  # images that CRD contrasts: those of CIFAR, however few are rendered here
-FILLINGS = 3  # of the cache, and as many runs of the bare teacher
+CACHES = 3  # written, and as many runs of the bare teacher
 Row = dict
 
 
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         reasons = kept_live(requests, shapes, allow_large=True)
         cachable = [r for r in requests if r.key not in reasons]
         live = LiveTeacher(copy.deepcopy(teacher), ())
-        cache, needed, writing = filled(arguments, Path(folder), split, live, cachable, shapes)
+        cache, needed, writing = written_cache(arguments, Path(folder), split, live, cachable, shapes)
         subset = split.view_subset(arguments.views)
         first = next(iter(split.loader(arguments.batch_size, train=True, device=device).epoch(0)))
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
@@ -206,7 +206,7 @@ def make_trainer(student: Distiller, knowledge: SummarySource, loader: Loader, d
     return trainer
 
 
-def filled(
+def written_cache(
     arguments: argparse.Namespace,
     folder: Path,
     split: MemorySplit,
@@ -220,22 +220,22 @@ def filled(
     subset = split.view_subset(arguments.views)
     images = next(iter(loader.epoch(0))).images
     rates: list[tuple[float, float, float, float]] = []
-    caches = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(FILLINGS)]
+    caches = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(CACHES)]
     for cache in caches:
         live.set_requests([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
         live.set_requests(requests)
-        writing, fill_processor = timed(
+        writing, write_processor = timed(
             lambda cache=cache: write_cache(cache, live, loader, subset, needed), arguments.device
         )
-        rates.append((cache.rows / forward, cache.rows / writing, forward / writing, bare_processor / fill_processor))
-    teacher, fills, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
+        rates.append((cache.rows / forward, cache.rows / writing, forward / writing, bare_processor / write_processor))
+    teacher, written, ratio, by_processor = (median(side) for side in zip(*rates, strict=True))
     return (
         caches[0],
         needed,
         {
             "teacher_images_per_second": teacher,
-            "images_per_second": fills,
+            "images_per_second": written,
             "ratio": ratio,
             "by_processor_time": by_processor,
         },

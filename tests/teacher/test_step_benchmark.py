@@ -8,7 +8,7 @@ from benchmarks import step
 
 
 def test_the_command(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(step, "FILLINGS", 1)
+    monkeypatch.setattr(step, "CACHES", 1)
     parser, target = ArgumentParser(), tmp_path / "step.json"
     step.add_arguments(parser)
     words = "--losses kd crd/nst crd/crd --student resnet8 --teacher resnet8 --batch-size 4 --repeats 1 --device cpu"
