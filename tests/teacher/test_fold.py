@@ -1,6 +1,7 @@
 """Folding batch normalisation changes no output, no layer name, and leaves tapped layers and odd networks alone."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -49,6 +50,19 @@ def test_a_tapped_convolution_keeps_its_own_output() -> None:
     model(image), kept(image)
     for path in paths:
         torch.testing.assert_close(ours.features[path], theirs.features[path], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("tap", ["block1", "block2:input"])
+def test_a_tapped_block_that_ends_in_a_pairs_convolution_or_begins_with_its_norm_keeps_its_feature(tap: str) -> None:
+    block1, block2 = nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    layers = {"block1": nn.Sequential(block1), "block2": block2, "pool": nn.AdaptiveAvgPool2d(1), "end": nn.Flatten()}
+    model = with_statistics(nn.Sequential(OrderedDict(layers)))
+    image = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    kept = copy.deepcopy(model)
+    fold_batch_norm(model, image, keep=[tap])
+    ours, theirs = Taps(model, [tap]), Taps(kept, [tap])
+    torch.testing.assert_close(model(image), kept(image), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.features[tap], theirs.features[tap], rtol=1e-9, atol=1e-9)
 
 
 class Shared(nn.Module):

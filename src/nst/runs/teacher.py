@@ -21,7 +21,6 @@ from nst.data.dataset import Dataset
 from nst.data.progress import counted
 from nst.files import sha256_of
 from nst.models.weights import load_weights
-from nst.taps import resolve
 from nst.teacher import LiveTeacher, Normalization, SummarySource, TeacherCache, fold_batch_norm
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks
@@ -58,7 +57,7 @@ def load_teacher(
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     teacher.eval()
     if not settings.teacher.batch_statistics:
-        fold_batch_norm(teacher, probe, [resolve(teacher, r.tap) for r in networks.distiller.requests])
+        fold_batch_norm(teacher, probe, [r.tap for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     split = "val" if data.val is not None else "test"
     total = len(data.split(split)) // ranks.world

@@ -7,39 +7,50 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-TOLERANCE = 1e-3  # of the largest logit: folding in float32 moves a deep network's logits by about 1e-4
+from nst.taps import LOGITS, Taps, resolve
+
+TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
 
 
 def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ()) -> int:
     """Fold each `Conv2d → BatchNorm2d` pair in place: the convolution gets a bias, the norm becomes `nn.Identity`.
 
     Modules keep their names, so layers can be tapped as before. A network that cannot be traced (data-dependent control
-    flow) or whose output moves stays as it is. Call it before attaching hooks.
+    flow) or whose output or tapped features move stays as it is. Call it before attaching hooks.
 
     Args:
         model: in `eval()` mode, on the device of `image`.
-        image: `[B, C, H, W]`, to compare the output before and after.
-        keep: tapped modules (outputs or inputs); a pair is not folded if the value between its two modules is tapped.
+        image: `[B, C, H, W]`, to compare output and features before and after.
+        keep: taps; a pair is not folded if the value between its two modules is tapped by the name of one of them.
 
     Returns:
         How many pairs were folded.
     """
-    pairs = _pairs(model, set(keep))
+    pairs = _pairs(model, {resolve(model, tap) for tap in keep})
     if not pairs:
         return 0
     originals: list[tuple[str, nn.Module]] = []
-    with torch.no_grad():
-        before = model(image)
-        for conv, norm in pairs:
-            originals += [(conv, model.get_submodule(conv)), (norm, model.get_submodule(norm))]
-            model.set_submodule(conv, _folded(model, conv, norm), strict=True)
-            model.set_submodule(norm, nn.Identity(), strict=True)
-        after = model(image)
-    if (after - before).abs().max() <= TOLERANCE * before.abs().max():
+    before = _features(model, image, keep)
+    for conv, norm in pairs:
+        originals += [(conv, model.get_submodule(conv)), (norm, model.get_submodule(norm))]
+        model.set_submodule(conv, _folded(model, conv, norm), strict=True)
+        model.set_submodule(norm, nn.Identity(), strict=True)
+    after = _features(model, image, keep)
+    # A tapped block may end in a pair's convolution, or begin with its norm.
+    if all((after[tap] - value).abs().max() <= TOLERANCE * value.abs().max() for tap, value in before.items()):
         return len(pairs)
     for name, module in originals:
         model.set_submodule(name, module, strict=True)
     return 0
+
+
+@torch.no_grad()
+def _features(model: nn.Module, image: Tensor, keep: Collection[str]) -> dict[str, Tensor]:
+    """Logits and the features at the taps."""
+    taps = Taps(model, keep)
+    logits = model(image)
+    taps.remove()
+    return taps.read() | {LOGITS: logits}
 
 
 def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
