@@ -17,15 +17,16 @@ def provenance(device: torch.device, world: int) -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree the package runs from; None outside a git checkout."""
-    folder = Path(__file__).parent
+    """The commit of the source tree the package runs from; None if the package is not part of a git checkout."""
+    file = Path(__file__)
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another repository
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
