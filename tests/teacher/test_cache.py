@@ -2,6 +2,7 @@
 
 import json
 from collections import namedtuple
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Request, Summaries
-from nst.losses import AT, KD, NST, FitNet, TransferLoss
+from nst.losses import AT, KD, NST, FitNet, Shape, TransferLoss
 from nst.models import resnet8
 from nst.taps import LOGITS, resolve
 from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, kept_live, write_cache
@@ -164,6 +165,24 @@ def test_a_loss_of_unknown_summary_is_never_cached() -> None:
         summary_key = None  # pyright: ignore[reportAssignmentType]
 
     assert "summary_key" in kept_live([request("own:0", Own())], {"last": (64, 2, 2)}, allow_large=True)["own:0"]
+
+
+def test_a_subclass_with_another_summary_does_not_share_the_arrays_of_the_loss_whose_key_it_inherits() -> None:
+    class Half(AT):
+        def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+            return super().summarize(teacher_feature[:, ::2], student_shape)
+
+    class Named(Half):
+        @property
+        def summary_key(self) -> str:
+            return "half-" + super().summary_key
+
+    class Weighted(AT):
+        def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+            return 2 * super().forward(student_feature, summary)
+
+    requests = [request(f"{loss.__name__}:0", loss()) for loss in (Half, Named, Weighted)]
+    assert list(kept_live(requests, {"last": (64, 2, 2)}, allow_large=True)) == ["Half:0"]
 
 
 def test_a_cache_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from nst.distiller import Request
-from nst.losses import Shape
+from nst.losses import Shape, TransferLoss
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_la
     too_large = {} if allow_large else {r.key: _values(r, shapes) for r in large(requests, shapes)}
     reasons: dict[str, str] = {}
     for request in requests:
-        if request.loss.summary_key is None:
+        if not _names_its_summary(request.loss):
             reasons[request.key] = "its loss does not say what its summary depends on (summary_key)"
         elif request.key in too_large:
             reasons[request.key] = (
@@ -59,6 +59,16 @@ def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_la
                 "knowledge.allow_large=true caches it all the same"
             )
     return reasons
+
+
+def _names_its_summary(loss: TransferLoss) -> bool:
+    """Whether the loss has a `summary_key`: an inherited one does not count where a subclass has a `summarize` of its own."""
+    for level in type(loss).__mro__:
+        if "summary_key" in vars(level):
+            return loss.summary_key is not None
+        if "summarize" in vars(level):
+            return False
+    return False
 
 
 def _values(request: Request, shapes: Mapping[str, Shape]) -> int:
