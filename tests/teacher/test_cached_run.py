@@ -55,6 +55,17 @@ def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_
         trained(compose, *tiny, "loss=kd", *node, "knowledge.views=3")
 
 
+def test_a_finished_run_of_another_teacher_than_the_named_caches_is_refused(
+    compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    stored = [*tiny, "loss=kd", "knowledge=stored", "knowledge.views=2"]
+    named = f"knowledge.path={tmp_path}/theirs"
+    trained(compose, *stored, named, "teacher.seed=1", f"outputs={tmp_path}/elsewhere")
+    trained(compose, *stored)
+    with pytest.raises(ValueError, match=r"is finished, with a teacher of SHA-256 \w+; .*theirs is of a teacher of"):
+        trained(compose, *stored, named)
+
+
 def test_hints_keep_a_live_teacher_beside_the_cache(
     compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

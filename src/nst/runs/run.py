@@ -22,7 +22,7 @@ from nst.runs.provenance import provenance
 from nst.runs.prune import read_pruned
 from nst.runs.record import RunRecord
 from nst.runs.teacher import TeacherSide, teacher_run
-from nst.runs.teacher_cache import cache_replaces_weights, teacher_side
+from nst.runs.teacher_cache import cache_replaces_weights, cached_teacher_sha256, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
 from nst.training.evaluate import Metrics, evaluate
@@ -121,7 +121,7 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
     """The summary of a finished run.
 
     Raises:
-        ValueError: its data or teacher weights differ from the settings, or its student's file has changed.
+        ValueError: its data, teacher weights or named teacher cache differ from the settings, or its student's file has changed.
     """
     summary = folder.summary()
     assert summary is not None
@@ -140,6 +140,12 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
         raise ValueError(
             f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {digest}. "
             f"Give the new weights another name, or {redo}"
+        )
+    cached = cached_teacher_sha256(settings) if cache_replaces_weights(settings) else None
+    if teacher is not None and cached is not None and cached != teacher["sha256"]:
+        raise ValueError(
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache knowledge.path="
+            f"{settings.knowledge.path} is of a teacher of {cached}. Name another cache, or {redo}"
         )
     return {**summary, "was_finished": True}
 

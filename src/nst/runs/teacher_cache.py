@@ -73,7 +73,7 @@ def _cached(
     requests = networks.distiller.requests
     num_views = data.train.num_views
     views = _cached_views(settings.knowledge, data.name, num_views)
-    identity = cache_identity(settings, data, sha256_of(weights) if weights else _sha256_in(settings), views)
+    identity = cache_identity(settings, data, sha256_of(weights) if weights else cached_teacher_sha256(settings), views)
     cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
     choice = _choose(settings, networks, ranks, cache)
     needed = _needed(networks, choice, settings.knowledge)
@@ -158,7 +158,8 @@ def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig
     ]
 
 
-def _sha256_in(settings: RunConfig) -> str:
+def cached_teacher_sha256(settings: RunConfig) -> str:
+    """SHA-256 of the weights of the teacher whose cache `knowledge.path` names. Raises ValueError for a damaged manifest."""
     file = Path(settings.knowledge.path or "") / MANIFEST
     try:
         return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
