@@ -216,7 +216,12 @@ def gain_section(runs: Sequence[Record], link: str) -> str:
     lines = [f"![The gain over the baseline of each method, by the number of training images]({link})", ""]
     lines += [f"Gain over the baseline of the same images, in percentage points: {CELL}.", ""]
     lines += text_table(gain_rows(values, False, "data.limit"))
-    lines += ["", "What NST adds, alone and in sums:", "", *text_table(nst_rows(values, False, "data.limit"))]
+    lines += [
+        "",
+        "What NST adds, alone and in sums; the last column is the mean of the others, seed by seed:",
+        "",
+        *text_table(nst_rows(values, False, "data.limit")),
+    ]
     constant = {key: text for key, text in settings[0].items() if key not in varying}
     return "\n".join([*lines, "", about(constant, runs)])
 

@@ -1,6 +1,7 @@
 """The tables of cost that stand in the pages are those of the files in results/."""
 
 import json
+from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,6 +16,7 @@ NAMES = {
     "nst": "NST poly",
 }
 NAMES |= {"nst_poly": "NST poly", "nst_gaussian": "NST Gaussian"}
+SUMS = ("NST (poly) 50", "KD 16 + NST (poly) 50", "AT 1000 + NST (poly) 50")
 
 
 def measured(file: str) -> Any:
@@ -81,22 +83,23 @@ def test_the_cosines_between_the_gradients_of_two_terms() -> None:
             assert cell == ", ".join(f"{cosine:.2f}".replace("-", "−") for cosine in cosines)
 
 
-RECIPES = {
-    "baseline": {"ce"},
-    "KD": {"ce", "kd"},
-    "FitNet": {"ce", "fitnet"},
-    "AT": {"ce", "at"},
-    "NST poly": {"ce", "nst_poly"},
-    "KD + AT": {"ce", "kd", "at"},
-    "KD + NST poly": {"ce", "kd", "nst_poly"},
+RECIPES: dict[str, tuple[str, ...]] = {
+    "baseline": (),
+    "KD": ("kd",),
+    "FitNet": ("fitnet",),
+    "AT": ("at",),
+    "NST poly": ("nst_poly",),
+    "KD + AT": ("kd", "at"),
+    "KD + NST poly": ("kd", "nst_poly"),
 }
+USUAL = {"kd": 16, "fitnet": 10, "at": 1000, "nst_poly": 50}
 
 
-def recipe_runs(method: str, clip: float | None) -> list[dict[str, Any]]:
-    """Runs on held-out images, without the baseline on the cached views, which is KD with a negligible weight."""
+def recipe_runs(method: str, clip: float | None, weights: Mapping[str, float] = USUAL) -> list[dict[str, Any]]:
+    """Runs on held-out images, with these λ."""
     runs = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
-    runs = [run for run in runs if set(run["loss"]) == RECIPES[method] and run["clip"] == clip]
-    return [run for run in runs if run["loss"].get("kd", {}).get("weight") != 1e-9]
+    loss = {"ce": 1.0} | {term: weights[term] for term in RECIPES[method]}
+    return [r for r in runs if {term: node["weight"] for term, node in r["loss"].items()} == loss and r["clip"] == clip]
 
 
 def held_out(run: dict[str, Any]) -> float:
@@ -128,4 +131,12 @@ def test_the_gains_that_the_readme_cites() -> None:
     """Its figures are those of the page, which are written from the runs."""
     header = "| training images | 1,000 | 2,500 | 5,000 | 10,000 | 25,000 | 50,000 |"
     gains = [float(cell.split()[0]) for cell in table("measured.md", header)["NST (poly) 50"]]
-    assert f"gains {', '.join(f'{gain:.1f}' for gain in gains)} points" in (ROOT / "README.md").read_text()
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "measured.md").read_text()
+    assert f"gains {', '.join(f'{gain:.1f}' for gain in gains)} points" in readme
+    added = table("measured.md", f"{header} mean |")
+    means = [f"{float(cells[-1].split()[0]):.1f} ± {float(cells[-1].split()[2]):.1f}" for cells in added.values()]
+    assert list(added) == [f"{a} − {b}" for a, b in zip(SUMS, ("baseline", "KD 16", "AT 1000"), strict=True)]
+    alone, beside_kd, beside_at = means
+    assert f": {alone} on average.\n  To KD it adds {beside_kd} on average, to AT, " in readme
+    assert f"0.3 at the end), {beside_at}." in readme
+    assert f"NST adds {beside_kd} points; beside AT, {beside_at}**, of the {alone} that it gains alone" in page

@@ -68,7 +68,9 @@ def test_gains_are_paired_by_seed(values: dict[float, list[Method]]) -> None:
 def test_what_nst_adds_is_the_sum_less_the_sum_without_it(values: dict[float, list[Method]]) -> None:
     rows = nst_rows(values, False, "data.limit")
     assert [row[0] for row in rows[1:]] == ["NST − Baseline", "KD + NST − KD"]
-    assert rows[2][1:] == ["+2.67 ± 1.43 [+3.00] (3)", "–"]
+    assert rows[0][-1] == "mean"
+    assert rows[1][1:] == ["+4.00 ± 2.48 [+4.00] (3)", "-1.00 ± 0.00 [-1.00] (3)", "+1.50 ± 1.24 [+1.50] (3)"]
+    assert rows[2][1:] == ["+2.67 ± 1.43 [+3.00] (3)", "–", "–"]
     other = Method("KD + NST", {"kd": 1.0, "nst_poly": 50.0}, BASE)  # KD of another weight is no part of it
     assert [line.label for line in nst_gains({1000: [*values[1000][:3], other]}, False)] == ["NST − Baseline"]
 
@@ -76,6 +78,12 @@ def test_what_nst_adds_is_the_sum_less_the_sum_without_it(values: dict[float, li
 def test_fewer_errors_are_a_gain(values: dict[float, list[Method]]) -> None:
     line = gains(values, True)[1]
     assert (line.points[1000].mean, line.points[1000].median) == (-4.0, -4.0)
+    assert nst_rows(values, True, "data.limit")[1][-1] == "-1.50 ± 1.24 [-1.50] (3)"
+
+
+def test_the_mean_of_the_gains_is_over_the_seeds_that_have_all_values(values: dict[float, list[Method]]) -> None:
+    values[50000][2] = Method("NST", {"nst_poly": 50.0}, {0: 69.0, 2: 71.0})
+    assert nst_rows(values, False, "data.limit")[1][-1] == "+1.50 ± 6.35 [+1.50] (2)"
 
 
 def test_the_figure_holds_every_mean_and_cuts_wide_intervals(values: dict[float, list[Method]]) -> None:

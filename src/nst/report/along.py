@@ -6,6 +6,7 @@ it is better.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from nst.report.stats import Sample, paired, sample
@@ -38,6 +39,15 @@ class Line:
     nst: bool  # whether NST is one of its terms
     points: dict[float, Sample]
     lost: dict[float, str]  # "; fell back: 1", if runs fell back or diverged
+    sides: dict[float, tuple[Mapping[int, float], Mapping[int, float]]]  # the method's and the other one's, by seed
+
+    def overall(self, lower: bool) -> Sample | None:
+        """The gain averaged over the values, of the seeds that have all of them."""
+        own, other = (
+            {seed: fmean(by_seed[seed] for by_seed in side) for seed in set.intersection(*map(set, side))}
+            for side in zip(*self.sides.values(), strict=True)
+        )
+        return _gain(own, other, lower)
 
 
 def from_result(result: Record) -> dict[float, list[Method]]:
@@ -92,12 +102,17 @@ def _lines(values: Values, lower: bool, choose: Choose) -> list[Line]:
             if (chosen := choose(method, methods)) is None:
                 continue
             label, other = chosen
-            line = lines.get(label, Line(label, False, {}, {}))
+            line = lines.get(label, Line(label, False, {}, {}, {}))
             lines[label] = line = replace(line, nst=line.nst or any(term.startswith("nst") for term in method.weights))
-            if (gain := paired(method.by_seed, other.by_seed)) is not None:
-                line.points[value] = replace(gain, mean=-gain.mean, median=-gain.median) if lower else gain
+            if (gain := _gain(method.by_seed, other.by_seed, lower)) is not None:
+                line.points[value] = gain
             line.lost[value] = lost(method)
+            line.sides[value] = method.by_seed, other.by_seed
     return list(lines.values())
+
+
+def _gain(values: Mapping[int, float], baseline: Mapping[int, float], lower: bool) -> Sample | None:
+    return paired(baseline, values) if lower else paired(values, baseline)
 
 
 def lost(method: Method) -> str:
@@ -125,9 +140,12 @@ def gain_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
 
 
 def nst_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
-    """Header and rows of the gains by NST; the header alone if no method has NST."""
-    lines = nst_gains(values, lower)
-    return [_header(values, key), *([line.label, *(cell(line.points.get(v)) for v in values)] for line in lines)]
+    """Header and rows of the gains by NST, the last column their mean; the header alone if no method has NST."""
+    rows = [[*_header(values, key), "mean"]]
+    for line in nst_gains(values, lower):
+        overall = line.overall(lower) if len(line.sides) == len(values) else None
+        rows.append([line.label, *(cell(line.points.get(value)) for value in values), cell(overall)])
+    return rows
 
 
 def _header(values: Values, key: str) -> list[str]:

@@ -234,7 +234,12 @@ def _along(result: Record) -> list[str]:
     ]
     lines += [*text_table(along.gain_rows(values, lower, key)), ""]
     if len(nst := along.nst_rows(values, lower, key)) > 1:
-        lines += ["What NST adds, alone and in sums:", "", *text_table(nst), ""]
+        lines += [
+            "What NST adds, alone and in sums; the last column is the mean of the others, seed by seed:",
+            "",
+            *text_table(nst),
+            "",
+        ]
     return lines
 
 
