@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
+from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import Plan, finished, make_plan
@@ -211,6 +212,17 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     reproduce(request)
     assert "0 to do" in capsys.readouterr().out
     assert digest(tmp_path / "outputs") == first
+
+
+@pytest.mark.parametrize(("weights", "message"), [("none", "no such file"), ("other", "of another architecture")])
+def test_weights_of_a_teacher_are_read_before_the_baselines_train(tmp_path: Path, weights: str, message: str):
+    file = tmp_path / "teacher.safetensors"
+    if weights == "other":
+        save_weights(file, torch.nn.Linear(2, 2), {})
+    request = Request("quick/digits", 1, outputs=str(tmp_path / "outputs"), overrides=(f"teacher.weights={file}",))
+    with pytest.raises(ValueError, match=message):
+        reproduce(request)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: pytest.MonkeyPatch):

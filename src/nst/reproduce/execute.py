@@ -13,6 +13,7 @@ from typing import Any
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.models.weights import load_weights
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
 from nst.runs.folder import PATIENCE, RunFolder, RunLockedError, run_folder
@@ -39,6 +40,21 @@ class Outcome:
 
     failed: dict[Path, str] = field(default_factory=dict)  # diverged, now or earlier: folder → name and reason
     elsewhere: list[str] = field(default_factory=list)  # not finished: another process has locked them
+
+
+def check_teachers(plan: Plan) -> None:
+    """Load given teacher weights into their networks, since the baselines, which come first, do not read them.
+
+    Raises:
+        ValueError: a run that is not finished names weights that are missing, or of another architecture.
+    """
+    runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
+    checked = {json.dumps([run.teacher.model, run.teacher.weights], sort_keys=True): run.teacher for run in runs}
+    for teacher in checked.values():
+        assert teacher.weights is not None
+        if not Path(teacher.weights).is_file():
+            raise ValueError(f"teacher.weights={teacher.weights}: no such file")
+        load_weights(build.network("teacher.model", teacher.model, teacher.seed), teacher.weights)
 
 
 def execute(plan: Plan, ranks: Ranks) -> Outcome:
