@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
+from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
@@ -223,6 +224,32 @@ def test_weights_of_a_teacher_are_read_before_the_baselines_train(tmp_path: Path
     with pytest.raises(ValueError, match=message):
         reproduce(request)
     assert not (tmp_path / "outputs").exists()
+
+
+ONE_METHOD = """title: One method
+source: nothing published
+metric: accuracy
+images: [1437, 360]
+seeds: 1
+groups:
+  - {name: one, title: one, rows: [{name: student, label: A, run: [loss=ce]}, {name: kd, label: B, run: [loss=kd]}]}
+"""
+
+
+def test_no_run_is_added_to_those_of_another_teacher(tmp_path: Path):
+    """A file of weights that was replaced: an error before more runs."""
+    table, file = tmp_path / "one.yaml", tmp_path / "teacher.safetensors"
+    table.write_text(ONE_METHOD)
+    overrides = ("data=digits", *TINY, f"teacher.weights={file}")
+    request = Request(str(table), 1, outputs=str(tmp_path / "outputs"), overrides=overrides)
+    model = resnet8(10, 1)
+    save_weights(file, model, {})
+    reproduce(request)
+    torch.nn.init.zeros_(next(model.parameters()))
+    save_weights(file, model, {})
+    with pytest.raises(ValueError, match=r"kd/seed0-\w+ is finished, with a teacher of SHA-256 .* now has"):
+        reproduce(replace(request, seeds=2))
+    assert not list((tmp_path / "outputs").rglob("seed1-*"))
 
 
 def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: pytest.MonkeyPatch):
