@@ -1,6 +1,7 @@
 """The command: what it asks for, the plan, and a whole small table run twice."""
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -236,20 +237,40 @@ groups:
 """
 
 
-def test_no_run_is_added_to_those_of_another_teacher(tmp_path: Path):
-    """A file of weights that was replaced: an error before more runs."""
-    table, file = tmp_path / "one.yaml", tmp_path / "teacher.safetensors"
+@pytest.fixture(scope="module")
+def finished_table(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """A baseline and a method, one seed, of given teacher weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    table, weights = folder / "one.yaml", folder / "teacher.safetensors"
     table.write_text(ONE_METHOD)
-    overrides = ("data=digits", *TINY, f"teacher.weights={file}")
-    request = Request(str(table), 1, outputs=str(tmp_path / "outputs"), overrides=overrides)
-    model = resnet8(10, 1)
-    save_weights(file, model, {})
+    save_weights(weights, resnet8(10, 1), {})
+    overrides = ("data=digits", *TINY, f"teacher.weights={weights}")
+    request = Request(str(table), 1, outputs=str(folder / "outputs"), overrides=overrides)
     reproduce(request)
-    torch.nn.init.zeros_(next(model.parameters()))
-    save_weights(file, model, {})
+    return request
+
+
+def test_other_taps_in_the_table_are_measured_anew(finished_table: Request):
+    """A measurement that cannot be made leaves none of the earlier ones."""
+    folder = make_plan(finished_table, CONFIGS).folder
+    file, table = folder / "evidence" / "one.json", Path(finished_table.table)
+    last = json.loads(file.read_text())["mmd"]["kd"]
+    found = {}
+    for stage in ("stage2", "nowhere"):
+        table.write_text(ONE_METHOD.replace("rows:", f"taps: {{teacher: {stage}, student: {stage}}}, rows:"))
+        reproduce(replace(finished_table, page=True))
+        found[stage] = json.loads(file.read_text())["mmd"]["kd"] if file.exists() else None
+    assert found["stage2"] != last
+    assert found["nowhere"] is None
+    assert not list(file.parent.iterdir())
+
+
+def test_no_run_is_added_to_those_of_another_teacher(finished_table: Request):
+    """A file of weights that was replaced: an error before more runs."""
+    save_weights(Path(finished_table.table).with_name("teacher.safetensors"), resnet8(10, 1), {"another": "file"})
     with pytest.raises(ValueError, match=r"kd/seed0-\w+ is finished, with a teacher of SHA-256 .* now has"):
-        reproduce(replace(request, seeds=2))
-    assert not list((tmp_path / "outputs").rglob("seed1-*"))
+        reproduce(replace(finished_table, seeds=2))
+    assert not list(Path(finished_table.outputs).rglob("seed1-*"))
 
 
 def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: pytest.MonkeyPatch):
