@@ -72,6 +72,7 @@ def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> No
         ("data", "validation", 0.1),
         ("optim", "momentum", 0.5),
         ("knowledge", "dtype", "float32"),
+        ("others", "trainer.ema", 0.99),
     ],
 )
 def test_runs_of_other_data_or_recipes_are_no_rows_of_one_table(
