@@ -22,6 +22,7 @@ from typing import Any
 
 from nst.report.along import CELL, Method, cell, gain_rows, gains, nst_gains, nst_rows
 from nst.report.gain_figure import gain_figure
+from nst.report.listing import DEFAULTS, comparable
 from nst.report.page import gain_file
 from nst.report.runs import chance, diverged, fell_back, read_events
 from nst.report.settings import as_typed, taps_text, weights
@@ -64,13 +65,21 @@ Record = dict[str, Any]
 
 
 def add(folder: Path, target: Path) -> None:
-    """Add to `target` the runs below `folder` that are over and not in it."""
+    """Add to `target` the runs below `folder` that are over and not in it.
+
+    Raises:
+        ValueError: a run differs from one that is kept in nothing that tables tell, such as in the batch size only.
+    """
     kept = [json.loads(line) for line in target.read_text().splitlines()] if target.is_file() else []
     runs = {what(run): run for run in kept}
     for file in sorted(folder.rglob("config.json")):
         if (file.parent / "summary.json").is_file() or diverged(file.parent):
             run = json.loads(FOLDERS.sub("", json.dumps(one_run(file.parent))))
-            runs.setdefault(what(run), run)
+            known = runs.setdefault(what(run), run)
+            if "others" in known and (mixed := untold([known, run])):  # earlier lines lack them
+                raise ValueError(
+                    f"{file.parent}: {target.name} has a run that differs in {mixed} alone; use another file"
+                )
     target.write_text("".join(json.dumps(run) + "\n" for run in runs.values()))
 
 
@@ -97,6 +106,7 @@ def one_run(folder: Path) -> Record:
         "clip": config["trainer"].get("clip_grad_norm"),
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
+        "others": others(config),
         "chance": chance(config),
         "evaluated_on": "val" if config["data"]["validation"] else "test",
         "diverged": None if summary else diverged(folder),
@@ -105,6 +115,23 @@ def one_run(folder: Path) -> Record:
         "top1_by_epoch": {event["epoch"]: event["top1"] for event in read_events(folder, "eval")},
         **{key: summary.get(key) for key in origin},
     }
+
+
+def others(config: Record) -> Record:
+    """Settings of data, student and trainer that `SETTINGS` lacks, by dotted key, without the trainer's defaults."""
+    told = (
+        "trainer.epochs",
+        "trainer.precision",
+        "trainer.clip_grad_norm",
+        "data.name",
+        "data.limit",
+        "data.validation",
+    )
+    rest: Record = {}
+    for key, setting in comparable(config).items():
+        if key.startswith(("trainer.", "data.", "model.")) and key not in told and setting != DEFAULTS.get(key):
+            rest[key.replace("model.", f"model.{config['model']['name']}.")] = setting
+    return rest
 
 
 def optimizer(config: Record) -> Record:
@@ -124,6 +151,7 @@ def section(runs: Sequence[Record], short: bool = False) -> str:
         short: without the median, which else stands where a row has several seeds, and without the number of runs that
             fell back, which else stands where there are any.
     """
+    check_comparable(runs)
     settings = [shown(run) for run in runs]
     constant = {k: values[0] for k in settings[0] if len(values := list(dict.fromkeys(s[k] for s in settings))) == 1}
     varying = [key for key in settings[0] if key not in constant]
@@ -208,6 +236,7 @@ def gain_section(runs: Sequence[Record], link: str) -> str:
     Raises:
         ValueError: no runs of one setting.
     """
+    check_comparable(runs)
     values, settings = by_images(runs), [shown(run) for run in runs]
     varying = {"training images", "epochs"}
     mixed = [key for key in settings[0] if key not in varying and len({s[key] for s in settings}) > 1]
@@ -291,8 +320,42 @@ def place(run: Record) -> tuple[Any, ...]:
     )
 
 
+def check_comparable(runs: Sequence[Record]) -> None:
+    """Raises ValueError for runs of one table that differ in what no column and no name of a row tells."""
+    if mixed := untold(runs):
+        raise ValueError(f"runs that differ in {mixed} do not belong in one table")
+
+
+def untold(runs: Sequence[Record]) -> str:
+    """The settings beside columns and names of rows in which runs differ, as text; "" if there are none.
+
+    A component's setting that a run lacks is left out: the run is of a version without it, or the student is another one.
+    """
+    rest = [run["others"] for run in runs if "others" in run]
+    keys = {key for one in rest for key in one if key.startswith("trainer.") or all(key in other for other in rest)}
+    found = {key: [one.get(key, "the default") for one in rest] for key in keys}
+    for key in set.intersection(*({*run["optim"]} for run in runs)) - {"lr", "schedule", "weight_decay"}:
+        found[f"optim.{key}"] = [run["optim"][key] for run in runs]
+    for key in ("name", "validation"):
+        found[f"data.{key}"] = [run["data"][key] for run in runs]
+    taught = [run for run in runs if run["knowledge"]]
+    found["teacher"] = [run["teacher"] for run in taught]
+    found["knowledge.dtype"] = [run["knowledge"].get("dtype") for run in taught]
+    differing = {key: sorted({json.dumps(value) for value in values}) for key, values in found.items()}
+    return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)
+
+
 def by_seed(runs: Sequence[Record]) -> dict[int, float]:
-    """Seed → accuracy of the last epoch, of the runs that reached it."""
+    """Seed → accuracy of the last epoch, of the runs that reached it.
+
+    Raises:
+        ValueError: two runs of one seed, which the table does not tell apart.
+    """
+    seeds = [run["seed"] for run in runs]
+    if len({*seeds}) < len(seeds):
+        raise ValueError(
+            f"a row of {method(runs[0], runs)} has two runs of a seed: {sorted(seeds)}; no column tells them apart"
+        )
     return {run["seed"]: list(run["top1_by_epoch"].values())[-1] for run in runs if not run["diverged"]}
 
 

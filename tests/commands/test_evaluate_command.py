@@ -41,6 +41,7 @@ def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Pa
         (("weights=x", "model=resnet8", "data=digits", "precision=fp8"), "precision=fp8: one of fp32, bf16"),
         (("weights=x", "model=resnet8", "data=digits", "model.num_classes=7"), "model.num_classes=7, but data.num_classes=10"),
         (("weights=x", "model=resnet8", "data=digits", "root=y"), "pass data.root=y"),
+        (("run=x", "data=digits", "root=y"), "root=y is for the run's own data; with data=… pass data.root=y"),
     ],
 )  # fmt: skip
 def test_evaluations_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,44 @@ def test_a_run_is_kept_once(tmp_path: Path) -> None:
     assert {run["commit"] for run in runs} == {"abc"}
     (tmp_path / "outputs").rename(tmp_path / "elsewhere")
     assert kept(tmp_path, commit="def") == runs
+
+
+def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> None:
+    """A setting that is not kept; the second run would be left out, or replace the first in its row."""
+    runs = kept(tmp_path)
+    folder = next((tmp_path / "outputs").rglob("kd/seed0-00000000"))
+    other = folder.with_name("seed0-11111111")
+    shutil.copytree(folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["trainer"]["batch_size"] = 256
+    (other / "config.json").write_text(json.dumps(config))
+    message = r"seed0-11111111: kept.jsonl has a run that differs in trainer.batch_size: .the default., 256 alone"
+    with pytest.raises(ValueError, match=message):
+        results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
+    with pytest.raises(ValueError, match=r"a row of KD 50 has two runs of a seed: \[0, 0, 1, 2\]"):
+        results.section([*runs, next(run for run in runs if "kd" in run["loss"])])
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "value"),
+    [
+        ("data", "name", "cifar10"),
+        ("data", "validation", 0.1),
+        ("optim", "momentum", 0.5),
+        ("knowledge", "dtype", "float32"),
+        ("others", "trainer.ema", 0.99),
+    ],
+)
+def test_runs_of_other_data_or_recipes_are_no_rows_of_one_table(
+    tmp_path: Path, key: str, part: str, value: object
+) -> None:
+    runs = kept(tmp_path)
+    for run in runs:
+        run["optim"]["momentum"] = 0.9
+    changed = next(run for run in runs if "kd" in run["loss"])
+    changed[key] = changed[key] | {part: value}
+    with pytest.raises(ValueError, match=f"differ in {part if key == 'others' else f'{key}.{part}'}: .* do not belong"):
+        results.section(runs)
 
 
 def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
@@ -95,6 +134,7 @@ def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
     assert "| KD 50 temperature=4.0 | 95.00 ± 1.00 (3) |" in section
     assert "| KD 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
     terms[3]["temperature"] = 4.0
+    next(run for run in runs if run["loss"].get("kd") is terms[3])["seed"] = 3
     section = results.section(runs)
     assert re.search(r"^\| KD 50 temperature=8.0 \| .* \(2\) \|", section, re.M)
     assert re.search(r"^\| KD 50 \|", section, re.M)  # the option of most runs is not shown

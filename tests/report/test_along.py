@@ -73,6 +73,8 @@ def test_what_nst_adds_is_the_sum_less_the_sum_without_it(values: dict[float, li
     assert rows[2][1:] == ["+2.67 ± 1.43 [+3.00] (3)", "–", "–"]
     other = Method("KD + NST", {"kd": 1.0, "nst_poly": 50.0}, BASE)  # KD of another weight is no part of it
     assert [line.label for line in nst_gains({1000: [*values[1000][:3], other]}, False)] == ["NST − Baseline"]
+    hotter = Method("KD, temperature 8", {"kd": 16.0}, BASE)  # which of the two it is in the sum is not known
+    assert [line.label for line in nst_gains({1000: [*values[1000], hotter]}, False)] == ["NST − Baseline"]
 
 
 def test_fewer_errors_are_a_gain(values: dict[float, list[Method]]) -> None:

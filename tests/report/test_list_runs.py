@@ -105,6 +105,25 @@ def test_where_things_lie_tells_nothing_apart(tmp_path: Path):
     assert (kd["n"], kd["seeds"], kd["settings"]) == (3, [0, 1, 2], {})
 
 
+def test_a_run_of_an_earlier_version_has_the_defaults_of_later_keys(tmp_path: Path):
+    """Seeds that were run before and after a key was added are one line."""
+    write_table(tmp_path)
+    folder = next(tmp_path.glob("digits/big-small/kd/seed1-*"))
+    for key, default in (
+        ("trainer.mixup", 0.0),
+        ("trainer.ema", None),
+        ("data.augment", None),
+        ("knowledge.allow_large", None),
+    ):
+        change(folder, key, default)
+    change(next(tmp_path.glob("digits/big-small/kd/seed0-*")), "knowledge.allow_large", False)
+    (kd,) = [g for r in sections(read_runs(tmp_path)[0]).values() for g in grouped(r, "last") if g["loss"] == "kd"]
+    assert (kd["n"], kd["seeds"], kd["settings"]) == (3, [0, 1, 2], {})
+    change(folder, "trainer.mixup", 0.2)
+    kd = [g for r in sections(read_runs(tmp_path)[0]).values() for g in grouped(r, "last") if g["loss"] == "kd"]
+    assert sorted((g["n"], g["settings"]["trainer.mixup"]) for g in kd) == [(1, 0.2), (2, 0.0)]
+
+
 def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_table(tmp_path)
     list_runs([f"outputs={tmp_path}", "loss=kd", "format=json"])

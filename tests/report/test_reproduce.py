@@ -1,6 +1,7 @@
 """The command: what it asks for, the plan, and a whole small table run twice."""
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
+from nst.models import resnet8
+from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import Plan, finished, make_plan
@@ -211,6 +214,63 @@ def test_a_whole_table_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     reproduce(request)
     assert "0 to do" in capsys.readouterr().out
     assert digest(tmp_path / "outputs") == first
+
+
+@pytest.mark.parametrize(("weights", "message"), [("none", "no such file"), ("other", "of another architecture")])
+def test_weights_of_a_teacher_are_read_before_the_baselines_train(tmp_path: Path, weights: str, message: str):
+    file = tmp_path / "teacher.safetensors"
+    if weights == "other":
+        save_weights(file, torch.nn.Linear(2, 2), {})
+    request = Request("quick/digits", 1, outputs=str(tmp_path / "outputs"), overrides=(f"teacher.weights={file}",))
+    with pytest.raises(ValueError, match=message):
+        reproduce(request)
+    assert not (tmp_path / "outputs").exists()
+
+
+ONE_METHOD = """title: One method
+source: nothing published
+metric: accuracy
+images: [1437, 360]
+seeds: 1
+groups:
+  - {name: one, title: one, rows: [{name: student, label: A, run: [loss=ce]}, {name: kd, label: B, run: [loss=kd]}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished_table(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """A baseline and a method, one seed, of given teacher weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    table, weights = folder / "one.yaml", folder / "teacher.safetensors"
+    table.write_text(ONE_METHOD)
+    save_weights(weights, resnet8(10, 1), {})
+    overrides = ("data=digits", *TINY, f"teacher.weights={weights}")
+    request = Request(str(table), 1, outputs=str(folder / "outputs"), overrides=overrides)
+    reproduce(request)
+    return request
+
+
+def test_other_taps_in_the_table_are_measured_anew(finished_table: Request):
+    """A measurement that cannot be made leaves none of the earlier ones."""
+    folder = make_plan(finished_table, CONFIGS).folder
+    file, table = folder / "evidence" / "one.json", Path(finished_table.table)
+    last = json.loads(file.read_text())["mmd"]["kd"]
+    found = {}
+    for stage in ("stage2", "nowhere"):
+        table.write_text(ONE_METHOD.replace("rows:", f"taps: {{teacher: {stage}, student: {stage}}}, rows:"))
+        reproduce(replace(finished_table, page=True))
+        found[stage] = json.loads(file.read_text())["mmd"]["kd"] if file.exists() else None
+    assert found["stage2"] != last
+    assert found["nowhere"] is None
+    assert not list(file.parent.iterdir())
+
+
+def test_no_run_is_added_to_those_of_another_teacher(finished_table: Request):
+    """A file of weights that was replaced: an error before more runs."""
+    save_weights(Path(finished_table.table).with_name("teacher.safetensors"), resnet8(10, 1), {"another": "file"})
+    with pytest.raises(ValueError, match=r"kd/seed0-\w+ is finished, with a teacher of SHA-256 .* now has"):
+        reproduce(replace(finished_table, seeds=2))
+    assert not list(Path(finished_table.outputs).rglob("seed1-*"))
 
 
 def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: pytest.MonkeyPatch):

@@ -195,3 +195,26 @@ def test_a_plan_leads_nowhere_else(tmp_path: Path, place: str):
     change_plan(folder, 1, runs=[{"seed": 0, "folder": place}])
     with pytest.raises(ValueError, match="no folder below"):
         read_table(folder, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["data", "teacher"])
+def test_runs_of_other_images_or_of_another_teacher_do_not_stand_in_one_table(tmp_path: Path, kind: str):
+    """A file changed between two runs of the same settings; a limit of images is another setting."""
+    table = write_table(tmp_path)
+    for other in tmp_path.glob("digits/big-small/nst_poly/*/summary.json"):
+        other.unlink()
+    first, second, third = (tmp_path / f"digits/big-small/kd/seed{seed}-00000000/summary.json" for seed in (0, 1, 2))
+    for file, digest in ((first, "old"), (second, "new"), (third, "less")):
+        summary = json.loads(file.read_text())
+        summary["data"] = {"sha256": digest if kind == "data" else "same"}
+        summary["teacher"]["sha256"] = digest if kind == "teacher" else "same"
+        if file is third:
+            summary["config"]["data"]["limit"] = 20
+        file.write_text(json.dumps(summary))
+    message = (
+        f"seed0-00000000 and .*seed1-00000000 cannot stand in one table: .* of the {kind} are the same.*old… and new…"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_table(table, tmp_path)
+    second.unlink()
+    read_table(table, tmp_path)

@@ -115,6 +115,29 @@ def test_what_is_wrong_is_named(folder: Path, old: str, new: str, message: str):
         read_table("mine.yaml", CONFIGS)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "overrides", "message"),
+    [
+        ("[loss=ce]", "[loss=ce, seed=3]", (), "rows: student: seed=3: a table runs seeds 0 to N-1"),
+        ("[loss=kd]", "[loss=kd, outputs=elsewhere]", (), "rows: kd: outputs=elsewhere: pass outputs=FOLDER"),
+        ("[loss=kd]", "[loss=kd, dry_run=true]", (), "rows: kd: dry_run=true: pass plan=true"),
+        ("", "", ("++seed=3",), "seed=3: a table runs seeds"),
+        ("", "", ("trainer.prune_after=5",), "trainer.prune_after=5: a table needs whole runs"),
+        ("", "", ("loss=kd",), "rows: student has the teacher resnet20; the first row is the baseline"),
+        ("[loss=ce]", "[loss=at]", (), "rows: student has the teacher resnet20"),
+        ("[loss=kd]", "[loss=kd, model=resnet14]", (), r"kd has another student \(resnet14\) than student \(resnet8\)"),
+        (GROUP, GROUP + "      - {name: big, label: B, run: [loss=kd, teacher=resnet56]}\n", (), r"big has another teacher \(resnet56\)"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_belong_in_a_table_are_named(
+    folder: Path, old: str, new: str, overrides: tuple[str, ...], message: str
+):
+    text = HEAD + "overrides: [data=digits, model=resnet8, teacher=resnet20]\n" + GROUP
+    (folder / "mine.yaml").write_text(text.replace(old, new) if old else text)
+    with pytest.raises(ValueError, match=message):
+        make_plan(Request("mine.yaml", overrides=overrides), CONFIGS)
+
+
 def test_where_tables_are_looked_for(folder: Path):
     own = folder / "configs" / "table" / "mine.yaml"
     own.write_text(HEAD + GROUP)

@@ -38,6 +38,10 @@ def check_subject(settings: DictConfig) -> None:
     if settings.run is not None:
         if named:
             raise ValueError(f"run={settings.run} has its own model and weights; remove {' and '.join(named)}")
+        if settings.root is not None and settings.data is not None:
+            raise ValueError(
+                f"root={settings.root} is for the run's own data; with data=… pass data.root={settings.root}"
+            )
         return
     if "weights" not in named:
         raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")

@@ -79,14 +79,15 @@ def gains(values: Values, lower: bool) -> list[Line]:
 
 
 def nst_gains(values: Values, lower: bool) -> list[Line]:
-    """The gain by NST: alone over the baseline, in a sum over the same sum without it, if that is among the methods."""
+    """The gain by NST: alone over the baseline, in a sum over the same sum without it, if one method is that."""
 
     def without(method: Method, methods: Sequence[Method]) -> tuple[str, Method] | None:
         others = {term: weight for term, weight in method.weights.items() if not term.startswith("nst")}
         if len(others) == len(method.weights):
             return None
-        other = methods[0] if not others else next((m for m in methods if dict(m.weights) == others), None)
-        return None if other is None else (f"{method.label} − {other.label}", other)
+        found = [m for m in methods if dict(m.weights) == others] if others else methods[:1]
+        # two of equal weights differ in another option, which is not known here
+        return (f"{method.label} − {found[0].label}", found[0]) if len(found) == 1 else None
 
     return _lines(values, lower, without)
 

@@ -7,12 +7,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nst.config import NOT_IDENTITY
+from nst.config import NOT_IDENTITY, KnowledgeConfig, TeacherConfig, TrainerConfig
 from nst.report.runs import chance, diverged, fell_back, read_config, read_events, read_summary, teacher_of
 from nst.report.settings import schedule, weights
 from nst.report.stats import sample
 
 Record = dict[str, Any]
+
+RUN_PARTS = {"trainer": TrainerConfig, "knowledge": KnowledgeConfig, "teacher": TeacherConfig}
 
 FIELDS = (
     "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "fell_back", "seconds",
@@ -72,13 +74,18 @@ def _run(folder: Path, outputs: Path) -> Record:
 
 
 def comparable(config: Record) -> dict[str, Any]:
-    """The settings that distinguish runs, by dotted key: without seed, paths, and unused settings."""
+    """The settings that distinguish runs, by dotted key: without seed, paths, null, and unused settings.
+
+    A run of an earlier version lacks later keys: it has their defaults. Those of components are not known here.
+    """
     unused = [*NOT_IDENTITY, "seed"]
     if teacher_of(config) is None:
         unused += ["teacher", "knowledge"]
     elif config["teacher"].get("weights") is not None:
         unused.append("teacher.recipe")
-    settings = _flat(config)
+    settings = DEFAULTS | {k: v for k, v in _flat(config).items() if v is not None}
+    if settings.get("knowledge.allow_large") is False:  # the default of earlier versions, the same result as null
+        del settings["knowledge.allow_large"]
     return {k: v for k, v in settings.items() if not any(k == key or k.startswith(f"{key}.") for key in unused)}
 
 
@@ -86,6 +93,13 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+DEFAULTS = {
+    key: value
+    for key, value in _flat({name: asdict(part()) for name, part in RUN_PARTS.items()}).items()
+    if value is not None
+}
 
 
 def select(runs: Sequence[Record], filters: dict[str, str], sort: str) -> list[Record]:

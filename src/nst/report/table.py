@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nst.report.agreement import check_agreement
 from nst.report.runs import (
     chance,
     diverged,
@@ -33,7 +34,8 @@ def read_table(folder: Path, outputs: Path) -> Record:
         outputs: the folder of all runs.
 
     Raises:
-        ValueError: a damaged file, or a plan that names a place outside of `outputs`.
+        ValueError: a damaged file, a plan that names a place outside of `outputs`, or runs that saw other images or another
+            teacher than others of the same settings.
     """
     plan = read_json(folder / "plan.json")
     lower = plan["metric"] == "error"
@@ -46,6 +48,7 @@ def read_table(folder: Path, outputs: Path) -> Record:
                 f"{folder / 'plan.json'} is damaged: the groups are at {at}; different positive numbers are needed"
             )
     rows = [row for group in groups for row in group["rows"]]
+    check_agreement(inside(outputs, run) for row in rows for run in row["runs"])
     changes = list(dict.fromkeys(change for row in rows for change in row["changes"]))
     return {
         **{key: plan[key] for key in ("table", "command", "title", "source", "metric")},

@@ -11,7 +11,7 @@ from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
 from nst.reproduce.evidence import gather
-from nst.reproduce.execute import Outcome, execute
+from nst.reproduce.execute import Outcome, check_teachers, execute
 from nst.reproduce.plan import Plan, make_plan, write_plan
 from nst.reproduce.request import Request
 from nst.training.ranks import ranks
@@ -21,10 +21,12 @@ def reproduce(request: Request) -> None:
     """Plan a table, estimate its time, run what is missing, evaluate the networks, write and print the result.
 
     Raises:
-        ValueError: an unknown table, or settings that no run can have.
+        ValueError: an unknown table, settings that no run can have, or teacher weights that do not fit.
         Interrupted: stopped by a signal, saved; the same request continues.
     """
     plan = make_plan(request, CONFIGS)
+    if not request.page:
+        check_teachers(plan)
     with ranks(plan.cells[0].runs[0].trainer.device) as here:
         if here.main and not request.page:
             print("measuring a training step of each row that is not finished", flush=True)

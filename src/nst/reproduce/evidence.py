@@ -45,10 +45,14 @@ def gather(plan: Plan, device: torch.device) -> None:
     sets: dict[str, Dataset] = {}
     for group in plan.table.groups:
         cells = [cell for cell in plan.cells if cell.group is group]
-        runs = [mark(run) for cell in cells for run in cell.runs if finished(run)]
+        runs = [f"{cell.row.name} {mark(run)}" for cell in cells for run in cell.runs if finished(run)]
         taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
         file = plan.folder / "evidence" / f"{group.name}.json"
-        if not taught or _is_current(file, runs):
+        subject = {"form": FORM, "taps": asdict(group.taps), "runs": runs}
+        if _is_current(file, subject):
+            continue
+        _remove_outdated(file, subject, ["teacher", *(cell.row.name for cell in cells)])
+        if not taught:
             continue
         # where it lies now: a path in a summary is of the folder that the run was started in
         weights = taught[0].teacher.weights or str(run_folder(asdict(teacher_run(taught[0]))) / STUDENT)
@@ -63,13 +67,22 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         for name, picture in pictures.items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
-        write_whole(file, json.dumps({"form": FORM, "runs": runs, **content}, indent=1).encode())
+        write_whole(file, json.dumps({**subject, **content}, indent=1).encode())
 
 
-def _is_current(file: Path, runs: list[str]) -> bool:
-    """Whether the file is of these runs, and in the current format."""
+def _is_current(file: Path, subject: dict[str, Any]) -> bool:
+    """Whether the file is of these runs and taps, and in the current format."""
     evidence = read_json(file) if file.exists() else {}
-    return evidence.get("form") == FORM and evidence.get("runs") == runs
+    return {key: evidence.get(key) for key in subject} == subject
+
+
+def _remove_outdated(file: Path, subject: dict[str, Any], names: list[str]) -> None:
+    """Remove evidence of other taps, or of runs that are no longer there: the page would show it as that of the present runs."""
+    evidence = read_json(file) if file.exists() else {}
+    known = evidence.get("runs") or []
+    if not (_is_current(file, subject | {"runs": evidence.get("runs")}) and {*known} <= {*subject["runs"]}):
+        for outdated in (file, *(file.with_name(f"{file.stem}-{name}.png") for name in names)):
+            outdated.unlink(missing_ok=True)
 
 
 def _evidence(analysis: "Analysis", cells: list[Cell]) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -13,9 +13,10 @@ from typing import Any
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.models.weights import load_weights
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
-from nst.runs.folder import PATIENCE, RunFolder, RunLockedError, run_folder
+from nst.runs.folder import PATIENCE, STUDENT, RunFolder, RunLockedError, run_folder
 from nst.runs.run import distil, write_teacher_cache
 from nst.training.ranks import Ranks
 
@@ -41,11 +42,26 @@ class Outcome:
     elsewhere: list[str] = field(default_factory=list)  # not finished: another process has locked them
 
 
+def check_teachers(plan: Plan) -> None:
+    """Load given teacher weights into their networks, since the baselines, which come first, do not read them.
+
+    Raises:
+        ValueError: a run that is not finished names weights that are missing, or of another architecture.
+    """
+    runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
+    checked = {json.dumps([run.teacher.model, run.teacher.weights], sort_keys=True): run.teacher for run in runs}
+    for teacher in checked.values():
+        assert teacher.weights is not None
+        if not Path(teacher.weights).is_file():
+            raise ValueError(f"teacher.weights={teacher.weights}: no such file")
+        load_weights(build.network("teacher.model", teacher.model, teacher.seed), teacher.weights)
+
+
 def execute(plan: Plan, ranks: Ranks) -> Outcome:
     """Run or continue everything that is not finished and that no other process runs.
 
     Raises:
-        ValueError: a run that cannot be made.
+        ValueError: a run that cannot be made, or is finished on other data or with other teacher weights.
         Interrupted: stopped by a signal, saved.
     """
     sets: dict[str, Dataset] = {}
@@ -58,6 +74,7 @@ def execute(plan: Plan, ranks: Ranks) -> Outcome:
         for run in cell.runs
     ]
     students.sort(key=lambda student: student.run.seed)
+    check_finished(students, outcome, ranks, sets)
     run_all(teachers, outcome, ranks, sets)
     for teacher in teachers:  # wait for those of other processes
         attempt(teacher, outcome, ranks, sets, wait=True)
@@ -71,6 +88,20 @@ def execute(plan: Plan, ranks: Ranks) -> Outcome:
             outcome.failed.setdefault(student.folder, f"{student.name}: {reason}")
     outcome.elsewhere = [s.name for s in students if s.folder not in outcome.failed and not finished(s.run)]
     return outcome
+
+
+def check_finished(students: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str, Dataset]) -> None:
+    """If runs are to be added to finished ones, check that those had the same data and teacher weights.
+
+    Raises:
+        ValueError: they had others; names the run.
+    """
+    complete = [finished(s.run) and (s.folder / STUDENT).is_file() for s in students]
+    incomplete = not all(map(_done, students))
+    chosen = ranks.max(*(int(ranks.main and incomplete and one) for one in complete))  # rank 0 decides for all
+    for student, check in zip(students, chosen, strict=True):
+        if check:
+            attempt(student, outcome, ranks, sets)  # of a finished run, that is all it does
 
 
 def run_all(runs: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str, Dataset]) -> None:

@@ -1,7 +1,7 @@
 """Which runs a table needs, as settings and as the file that the report reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,8 @@ def make_plan(request: Request, configs: Path) -> Plan:
     """Compose every run of the table; no data is read. Titles describe the actual runs.
 
     Raises:
-        ValueError: an unknown table, settings that no run can have, or groups that are no values of the table's axis.
+        ValueError: an unknown table, settings that no run can have, groups that are no values of the table's axis, or that
+            lack a baseline or mix networks.
     """
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
@@ -111,6 +112,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
         cells = tuple(
             _cell(request, table, group, row, seeds, settings) for group in table.groups for row in group.rows
         )
+    _check_groups(request.table, cells)
     table.title = table_title(table, [(cell.meant, cell.runs[0]) for cell in cells])
     for group in table.groups:
         group.title = group_title(group, [(cell.meant, cell.runs[0]) for cell in cells if cell.group is group])
@@ -138,6 +140,7 @@ def _cell(
             teacher = max(1, round(request.epochs * actual.teacher.recipe.trainer.epochs))
             overrides.append(f"teacher.recipe.trainer.epochs={teacher}")
         overrides, actual = _without_unused_cache(overrides, settings)
+    _check_row(f"table={request.table}: groups: {group.name}: rows: {row.name}", actual)
     actual = replace(actual, outputs=request.outputs)
     changed = _changes(flat(asdict(original)), flat(asdict(actual)))
     quoted = [f"'{override}'" if set(override) & set("[]{}(),* ") else override for override in overrides]
@@ -150,6 +153,40 @@ def _cell(
         tuple(f"{key}: {short(new)} (table: {short(old)})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed),
     )  # fmt: skip
+
+
+def _check_row(place: str, run: RunConfig) -> None:
+    """Raises ValueError for settings of a run that belong to the whole table, which would ignore them, or end with them."""
+    usual = RunConfig()
+    for key, remedy in (
+        ("seed", "a table runs seeds 0 to N-1; pass seeds=N"),
+        ("outputs", "pass outputs=FOLDER to nst reproduce alone"),
+        ("dry_run", "pass plan=true"),
+    ):
+        if getattr(run, key) != getattr(usual, key):
+            raise ValueError(f"{place}: {key}={as_typed(getattr(run, key))}: {remedy}")
+    if run.trainer.prune_after is not None:
+        raise ValueError(f"{place}: trainer.prune_after={run.trainer.prune_after}: a table needs whole runs")
+
+
+def _check_groups(table: str, cells: Sequence[Cell]) -> None:
+    """Raises ValueError for a group without a baseline, or of several students or teachers: one is measured and compared."""
+    first: dict[str, tuple[str, str, Any]] = {}
+    for cell in cells:
+        run, place = cell.runs[0], f"table={table}: groups: {cell.group.name}: rows: {cell.row.name}"
+        if cell.row is cell.group.rows[0] and run.teacher.model is not None:
+            raise ValueError(
+                f"{place} has the teacher {run.teacher.model['name']}; the first row is the baseline, trained without one (loss=ce)"
+            )
+        parts = {"student": (run.model["name"], run.model["name"])}
+        if run.teacher.model is not None:
+            parts["teacher"] = (run.teacher.model["name"], [run.teacher.model, run.teacher.weights, run.teacher.seed])
+        for part, (name, identity) in parts.items():
+            row, other, known = first.setdefault(f"{cell.group.name} {part}", (cell.row.name, name, identity))
+            if identity != known:
+                raise ValueError(
+                    f"{place} has another {part} ({name}) than {row} ({other}); a group has one of each: make two groups"
+                )
 
 
 def _without_unused_cache(
