@@ -49,6 +49,14 @@ SETTINGS = (
     "epochs",
     "precision",
 )  # what a run is
+SHOWN = (
+    "trainer.epochs",
+    "trainer.precision",
+    "trainer.clip_grad_norm",
+    "data.name",
+    "data.limit",
+    "data.validation",
+)  # of a run's configuration, that SETTINGS has
 BASELINE, CONTROL = "baseline", "baseline on the cached views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the store, so that it sees the same views
 NAMES = {
@@ -68,7 +76,7 @@ def add(folder: Path, target: Path) -> None:
     """Add to `target` the runs below `folder` that are over and not in it.
 
     Raises:
-        ValueError: a run differs from one that is kept in nothing that tables tell, such as in the batch size only.
+        ValueError: a run differs from one in `target` only in what tables do not show, such as the batch size.
     """
     kept = [json.loads(line) for line in target.read_text().splitlines()] if target.is_file() else []
     runs = {what(run): run for run in kept}
@@ -76,7 +84,7 @@ def add(folder: Path, target: Path) -> None:
         if (file.parent / "summary.json").is_file() or diverged(file.parent):
             run = json.loads(FOLDERS.sub("", json.dumps(one_run(file.parent))))
             known = runs.setdefault(what(run), run)
-            if "others" in known and (mixed := untold([known, run])):  # earlier lines lack them
+            if "others" in known and (mixed := hidden_differences([known, run])):  # earlier lines lack them
                 raise ValueError(
                     f"{file.parent}: {target.name} has a run that differs in {mixed} alone; use another file"
                 )
@@ -119,19 +127,12 @@ def one_run(folder: Path) -> Record:
 
 def others(config: Record) -> Record:
     """Settings of data, student and trainer that `SETTINGS` lacks, by dotted key, without the trainer's defaults."""
-    told = (
-        "trainer.epochs",
-        "trainer.precision",
-        "trainer.clip_grad_norm",
-        "data.name",
-        "data.limit",
-        "data.validation",
-    )
-    rest: Record = {}
-    for key, setting in comparable(config).items():
-        if key.startswith(("trainer.", "data.", "model.")) and key not in told and setting != DEFAULTS.get(key):
-            rest[key.replace("model.", f"model.{config['model']['name']}.")] = setting
-    return rest
+    prefix = ("trainer.", "data.", "model.")
+    return {
+        key.replace("model.", f"model.{config['model']['name']}."): setting
+        for key, setting in comparable(config).items()
+        if key.startswith(prefix) and key not in SHOWN and setting != DEFAULTS.get(key)
+    }
 
 
 def optimizer(config: Record) -> Record:
@@ -321,27 +322,27 @@ def place(run: Record) -> tuple[Any, ...]:
 
 
 def check_comparable(runs: Sequence[Record]) -> None:
-    """Raises ValueError for runs of one table that differ in what no column and no name of a row tells."""
-    if mixed := untold(runs):
+    """Raises ValueError for runs of one table that differ in what neither a column nor the name of a row shows."""
+    if mixed := hidden_differences(runs):
         raise ValueError(f"runs that differ in {mixed} do not belong in one table")
 
 
-def untold(runs: Sequence[Record]) -> str:
+def hidden_differences(runs: Sequence[Record]) -> str:
     """The settings beside columns and names of rows in which runs differ, as text; "" if there are none.
 
     A component's setting that a run lacks is left out: the run is of a version without it, or the student is another one.
     """
     rest = [run["others"] for run in runs if "others" in run]
     keys = {key for one in rest for key in one if key.startswith("trainer.") or all(key in other for other in rest)}
-    found = {key: [one.get(key, "the default") for one in rest] for key in keys}
+    values = {key: [one.get(key, "the default") for one in rest] for key in keys}
     for key in set.intersection(*({*run["optim"]} for run in runs)) - {"lr", "schedule", "weight_decay"}:
-        found[f"optim.{key}"] = [run["optim"][key] for run in runs]
+        values[f"optim.{key}"] = [run["optim"][key] for run in runs]
     for key in ("name", "validation"):
-        found[f"data.{key}"] = [run["data"][key] for run in runs]
+        values[f"data.{key}"] = [run["data"][key] for run in runs]
     taught = [run for run in runs if run["knowledge"]]
-    found["teacher"] = [run["teacher"] for run in taught]
-    found["knowledge.dtype"] = [run["knowledge"].get("dtype") for run in taught]
-    differing = {key: sorted({json.dumps(value) for value in values}) for key, values in found.items()}
+    values["teacher"] = [run["teacher"] for run in taught]
+    values["knowledge.dtype"] = [run["knowledge"].get("dtype") for run in taught]
+    differing = {key: sorted({json.dumps(value) for value in several}) for key, several in values.items()}
     return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)
 
 
@@ -349,12 +350,12 @@ def by_seed(runs: Sequence[Record]) -> dict[int, float]:
     """Seed → accuracy of the last epoch, of the runs that reached it.
 
     Raises:
-        ValueError: two runs of one seed, which the table does not tell apart.
+        ValueError: two runs of one seed, that no column distinguishes.
     """
     seeds = [run["seed"] for run in runs]
     if len({*seeds}) < len(seeds):
         raise ValueError(
-            f"a row of {method(runs[0], runs)} has two runs of a seed: {sorted(seeds)}; no column tells them apart"
+            f"a row of {method(runs[0], runs)} has two runs of a seed: {sorted(seeds)}; no column distinguishes them"
         )
     return {run["seed"]: list(run["top1_by_epoch"].values())[-1] for run in runs if not run["diverged"]}
 
