@@ -93,6 +93,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "KD + NST poly": ("kd", "nst_poly"),
 }
 USUAL = {"kd": 16, "fitnet": 10, "at": 1000, "nst_poly": 50}
+SCALED = {"kd": 11.4, "fitnet": 4.3, "at": 76, "nst_poly": 9.5}
 
 
 def recipe_runs(method: str, clip: float | None, weights: Mapping[str, float] = USUAL) -> list[dict[str, Any]]:
@@ -124,6 +125,20 @@ def test_other_norms_of_clipping() -> None:
     for method, cells in shown.items():
         for clip, cell in zip((1, 2, 5, None), cells, strict=True):
             runs = [run for run in recipe_runs(method, clip) if run["optim"]["lr"] == 0.4 and run["seed"] == 0]
+            assert [cell] == [f"{held_out(run):.2f}" for run in runs]
+
+
+def test_terms_scaled_to_the_gradient_of_the_cross_entropy() -> None:
+    begin = (
+        "| loss | scaled λ | scaled, rate 0.4 | usual λ | clipped at 2 | scaled, rate 0.8 | usual λ | clipped at 2 |"
+    )
+    shown = table("measured.md", begin)
+    assert {"baseline", *shown} == set(RECIPES)
+    for method, (scaled, *cells) in shown.items():
+        assert scaled == ", ".join(str(SCALED[term]) for term in RECIPES[method])
+        kinds = [(rate, *kind) for rate in (0.4, 0.8) for kind in ((None, SCALED), (None, USUAL), (2, USUAL))]
+        for cell, (rate, clip, weights) in zip(cells, kinds, strict=True):
+            runs = [r for r in recipe_runs(method, clip, weights) if r["optim"]["lr"] == rate and r["seed"] == 0]
             assert [cell] == [f"{held_out(run):.2f}" for run in runs]
 
 
