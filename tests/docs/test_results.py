@@ -9,6 +9,9 @@ import pytest
 from scripts import results
 from tests.report.written import write_table
 
+import result_tables
+import run_lines
+
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
 def test_the_pages_say_what_the_files_say(page: Path) -> None:
@@ -27,10 +30,10 @@ def test_the_figures_draw_what_the_files_say(page: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((results.ROOT / "results").glob("*.json*")), ids=lambda file: file.name)
 def test_no_file_names_a_folder_of_the_machine(file: Path) -> None:
-    assert not results.FOLDERS.search(file.read_text())
+    assert not run_lines.FOLDERS.search(file.read_text())
 
 
-def kept(tmp_path: Path, **changes: object) -> list[results.Record]:
+def kept(tmp_path: Path, **changes: object) -> list[run_lines.Record]:
     """Runs of three methods as `add` keeps them."""
     write_table(tmp_path / "outputs")
     for file in (tmp_path / "outputs").rglob("summary.json"):
@@ -62,7 +65,7 @@ def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=message):
         results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     with pytest.raises(ValueError, match=r"a row of KD 50 has two runs of a seed: \[0, 0, 1, 2\]"):
-        results.section([*runs, next(run for run in runs if "kd" in run["loss"])])
+        result_tables.section([*runs, next(run for run in runs if "kd" in run["loss"])])
 
 
 @pytest.mark.parametrize(
@@ -84,11 +87,11 @@ def test_runs_of_other_data_or_recipes_are_no_rows_of_one_table(
     changed = next(run for run in runs if "kd" in run["loss"])
     changed[key] = changed[key] | {part: value}
     with pytest.raises(ValueError, match=f"differ in {part if key == 'others' else f'{key}.{part}'}: .* do not belong"):
-        results.section(runs)
+        result_tables.section(runs)
 
 
 def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
-    lines = results.section(kept(tmp_path)).splitlines()
+    lines = result_tables.section(kept(tmp_path)).splitlines()
     assert lines[2:4] == [
         "| baseline | 94.00 ± 1.00 (3) | 94.00 | – | 70.0 |",
         "| KD 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | 70.0 |",
@@ -107,7 +110,7 @@ def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
     for run in other:
         run["optim"]["lr"] = 0.2
         run["top1_by_epoch"] = {"2": 70.0 + len(run["loss"])}
-    lines = results.section(runs + other).splitlines()
+    lines = result_tables.section(runs + other).splitlines()
     assert lines[0] == "| method, λ | learning rate | last epoch | median | Δ vs. baseline | training accuracy |"
     assert "| KD 50 | 0.2 (cosine) | 72.00 (1) | 72.00 | +1.00 | 70.0 |" in lines
 
@@ -119,7 +122,7 @@ def test_a_method_is_compared_with_the_baseline_on_the_same_views_too(tmp_path: 
     for run in control:
         run["loss"]["kd"]["weight"] = 1e-9
         run["top1_by_epoch"] = {"2": 90.0}
-    lines = results.section(runs + control).splitlines()
+    lines = result_tables.section(runs + control).splitlines()
     assert lines[3] == "| baseline on the cached views | 90.00 ± 0.00 (3) | 90.00 | -4.00 ± 2.48 | – | 70.0 |"
     assert "| KD 50 | 95.00 ± 1.00 (3) | 95.00 | +1.00 ± 0.00 | +5.00 ± 2.48 | 70.0 |" in lines
 
@@ -130,12 +133,12 @@ def test_parts_of_a_term_that_differ_are_named(tmp_path: Path) -> None:
     terms = [run["loss"]["kd"] for run in runs if "kd" in run["loss"]]
     for i, term in enumerate(terms):
         term["temperature"] = 4.0 if i < 3 else 8.0
-    section = results.section(runs)
+    section = result_tables.section(runs)
     assert "| KD 50 temperature=4.0 | 95.00 ± 1.00 (3) |" in section
     assert "| KD 50 temperature=8.0 | 95.00 ± 1.00 (3) |" in section
     terms[3]["temperature"] = 4.0
     next(run for run in runs if run["loss"].get("kd") is terms[3])["seed"] = 3
-    section = results.section(runs)
+    section = result_tables.section(runs)
     assert re.search(r"^\| KD 50 temperature=8.0 \| .* \(2\) \|", section, re.M)
     assert re.search(r"^\| KD 50 \|", section, re.M)  # the option of most runs is not shown
 
@@ -165,7 +168,7 @@ def test_what_nst_adds_compares_runs_of_one_source(tmp_path: Path) -> None:
     cached = json.loads(json.dumps([run for run in live + sums if run["knowledge"]]))
     for run in cached:
         run["knowledge"] |= {"mode": "stored", "views": 4}
-    section = results.section([*live, *sums, *cached])
+    section = result_tables.section([*live, *sums, *cached])
     added = [line.split(" | ")[0] for line in section.splitlines() if " − KD 50" in line]
     assert added == [
         "| KD 50 + NST (poly) 50, live − KD 50, live",
@@ -177,7 +180,7 @@ def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
     runs = [run for run in kept(tmp_path) if "nst_poly" in run["loss"]]
     for run, student in zip(runs, ("last", "layer2"), strict=True):
         run["loss"]["nst_poly"]["taps"] = [{"teacher": "last", "student": student}]
-    section = results.section(runs)
+    section = result_tables.section(runs)
     assert "| NST (poly) 50 taps=last |" in section
     assert "| NST (poly) 50 taps=last→layer2 |" in section
 
@@ -191,22 +194,22 @@ def test_diverged_runs_are_counted(tmp_path: Path) -> None:
     (folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
     results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     runs = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
-    assert re.search(r"\(2\); diverged \(1\) \| 9\d\.\d\d \| \+1\.00", results.section(runs))
+    assert re.search(r"\(2\); diverged \(1\) \| 9\d\.\d\d \| \+1\.00", result_tables.section(runs))
 
 
 def test_runs_that_fell_back_are_counted(tmp_path: Path) -> None:
     """They stand in the mean; the README's short tables have neither their number nor the median."""
     runs = kept(tmp_path)
-    assert "fell back" not in results.section(runs)
+    assert "fell back" not in result_tables.section(runs)
     fallen = next(run for run in runs if "kd" in run["loss"] and run["seed"] == 2)
     fallen["top1_by_epoch"] = {"1": 97.0, "2": 31.0}
-    lines = results.section(runs).splitlines()
+    lines = result_tables.section(runs).splitlines()
     assert lines[0].startswith("| method, λ | last epoch | median | fell back |")
     assert lines[3].startswith("| KD 50 | 74.00 ± 37.24 (3) | 95.00 | 1 of 3 |")
-    assert results.section(runs, short=True).splitlines()[3].startswith("| KD 50 | 74.00 ± 37.24 (3) | -20.00")
+    assert result_tables.section(runs, short=True).splitlines()[3].startswith("| KD 50 | 74.00 ± 37.24 (3) | -20.00")
 
 
-def of_images(runs: list[results.Record], images: int, epochs: int, gain: float) -> list[results.Record]:
+def of_images(runs: list[run_lines.Record], images: int, epochs: int, gain: float) -> list[run_lines.Record]:
     """The runs as of so many training images, NST better by `gain` points."""
     found = json.loads(json.dumps(runs))
     for run in found:
@@ -248,11 +251,11 @@ def test_gains_by_the_number_of_images(tmp_path: Path, monkeypatch: pytest.Monke
 def test_gains_compare_runs_of_one_setting(tmp_path: Path) -> None:
     runs = kept(tmp_path)
     with pytest.raises(ValueError, match=r"training images: all: gains need data\.limit"):
-        results.gain_section(runs, "")
+        result_tables.gain_section(runs, "")
     found = [*of_images(runs, 1000, 50, 0.0), *of_images(runs, 1000, 10, 0.0)]
     with pytest.raises(ValueError, match=r"1000: gains need .* one number of epochs"):
-        results.gain_section(found, "")
+        result_tables.gain_section(found, "")
     found = of_images(runs, 1000, 50, 0.0)
     found[0]["optim"]["lr"] = 0.7
     with pytest.raises(ValueError, match="these differ in learning rate"):
-        results.gain_section(found, "")
+        result_tables.gain_section(found, "")
