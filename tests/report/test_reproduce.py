@@ -47,7 +47,6 @@ def test_request():
         (["table=x", "epochs=3"], "fraction"),
         (["table=x", "epochs=ten"], "fraction"),
         (["table=x", "seed=3"], "seeds=N"),
-        (["table=x", "dry_run=true"], "plan=true"),
         (["table=x", "now"], "key=value"),
         (["table=x", "plan=maybe"], "true or false"),
         (["table=x", "page=maybe"], "true or false"),

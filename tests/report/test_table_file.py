@@ -120,7 +120,8 @@ def test_what_is_wrong_is_named(folder: Path, old: str, new: str, message: str):
     [
         ("[loss=ce]", "[loss=ce, seed=3]", (), "rows: student: seed=3: a table runs seeds 0 to N-1"),
         ("[loss=kd]", "[loss=kd, outputs=elsewhere]", (), "rows: kd: outputs=elsewhere: pass outputs=FOLDER"),
-        ("[loss=kd]", "[loss=kd, dry_run=true]", (), "rows: kd: dry_run=true: pass plan=true"),
+        ("[loss=kd]", "[loss=kd, dry_run=true]", (), "rows: kd: dry_run=true: plan=true shows the plan"),
+        ("", "", ("dry_run=true",), "dry_run=true: plan=true shows the plan"),
         ("", "", ("++seed=3",), "seed=3: a table runs seeds"),
         ("", "", ("trainer.prune_after=5",), "trainer.prune_after=5: a table needs whole runs"),
         ("", "", ("loss=kd",), "rows: student has the teacher resnet20; the first row is the baseline"),

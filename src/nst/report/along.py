@@ -37,17 +37,23 @@ class Line:
 
     label: str
     nst: bool  # whether NST is one of its terms
-    points: dict[float, Sample]
+    sides: dict[
+        float, tuple[Mapping[int, float], Mapping[int, float]]
+    ]  # by seed: the gain is the first less the second
     lost: dict[float, str]  # "; fell back: 1", if runs fell back or diverged
-    sides: dict[float, tuple[Mapping[int, float], Mapping[int, float]]]  # the method's and the other one's, by seed
 
-    def overall(self, lower: bool) -> Sample | None:
+    @property
+    def points(self) -> dict[float, Sample]:
+        """The gain at each value at which some seed has both."""
+        return {value: gain for value, sides in self.sides.items() if (gain := paired(*sides)) is not None}
+
+    def overall(self) -> Sample | None:
         """The gain averaged over the values, of the seeds that have all of them."""
-        own, other = (
+        first, second = (
             {seed: fmean(by_seed[seed] for by_seed in side) for seed in set.intersection(*map(set, side))}
             for side in zip(*self.sides.values(), strict=True)
         )
-        return _gain(own, other, lower)
+        return paired(first, second)
 
 
 def from_result(result: Record) -> dict[float, list[Method]]:
@@ -103,17 +109,12 @@ def _lines(values: Values, lower: bool, choose: Choose) -> list[Line]:
             if (chosen := choose(method, methods)) is None:
                 continue
             label, other = chosen
-            line = lines.get(label, Line(label, False, {}, {}, {}))
+            line = lines.get(label, Line(label, False, {}, {}))
             lines[label] = line = replace(line, nst=line.nst or any(term.startswith("nst") for term in method.weights))
-            if (gain := _gain(method.by_seed, other.by_seed, lower)) is not None:
-                line.points[value] = gain
+            own, others = method.by_seed, other.by_seed
+            line.sides[value] = (others, own) if lower else (own, others)
             line.lost[value] = lost(method)
-            line.sides[value] = method.by_seed, other.by_seed
     return list(lines.values())
-
-
-def _gain(values: Mapping[int, float], baseline: Mapping[int, float], lower: bool) -> Sample | None:
-    return paired(baseline, values) if lower else paired(values, baseline)
 
 
 def lost(method: Method) -> str:
@@ -144,7 +145,7 @@ def nst_rows(values: Values, lower: bool, key: str) -> list[list[str]]:
     """Header and rows of the gains by NST, the last column their mean; the header alone if no method has NST."""
     rows = [[*_header(values, key), "mean"]]
     for line in nst_gains(values, lower):
-        overall = line.overall(lower) if len(line.sides) == len(values) else None
+        overall = line.overall() if len(line.sides) == len(values) else None
         rows.append([line.label, *(cell(line.points.get(value)) for value in values), cell(overall)])
     return rows
 

@@ -79,8 +79,8 @@ def _is_current(file: Path, subject: dict[str, Any]) -> bool:
 def _remove_outdated(file: Path, subject: dict[str, Any], names: list[str]) -> None:
     """Remove evidence of other taps, or of runs that are no longer there: the page would show it as that of the present runs."""
     evidence = read_json(file) if file.exists() else {}
-    known = evidence.get("runs") or []
-    if not (_is_current(file, subject | {"runs": evidence.get("runs")}) and {*known} <= {*subject["runs"]}):
+    same = all(evidence.get(key) == subject[key] for key in ("form", "taps"))
+    if not (same and {*(evidence.get("runs") or [])} <= {*subject["runs"]}):
         for outdated in (file, *(file.with_name(f"{file.stem}-{name}.png") for name in names)):
             outdated.unlink(missing_ok=True)
 

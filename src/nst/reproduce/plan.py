@@ -161,7 +161,7 @@ def _check_row(place: str, run: RunConfig) -> None:
     for key, remedy in (
         ("seed", "a table runs seeds 0 to N-1; pass seeds=N"),
         ("outputs", "pass outputs=FOLDER to nst reproduce alone"),
-        ("dry_run", "pass plan=true"),
+        ("dry_run", "plan=true shows the plan of a table"),
     ):
         if getattr(run, key) != getattr(usual, key):
             raise ValueError(f"{place}: {key}={as_typed(getattr(run, key))}: {remedy}")

@@ -70,8 +70,6 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ValueError(f"{argument!r}: key=value is needed\n\n{USAGE}")
         if key == "seed":
             raise ValueError(f"{argument}: a table runs seeds 0 to N-1; pass seeds=N")
-        if key == "dry_run":
-            raise ValueError(f"{argument}: plan=true shows the plan of a table; nst train dry_run=true that of one run")
         if key in ("table", "seeds", "epochs", "plan", "page", "outputs"):
             settings[key] = value
         else:
