@@ -10,8 +10,9 @@ from tests.conftest import ROOT, Compose
 from tests.distributed.conftest import output, torchrun
 
 from nst.commands.train import run
-from nst.runs import teacher as teaching
+from nst.models.resnet import CifarResNet
 from nst.runs import teacher_cache as making
+from nst.teacher import LiveTeacher
 
 TERMS = "loss=[kd,at,nst_poly]"
 EXACT = ["knowledge=stored", "knowledge.views=all", "knowledge.dtype=float32"]
@@ -31,18 +32,36 @@ def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(compos
         assert live["teacher"][key] == stored["teacher"][key]
 
 
-def test_the_second_run_does_not_touch_the_teacher(
+def test_the_second_run_runs_the_teacher_on_the_first_images_only(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, _ = trained(compose, *tiny, TERMS, "knowledge=stored", "knowledge.views=2")
     assert "2 cached views in turn, not random ones of all 9" in capsys.readouterr().out
+    sizes: list[int] = []
+    forward = LiveTeacher.logits
 
-    def untouched(*_: object) -> None:
-        raise AssertionError("the teacher was loaded")
+    def counting(self: LiveTeacher, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return forward(self, images)
 
-    monkeypatch.setattr(teaching, "load_weights", untouched)
+    monkeypatch.setattr(LiveTeacher, "logits", counting)
     second, _ = trained(compose, *tiny, "loss=at", "knowledge=stored", "knowledge.views=2", "seed=1")
     assert second["teacher"] == first["teacher"]
+    assert sizes == [8]
+
+
+@pytest.mark.parametrize("added", ["loss=kd", "loss=[kd,at]"])
+def test_a_cache_from_before_a_change_of_the_teachers_code_is_refused(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, added: str
+) -> None:
+    stored = ["knowledge=stored", "knowledge.views=2"]
+    trained(compose, *tiny, "loss=kd", *stored)
+    forward = CifarResNet.forward
+    monkeypatch.setattr(CifarResNet, "forward", lambda self, images: forward(self, images).flip(1))
+    with pytest.raises(
+        ValueError, match=r"resnet.* is not of this teacher any more: logits.*loss\.kd has changed, delete"
+    ):
+        trained(compose, *tiny, added, *stored, "seed=1", "teacher.min_accuracy=0")
 
 
 def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ class TeacherSide:
 def load_teacher(
     settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, batch norms folded, and its metadata; its accuracy is measured here.
+    """The teacher with its weights, batch norms folded; its name, weights file, SHA-256 and number of parameters.
 
     Raises:
-        ValueError: weights of another architecture, or an accuracy below the minimum (by default: near chance).
+        ValueError: weights of another architecture.
     """
     teacher, images = networks.teacher, Normalization(data.mean, data.std)
     assert teacher is not None
@@ -59,23 +59,28 @@ def load_teacher(
     if not settings.teacher.batch_statistics:
         fold_batch_norm(teacher, probe, [r.tap for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
+    name = settings.teacher.model["name"]
+    return live, {"name": name, "weights": weights, "sha256": sha256_of(weights), "parameters": parameters}
+
+
+def evaluate_teacher(
+    settings: RunConfig, live: LiveTeacher, about: dict[str, Any], ranks: Ranks, data: Dataset
+) -> dict[str, Any]:
+    """`about` with the teacher's accuracy, measured on the held-out images if there are any, else on the test images.
+
+    Raises:
+        ValueError: an accuracy below the minimum (by default: near chance).
+    """
     split = "val" if data.val is not None else "test"
     total = len(data.split(split)) // ranks.world
-    title = f"evaluating the teacher {settings.teacher.model['name']} on {total:,} images"
+    title = f"evaluating the teacher {about['name']} on {total:,} images"
     batches = counted(build.loader(settings, ranks, data, split).epoch(0), title, total)
     metrics = evaluate(TeacherOutput(live).eval(), batches, ranks)
     if ranks.main:
-        print(f"teacher {settings.teacher.model['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({weights})")
-    about = {
-        "name": settings.teacher.model["name"],
-        "weights": weights,
-        "sha256": sha256_of(weights),
-        "parameters": parameters,
-        "evaluated_on": split,
-        **asdict(metrics),
-    }
+        print(f"teacher {about['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({about['weights']})")
+    about = {**about, "evaluated_on": split, **asdict(metrics)}
     check_accuracy(settings, data, about)
-    return live, about
+    return about
 
 
 def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from nst.data.dataset import Dataset
 from nst.errors import Interrupted
 from nst.files import sha256_of
 from nst.runs.folder import not_default
-from nst.runs.teacher import TeacherSide, check_accuracy, load_teacher
+from nst.runs.teacher import TeacherSide, check_accuracy, evaluate_teacher, load_teacher
 from nst.taps import resolve
 from nst.teacher import (
     Array,
@@ -27,6 +27,7 @@ from nst.teacher import (
     NoTeacher,
     TeacherCache,
     arrays,
+    check_rows,
     choose_summaries,
     compute_seconds,
     describe_sizes,
@@ -61,6 +62,7 @@ def teacher_side(
         return _cached(settings, networks, ranks, data, weights)
     assert weights is not None
     live, about = load_teacher(settings, networks, ranks, data, weights)
+    about = evaluate_teacher(settings, live, about, ranks, data)
     live.set_requests(networks.distiller.requests)
     if settings.teacher.batch_statistics:
         live.use_batch_statistics()
@@ -78,21 +80,24 @@ def _cached(
     choice = _choose(settings, networks, ranks, cache)
     needed = _needed(networks, choice, settings.knowledge)
     subset = data.train.view_subset(views)
-    live, about = None, cache.teacher
     (incomplete,) = ranks.max(int(bool(cache.missing(needed))))
     if ranks.main:
         print(_plan(cache, needed, choice, num_views, settings.trainer.epochs), flush=True)
-    if incomplete or choice.live:
-        if weights is None:
-            raise ValueError(
-                f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
-                "name its teacher.weights"
-            )
-        live, about = load_teacher(settings, networks, ranks, data, weights)
-    if incomplete and live is not None:
+    live, about = None, cache.teacher
+    if weights is not None:
+        live, facts = load_teacher(settings, networks, ranks, data, weights)
         live.set_requests([r for r in requests if r.key not in choice.live])
-        _write(settings, cache, live, about, ranks, data, subset, needed)
-    if live is None and about is not None:
+        check_rows(cache, live, data.train, subset, needed, ranks.device)
+        if incomplete or choice.live:
+            about = evaluate_teacher(settings, live, facts, ranks, data)
+        if incomplete:
+            _write(settings, cache, live, about, ranks, data, subset, needed)
+    elif incomplete or choice.live:
+        raise ValueError(
+            f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
+            "name its teacher.weights"
+        )
+    if about is not None:
         check_accuracy(settings, data, about)
     train_views = None if views == num_views else subset
     if not needed:

@@ -8,7 +8,7 @@ from nst.teacher.fold import fold_batch_norm
 from nst.teacher.layout import Array, arrays, kept_live, large
 from nst.teacher.live import LiveTeacher, Normalization
 from nst.teacher.source import MixedSource, NoTeacher, Prefetch, SummarySource
-from nst.teacher.write import describe_sizes, locked_together, write_cache
+from nst.teacher.write import check_rows, describe_sizes, locked_together, write_cache
 
 __all__ = [
     "Array",
@@ -23,6 +23,7 @@ __all__ = [
     "SummarySource",
     "TeacherCache",
     "arrays",
+    "check_rows",
     "choose_summaries",
     "compute_seconds",
     "describe_sizes",

@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nst.data.batch import Batch, Loader
+from nst.data.batch import Batch, Loader, Split
 from nst.distiller import Summaries
 from nst.teacher.cache import TeacherCache, Writer
 from nst.teacher.layout import Array, readable_bytes
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when writing is killed
 ASK_ROUNDS = 8  # with several ranks: rounds, of a batch each, between two exchanges
+ROWS_TO_CHECK = 8  # images of the first view
+ROWS_TOLERANCE = (
+    0.1  # of a summary's largest value: a teacher in bfloat16 may differ by a few percent on other hardware
+)
 IN_FLIGHT = 4  # batches between the teacher and the disk
 
 
@@ -259,6 +264,46 @@ def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
     except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
         return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
     return None
+
+
+def check_rows(
+    cache: TeacherCache,
+    teacher: LiveTeacher,
+    split: Split,
+    subset: Tensor,
+    needed: Sequence[Array],
+    device: torch.device,
+) -> None:
+    """Compare the cached rows of the first images with what the teacher gives for them now.
+
+    A cache's identity does not contain code: this finds one from before a change in the code of the network or of a loss.
+
+    Args:
+        teacher: its requests include those of the arrays.
+        split: the training images.
+        subset: [images, views] view numbers, from `split.view_subset`.
+
+    Raises:
+        ValueError: they differ by more than rounding; names the array. Or the file is damaged.
+    """
+    count = min(ROWS_TO_CHECK, cache.images)
+    written = [array for array in needed if cache.written(array.name) >= count]
+    if not written:
+        return
+    summaries = teacher.summaries(split.render(torch.arange(count, device=device), subset[:count, 0].to(device)))
+    for array in written:
+        now = summaries[array.request][array.tensor].float().cpu()
+        cached = torch.from_numpy(np.load(cache.file(array.name), mmap_mode="r")[0, :count].astype(np.float32))
+        difference, largest = float((now - cached).abs().max()), float(now.abs().max())
+        if difference <= ROWS_TOLERANCE * largest:
+            continue
+        if cache.written(array.name) >= cache.images:
+            cache.check(array.name, 0, cache.digest(array.name, 0))
+        raise ValueError(
+            f"the teacher cache {cache.folder} is not of this teacher any more: {array.name} of the first {count} images differs by "
+            f"up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of loss.{array.request.split(':')[0]} "
+            "has changed, delete the folder to have it built again, or name another knowledge.path"
+        )
 
 
 def describe_sizes(cache: TeacherCache, needed: Sequence[Array]) -> str:
