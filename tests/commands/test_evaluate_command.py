@@ -1,5 +1,7 @@
 """`nst evaluate` of a finished run and of weights; `nst predict`: what cannot be is said in words."""
 
+import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,31 @@ def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Pa
     same = nst("evaluate", "model=resnet8", f"weights={folder}/student.safetensors", "data=digits")
     assert same.out == said.out
     assert "on 40 train images" in nst("evaluate", f"run={folder}", "split=train").out
+
+
+def photographs(folder: Path, classes: tuple[str, ...]) -> Path:
+    """Two images of each class for training and for testing."""
+    for part, name, number in itertools.product(("train", "val"), classes, range(2)):
+        file = folder / part / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (60 * number, 40 * len(name), 90)).save(file)
+    return folder
+
+
+def test_the_classes_of_other_images_must_be_those_of_training(
+    nst: Nst, compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    kind = ["data=folder", "data.num_classes=2", "data.size=16"]
+    names = [*kind, f"data.root={photographs(tmp_path / 'ours', ('cat', 'dog'))}"]
+    recipe = ["data.limit=null", "trainer.batch_size=2", "trainer.epochs=1"]
+    folder = run(compose(*tiny, *names, *recipe, "teacher=none", "loss=ce"))["folder"]
+    assert "on 4 test images" in nst("evaluate", f"run={folder}", *names).out
+    others = photographs(tmp_path / "theirs", ("bird", "cat"))
+    said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
+    assert "or in another order: class 0 is 'cat' there, 'bird' here" in said
+    shutil.move(tmp_path / "ours" / "val" / "dog", tmp_path / "ours" / "val" / "a dog")
+    shutil.move(tmp_path / "ours" / "train" / "dog", tmp_path / "ours" / "train" / "a dog")
+    assert "class 0 is 'cat' there, 'a dog' here" in nst("export", f"run={folder}").error
 
 
 @pytest.mark.parametrize(

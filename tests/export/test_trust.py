@@ -12,6 +12,8 @@ from shrunken import composed
 
 from nst.export import export, finished_run, load_student
 from nst.export.trust import check_targets
+from nst.models import resnet8
+from nst.models.weights import save_weights
 
 FILE = Path("somewhere/summary.json")
 OURS = (
@@ -116,6 +118,20 @@ def test_a_damaged_summary_is_named(hostile: Path, keys: tuple[str, ...], value:
     change(hostile / "summary.json", *keys, to=value)
     with pytest.raises(ValueError, match=named):
         finished_run(hostile).student()
+
+
+def test_other_weights_than_the_runs_or_the_exports_are_refused(
+    hostile: Path, exported: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(exported[0], tmp_path / "export"))
+    for folder in (hostile, other):
+        save_weights(folder / "student.safetensors", resnet8(in_channels=1), {})
+    with pytest.raises(
+        ValueError, match=r"student\.safetensors has SHA-256 \w+, .*summary\.json says \w+: it was replaced"
+    ):
+        finished_run(hostile)
+    with pytest.raises(ValueError, match=r"student\.safetensors has SHA-256 \w+, .*model\.json says"):
+        load_student(other)
 
 
 def test_a_damaged_model_json_is_named(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

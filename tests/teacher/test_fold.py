@@ -16,8 +16,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
     """With batch statistics that are not the identity."""
     torch.manual_seed(0)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
@@ -82,3 +81,12 @@ class Shared(nn.Module):
 @pytest.mark.parametrize("branches", [False, True])
 def test_shared_layers_and_untraceable_networks_stay_as_they_are(branches: bool) -> None:
     assert fold_batch_norm(Shared(branches).eval(), torch.randn(1, 3, 4, 4)) == 0
+
+
+def test_a_norm_without_running_statistics_is_not_folded() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]
+    model = with_statistics(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    image = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    expected = model(image)
+    assert fold_batch_norm(model, image) == 1
+    torch.testing.assert_close(model(image), expected, rtol=1e-9, atol=1e-9)

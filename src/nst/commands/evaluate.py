@@ -67,6 +67,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     from nst.training.evaluate import evaluate
     from nst.training.ranks import ranks
 
+    run = None
     if settings.run is not None:
         run = finished_run(settings.run, settings.root, settings.allow)
         weights, data = str(run.folder / STUDENT), settings.data or run.settings.data
@@ -76,6 +77,8 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     model = build.network("model", without_download(settings.model), seed=0)
     metadata = load_weights(model, settings.weights)
     data = build.dataset(settings)
+    if run is not None:
+        run.check_classes(data)
     images = Normalization(data.mean, data.std)
     with ranks(settings.device) as group:
         model.to(group.device)

@@ -11,7 +11,9 @@ from torch import nn
 
 from nst import build
 from nst.config import RunConfig, check_values
+from nst.data.dataset import Dataset
 from nst.export.trust import TARGET, check_targets
+from nst.files import sha256_of
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT, SUMMARY, read_json
 
@@ -31,6 +33,18 @@ class FinishedRun:
         """`(C, H, W)` of one image."""
         data = self.settings.data
         return data["channels"], data["size"], data["size"]
+
+    def check_classes(self, data: Dataset) -> None:
+        """Raises ValueError if the student's outputs stand for other classes than the labels of `data`, as far as both have names."""
+        trained = (self.summary.get("data") or {}).get("classes")
+        if trained is None or data.classes is None or list(trained) == list(data.classes):
+            return
+        pairs = zip(trained, data.classes, strict=False)
+        number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise ValueError(
+            f"{self.folder} was trained on other classes than those of data.name={data.name}, or in another order: class {number} "
+            f"is {theirs!r} there, {ours!r} here"
+        )
 
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
@@ -58,7 +72,8 @@ def finished_run(folder: str | Path, data_root: str | None = None, allow: Collec
         allow: networks and data sets outside this project that may be called, such as "mynet.SmallNet".
 
     Raises:
-        ValueError: there is no such folder, its run is not finished, its summary is damaged, or names code that is not allowed.
+        ValueError: there is no such folder, its run is not finished, its summary or its student is damaged, or it names code that is
+            not allowed.
     """
     folder = Path(folder)
     file = folder / SUMMARY
@@ -69,6 +84,7 @@ def finished_run(folder: str | Path, data_root: str | None = None, allow: Collec
     if missing := [key for key in _FIELDS if key not in summary]:
         raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}")
     settings = _settings(summary["config"], file, allow)
+    check_sha256(folder / STUDENT, summary["student"].get("sha256"), file)
     if data_root is not None:
         settings.data = {**settings.data, "root": data_root}
     return FinishedRun(folder, settings, summary)
@@ -119,6 +135,15 @@ def load_student(folder: str | Path, allow: Collection[str] = ()) -> nn.Module:
         raise ValueError(f"{file} is damaged: `arguments` and `weights`, the name of a file beside it, are needed")
     node = {**arguments, TARGET: recipe.get("target")}
     check_targets(node, file, "target", allow)
+    check_sha256(file.with_name(weights), recipe.get("sha256"), file)
     model = build.network(str(file), node, seed=0)
-    load_weights(model, Path(folder) / weights)
+    load_weights(model, file.with_name(weights))
     return model.eval()
+
+
+def check_sha256(weights: Path, expected: str | None, named_in: Path) -> None:
+    """Raises ValueError if a weights file is not the one that `named_in` describes."""
+    if expected is not None and weights.is_file() and (found := sha256_of(weights)) != expected:
+        raise ValueError(
+            f"{weights} has SHA-256 {found}, {named_in} says {expected}: it was replaced or is damaged; restore it"
+        )

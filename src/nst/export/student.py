@@ -48,6 +48,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     formats = formats_to_write(settings.formats)
     run = finished_run(settings.run, settings.root, settings.allow)
     data = build.dataset(run.settings)
+    run.check_classes(data)
     folder = Path(settings.to) if settings.to else run.folder / "export"
     student = run.student()
     write(folder, run, student, data, formats, settings.normalize)

@@ -63,15 +63,16 @@ def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
     calls = [node.target for node in nodes if node.op == "call_module"]
     pairs: list[tuple[str, str]] = []
     for node in nodes:
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
             continue
         before = node.args[0]
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        conv, norm = str(before.target), str(node.target)
-        once = calls.count(conv) == 1 and calls.count(norm) == 1
-        if type(modules[conv]) is nn.Conv2d and once and conv not in keep and f"{norm}:input" not in keep:
-            pairs.append((conv, norm))
+        conv, name = str(before.target), str(node.target)
+        once = calls.count(conv) == 1 and calls.count(name) == 1
+        if type(modules[conv]) is nn.Conv2d and once and conv not in keep and f"{name}:input" not in keep:
+            pairs.append((conv, name))
     return pairs
 
 
