@@ -103,6 +103,26 @@ def recipe_runs(method: str, clip: float | None, weights: Mapping[str, float] = 
     return [r for r in runs if {term: node["weight"] for term, node in r["loss"].items()} == loss and r["clip"] == clip]
 
 
+def test_terms_were_scaled_by_their_gradients_norms() -> None:
+    found = {
+        term: mean(
+            row["relative_norm"]
+            for run in measured("gradients_recipe.json")
+            for row in run["measured"]["before training"]
+            if row["term"] == term and row["weight"] == weight
+        )
+        for term, weight in USUAL.items()
+    }
+    page = (ROOT / "docs" / "measured.md").read_text()
+    told = (
+        f"KD {found['kd']:.1f}, AT {found['at']:.0f}, FitNet {found['fitnet']:.1f}, NST poly {found['nst_poly']:.1f};"
+    )
+    assert told in page
+    divided = {term: USUAL[term] / SCALED[term] for term in USUAL}
+    assert f"KD's λ was divided by {divided.pop('kd'):.1f} by mistake" in page
+    assert all(abs(value / found[term] - 1) < 0.02 for term, value in divided.items())
+
+
 def held_out(run: dict[str, Any]) -> float:
     return run["top1_by_epoch"][str(run["epochs"])]
 
