@@ -219,3 +219,14 @@ def test_parameters_of_another_type_are_refused(
     monkeypatch.setattr(build, "network", lambda *_: resnet8(num_classes=10, in_channels=1).double())
     with pytest.raises(ValueError, match=r"student.*its parameter conv1\.weight is torch\.float64"):
         build.networks(settings)
+
+
+def test_a_teacher_whose_output_depends_on_the_batch_is_not_cached(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = build.settings(compose(*tiny, "loss=kd", "knowledge=stored"))
+    model = resnet8(num_classes=10, in_channels=1)
+    model.set_submodule("bn1", nn.BatchNorm2d(16, track_running_stats=False))
+    monkeypatch.setattr(build, "network", lambda *_: model)
+    with pytest.raises(ValueError, match=r"its batch norm bn1 has no running statistics.*use knowledge=live"):
+        build.networks(settings)

@@ -203,6 +203,8 @@ def networks(run: RunConfig) -> Networks:
         _check_taps(teacher_terms, "teacher", teacher)
         teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in teacher_terms for p in t.pairs], image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
+        if run.knowledge.mode == "stored":
+            _check_cacheable(teacher)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
@@ -254,6 +256,16 @@ def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
         raise ValueError(
             f"{key}: its output has shape {shapes[LOGITS]} an image, data.num_classes={classes} needs ({classes},)"
         )
+
+
+def _check_cacheable(teacher: nn.Module) -> None:
+    """Raises ValueError for a teacher whose output for an image depends on its batch."""
+    for name, module in teacher.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"teacher.model: its batch norm {name} has no running statistics, so its output for an image depends on the batch "
+                "and cannot be cached; use knowledge=live"
+            )
 
 
 def check_evaluation(settings: EvaluateConfig) -> None:

@@ -39,7 +39,7 @@ def photographs(folder: Path, classes: tuple[str, ...]) -> Path:
 
 
 def test_the_classes_of_other_images_must_be_those_of_training(
-    nst: Nst, compose: Compose, tiny: list[str], tmp_path: Path
+    nst: Nst, compose: Compose, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind = ["data=folder", "data.num_classes=2", "data.size=16"]
     names = [*kind, f"data.root={photographs(tmp_path / 'ours', ('cat', 'dog'))}"]
@@ -48,10 +48,13 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "on 4 test images" in nst("evaluate", f"run={folder}", *names).out
     others = photographs(tmp_path / "theirs", ("bird", "cat"))
     said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
-    assert "or in another order: class 0 is 'cat' there, 'bird' here" in said
-    shutil.move(tmp_path / "ours" / "val" / "dog", tmp_path / "ours" / "val" / "a dog")
-    shutil.move(tmp_path / "ours" / "train" / "dog", tmp_path / "ours" / "train" / "a dog")
-    assert "class 0 is 'cat' there, 'a dog' here" in nst("export", f"run={folder}").error
+    assert "was trained with class 0 'cat'; in data.name=folder 'cat' is class 1, and class 0 is 'bird'" in said
+    spelled = nst("evaluate", f"run={folder}", *kind, f"data.root={photographs(tmp_path / 'more', ('cats', 'dogs'))}")
+    assert spelled.status == 0
+    assert "class 0 is 'cats' in data.name=folder, 'cat' in the training" in caplog.text
+    for part in ("train", "val"):
+        shutil.move(tmp_path / "ours" / part / "dog", tmp_path / "ours" / part / "a dog")
+    assert "'cat' is class 1, and class 0 is 'a dog'" in nst("export", f"run={folder}").error
 
 
 @pytest.mark.parametrize(

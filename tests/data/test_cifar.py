@@ -168,6 +168,15 @@ def test_a_bad_shard_is_named(hub_cifar: tuple[Path, np.ndarray], fault: str, me
         load(root)
 
 
+def test_both_parts_must_number_the_classes_alike(hub_cifar: tuple[Path, np.ndarray]) -> None:
+    root, pixels = hub_cifar
+    names = [f"class {i}" for i in (0, 1, 3, 2, *range(4, 10))]
+    shard = root / "test-00000-of-00001.parquet"
+    write_shard(shard, [encode(image) for image in pixels[20:]], list(range(10)), names=names)
+    with pytest.raises(ValueError, match="class 2 is 'class 2' in the training images, 'class 3' in the test images"):
+        load(root)
+
+
 def test_a_missing_part_is_named(hub_cifar: tuple[Path, np.ndarray]) -> None:
     root, _ = hub_cifar
     (root / "test-00000-of-00001.parquet").unlink()

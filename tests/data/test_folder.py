@@ -295,6 +295,15 @@ def test_shards_give_what_the_class_folders_give(shards: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("names", "told"), [(["class0", "class2", "class1"], "'class2'"), (["class0"], "missing")])
+def test_both_parts_of_the_shards_must_number_the_classes_alike(shards: Path, names: list[str], told: str) -> None:
+    path = shards / "data" / "validation-00000-of-00001.parquet"
+    encoded = [encode(image) for image in noise(3)]
+    write_shard(path, encoded, [0, 1, 2], image="image", names=names)
+    with pytest.raises(ValueError, match=f"class 1 is 'class1' in the training images, {told} in the test images"):
+        load(shards)
+
+
 def test_a_bad_row_of_a_shard_is_named(shards: Path) -> None:
     path = shards / "data" / "train-00001-of-00002.parquet"
     encoded = [encode(image) for image in noise(8)]

@@ -112,6 +112,9 @@ def test_allowed_by_name(hostile: Path, tmp_path: Path) -> None:
         (("config", "data", "size"), "8", "config.data.size"),
         (("config", "model", "num_classes"), {"a": 1}, "model: "),
         (("config",), [], "config.data is None"),
+        (("student",), None, "its student or its data.classes"),
+        (("data",), [1], "its student or its data.classes"),
+        (("data", "classes"), 5, "its student or its data.classes"),
     ],
 )
 def test_a_damaged_summary_is_named(hostile: Path, keys: tuple[str, ...], value: Any, named: str) -> None:

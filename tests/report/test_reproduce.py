@@ -116,6 +116,14 @@ def test_how_a_run_is_computed_leaves_it_comparable():
     assert not any(cell.comparable or cell.reduced for cell in other.cells)
 
 
+@pytest.mark.parametrize(("views", "comparable"), [("4", False), ("5", True), ("all", True)])
+def test_fewer_views_than_epochs_are_another_experiment(views: str, comparable: bool):
+    overrides = ("knowledge=stored", f"knowledge.views={views}")
+    plan = make_plan(Request("quick/digits", 1, overrides=overrides), CONFIGS)
+    assert {cell.comparable for cell in plan.cells if cell.runs[0].knowledge.mode == "stored"} == {comparable}
+    assert plan.cells[0].comparable  # the baseline
+
+
 def test_the_teacher_cache_is_written_once_for_all_rows():
     overrides = ("knowledge=stored", "knowledge.views=all", "knowledge.allow_large=false")
     plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)

@@ -3,6 +3,7 @@
 import json
 from collections import namedtuple
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,13 @@ def test_a_cache_of_something_else_is_refused_naming_the_fields(tmp_path: Path) 
     written_cache(tmp_path, SOFT)
     with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now.*delete the folder"):
         opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
+
+
+def test_an_array_of_another_shape_than_the_loss_plans_is_refused(tmp_path: Path) -> None:
+    cache = written_cache(tmp_path, SOFT)
+    (array,) = arrays_for(SOFT)
+    with pytest.raises(ValueError, match=r"npy has \(10,\) an image, loss\.kd now plans \(5,\): its code has changed"):
+        cache.missing([replace(array, shape=(5,))])
 
 
 @pytest.mark.parametrize("residence", ["host", "disk"])

@@ -10,6 +10,7 @@ from tests.conftest import ROOT, Compose
 from tests.distributed.conftest import output, torchrun
 
 from nst.commands.train import run
+from nst.data.memory import Renderer
 from nst.models.resnet import CifarResNet
 from nst.runs import teacher_cache as making
 from nst.teacher import LiveTeacher
@@ -48,6 +49,16 @@ def test_the_second_run_runs_the_teacher_on_the_first_images_only(
     second, _ = trained(compose, *tiny, "loss=at", "knowledge=stored", "knowledge.views=2", "seed=1")
     assert second["teacher"] == first["teacher"]
     assert sizes == [8]
+
+
+def test_a_second_run_whose_images_torch_renders(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; on the CPU it is numpy."""
+    monkeypatch.setattr(Renderer, "_by_numpy", Renderer._by_torch)
+    stored = [*tiny, "loss=kd", "knowledge=stored", "knowledge.views=2"]
+    trained(compose, *stored)
+    trained(compose, *stored, "seed=1")
 
 
 @pytest.mark.parametrize("added", ["loss=kd", "loss=[kd,at]"])

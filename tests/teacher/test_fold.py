@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,3 +91,14 @@ def test_a_norm_without_running_statistics_is_not_folded() -> None:
     expected = model(image)
     assert fold_batch_norm(model, image) == 1
     torch.testing.assert_close(model(image), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalised", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_convolution_whose_weight_is_computed_is_not_folded(normalised: Callable[[nn.Module], nn.Module]) -> None:
+    layers = [normalised(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers).eval()
+    image = torch.randn(2, 3, 8, 8)
+    expected = model(image)
+    assert fold_batch_norm(model, image) == 0
+    assert torch.equal(model(image), expected)

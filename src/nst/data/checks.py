@@ -111,6 +111,16 @@ def check_classes(
         raise ValueError(f"{where}: no {part} image of class {listed(named)} (data.num_classes={num_classes})")
 
 
+def check_same_names(training: Sequence[str] | None, test: Sequence[str] | None, where: str) -> None:
+    """Raises ValueError, naming `where`, if both parts have class names and these differ."""
+    if training and test and list(training) != list(test):
+        label = next(
+            (i for i, (a, b) in enumerate(zip(training, test, strict=False)) if a != b), min(len(training), len(test))
+        )
+        here, there = (f"{names[label]!r}" if label < len(names) else "missing" for names in (training, test))
+        raise ValueError(f"{where}: class {label} is {here} in the training images, {there} in the test images")
+
+
 def listed(names: Sequence[str], at_most: int = 5) -> str:
     """Names in a message, the first few of them."""
     return ", ".join(names[:at_most]) + (f", … ({len(names)} in all)" if len(names) > at_most else "")

@@ -9,7 +9,15 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from nst.data.checks import check_classes, check_flag, check_labels, check_settings, check_whole, path_of
+from nst.data.checks import (
+    check_classes,
+    check_flag,
+    check_labels,
+    check_same_names,
+    check_settings,
+    check_whole,
+    path_of,
+)
 from nst.data.dataset import Dataset, memory_splits
 from nst.data.decoded import decoded_shards
 from nst.data.parquet import class_names, find_shards, has_shards
@@ -78,7 +86,8 @@ def load_cifar(
     read = _find(name, layout, path_of("root", root), download)
     images, labels, classes = read("train", size, num_classes)
     check_classes(labels, num_classes, f"data.root={root}", "training", classes)
-    test_images, test_labels, _ = read("test", size, num_classes)
+    test_images, test_labels, test_classes = read("test", size, num_classes)
+    check_same_names(classes, test_classes, f"data.root={root}")
     check_classes(test_labels, num_classes, f"data.root={root}", "test", classes)
     parts = memory_splits(
         images, labels, test_images, test_labels,

@@ -10,6 +10,7 @@ from nst.data.checks import (
     check_classes,
     check_labels,
     check_numbers,
+    check_same_names,
     check_settings,
     check_text,
     check_whole,
@@ -152,5 +153,6 @@ def _folders(root: Path, num_classes: int) -> tuple[Part, Part]:
 def _shards(root: Path, label_column: str, unpacked: Path) -> tuple[Part, Part]:
     train, test = find_shards(root, ["train"]), find_shards(root, _TESTS)
     classes = class_names(train[0], label_column)
+    check_same_names(classes, class_names(test[0], label_column), f"data.root={root}")
     parts = (Part(*unpack(shards, label_column, unpacked), classes) for shards in (train, test))
     return next(parts), next(parts)

@@ -1,5 +1,6 @@
 """A finished run, read from its folder: settings, results, and the student as a plain network."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from nst.export.trust import TARGET, check_targets
 from nst.files import sha256_of
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT, SUMMARY, read_json
+
+log = logging.getLogger(__name__)
 
 REBUILD = "model.json"
 
@@ -35,16 +38,27 @@ class FinishedRun:
         return data["channels"], data["size"], data["size"]
 
     def check_classes(self, data: Dataset) -> None:
-        """Raises ValueError if the student's outputs stand for other classes than the labels of `data`, as far as both have names."""
-        trained = (self.summary.get("data") or {}).get("classes")
-        if trained is None or data.classes is None or list(trained) == list(data.classes):
-            return
-        pairs = zip(trained, data.classes, strict=False)
-        number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise ValueError(
-            f"{self.folder} was trained on other classes than those of data.name={data.name}, or in another order: class {number} "
-            f"is {theirs!r} there, {ours!r} here"
-        )
+        """Raises ValueError if classes of the training have other numbers in `data`; of names that differ, logs the first.
+
+        One data set may spell its classes in two ways, so a name that `data` does not have is no error.
+        """
+        trained, here = (self.summary.get("data") or {}).get("classes") or (), data.classes or ()
+        for label, (before, now) in enumerate(zip(trained, here, strict=False)):
+            if before in here and before != now:
+                raise ValueError(
+                    f"{self.folder} was trained with class {label} {before!r}; in data.name={data.name} {before!r} is class "
+                    f"{here.index(before)}, and class {label} is {now!r}: give images of the same classes, in the same order"
+                )
+            if before != now:
+                log.warning(
+                    "class %d is %r in data.name=%s, %r in the training of %s",
+                    label,
+                    now,
+                    data.name,
+                    before,
+                    self.folder,
+                )
+                return
 
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
@@ -83,11 +97,18 @@ def finished_run(folder: str | Path, data_root: str | None = None, allow: Collec
     summary = read_json(file)
     if missing := [key for key in _FIELDS if key not in summary]:
         raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}")
+    data = summary.get("data") or {}
+    if not isinstance(summary["student"], dict) or not isinstance(data, dict) or not _are_names(data.get("classes")):
+        raise ValueError(f"{file} is damaged: its student or its data.classes are not those of a run")
     settings = _settings(summary["config"], file, allow)
     check_sha256(folder / STUDENT, summary["student"].get("sha256"), file)
     if data_root is not None:
         settings.data = {**settings.data, "root": data_root}
     return FinishedRun(folder, settings, summary)
+
+
+def _are_names(node: Any) -> bool:
+    return node is None or (isinstance(node, list) and all(isinstance(name, str) for name in node))
 
 
 _FIELDS = ("config", "test", "evaluated_on", "teacher", "student", "seconds", "commit", "versions", "hardware")

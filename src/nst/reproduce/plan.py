@@ -1,6 +1,7 @@
 """Which runs a table needs, as settings and as the file that the report reads."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -151,8 +152,16 @@ def _cell(
         group, row, original, " ".join(["nst train", *quoted, "seed=0"]),
         tuple(replace(actual, seed=seed) for seed in seeds),
         tuple(f"{key}: {short(new)} (table: {short(old)})" for key, old, new in changed), reduced,
-        all(key.startswith(HOW) for key, _, _ in changed),
+        all(key.startswith(HOW) for key, _, _ in changed) and views_shown(actual) >= min(
+            views_shown(original), actual.trainer.epochs
+        ),
     )  # fmt: skip
+
+
+def views_shown(run: RunConfig) -> float:
+    """How many views of an image a run may show at most; fewer than its epochs means less augmentation."""
+    stored = run.knowledge.mode == "stored" and run.knowledge.views != "all"
+    return int(run.knowledge.views) if stored else math.inf
 
 
 def _check_row(place: str, run: RunConfig) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nst import build
@@ -37,6 +38,8 @@ from nst.teacher import (
 from nst.teacher.cache import MANIFEST
 from nst.training.ranks import Ranks
 from nst.training.signals import StopFlag, stop_flag
+
+CHECKED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 
 
 def cache_replaces_weights(settings: RunConfig) -> bool:
@@ -87,7 +90,7 @@ def _cached(
     if weights is not None:
         live, facts = load_teacher(settings, networks, ranks, data, weights)
         live.set_requests([r for r in requests if r.key not in choice.live])
-        check_rows(cache, live, data.train, subset, needed, ranks.device)
+        check_rows(cache, live, _first_images(settings, data, subset, ranks.device), needed)
         if incomplete or choice.live:
             about = evaluate_teacher(settings, live, facts, ranks, data)
         if incomplete:
@@ -109,6 +112,13 @@ def _cached(
         return TeacherSide(cached, about, live, train_views, cache)
     live.set_requests([r for r in requests if r.key in choice.live])
     return TeacherSide(MixedSource(cached, live), about, live, train_views, cache)
+
+
+def _first_images(settings: RunConfig, data: Dataset, subset: Tensor, device: torch.device) -> Tensor:
+    """[B, C, H, W]: the first training images in their first cached view."""
+    indices = torch.arange(min(CHECKED_IMAGES, len(data.train)), device=device)
+    views = subset[: len(indices), 0].long().to(device)
+    return data.train.render(indices, views, settings.trainer.channels_last)
 
 
 def _cached_views(knowledge: KnowledgeConfig, name: str, num_views: int | None) -> int:

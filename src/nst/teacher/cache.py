@@ -94,8 +94,14 @@ class TeacherCache:
         return int(memory.offset)  # pyright: ignore[reportAttributeAccessIssue]
 
     def missing(self, needed: Sequence[Array]) -> list[Array]:
-        """The arrays that are not complete, each name once."""
+        """The arrays that are not complete, each name once. Raises ValueError for one that is there with another shape."""
         unique = {array.name: array for array in needed}
+        for name, array in unique.items():
+            if name in self.state and (shape := tuple(self.state[name]["shape"])) != array.shape:
+                raise ValueError(
+                    f"{self.file(name)} has {shape} an image, loss.{array.request.split(':')[0]} now plans {array.shape}: its code has "
+                    "changed; delete the file to have it computed again"
+                )
         return [a for a in unique.values() if self.written(a.name) < self.rows]
 
     def written(self, name: str) -> int:

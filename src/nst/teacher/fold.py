@@ -54,7 +54,10 @@ def _features(model: nn.Module, image: Tensor, keep: Collection[str]) -> dict[st
 
 
 def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
-    """Names of convolution and norm where the norm alone reads the convolution's output, and each is called once."""
+    """Names of convolution and norm where the norm alone reads the convolution's output, and each is called once.
+
+    A convolution whose weight is computed from others, as by `weight_norm`, is none.
+    """
     try:
         nodes = list(fx.symbolic_trace(model).graph.nodes)
     except Exception:  # a user's forward may raise anything on symbolic values: nothing is folded then
@@ -71,7 +74,8 @@ def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:
             continue
         conv, name = str(before.target), str(node.target)
         once = calls.count(conv) == 1 and calls.count(name) == 1
-        if type(modules[conv]) is nn.Conv2d and once and conv not in keep and f"{name}:input" not in keep:
+        plain = type(modules[conv]) is nn.Conv2d and modules[conv]._parameters.keys() == {"weight", "bias"}
+        if plain and once and conv not in keep and f"{name}:input" not in keep:
             pairs.append((conv, name))
     return pairs
 

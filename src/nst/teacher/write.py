@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nst.data.batch import Batch, Loader, Split
+from nst.data.batch import Batch, Loader
 from nst.distiller import Summaries
 from nst.teacher.cache import TeacherCache, Writer
 from nst.teacher.layout import Array, readable_bytes
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when writing is killed
 ASK_ROUNDS = 8  # with several ranks: rounds, of a batch each, between two exchanges
-ROWS_TO_CHECK = 8  # images of the first view
 ROWS_TOLERANCE = (
     0.1  # of a summary's largest value: a teacher in bfloat16 may differ by a few percent on other hardware
 )
@@ -266,31 +265,23 @@ def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
     return None
 
 
-def check_rows(
-    cache: TeacherCache,
-    teacher: LiveTeacher,
-    split: Split,
-    subset: Tensor,
-    needed: Sequence[Array],
-    device: torch.device,
-) -> None:
+def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed: Sequence[Array]) -> None:
     """Compare the cached rows of the first images with what the teacher gives for them now.
 
     A cache's identity does not contain code: this finds one from before a change in the code of the network or of a loss.
 
     Args:
         teacher: its requests include those of the arrays.
-        split: the training images.
-        subset: [images, views] view numbers, from `split.view_subset`.
+        images: [B, C, H, W], the first training images in their first cached view.
 
     Raises:
         ValueError: they differ by more than rounding; names the array. Or the file is damaged.
     """
-    count = min(ROWS_TO_CHECK, cache.images)
+    count = len(images)
     written = [array for array in needed if cache.written(array.name) >= count]
     if not written:
         return
-    summaries = teacher.summaries(split.render(torch.arange(count, device=device), subset[:count, 0].to(device)))
+    summaries = teacher.summaries(images)
     for array in written:
         now = summaries[array.request][array.tensor].float().cpu()
         cached = torch.from_numpy(np.load(cache.file(array.name), mmap_mode="r")[0, :count].astype(np.float32))
