@@ -23,9 +23,10 @@ def measured(file: str) -> Any:
     return json.loads((ROOT / "results" / file).read_text())
 
 
-def table(page: str, header: str) -> dict[str, list[str]]:
-    """First cell → the other cells, of the table with that header."""
-    lines = (ROOT / "docs" / page).read_text().split(header)[1].splitlines()[2:]
+def table(page: str, header: str, heading: str = "") -> dict[str, list[str]]:
+    """First cell → the other cells, of the first table with that header below the heading."""
+    text = (ROOT / "docs" / page).read_text()
+    lines = text[text.index(heading) :].split(header)[1].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
     return {row[0]: row[1:] for row in rows}
 
@@ -175,3 +176,38 @@ def test_the_gains_that_the_readme_cites() -> None:
     assert f": {alone} on average.\n  To KD it adds {beside_kd} on average, to AT, " in readme
     assert f"0.3 at the end), {beside_at}." in readme
     assert f"NST adds {beside_kd} points; beside AT, {beside_at}**, of the {alone} that it gains alone" in page
+
+
+def gain(cell: str, sign: str = "") -> str:
+    """A difference with one decimal, as prose has it: "+1.32 ± 0.82 [+1.29] (3)" → "1.3 ± 0.8"."""
+    values = [float(word) for word in cell.split() if word.strip("+-").replace(".", "").isdecimal()]
+    return " ± ".join(f"{value:{sign if i == 0 else ''}.1f}".replace("-", "−") for i, value in enumerate(values))
+
+
+def test_what_nst_adds_where_the_readme_says_so() -> None:
+    readme = (ROOT / "README.md").read_text()
+    column = "| what NST adds |"
+    few = table("measured.md", column, "## Does it help with a tenth of the images?")
+    beside_kd, beside_at = (gain(few[f"{rest} + NST (poly) 50 − {rest}"][0]) for rest in ("KD 16", "AT 1000"))
+    assert f"- NST (poly) adds {beside_kd} to KD here and {beside_at} to AT;" in readme
+    best = table("measured.md", "| loss | not clipped | best rate | clipped at norm 2 | best rate |")
+    with_nst, alone = (best[method][2].split()[0] for method in ("KD + NST poly", "KD"))
+    assert f"nothing ({float(with_nst):.1f} and {float(alone):.1f} % on held-out images)" in readme
+    photographs = "## Does it help on photographs?"
+    of_baseline = table("measured.md", "| method, λ |", photographs)["KD 16 + NST (poly) 50, cached, 15 views"][3]
+    of_kd = table("measured.md", column, photographs)[
+        "KD 16 + NST (poly) 50, cached, 15 views − KD 16, cached, 15 views"
+    ]
+    assert f"KD + NST gains {gain(of_baseline)}, which is {gain(of_kd[0])} more than KD" in readme
+
+
+def test_what_the_readme_says_of_all_images() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = table("measured.md", "| method, λ |", "## Does it help with all images and more epochs?")
+    clipped = ("KD 16", "KD 16 + NST (poly) 50", "NST (poly) 50")
+    kd, both, nst = (gain(rows[method][-2], "+") for method in clipped)
+    assert all(rows[method][0].endswith("(3)") for method in clipped)
+    assert f"KD {kd}, KD + NST {both}, NST {nst} (3 seeds)" in readme
+    older = table("measured.md", "| KD | AT | NST linear | FitNet (λ = 10) | NST poly |")
+    lost = next(iter(older.values()))[-1].replace("−", "-")
+    assert f"without clipping NST lost {gain(lost).strip('−')} (3)" in readme
