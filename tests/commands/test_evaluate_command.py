@@ -1,6 +1,7 @@
 """`nst evaluate` of a finished run and of weights; `nst predict`: what cannot be is said in words."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Pa
     assert f"on 360 test images of digits: top-1 {top1:.2f} %, top-5" in said.out
     same = nst("evaluate", "model=resnet8", f"weights={folder}/student.safetensors", "data=digits")
     assert same.out == said.out
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["test"]["top1"] = 99.0
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "; the run itself measured top-1 99.00 %" in nst("evaluate", f"run={folder}").out
     assert "on 40 train images" in nst("evaluate", f"run={folder}", "split=train").out
 
 
@@ -48,13 +53,13 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "on 4 test images" in nst("evaluate", f"run={folder}", *names).out
     others = photographs(tmp_path / "theirs", ("bird", "cat"))
     said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
-    assert "was trained with class 0 'cat'; in data.name=folder 'cat' is class 1, and class 0 is 'bird'" in said
+    assert "was trained with class 0 'cat', in data.name=folder class 0 is 'bird': give" in said
     spelled = nst("evaluate", f"run={folder}", *kind, f"data.root={photographs(tmp_path / 'more', ('cats', 'dogs'))}")
     assert spelled.status == 0
     assert "class 0 is 'cats' in data.name=folder, 'cat' in the training" in caplog.text
     for part in ("train", "val"):
-        shutil.move(tmp_path / "ours" / part / "dog", tmp_path / "ours" / part / "a dog")
-    assert "'cat' is class 1, and class 0 is 'a dog'" in nst("export", f"run={folder}").error
+        shutil.move(tmp_path / "ours" / part / "cat", tmp_path / "ours" / part / "the cat")
+    assert "class 0 'cat', in data.name=folder class 0 is 'dog'" in nst("export", f"run={folder}").error
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,16 @@ def log_records(content: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_wandb_without_a_login_says_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"API key.*tracker\.wandb\.mode=offline needs no account"):
+        WandB().start(RunInfo(tmp_path, "seed0", "kd", {}), {}, None)
+
+
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2

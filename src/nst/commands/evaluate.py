@@ -88,8 +88,11 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         )
         metrics = evaluate(TeacherOutput(live), loader.epoch(0), group, settings.precision)
         if group.main:
+            recorded = run.accuracy_on(data, settings.split) if run is not None else None
+            differs = recorded is not None and abs(recorded - metrics.top1) > 0.005
             top5 = f" top-5 {metrics.top5:.2f} %," if data.num_classes > 5 else ""
             print(
                 f"{settings.model['name']} ({settings.weights}) on {metrics.images:,} {settings.split} images of {data.name}: "
                 f"top-1 {metrics.top1:.2f} %,{top5} cross-entropy {metrics.loss:.4f}"
+                + (f"; the run itself measured top-1 {recorded:.2f} %" if differs else "")
             )

@@ -1,5 +1,6 @@
 """Decoding in worker processes, with handling of signals, dead workers and the global generator beyond torch's DataLoader."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -64,7 +66,10 @@ class Workers:
         if self._loader.num_workers:
             _start_server()
         try:
-            for images in self._loader:
+            batches = iter(self._loader)
+            if self._loader.num_workers:
+                _iterators.add(batches)
+            for images in batches:
                 if isinstance(images, str):
                     raise ValueError(images)
                 yield images
@@ -77,6 +82,16 @@ class Workers:
                 "a data worker process died, most often because memory ran out or it was killed; fewer "
                 f"trainer.workers (now {self._loader.num_workers}) need less memory. torch says: {error!r}"
             ) from None
+
+
+_iterators: WeakSet[Any] = WeakSet()
+"""torch's iterators that may have workers."""
+
+
+def _end_workers() -> None:
+    """At exit: end workers in an orderly way. multiprocessing would send the one SIGTERM that they ignore and wait for ever."""
+    for batches in list(_iterators):
+        batches._shutdown_workers()
 
 
 class _Tasks:
@@ -119,6 +134,8 @@ def _start_server() -> None:
         return
     from multiprocessing import forkserver, resource_tracker
 
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # what is registered last, here after multiprocessing and torch, runs first
     resource_tracker.ensure_running()  # starting it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _SHIELDED])
     try:

@@ -70,8 +70,8 @@ def _data(run: FinishedRun, data: Dataset) -> str:
     validation = f", {len(data.val):,} held out for validation" if data.val is not None else ""
     text = f"{plain(data.name)}: {len(data.train):,} training images{validation}, {len(data.test):,} test images; "
     text += f"{channels} × {height} × {width}."
-    if data.classes is not None:
-        text += f"\n\nClasses, in the order of the logits: {', '.join(plain(name) for name in data.classes)}."
+    if classes := run.classes(data):
+        text += f"\n\nClasses, in the order of the logits: {', '.join(plain(name) for name in classes)}."
     return text
 
 

@@ -43,22 +43,26 @@ class FinishedRun:
         One data set may spell its classes in two ways, so a name that `data` does not have is no error.
         """
         trained, here = (self.summary.get("data") or {}).get("classes") or (), data.classes or ()
-        for label, (before, now) in enumerate(zip(trained, here, strict=False)):
-            if before in here and before != now:
+        differ = [(i, a, b) for i, (a, b) in enumerate(zip(trained, here, strict=False)) if a != b]
+        for label, before, now in differ:
+            if before in here or now in trained:
                 raise ValueError(
-                    f"{self.folder} was trained with class {label} {before!r}; in data.name={data.name} {before!r} is class "
-                    f"{here.index(before)}, and class {label} is {now!r}: give images of the same classes, in the same order"
+                    f"{self.folder} was trained with class {label} {before!r}, in data.name={data.name} class {label} is {now!r}: give "
+                    "images of the same classes, in the same order"
                 )
-            if before != now:
-                log.warning(
-                    "class %d is %r in data.name=%s, %r in the training of %s",
-                    label,
-                    now,
-                    data.name,
-                    before,
-                    self.folder,
-                )
-                return
+        for label, before, now in differ[:1]:
+            log.warning(
+                "class %d is %r in data.name=%s, %r in the training of %s", label, now, data.name, before, self.folder
+            )
+
+    def classes(self, data: Dataset) -> list[str] | None:
+        """The names of the classes in the training; those of `data` where the run has not kept them."""
+        return (self.summary.get("data") or {}).get("classes") or (list(data.classes) if data.classes else None)
+
+    def accuracy_on(self, data: Dataset, split: str) -> float | None:
+        """Top-1 accuracy (percent) that the run itself measured on these images; None for others than its test images."""
+        same = (self.summary.get("data") or {}).get("sha256") == data.fingerprint
+        return self.summary["test"]["top1"] if same and split == "test" else None
 
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""

@@ -95,7 +95,7 @@ def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
             **asdict(preprocessing(run.settings.data)),
         },
         "output": {"shape": ["batch", data.num_classes], "values": "logits"},
-        "classes": None if data.classes is None else list(data.classes),
+        "classes": run.classes(data),
     }
 
 

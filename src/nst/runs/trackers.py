@@ -127,13 +127,17 @@ class WandB(_Remote):
     def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Start the run, or resume it; see `Tracker`."""
         import wandb
+        from wandb.errors import UsageError
 
         self.logged_steps = logged_steps
         identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
-        self._run = wandb.init(
-            project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
-            config=dict(run.config), dir=str(run.folder), resume="allow" if logged_steps else None,
-        )  # fmt: skip
+        try:
+            self._run = wandb.init(
+                project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
+                config=dict(run.config), dir=str(run.folder), resume="allow" if logged_steps else None,
+            )  # fmt: skip
+        except UsageError as error:  # such as no login
+            raise ValueError(f"tracker.wandb: {error}. tracker.wandb.mode=offline needs no account") from error
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
