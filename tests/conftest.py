@@ -1,10 +1,12 @@
 """What all tests share: composing the real configs, shrunken."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
@@ -13,6 +15,12 @@ import nst.config  # noqa: F401  (registers the schema)
 ROOT = Path(__file__).parents[1]
 
 Compose = Callable[..., DictConfig]
+
+
+def pytest_configure() -> None:
+    """One thread in each process, also in those that tests start: several of them share the cores."""
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(threads))
 
 
 @pytest.fixture

@@ -293,7 +293,8 @@ def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed
         raise ValueError(
             f"the teacher cache {cache.folder} is not of this teacher any more: {array.name} of the first {count} images differs by "
             f"up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of loss.{array.request.split(':')[0]} "
-            "has changed, delete the folder to have it built again, or name another knowledge.path"
+            "has changed, delete the folder to have it built again, or name another knowledge.path; weights that were trained with the "
+            "network's old code stay as they are"
         )
 
 
