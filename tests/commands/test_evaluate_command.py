@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tests.commands.conftest import Nst
 from tests.conftest import Compose
+from tests.data.samples import write_tree
 
 from nst.commands.train import run
 
@@ -34,12 +34,11 @@ def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Pa
     assert "on 40 train images" in nst("evaluate", f"run={folder}", "split=train").out
 
 
-def photographs(folder: Path, classes: tuple[str, ...]) -> Path:
-    """Two images of each class for training and for testing."""
-    for part, name, number in itertools.product(("train", "val"), classes, range(2)):
-        file = folder / part / name / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (60 * number, 40 * len(name), 90)).save(file)
+def photographs(folder: Path, classes: tuple[str, str]) -> Path:
+    """Photographs of two classes of these names."""
+    write_tree(folder, classes=2)
+    for part, (label, name) in itertools.product(("train", "val"), enumerate(classes)):
+        (folder / part / f"class{label}").rename(folder / part / name)
     return folder
 
 
@@ -50,7 +49,7 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     names = [*kind, f"data.root={photographs(tmp_path / 'ours', ('cat', 'dog'))}"]
     recipe = ["data.limit=null", "trainer.batch_size=2", "trainer.epochs=1"]
     folder = run(compose(*tiny, *names, *recipe, "teacher=none", "loss=ce"))["folder"]
-    assert "on 4 test images" in nst("evaluate", f"run={folder}", *names).out
+    assert "on 6 test images" in nst("evaluate", f"run={folder}", *names).out
     others = photographs(tmp_path / "theirs", ("bird", "cat"))
     said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
     assert "was trained with class 0 'cat', in data.name=folder class 0 is 'bird': give" in said
@@ -58,7 +57,7 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert spelled.status == 0
     assert "class 0 is 'cats' in data.name=folder, 'cat' in the training" in caplog.text
     for part in ("train", "val"):
-        shutil.move(tmp_path / "ours" / part / "cat", tmp_path / "ours" / part / "the cat")
+        (tmp_path / "ours" / part / "cat").rename(tmp_path / "ours" / part / "the cat")
     assert "class 0 'cat', in data.name=folder class 0 is 'dog'" in nst("export", f"run={folder}").error
 
 

@@ -1,13 +1,12 @@
 """`torchrun train.py`: the same runs as `python train.py`, also as a sweep."""
 
-import itertools
 import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests.conftest import ROOT, Compose
+from tests.data.samples import write_tree
 from tests.distributed.conftest import output, torchrun
 
 from nst.commands.train import run
@@ -47,10 +46,7 @@ def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose
 
 def test_ranks_with_data_workers_end(tmp_path: Path, tiny: list[str]) -> None:
     """They hung after the last line: the workers ignore one SIGTERM, and it was the one that was to end them."""
-    for part, name, number in itertools.product(("train", "val"), ("cat", "dog"), range(4)):
-        file = tmp_path / "photos" / part / name / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (60 * number, 40, 90)).save(file)
+    write_tree(tmp_path / "photos", classes=2)
     data = ["data=folder", f"data.root={tmp_path}/photos", "data.num_classes=2", "data.size=16", "data.limit=null"]
     own = ["teacher=none", "loss=ce", "trainer.batch_size=4", "trainer.epochs=1", "trainer.workers=1"]
     [job] = torchrun(str(ROOT / "train.py"), f"outputs={tmp_path}/outputs", *tiny, *data, *own, ranks=2)

@@ -37,12 +37,17 @@ class FinishedRun:
         data = self.settings.data
         return data["channels"], data["size"], data["size"]
 
+    @property
+    def about_data(self) -> dict[str, Any]:
+        """What the summary tells of the data: fingerprint and names of the classes; empty in those of earlier versions."""
+        return self.summary.get("data") or {}
+
     def check_classes(self, data: Dataset) -> None:
         """Raises ValueError if classes of the training have other numbers in `data`; of names that differ, logs the first.
 
         One data set may spell its classes in two ways, so a name that `data` does not have is no error.
         """
-        trained, here = (self.summary.get("data") or {}).get("classes") or (), data.classes or ()
+        trained, here = self.about_data.get("classes") or (), data.classes or ()
         differ = [(i, a, b) for i, (a, b) in enumerate(zip(trained, here, strict=False)) if a != b]
         for label, before, now in differ:
             if before in here or now in trained:
@@ -57,11 +62,11 @@ class FinishedRun:
 
     def classes(self, data: Dataset) -> list[str] | None:
         """The names of the classes in the training; those of `data` where the run has not kept them."""
-        return (self.summary.get("data") or {}).get("classes") or (list(data.classes) if data.classes else None)
+        return self.about_data.get("classes") or (list(data.classes) if data.classes else None)
 
     def accuracy_on(self, data: Dataset, split: str) -> float | None:
         """Top-1 accuracy (percent) that the run itself measured on these images; None for others than its test images."""
-        same = (self.summary.get("data") or {}).get("sha256") == data.fingerprint
+        same = self.about_data.get("sha256") == data.fingerprint
         return self.summary["test"]["top1"] if same and split == "test" else None
 
     def student(self) -> nn.Module:

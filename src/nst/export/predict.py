@@ -38,7 +38,7 @@ def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -
     elif (folder / SUMMARY).is_file():
         run = finished_run(folder, allow=allow)
         model, prepare, count = run.student(), preprocessing(run.settings.data), run.settings.data["num_classes"]
-        names = (run.summary.get("data") or {}).get("classes")
+        names = run.about_data.get("classes")
     else:
         reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
         raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")

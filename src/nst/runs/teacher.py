@@ -40,7 +40,7 @@ class TeacherSide:
 def load_teacher(
     settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, batch norms folded; its name, weights file, SHA-256 and number of parameters.
+    """The teacher with its weights, batch norms folded; its name, weights file and number of parameters.
 
     Raises:
         ValueError: weights of another architecture.
@@ -59,14 +59,13 @@ def load_teacher(
     if not settings.teacher.batch_statistics:
         fold_batch_norm(teacher, probe, [r.tap for r in networks.distiller.requests])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
-    name = settings.teacher.model["name"]
-    return live, {"name": name, "weights": weights, "sha256": sha256_of(weights), "parameters": parameters}
+    return live, {"name": settings.teacher.model["name"], "weights": weights, "parameters": parameters}
 
 
 def evaluate_teacher(
     settings: RunConfig, live: LiveTeacher, about: dict[str, Any], ranks: Ranks, data: Dataset
 ) -> dict[str, Any]:
-    """`about` with the teacher's accuracy, measured on the held-out images if there are any, else on the test images.
+    """`about` with the weights' SHA-256 and the teacher's accuracy, measured on the held-out images if there are any, else on the test images.
 
     Raises:
         ValueError: an accuracy below the minimum (by default: near chance).
@@ -78,7 +77,7 @@ def evaluate_teacher(
     metrics = evaluate(TeacherOutput(live).eval(), batches, ranks)
     if ranks.main:
         print(f"teacher {about['name']}: top-1 {metrics.top1:.2f} % on the {split} images ({about['weights']})")
-    about = {**about, "evaluated_on": split, **asdict(metrics)}
+    about = {**about, "sha256": sha256_of(about["weights"]), "evaluated_on": split, **asdict(metrics)}
     check_accuracy(settings, data, about)
     return about
 

@@ -86,22 +86,22 @@ def _cached(
     (incomplete,) = ranks.max(int(bool(cache.missing(needed))))
     if ranks.main:
         print(_plan(cache, needed, choice, num_views, settings.trainer.epochs), flush=True)
-    live, about = None, cache.teacher
-    if weights is not None:
-        live, facts = load_teacher(settings, networks, ranks, data, weights)
+    live, facts = (None, {}) if weights is None else load_teacher(settings, networks, ranks, data, weights)
+    if live is not None:
         live.set_requests([r for r in requests if r.key not in choice.live])
         check_rows(cache, live, _first_images(settings, data, subset, ranks.device), needed)
-        if incomplete or choice.live:
-            about = evaluate_teacher(settings, live, facts, ranks, data)
-        if incomplete:
-            _write(settings, cache, live, about, ranks, data, subset, needed)
     elif incomplete or choice.live:
         raise ValueError(
             f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
             "name its teacher.weights"
         )
-    if about is not None:
+    about = cache.teacher
+    if live is not None and (incomplete or choice.live):
+        about = evaluate_teacher(settings, live, facts, ranks, data)
+    elif about is not None:
         check_accuracy(settings, data, about)
+    if incomplete and live is not None:
+        _write(settings, cache, live, about, ranks, data, subset, needed)
     train_views = None if views == num_views else subset
     if not needed:
         assert live is not None
