@@ -11,6 +11,7 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.commands.train import run
+from nst.export.finished import finished_run
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.runs.folder import run_folder
@@ -137,6 +138,32 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_weights(
     save_weights(weights, resnet8(num_classes=10, in_channels=1), {})
     with pytest.raises(ValueError, match="is finished, with a teacher of SHA-256"):
         run(compose(*tiny, "loss=kd", f"teacher.weights={weights}"))
+
+
+def test_a_finished_run_says_which_of_ones_own_code_has_changed(
+    compose: Compose,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Started again, and read as an evaluation or an export reads it."""
+    source = tmp_path / "smallnet.py"
+    source.write_text(
+        "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self, **settings):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = [*tiny, "loss=kd", "model._target_=smallnet.Small"]
+    folder = run(compose(*settings))["folder"]
+    assert run(compose(*settings))["was_finished"]
+    finished_run(folder, allow=["smallnet.Small"]).student()
+    assert "smallnet" not in caplog.text
+    source.write_text(source.read_text() + "\n# another line\n")
+    assert run(compose(*settings))["was_finished"]
+    assert f"{source} has changed since this run; its results are of the earlier source" in caplog.text
+    finished_run(folder, allow=["smallnet.Small"]).student()
+    assert f"{source} has changed since {folder} was trained" in caplog.text
 
 
 def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:

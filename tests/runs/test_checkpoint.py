@@ -14,7 +14,7 @@ from torch import nn
 from nst.files import sha256_of
 from nst.models import resnet8
 from nst.runs.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
-from nst.runs.record import user_sources
+from nst.runs.provenance import user_sources
 
 
 def state(step: int) -> dict[str, Any]:

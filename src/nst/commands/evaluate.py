@@ -75,6 +75,8 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     assert settings.weights is not None
     build.check_evaluation(settings)
     model = build.network("model", without_download(settings.model), seed=0)
+    if run is not None:
+        run.log_changed_sources(model)
     metadata = load_weights(model, settings.weights)
     data = build.dataset(settings)
     if run is not None:

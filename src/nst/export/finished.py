@@ -17,6 +17,7 @@ from nst.export.trust import TARGET, check_targets
 from nst.files import sha256_of
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT, SUMMARY, read_json
+from nst.runs.provenance import changed_sources, user_sources
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,15 @@ class FinishedRun:
         same = self.about_data.get("sha256") == data.fingerprint
         return self.summary["test"]["top1"] if same and split == "test" else None
 
+    def log_changed_sources(self, model: nn.Module) -> None:
+        """Log which of the user's own code that makes this network has changed since the training."""
+        for file in changed_sources(self.summary.get("sources") or {}, user_sources(model)):
+            log.warning("%s has changed since %s was trained", file, self.folder)
+
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
         model = build.network("model", without_download(self.settings.model), self.settings.seed)
+        self.log_changed_sources(model)
         load_weights(model, self.folder / STUDENT)
         return model.eval()
 

@@ -1,11 +1,8 @@
 """The record of a run: metrics, trackers, progress bar and checkpoints, in the run's folder. Only rank 0 writes."""
 
-import inspect
 import json
 import logging
 import os
-import sys
-import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -13,13 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from nst.errors import differences
-from nst.files import naming, sha256_of, write_whole
+from nst.files import naming, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
+from nst.runs.provenance import changed_sources
 from nst.runs.prune import Pruned, median_of_others
 from nst.runs.trackers import RunInfo, Tracker
 from nst.training.trainer import Trainer
@@ -39,6 +37,7 @@ class RunRecord:
         trackers: Mapping[str, Tracker] | None = None,
         *,
         about: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] | None = None,
         draw: Draw | None = None,
         show: bool = True,
     ) -> None:
@@ -46,6 +45,7 @@ class RunRecord:
 
         Args:
             about: plain values that must be equal in every start of the run; saved in its checkpoints.
+            sources: the user's own code that the run uses, see `user_sources`; logged where it has changed since the checkpoint.
             draw: makes pictures, before the first step and after the last.
             show: print progress.
 
@@ -56,7 +56,7 @@ class RunRecord:
         self.about = {**(about or {}), "ranks": self.ranks.world}
         self.draw, self.show = draw, show
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
-        self.sources = user_sources(trainer.distiller)
+        self.sources = dict(sources or {})
         state = self._newest()
         if state is not None:
             self._load(trainer, state)
@@ -77,13 +77,10 @@ class RunRecord:
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
             if changed := differences(state["environment"], environment(self.ranks.device)):
                 log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
-            for module, digest in state.get("sources", {}).items():
-                if digest != self.sources.get(module, digest):
-                    log.warning(
-                        "%s has changed since %s was written; the run continues with the present source",
-                        sys.modules[module].__file__,
-                        path.name,
-                    )
+            for file in changed_sources(state.get("sources", {}), self.sources):
+                log.warning(
+                    "%s has changed since %s was written; the run continues with the present source", file, path.name
+                )
         if self.ranks.world == 1:
             return newest[1] if newest else None
         names = [str(newest[0]) if newest else None]
@@ -254,16 +251,3 @@ def batch_line(trainer: Trainer) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """What may differ between two starts of a run; the results then differ by rounding only."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
-
-
-def user_sources(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of each source file of the user that defines a layer or loss, by module name; installed packages are left out."""
-    installed = [Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith("lib")]
-    installed.append(Path(__file__).resolve().parents[1])
-    digests: dict[str, str] = {}
-    for module_class in {type(submodule) for submodule in module.modules()}:
-        with suppress(TypeError, OSError):  # defined interactively, or compiled
-            file = Path(inspect.getsourcefile(module_class) or "").resolve()
-            if file.is_file() and not any(file.is_relative_to(folder) for folder in installed):
-                digests[module_class.__module__] = sha256_of(file)
-    return dict(sorted(digests.items()))

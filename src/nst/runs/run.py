@@ -1,6 +1,7 @@
 """One run from start to finish: checks, data, teacher and its summaries, training, results."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from nst.models.weights import save_weights
 from nst.precision import check_precision
 from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, identity, run_folder
 from nst.runs.heatmaps import heatmaps
-from nst.runs.provenance import provenance
+from nst.runs.provenance import changed_sources, provenance, user_sources
 from nst.runs.prune import read_pruned
 from nst.runs.record import RunRecord
 from nst.runs.teacher import TeacherSide, teacher_run
@@ -29,6 +30,8 @@ from nst.training.evaluate import Metrics, evaluate
 from nst.training.loop import Loop
 from nst.training.ranks import Ranks
 from nst.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
     # data
     data = data or build.dataset(settings)
     if networks is None:
-        return _finished(settings, folder, data)
+        return _finished(settings, folder, ranks, data)
     if settings.trainer.prune_after is not None and (pruned := read_pruned(folder.path)) is not None:
         raise pruned
     _check_split(settings, data, ranks)
@@ -69,7 +72,7 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
     _lock(folder, config, ranks, wait)
     try:
         if _is_finished(folder, ranks):  # by another process in the meantime
-            return _finished(settings, folder, data)
+            return _finished(settings, folder, ranks, data)
         return _train(settings, networks, ranks, data, folder, teacher)
     finally:
         folder.close()
@@ -117,8 +120,8 @@ def _is_finished(folder: RunFolder, ranks: Ranks) -> bool:
     return ranks.max(int(ranks.main and folder.summary() is not None)) == [1]
 
 
-def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
-    """The summary of a finished run.
+def _finished(settings: RunConfig, folder: RunFolder, ranks: Ranks, data: Dataset) -> dict[str, Any]:
+    """The summary of a finished run; logs which of the user's own code has changed since.
 
     Raises:
         ValueError: its data, teacher weights or named teacher cache differ from the settings, or its student's file has changed.
@@ -147,6 +150,12 @@ def _finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str
             f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache knowledge.path="
             f"{settings.knowledge.path} is of a teacher of {cached}. Name another cache, or {redo}"
         )
+    if ranks.main and (sources := summary.get("sources")):
+        networks = build.networks(settings)
+        for file in changed_sources(sources, user_sources(networks.distiller, networks.teacher)):
+            log.warning(
+                "%s has changed since this run; its results are of the earlier source. To train anew, %s", file, redo
+            )
     return {**summary, "was_finished": True}
 
 
@@ -237,8 +246,9 @@ def _train(
     if settings.trainer.heatmaps and ranks.main and settings.tracker:
         draw = _drawing(trainer, teacher, ranks, data)
     made_with = provenance(ranks.device, ranks.world)
+    sources = user_sources(networks.distiller, networks.teacher)
     profile = folder.path / "profile" if settings.trainer.profile and ranks.main else None
-    with RunRecord(trainer, info, build.trackers(settings), about=about, draw=draw) as record:
+    with RunRecord(trainer, info, build.trackers(settings), about=about, sources=sources, draw=draw) as record:
         last = Metrics(**record.last) if record.last else None
         evaluation = build.loader(settings, ranks, data, evaluated)
         loop = Loop(trainer, evaluation, record, last=last, split=evaluated, chance=100 / data.num_classes)
@@ -260,6 +270,7 @@ def _train(
         "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
         **_training_summary(settings, trainer),
         **made_with,
+        "sources": sources,
         "config": config,
     }
     if ranks.main:
