@@ -96,6 +96,8 @@ def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
     assert header == ["image", "rank", "class", "probability"]
     assert [row[:2] for row in rows] == [[f"{i}.png", rank] for i in range(3) for rank in "12"]
     assert all(row[2] in "0123456789" and 0 <= float(row[3]) <= 1 for row in rows)
+    one = nst("predict", f"model={finished[0]}", "images=scans/1.png", "top=2")
+    assert one.out.splitlines() == [line for line in said.out.splitlines() if line.startswith(("image", "1.png"))]
     (images / "3.png").write_bytes(b"damaged")
     assert "3.png: the image cannot be decoded" in nst("predict", f"model={finished[0]}", "images=scans").error
 

@@ -31,20 +31,29 @@ NOT_OURS = (
 
 def test_known_components() -> None:
     for target in OURS:
-        check_targets({"_target_": target, "num_classes": 10, "more": [{"_target_": target}]}, FILE, "model")
+        check_targets({"model": {"_target_": target, "num_classes": 10, "more": [{"_target_": target}]}}, FILE)
 
 
 @pytest.mark.parametrize("target", NOT_OURS)
 def test_anything_else_is_refused_at_any_depth(target: Any) -> None:
     node: Mapping[str, Any] = {"_target_": "nst.models.resnet8", "layers": [{"inner": {"_target_": target}}]}
     with pytest.raises(ValueError, match=r"somewhere/summary\.json: model\.layers\.0\.inner\._target_ is .* allow=\["):
-        check_targets(node, FILE, "model")
+        check_targets({"model": node}, FILE)
+
+
+def test_all_names_that_a_run_needs_are_asked_for_at_once() -> None:
+    nodes = {key: {"_target_": f"mine.{key}"} for key in ("data", "model", "teacher")}
+    with pytest.raises(
+        ValueError, match=r"data\._target_ is 'mine\.data'.*allow=\[mine\.model,mine\.data,mine\.teacher\]"
+    ):
+        check_targets(nodes, FILE, allow=["mine.model"])
+    check_targets(nodes, FILE, allow=["mine.model", "mine.data", "mine.teacher"])
 
 
 def test_an_interpolation_could_become_anything() -> None:
     node = {"_target_": "nst.models.resnet8", "x": "${oc.create:{_target_: os.system}}"}
     with pytest.raises(ValueError, match=r"model\.x is .*interpolation"):
-        check_targets(node, FILE, "model", allow=["os.system"])
+        check_targets({"model": node}, FILE, allow=["os.system"])
 
 
 PROOF = """

@@ -34,6 +34,11 @@ def test_request():
     assert settings.overrides == ("data.limit=2000", "data.root=x")
     assert settings.folder == "paper/cifar10/epochs=0.1,data.limit=2000"
     assert parse(["table=quick/digits"]).folder == "quick/digits/full"
+    assert parse(["table=x", "optim=adamw", "taps=last", "experiment=own"]).overrides == (
+        "optim=adamw",
+        "taps=last",
+        "experiment=own",
+    )
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
     assert settings.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
@@ -47,6 +52,8 @@ def test_request():
         (["table=x", "epochs=3"], "fraction"),
         (["table=x", "epochs=ten"], "fraction"),
         (["table=x", "seed=3"], "seeds=N"),
+        (["table=x", "seds=3"], "seds=3: unknown key; did you mean seeds?"),
+        (["table=x", "epoch=0.1"], "did you mean epochs?"),
         (["table=x", "now"], "key=value"),
         (["table=x", "plan=maybe"], "true or false"),
         (["table=x", "page=maybe"], "true or false"),

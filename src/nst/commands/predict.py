@@ -1,4 +1,4 @@
-"""Classify the images of a folder: `nst predict model=FOLDER images=FOLDER`."""
+"""Classify images: `nst predict model=FOLDER images=FOLDER`."""
 
 import csv
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 from nst.errors import nearest_keys, readable_errors, required
 from nst.search import add_working_directory
 
-USAGE = """Classify the images of a folder with a trained student.
+USAGE = """Classify the images of a folder, or one image, with a trained student.
 
   nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu] [allow=NAMES]
 
   model:  the folder of a finished run, or of an export (with model.json and student.safetensors)
-  images: a folder of images of any size; each is resized, cropped and normalised as in the run's evaluation
+  images: a folder of images of any size, or one image file; each is resized, cropped and normalised as in the run's evaluation
   format: csv (default): a line for each image and class; json: a line for each image
   top:    how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
   device: cpu or cuda

@@ -137,8 +137,7 @@ def _settings(config: Any, file: Path, allow: Collection[str]) -> RunConfig:
     called = {"data": stored.get("data"), "model": stored.get("model")}
     if isinstance(teacher, Mapping) and teacher.get("model") is not None:
         called["teacher.model"] = teacher["model"]
-    for key, node in called.items():
-        check_targets(node, file, f"config.{key}", allow)
+    check_targets({f"config.{key}": node for key, node in called.items()}, file, allow)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), stored))
     except OmegaConfBaseException as error:
@@ -171,7 +170,7 @@ def load_student(folder: str | Path, allow: Collection[str] = ()) -> nn.Module:
     if not isinstance(arguments, dict) or not isinstance(weights, str) or Path(weights).name != weights:
         raise ValueError(f"{file} is damaged: `arguments` and `weights`, the name of a file beside it, are needed")
     node = {**arguments, TARGET: recipe.get("target")}
-    check_targets(node, file, "target", allow)
+    check_targets({"target": node}, file, allow)
     check_sha256(file.with_name(weights), recipe.get("sha256"), file)
     model = build.network(str(file), node, seed=0)
     load_weights(model, file.with_name(weights))

@@ -46,9 +46,11 @@ def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, by name. Raises ValueError if there are none."""
+    """The images in a folder, by name; of a file, that file. Raises ValueError if there are none."""
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
-        raise ValueError(f"images={folder}: no such folder")
+        raise ValueError(f"images={folder}: no such folder or file")
     images = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
     if not images:
         raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)})")

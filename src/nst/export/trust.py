@@ -16,33 +16,36 @@ from nst.data.dataset import Dataset
 TARGET = "_target_"
 
 
-def check_targets(node: Any, file: Path, key: str, allow: Collection[str] = ()) -> None:
+def check_targets(nodes: Mapping[str, Any], file: Path, allow: Collection[str] = ()) -> None:
     """Check every `_target_` in a stored configuration, at any depth; none of the targets is imported or called.
 
     Args:
-        node: plain values, as read from `file`.
-        key: where the node stands in the file.
+        nodes: plain values, as read from `file`, by the key where they stand in it.
         allow: targets that the user trusts.
 
     Raises:
         ValueError: a target that is neither a network or data set of this project nor allowed, or an interpolation.
     """
-    if not isinstance(node, Mapping) or not isinstance(node.get(TARGET), str):
-        raise ValueError(f"{file}: {key} is {_short(node)}; settings with a `{TARGET}` are needed")
-    waiting = [(key, node)]
+    for key, node in nodes.items():
+        if not isinstance(node, Mapping) or not isinstance(node.get(TARGET), str):
+            raise ValueError(f"{file}: {key} is {_short(node)}; settings with a `{TARGET}` are needed")
+    waiting = list(nodes.items())
+    refused: dict[str, str] = {}
     while waiting:
-        key, node = waiting.pop()
+        key, node = waiting.pop(0)
         if isinstance(node, str) and "${" in node:
             raise ValueError(f"{file}: {key} is {_short(node)}, an interpolation; stored settings are plain values")
         inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
         waiting += [(f"{key}.{name}", value) for name, value in inner]
         if isinstance(node, Mapping) and TARGET in node and not _may_call(node[TARGET], allow):
-            target = str(node[TARGET])
-            raise ValueError(
-                f"{file}: {key}.{TARGET} is {_short(target)}, which is no network or data set of this project: reading the "
-                f"file would run that code. If you trust it, allow it by name: allow=[{target[:80]}], in Python "
-                f'allow=["{target[:80]}"]'
-            )
+            refused[f"{key}.{TARGET}"] = str(node[TARGET])[:80]
+    if refused:
+        key, target = next(iter(refused.items()))
+        names = list(dict.fromkeys([*allow, *refused.values()]))
+        raise ValueError(
+            f"{file}: {key} is {target!r}, which is no network or data set of this project: reading the file would run that "
+            f"code. If you trust it, allow it by name: allow=[{','.join(names)}], in Python allow={names}"
+        )
 
 
 def _may_call(target: Any, allow: Collection[str]) -> bool:

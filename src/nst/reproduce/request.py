@@ -1,11 +1,12 @@
 """The command line of `nst reproduce`."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from nst.config import NOT_IDENTITY
+from nst.config import NOT_IDENTITY, RunConfig
 from nst.reproduce.table import result_name
 
 USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
@@ -23,6 +24,10 @@ USAGE = """Reproduce a table: plan its runs, run what is missing, write tables a
 
 The same command again continues an interrupted table. Started several times at once, on all GPUs or machines that see the
 outputs folder, each process takes runs that no other has."""
+
+
+KEYS = ("table", "seeds", "epochs", "plan", "page", "outputs")
+_RUN_KEYS = {field.name for field in fields(RunConfig)}  # of one run: `optim=adamw` is no misspelt key of a table
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,10 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ValueError(f"{argument!r}: key=value is needed\n\n{USAGE}")
         if key == "seed":
             raise ValueError(f"{argument}: a table runs seeds 0 to N-1; pass seeds=N")
-        if key in ("table", "seeds", "epochs", "plan", "page", "outputs"):
+        if key in KEYS:
             settings[key] = value
+        elif key not in _RUN_KEYS and (nearest := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.7)):
+            raise ValueError(f"{argument}: unknown key; did you mean {nearest[0]}?")
         else:
             overrides.append(argument)
     if "table" not in settings:
