@@ -11,6 +11,7 @@ from nst.report.runs import fell_back
 from nst.report.settings import as_typed, taps_text, weights
 from nst.report.stats import paired, sample
 from nst.report.text import markdown_row, signed, spread, text_table
+from nst.reproduce.table import Table
 from run_lines import Record, hidden_differences
 
 BASELINE, CONTROL = "baseline", "baseline on the cached views"
@@ -135,6 +136,35 @@ def gain_section(runs: Sequence[Record], link: str) -> str:
     ]
     constant = {key: text for key, text in settings[0].items() if key not in varying}
     return "\n".join([*lines, "", about(constant, runs)])
+
+
+def published_section(runs: Sequence[Record], table: Table) -> str:
+    """The published figures of a table's group beside the measured accuracies of the best and of the last epoch.
+
+    The best epoch is chosen on the images that measure it. A row's runs are those with the term of its name, or with none for `student`.
+    """
+    check_comparable(runs)
+    (group,) = table.groups
+    lines = [
+        markdown_row(
+            ["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]
+        )
+    ]
+    lines.append(markdown_row(["---", *["---:"] * 4]))
+    rows = {
+        row.name: [run for run in runs if "+".join(terms(run)) == row.name.replace("student", "")] for row in group.rows
+    }
+    for row in group.rows:
+        own = rows[row.name]
+        best = (
+            spread(asdict(sample([max(run["top1_by_epoch"].values()) for run in own if not run["diverged"]])))
+            if own
+            else "–"
+        )
+        last = accuracy(own) if own else "not run to the end"
+        compared = difference(own, rows["student"]) if row.name != "student" else "–"
+        lines.append(markdown_row([row.label, f"{row.published:.2f}", best, last, compared]))
+    return "\n".join([*lines, "", about(shown(runs[0]), runs)])
 
 
 def shown(run: Record) -> dict[str, str]:

@@ -7,7 +7,8 @@ Runs of several machines and days gather in one file: a run that is in it alread
 A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
 results/FILE that were evaluated on that split ("test" or "val"), if given those of the baseline and of some methods, such as
 `kd kd+nst_poly`. So it is between `<!-- gains: FILE SPLIT -->` and `<!-- end of gains -->`: the gain over the baseline by the number of
-training images, and its figure in docs/images/.
+training images, and its figure in docs/images/. `<!-- published: FILE SPLIT of TABLE -->` to `<!-- end of published -->`: beside the
+published figures of configs/table/TABLE.yaml.
 """
 
 import json
@@ -16,17 +17,19 @@ import re
 import sys
 from pathlib import Path
 
+from nst.config import CONFIGS
 from nst.report.along import gains
 from nst.report.gain_figure import gain_figure
 from nst.report.page import gain_file
-from result_tables import by_images, gain_section, section, terms
+from nst.reproduce.table import read_table
+from result_tables import by_images, gain_section, published_section, section, terms
 from run_lines import Record, add
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(
-    r"(<!-- (?P<kind>results|gains): (?P<file>\S+) (?P<split>test|val)(?: of (?P<methods>[\w+ ]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
+    r"(<!-- (?P<kind>results|gains|published): (?P<file>\S+) (?P<split>test|val)(?: of (?P<of>[\w+ /]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
     re.S,
 )
 
@@ -35,7 +38,7 @@ def chosen(found: re.Match[str]) -> list[Record]:
     """The runs that a page's comment names; none where their file is not there yet."""
     file = ROOT / "results" / found["file"]
     runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    methods = found["methods"] and found["methods"].split()
+    methods = found["of"].split() if found["kind"] == "results" and found["of"] else None
     return [
         run
         for run in runs
@@ -58,6 +61,8 @@ def written(page: Path) -> str:
             text = "Not measured yet."
         elif found["kind"] == "gains":
             text = gain_section(runs, os.path.relpath(figure_of(found), page.parent))
+        elif found["kind"] == "published":
+            text = published_section(runs, read_table(found["of"], CONFIGS))
         else:
             text = section(runs, short=page.name == "README.md")
         return f"{found[1]}{text}\n{found[6]}"

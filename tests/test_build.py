@@ -35,6 +35,10 @@ MISTAKES = {
     "loss.nst_poly.weight=nan": ("loss.nst_poly.weight=nan", "finite"),
     "loss.nst_poly.kernel=poly": ("loss.nst_poly", "'poly'", "polynomial"),
     "loss.nst_poly.convention=papr": ("loss.nst_poly", "papr", "paper"),
+    "loss.nst_poly._target_=nst.losses.NSt": (
+        "loss.nst_poly._target_=nst.losses.NSt: ",
+        "__init__.py has no NSt; did you mean nst.losses.NST?",
+    ),
     "loss.nst_poly._target_=nst.losses.MMD": ("loss.nst_poly", "nst.losses.MMD"),
     "loss.nst_poly.taps=[{teacher:last,student:layer3.1.bn5}]": ("loss.nst_poly.taps", "layer3.1.bn5", "layer3.0.bn2"),
     "loss.nst_poly.taps=[{teacher:lastt,student:last}]": ("loss.nst_poly.taps", "lastt", "last"),

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,18 @@ def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any
     try:
         return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
     except InstantiationException as error:
+        _check_target(f"{key}._target_", node.get("_target_"))
         raise ValueError(f"{key}: {error.__cause__ or error}") from error
+
+
+def _check_target(key: str, target: Any) -> None:
+    """Raises ValueError for a name that its module, which could be imported, does not have; names the nearest that it has."""
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    loaded = sys.modules.get(module)
+    if loaded is not None and not hasattr(loaded, name):
+        nearest = difflib.get_close_matches(name, [known for known in vars(loaded) if not known.startswith("_")], n=1)
+        hint = f"; did you mean {module}.{nearest[0]}?" if nearest else ""
+        raise ValueError(f"{key}={target}: {getattr(loaded, '__file__', module)} has no {name}{hint}")
 
 
 def check_name(key: str, name: Any) -> None:

@@ -11,6 +11,8 @@ from tests.report.written import write_table
 
 import result_tables
 import run_lines
+from nst.config import CONFIGS
+from nst.reproduce.table import read_table
 
 
 @pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
@@ -101,6 +103,26 @@ def test_rows_are_means_over_seeds_beside_the_baseline(tmp_path: Path) -> None:
     assert lines[8].startswith(r"| NST (poly) 50 − baseline | +1.05 ± 5.72 \[+1.05\] (2) |")
     assert "training images: all; epochs: 2; " in lines[-1]
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
+
+
+def test_published_figures_stand_beside_the_best_and_the_last_epoch(tmp_path: Path) -> None:
+    """A method that has not been run has a row, too."""
+    row = {"label": "KD", "published": 94.5, "run": ["loss=kd"]}
+    text = {
+        "title": "A table", "source": "somewhere", "metric": "accuracy", "images": [1437, 360], "seeds": 1, "epoch": "best",
+        "groups": [{"name": "small", "title": "small", "rows": [
+            {"name": "student", "label": "Baseline", "published": 93.0, "run": ["loss=ce"]}, {"name": "kd", **row}, {"name": "at", **row},
+        ]}],
+    }  # fmt: skip
+    (tmp_path / "table.yaml").write_text(json.dumps(text))
+    runs = [run for run in kept(tmp_path) if "nst_poly" not in run["loss"]]
+    lines = result_tables.published_section(runs, read_table(str(tmp_path / "table.yaml"), CONFIGS)).splitlines()
+    assert lines[0] == "| method | published, best epoch | best epoch | last epoch | Δ of the last vs. baseline |"
+    assert lines[2:5] == [
+        "| Baseline | 93.00 | 94.00 ± 1.00 (3) | 94.00 ± 1.00 (3) | – |",
+        "| KD | 94.50 | 96.00 ± 1.00 (3) | 95.00 ± 1.00 (3) | +1.00 ± 0.00 |",
+        "| KD | 94.50 | – | not run to the end | – |",
+    ]
 
 
 def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
