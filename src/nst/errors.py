@@ -101,7 +101,9 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     elif option:
         folder = CONFIGS / option[1]
         names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-        text += _did_you_mean(difflib.get_close_matches(option[2], names, n=3, cutoff=0.5))
+        listed = text.partition("Available options in '")[2].partition("':")[2]  # with those of the user's own folder
+        known = {*names, *re.findall(r"[\w/.-]+", listed)}
+        text += _did_you_mean(difflib.get_close_matches(option[2], known, n=3, cutoff=0.5))
         if "Available options" not in text and len(names) < 40:
             text += f"\nAvailable options in '{option[1]}': {', '.join(names)}"
     elif key := re.search(r"Could not override '([^']+)'", text):

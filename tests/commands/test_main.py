@@ -116,6 +116,7 @@ def test_a_folder_of_ones_own_beside_its_outputs(nst: Nst, tmp_path: Path) -> No
         assert said.status == 0, said.err
         assert "  kd:" in said.out
         assert "outputs:" not in nst("train", *words, "--help").out
+    assert "Did you mean mine?" in nst("train", "loss=mime").error
 
 
 def test_layers_never_download_and_list_all_when_asked(nst: Nst) -> None:
