@@ -130,6 +130,17 @@ def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Pa
     assert cells(row)["Δ vs. published"] == "+0.53 (last)"
 
 
+def test_a_best_epoch_on_validation_images_is_not_compared_with_one_on_test_images(tmp_path: Path):
+    folder = write_table(tmp_path)
+    change_plan(folder, 1, epoch="best")
+    for file in tmp_path.rglob("kd/*/summary.json"):
+        file.write_text(file.read_text().replace('"evaluated_on": "test"', '"evaluated_on": "val"'))
+    row = read_table(folder, tmp_path)["groups"][0]["rows"][1]
+    assert (row["difference"], row["verdict"]) == (None, "not comparable: our best epoch is one on validation images")
+    change_plan(folder, 1, epoch="last")  # the last epoch is evaluated on the test images
+    assert cells(read_table(folder, tmp_path)["groups"][0]["rows"][1])["Δ vs. published"] == "+0.53 (last)"
+
+
 def test_a_tuned_weight_has_no_mark(tmp_path: Path):
     folder = write_table(tmp_path)
     change_plan(folder, 1, tuned=True)

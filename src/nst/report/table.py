@@ -114,8 +114,12 @@ def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Re
     last = {seed: figure(s["test"]["top1"], lower) for seed, s in done.items()}
     best = [figure(s["best"]["top1"], lower) for s in done.values()]
     ours = sample(list(last.values())) if last else None
+    evaluated_on = sorted({s["evaluated_on"] for s in done.values()})
     compared = sample(best) if best and row.get("epoch") == "best" else ours
     hindrance = None if row["comparable"] else "reduced" if row["reduced"] else "other settings"
+    chosen_elsewhere = row.get("epoch") == "best" and "val" in evaluated_on
+    if hindrance is None and chosen_elsewhere:
+        hindrance = "our best epoch is one on validation images"
     standing = verdict(compared, row["published"], lower, hindrance) if compared else "diverged" if lost else "not run"
     return {
         "by_seed": last,
@@ -123,8 +127,10 @@ def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Re
         "top5": _top5(list(done.values()), lower),
         "best": asdict(sample(best)) if best else None,
         "best_epochs": [s["best"]["epoch"] for s in done.values()],
-        "evaluated_on": sorted({s["evaluated_on"] for s in done.values()}),
-        "difference": compared.mean - row["published"] if compared and row["published"] is not None else None,
+        "evaluated_on": evaluated_on,
+        "difference": compared.mean - row["published"]
+        if compared and row["published"] is not None and not chosen_elsewhere
+        else None,
         "verdict": standing,
     }
 
