@@ -213,3 +213,20 @@ def test_what_the_readme_says_of_all_images() -> None:
     older = table("measured.md", "| KD | AT | NST linear | FitNet (λ = 10) | NST poly |")
     lost = next(iter(older.values()))[-1].replace("−", "-")
     assert f"without clipping NST lost {gain(lost).strip('−')} (3)" in readme
+
+
+def test_the_published_column() -> None:
+    """What the pages say of the baseline, its best epoch and the published gains."""
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "measured.md").read_text()
+    rows = table("measured.md", "| method | published, best epoch |")
+    published, best, last, _ = rows["Baseline (the teacher)"]
+    said = f"{best.split()[0]} % at its best epoch (published: {published}; last epoch {last.split()[0]}; one seed)"
+    assert said in readme
+    assert best.endswith("(1)")
+    assert f"Our baseline is {float(best.split()[0]) - float(published):.1f} points above" in page
+    gains = sorted(float(cells[0]) - float(published) for name, cells in rows.items() if "Baseline" not in name)
+    assert f"The published gains, {gains[0]:.2f} to {gains[-1]:.2f} points" in page
+    runs = [json.loads(line) for line in (ROOT / "results" / "zoo.jsonl").read_text().splitlines()]
+    (baseline,) = (run for run in runs if run["knowledge"] is None)
+    late = [top1 for epoch, top1 in baseline["top1_by_epoch"].items() if int(epoch) > 150]
+    assert f"varies between {min(late):.2f} and {max(late):.2f} %" in page

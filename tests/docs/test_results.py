@@ -35,6 +35,11 @@ def test_no_file_names_a_folder_of_the_machine(file: Path) -> None:
     assert not run_lines.FOLDERS.search(file.read_text())
 
 
+@pytest.mark.parametrize("file", sorted((results.ROOT / "results").glob("*.json*")), ids=lambda file: file.name)
+def test_each_file_has_the_command_that_made_it(file: Path) -> None:
+    assert f"`{file.name}`" in (results.ROOT / "results" / "README.md").read_text()
+
+
 def kept(tmp_path: Path, **changes: object) -> list[run_lines.Record]:
     """Runs of three methods as `add` keeps them."""
     write_table(tmp_path / "outputs")
