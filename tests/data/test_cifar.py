@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,28 @@ def test_a_bad_shard_is_named(hub_cifar: tuple[Path, np.ndarray], fault: str, me
     root, _ = hub_cifar
     spoil_shard(root, fault)
     with pytest.raises(ValueError, match=rf"train-00001-of-00002\.parquet.*{message}"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "name", ["train-00000-of-00001", "train-00000-of-00002-0a1b2c", "train_small-00000-of-00002", "train"]
+)
+def test_two_sets_of_shards_are_not_read_as_one(hub_cifar: tuple[Path, np.ndarray], name: str) -> None:
+    """Another version of the data set beside it; its images would be trained on twice."""
+    root, _ = hub_cifar
+    shutil.copy(root / "train-00000-of-00002.parquet", root / f"{name}.parquet")
+    with pytest.raises(ValueError, match=rf"{name}\.parquet.* are several sets of shards.*; keep one set"):
+        load(root)
+
+
+def test_shards_with_a_hash_behind_their_number_are_complete(hub_cifar: tuple[Path, np.ndarray]) -> None:
+    root, _ = hub_cifar
+    for number, code in ((0, "1a2b"), (1, "ff00")):
+        path = root / f"train-0000{number}-of-00002.parquet"
+        path.rename(path.with_stem(f"{path.stem}-{code}"))
+    assert len(load(root).train) == 20
+    path.with_stem(f"{path.stem}-{code}").unlink()
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet is missing"):
         load(root)
 
 

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from nst.data.checks import listed
+
 _IMAGE_COLUMNS = ("img", "image")
-_NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)")  # train-00000-of-00003
+_NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?")  # train-00000-of-00003, some with a hash behind
 
 _UNREADABLE = (pa.ArrowException, OSError, MemoryError, KeyError, UnicodeError)  # what pyarrow raises for damaged files
 
@@ -32,7 +34,7 @@ def find_shards(root: Path, prefixes: Sequence[str]) -> list[Path]:
     """The shards of one part, by name: those of the first prefix that any file bears.
 
     Raises:
-        ValueError: no shard of that part, or a numbered one is missing.
+        ValueError: no shard of that part, a numbered one is missing, or there are two sets of them.
     """
     folder = root if any(root.glob("*.parquet")) else root / "data"
     for prefix in prefixes:
@@ -50,16 +52,21 @@ def find_shards(root: Path, prefixes: Sequence[str]) -> list[Path]:
 
 
 def _check_complete(shards: list[Path]) -> None:
-    names = {path.stem for path in shards}
-    for path in shards:
-        if numbered := _NUMBERED.fullmatch(path.stem):
-            stem, first, total = numbered.groups()
-            for number in range(int(total)):
-                name = f"{stem}-{number:0{len(first)}}-of-{total}"
-                if name not in names:
-                    raise ValueError(
-                        f"{path.parent / name}.parquet is missing: {path.name} says there are {int(total)} shards"
-                    )
+    numbered = [found.groups() for path in shards if (found := _NUMBERED.fullmatch(path.stem))]
+    if not numbered:
+        return
+    numbers, (stem, first, total) = {int(number) for _, number, _ in numbered}, numbered[0]
+    if len(numbers) < len(shards) or len({(name, int(count)) for name, _, count in numbered}) > 1:
+        names = listed([path.name for path in shards])
+        raise ValueError(
+            f"{shards[0].parent}: {names} are several sets of shards, such as two versions of one; keep one set"
+        )
+    for number in range(int(total)):
+        if number not in numbers:
+            name = f"{stem}-{number:0{len(first)}}-of-{total}.parquet"
+            raise ValueError(
+                f"{shards[0].parent / name} is missing: {shards[0].name} says there are {int(total)} shards"
+            )
 
 
 @dataclass(frozen=True)
