@@ -226,6 +226,18 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load(root)
 
 
+def test_what_a_class_folder_holds_besides_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tree(tmp_path)
+    load(tmp_path)
+    assert not caplog.records
+    (tmp_path / "train/class1/more").mkdir()
+    (tmp_path / "train/class1/more/a.png").write_bytes(encode(noise(1)[0]))
+    for name in ("b.tif", ".hidden"):
+        (tmp_path / "train/class2" / name).touch()
+    assert len(load(tmp_path).train) == 18
+    assert [record.message.partition(" are: ")[2] for record in caplog.records] == ["class1/more, class2/b.tif"]
+
+
 def test_classes_without_a_test_image_are_named(tmp_path: Path, shards: Path) -> None:
     root = shards.parent / "tree"
     for name in ("class0", "class2"):

@@ -1,6 +1,7 @@
 """Sources of encoded images: class folders here; in `unpacked`, files unpacked from parquet shards."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from nst.data.checks import listed
 from nst.data.decode import SUFFIXES
 from nst.data.digests import file_digests
 from nst.data.progress import Progress
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 2**30  # bytes of an image file
 
@@ -82,14 +85,15 @@ def class_folders(folder: Path) -> Part:
     Raises:
         ValueError: there is no class folder, one has no image, or a folder cannot be read.
     """
-    names, labels, empty = [], [], []
+    names, labels, empty, left_out = [], [], [], []
     try:
         classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
         if not classes:
             raise ValueError(f"{folder}: no class folders in it (it should hold one folder of images a class)")
         with Progress(f"listing {len(classes):,} class folders of {folder}", len(classes), " folders") as progress:
             for label, name in enumerate(classes):
-                files = _image_names(folder / name)
+                files, others = _image_names(folder / name)
+                left_out += [f"{name}/{other}" for other in others]
                 if not files:
                     empty.append(name)
                 names += [f"{name}/{file}" for file in files]
@@ -101,12 +105,19 @@ def class_folders(folder: Path) -> Part:
         raise ValueError(
             f"{folder}: no images in class folder {listed(empty)} (an image ends in {', '.join(SUFFIXES)})"
         )
+    if left_out:
+        log.warning("%s: not read, since only image files directly in a class folder are: %s", folder, listed(left_out))
     return Part(ImageFiles(folder, names), torch.tensor(labels), tuple(classes))
 
 
-def _image_names(folder: Path) -> list[str]:
-    entries = sorted((e for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES)), key=lambda e: e.name)
-    for entry in entries:
-        if not entry.is_file():
+def _image_names(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of a class folder's images, and of what else is in it and not hidden."""
+    images, others = [], []
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if not entry.name.lower().endswith(SUFFIXES):
+            others += [] if entry.name.startswith(".") else [entry.name]
+        elif entry.is_file():
+            images.append(entry.name)
+        else:
             raise ValueError(f"{entry.path}: not a file (a folder, a link to nothing, or a device)")
-    return [entry.name for entry in entries]
+    return images, others
