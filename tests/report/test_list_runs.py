@@ -96,6 +96,30 @@ def test_teachers_and_data_are_kept_apart(tmp_path: Path):
     assert {(g["loss"], g["settings"]["teacher.weights"]) for g in groups} == {("kd", "other.pt"), ("nst_poly", None)}
 
 
+def test_the_weights_of_pairs_of_layers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_table(tmp_path)
+    for seed, pair in enumerate(({}, {"weight": 1.0}, {"weight": 0.5})):
+        folder = next(tmp_path.glob(f"digits/big-small/kd/seed{seed}-*"))
+        change(folder, "loss.kd.taps", [{"teacher": "last", "student": "last", **pair}])
+    list_runs([f"outputs={tmp_path}", "loss=kd"])
+    out = capsys.readouterr().out
+    assert out.count("loss.kd.taps=last ") == 2
+    assert out.count("loss.kd.taps=last×0.5 ") == 1
+
+
+@pytest.mark.parametrize("kind", ["data", "teacher"])
+def test_other_images_or_another_teacher_under_one_name_are_kept_apart(tmp_path: Path, kind: str):
+    """As in a table, which refuses them; a run that is not finished has no such digest."""
+    write_table(tmp_path)
+    for seed in range(3):
+        file = next(tmp_path.glob(f"digits/big-small/kd/seed{seed}-*")) / "summary.json"
+        summary = json.loads(file.read_text())
+        summary[kind] = (summary.get(kind) or {}) | {"sha256": "0" if seed else "1"}
+        file.write_text(json.dumps(summary))
+    kd = [g for r in sections(read_runs(tmp_path)[0]).values() for g in grouped(r, "last") if g["loss"] == "kd"]
+    assert sorted((g["settings"][f"{kind}.sha256"], g["seeds"]) for g in kd) == [("0", [1, 2]), ("1", [0])]
+
+
 def test_where_things_lie_tells_nothing_apart(tmp_path: Path):
     write_table(tmp_path)
     for seed, folder in enumerate(tmp_path.glob("digits/big-small/kd/seed*")):

@@ -21,7 +21,7 @@ def check_agreement(folders: Iterable[Path]) -> None:
     """
     found: dict[str, tuple[str, Path]] = {}
     for folder in folders:
-        for kind, settings, digest in _seen(read_summary(folder) or {}):
+        for kind, settings, digest in contents(read_summary(folder) or {}):
             known, first = found.setdefault(f"{kind} {settings}", (digest, folder))
             if known != digest:
                 raise ValueError(
@@ -30,7 +30,7 @@ def check_agreement(folders: Iterable[Path]) -> None:
                 )
 
 
-def _seen(summary: Record) -> Iterator[tuple[str, str, str]]:
+def contents(summary: Record) -> Iterator[tuple[str, str, str]]:
     """What a run names, as (kind, settings, digest of the content); a summary that lacks any of them yields less."""
     config, data, teacher = (_object(summary, key) for key in ("config", "data", "teacher"))
     images = {k: v for k, v in _object(config, "data").items() if f"data.{k}" not in NOT_IDENTITY}

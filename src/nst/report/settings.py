@@ -39,8 +39,12 @@ def as_typed(value: Any) -> str:
 
 
 def taps_text(taps: Sequence[Mapping[str, Any]]) -> str:
-    """Pairs of layers: their names, the teacher's first where they differ."""
-    return ",".join("→".join(dict.fromkeys((str(tap["teacher"]), str(tap["student"])))) for tap in taps)
+    """Pairs of layers: their names, the teacher's first where they differ, and a weight that is not 1."""
+    texts = []
+    for tap in taps:
+        names, weight = dict.fromkeys((str(tap["teacher"]), str(tap["student"]))), tap.get("weight", 1)
+        texts.append("→".join(names) + ("" if weight == 1 else f"×{number(weight)}"))
+    return ",".join(texts)
 
 
 def number(value: Any) -> str:
