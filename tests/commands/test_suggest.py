@@ -17,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 from nst import build
 from nst.commands import suggest
 from nst.commands.compose import tidy
+from nst.commands.tables import result_table
 from nst.config import CONFIGS, RunConfig
 
 Typed = Callable[..., RunConfig]
@@ -101,3 +102,17 @@ def test_a_folder_of_configurations_stays(as_typed: Typed, tmp_path: Path) -> No
     proposed = suggest.next_command(settings, "x")
     assert f"'--config-dir={tmp_path}/else where'" in str(proposed)
     assert str(proposed).count("--config-dir") == 1
+
+
+def test_a_teacher_measured_on_held_out_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """The images that the student was evaluated on stand below."""
+    teacher = {"name": "big", "parameters": 70, "top1": 96.0, "evaluated_on": "val"}
+    test = {"top1": 90.0, "images": 360}
+    summary = {
+        "teacher": teacher, "test": test, "student": {"name": "small", "parameters": 7}, "evaluated_on": "val",
+        "best": {"epoch": 1, "top1": 90.0}, "seconds": 1.0, "steps": 2, "folder": "outputs/x",
+    }  # fmt: skip
+    result_table(RunConfig(), summary)
+    assert "96.00 % top-1 (on the val images)" in capsys.readouterr().out
+    result_table(RunConfig(), summary | {"teacher": teacher | {"evaluated_on": "test"}})
+    assert "(on the val images)" not in capsys.readouterr().out

@@ -141,6 +141,14 @@ def test_a_best_epoch_on_validation_images_is_not_compared_with_one_on_test_imag
     assert cells(read_table(folder, tmp_path)["groups"][0]["rows"][1])["Δ vs. published"] == "+0.53 (last)"
 
 
+def test_a_teacher_measured_on_validation_images_says_so(tmp_path: Path):
+    folder = write_table(tmp_path)
+    assert "Teacher big: 4.00 (published 4.04)." in as_markdown(read_table(folder, tmp_path))
+    for file in tmp_path.rglob("summary.json"):
+        file.write_text(file.read_text().replace('"name": "big"', '"name": "big", "evaluated_on": "val"'))
+    assert "Teacher big: 4.00 on the val images (published 4.04)." in as_markdown(read_table(folder, tmp_path))
+
+
 def test_a_tuned_weight_has_no_mark(tmp_path: Path):
     folder = write_table(tmp_path)
     change_plan(folder, 1, tuned=True)

@@ -57,8 +57,10 @@ def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
     )
     teacher, test = summary["teacher"], summary["test"]
     if teacher is not None:
+        held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
         table.add_row(
-            "teacher", f"{teacher['name']}, {teacher['parameters']:,} parameters: {teacher['top1']:.2f} % top-1"
+            "teacher",
+            f"{teacher['name']}, {teacher['parameters']:,} parameters: {teacher['top1']:.2f} % top-1{held_out}",
         )
     student = summary["student"]
     table.add_row(

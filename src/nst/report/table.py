@@ -165,6 +165,7 @@ def _teacher(group: Record, outputs: Path, lower: bool) -> Record | None:
                 return {
                     **group["teacher"],
                     "name": about["name"],
+                    "evaluated_on": about.get("evaluated_on", "test"),
                     "figure": figure(about["top1"], lower),
                     "top5": figure(about["top5"], lower) if about.get("top5") is not None else None,
                     "parameters": about["parameters"],

@@ -143,6 +143,7 @@ def teacher_text(teacher: Record) -> str:
     text = f"teacher {teacher['name']}: {teacher['figure']:.2f}"
     if teacher["published_top5"] is not None and teacher["top5"] is not None:
         text += f" / {teacher['top5']:.2f}"
+    text += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
     return text + f" (published {published_text(teacher)})" if teacher["published"] is not None else text
 
 
