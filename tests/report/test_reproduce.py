@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ def test_request():
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
     assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
     assert settings.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
+    arguments = ["table=quick/digits", "taps=[{teacher: last, student: last}]", "data.root=/it's here"]
+    assert shlex.split(parse(arguments).command)[2:] == arguments
 
 
 @pytest.mark.parametrize(

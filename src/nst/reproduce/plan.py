@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -144,12 +145,11 @@ def _cell(
     _check_row(f"table={request.table}: groups: {group.name}: rows: {row.name}", actual)
     actual = replace(actual, outputs=request.outputs)
     changed = _changes(flat(asdict(original)), flat(asdict(actual)))
-    quoted = [f"'{override}'" if set(override) & set("[]{}(),* ") else override for override in overrides]
     reduced = any(key in SHORTER and new < old for key, old, new in changed) or actual.data.get(
         "limit"
     ) != original.data.get("limit")
     return Cell(
-        group, row, original, " ".join(["nst train", *quoted, "seed=0"]),
+        group, row, original, " ".join(["nst train", *map(quote, overrides), "seed=0"]),
         tuple(replace(actual, seed=seed) for seed in seeds),
         tuple(f"{key}: {short(new)} (table: {short(old)})" for key, old, new in changed), reduced,
         all(key.startswith(HOW) for key, _, _ in changed) and views_shown(actual) >= min(

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from shlex import quote
 
 from nst.config import NOT_IDENTITY, RunConfig
 from nst.reproduce.table import result_name
@@ -58,7 +59,7 @@ class Request:
         """The command line of this request."""
         arguments = [f"table={self.table}", *([f"seeds={self.seeds}"] if self.seeds else [])]
         arguments += [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        return " ".join(["nst reproduce", *arguments, *self.overrides])
+        return " ".join(["nst reproduce", *map(quote, [*arguments, *self.overrides])])
 
 
 def parse(arguments: Sequence[str]) -> Request:
