@@ -230,7 +230,11 @@ def test_a_run_worse_than_the_median_is_pruned_and_goes_on_when_asked(
         status, [job] = sweep(*ALONE, "trainer.prune_after=1", "seed=8")
         assert (status, job["state"]) == (0, "pruned")
         assert 0 < job["accuracy"] < 99
-    assert "pruned after epoch 1" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "pruned after epoch 1" in out
+    assert f"{job['accuracy']:.2f} % (best epoch)" in out
+    pruned = next(tmp_path.rglob("seed8-*/pruned.json"))
     status, [job] = sweep(*ALONE, "seed=8")
+    assert not pruned.exists()
     assert (status, job["state"]) == (0, "finished")
     assert "continuing after step 3 of 6" in capfd.readouterr().out

@@ -116,6 +116,7 @@ def show(lines: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for line in sorted(lines, key=lambda line: -line.get("accuracy", -1)):
         accuracy = f"{line['accuracy']:.2f} %" if "accuracy" in line else ""
+        accuracy += " (best epoch)" if line["state"] == "pruned" else ""
         own = " ".join(override for override in line["overrides"] if override not in common)
         table.add_row(str(line["job"]), Text(own), line["state"], accuracy)
     console = Console()

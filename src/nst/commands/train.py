@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Execute a composed configuration, and print the result.
 
     Returns:
-        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only its `last` accuracy.
+        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only `last`, its best accuracy so far.
 
     Raises:
         ValueError: a setting, file or result that makes the run impossible; raised before any work where possible.

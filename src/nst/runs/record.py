@@ -18,7 +18,7 @@ from nst.files import naming, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
 from nst.runs.provenance import changed_sources
-from nst.runs.prune import Pruned, median_of_others
+from nst.runs.prune import PRUNED, Pruned, median_of_others
 from nst.runs.trackers import RunInfo, Tracker
 from nst.training.trainer import Trainer
 
@@ -104,7 +104,8 @@ class RunRecord:
 
     def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
         step, steps = trainer.progress.step, trainer.steps
-        (self.folder / DIVERGED).unlink(missing_ok=True)
+        for file in (DIVERGED, PRUNED):
+            (self.folder / file).unlink(missing_ok=True)
         logged_steps = last_steps(self.folder / METRICS)
         _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
         self._lines = (self.folder / METRICS).open("ab", buffering=0)
