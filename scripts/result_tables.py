@@ -120,11 +120,8 @@ def gain_section(runs: Sequence[Record], link: str) -> str:
         ValueError: no runs of one setting.
     """
     check_comparable(runs)
-    values, settings = by_images(runs), [shown(run) for run in runs]
-    varying = {"training images", "epochs"}
-    mixed = [key for key in settings[0] if key not in varying and len({s[key] for s in settings}) > 1]
-    if mixed:
-        raise ValueError(f"gains compare runs of one setting, these differ in {', '.join(mixed)}")
+    values = by_images(runs)
+    constant = one_setting(runs, ("training images", "epochs"))
     lines = [f"![The gain over the baseline of each method, by the number of training images]({link})", ""]
     lines += [f"Gain over the baseline of the same images, in percentage points: {CELL}.", ""]
     lines += text_table(gain_rows(values, False, "data.limit"))
@@ -134,17 +131,30 @@ def gain_section(runs: Sequence[Record], link: str) -> str:
         "",
         *text_table(nst_rows(values, False, "data.limit")),
     ]
-    constant = {key: text for key, text in settings[0].items() if key not in varying}
     return "\n".join([*lines, "", about(constant, runs)])
+
+
+def one_setting(runs: Sequence[Record], varying: Sequence[str] = ()) -> dict[str, str]:
+    """The settings that all runs share, without those that may vary. Raises ValueError if the runs differ in any of them."""
+    settings = [shown(run) for run in runs]
+    constant = {key: text for key, text in settings[0].items() if key not in varying}
+    if mixed := [key for key in constant if len({s[key] for s in settings}) > 1]:
+        raise ValueError(f"runs of one setting are needed, these differ in {', '.join(mixed)}")
+    return constant
 
 
 def published_section(runs: Sequence[Record], table: Table) -> str:
     """The published figures of a table's group beside the measured accuracies of the best and of the last epoch.
 
     The best epoch is chosen on the images that measure it. A row's runs are those with the term of its name, or with none for `student`.
+
+    Raises:
+        ValueError: a table of errors, or runs of several settings.
     """
     check_comparable(runs)
-    (group,) = table.groups
+    constant, (group,) = one_setting(runs), table.groups
+    if table.metric != "accuracy":
+        raise ValueError(f"{table.title}: its published figures are errors, those of the runs are accuracies")
     lines = [
         markdown_row(
             ["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]
@@ -156,6 +166,8 @@ def published_section(runs: Sequence[Record], table: Table) -> str:
     }
     for row in group.rows:
         own = rows[row.name]
+        if len(labels := {method(run, runs) for run in own}) > 1:
+            raise ValueError(f"a row of {row.name} has runs of several settings: {', '.join(sorted(labels))}")
         best = (
             spread(asdict(sample([max(run["top1_by_epoch"].values()) for run in own if not run["diverged"]])))
             if own
@@ -164,7 +176,7 @@ def published_section(runs: Sequence[Record], table: Table) -> str:
         last = accuracy(own) if own else "not run to the end"
         compared = difference(own, rows["student"]) if row.name != "student" else "–"
         lines.append(markdown_row([row.label, f"{row.published:.2f}", best, last, compared]))
-    return "\n".join([*lines, "", about(shown(runs[0]), runs)])
+    return "\n".join([*lines, "", about(constant, runs)])
 
 
 def shown(run: Record) -> dict[str, str]:

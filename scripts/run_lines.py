@@ -77,6 +77,7 @@ def one_run(folder: Path) -> Record:
         "epochs": epochs,
         "precision": config["trainer"]["precision"],
         "others": others(config),
+        "teacher_settings": {k: v for k, v in comparable(config).items() if k.startswith("teacher.")},
         "chance": chance(config),
         "evaluated_on": "val" if config["data"]["validation"] else "test",
         "diverged": None if summary else diverged(folder),
@@ -121,6 +122,7 @@ def hidden_differences(runs: Sequence[Record]) -> str:
         values[f"data.{key}"] = [run["data"][key] for run in runs]
     taught = [run for run in runs if run["knowledge"]]
     values["teacher"] = [run["teacher"] for run in taught]
+    values["the teacher's settings"] = [run["teacher_settings"] for run in taught if "teacher_settings" in run]
     values["knowledge.dtype"] = [run["knowledge"].get("dtype") for run in taught]
     differing = {key: sorted({json.dumps(value) for value in several}) for key, several in values.items()}
     return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)

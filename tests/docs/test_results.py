@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,11 @@ def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> No
     message = r"seed0-11111111: kept.jsonl has a run that differs in trainer.batch_size: .the default., 256 alone"
     with pytest.raises(ValueError, match=message):
         results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
+    config["trainer"]["batch_size"] = 128
+    config["teacher"]["weights"] = "other.pt"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"seed0-11111111: .* differs in the teacher's settings: .*other\.pt"):
+        results.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     with pytest.raises(ValueError, match=r"a row of KD 50 has two runs of a seed: \[0, 0, 1, 2\]"):
         result_tables.section([*runs, next(run for run in runs if "kd" in run["loss"])])
 
@@ -83,6 +89,7 @@ def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> No
         ("optim", "momentum", 0.5),
         ("knowledge", "dtype", "float32"),
         ("others", "trainer.ema", 0.99),
+        ("teacher_settings", "teacher.weights", "other.pt"),
     ],
 )
 def test_runs_of_other_data_or_recipes_are_no_rows_of_one_table(
@@ -93,7 +100,8 @@ def test_runs_of_other_data_or_recipes_are_no_rows_of_one_table(
         run["optim"]["momentum"] = 0.9
     changed = next(run for run in runs if "kd" in run["loss"])
     changed[key] = changed[key] | {part: value}
-    with pytest.raises(ValueError, match=f"differ in {part if key == 'others' else f'{key}.{part}'}: .* do not belong"):
+    names = {"others": part, "teacher_settings": "the teacher's settings"}
+    with pytest.raises(ValueError, match=f"differ in {names.get(key, f'{key}.{part}')}: .* do not belong"):
         result_tables.section(runs)
 
 
@@ -128,6 +136,28 @@ def test_published_figures_stand_beside_the_best_and_the_last_epoch(tmp_path: Pa
         "| KD | 94.50 | 96.00 ± 1.00 (3) | 95.00 ± 1.00 (3) | +1.00 ± 0.00 |",
         "| KD | 94.50 | – | not run to the end | – |",
     ]
+
+
+def test_published_figures_stand_beside_runs_of_one_setting(tmp_path: Path) -> None:
+    row = {"published": 93.0, "run": ["loss=ce"]}
+    rows = [{"name": "student", "label": "Baseline", **row}, {"name": "kd", "label": "KD", **row}]
+    text = {
+        "title": "A table", "source": "somewhere", "metric": "accuracy", "images": [1437, 360], "seeds": 1,
+        "groups": [{"name": "small", "title": "small", "rows": rows}],
+    }  # fmt: skip
+    (tmp_path / "table.yaml").write_text(json.dumps(text))
+    table = read_table(str(tmp_path / "table.yaml"), CONFIGS)
+    runs = kept(tmp_path)
+    result_tables.published_section(runs, table)
+    with pytest.raises(ValueError, match="its published figures are errors"):
+        result_tables.published_section(runs, replace(table, metric="error"))
+    first = next(run for run in runs if "kd" in run["loss"])
+    first["loss"]["kd"]["weight"] = 9.0
+    with pytest.raises(ValueError, match="a row of kd has runs of several settings: KD 50, KD 9"):
+        result_tables.published_section(runs, table)
+    first["optim"]["lr"] = 0.2
+    with pytest.raises(ValueError, match="these differ in learning rate"):
+        result_tables.published_section(runs, table)
 
 
 def test_settings_that_differ_are_columns(tmp_path: Path) -> None:
