@@ -29,16 +29,10 @@ def check_targets(nodes: Mapping[str, Any], file: Path, allow: Collection[str] =
     for key, node in nodes.items():
         if not isinstance(node, Mapping) or not isinstance(node.get(TARGET), str):
             raise ValueError(f"{file}: {key} is {_short(node)}; settings with a `{TARGET}` are needed")
-    waiting = list(nodes.items())
-    refused: dict[str, str] = {}
-    while waiting:
-        key, node = waiting.pop(0)
+    for key, node in _all_nodes(nodes):
         if isinstance(node, str) and "${" in node:
             raise ValueError(f"{file}: {key} is {_short(node)}, an interpolation; stored settings are plain values")
-        inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-        waiting += [(f"{key}.{name}", value) for name, value in inner]
-        if isinstance(node, Mapping) and TARGET in node and not _may_call(node[TARGET], allow):
-            refused[f"{key}.{TARGET}"] = str(node[TARGET])[:80]
+    refused = foreign_targets(nodes, allow)
     if refused:
         key, target = next(iter(refused.items()))
         names = list(dict.fromkeys([*allow, *refused.values()]))
@@ -46,6 +40,24 @@ def check_targets(nodes: Mapping[str, Any], file: Path, allow: Collection[str] =
             f"{file}: {key} is {target!r}, which is no network or data set of this project: reading the file would run that "
             f"code. If you trust it, allow it by name: allow=[{','.join(names)}], in Python allow={names}"
         )
+
+
+def foreign_targets(nodes: Mapping[str, Any], allow: Collection[str] = ()) -> dict[str, str]:
+    """The targets in these nodes, at any depth, that are no networks or data sets of this project and not allowed, by their keys."""
+    return {
+        f"{key}.{TARGET}": str(node[TARGET])[:80]
+        for key, node in _all_nodes(nodes)
+        if isinstance(node, Mapping) and TARGET in node and not _may_call(node[TARGET], allow)
+    }
+
+
+def _all_nodes(nodes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """These nodes and all inside of them, each with its dotted key."""
+    found = list(nodes.items())
+    for key, node in found:  # which grows
+        inner = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+        found += [(f"{key}.{name}", value) for name, value in inner]
+    return found
 
 
 def _may_call(target: Any, allow: Collection[str]) -> bool:
