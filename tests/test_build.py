@@ -188,6 +188,19 @@ def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) 
     assert run_folder(asdict(build.settings(own))) == run_folder(asdict(run))
 
 
+def test_the_runs_taps_apply_to_a_loss_whose_node_has_no_taps(compose: Compose) -> None:
+    at = "++loss.at={weight: 1, _target_: nst.losses.AT}"
+    plain = compose("loss=kd", at)
+    for taps in ("[{teacher: stage2, student: stage1}]", "{last: [{teacher: stage2, student: stage1}]}"):
+        run = build.settings(compose("loss=kd", at, f"taps={taps}"))
+        assert [[(p.teacher, p.student) for p in term.pairs] for term in build.terms(run)][1:] == [
+            [("logits", "logits")],
+            [("stage2", "stage1")],
+        ]
+        assert run_folder(asdict(run)) != run_folder(asdict(build.settings(plain)))
+    assert "taps" not in build.settings(plain).loss["at"]
+
+
 @pytest.mark.parametrize("choice", ["sgd", "adamw", "adam"])
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle", "constant"])
 def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str, schedule: str) -> None:

@@ -63,8 +63,8 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
 def resolve_taps(run: RunConfig) -> None:
     """Resolve the run's key `taps` into the taps of every loss.
 
-    `taps` applies to all losses without their own: a list of pairs, a role that both networks have, or a mapping from the
-    names that losses use to either.
+    `taps` applies to all losses without their own, even where their node has no such key: a list of pairs, a role that both
+    networks have, or a mapping from the names that losses use to either.
     """
     if not run.taps:
         raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
@@ -78,10 +78,25 @@ def resolve_taps(run: RunConfig) -> None:
                 else f"losses use {', '.join(TAP_NAMES)}, or the names in their own taps"
             )
             raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
-    for node in run.loss.values():
-        if isinstance(node, dict) and "taps" in node:
+    for name, node in run.loss.items():
+        if not isinstance(node, dict):
+            continue
+        # A run whose taps are the default keeps its identity: nothing is added.
+        if "taps" not in node and named.get("last", "last") != "last" and _compares_layers(name, node):
+            node["taps"] = None
+        if "taps" in node:
             taps = "last" if node["taps"] is None else node["taps"]
             node["taps"] = named.get(taps, taps) if isinstance(taps, str) else taps
+
+
+def _compares_layers(name: str, node: Mapping[str, Any]) -> bool:
+    if "_target_" not in node:
+        return False
+    return not getattr(_loss(f"loss.{name}", node), "on_logits", True)
+
+
+def _loss(key: str, node: Mapping[str, Any]) -> Any:
+    return instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
 
 
 def _taps_of(node: Any) -> Any:
@@ -117,7 +132,7 @@ def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
     weight = node.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
-    loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
+    loss = _loss(key, node)
     if not isinstance(loss, TransferLoss):
         raise ValueError(f"{key}._target_={node['_target_']}: a nst.losses.TransferLoss is needed")
     if getattr(loss, "projects", False):
