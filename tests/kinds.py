@@ -1,7 +1,9 @@
 """One small loss of each kind that a run must treat right; see `nst.losses.TransferLoss`."""
 
+import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,23 @@ class SeveralLayers(OfFeature):
         own = torch.cat([feature.float().mean((2, 3)) for feature in student_feature], 1)
         known = torch.cat([part["pooled"].float() for part in summary], 1)
         return (self.map(own) - known).square().mean()
+
+
+class Drawing(OfFeature):
+    """Draws from the generators of numpy and Python, when it is made and when it is set up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = self.draw()
+
+    def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        self.set_up = self.draw()
+
+    def draw(self) -> tuple[int, int]:
+        return random.randrange(10**9), int(np.random.randint(10**9))  # noqa: NPY002
+
+    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        return student_feature.float().mean()
 
 
 class Unequal(OfFeature):

@@ -1,14 +1,17 @@
 """Every mistake a user can make on the command line ends in a message that names the key, before data is read."""
 
+import random
 import re
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tests.conftest import Compose
+from tests.kinds import Drawing
 from torch import nn
 
 from nst import build
@@ -111,6 +114,27 @@ def test_the_student_is_the_seeds_alone(compose: Compose) -> None:
 
     assert torch.equal(weights("seed=1"), weights("seed=1", "loss=kd", "teacher=resnet32"))
     assert not torch.equal(weights("seed=1"), weights("seed=2"))
+
+
+def test_what_numpy_and_random_draw_is_the_seeds_alone_too(compose: Compose) -> None:
+    drawing = "++loss.drawing={weight: 1, _target_: tests.kinds.Drawing}"
+
+    def drawn(seed: int) -> tuple[object, ...]:
+        loss = build.networks(build.settings(compose("loss=ce", drawing, f"seed={seed}"))).distiller.losses["drawing:0"]
+        assert isinstance(loss, Drawing)
+        return loss.made, loss.set_up
+
+    np.random.seed(5)  # noqa: NPY002
+    random.seed(5)
+    state = random.getstate()
+    first = drawn(2**40)
+    assert random.getstate() == state
+    np.random.seed(6)  # noqa: NPY002
+    random.seed(6)
+    assert drawn(2**40) == first
+    assert drawn(1) != first
+    nodes = {"_target_": "tests.kinds.Drawing"}
+    assert build.network("model", nodes, 3).made == build.network("model", nodes, 3).made
 
 
 def test_settings_are_plain_data(compose: Compose) -> None:

@@ -20,6 +20,7 @@ from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
+from nst.seeds import seeded
 from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher.source import SummarySource
 from nst.terms import check_name, instantiate, resolve_taps, terms
@@ -176,8 +177,7 @@ def trackers(run: RunConfig) -> dict[str, Tracker]:
 
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     """A model, initialised by `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = instantiate(key, {k: v for k, v in node.items() if k != "name"})
     if not isinstance(model, nn.Module):
         raise ValueError(f"{key}._target_={node['_target_']} made a {type(model).__name__}, not a torch.nn.Module")
@@ -205,8 +205,7 @@ def networks(run: RunConfig) -> Networks:
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
         if run.knowledge.mode == "stored":
             _check_cacheable(teacher)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+    with seeded(run.seed):
         distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
     for request in distiller.requests:
         _check_plan(request, teacher_shapes[request.tap])
@@ -339,8 +338,7 @@ def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader:
 
 def allocate(run: RunConfig, distiller: Distiller, num_images: int) -> None:
     """Let losses allocate their buffers with one row per training image."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+    with seeded(run.seed):
         for loss in distiller.losses.values():
             assert isinstance(loss, TransferLoss)
             loss.allocate(num_images)

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra.utils
-import torch
 from hydra.errors import InstantiationException
 from torch import nn
 
 from nst.config import RunConfig
 from nst.distiller import Pair, Term
 from nst.losses import TransferLoss
+from nst.seeds import seeded
 from nst.taps import LOGITS
 
 TAP_NAMES = ("last", "stages", "stage2", "review")  # names that the shipped losses use for their layers
@@ -54,8 +54,7 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     Args:
         models: student and teacher, to resolve `stages`; without them `stages` is one pair.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+    with seeded(run.seed):
         built = [_term(name, node, models) for name, node in run.loss.items()]
     return [term for term in built if term.weight > 0]
 

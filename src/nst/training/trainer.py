@@ -1,6 +1,5 @@
 """One training step: `Trainer.step`, from batch to updated weights."""
 
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.distiller import Distiller, Summaries
 from nst.precision import autocast
+from nst.seeds import seed_draws
 from nst.teacher.source import SummarySource
 from nst.training.compiled import CompiledForward
 from nst.training.ema import AveragedWeights
@@ -355,13 +355,6 @@ class Trainer:
             self.scaler.load_state(state["scaler"])
         if self.average is not None:
             self.average.load(state["ema"])
-
-
-def seed_draws(seed: int) -> None:
-    """Before each step, seed torch, numpy and `random`: dropout and draws of a model or loss depend on this seed alone."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (the global generator, which users' code draws from)
-    random.seed(seed)
 
 
 def _seed(*numbers: int) -> int:
