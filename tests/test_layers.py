@@ -49,6 +49,18 @@ def test_a_tap_that_is_overwritten_is_refused(tap: str) -> None:
     assert feature_shapes(Overwriting(), ["relu", "logits"], (1, 8, 8))["relu"] == (6, 4, 4)
 
 
+def test_a_tap_that_dropout_overwrites_in_training_is_refused_for_a_student() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.5, inplace=True), nn.BatchNorm2d(4), nn.Flatten())
+    before, state = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
+    assert feature_shapes(net, ["1"], (1, 8, 8))["1"] == (4, 6, 6)  # as a teacher it runs without dropout
+    with pytest.raises(ValueError, match="layer '1' of Sequential is overwritten by what follows, such as an in-place"):
+        feature_shapes(net, ["1"], (1, 8, 8), trained=True)
+    assert feature_shapes(net, ["2", "3"], (1, 8, 8), trained=True)["2"] == (4, 6, 6)
+    assert all(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
 def test_pairs_are_the_last_layers_of_each_common_map_size() -> None:
     teacher = layers(torchvision_model("resnet18", 10), (3, 64, 64))
     student = layers(resnet8(), (3, 64, 64))

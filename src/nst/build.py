@@ -245,7 +245,7 @@ def _shapes(side: str, model: nn.Module, taps: list[str], image: tuple[int, int,
                 f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
             )
     try:
-        return feature_shapes(model, [*taps, LOGITS], image)
+        return feature_shapes(model, [*taps, LOGITS], image, trained=side == "student")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{side} on images of shape {image}: {error}") from error
 

@@ -127,12 +127,13 @@ class _Versions(Taps):
 
 @torch.no_grad()
 def feature_shapes(
-    model: nn.Module, taps: Iterable[str], image_shape: tuple[int, int, int]
+    model: nn.Module, taps: Iterable[str], image_shape: tuple[int, int, int], trained: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """Shape of one image's feature at each tap, by a forward pass of one blank image.
 
     Args:
         image_shape: `(C, H, W)`.
+        trained: the network is to be trained, so an in-place dropout counts as overwriting, too.
 
     Raises:
         ValueError: for an unknown tap, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
@@ -142,7 +143,12 @@ def feature_shapes(
     recorder, training = _Versions(model, taps), model.training
     parameter = next(model.parameters())
     try:
-        logits = model.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.train(trained)
+        with torch.random.fork_rng(devices=[]):
+            logits = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
     except (AssertionError, RuntimeError) as error:  # a network for other image sizes
         hint = _SIZE_HINT if hasattr(model, "tap_layout") else ""
         raise ValueError(f"{type(model).__name__} cannot take images of {image_shape}: {error}{hint}") from error
@@ -155,7 +161,7 @@ def feature_shapes(
             raise ValueError(f"layer '{tap}' of {type(model).__name__} yields no tensor in a forward pass")
         if tap in recorder.versions and features[tap]._version != recorder.versions[tap]:
             raise ValueError(
-                f"layer '{tap}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU: tap "
-                "that layer, or make it inplace=False"
+                f"layer '{tap}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU or dropout: "
+                "tap that layer, or make it inplace=False"
             )
     return {tap: tuple(features[tap].shape[1:]) for tap in taps}
