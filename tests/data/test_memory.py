@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from nst.data.dataset import memory_splits
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 
@@ -136,3 +137,32 @@ def test_the_gpu_renders_what_the_cpu_renders() -> None:
         for cpu, gpu in zip(*batches, strict=True):
             assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu[1:], gpu[1:], strict=True))
             torch.testing.assert_close(cpu.images, gpu.images.cpu(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(8, 1, 8, 8), torch.arange(8), "training images are torch.float32"),  # pixels of 0 … 1
+        (torch.zeros(8, 1, 12, 12, dtype=torch.uint8), torch.arange(8), r"of shape \(8, 1, 12, 12\)"),  # only a corner
+        (
+            torch.zeros(8, 1, 8, 8, dtype=torch.uint8),
+            torch.arange(5),
+            r"training labels are torch.int64 of shape \(5,\)",
+        ),
+    ],
+)
+def test_tensors_that_would_be_misread_are_refused(images: Tensor, labels: Tensor, message: str) -> None:
+    pixels, scheme = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), ViewScheme(8, 0, flip=True)
+    with pytest.raises(ValueError, match=message):
+        memory_splits(
+            images,
+            labels,
+            pixels,
+            torch.arange(8),
+            num_classes=8,
+            scheme=scheme,
+            mean=(0.5,),
+            std=(0.25,),
+            validation=0.0,
+            limit=None,
+        )

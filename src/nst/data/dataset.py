@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from nst.data.batch import Split
@@ -61,9 +62,27 @@ def memory_splits(
     validation: float,
     limit: int | None,
 ) -> tuple[MemorySplit, MemorySplit | None, MemorySplit]:
-    """Training, validation and test split of images in memory: [n, C, size, size] uint8, labels [n] int64."""
+    """Training, validation and test split of images in memory: [n, C, size, size] uint8, labels [n] int64.
+
+    Raises:
+        ValueError: images or labels of another type or shape.
+    """
+    for name, pixels, classes in (("training", images, labels), ("test", test_images, test_labels)):
+        _check_tensors(name, pixels, classes, (len(mean), scheme.size, scheme.size))
     plain = ViewScheme(scheme.size, 0, False)  # nothing to augment, so nothing padded
     train, held = training_parts(labels, num_classes, validation, limit)
     val = MemorySplit(images[held], labels[held], plain, mean, std) if len(held) else None
     test = MemorySplit(test_images, test_labels, plain, mean, std)
     return MemorySplit(images[train], labels[train], scheme, mean, std), val, test
+
+
+def _check_tensors(name: str, images: Tensor, labels: Tensor, shape: tuple[int, int, int]) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"the {name} images are {images.dtype} of shape {tuple(images.shape)}; pixels 0 … 255 in torch.uint8 of shape "
+            f"(images, {', '.join(map(str, shape))}) are needed: data.mean has {shape[0]} values, the views are of size {shape[1]}"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"the {name} labels are {labels.dtype} of shape {tuple(labels.shape)}; torch.int64 of shape ({len(images)},) is needed"
+        )
