@@ -22,6 +22,7 @@ from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import changed_sources, provenance, user_sources
 from nst.runs.prune import read_pruned
 from nst.runs.record import RunRecord
+from nst.runs.same_data import check_same_data
 from nst.runs.teacher import TeacherSide, teacher_run
 from nst.runs.teacher_cache import cache_replaces_weights, cached_teacher_sha256, teacher_side
 from nst.runs.trackers import RunInfo
@@ -61,6 +62,7 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
     _check_cache_folder(settings, ranks)
     # data
     data = data or build.dataset(settings)
+    check_same_data(data, ranks)
     if networks is None:
         return _finished(settings, folder, ranks, data)
     if settings.trainer.prune_after is not None and (pruned := read_pruned(folder.path)) is not None:
@@ -100,7 +102,9 @@ def write_teacher_cache(settings: RunConfig, ranks: Ranks, data: Dataset | None 
     """
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
-    return prepare_teacher(settings, build.networks(settings), ranks, data or build.dataset(settings))
+    networks, data = build.networks(settings), data or build.dataset(settings)
+    check_same_data(data, ranks)
+    return prepare_teacher(settings, networks, ranks, data)
 
 
 def _trained_teacher(settings: RunConfig, ranks: Ranks, data: Dataset) -> str:
