@@ -172,3 +172,16 @@ def test_a_loss_that_gives_more_than_one_number_is_named() -> None:
     b = batch()
     with pytest.raises(ValueError, match=r"loss\.rows: its forward gives shape \(\d+,\)"):
         distiller(b.images, b.labels, live(b))
+
+
+def test_a_term_that_cannot_reach_the_student_is_refused() -> None:
+    distiller, live = wired([Term("ce", CrossEntropy(), 1.0, LOGITS_PAIR), Term("fitnet", FitNet(), 1.0, LAST)])
+    b, student = batch(), distiller.student
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name.startswith("fc"))
+    with pytest.raises(ValueError, match=r"loss\.fitnet: no gradient flows from the student's last"):
+        distiller(b.images, b.labels, live(b))
+    with torch.no_grad():
+        distiller(b.images, b.labels, live(b))
+    student.get_submodule("layer3").requires_grad_()
+    distiller(b.images, b.labels, live(b))

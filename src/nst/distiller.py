@@ -119,7 +119,16 @@ class Distiller(nn.Module):
         Args:
             features: the student's, by tap, including the logits.
             context: what the losses need besides the teacher, including the labels.
+
+        Raises:
+            ValueError: no gradient flows from its features to the student, so the term would train nothing.
         """
+        if torch.is_grad_enabled() and not any(features[pair.student].requires_grad for pair in term.pairs):
+            raise ValueError(
+                f"loss.{term.name}: no gradient flows from the student's {', '.join(pair.student for pair in term.pairs)}, so this term would "
+                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Tap a later "
+                "layer, or set the term's weight to 0"
+            )
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
             value = value + instance.weight * self._value(instance, features, summaries, context)
