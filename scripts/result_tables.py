@@ -155,27 +155,19 @@ def published_section(runs: Sequence[Record], table: Table) -> str:
     constant, (group,) = one_setting(runs), table.groups
     if table.metric != "accuracy":
         raise ValueError(f"{table.title}: its published figures are errors, those of the runs are accuracies")
-    lines = [
-        markdown_row(
-            ["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]
-        )
-    ]
-    lines.append(markdown_row(["---", *["---:"] * 4]))
-    rows = {
-        row.name: [run for run in runs if "+".join(terms(run)) == row.name.replace("student", "")] for row in group.rows
-    }
+    names = ["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]
+    lines = [markdown_row(names), markdown_row(["---", *["---:"] * 4])]
+    rows: dict[str, list[Record]] = {}
+    for run in runs:
+        rows.setdefault("+".join(terms(run)) or "student", []).append(run)
     for row in group.rows:
-        own = rows[row.name]
+        own = rows.get(row.name, [])
         if len(labels := {method(run, runs) for run in own}) > 1:
             raise ValueError(f"a row of {row.name} has runs of several settings: {', '.join(sorted(labels))}")
-        best = (
-            spread(asdict(sample([max(run["top1_by_epoch"].values()) for run in own if not run["diverged"]])))
-            if own
-            else "–"
-        )
-        last = accuracy(own) if own else "not run to the end"
-        compared = difference(own, rows["student"]) if row.name != "student" else "–"
-        lines.append(markdown_row([row.label, f"{row.published:.2f}", best, last, compared]))
+        best = [max(run["top1_by_epoch"].values()) for run in own if not run["diverged"]]
+        cells = [spread(asdict(sample(best))) if best else "–", accuracy(own) if own else "not run to the end"]
+        cells.append(difference(own, rows.get("student", [])))
+        lines.append(markdown_row([row.label, f"{row.published:.2f}", *cells]))
     return "\n".join([*lines, "", about(constant, runs)])
 
 

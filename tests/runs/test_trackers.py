@@ -102,7 +102,6 @@ def log_records(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_wandb_without_a_login_says_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -113,6 +112,7 @@ def test_wandb_without_a_login_says_what_needs_none(tmp_path: Path, monkeypatch:
         WandB().start(RunInfo(tmp_path, "seed0", "kd", {}), {}, None)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2

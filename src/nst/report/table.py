@@ -121,6 +121,7 @@ def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Re
     if hindrance is None and chosen_elsewhere:
         hindrance = "our best epoch is one on validation images"
     standing = verdict(compared, row["published"], lower, hindrance) if compared else "diverged" if lost else "not run"
+    published = None if chosen_elsewhere else row["published"]
     return {
         "by_seed": last,
         "last": asdict(ours) if ours else None,
@@ -128,9 +129,7 @@ def _figures(row: Record, done: dict[int, Record], lower: bool, lost: int) -> Re
         "best": asdict(sample(best)) if best else None,
         "best_epochs": [s["best"]["epoch"] for s in done.values()],
         "evaluated_on": evaluated_on,
-        "difference": compared.mean - row["published"]
-        if compared and row["published"] is not None and not chosen_elsewhere
-        else None,
+        "difference": compared.mean - published if compared and published is not None else None,
         "verdict": standing,
     }
 

@@ -157,9 +157,7 @@ def _finished(settings: RunConfig, folder: RunFolder, ranks: Ranks, data: Datase
     if ranks.main and (sources := summary.get("sources")):
         networks = build.networks(settings)
         for file in changed_sources(sources, user_sources(networks.distiller, networks.teacher)):
-            log.warning(
-                "%s has changed since this run; its results are of the earlier source. To train anew, %s", file, redo
-            )
+            log.warning("%s has changed since this run; its results are of the earlier source; %s", file, redo)
     return {**summary, "was_finished": True}
 
 
