@@ -41,6 +41,15 @@ def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) 
     assert widths(card) == widths(clean)
 
 
+def test_code_that_changed_since_the_training_is_stated(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+    run, report = finished_run(finished), exported[1]
+    data = build.dataset(run.settings)
+    assert report["changed_sources"] == []
+    assert "earlier code" not in model_card(run, report, data, None)
+    card = model_card(run, report | {"changed_sources": ["mynet.py"]}, data, None)
+    assert "`mynet.py` changed between training and export: the accuracy is of the earlier code." in card
+
+
 def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
     """Each key of a recipe that is on; none of them where all are off."""
     run, report = finished_run(finished), exported[1]

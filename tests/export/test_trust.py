@@ -110,6 +110,9 @@ def test_allowed_by_name(hostile: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.json: target\._target_ is 'theirs\.Tiny'"):
         load_student(tmp_path / "files")
     assert not load_student(tmp_path / "files", allow=["theirs.Tiny"]).training
+    card = (tmp_path / "files" / "MODEL_CARD.md").read_text()
+    assert 'load_student(".", allow=["theirs.Tiny"])' in card
+    assert "nst predict model=. images=FOLDER allow=[theirs.Tiny]" in card
 
 
 @pytest.mark.parametrize(

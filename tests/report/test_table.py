@@ -7,10 +7,31 @@ from pathlib import Path
 import pytest
 from tests.report.written import write_table
 
+from nst.report.listing import grouped, read_runs, sections
+from nst.report.page import headline
 from nst.report.runs import fell_back
 from nst.report.table import read_table
-from nst.report.text import as_csv, as_markdown, cells, columns, settings_text
+from nst.report.text import as_csv, as_markdown, cells, columns, notes, settings_text
 from nst.report.write import print_result, write_result
+
+
+def summary_changed(outputs: Path, name: str, seed: int, **values: object) -> None:
+    """Change values of a run's summary."""
+    file = outputs / "digits" / "big-small" / name / f"seed{seed}-00000000" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_a_difference_of_one_test_image_is_not_called_more_than_the_variation(tmp_path: Path):
+    folder = write_table(tmp_path, metric="accuracy")
+    row = {"label": "KD", "rank": 1, "last": {"mean": 61.11}, "paired": {"n": 2, "mean": 100 / 18, "half_width": 0.0}}
+    first = {"label": "baseline", "rank": 2, "last": {"mean": 55.56}}
+    few = headline({"rows": [first, row | {"test_images": 18}]}, "accuracy")
+    assert few.endswith(
+        "+5.56 ± 0.00 points: no more than the variation between seeds explains; one of the 18 test images is 5.56 points."
+    )
+    many = headline({"rows": [first, row | {"test_images": 10000}]}, "accuracy")
+    assert many.endswith(": more than the variation between seeds explains.")
+    assert read_table(folder, tmp_path)["groups"][0]["rows"][0]["test_images"] == 360
 
 
 def test_numbers(tmp_path: Path):
@@ -59,6 +80,22 @@ def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "5.00 ± 1.00 (3)" in printed
     assert "Runs missing, by method: NST <poly> 1." in printed
     assert "selected on the test images" in printed
+
+
+def test_runs_of_changed_code_are_told(tmp_path: Path):
+    folder = write_table(tmp_path)
+    written_with = {"kd": ("a", "a", "b"), "nst_poly": ("b", "b")}
+    for name, digests in written_with.items():
+        for seed, digest in enumerate(digests):
+            summary_changed(tmp_path, name, seed, sources={"mine.loss": digest, "mine.net": "same"})
+    (note,) = [note for note in notes(read_table(folder, tmp_path)) if "same code" in note]
+    assert (
+        note == "Not all runs are of the same code: mine.loss has changed between them, also between the seeds of KD."
+    )
+    runs, _ = read_runs(tmp_path)
+    groups = grouped(sections(runs)["digits", "big", "small"], "last")
+    kd = {group["settings"].get("mine.loss.sha256"): group["seeds"] for group in groups if group["loss"] == "kd"}
+    assert kd == {"a": [0, 1], "b": [2]}
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """The model card of an exported student, filled from the run."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
 from nst.export.preprocess import preprocessing
 from nst.export.table import cost_rows, counts, footnote
+from nst.export.trust import foreign_targets
 from nst.report.markdown import code, markdown_row, plain
 
 LICENCE = (
@@ -30,7 +32,7 @@ def model_card(run: FinishedRun, report: dict[str, Any], data: Dataset, licence:
         "Method": _method(run),
         "Accuracy": _accuracy(run),
         "Files and cost": _files(run, report),
-        "Limits": _limits(run, data),
+        "Limits": _limits(run, report, data),
         "Licence": plain(licence) if licence else LICENCE,
         "Made with": _provenance(run, report),
     }
@@ -52,16 +54,20 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
             '```python\nimport onnxruntime\nsession = onnxruntime.InferenceSession("student.onnx")\n'
             f'logits = session.run(None, {{"{inputs}": {inputs}.numpy()}})[0]\n```'
         )
+    foreign = [*foreign_targets({"model": node}).values()]
     if "safetensors" in files:
+        arguments = f'".", allow={json.dumps(foreign)}' if foreign else '"."'
+        where = f", where {code(foreign[0].partition('.')[0])} can be imported" if foreign else ""
         parts.append(
-            f"With the network's own code ({code(node['_target_'])}; `model.json` has its arguments):\n\n"
-            '```python\nfrom nst.export import load_student\nmodel = load_student(".")\nlogits = model(images)\n```'
+            f"With the network's own code ({code(node['_target_'])}; `model.json` has its arguments){where}:\n\n"
+            f"```python\nfrom nst.export import load_student\nmodel = load_student({arguments})\nlogits = model(images)\n```"
         )
     text = f"`images`: float32 `[batch, {shape}]`, prepared as in the evaluation: {preprocessing(run.settings.data)}."
     if report["normalize"]:
         text += " `pixels`: the same without mean and std, values in 0…1."
     if "safetensors" in files:
-        text += " `nst predict model=. images=FOLDER` does all of it."
+        allow = f" allow=[{','.join(foreign)}]" if foreign else ""
+        text += f" {code(f'nst predict model=. images=FOLDER{allow}')} does all of it."
     return "\n\n".join([*parts, text])
 
 
@@ -170,7 +176,7 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
 
-def _limits(run: FinishedRun, data: Dataset) -> str:
+def _limits(run: FinishedRun, report: dict[str, Any], data: Dataset) -> str:
     test, teacher = run.summary["test"], run.summary["teacher"]
     p = test["top1"] / 100
     low, high = wilson(p, test["images"])
@@ -181,6 +187,9 @@ def _limits(run: FinishedRun, data: Dataset) -> str:
         f"{100 * low:.1f} and {100 * high:.1f} % (95 % interval); another seed adds its own variation.",
         "- The logits are not calibrated: their softmax is not a reliable probability.",
     ]
+    if changed := report["changed_sources"]:
+        files = ", ".join(code(file) for file in changed)
+        lines.append(f"- {files} changed between training and export: the accuracy is of the earlier code.")
     if run.summary["evaluated_on"] == "test":
         lines.append(
             "- No validation images were held out, so test accuracy was observed during training. The last epoch is "

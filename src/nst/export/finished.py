@@ -70,9 +70,13 @@ class FinishedRun:
         same = self.about_data.get("sha256") == data.fingerprint
         return self.summary["test"]["top1"] if same and split == "test" else None
 
+    def changed_sources(self, model: nn.Module) -> list[str]:
+        """The files of the user's own code that makes this network and has changed since the training."""
+        return changed_sources(self.summary.get("sources") or {}, user_sources(model))
+
     def log_changed_sources(self, model: nn.Module) -> None:
-        """Log which of the user's own code that makes this network has changed since the training."""
-        for file in changed_sources(self.summary.get("sources") or {}, user_sources(model)):
+        """Log them."""
+        for file in self.changed_sources(model):
             log.warning("%s has changed since %s was trained", file, self.folder)
 
     def student(self) -> nn.Module:

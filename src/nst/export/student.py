@@ -130,6 +130,7 @@ def measure(
         "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
         "latency": _latency(teacher, student, loaded, run.image_shape, settings),
+        "changed_sources": [Path(file).name for file in run.changed_sources(student)],
         **provenance(torch.device(settings.device), 1),
     }
 

@@ -43,6 +43,12 @@ def contents(summary: Record) -> Iterator[tuple[str, str, str]]:
         yield "teacher", json.dumps([named, None if given else images], sort_keys=True), str(teacher["sha256"])
 
 
+def sources(summary: Record) -> Iterator[tuple[str, str, str]]:
+    """The modules of the user's own code that a run used, as (module, "", digest of its source)."""
+    for module, digest in _object(summary, "sources").items():
+        yield module, "", str(digest)
+
+
 def _object(record: Record, key: str) -> Record:
     node = record.get(key)
     return node if isinstance(node, dict) else {}

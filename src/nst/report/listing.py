@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nst.config import NOT_IDENTITY, KnowledgeConfig, TeacherConfig, TrainerConfig
-from nst.report.agreement import contents
+from nst.report.agreement import contents, sources
 from nst.report.runs import chance, diverged, fell_back, read_config, read_events, read_summary, teacher_of
 from nst.report.settings import schedule, weights
 from nst.report.stats import sample
@@ -46,7 +46,7 @@ def read_runs(outputs: Path) -> tuple[list[Record], list[str]]:
 
 
 def _tell_contents_apart(runs: Sequence[Record]) -> None:
-    """Data or a teacher of the same settings but another SHA-256 are a setting in which runs differ."""
+    """Data, a teacher or code of the same name but another SHA-256 are a setting in which runs differ."""
     seen: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         for kind, settings, digest in run["contents"]:
@@ -84,7 +84,7 @@ def _run(folder: Path, outputs: Path) -> Record:
         "seconds": summary["seconds"] if summary else (seconds[-1] if seconds else None),
         "folder": str(folder.relative_to(outputs)),
         "config": comparable(config),
-        "contents": [*contents(summary or {})],
+        "contents": [*contents(summary or {}), *sources(summary or {})],
     }
 
 

@@ -31,6 +31,8 @@ from nst.report.text import DEFAULT, NOT_TUNED, label, notes, settings_text, tea
 
 Record = dict[str, Any]
 
+COARSE = 0.1  # percentage points of one test image, from which the headline states them
+
 PLOT = {
     "width": figures.WIDTH,
     "height": figures.HEIGHT,
@@ -153,6 +155,10 @@ def headline(group: Record, metric: str) -> str:
         text += f"; baseline {first['last']['mean']:.2f} %"
         pair = best["paired"]
         if pair and pair["half_width"] is not None:
-            sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
+            one_image = 100 / best["test_images"] if best["test_images"] else 0.0
+            explained = max(pair["half_width"], one_image * 1.000001)  # an interval of few test images may be 0 wide
+            sure = "more" if abs(pair["mean"]) > explained else "no more"
             text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
+            if one_image >= COARSE:
+                text += f"; one of the {best['test_images']:,} test images is {one_image:.2f} points"
     return f"{text}."

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nst.report.agreement import check_agreement
+from nst.report.agreement import check_agreement, sources
 from nst.report.runs import (
     chance,
     diverged,
@@ -105,6 +105,7 @@ def _row(row: Record, outputs: Path, lower: bool) -> Record:
         "commits": sorted({str(s["commit"]) for s in done.values()}),
         "versions": _distinct(s["versions"] for s in done.values()),
         "hardware": _distinct(s["hardware"] for s in done.values()),
+        "sources": _sources(done.values()),
         "runs": [run["folder"] for run in row["runs"]],
     }
 
@@ -148,11 +149,20 @@ def _settings(folders: Iterable[Path], done: Sequence[Record]) -> Record:
     """Weights and other settings of the row's runs, which differ in their seed only."""
     folder = next((folder for folder in folders if (folder / "config.json").exists()), None)
     config = read_config(folder) if folder is not None else None
-    images = next((s["test"].get("images") for s in done), None)
+    images = next((n for s in done if isinstance(n := s["test"].get("images"), int) and n > 0), None)
     return {
+        "test_images": images,
         "weights": weights(config) if config else {},
-        "settings": shown(config, images if isinstance(images, int) else None) if config else {},
+        "settings": shown(config, images) if config else {},
     }
+
+
+def _sources(done: Iterable[Record]) -> dict[str, list[str]]:
+    """Module of the user's own code → the SHA-256 of its source in the runs; several if it has changed between them."""
+    found: dict[str, set[str]] = {}
+    for module, _, digest in (item for summary in done for item in sources(summary)):
+        found.setdefault(module, set()).add(digest)
+    return {module: sorted(digests) for module, digests in sorted(found.items())}
 
 
 def _teacher(group: Record, outputs: Path, lower: bool) -> Record | None:

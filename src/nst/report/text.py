@@ -163,7 +163,7 @@ def notes(result: Record) -> list[str]:
     ]
     if untuned(rows):
         texts.append(f"λ: weight of each term. {NOT_TUNED} {DEFAULT}: another weight may give a better result.")
-    return [*texts, *_about_epochs(rows, published), *_about_losses(rows)]
+    return [*texts, *_about_epochs(rows, published), *_about_losses(rows), *_about_code(rows)]
 
 
 def _about_epochs(rows: Sequence[Record], published: bool) -> list[str]:
@@ -193,6 +193,18 @@ def _about_losses(rows: Sequence[Record]) -> list[str]:
     missing = [(row["label"], row["planned"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
     incomplete = [f"{name} {count}" for name, count in missing if count]
     return [text, *([f"Runs missing, by method: {', '.join(incomplete)}."] if incomplete else [])]
+
+
+def _about_code(rows: Sequence[Record]) -> list[str]:
+    """Which of the user's own modules have changed between the runs."""
+    texts = []
+    for module in dict.fromkeys(module for row in rows for module in row["sources"]):
+        versions = {digest for row in rows for digest in row["sources"].get(module, ())}
+        if len(versions) > 1:
+            mixed = [row["label"] for row in rows if len(row["sources"].get(module, ())) > 1]
+            within = f", also between the seeds of {', '.join(mixed)}" if mixed else ""
+            texts.append(f"Not all runs are of the same code: {module} has changed between them{within}.")
+    return texts
 
 
 def label(result: Record) -> str:
