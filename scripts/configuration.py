@@ -6,6 +6,7 @@ python scripts/configuration.py
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _prefixes(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
 def _section(schema: Any, node: ast.ClassDef, source: list[str], prefixes: list[str] | None) -> str:
     summary = inspect.getdoc(schema) or ""
     if prefixes is None:
-        title = summary.removeprefix("What ").removesuffix(".").partition(" ")[0]
+        title = "".join(re.findall("`[^`]+`", summary)[:1])  # the command
     else:
         title = " and ".join(f"`{prefix.removesuffix('.')}`" for prefix in sorted(prefixes) if prefix) or "A run"
     lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]

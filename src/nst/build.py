@@ -9,7 +9,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from nst.config import EvaluateConfig, KnowledgeConfig, RunConfig, check_channels, check_numbers, check_values
+from nst.config import (
+    EvaluateConfig,
+    KnowledgeConfig,
+    RunConfig,
+    TeacherRecipeConfig,
+    check_channels,
+    check_numbers,
+    check_values,
+)
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
@@ -72,8 +80,12 @@ def settings(cfg: DictConfig) -> RunConfig:
         check_channels("teacher.", run.teacher, run.data["channels"])
     _check_classes_agree(run)
     _check_kinds(run, loss_terms)
-    for make in (optimizer, schedule, trackers):
-        make(run)
+    optimizer(run)
+    schedule(run)
+    if run.teacher.model is not None and run.teacher.weights is None:
+        optimizer(run.teacher.recipe, "teacher.recipe.optim")
+        schedule(run.teacher.recipe, "teacher.recipe.schedule")
+    trackers(run)
     return run
 
 
@@ -139,32 +151,41 @@ def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
             )
 
 
-def optimizer(run: RunConfig) -> tuple[MakeOptimizer, tuple[str, ...]]:
-    """A factory of the run's optimizer, and which parameters are excluded from weight decay.
+def optimizer(run: RunConfig | TeacherRecipeConfig, key: str = "optim") -> tuple[MakeOptimizer, tuple[str, ...]]:
+    """A factory of the optimizer of a run or of the teacher's training, and which parameters are excluded from weight decay.
+
+    Args:
+        key: of its node, for errors.
 
     Raises:
         ValueError: unknown optimizer, or an argument that it does not accept.
     """
     node = run.optim
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise ValueError(f"optim is {node!r}; a node with a `_target_` is needed, for example optim=sgd or optim=adamw")
+    _check_chosen(key, node, "adamw")
     no_decay = node.get("no_decay") or ()
-    make = instantiate("optim", {k: v for k, v in node.items() if k != "no_decay"}, partial=True)
+    make = instantiate(key, {k: v for k, v in node.items() if k != "no_decay"}, partial=True)
     if not isinstance(no_decay, list | tuple):
-        raise ValueError(f"optim.no_decay={no_decay}: a list such as [norm,bias] is needed")
+        raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
     try:
         check_optimizer(make, no_decay)
     except ValueError as error:
-        raise ValueError(f"optim: {error}") from error
+        raise ValueError(f"{key}: {error}") from error
     return make, tuple(no_decay)
 
 
-def schedule(run: RunConfig) -> Schedule:
-    """The run's learning-rate schedule. Raises ValueError if there is none or an argument is wrong."""
-    node = run.schedule
+def schedule(run: RunConfig | TeacherRecipeConfig, key: str = "schedule") -> Schedule:
+    """Its learning-rate schedule. Raises ValueError if there is none or an argument is wrong."""
+    _check_chosen(key, run.schedule, "cosine")
+    return instantiate(key, run.schedule)
+
+
+def _check_chosen(key: str, node: Any, example: str) -> None:
+    """Raises ValueError for a component that is no node: a name is chosen from its group, which may stand elsewhere."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise ValueError(f"schedule is {node!r}; a node with a `_target_` is needed, for example schedule=cosine")
-    return instantiate("schedule", node)
+        group = key.rpartition(".")[2]
+        name = node if isinstance(node, str) else example
+        choice = f"{group}={name}" if group == key else f"{group}@{key}={name}"
+        raise ValueError(f"{key} is {node!r}; a node with a `_target_` is needed, for example {choice}")
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:

@@ -86,6 +86,8 @@ def explain(error: BaseException, config_name: str = "config") -> str:
     text = str(error)
     if NO_SLURM in text:
         return "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local tries the sweep without it"
+    if type(error) is ValueError:  # NST's own
+        return text
     cause = error.__cause__
     if isinstance(error, HydraException) and cause is not None and str(cause) not in text:
         text = f"{text}\n{cause}"

@@ -1,12 +1,14 @@
 """Search path for the user's configurations, tables and Python files: `./configs` and the working directory."""
 
+import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 
@@ -70,6 +72,26 @@ def search_path(folders: Iterable[Path] = ()) -> list[str]:
         folder for folder in dict.fromkeys(config_folders) if folder != CONFIGS.resolve() and _has_groups(folder)
     ]
     return [f"hydra.searchpath=[{','.join(_quoted(folder) for folder in config_folders)}]"] if config_folders else []
+
+
+def check_recipes(overrides: Sequence[str]) -> None:
+    """Check the recipes chosen by name, which Hydra would ignore if misspelt: a data set may have no recipe.
+
+    Args:
+        overrides: of a configuration that Hydra has composed, that of its search path included.
+
+    Raises:
+        ValueError: no such recipe; names the nearest.
+    """
+    for override in overrides:
+        key, _, name = override.lstrip("+").partition("=")
+        if key.partition("@")[0] == "recipe" and name != "null":
+            paths = [other for other in overrides if other.startswith("hydra.searchpath=")]
+            known = GlobalHydra.instance().config_loader().get_group_options("recipe", None, "config", paths)
+            if name.strip("'\"").removesuffix(".yaml") not in known:
+                nearest = difflib.get_close_matches(name, known, n=2)
+                hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+                raise ValueError(f"{override}: no such recipe; {hint}there are {', '.join(known)}")
 
 
 def _has_groups(folder: Path) -> bool:

@@ -29,6 +29,7 @@ RUNS = {
     ("loss=ce",): "nst train loss=kd",
     ("loss=ce", "teacher=none", "model=vgg8"): "model=vgg8 teacher=resnet20 loss=kd",
     ("loss=ce", "teacher=none", "loss.ce.weight=2", "~schedule.warmup"): "'~schedule.warmup' teacher=resnet20 loss=kd",
+    ("experiment=crd/resnet56-resnet20", "teacher=none", "loss=ce"): "nst train experiment=crd/resnet56-resnet20 loss=kd",
     ("loss=kd", "tracker=[tensorboard]"): "tensorboard --logdir outputs",
     ("loss=kd", "tracker=[]"): "nst export 'run=outputs/a run'",
     ("experiment=crd/resnet56-resnet20", "data.root=/data/cifar 100"): "'data.root=/data/cifar 100'",

@@ -17,6 +17,7 @@ from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
+from nst.reproduce.evidence import missing_taps
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
@@ -76,6 +77,36 @@ def crd(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def test_unknown_table_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean paper/cifar10"):
         make_plan(Request("paper/cifar"), CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("optim.lrr=1", "Did you mean optim.lr"), ("recipe=foo", "foo: no such recipe"), ("optim.lr=abc", "lr is 'abc'")],
+)
+def test_an_override_of_a_table_is_told_with_its_row(tmp_path: Path, override: str, message: str):
+    file = own_table(tmp_path, [override])
+    with pytest.raises(ValueError, match=rf"table={file}: groups: g: rows: kd: .*") as error:
+        make_plan(Request(str(file)), CONFIGS)
+    assert message in str(error.value)
+
+
+def test_missing_taps_are_told_before_the_runs(tmp_path: Path):
+    file = own_table(tmp_path, [])
+    assert not [*missing_taps(make_plan(Request(str(file)), CONFIGS))]
+    file.write_text(file.read_text().replace("rows:", "taps: {teacher: last, student: stage9}\n    rows:"))
+    (line,) = missing_taps(make_plan(Request(str(file)), CONFIGS))
+    assert "taps.student=stage9 of the group (or pair) g is missing: unknown layer 'stage9'" in line
+
+
+def own_table(folder: Path, overrides: list[str]) -> Path:
+    """The file of a table of a baseline and KD with these overrides."""
+    file = folder / "own.yaml"
+    file.write_text(
+        "title: t\nsource: s\nmetric: accuracy\nimages: [1437, 360]\nseeds: 1\ngroups:\n  - name: g\n    title: g\n    rows:\n"
+        "      - {name: student, label: B, run: [loss=ce]}\n"
+        f"      - {{name: kd, label: KD, run: {json.dumps(['loss=kd', *overrides])}}}\n"
+    )
+    return file
 
 
 def test_plan_of_the_paper_s_table():

@@ -10,6 +10,7 @@ from tests.report.written import write_table
 from nst.report.listing import grouped, read_runs, sections
 from nst.report.page import headline
 from nst.report.runs import fell_back
+from nst.report.settings import shown
 from nst.report.table import read_table
 from nst.report.text import as_csv, as_markdown, cells, columns, notes, settings_text
 from nst.report.write import print_result, write_result
@@ -96,6 +97,15 @@ def test_runs_of_changed_code_are_told(tmp_path: Path):
     groups = grouped(sections(runs)["digits", "big", "small"], "last")
     kd = {group["settings"].get("mine.loss.sha256"): group["seeds"] for group in groups if group["loss"] == "kd"}
     assert kd == {"a": [0, 1], "b": [2]}
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [({}, "all"), ({"limit": 5000, "validation": 0.1}, "5000"), ({"validation": 0.1}, "all but 10 % held out")],
+)
+def test_held_out_images_are_no_training_images(data: dict[str, float], text: str):
+    config = {"data": data, "optim": {}, "trainer": {"epochs": 1}}
+    assert shown(config, None)["training images"] == text
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

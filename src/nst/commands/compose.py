@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.config import CONFIGS
 from nst.errors import known_keys, nearest_keys, readable_errors, required
-from nst.search import add_working_directory, search_path
+from nst.search import add_working_directory, check_recipes, search_path
 
 # Hydra's own options, and how many values follow each.
 OPTIONS = {
@@ -31,6 +32,8 @@ def hydra_main(task: Callable[[DictConfig], Any], config_name: str, arguments: S
     @wraps(task)
     def complete(cfg: DictConfig) -> Any:
         with readable_errors(config_name):
+            chosen = HydraConfig.get().overrides
+            check_recipes([*chosen.hydra, *chosen.task])
             check_complete(cfg)
         return task(cfg)
 

@@ -57,7 +57,9 @@ def _with_teacher(arguments: list[str]) -> list[str]:
     remaining = _without(arguments, ("loss", "knowledge"))
     if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
         return remaining
-    return [*_without(remaining, ("teacher",)), "teacher=resnet20"]
+    keys, remaining = {_key(argument) for argument in remaining}, _without(remaining, ("teacher",))
+    own = {"teacher", "experiment"} <= keys  # the experiment has a teacher: teacher=none was typed to replace it
+    return remaining if own else [*remaining, "teacher=resnet20"]
 
 
 def _without(arguments: list[str], groups: tuple[str, ...]) -> list[str]:

@@ -25,6 +25,7 @@ and median over seeds.
 
   fields: data teacher model loss seed epochs state last best best_epoch fell_back seconds folder
   values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished
+  last:   top-1 on the test images; of a run that is not finished, with data.validation, on the held-out ones
   each:   true lists single runs, with their folders
   sort:   last (default), best: highest first; other fields: lowest first
   format: table (default), json, csv"""

@@ -23,11 +23,12 @@ def schedule(config: Record) -> str:
 def shown(config: Record, test_images: int | None) -> dict[str, str]:
     """The settings that a result page states, as text; keys that a configuration lacks are omitted."""
     trainer, rate, name = config["trainer"], config["optim"].get("lr"), schedule(config)
+    held_out = 100 * (config["data"].get("validation") or 0)
     texts = {
         "epochs": trainer["epochs"],
         "learning rate": None if rate is None else f"{number(rate)}{f' ({name})' if name else ''}",
         "batch size": trainer.get("batch_size"),
-        "training images": config["data"].get("limit") or "all",
+        "training images": config["data"].get("limit") or (f"all but {held_out:.3g} % held out" if held_out else "all"),
         "test images": None if test_images is None else f"{test_images:,}",
     }
     return {key: str(text) for key, text in texts.items() if text is not None}

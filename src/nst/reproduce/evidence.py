@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.export.finished import without_download
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
 from nst.models.weights import load_weights
@@ -31,7 +32,7 @@ from nst.reproduce.table import Group
 from nst.runs.folder import STUDENT, run_folder
 from nst.runs.heatmaps import heatmaps
 from nst.runs.teacher import expected_normalization, teacher_run
-from nst.taps import Taps
+from nst.taps import Taps, resolve
 from nst.teacher import Normalization
 
 IMAGES = 256  # for MMD
@@ -68,6 +69,25 @@ def gather(plan: Plan, device: torch.device) -> None:
         for name, picture in pictures.items():
             write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
         write_whole(file, json.dumps({**subject, **content}, indent=1).encode())
+
+
+def missing_taps(plan: Plan) -> Iterator[str]:
+    """For each network that lacks the layer of its group's `taps`, so that it will not be evaluated: a line that says so."""
+    for group in plan.table.groups:
+        runs = [run for cell in plan.cells if cell.group is group for run in cell.runs[:1]]
+        run = next((run for run in runs if run.teacher.model is not None), None)
+        if run is None:
+            continue
+        sides = {"teacher": ("teacher.model", run.teacher.model), "student": ("model", run.model)}
+        for side, (key, node) in sides.items():
+            tap, model = getattr(group.taps, side), build.network(key, without_download(node), seed=0)
+            try:
+                resolve(model, tap)
+            except ValueError as error:
+                yield (
+                    f"{group.title}: the networks will not be compared, since taps.{side}={tap} of the group (or pair) "
+                    f"{group.name} is missing: {error}"
+                )
 
 
 def _is_current(file: Path, subject: dict[str, Any]) -> bool:

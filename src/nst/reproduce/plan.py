@@ -11,9 +11,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
+from nst.errors import explain
 from nst.files import write_whole
 from nst.report.settings import as_typed
 from nst.reproduce.axis import axis_values
@@ -22,7 +25,7 @@ from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import SUMMARY, run_folder
 from nst.runs.teacher import teacher_run
-from nst.search import add_working_directory, search_path
+from nst.search import add_working_directory, check_recipes, search_path
 from nst.teacher import kept_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
@@ -132,7 +135,11 @@ def _cell(
 ) -> Cell:
     table_overrides = [*table.overrides, *row.run]
     data_root = [o for o in request.overrides if o.startswith("data.root=")]  # depends on the machine: no table has it
-    overrides, original = _without_unused_cache([*table_overrides, *data_root], settings)
+    place = f"table={request.table}: groups: {group.name}: rows: {row.name}"
+    try:
+        overrides, original = _without_unused_cache([*table_overrides, *data_root], settings)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{place}: {explain(error)}") from error
     actual = original
     if request.overrides:
         overrides, actual = _without_unused_cache([*table_overrides, *request.overrides], settings)
@@ -142,7 +149,7 @@ def _cell(
             teacher = max(1, round(request.epochs * actual.teacher.recipe.trainer.epochs))
             overrides.append(f"teacher.recipe.trainer.epochs={teacher}")
         overrides, actual = _without_unused_cache(overrides, settings)
-    _check_row(f"table={request.table}: groups: {group.name}: rows: {row.name}", actual)
+    _check_row(place, actual)
     actual = replace(actual, outputs=request.outputs)
     changed = _changes(flat(asdict(original)), flat(asdict(actual)))
     reduced = any(key in SHORTER and new < old for key, old, new in changed) or actual.data.get(
@@ -221,7 +228,9 @@ def cacheable(run: RunConfig) -> bool:
 
 
 def _settings(search: list[str], overrides: list[str]) -> RunConfig:
-    return build.settings(compose("config", overrides=[*search, *overrides]))
+    composed = compose("config", overrides=[*search, *overrides])
+    check_recipes([*search, *overrides])
+    return build.settings(composed)
 
 
 def short(value: Any) -> str:

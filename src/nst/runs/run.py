@@ -250,6 +250,8 @@ def _train(
     made_with = provenance(ranks.device, ranks.world)
     sources = user_sources(networks.distiller, networks.teacher)
     profile = folder.path / "profile" if settings.trainer.profile and ranks.main else None
+    if ranks.main:
+        print(_images(data))
     with RunRecord(trainer, info, build.trackers(settings), about=about, sources=sources, draw=draw) as record:
         last = Metrics(**record.last) if record.last else None
         evaluation = build.loader(settings, ranks, data, evaluated)
@@ -279,6 +281,11 @@ def _train(
         _write(folder, networks.distiller.student, _metadata(settings, data, test), summary)
     ranks.barrier()
     return summary
+
+
+def _images(data: Dataset) -> str:
+    held_out = f"{len(data.val):,} held-out and " if data.val is not None else ""
+    return f"{data.name}: {len(data.train):,} training, {held_out}{len(data.test):,} test images of {data.num_classes} classes"
 
 
 def _check_weights(student: nn.Module) -> None:

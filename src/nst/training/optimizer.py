@@ -29,13 +29,18 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
         for name, argument in signature(make.func).parameters.items():
             if isinstance(argument.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
                 raise ValueError(f"{name} is {value!r}; true or false is needed")
+    arguments = make.keywords if isinstance(make, partial) else {}
+    for name in ("lr", "weight_decay", "momentum"):
+        if isinstance(value := arguments.get(name), str):
+            raise ValueError(f"{name} is {value!r}; a number is needed")
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
     try:
         optimizer = make([parameter])
         optimizer.step()
-    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(str(error)) from error
+    except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        raise ValueError(f"{error}, with {given or 'no arguments'}") from error
     defaults = optimizer.defaults
     lr = defaults.get("lr")
     if not isinstance(lr, int | float) or isinstance(lr, bool):
