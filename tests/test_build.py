@@ -175,6 +175,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["optim.momentum=5"], "momentum is 5"),
         (["optim.weight_decay=-1"], "optim: Invalid weight_decay"),
         (["optim._target_=torch.optim.LBFGS", "~optim.momentum", "~optim.nesterov", "~optim.weight_decay"], "closure"),
+        (["data.size=0"], "data.size=0: at least 1"),
         (["optim.lr=abc"], "optim: lr is 'abc'; a number is needed"),
         (["optim=adamw", "optim.betas=[0.9]"], r"optim: .*betas=\[0\.9\]"),
         (["teacher.recipe.optim.lr=abc"], "teacher.recipe.optim: lr is 'abc'"),

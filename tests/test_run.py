@@ -166,6 +166,12 @@ def test_a_finished_run_says_which_of_ones_own_code_has_changed(
     assert f"{source} has changed since {folder} was trained" in caplog.text
 
 
+def test_outputs_that_cannot_be_made_are_named(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=rf"outputs: {tmp_path}/file/.* cannot be made \(Not a directory\)"):
+        run(compose(*tiny, "loss=ce", f"outputs={tmp_path}/file"))
+
+
 def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:
     run(compose(*tiny, "loss=kd", "knowledge=stored"))
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):

@@ -63,6 +63,9 @@ def settings(cfg: DictConfig) -> RunConfig:
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
+    for key in ("num_classes", "channels", "size"):
+        if isinstance(number := run.data.get(key), int) and number < 1:
+            raise ValueError(f"data.{key}={number}: at least 1 is needed")
     resolve_taps(run)
     loss_terms = terms(run)
     if not loss_terms:

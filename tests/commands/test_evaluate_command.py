@@ -109,6 +109,7 @@ def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
         (("modle=x", "images=y"), "'modle=x': no such key; did you mean model=…?"),
         (("model=x", "images=nowhere"), "images=nowhere: no such folder"),
         (("model=x", "images=."), "no images in it (an image ends in .jpg"),
+        (("model=x", "images=."), "only the folder itself is read: images=pictures"),
         (("model=nowhere", "images=pictures"), "model=nowhere: no such folder; pass a run's folder, or its export/"),
         (("model=pictures", "images=pictures"), "model=pictures: is neither an export nor a finished run"),
         (("model=x", "images=.", "top=0"), "top=0: a whole number from 1"),

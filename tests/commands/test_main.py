@@ -13,6 +13,7 @@ from tests.commands.conftest import Nst, process
 from tests.conftest import ROOT
 
 from nst import commands
+from nst.commands.compose import tidy
 from nst.commands.main import COMMANDS
 from nst.errors import EXTRAS, explain
 
@@ -85,6 +86,11 @@ def test_mistakes_are_clear_errors_without_importing_torch(words: tuple[str, ...
     said = process(*words, folder=tmp_path, code=NO_TORCH)
     assert told in said.error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_single_name_is_a_list_of_one() -> None:
+    words = ["formats=onnx", "allow=mynet.Net", "allow=[a.B, c.D]", "formats=null"]
+    assert tidy(words, "export") == ["formats=[onnx]", "allow=[mynet.Net]", "allow=[a.B,c.D]", "formats=null"]
 
 
 def test_extras_are_named_as_they_are_installed() -> None:

@@ -37,6 +37,13 @@ def test_the_forward_pass_ends_at_the_last_tap() -> None:
     assert len(calls) == 2
 
 
+def test_a_summary_that_is_no_dict_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AT_STAGE1.loss, "summarize", lambda feature, shape: feature)
+    live = LiveTeacher(resnet8(), [AT_STAGE1])
+    with pytest.raises(ValueError, match=r"loss\.at: summarize returns a Tensor; a dict of tensors is needed"):
+        live(batch())
+
+
 def test_for_logits_it_runs_to_the_end() -> None:
     model = resnet8()
     live = LiveTeacher(model, [AT_STAGE1, SOFT])

@@ -23,6 +23,7 @@ OPTIONS = {
     **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), 1),
 }
 
+PLAIN_LISTS = ("allow", "formats")  # keys that take a single value without brackets, too
 LISTS = ("loss", "tracker")  # the groups of which several may be chosen
 
 
@@ -125,6 +126,8 @@ def _tidy_override(argument: str) -> str:
         if argument == "teacher=null":
             return "teacher=none"
         raise ValueError(f"{argument}: one choice is needed, {key}=NAME (nst train --help lists them)")
+    if key in PLAIN_LISTS and value not in ("", "null") and not value.startswith("["):
+        value = f"[{value}]"
     if value.startswith("~"):
         value = str(Path(value).expanduser())
     if re.fullmatch(r"\[[\w\s,./]*\]", value):

@@ -53,7 +53,9 @@ def image_files(folder: Path) -> list[Path]:
         raise ValueError(f"images={folder}: no such folder or file")
     images = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
     if not images:
-        raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)})")
+        folders = sorted(str(inner) for inner in folder.iterdir() if inner.is_dir())
+        hint = f"; only the folder itself is read: images={folders[0]}" if folders else ""
+        raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)}){hint}")
     return images
 
 

@@ -129,9 +129,12 @@ class RunFolder:
 
         Raises:
             RunLockedError: if another process has locked it.
-            ValueError: if it belongs to another configuration (the keys are named).
+            ValueError: if it belongs to another configuration (the keys are named), or cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"outputs: {self.path} cannot be made ({error.strerror})") from error
         holder = self.path / "holder"
         try:
             self._lock.acquire(timeout=PATIENCE, poll_interval=0.1)

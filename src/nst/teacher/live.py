@@ -194,4 +194,12 @@ class LiveTeacher:
     def _summarize(self, features: dict[str, Tensor]) -> Summaries:
         if self.precision != "fp32":
             features = {tap: feature.float() for tap, feature in features.items()}
-        return {r.key: r.loss.summarize(features[r.tap], r.student_shape) for r in self.requests}
+        summaries: Summaries = {}
+        for r in self.requests:
+            summaries[r.key] = summary = r.loss.summarize(features[r.tap], r.student_shape)
+            if not isinstance(summary, dict):
+                raise ValueError(
+                    f"loss.{r.key.split(':')[0]}: summarize returns a {type(summary).__name__}; a dict of tensors is needed, "
+                    'such as {"map": feature}'
+                )
+        return summaries
