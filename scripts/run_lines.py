@@ -111,9 +111,10 @@ def optimizer(config: Record) -> Record:
 def hidden_differences(runs: Sequence[Record]) -> str:
     """The settings beside columns and names of rows in which runs differ, as text; "" if there are none.
 
-    A component's setting that a run lacks is left out: the run is of a version without it, or the student is another one.
+    A component's setting that a run lacks is left out: the run is of a version without it, or the student is another one. So is
+    `trainer.compile`, which changes rounding only.
     """
-    rest = [run["others"] for run in runs if "others" in run]
+    rest = [{k: v for k, v in run["others"].items() if k != "trainer.compile"} for run in runs if "others" in run]
     keys = {key for one in rest for key in one if key.startswith("trainer.") or all(key in other for other in rest)}
     values = {key: [one.get(key, "the default") for one in rest] for key in keys}
     for key in set.intersection(*({*run["optim"]} for run in runs)) - {"lr", "schedule", "weight_decay"}:

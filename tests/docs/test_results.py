@@ -81,6 +81,15 @@ def test_runs_that_a_line_does_not_tell_apart_are_an_error(tmp_path: Path) -> No
         result_tables.section([*runs, next(run for run in runs if "kd" in run["loss"])])
 
 
+def test_compiled_runs_stand_beside_eager_ones(tmp_path: Path) -> None:
+    """Only rounding differs."""
+    runs = kept(tmp_path)
+    runs[0]["others"] = runs[0]["others"] | {"trainer.compile": True}
+    assert not run_lines.hidden_differences(runs)
+    runs[0]["others"] = runs[0]["others"] | {"trainer.batch_size": 7}
+    assert run_lines.hidden_differences(runs).startswith("trainer.batch_size: ")
+
+
 @pytest.mark.parametrize(
     ("key", "part", "value"),
     [

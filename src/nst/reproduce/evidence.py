@@ -72,10 +72,10 @@ def gather(plan: Plan, device: torch.device) -> None:
 
 
 def missing_taps(plan: Plan) -> Iterator[str]:
-    """For each network that lacks the layer of its group's `taps`, so that it will not be evaluated: a line that says so."""
+    """For each network of runs to do that lacks the layer of its group's `taps`: a line saying that it will not be evaluated."""
     for group in plan.table.groups:
-        runs = [run for cell in plan.cells if cell.group is group for run in cell.runs[:1]]
-        run = next((run for run in runs if run.teacher.model is not None), None)
+        runs = [run for cell in plan.cells if cell.group is group for run in cell.runs]
+        run = next((run for run in runs if run.teacher.model is not None and not finished(run)), None)
         if run is None:
             continue
         sides = {"teacher": ("teacher.model", run.teacher.model), "student": ("model", run.model)}
