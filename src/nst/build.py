@@ -63,9 +63,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
-    for key in ("num_classes", "channels", "size"):
-        if isinstance(number := run.data.get(key), int) and number < 1:
-            raise ValueError(f"data.{key}={number}: at least 1 is needed")
+    _check_sizes(run.data)
     resolve_taps(run)
     loss_terms = terms(run)
     if not loss_terms:
@@ -83,13 +81,24 @@ def settings(cfg: DictConfig) -> RunConfig:
         check_channels("teacher.", run.teacher, run.data["channels"])
     _check_classes_agree(run)
     _check_kinds(run, loss_terms)
+    _check_training(run)
+    trackers(run)
+    return run
+
+
+def _check_sizes(data: Mapping[str, Any]) -> None:
+    for key in ("num_classes", "channels", "size"):
+        if isinstance(number := data.get(key), int) and number < 1:
+            raise ValueError(f"data.{key}={number}: at least 1 is needed")
+
+
+def _check_training(run: RunConfig) -> None:
+    """Raises ValueError for a wrong optimizer or schedule of the student, or of a teacher that is trained first."""
     optimizer(run)
     schedule(run)
     if run.teacher.model is not None and run.teacher.weights is None:
         optimizer(run.teacher.recipe, "teacher.recipe.optim")
         schedule(run.teacher.recipe, "teacher.recipe.schedule")
-    trackers(run)
-    return run
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
@@ -177,13 +186,20 @@ def optimizer(run: RunConfig | TeacherRecipeConfig, key: str = "optim") -> tuple
 
 
 def schedule(run: RunConfig | TeacherRecipeConfig, key: str = "schedule") -> Schedule:
-    """Its learning-rate schedule. Raises ValueError if there is none or an argument is wrong."""
+    """The learning-rate schedule of a run or of the teacher's training.
+
+    Args:
+        key: of its node, for errors.
+
+    Raises:
+        ValueError: there is none, or an argument is wrong.
+    """
     _check_chosen(key, run.schedule, "cosine")
     return instantiate(key, run.schedule)
 
 
 def _check_chosen(key: str, node: Any, example: str) -> None:
-    """Raises ValueError for a component that is no node: a name is chosen from its group, which may stand elsewhere."""
+    """Raises ValueError unless a component is a node with a `_target_`; shows how one is chosen from its group."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         group = key.rpartition(".")[2]
         name = node if isinstance(node, str) else example

@@ -75,7 +75,7 @@ def search_path(folders: Iterable[Path] = ()) -> list[str]:
 
 
 def check_recipes(overrides: Sequence[str]) -> None:
-    """Check the recipes chosen by name, which Hydra would ignore if misspelt: a data set may have no recipe.
+    """Check the recipes that overrides choose; Hydra ignores a missing one, since a data set may have none.
 
     Args:
         overrides: of a configuration that Hydra has composed, that of its search path included.
@@ -83,13 +83,16 @@ def check_recipes(overrides: Sequence[str]) -> None:
     Raises:
         ValueError: no such recipe; names the nearest.
     """
+    paths = [override for override in overrides if override.startswith("hydra.searchpath=")]
     for override in overrides:
-        key, _, name = override.lstrip("+").partition("=")
-        if key.partition("@")[0] == "recipe" and name != "null":
-            paths = [other for other in overrides if other.startswith("hydra.searchpath=")]
-            known = GlobalHydra.instance().config_loader().get_group_options("recipe", None, "config", paths)
-            if name.strip("'\"").removesuffix(".yaml") not in known:
-                nearest = difflib.get_close_matches(name, known, n=2)
+        key, _, value = override.lstrip("+").partition("=")
+        name = value.strip("'\"").removesuffix(".yaml")
+        if key.partition("@")[0] == "recipe" and name.lower() != "null":
+            folder, _, leaf = f"recipe/{name}".rpartition("/")
+            loader = GlobalHydra.instance().config_loader()
+            known = loader.get_group_options(folder, ObjectType.CONFIG, "config", paths)
+            if leaf not in known:
+                nearest = difflib.get_close_matches(leaf, known, n=2)
                 hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
                 raise ValueError(f"{override}: no such recipe; {hint}there are {', '.join(known)}")
 

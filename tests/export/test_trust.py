@@ -112,7 +112,7 @@ def test_allowed_by_name(hostile: Path, tmp_path: Path) -> None:
     assert not load_student(tmp_path / "files", allow=["theirs.Tiny"]).training
     card = (tmp_path / "files" / "MODEL_CARD.md").read_text()
     assert 'load_student(".", allow=["theirs.Tiny"])' in card
-    assert "nst predict model=. images=FOLDER allow=[theirs.Tiny]" in card
+    assert "nst predict model=. images=FOLDER 'allow=[theirs.Tiny]'" in card
 
 
 @pytest.mark.parametrize(

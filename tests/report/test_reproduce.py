@@ -83,19 +83,19 @@ def test_unknown_table_names_the_nearest():
     ("override", "message"),
     [("optim.lrr=1", "Did you mean optim.lr"), ("recipe=foo", "foo: no such recipe"), ("optim.lr=abc", "lr is 'abc'")],
 )
-def test_an_override_of_a_table_is_told_with_its_row(tmp_path: Path, override: str, message: str):
+def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, message: str):
     file = own_table(tmp_path, [override])
     with pytest.raises(ValueError, match=rf"table={file}: groups: g: rows: kd: .*") as error:
         make_plan(Request(str(file)), CONFIGS)
     assert message in str(error.value)
 
 
-def test_missing_taps_are_told_before_the_runs(tmp_path: Path):
+def test_missing_taps_are_reported_before_the_runs(tmp_path: Path):
     file = own_table(tmp_path, [])
     assert not [*missing_taps(make_plan(Request(str(file)), CONFIGS))]
     file.write_text(file.read_text().replace("rows:", "taps: {teacher: last, student: stage9}\n    rows:"))
     (line,) = missing_taps(make_plan(Request(str(file)), CONFIGS))
-    assert "taps.student=stage9 of the group (or pair) g is missing: unknown layer 'stage9'" in line
+    assert "taps.student=stage9 of g in the table's file: unknown layer 'stage9'" in line
 
 
 def own_table(folder: Path, overrides: list[str]) -> Path:

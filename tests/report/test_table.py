@@ -22,13 +22,13 @@ def summary_changed(outputs: Path, name: str, seed: int, **values: object) -> No
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_a_difference_of_one_test_image_is_not_called_more_than_the_variation(tmp_path: Path):
+def test_a_difference_on_few_images_is_stated_in_images(tmp_path: Path):
     folder = write_table(tmp_path, metric="accuracy")
     row = {"label": "KD", "rank": 1, "last": {"mean": 61.11}, "paired": {"n": 2, "mean": 100 / 18, "half_width": 0.0}}
     first = {"label": "baseline", "rank": 2, "last": {"mean": 55.56}}
     few = headline({"rows": [first, row | {"test_images": 18}]}, "accuracy")
     assert few.endswith(
-        "+5.56 ± 0.00 points: no more than the variation between seeds explains; one of the 18 test images is 5.56 points."
+        "+5.56 ± 0.00 points: more than the variation between seeds explains, and 1.0 of the 18 test images."
     )
     many = headline({"rows": [first, row | {"test_images": 10000}]}, "accuracy")
     assert many.endswith(": more than the variation between seeds explains.")
@@ -83,19 +83,17 @@ def test_text_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "selected on the test images" in printed
 
 
-def test_runs_of_changed_code_are_told(tmp_path: Path):
+def test_runs_of_changed_code_are_reported(tmp_path: Path):
     folder = write_table(tmp_path)
     written_with = {"kd": ("a", "a", "b"), "nst_poly": ("b", "b")}
     for name, digests in written_with.items():
         for seed, digest in enumerate(digests):
-            summary_changed(tmp_path, name, seed, sources={"mine.loss": digest, "mine.net": "same"})
+            summary_changed(tmp_path, name, seed, sources={"loss": digest, "mine.net": "same"})
     (note,) = [note for note in notes(read_table(folder, tmp_path)) if "same code" in note]
-    assert (
-        note == "Not all runs are of the same code: mine.loss has changed between them, also between the seeds of KD."
-    )
+    assert note == "Not all runs are of the same code: loss has changed between them, also between the seeds of KD."
     runs, _ = read_runs(tmp_path)
     groups = grouped(sections(runs)["digits", "big", "small"], "last")
-    kd = {group["settings"].get("mine.loss.sha256"): group["seeds"] for group in groups if group["loss"] == "kd"}
+    kd = {group["settings"].get("code.loss.sha256"): group["seeds"] for group in groups if group["loss"] == "kd"}
     assert kd == {"a": [0, 1], "b": [2]}
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from nst.config import RunConfig
@@ -54,10 +55,11 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
             '```python\nimport onnxruntime\nsession = onnxruntime.InferenceSession("student.onnx")\n'
             f'logits = session.run(None, {{"{inputs}": {inputs}.numpy()}})[0]\n```'
         )
-    foreign = [*foreign_targets({"model": node}).values()]
+    foreign = list(dict.fromkeys(foreign_targets({"model": node}).values()))
     if "safetensors" in files:
         arguments = f'".", allow={json.dumps(foreign)}' if foreign else '"."'
-        where = f", where {code(foreign[0].partition('.')[0])} can be imported" if foreign else ""
+        modules = dict.fromkeys(code(target.partition(".")[0]) for target in foreign)
+        where = f", where {' and '.join(modules)} can be imported" if foreign else ""
         parts.append(
             f"With the network's own code ({code(node['_target_'])}; `model.json` has its arguments){where}:\n\n"
             f"```python\nfrom nst.export import load_student\nmodel = load_student({arguments})\nlogits = model(images)\n```"
@@ -66,7 +68,8 @@ def _loading(run: FinishedRun, report: dict[str, Any]) -> str:
     if report["normalize"]:
         text += " `pixels`: the same without mean and std, values in 0…1."
     if "safetensors" in files:
-        allow = f" allow=[{','.join(foreign)}]" if foreign else ""
+        names = ",".join(foreign)
+        allow = f" {quote(f'allow=[{names}]')}" if foreign else ""
         text += f" {code(f'nst predict model=. images=FOLDER{allow}')} does all of it."
     return "\n\n".join([*parts, text])
 

@@ -75,7 +75,7 @@ class FinishedRun:
         return changed_sources(self.summary.get("sources") or {}, user_sources(model))
 
     def log_changed_sources(self, model: nn.Module) -> None:
-        """Log them."""
+        """Log a warning for each of `changed_sources`."""
         for file in self.changed_sources(model):
             log.warning("%s has changed since %s was trained", file, self.folder)
 

@@ -53,8 +53,8 @@ def image_files(folder: Path) -> list[Path]:
         raise ValueError(f"images={folder}: no such folder or file")
     images = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
     if not images:
-        folders = sorted(str(inner) for inner in folder.iterdir() if inner.is_dir())
-        hint = f"; only the folder itself is read: images={folders[0]}" if folders else ""
+        inner = sorted(file.parent for file in folder.glob("[!.]*/*") if file.name.lower().endswith(SUFFIXES))
+        hint = f"; only the folder itself is read: images={inner[0]}" if inner else ""
         raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)}){hint}")
     return images
 

@@ -44,9 +44,9 @@ def contents(summary: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def sources(summary: Record) -> Iterator[tuple[str, str, str]]:
-    """The modules of the user's own code that a run used, as (module, "", digest of its source)."""
+    """The modules of the user's own code that a run used, as ("code.MODULE", "", digest of its source)."""
     for module, digest in _object(summary, "sources").items():
-        yield module, "", str(digest)
+        yield f"code.{module}", "", str(digest)
 
 
 def _object(record: Record, key: str) -> Record:

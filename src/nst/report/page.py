@@ -153,12 +153,17 @@ def headline(group: Record, metric: str) -> str:
     text = f"Best mean at the last epoch: {best['label']}, {best['last']['mean']:.2f} % {metric}"
     if best is not first and first["last"]:
         text += f"; baseline {first['last']['mean']:.2f} %"
-        pair = best["paired"]
-        if pair and pair["half_width"] is not None:
-            one_image = 100 / best["test_images"] if best["test_images"] else 0.0
-            explained = max(pair["half_width"], one_image * 1.000001)  # an interval of few test images may be 0 wide
-            sure = "more" if abs(pair["mean"]) > explained else "no more"
-            text += f". Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
-            if one_image >= COARSE:
-                text += f"; one of the {best['test_images']:,} test images is {one_image:.2f} points"
+        if (best["paired"] or {}).get("half_width") is not None:
+            text += f". {_against_baseline(best)}"
     return f"{text}."
+
+
+def _against_baseline(row: Record) -> str:
+    """The paired difference of a row of two seeds or more, beside the variation between seeds and one test image."""
+    pair, images = row["paired"], row["test_images"]
+    sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
+    text = f"Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
+    if images and 100 / images >= COARSE:
+        count = abs(pair["mean"]) * images / 100
+        text += f", and {count:.1f} of the {images:,} test images"
+    return text

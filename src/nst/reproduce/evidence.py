@@ -72,7 +72,11 @@ def gather(plan: Plan, device: torch.device) -> None:
 
 
 def missing_taps(plan: Plan) -> Iterator[str]:
-    """For each network of runs to do that lacks the layer of its group's `taps`: a line saying that it will not be evaluated."""
+    """For each network of runs to do that lacks the layer of its group's `taps`: a line saying that it will not be evaluated.
+
+    Raises:
+        ValueError: a network that cannot be built.
+    """
     for group in plan.table.groups:
         runs = [run for cell in plan.cells if cell.group is group for run in cell.runs]
         run = next((run for run in runs if run.teacher.model is not None and not finished(run)), None)
@@ -85,8 +89,8 @@ def missing_taps(plan: Plan) -> Iterator[str]:
                 resolve(model, tap)
             except ValueError as error:
                 yield (
-                    f"{group.title}: the networks will not be compared, since taps.{side}={tap} of the group (or pair) "
-                    f"{group.name} is missing: {error}"
+                    f"{group.title}: the networks will not be evaluated: taps.{side}={tap} of {group.name} in the table's "
+                    f"file: {error}"
                 )
 
 

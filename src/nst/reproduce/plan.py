@@ -105,7 +105,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
     """Compose every run of the table; no data is read. Titles describe the actual runs.
 
     Raises:
-        ValueError: an unknown table, settings that no run can have, groups that are no values of the table's axis, or that
+        ValueError: an unknown table, settings that no run can have (the row is named), groups that are no values of the table's axis, or that
             lack a baseline or mix networks.
     """
     table = read_table(request.table, configs)
@@ -138,11 +138,11 @@ def _cell(
     place = f"table={request.table}: groups: {group.name}: rows: {row.name}"
     try:
         overrides, original = _without_unused_cache([*table_overrides, *data_root], settings)
+        actual = original
+        if request.overrides:
+            overrides, actual = _without_unused_cache([*table_overrides, *request.overrides], settings)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{place}: {explain(error)}") from error
-    actual = original
-    if request.overrides:
-        overrides, actual = _without_unused_cache([*table_overrides, *request.overrides], settings)
     if request.epochs < 1:
         overrides.append(f"trainer.epochs={max(1, round(request.epochs * actual.trainer.epochs))}")
         if actual.teacher.model is not None and actual.teacher.weights is None:

@@ -134,7 +134,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"outputs: {self.path} cannot be made ({error.strerror})") from error
+            raise ValueError(f"outputs: {self.path} cannot be made ({error.strerror}); pass outputs=FOLDER") from error
         holder = self.path / "holder"
         try:
             self._lock.acquire(timeout=PATIENCE, poll_interval=0.1)

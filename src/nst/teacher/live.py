@@ -162,7 +162,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def summaries(self, images: Tensor) -> Summaries:
-        """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap."""
+        """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap. Raises ValueError for one that is no dict."""
         for norm in self._norms:
             norm.train()  # other code may have set the network to `eval()`
         if self._compiled is not None and len(images) == self._compiled_size:
