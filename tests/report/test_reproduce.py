@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf.errors import MissingMandatoryValue
 
 from nst.config import RunConfig
 from nst.errors import CONFIGS
@@ -142,7 +141,7 @@ def test_a_limit_of_the_tables_own_reduces_nothing():
 def test_where_the_photographs_lie_is_no_other_experiment():
     plan = make_plan(Request("quick/imagenette", 1, overrides=("data.root=photos",)), CONFIGS)
     assert all(cell.comparable and not cell.changes for cell in plan.cells)
-    with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
+    with pytest.raises(ValueError, match=r"rows: student: `data\.root` is required"):
         make_plan(Request("quick/imagenette", 1), CONFIGS)
 
 

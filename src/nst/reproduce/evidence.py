@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
-from nst.export.finished import without_download
 from nst.files import sha256_of, write_whole
+from nst.layers import without_weights
 from nst.losses import NST
 from nst.models.weights import load_weights
 from nst.report.runs import read_json
@@ -84,7 +84,7 @@ def missing_taps(plan: Plan) -> Iterator[str]:
             continue
         sides = {"teacher": ("teacher.model", run.teacher.model), "student": ("model", run.model)}
         for side, (key, node) in sides.items():
-            tap, model = getattr(group.taps, side), build.network(key, without_download(node), seed=0)
+            tap, model = getattr(group.taps, side), build.network(key, without_weights(node), seed=0)
             try:
                 resolve(model, tap)
             except ValueError as error:
