@@ -59,7 +59,8 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         ValueError: a file or setting at fault.
     """
     from nst import build
-    from nst.export.finished import finished_run, without_download
+    from nst.export.finished import finished_run
+    from nst.layers import without_weights
     from nst.models.weights import load_weights
     from nst.runs.folder import STUDENT
     from nst.runs.teacher import TeacherOutput, expected_normalization
@@ -74,7 +75,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         settings = replace(settings, model=run.settings.model, weights=weights, data=data)
     assert settings.weights is not None
     build.check_evaluation(settings)
-    model = build.network("model", without_download(settings.model), seed=0)
+    model = build.network("model", without_weights(settings.model), seed=0)
     if run is not None:
         run.log_changed_sources(model)
     metadata = load_weights(model, settings.weights)

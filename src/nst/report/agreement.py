@@ -43,10 +43,9 @@ def contents(summary: Record) -> Iterator[tuple[str, str, str]]:
         yield "teacher", json.dumps([named, None if given else images], sort_keys=True), str(teacher["sha256"])
 
 
-def sources(summary: Record) -> Iterator[tuple[str, str, str]]:
-    """The modules of the user's own code that a run used, as ("code.MODULE", "", digest of its source)."""
-    for module, digest in _object(summary, "sources").items():
-        yield f"code.{module}", "", str(digest)
+def sources(summary: Record) -> dict[str, str]:
+    """Module of the user's own code that a run used → SHA-256 of its source; none in summaries of earlier versions."""
+    return {module: str(digest) for module, digest in _object(summary, "sources").items()}
 
 
 def _object(record: Record, key: str) -> Record:

@@ -84,7 +84,7 @@ def _run(folder: Path, outputs: Path) -> Record:
         "seconds": summary["seconds"] if summary else (seconds[-1] if seconds else None),
         "folder": str(folder.relative_to(outputs)),
         "config": comparable(config),
-        "contents": [*contents(summary or {}), *sources(summary or {})],
+        "contents": [*contents(summary or {}), *((f"code.{k}", "", v) for k, v in sources(summary or {}).items())],
     }
 
 

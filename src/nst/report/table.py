@@ -160,8 +160,8 @@ def _settings(folders: Iterable[Path], done: Sequence[Record]) -> Record:
 def _sources(done: Iterable[Record]) -> dict[str, list[str]]:
     """Module of the user's own code → the SHA-256 of its source in the runs; several if it has changed between them."""
     found: dict[str, set[str]] = {}
-    for kind, _, digest in (item for summary in done for item in sources(summary)):
-        found.setdefault(kind.removeprefix("code."), set()).add(digest)
+    for module, digest in (item for summary in done for item in sources(summary).items()):
+        found.setdefault(module, set()).add(digest)
     return {module: sorted(digests) for module, digests in sorted(found.items())}
 
 
