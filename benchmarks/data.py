@@ -24,7 +24,7 @@ from benchmarks.photographs import (
     measure_loaders,
     measure_parts,
     photo,
-    summary,
+    target,
     written,
 )
 from nst.data.memory import MemorySplit
@@ -85,7 +85,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[Row]:
                 passes += 1
             if repeat:
                 speeds[name].append(passes * count / seconds)
-    rows = [summary(name, values) for name, values in speeds.items()]
+    rows = [target(name, values) for name, values in speeds.items()]
     base = max(row["images_per_second"] for row in rows if row["name"].startswith("PIL"))
     return [{**row, "times_pil": row["images_per_second"] / base} for row in rows]
 

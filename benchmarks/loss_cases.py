@@ -50,9 +50,9 @@ SETTINGS = {
 METHODS = {
     "linear": Method("linear", lambda: NST("linear")),
     "poly": Method("poly", lambda: NST()),
-    "poly-gram": Method("poly", lambda: NST(form="gram")),
-    "poly-pairs": Method("poly", lambda: NST(form="pairs")),
-    "poly-stream": Method("poly", lambda: NST(form="stream")),
+    "poly-gram": Method("poly", lambda: NST(implementation="gram")),
+    "poly-pairs": Method("poly", lambda: NST(implementation="pairs")),
+    "poly-stream": Method("poly", lambda: NST(implementation="stream")),
     "gaussian": Method("gaussian", lambda: NST("gaussian")),
     "gaussian-taylor": Method("taylor", lambda: NST("gaussian", approximate=2)),
     "at": Method("at", lambda: AT()),
@@ -68,7 +68,7 @@ for _loss in ("linear", "polynomial", "gaussian"):
 
 
 def broadcast_bytes(loss: str, setting: Setting) -> int:
-    """About what the broadcast form holds at its peak, for one image."""
+    """About what the broadcast implementation holds at its peak, for one image."""
     student_pairs = setting.student * setting.student
     cross_pairs = setting.student * setting.teacher
     temporaries = 2 * max(student_pairs, cross_pairs)
@@ -100,7 +100,7 @@ def make_forward(method: Method) -> Callable[[Tensor, Tensor], Tensor]:
         return method.baseline
     assert method.make is not None
     loss = method.make()
-    return lambda student, teacher: loss(student, loss.summarize(teacher, tuple(student.shape[1:])))
+    return lambda student, teacher: loss(student, loss.target(teacher, tuple(student.shape[1:])))
 
 
 def resident(key: str) -> int:

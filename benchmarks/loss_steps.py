@@ -14,8 +14,8 @@ from benchmarks.loss_cases import forget_peak, resident
 from benchmarks.step import IMAGE, make_trainer, noise, timed
 from nst import build
 from nst.config import CONFIGS, RunConfig
-from nst.distiller import Distiller, Summaries
-from nst.taps import LOGITS, Taps
+from nst.distiller import Distiller, Targets
+from nst.layers import LOGITS, LayerHooks
 from nst.teacher import NoTeacher
 
 PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
@@ -24,7 +24,7 @@ IMAGES = 50_000  # of the training set: the rows of CRD's memory banks
 # The words that choose each loss as CRD's benchmark or its authors run it. NST's other kernels as its polynomial one there.
 LOSSES = {name: (f"loss=crd/{name}",) for name in ("kd", "dkd", "dist", "at", "fitnet")}
 for _name in ("nst_linear", "nst_poly", "nst_gaussian"):
-    LOSSES[_name] = (f"loss={_name}", f"loss.{_name}.taps=stages", f"loss.{_name}.convention=crd")
+    LOSSES[_name] = (f"loss={_name}", f"loss.{_name}.layers=stages", f"loss.{_name}.convention=crd")
 LOSSES |= {name: (f"loss=crd/{name}",) for name in ("sp", "rkd", "pkt", "cc", "vid", "crd", "review")}
 
 Row = dict
@@ -47,21 +47,21 @@ def plain_step(device: str) -> Callable[[], object]:
 
 
 def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[], torch.Tensor], Distiller]:
-    """Forward and backward of one loss from the features of a batch on, the teacher's summary included; and what holds the loss."""
+    """Forward and backward of one loss from the features of a batch on, the teacher's target included; and what holds the loss."""
     torch.manual_seed(0)
     settings = settings_of(*LOSSES[name])
     networks = build.networks(settings)
     distiller, teacher = networks.distiller, networks.teacher
     assert teacher is not None
-    build.allocate(settings, distiller, images)
+    build.init_memory(settings, distiller, images)
     distiller.to(device).to(memory_format=torch.channels_last).train()
     batch = torch.randn(BATCH, *IMAGE, device=device).to(memory_format=torch.channels_last)
     (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
-    taps = Taps(teacher.to(device).to(memory_format=torch.channels_last), [pair.teacher for pair in term.pairs])
+    layers = LayerHooks(teacher.to(device).to(memory_format=torch.channels_last), [pair.teacher for pair in term.pairs])
     with torch.no_grad():
-        teacher_features = {LOGITS: teacher(batch)} | taps.read()
-        student_features = {LOGITS: distiller.student(batch)} | distiller.taps.read()
-    leaves = {tap: feature.detach().requires_grad_(True) for tap, feature in student_features.items()}
+        teacher_features = {LOGITS: teacher(batch)} | layers.read()
+        student_features = {LOGITS: distiller.student(batch)} | distiller.hooks.read()
+    leaves = {layer: feature.detach().requires_grad_(True) for layer, feature in student_features.items()}
     context = {
         "labels": torch.randint(CLASSES, (BATCH,), device=device), "index": torch.randperm(images)[:BATCH].to(device),
         "epoch": torch.tensor(100.0, device=device), "progress": torch.tensor(0.5, device=device),
@@ -71,12 +71,12 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
     def step() -> torch.Tensor:
         for tensor in (*leaves.values(), *distiller.losses.parameters()):
             tensor.grad = None
-        summaries: Summaries = {
-            request.key: request.loss.summarize(teacher_features[request.tap], request.student_shape)
-            for request in distiller.requests
+        targets: Targets = {
+            spec.key: spec.loss.target(teacher_features[spec.layer], spec.student_shape)
+            for spec in distiller.target_specs
         }
         seed = torch.tensor(next(steps))
-        value = term.weight * distiller.value(term, leaves, summaries, {**context, "seed": seed})
+        value = term.weight * distiller.value(term, leaves, targets, {**context, "seed": seed})
         value.backward()
         return value.detach()
 

@@ -1,6 +1,6 @@
 """`scripts/benchmark.py losses`: time and memory of forward + backward.
 
-NST's forms beside the broadcast form, and every loss beside a training step.
+NST's implementations beside the broadcast implementation, and every loss beside a training step.
 """
 
 import argparse
@@ -24,15 +24,15 @@ ALLOCATORS = {
     # glibc keeps large blocks instead of returning each to the system: no page is touched anew on every call
     "lifted": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"},
 }
-PARTS = ("forms", "steps")
-HELP = "the losses: NST's forms beside the broadcast one, and every loss beside a training step"
+PARTS = ("implementations", "steps")
+HELP = "the losses: NST's implementations beside the broadcast one, and every loss beside a training step"
 Row = dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `losses`."""
     parser.add_argument(
-        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="forms of NST; losses beside steps"
+        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="implementations of NST; losses beside steps"
     )
     parser.add_argument("--losses", nargs="+", default=list(loss_steps.LOSSES), choices=list(loss_steps.LOSSES))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=list(ALLOCATORS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="also measure our losses under torch.compile")
-    parser.add_argument("--memory-gb", type=float, default=8.0, help="the broadcast form's batch is cut to fit this")
+    parser.add_argument(
+        "--memory-gb", type=float, default=8.0, help="the broadcast implementation's batch is cut to fit this"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each case")
     parser.add_argument("--repeats", type=int, default=3, help="least number of timed runs of each case")
     parser.add_argument("--json", type=Path, help="write everything measured here")
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
-    rows = measure_forms(arguments) if "forms" in arguments.parts else []
+    rows = measure_forms(arguments) if "implementations" in arguments.parts else []
     report = {"machine": describe(arguments.device), "rows": rows}
     if "steps" in arguments.parts:
         say(f"{loss_steps.PAIR} · {', '.join(arguments.losses)}")
@@ -126,7 +128,7 @@ def summarise(results: dict, batch: int) -> Row:
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """Speed-up and memory reduction against the broadcast form of the same loss, image for image."""
+    """Speed-up and memory reduction against the broadcast implementation of the same loss, image for image."""
     broadcast = {
         (row["allocator"], row["setting"], row["loss"]): row
         for row in rows
@@ -201,10 +203,10 @@ def cells(row: Row) -> list[str]:
 
 
 def markdown(report: dict) -> str:
-    """The short table: for each setting the broadcast form, the pairwise product and ours, default allocator."""
+    """The short table: for each setting the broadcast implementation, the pairwise product and ours, default allocator."""
     machine = report["machine"]
     lines = [
-        "| setting | loss | broadcast form | pairwise product | this project | speed-up | memory reduction |",
+        "| setting | loss | broadcast implementation | pairwise product | this project | speed-up | memory reduction |",
         "|---|---|---|---|---|---|---|",
     ]
     results = {(r["setting"], r["method"], r["compiled"]): r for r in reversed(report["rows"]) if "error" not in r}
@@ -213,7 +215,10 @@ def markdown(report: dict) -> str:
             ours = results.get((setting, loss, False))
             if ours is None:
                 continue
-            others = [results.get((setting, f"{loss}-{form}", False)) for form in ("broadcast", "pairwise")]
+            others = [
+                results.get((setting, f"{loss}-{implementation}", False))
+                for implementation in ("broadcast", "pairwise")
+            ]
             ratios = [f"{ours[key]:,.0f}×" if key in ours else "" for key in ("speedup", "memory_reduction")]
             texts = [short(row, SETTINGS[setting].batch) for row in (*others, ours)]
             lines.append(f"| {' | '.join([shape_of(SETTINGS[setting]), loss, *texts, *ratios])} |")

@@ -9,7 +9,7 @@ from nst.runs.provenance import commit, hardware, versions
 
 
 def describe(device: str) -> dict[str, object]:
-    """Hardware, versions and commit as a run's `summary.json` names them, and the date."""
+    """Hardware, versions and commit as a run's `target.json` names them, and the date."""
     return {
         **hardware(torch.device(device), 1),
         **versions(),

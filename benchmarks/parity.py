@@ -26,7 +26,7 @@ CASES: dict[str, list[str]] = {
     "sum": ["loss=[kd,fitnet,nst_poly]"],
     "sum, two stages": [
         "loss=[kd,nst_poly]",
-        "loss.nst_poly.taps=[{teacher: stage2, student: stage2, weight: 0.5}, {teacher: last, student: last}]",
+        "loss.nst_poly.layers=[{teacher: stage2, student: stage2, weight: 0.5}, {teacher: last, student: last}]",
     ],
     "sum, bf16": ["loss=[kd,at,fitnet,nst_poly]", "trainer.precision=bf16"],
     "sum, accumulate": ["loss=[kd,at,fitnet,nst_poly]", "trainer.accumulate=3"],
@@ -73,12 +73,12 @@ class Side:
             raise SystemExit(f"{self.commit}, {name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
         loss = next((w.partition("=")[2] for w in words if w.startswith("loss=")), "")
         taught = loss != "ce"
-        (summary,) = [
+        (target,) = [
             file
-            for file in outputs.glob("*/*/*/*/summary.json")
+            for file in outputs.glob("*/*/*/*/target.json")
             if not taught or not file.parents[2].name.startswith("none-")
         ]
-        return summary.parent
+        return target.parent
 
 
 def first_difference(a: Path, b: Path) -> str | None:

@@ -128,7 +128,7 @@ def loader_row(case: Case, cases: list[Case], images: int) -> Row:
     base = next(c for c in cases if (c.name, c.workers) == (BASELINE, case.workers))
     return {
         "workers": case.workers,
-        **summary(case.name, [images / seconds for seconds in case.seconds]),
+        **target(case.name, [images / seconds for seconds in case.seconds]),
         "images_per_processor_second": images / statistics.median(case.processor),
         "times_torchvision": statistics.median(b / a for a, b in zip(case.processor, base.processor, strict=True)),
     }
@@ -154,7 +154,7 @@ def measure_parts(encoded: list[bytes], repeats: int) -> list[Row]:
                     part(data, i)
 
             times = [timed(all_images)[1] for _ in range(repeats + 1)][1:]
-            rows.append(summary(name, [len(encoded) / seconds for seconds in times]))
+            rows.append(target(name, [len(encoded) / seconds for seconds in times]))
     return rows
 
 
@@ -217,7 +217,7 @@ def processor_time() -> float:
     return time.process_time() + sum(t.user + t.system for t in times)
 
 
-def summary(name: str, speeds: list[float]) -> Row:
+def target(name: str, speeds: list[float]) -> Row:
     """Median and extremes of some speeds in images/s."""
     low, high = round(min(speeds)), round(max(speeds))
     return {"name": name, "images_per_second": statistics.median(speeds), "range": [low, high], "n": len(speeds)}

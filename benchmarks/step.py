@@ -22,15 +22,15 @@ from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
-from nst.distiller import Distiller, Pair, Request, Term
+from nst.distiller import Distiller, Pair, TargetSpec, Term
+from nst.layers import LOGITS, feature_shapes, resolve
 from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
 from nst.reproduce.estimate import FixedSummaries
-from nst.taps import LOGITS, feature_shapes, resolve
 from nst.teacher import (
     CachedTeacher,
     LiveTeacher,
     NoTeacher,
-    SummarySource,
+    TargetSource,
     TeacherCache,
     arrays,
     fold_batch_norm,
@@ -50,7 +50,7 @@ class Method:
 
     weight: float
     make: Callable[[], TransferLoss]
-    taps: tuple[str, ...] = ("last",)
+    layers: tuple[str, ...] = ("last",)
 
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -97,7 +97,7 @@ class Case:
     """One way to train, ready for its next step."""
 
     loss: str
-    knowledge: str  # plain | live | stored | given (the summaries are there already: what the loss itself costs)
+    knowledge: str  # plain | live | stored | given (the targets are there already: what the loss itself costs)
     trainer: Trainer
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
@@ -125,20 +125,20 @@ def run(arguments: argparse.Namespace) -> None:
     fold_batch_norm(teacher.eval(), split.render(torch.arange(8), torch.zeros(8, dtype=torch.long)).to(device))
     with tempfile.TemporaryDirectory() as folder:
         students = {name: distiller(arguments, [name], shapes) for name in arguments.losses}
-        requests = [r for d in students.values() for r in d.requests]
-        reasons = kept_live(requests, shapes, allow_large=True)
-        cachable = [r for r in requests if r.key not in reasons]
+        target_specs = [r for d in students.values() for r in d.target_specs]
+        reasons = kept_live(target_specs, shapes, allow_large=True)
+        cachable = [r for r in target_specs if r.key not in reasons]
         live = LiveTeacher(copy.deepcopy(teacher), ())
         cache, needed, writing = written_cache(arguments, Path(folder), split, live, cachable, shapes)
         subset = split.view_subset(arguments.views)
         first = next(iter(split.loader(arguments.batch_size, train=True, device=device).epoch(0)))
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
         for name, student in students.items():
-            own = LiveTeacher(copy.deepcopy(teacher), student.requests)  # with no hooks but its own
+            own = LiveTeacher(copy.deepcopy(teacher), student.target_specs)  # with no hooks but its own
             given = FixedSummaries(own(first))
             cases.append(case(arguments, split, name, "live", student, own))
             cases.append(case(arguments, split, name, "given", distiller(arguments, [name], shapes), given))
-            arrays_of = [a for a in needed if a.request in {r.key for r in student.requests}]
+            arrays_of = [a for a in needed if a.spec in {r.key for r in student.target_specs}]
             if arrays_of:
                 cached = CachedTeacher(cache, arrays_of, subset, device, residence=arguments.residence)
                 cases.append(case(arguments, split, name, "stored", distiller(arguments, [name], shapes), cached))
@@ -171,12 +171,12 @@ def distiller(arguments: argparse.Namespace, names: list[str], shapes: dict[str,
     for name in names:
         method = LOSSES[name]
         loss = method.make()
-        taps = (LOGITS,) if loss.on_logits else method.taps
-        terms.append(Term(name, loss, method.weight, tuple(Pair(tap, tap) for tap in taps)))
+        layers = (LOGITS,) if loss.on_logits else method.layers
+        terms.append(Term(name, loss, method.weight, tuple(Pair(layer, layer) for layer in layers)))
     made = Distiller(student, terms, feature_shapes(student, TAPS, IMAGE), shapes)
     for loss in made.losses.values():
         assert isinstance(loss, TransferLoss)
-        loss.allocate(REMEMBERED)
+        loss.init_memory(REMEMBERED)
     return made
 
 
@@ -186,7 +186,7 @@ def case(
     loss: str,
     kind: str,
     student: Distiller,
-    knowledge: SummarySource,
+    knowledge: TargetSource,
 ) -> Case:
     """One way to train."""
     subset = split.view_subset(arguments.views) if kind == "stored" else None
@@ -196,7 +196,7 @@ def case(
     return Case(loss, kind, make_trainer(student, knowledge, loader, arguments.device, arguments.compile))
 
 
-def make_trainer(student: Distiller, knowledge: SummarySource, loader: Loader, device: str, compile: bool) -> Trainer:
+def make_trainer(student: Distiller, knowledge: TargetSource, loader: Loader, device: str, compile: bool) -> Trainer:
     """In training mode; a learning rate of 0 keeps the noise from doing harm."""
     trainer = Trainer(
         student, knowledge, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
@@ -211,20 +211,20 @@ def written_cache(
     folder: Path,
     split: MemorySplit,
     live: LiveTeacher,
-    requests: list[Request],
+    target_specs: list[TargetSpec],
     shapes: dict[str, tuple[int, ...]],
 ) -> tuple[TeacherCache, list, Row]:
     """A cache of all that can be cached, and how fast it was written beside the bare teacher, in turns."""
-    needed = [a for r in requests for a in arrays(r, resolve(live.model, r.tap), shapes[r.tap])]
+    needed = [a for r in target_specs for a in arrays(r, resolve(live.model, r.layer), shapes[r.layer])]
     loader = split.loader(arguments.batch_size, train=True, device=arguments.device, channels_last=True)
     subset = split.view_subset(arguments.views)
     images = next(iter(loader.epoch(0))).images
     rates: list[tuple[float, float, float, float]] = []
     caches = [TeacherCache(folder / str(i), {}, len(split), arguments.views, "float16") for i in range(CACHES)]
     for cache in caches:
-        live.set_requests([])
+        live.set_target_specs([])
         forward, bare_processor = timed(lambda: bare(live, images, arguments.views * loader.steps), arguments.device)
-        live.set_requests(requests)
+        live.set_target_specs(target_specs)
         writing, write_processor = timed(
             lambda cache=cache: write_cache(cache, live, loader, subset, needed), arguments.device
         )

@@ -7,22 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nst.losses import Plan, Shape, TransferLoss
+from nst.losses import LossSpec, Shape, TransferLoss
 
 
 class OfFeature(TransferLoss):
     """The teacher's feature, pooled: what all of these compare with."""
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         return "pooled"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         return {"pooled": teacher_feature.float().mean((2, 3))}
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        return Plan("pooled", {"pooled": (teacher_shape[0],)}, 8)
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        return LossSpec("pooled", {"pooled": (teacher_shape[0],)}, 8)
 
 
 class Learned(OfFeature):
@@ -31,9 +31,9 @@ class Learned(OfFeature):
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         self.map = nn.Linear(student_shape[0], teacher_shape[0])
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         mapped = self.map(student_feature.float().mean((2, 3)))
-        return (mapped - summary["pooled"].float()).square().mean()
+        return (mapped - target["pooled"].float()).square().mean()
 
 
 class Relational(OfFeature):
@@ -41,9 +41,9 @@ class Relational(OfFeature):
 
     relational = True
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         student = nn.functional.normalize(student_feature.float().mean((2, 3)), dim=1)
-        teacher = nn.functional.normalize(summary["pooled"].float(), dim=1)
+        teacher = nn.functional.normalize(target["pooled"].float(), dim=1)
         return (student @ student.T - teacher @ teacher.T).square().mean()
 
 
@@ -51,35 +51,35 @@ class Remembering(OfFeature):
     """The distance to what is remembered of each image and of a random one; both sides learn."""
 
     relational = True
-    needs = ("index", "seed")
+    inputs = ("index", "seed")
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         self.student, self.teacher = nn.Linear(student_shape[0], 4), nn.Linear(teacher_shape[0], 4)
 
-    def allocate(self, num_images: int) -> None:
+    def init_memory(self, num_images: int) -> None:
         self.register_buffer("bank", torch.randn(num_images, 4))
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         own = self.student(student_feature.float().mean((2, 3)))
-        known = self.teacher(summary["pooled"].float())
-        draw = torch.Generator().manual_seed(int(summary["seed"]))
+        known = self.teacher(target["pooled"].float())
+        draw = torch.Generator().manual_seed(int(target["seed"]))
         others = torch.randint(len(self.bank), (len(own),), generator=draw).to(own.device)
         bank = self.bank.clone()
-        value = (own - bank[summary["index"]]).square().mean() + (known - bank[others]).square().mean()
+        value = (own - bank[target["index"]]).square().mean() + (known - bank[others]).square().mean()
         if self.training:
-            self.bank[summary["index"]] = 0.5 * bank[summary["index"]] + 0.5 * known.detach()
+            self.bank[target["index"]] = 0.5 * bank[target["index"]] + 0.5 * known.detach()
         return value + (own - known).square().mean()
 
 
 class Ramped(OfFeature):
     """Grows over the run, and only counts images of even classes."""
 
-    needs = ("labels", "epoch", "progress")
+    inputs = ("labels", "epoch", "progress")
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
-        even = (summary["labels"] % 2 == 0).float()
-        rows = (student_feature.float().mean((2, 3)).mean(1) - summary["pooled"].float().mean(1)).square()
-        return (even * rows).mean() * summary["progress"] * (1 + summary["epoch"])
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        even = (target["labels"] % 2 == 0).float()
+        rows = (student_feature.float().mean((2, 3)).mean(1) - target["pooled"].float().mean(1)).square()
+        return (even * rows).mean() * target["progress"] * (1 + target["epoch"])
 
 
 class SeveralLayers(OfFeature):
@@ -91,9 +91,9 @@ class SeveralLayers(OfFeature):
         own, known = sum(shape[0] for shape in student_shape), sum(shape[0] for shape in teacher_shape)
         self.map = nn.Linear(own, known)
 
-    def forward(self, student_feature: Sequence[Tensor], summary: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
         own = torch.cat([feature.float().mean((2, 3)) for feature in student_feature], 1)
-        known = torch.cat([part["pooled"].float() for part in summary], 1)
+        known = torch.cat([part["pooled"].float() for part in target], 1)
         return (self.map(own) - known).square().mean()
 
 
@@ -110,7 +110,7 @@ class Drawing(OfFeature):
     def draw(self) -> tuple[int, int]:
         return random.randrange(10**9), int(np.random.randint(10**9))  # noqa: NPY002
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         return student_feature.float().mean()
 
 
@@ -120,6 +120,6 @@ class Unequal(OfFeature):
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         self.seen += student_feature.detach().float().mean()
         return student_feature.float().mean().square()

@@ -8,16 +8,16 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "src" / "nst"
 # part → parts it may not import
 FORBIDDEN = {
-    "files": "config losses models data taps teacher distiller training build runs report reproduce export commands",
-    "losses": "models data taps teacher distiller training build runs report reproduce export commands config",
-    "models": "losses data taps teacher distiller training build runs report reproduce export commands config",
-    "data": "losses models taps teacher distiller training build runs report reproduce export commands config",
-    "taps": "losses models data teacher distiller training build runs report reproduce export commands config",
+    "files": "config losses models data layers teacher distiller training build runs report reproduce export commands",
+    "losses": "models data layers teacher distiller training build runs report reproduce export commands config",
+    "models": "losses data layers teacher distiller training build runs report reproduce export commands config",
+    "data": "losses models layers teacher distiller training build runs report reproduce export commands config",
+    "layers": "losses models data teacher distiller training build runs report reproduce export commands config",
     "distiller": "models data teacher training build runs report reproduce export commands",
     "teacher": "models training build runs report reproduce export commands",
     "training": "models losses build runs report reproduce export commands",
     "runs": "report reproduce export commands",
-    "report": "losses models data taps teacher distiller training build runs reproduce export commands",
+    "report": "losses models data layers teacher distiller training build runs reproduce export commands",
     "reproduce": "export commands",
     "export": "reproduce commands",
 }

@@ -43,10 +43,14 @@ MISTAKES = {
         "__init__.py has no NSt; did you mean nst.losses.NST?",
     ),
     "loss.nst_poly._target_=nst.losses.MMD": ("loss.nst_poly", "nst.losses.MMD"),
-    "loss.nst_poly.taps=[{teacher:last,student:layer3.1.bn5}]": ("loss.nst_poly.taps", "layer3.1.bn5", "layer3.0.bn2"),
-    "loss.nst_poly.taps=[{teacher:lastt,student:last}]": ("loss.nst_poly.taps", "lastt", "last"),
-    "loss.nst_poly.taps=[{teachr:last,student:last}]": ("loss.nst_poly.taps", "teachr", "teacher: last"),
-    "loss.nst_poly.taps=[{teacher:fc,student:last}]": ("loss.nst_poly", "'fc'", "(C, H, W)"),
+    "loss.nst_poly.layers=[{teacher:last,student:layer3.1.bn5}]": (
+        "loss.nst_poly.layers",
+        "layer3.1.bn5",
+        "layer3.0.bn2",
+    ),
+    "loss.nst_poly.layers=[{teacher:lastt,student:last}]": ("loss.nst_poly.layers", "lastt", "last"),
+    "loss.nst_poly.layers=[{teachr:last,student:last}]": ("loss.nst_poly.layers", "teachr", "teacher: last"),
+    "loss.nst_poly.layers=[{teacher:fc,student:last}]": ("loss.nst_poly", "'fc'", "(C, H, W)"),
     "teacher=none": ("loss.nst_poly", "teacher=none", "loss=ce"),
     "teacher.model.num_classes=100": ("teacher.model.num_classes=100", "data.num_classes=10"),
     "+model.depth=3": ("model", "depth"),
@@ -93,7 +97,7 @@ def test_every_loss_builds(loss: str, compose: Compose) -> None:
     names = [term.name for term in networks.distiller.terms]
     assert names[0] == "ce"
     pairs = [pair for term in networks.distiller.terms[1:] for pair in term.pairs]
-    assert len(networks.distiller.requests) == len(pairs)
+    assert len(networks.distiller.target_specs) == len(pairs)
     assert bool(pairs) == (loss != "ce")
 
 
@@ -147,7 +151,7 @@ def test_settings_are_plain_data(compose: Compose) -> None:
 def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
     build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
-    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*taps=.*nst layers"):
+    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*layers=.*nst layers"):
         build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 
@@ -164,7 +168,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
             "loss.own relates the images of a batch.*trainer.accumulate=2",
         ),
         (
-            own_loss("SeveralLayers", "+loss.own.taps=[{teacher: last, student: last, weight: 0.5}]"),
+            own_loss("SeveralLayers", "+loss.own.layers=[{teacher: last, student: last, weight: 0.5}]"),
             "a pair cannot have its own weight",
         ),
         (["+foo=1"], "foo: unknown key"),
@@ -189,7 +193,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["loss.nst_poly.weight=1e300"], "loss.nst_poly.weight"),
         (["trainer.clip_grad_norm=1e-300"], "trainer.clip_grad_norm"),
         (["seed=9223372036854775808"], "seed"),
-        (["taps={lst: stages}"], "taps.lst: no loss uses this name; did you mean last"),
+        (["layers={lst: stages}"], "layers.lst: no loss uses this name; did you mean last"),
         (["model.name=.."], "model.name is '..'"),
         (["data.name=a/b"], "data.name is 'a/b'"),
         (["teacher.mean=[0.5]"], "teacher.mean is given without teacher.std"),
@@ -208,27 +212,27 @@ def test_what_cannot_be_right_is_refused_before_any_work(compose: Compose, overr
 
 
 def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) -> None:
-    taps = "taps=[{teacher: stage2, student: stage1}]"
-    run = build.settings(compose("loss=[kd,at,nst_poly]", taps, "loss.at.taps=[{teacher: last, student: last}]"))
+    layers = "layers=[{teacher: stage2, student: stage1}]"
+    run = build.settings(compose("loss=[kd,at,nst_poly]", layers, "loss.at.layers=[{teacher: last, student: last}]"))
     pairs = {term.name: [(p.teacher, p.student) for p in term.pairs] for term in build.terms(run)}
     assert pairs["nst_poly"] == [("stage2", "stage1")]
     assert pairs["at"] == [("last", "last")]
-    at = "loss.at.taps=[{teacher: last, student: last}]"
-    own = compose("loss=[kd,at,nst_poly]", "loss.nst_poly.taps=[{teacher: stage2, student: stage1}]", at)
+    at = "loss.at.layers=[{teacher: last, student: last}]"
+    own = compose("loss=[kd,at,nst_poly]", "loss.nst_poly.layers=[{teacher: stage2, student: stage1}]", at)
     assert run_folder(asdict(build.settings(own))) == run_folder(asdict(run))
 
 
-def test_the_runs_taps_apply_to_a_loss_whose_node_has_no_taps(compose: Compose) -> None:
+def test_the_runs_taps_apply_to_a_loss_whose_node_has_no_layers(compose: Compose) -> None:
     at = "++loss.at={weight: 1, _target_: nst.losses.AT}"
     plain = compose("loss=kd", at)
-    for taps in ("[{teacher: stage2, student: stage1}]", "{last: [{teacher: stage2, student: stage1}]}"):
-        run = build.settings(compose("loss=kd", at, f"taps={taps}"))
+    for layers in ("[{teacher: stage2, student: stage1}]", "{last: [{teacher: stage2, student: stage1}]}"):
+        run = build.settings(compose("loss=kd", at, f"layers={layers}"))
         assert [[(p.teacher, p.student) for p in term.pairs] for term in build.terms(run)][1:] == [
             [("logits", "logits")],
             [("stage2", "stage1")],
         ]
         assert run_folder(asdict(run)) != run_folder(asdict(build.settings(plain)))
-    assert "taps" not in build.settings(plain).loss["at"]
+    assert "layers" not in build.settings(plain).loss["at"]
 
 
 @pytest.mark.parametrize("choice", ["sgd", "adamw", "adam"])
@@ -244,16 +248,16 @@ def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str,
 
 
 def test_stages_are_those_that_both_networks_have(compose: Compose) -> None:
-    run = build.settings(compose("loss=[at,fitnet]", "loss.at.taps=stages", "loss.fitnet.taps=stages_pre_relu"))
+    run = build.settings(compose("loss=[at,fitnet]", "loss.at.layers=stages", "loss.fitnet.layers=stages_pre_relu"))
     pairs = {term.name: [p.teacher for p in term.pairs] for term in build.networks(run).distiller.terms}
     assert pairs["at"] == ["stage1", "stage2", "stage3"]
     assert pairs["fitnet"] == ["stage1_pre_relu", "stage2_pre_relu", "stage3_pre_relu"]
-    named = compose("loss=[at,fitnet]", "loss.at.taps=stages", "taps={last: stage2, stages: last_pre_relu}")
+    named = compose("loss=[at,fitnet]", "loss.at.layers=stages", "layers={last: stage2, stages: last_pre_relu}")
     pairs = {t.name: [p.teacher for p in t.pairs] for t in build.networks(build.settings(named)).distiller.terms}
     assert (pairs["at"], pairs["fitnet"]) == (["last_pre_relu"], ["stage2"])
 
 
-@pytest.mark.parametrize("key", ["taps", "loss.nst_poly.taps"])
+@pytest.mark.parametrize("key", ["layers", "loss.nst_poly.layers"])
 def test_no_pair_of_layers_is_an_error(compose: Compose, tiny: list[str], key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key}=\[\]: "):
         build.settings(compose(*tiny, "loss=nst_poly", f"{key}=[]"))

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import LOGITS, feature_shapes
 from nst.losses import AT, CC, CRD, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet, TransferLoss
 from nst.models import resnet8, resnet14, wrn16_2
-from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher, Normalization
 
 IMAGE = (3, 16, 16)
@@ -27,10 +27,10 @@ def wired(terms: list[Term], teacher_name: str = "resnet14") -> tuple[Distiller,
     torch.manual_seed(0)
     student, teacher = resnet8(), {"resnet14": resnet14, "wrn16_2": wrn16_2}[teacher_name]()
     pairs = [p for t in terms for p in t.pairs]
-    teacher_taps = [p.teacher for t in terms if t.loss.source == "teacher" for p in t.pairs]
+    teacher_layers = [p.teacher for t in terms if t.loss.source == "teacher" for p in t.pairs]
     shapes = feature_shapes(student, [p.student for p in pairs], IMAGE)
-    distiller = Distiller(student, terms, shapes, feature_shapes(teacher, teacher_taps, IMAGE))
-    return distiller, LiveTeacher(teacher, distiller.requests)
+    distiller = Distiller(student, terms, shapes, feature_shapes(teacher, teacher_layers, IMAGE))
+    return distiller, LiveTeacher(teacher, distiller.target_specs)
 
 
 LAST = (Pair("last", "last"),)
@@ -45,11 +45,11 @@ def test_the_total_is_the_weighted_sum_of_terms_and_pairs() -> None:
     b = batch()
     logits, values = distiller(b.images, b.labels, live(b))
     live.model(b.images)
-    teacher = live.taps.read() | {LOGITS: live.model(b.images)}
+    teacher = live.hooks.read() | {LOGITS: live.model(b.images)}
     distiller.student(b.images)
-    student = distiller.taps.read()
-    by_hand = 0.5 * nst(student["stage2"], nst.summarize(teacher["stage2"])) + 2 * nst(
-        student["last"], nst.summarize(teacher["last"])
+    student = distiller.hooks.read()
+    by_hand = 0.5 * nst(student["stage2"], nst.target(teacher["stage2"])) + 2 * nst(
+        student["last"], nst.target(teacher["last"])
     )
     torch.testing.assert_close(values["nst"], by_hand)
     torch.testing.assert_close(values["ce"], F.cross_entropy(logits, b.labels))
@@ -73,7 +73,7 @@ def test_a_fitnet_regressor_is_trained_with_the_student_and_the_teacher_is_not()
 def test_ranks_exchange_pooled_features_where_a_loss_pools(loss: TransferLoss) -> None:
     """With several ranks `gather` sees what is sent: a vector an image, but for SP, which needs the maps."""
     distiller, live = wired([Term("tested", loss, 1.0, LAST)])
-    loss.allocate(4)
+    loss.init_memory(4)
     b, context = batch(), {"index": torch.arange(4), "seed": torch.tensor(0)}
     gathered: list[tuple[int, ...]] = []
 
@@ -95,11 +95,11 @@ def test_ranks_exchange_pooled_features_where_a_loss_pools(loss: TransferLoss) -
 def test_a_term_falls_when_it_is_trained() -> None:
     distiller, live = wired([Term("at", AT(), 1000, LAST)])
     b = batch()
-    summaries = live(b)
+    targets = live(b)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)
     seen = []
     for _ in range(5):
-        _, values = distiller(b.images, b.labels, summaries)
+        _, values = distiller(b.images, b.labels, targets)
         optimizer.zero_grad()
         distiller.total(values).backward()
         optimizer.step()
@@ -141,16 +141,16 @@ def test_a_loss_of_each_kind_is_trained(kind: type[TransferLoss]) -> None:
     distiller, live = wired([two_stages(kind())])
     b = batch()
     for loss in distiller.losses.values():
-        loss.allocate(len(b.labels))
+        loss.init_memory(len(b.labels))
     context = {
         "index": b.indices, "epoch": torch.ones(()), "progress": torch.ones(()),
         "seed": torch.zeros((), dtype=torch.int64),
     }  # fmt: skip
     before = {name: p.detach().clone() for name, p in distiller.named_parameters()}
     optimizer = torch.optim.Adam(distiller.parameters(), lr=3e-3)
-    summaries, seen = live(b), []
+    targets, seen = live(b), []
     for _ in range(15):
-        _, values = distiller(b.images, b.labels, summaries, context)
+        _, values = distiller(b.images, b.labels, targets, context)
         optimizer.zero_grad()
         distiller.total(values).backward()
         optimizer.step()
@@ -165,7 +165,7 @@ def test_a_loss_of_each_kind_is_trained(kind: type[TransferLoss]) -> None:
 
 def test_a_loss_that_gives_more_than_one_number_is_named() -> None:
     class Rows(kinds.OfFeature):
-        def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+        def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
             return student_feature.float().mean((1, 2, 3))
 
     distiller, live = wired([Term("rows", Rows(), 1.0, LAST)])

@@ -1,108 +1,152 @@
-"""Listing layers: names, shapes, roles, overwritten outputs, pairs of one map size."""
+"""LayerHooks hand over the right tensors, leave nothing behind, and name what they cannot find."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.layers import describe, layers, matching, pairs_text, without_weights
-from nst.models import resnet8, timm_model, torchvision_model
-from nst.taps import feature_shapes
+from nst.layers import LOGITS, LayerHooks, feature_shapes, resolve
+from nst.models import timm_model
 
 
-class Overwriting(nn.Module):
-    """Its ReLU works in place, so the convolution's output is gone after it."""
+class Net(nn.Module):
+    """Convolution, a ReLU used twice, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 6, 3, padding=1, stride=2)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(6, 10)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 5)
+        self.named_layers = {"last": "relu", "last_pre_relu": "relu:input"}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+        x = self.relu(self.conv(x))
+        self.before = -x + 0.1
+        return self.fc(self.relu(self.before).mean((2, 3)))
 
 
-def test_names_shapes_and_roles() -> None:
-    model = resnet8(in_channels=1).train()
-    found = {layer.name: layer for layer in layers(model, (1, 8, 8))}
-    assert found["conv1"].shape == (16, 8, 8)
-    assert found["layer2.0.conv1"].kind == "Conv2d"
-    assert found["layer3"].shape == (64, 2, 2)
-    assert set(found["layer3"].roles) == {"last", "stage3"}
-    assert found["fc"].shape == (10,)
-    assert all(layer.intact for layer in found.values())
-    assert model.training
-    assert not any(m._forward_hooks for m in model.modules())
+def test_features_are_the_outputs_and_inputs_of_the_last_call() -> None:
+    net, x = Net(), torch.randn(2, 3, 6, 6)
+    layers = LayerHooks(net, ["last", "last_pre_relu", "conv"])
+    net(x)
+    features = layers.read()
+    assert torch.equal(features["conv"], net.conv(x))
+    assert torch.equal(features["last_pre_relu"], net.before)
+    assert torch.equal(features["last"], net.before.relu())
 
 
-def test_an_output_that_is_overwritten_is_marked_and_never_paired() -> None:
-    found = layers(Overwriting(), (1, 8, 8))
-    assert [layer.intact for layer in found] == [False, True, True]
-    assert "conv   Conv2d  6×4×4   overwritten by what follows: do not tap" in describe("student", "own", found)
-    assert [(t.name, s.name) for t, s in matching(found, found)] == [("relu", "relu")]
+def test_reading_hands_over_and_removing_detaches() -> None:
+    net = Net()
+    layers = LayerHooks(net, ["last"])
+    net(torch.randn(1, 3, 4, 4))
+    assert set(layers.read()) == {"last"}
+    assert layers.read() == {}
+    layers.remove()
+    net(torch.randn(1, 3, 4, 4))
+    assert layers.read() == {}
 
 
-@pytest.mark.parametrize("tap", ["conv", "relu:input"])
-def test_a_tap_that_is_overwritten_is_refused(tap: str) -> None:
-    with pytest.raises(ValueError, match=f"layer '{tap}' of Overwriting is overwritten"):
-        feature_shapes(Overwriting(), [tap], (1, 8, 8))
-    assert feature_shapes(Overwriting(), ["relu", "logits"], (1, 8, 8))["relu"] == (6, 4, 4)
+def test_gradients_flow_through_a_layer() -> None:
+    net = Net()
+    layers = LayerHooks(net, ["last_pre_relu"])
+    net(torch.randn(2, 3, 4, 4))
+    layers.read()["last_pre_relu"].sum().backward()
+    assert net.conv.weight.grad is not None
+    assert net.conv.weight.grad.abs().sum() > 0
 
 
-def test_a_tap_that_dropout_overwrites_in_training_is_refused_for_a_student() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.5, inplace=True), nn.BatchNorm2d(4), nn.Flatten())
-    before, state = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
-    assert feature_shapes(net, ["1"], (1, 8, 8))["1"] == (4, 6, 6)  # as a teacher it runs without dropout
-    with pytest.raises(ValueError, match="layer '1' of Sequential is overwritten by what follows, such as an in-place"):
-        feature_shapes(net, ["1"], (1, 8, 8), trained=True)
-    assert feature_shapes(net, ["2", "3"], (1, 8, 8), trained=True)["2"] == (4, 6, 6)
-    assert all(module.training for module in net.modules())
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+@pytest.mark.parametrize(("layer", "near"), [("lst", "last"), ("conv1", "conv"), ("relu:output", "relu")])
+def test_unknown_layers_get_the_nearest_names(layer: str, near: str) -> None:
+    with pytest.raises(ValueError, match=near) as caught:
+        resolve(Net(), layer)
+    assert layer in str(caught.value)
 
 
-def test_pairs_are_the_last_layers_of_each_common_map_size() -> None:
-    teacher = layers(torchvision_model("resnet18", 10), (3, 64, 64))
-    student = layers(resnet8(), (3, 64, 64))
-    pairs = [(t.name, s.name) for t, s in matching(teacher, student)]
-    assert pairs == [("relu", "layer2"), ("layer1", "layer3")]
-    text = pairs_text(matching(teacher, student), "taps")
-    assert "stage1 (64×16×16) → last (64×16×16)" in text
-    assert text.endswith("'taps=[{teacher: stage1, student: last}]'")
-    assert "no two layers" in pairs_text([], "taps")
+def test_shapes_are_found_without_changing_the_model() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(7))
+    net(torch.zeros(2, 3, 8, 8))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    assert feature_shapes(net, ["1", LOGITS], (3, 8, 8)) == {"1": (4, 4, 4), LOGITS: (7,)}
+    assert net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_running_statistics_stay() -> None:
-    model = resnet8(in_channels=1).train()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    layers(model, (1, 8, 8))
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+def test_a_layer_that_is_not_reached_is_an_error() -> None:
+    net = Net()
+    net.unused = nn.Identity()
+    with pytest.raises(ValueError, match="unused"):
+        feature_shapes(net, ["unused"], (3, 4, 4))
 
 
-def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
-    found = layers(torchvision_model("resnet18", 10), (3, 64, 64))
-    text = describe("student", "resnet18", found, list_all=False)
-    assert "stage4, last" in text
-    assert "layer4.1.relu:input  ReLU        512×2×2   stage4_pre_relu, last_pre_relu" in text
-    assert len(text.splitlines()) == 2 + 8 + 1
-    assert "and 63 more layers: all=true lists them" in text
-    assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), list_all=False).splitlines()) == 4
-
-
-def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
+def vit(**arguments: int) -> nn.Module:
     pytest.importorskip("timm")
-    small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
-    found = {
-        layer.name: layer
-        for layer in layers(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
-    }
-    assert found["blocks.1"].shape == (24, 3, 3)
-    assert set(found["blocks.1"].roles) == {"block2", "last"}
-    assert "blocks.0.attn.q_norm" not in found
+    small = {"depth": 2, "embed_dim": 24, "num_heads": 2} | arguments
+    return timm_model("vit_tiny_patch16_224", 5, image_size=32, arguments=small)
 
 
-def test_no_weights_are_loaded_to_list_layers() -> None:
-    node = {"_target_": "nst.models.timm_model", "arch": "resnet18", "pretrained": True}
-    assert without_weights(node) == {**node, "pretrained": False}
-    assert node["pretrained"]
-    assert without_weights({"_target_": "mynet.Net"}) == {"_target_": "mynet.Net"}
+@pytest.mark.parametrize("registers", [0, 3])
+def test_tokens_become_a_map_without_class_and_register_tokens(registers: int) -> None:
+    net = vit(reg_tokens=registers).eval()
+    layers = LayerHooks(net, ["last", "block1", "blocks.1:input", "norm"])
+    net(torch.randn(2, 3, 32, 32))
+    features = layers.read()
+    assert {tuple(feature.shape) for feature in features.values()} == {(2, 24, 2, 2)}
+    assert torch.equal(features["block1"], features["blocks.1:input"])
+    tokens = net.norm(features["last"].flatten(2).transpose(1, 2))  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(features["norm"], tokens.transpose(1, 2).unflatten(2, (2, 2)))
+
+
+def test_images_of_another_shape_have_another_grid() -> None:
+    net = vit(dynamic_img_size=True).eval()
+    layers = LayerHooks(net, ["last"])
+    net(torch.randn(1, 3, 48, 32))
+    assert layers.read()["last"].shape == (1, 24, 3, 2)
+
+
+def test_a_compiled_student_hands_over_maps_with_gradient() -> None:
+    net = vit()
+    layers = LayerHooks(net, ["last"])
+
+    def step(images: Tensor) -> Tensor:
+        net(images)
+        return layers.read()["last"]
+
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)(images)
+    torch.testing.assert_close(compiled, step(images))
+    compiled.square().mean().backward()
+    assert net.get_submodule("patch_embed.proj").weight.grad.abs().sum() > 0  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ("blocks.0.attn.k_norm", "separate attention heads"),
+        ("blocks.0.attn.q_norm", "layer one of block1, block2, last"),
+    ],
+)
+def test_what_is_no_map_is_refused(layer: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"layer '{layer}' of VisionTransformer yields .* no map: .*{words}"):
+        feature_shapes(vit(), [layer], (3, 32, 32))
+
+
+def test_windows_and_unknown_grids_are_refused() -> None:
+    pytest.importorskip("timm")
+    small = {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 1, 1, 1], "window_size": 4}
+    swin = timm_model("swin_tiny_patch4_window7_224", 5, image_size=64, arguments=small)
+    with pytest.raises(ValueError, match=r"'layers.0.blocks.0.attn' .* parts of the images"):
+        feature_shapes(swin, ["layers.0.blocks.0.attn"], (3, 64, 64))
+    shapes = feature_shapes(swin, ["patch_embed.proj", "patch_embed", "layers.1.blocks.0.mlp.act"], (3, 64, 64))
+    assert [*shapes.values()] == [(24, 16, 16), (24, 16, 16), (192, 8, 8)]
+    mixer = timm_model("mixer_s32_224", 5, image_size=64)
+    with pytest.raises(ValueError, match=r"mlp_tokens.* has 512 tokens an image, not 2×2 plus 0"):
+        feature_shapes(mixer, ["blocks.0.mlp_tokens"], (3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [("stages.0.blocks.0.norm", (8, 16, 16)), ("stages.0.blocks.0.mlp.act", (32, 16, 16)), ("stages.0", (8, 16, 16))],
+)
+def test_channels_are_where_the_module_says(layer: str, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("timm")
+    small = {"depths": [1, 1, 1, 1], "dims": [8, 12, 20, 24]}
+    assert feature_shapes(timm_model("convnext_atto", 5, arguments=small), [layer], (3, 64, 64))[layer] == shape

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nst.data.views import ViewScheme
     from nst.distiller import Distiller, Pair, Term
     from nst.export import load_student
+    from nst.layers import LayerHooks, feature_shapes
     from nst.losses import (
         AT,
         CC,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         TransferLoss,
     )
     from nst.models.weights import load_weights, save_weights
-    from nst.taps import Taps, feature_shapes
     from nst.teacher import LiveTeacher, Normalization
     from nst.training.evaluate import Metrics, evaluate
     from nst.training.ranks import Ranks
@@ -55,6 +55,7 @@ __all__ = [
     "CrossEntropy",
     "Distiller",
     "FitNet",
+    "LayerHooks",
     "LiveTeacher",
     "MemorySplit",
     "Metrics",
@@ -62,7 +63,6 @@ __all__ = [
     "Pair",
     "Ranks",
     "ReviewKD",
-    "Taps",
     "Term",
     "Trainer",
     "TrainerConfig",
@@ -87,7 +87,7 @@ _HOMES = {
         "AT", "CC", "CRD", "DIST", "DKD", "KD", "NST", "PKT", "RKD", "SP", "VID", "CrossEntropy", "FitNet", "ReviewKD",
         "TransferLoss",
     ),
-    "nst.taps": ("Taps", "feature_shapes"),
+    "nst.layers": ("LayerHooks", "feature_shapes"),
     "nst.training.ranks": ("Ranks",),
     "nst.training.evaluate": ("Metrics", "evaluate"),
     "nst.training.trainer": ("Trainer",),

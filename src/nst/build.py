@@ -22,16 +22,16 @@ from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.data.schedule import ScheduledLoader
-from nst.distiller import Distiller, Request, Term
-from nst.layers import shown
+from nst.distiller import Distiller, TargetSpec, Term
+from nst.layer_listing import shown
+from nst.layers import LOGITS, feature_shapes, resolve
 from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.seeds import seeded
-from nst.taps import LOGITS, feature_shapes, resolve
-from nst.teacher.source import SummarySource
-from nst.terms import check_name, instantiate, resolve_taps, terms
+from nst.teacher.source import TargetSource
+from nst.terms import check_name, instantiate, resolve_layers, terms
 from nst.training.optimizer import MakeOptimizer, check_optimizer
 from nst.training.ranks import Ranks
 from nst.training.schedule import Schedule
@@ -44,7 +44,7 @@ class Networks:
 
     distiller: Distiller
     teacher: nn.Module | None
-    student_shapes: dict[str, Shape]  # tap → (C, H, W) of one image
+    student_shapes: dict[str, Shape]  # layer → (C, H, W) of one image
     teacher_shapes: dict[str, Shape]
 
 
@@ -64,7 +64,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
     _check_sizes(run.data)
-    resolve_taps(run)
+    resolve_layers(run)
     loss_terms = terms(run)
     if not loss_terms:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
@@ -143,7 +143,7 @@ def _check_kinds(run: RunConfig, loss_terms: Sequence[Term]) -> None:
             )
         if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
             raise ValueError(
-                f"loss.{term.name}.taps: this loss compares all layers at once, so a pair cannot have its own weight"
+                f"loss.{term.name}.layers: this loss compares all layers at once, so a pair cannot have its own weight"
             )
     _check_mixing(run, loss_terms)
 
@@ -156,7 +156,7 @@ def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
     if run.knowledge.mode == "stored":
         raise ValueError(f"{mixing[0]}: a teacher cache has no mixed images; use knowledge=live")
     for term in loss_terms:
-        if needed := [need for need in term.loss.needs if need in ("labels", "index")]:
+        if needed := [need for need in term.loss.inputs if need in ("labels", "index")]:
             raise ValueError(
                 f"{mixing[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
                 "omit mixing or that loss"
@@ -225,67 +225,67 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 def networks(run: RunConfig) -> Networks:
-    """Student and teacher with taps and losses, checked by a forward pass of one blank image through each.
+    """Student and teacher with layers and losses, checked by a forward pass of one blank image through each.
 
     Raises:
-        ValueError: unknown layer, a tap whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
+        ValueError: unknown layer, a layer whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
     """
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
     teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
     loss_terms = terms(run, [student] if teacher is None else [student, teacher])
-    _check_taps(loss_terms, "student", student)
+    _check_layers(loss_terms, "student", student)
     student_shapes = _shapes("student", student, [p.student for t in loss_terms for p in t.pairs], image)
     _check_classes("model", student_shapes, run.data["num_classes"])
     teacher_shapes = {}
     if teacher is not None:
         teacher_terms = [t for t in loss_terms if t.loss.source == "teacher"]
-        _check_taps(teacher_terms, "teacher", teacher)
+        _check_layers(teacher_terms, "teacher", teacher)
         teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in teacher_terms for p in t.pairs], image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
         if run.knowledge.mode == "stored":
             _check_cacheable(teacher)
     with seeded(run.seed):
         distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
-    for request in distiller.requests:
-        _check_plan(request, teacher_shapes[request.tap])
+    for spec in distiller.target_specs:
+        _check_plan(spec, teacher_shapes[spec.layer])
     check_saveable(student)
     check_resumable(distiller)
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
 
 
-def _check_plan(request: Request, teacher_shape: Shape) -> None:
+def _check_plan(spec: TargetSpec, teacher_shape: Shape) -> None:
     """Raises ValueError if a loss cannot compare two shapes."""
-    name, shapes = request.key.split(":")[0], (request.student_shape, teacher_shape)
+    name, shapes = spec.key.split(":")[0], (spec.student_shape, teacher_shape)
     try:
-        request.loss.plan(*shapes)
-        if request.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
+        spec.loss.spec(*shapes)
+        if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
             raise ValueError(
                 f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
                 "scaled to unit length is always the same: name earlier layers as "
-                f"loss.{name}.taps=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
+                f"loss.{name}.layers=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
             )
     except ValueError as error:
-        raise ValueError(f"loss.{name}, teacher layer '{request.tap}': {error}") from error
+        raise ValueError(f"loss.{name}, teacher layer '{spec.layer}': {error}") from error
 
 
-def _check_taps(loss_terms: list[Term], side: str, model: nn.Module) -> None:
+def _check_layers(loss_terms: list[Term], side: str, model: nn.Module) -> None:
     for term in loss_terms:
         for pair in term.pairs:
             try:
                 resolve(model, pair.student if side == "student" else pair.teacher)
             except ValueError as error:
-                raise ValueError(f"loss.{term.name}.taps, {side}: {error}") from error
+                raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
 
 
-def _shapes(side: str, model: nn.Module, taps: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
+def _shapes(side: str, model: nn.Module, layers: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
     for name, p in model.named_parameters():
         if p.is_floating_point() and p.dtype != torch.float32:
             raise ValueError(
                 f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
             )
     try:
-        return feature_shapes(model, [*taps, LOGITS], image, trained=side == "student")
+        return feature_shapes(model, [*layers, LOGITS], image, trained=side == "student")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{side} on images of shape {image}: {error}") from error
 
@@ -367,7 +367,7 @@ def loader(run: RunConfig, ranks: Ranks, data: Dataset, split: str, views: Tenso
     return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
-def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader: Loader, ranks: Ranks) -> Trainer:
+def trainer(run: RunConfig, distiller: Distiller, source: TargetSource, loader: Loader, ranks: Ranks) -> Trainer:
     """The trainer of the run's student, with its optimizer and schedule."""
     make, no_decay = optimizer(run)
     return Trainer(
@@ -376,12 +376,12 @@ def trainer(run: RunConfig, distiller: Distiller, source: SummarySource, loader:
     )  # fmt: skip
 
 
-def allocate(run: RunConfig, distiller: Distiller, num_images: int) -> None:
+def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:
     """Let losses allocate their buffers with one row per training image."""
     with seeded(run.seed):
         for loss in distiller.losses.values():
             assert isinstance(loss, TransferLoss)
-            loss.allocate(num_images)
+            loss.init_memory(num_images)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -123,7 +123,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    taps: Any = "last"  # which layers of teacher and student are compared, for every loss without its own taps
+    layers: Any = "last"  # which layers of teacher and student are compared, for every loss without its own layers
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: Any = None
     schedule: Any = None
@@ -131,7 +131,7 @@ class RunConfig:
     tracker: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     outputs: str = "outputs"  # the folder of all runs
-    dry_run: bool = False  # print taps, shapes, parameters and memory, then stop
+    dry_run: bool = False  # print layers, shapes, parameters and memory, then stop
 
 
 @dataclass
@@ -176,7 +176,7 @@ NOT_IDENTITY = (
     "outputs",
     "dry_run",
     "recipe",
-    "taps",
+    "layers",
     "teacher.recipe.recipe",
     "tracker",
     "data.root",

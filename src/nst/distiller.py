@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nst.layers import LOGITS, LayerHooks
 from nst.losses import Shape, TransferLoss
-from nst.taps import LOGITS, Taps
 
-Summaries = dict[str, dict[str, Tensor]]  # request key → the teacher's summary
+Targets = dict[str, dict[str, Tensor]]  # spec key → the teacher's target
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher tap and the student tap that is compared with it."""
+    """A teacher layer and the student layer that is compared with it."""
 
     teacher: str
     student: str
@@ -24,7 +24,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Term:
-    """One weighted term of the run's loss: `weight · Σ_pairs pair.weight · loss(student feature, teacher summary)`."""
+    """One weighted term of the run's loss: `weight · Σ_pairs pair.weight · loss(student feature, teacher target)`."""
 
     name: str
     loss: TransferLoss
@@ -33,11 +33,11 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A summary that a loss needs: `loss.summarize(feature at tap, student_shape)`, under `key`."""
+class TargetSpec:
+    """A target that a loss needs: `loss.target(feature at layer, student_shape)`, under `key`."""
 
     key: str
-    tap: str
+    layer: str
     loss: TransferLoss
     student_shape: Shape
 
@@ -46,13 +46,13 @@ class Request:
 class Instance:
     """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
-    keys: tuple[str, ...]  # of its requests, one a pair: "term:0", "term:1", …; the first names the module
+    keys: tuple[str, ...]  # of its target_specs, one a pair: "term:0", "term:1", …; the first names the module
     pairs: tuple[Pair, ...]
     weight: float
 
 
 class Distiller(nn.Module):
-    """Runs the student on a batch and evaluates every term against the teacher's summaries."""
+    """Runs the student on a batch and evaluates every term against the teacher's targets."""
 
     def __init__(
         self,
@@ -61,20 +61,20 @@ class Distiller(nn.Module):
         student_shapes: Mapping[str, Shape],
         teacher_shapes: Mapping[str, Shape],
     ) -> None:
-        """Attach taps to the student and set up the losses.
+        """Attach layers to the student and set up the losses.
 
         Args:
             student: maps images `[B, C, H, W]` to logits.
             terms: at least one.
-            student_shapes, teacher_shapes: tap → shape of one image's feature, `(C, H, W)` (see `taps.feature_shapes`).
+            student_shapes, teacher_shapes: layer → shape of one image's feature, `(C, H, W)` (see `layers.feature_shapes`).
         """
         super().__init__()
         self.student = student
         self.terms = tuple(terms)
-        self.taps = Taps(student, [p.student for t in terms for p in t.pairs])
+        self.hooks = LayerHooks(student, [p.student for t in terms for p in t.pairs])
         self.losses = nn.ModuleDict()  # the losses' own parameters and buffers
         self.instances: dict[str, list[Instance]] = {}
-        self.requests: list[Request] = []
+        self.target_specs: list[TargetSpec] = []
         self.gather: Callable[[Tensor], Tensor] | None = None  # the rows of all ranks, with gradient; None: one process
         for term in self.terms:
             self.instances[term.name] = [
@@ -94,30 +94,30 @@ class Distiller(nn.Module):
             teachers = [teacher_shapes[pair.teacher] for pair in instance.pairs]
             loss.setup(*((shapes, teachers) if loss.all_layers else (shapes[0], teachers[0])))
             for key, pair, shape in zip(instance.keys, instance.pairs, shapes, strict=True):
-                self.requests.append(Request(key, pair.teacher, loss, shape))
+                self.target_specs.append(TargetSpec(key, pair.teacher, loss, shape))
         return instance
 
     def forward(
-        self, images: Tensor, labels: Tensor, summaries: Summaries, context: Mapping[str, Tensor] | None = None
+        self, images: Tensor, labels: Tensor, targets: Targets, context: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch.
 
         Args:
             labels: `[B]` int64; of mixed images `[B, classes]` probabilities.
-            context: what losses need besides labels and the teacher, by name; see `losses.base.Need`.
+            context: what losses need besides labels and the teacher, by name; see `losses.base.Input`.
         """
         logits = self.student(images)
-        features = self.taps.read() | {LOGITS: logits}
+        features = self.hooks.read() | {LOGITS: logits}
         context = {**(context or {}), "labels": labels}
-        return logits, {term.name: self.value(term, features, summaries, context) for term in self.terms}
+        return logits, {term.name: self.value(term, features, targets, context) for term in self.terms}
 
     def value(
-        self, term: Term, features: Mapping[str, Tensor], summaries: Summaries, context: Mapping[str, Tensor]
+        self, term: Term, features: Mapping[str, Tensor], targets: Targets, context: Mapping[str, Tensor]
     ) -> Tensor:
         """The unweighted value of one term.
 
         Args:
-            features: the student's, by tap, including the logits.
+            features: the student's, by layer, including the logits.
             context: what the losses need besides the teacher, including the labels.
 
         Raises:
@@ -126,32 +126,32 @@ class Distiller(nn.Module):
         if torch.is_grad_enabled() and not any(features[pair.student].requires_grad for pair in term.pairs):
             raise ValueError(
                 f"loss.{term.name}: no gradient flows from the student's {', '.join(pair.student for pair in term.pairs)}, so this term would "
-                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Tap a later "
+                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Layer a later "
                 "layer, or set the term's weight to 0"
             )
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
-            value = value + instance.weight * self._value(instance, features, summaries, context)
+            value = value + instance.weight * self._value(instance, features, targets, context)
         return value
 
     def _value(
         self,
         instance: Instance,
         features: Mapping[str, Tensor],
-        summaries: Summaries,
+        targets: Targets,
         context: Mapping[str, Tensor],
     ) -> Tensor:
         loss = self.losses[instance.keys[0]]
         assert isinstance(loss, TransferLoss)
         labelled = loss.source == "labels"
-        extra = {name: context[name] for name in (("labels",) if labelled else loss.needs)}
-        inputs = [extra if labelled else {**summaries[key], **extra} for key in instance.keys]
+        extra = {name: context[name] for name in (("labels",) if labelled else loss.inputs)}
+        inputs = [extra if labelled else {**targets[key], **extra} for key in instance.keys]
         student_features = [features[pair.student] for pair in instance.pairs]
         if loss.relational:
-            student_features = [loss.compact(feature) for feature in student_features]
+            student_features = [loss.reduce_student(feature) for feature in student_features]
             if (gather := self.gather) is not None:
                 student_features = [gather(feature) for feature in student_features]
-                inputs = [{name: gather(t) if t.ndim else t for name, t in summary.items()} for summary in inputs]
+                inputs = [{name: gather(t) if t.ndim else t for name, t in target.items()} for target in inputs]
         value = loss(student_features, inputs) if loss.all_layers else loss(student_features[0], inputs[0])
         if value.ndim:
             raise ValueError(

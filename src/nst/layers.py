@@ -1,155 +1,167 @@
-"""The layers of a network, their output shapes, and the pairs of two networks' layers with maps of the same size."""
+"""LayerHooks: layer names → features.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+A layer is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
+times in one forward pass, the last call counts). A model's `layers` attribute defines roles, names of common places:
+`"last"` (output of the last stage, after its last ReLU), `"last_pre_relu"`, `"stage1"` …
+
+A model's own `feature_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
+timm and torchvision have one. Without it, a feature is what the layer yields.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nst.losses import Shape
-from nst.taps import resolve
+LOGITS = "logits"  # the layer that is the model's own output
+_SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
+
+Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape → the feature
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One module of a network, in the order in which modules finish."""
+def resolve(model: nn.Module, layer: str) -> str:
+    """The module path behind a layer: a role in `model.named_layers`, or a module's own name.
 
-    name: str  # usable as a tap; "…:input" for a role that is the input of a module
-    kind: str  # class
-    shape: Shape  # of one image's output
-    roles: tuple[str, ...]  # names in `model.taps` for this place
-    intact: bool  # False: a later operation writes into the output, so a tap here reads something else
+    Raises:
+        ValueError: if the model has neither; names the nearest ones.
+    """
+    roles: dict[str, str] = getattr(model, "named_layers", {})
+    path = roles.get(layer, layer)
+    modules = dict(model.named_modules())
+    name = path.removesuffix(":input")
+    if path == LOGITS or (name and name in modules):
+        return path
+    nearest = difflib.get_close_matches(layer, [*roles, *(m for m in modules if m)], n=4, cutoff=0.4)
+    raise ValueError(
+        f"unknown layer '{layer}' in {type(model).__name__}: "
+        f"{'nearest names: ' + ', '.join(nearest) + '; ' if nearest else ''}"
+        f"named layers: {', '.join(roles) or 'none'}; any module name works too, `nst layers` lists them"
+    )
+
+
+class LayerHooks:
+    """Records the features at layers during a forward pass.
+
+    Attach before `torch.compile`: hooks added later never fire in a compiled model.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+        """Attach to `model`.
+
+        Args:
+            layers: roles or module names; see the module's docstring. `"logits"` needs no hook and is ignored here.
+
+        Raises:
+            ValueError: for a name the model does not have.
+        """
+        self.features: dict[str, Tensor] = {}
+        self._images: tuple[int, ...] = ()  # the shape of the input images
+        self._handles: list[RemovableHandle] = []
+        modules = dict(model.named_modules())
+        layout = getattr(model, "feature_layout", None)
+        if layout is not None:
+            self._handles.append(model.register_forward_pre_hook(self._note_images))
+        for layer in dict.fromkeys(layers):
+            path = resolve(model, layer)
+            if path == LOGITS:
+                continue
+            convert = None if layout is None else layout(model, path)
+            if path.endswith(":input"):
+                hook = self._keep_input(layer, convert)
+                handle = modules[path.removesuffix(":input")].register_forward_pre_hook(hook)
+            else:
+                handle = modules[path].register_forward_hook(self._keep_output(layer, convert))
+            self._handles.append(handle)
+
+    def _note_images(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._images = tuple(inputs[0].shape)
+
+    def _keep_output(self, layer: str, convert: Convert | None) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self.features[layer] = output if convert is None else convert(output, self._images)
+
+        return hook
+
+    def _keep_input(self, layer: str, convert: Convert | None) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.features[layer] = inputs[0] if convert is None else convert(inputs[0], self._images)
+
+        return hook
+
+    def read(self) -> dict[str, Tensor]:
+        """The features of the last forward pass; they are cleared here."""
+        features, self.features = self.features, {}
+        return features
+
+    def remove(self) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _Versions(LayerHooks):
+    """Also records the version of each feature, which in-place operations increment."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+        self.versions: dict[str, int] = {}
+        super().__init__(model, layers)
+
+    def _keep_output(self, layer: str, convert: Convert | None) -> Any:
+        keep = super()._keep_output(layer, convert)
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            keep(module, inputs, output)
+            if isinstance(feature := self.features[layer], Tensor):  # a view has the version of its base
+                self.versions[layer] = feature._version
+
+        return hook
+
+    def _keep_input(self, layer: str, convert: Convert | None) -> Any:
+        keep = self._keep_output(layer, convert)
+        return lambda module, inputs: keep(module, None, inputs[0])
 
 
 @torch.no_grad()
-def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """The modules that output one tensor for images of `image_shape` `(C, H, W)`; if called more than once, the last call.
+def feature_shapes(
+    model: nn.Module, layers: Iterable[str], image_shape: tuple[int, int, int], trained: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Shape of one image's feature at each layer, by a forward pass of one blank image.
 
-    Shapes are those of a tap. Layers without maps (such as separate windows of the images) are left out.
+    Args:
+        image_shape: `(C, H, W)`.
+        trained: the network is to be trained, so an in-place dropout counts as overwriting, too.
+
+    Raises:
+        ValueError: for an unknown layer, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
+            is overwritten later in the forward pass; for images that the model does not take.
     """
-    named: dict[str, list[str]] = {}
-    for role in getattr(model, "taps", {}):
-        named.setdefault(resolve(model, role), []).append(role)
-    recorded: dict[str, tuple[Tensor, int]] = {}
-    layout = getattr(model, "tap_layout", None)
-    images: list[tuple[int, ...]] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        images.append(tuple(inputs[0].shape))
-
-    def keep(path: str) -> Callable[[Any], None]:
-        convert = None if layout is None else layout(model, path)
-
-        def keep_value(value: Any) -> None:
-            try:
-                value = value if convert is None else convert(value, images[-1])
-            except ValueError:
-                return
-            if isinstance(value, Tensor):
-                recorded.pop(path, None)
-                recorded[path] = (value, value._version)
-
-        return keep_value
-
-    modules, training = dict(model.named_modules()), model.training
-    handles = [model.register_forward_pre_hook(note)]
-    handles += [_on_output(module, keep(name)) for name, module in modules.items() if name]
-    for path in named:
-        if path.endswith(":input"):
-            handles.append(_on_input(modules[path.removesuffix(":input")], keep(path)))
+    layers = list(layers)
+    recorder, training = _Versions(model, layers), model.training
+    parameter = next(model.parameters())
     try:
-        model.eval()(torch.zeros(1, *image_shape))
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.train(trained)
+        with torch.random.fork_rng(devices=[]):
+            logits = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    except (AssertionError, RuntimeError) as error:  # a network for other image sizes
+        hint = _SIZE_HINT if hasattr(model, "feature_layout") else ""
+        raise ValueError(f"{type(model).__name__} cannot take images of {image_shape}: {error}{hint}") from error
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    return [
-        Layer(
-            path,
-            type(modules[path.removesuffix(":input")]).__name__,
-            tuple(value.shape[1:]),
-            tuple(named.get(path, ())),
-            value._version == version,
-        )
-        for path, (value, version) in recorded.items()
-    ]
-
-
-def _on_output(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
-    return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
-
-
-def _on_input(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
-    return module.register_forward_pre_hook(lambda _module, inputs: keep(inputs[0]))
-
-
-def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's node that needs no download to be built: `pretrained` off."""
-    return {**node, "pretrained": False} if "pretrained" in node else dict(node)
-
-
-def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """For each map size that both networks have, the last layer of each, large maps first.
-
-    Only maps `[C, H, W]` of more than one position count, and only layers whose output is not overwritten.
-    """
-    ends_t, ends_s = _ends(teacher), _ends(student)
-    sizes = sorted(set(ends_t) & set(ends_s), key=lambda size: -size[0] * size[1])
-    return [(ends_t[size], ends_s[size]) for size in sizes]
-
-
-def _ends(all_layers: list[Layer]) -> dict[tuple[int, ...], Layer]:
-    maps = [
-        layer for layer in all_layers if len(layer.shape) == 3 and layer.intact and not layer.name.endswith(":input")
-    ]
-    return {layer.shape[1:]: layer for layer in maps if layer.shape[1] * layer.shape[2] > 1}
-
-
-def describe(side: str, name: str, all_layers: list[Layer], list_all: bool = True) -> str:
-    """A table: a line a layer.
-
-    Args:
-        list_all: False: only layers with a role; of a network without roles, the last layer of each map size.
-    """
-    chosen = (
-        all_layers if list_all else [layer for layer in all_layers if layer.roles] or list(_ends(all_layers).values())
-    )
-    rows = [("layer", "module", "output", "also called")]
-    for layer in chosen:
-        note = ", ".join(layer.roles) + ("" if layer.intact else "overwritten by what follows: do not tap")
-        rows.append((layer.name, layer.kind, shown(layer.shape), note))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
-    if len(chosen) < len(all_layers):
-        lines.append(f"and {len(all_layers) - len(chosen)} more layers: all=true lists them")
-    return "\n".join([f"{side}: {name}", *lines])
-
-
-def shown(shape: Shape) -> str:
-    """`64×8×8`."""
-    return "×".join(str(n) for n in shape)
-
-
-def tap_name(layer: Layer) -> str:
-    """The shortest way to name a layer: its role, if it has one."""
-    return layer.roles[0] if layer.roles else layer.name
-
-
-def pairs_text(pairs: list[tuple[Layer, Layer]], key: str | None) -> str:
-    """The pairs, and the override that uses the one with the smallest maps.
-
-    Args:
-        key: of the taps: `taps`, or a loss's own; None: nothing is tapped.
-    """
-    if not pairs:
-        return "no two layers have maps of the same size; any two can be paired, the teacher's map is then resized"
-    lines = ["teacher and student layers with maps of the same size:"]
-    for teacher, student in pairs:
-        sides = [f"{tap_name(side)} ({shown(side.shape)})" for side in (teacher, student)]
-        lines.append(f"  {sides[0]} → {sides[1]}")
-    if key is not None:
-        teacher, student = pairs[-1]
-        lines.append(f"use the last: '{key}=[{{teacher: {tap_name(teacher)}, student: {tap_name(student)}}}]'")
-    return "\n".join(lines)
+        recorder.remove()
+    features = recorder.read() | {LOGITS: logits}
+    for layer in layers:
+        if not isinstance(features.get(layer), Tensor):
+            raise ValueError(f"layer '{layer}' of {type(model).__name__} yields no tensor in a forward pass")
+        if layer in recorder.versions and features[layer]._version != recorder.versions[layer]:
+            raise ValueError(
+                f"layer '{layer}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU or dropout: "
+                "layer that layer, or make it inplace=False"
+            )
+    return {layer: tuple(features[layer].shape[1:]) for layer in layers}

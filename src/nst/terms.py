@@ -13,11 +13,11 @@ from torch import nn
 
 from nst.config import RunConfig
 from nst.distiller import Pair, Term
+from nst.layers import LOGITS
 from nst.losses import TransferLoss
 from nst.seeds import seeded
-from nst.taps import LOGITS
 
-TAP_NAMES = ("last", "stages", "stage2", "review")  # names that the shipped losses use for their layers
+LAYER_NAMES = ("last", "stages", "stage2", "review")  # names that the shipped losses use for their layers
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
@@ -59,33 +59,35 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     return [term for term in built if term.weight > 0]
 
 
-def resolve_taps(run: RunConfig) -> None:
-    """Resolve the run's key `taps` into the taps of every loss.
+def resolve_layers(run: RunConfig) -> None:
+    """Resolve the run's key `layers` into the layers of every loss.
 
-    `taps` applies to all losses without their own, even where their node has no such key: a list of pairs, a role that both
+    `layers` applies to all losses without their own, even where their node has no such key: a list of pairs, a role that both
     networks have, or a mapping from the names that losses use to either.
     """
-    if not run.taps:
-        raise ValueError(f"taps={run.taps}: a role such as last or stages, or at least one pair of layers is needed")
-    named = run.taps if isinstance(run.taps, Mapping) else {"last": run.taps}
+    if not run.layers:
+        raise ValueError(
+            f"layers={run.layers}: a role such as last or stages, or at least one pair of layers is needed"
+        )
+    named = run.layers if isinstance(run.layers, Mapping) else {"last": run.layers}
     for name in named:
-        nearest = difflib.get_close_matches(str(name), TAP_NAMES, n=1, cutoff=0.5)
-        if name not in TAP_NAMES and not any(_taps_of(node) == name for node in run.loss.values()):
+        nearest = difflib.get_close_matches(str(name), LAYER_NAMES, n=1, cutoff=0.5)
+        if name not in LAYER_NAMES and not any(_layers_of(node) == name for node in run.loss.values()):
             hint = (
                 f"did you mean {nearest[0]}?"
                 if nearest
-                else f"losses use {', '.join(TAP_NAMES)}, or the names in their own taps"
+                else f"losses use {', '.join(LAYER_NAMES)}, or the names in their own layers"
             )
-            raise ValueError(f"taps.{name}: no loss uses this name; {hint}")
+            raise ValueError(f"layers.{name}: no loss uses this name; {hint}")
     for name, node in run.loss.items():
         if not isinstance(node, dict):
             continue
-        # A run whose taps are the default keeps its identity: nothing is added.
-        if "taps" not in node and named.get("last", "last") != "last" and _compares_layers(name, node):
-            node["taps"] = None
-        if "taps" in node:
-            taps = "last" if node["taps"] is None else node["taps"]
-            node["taps"] = named.get(taps, taps) if isinstance(taps, str) else taps
+        # A run whose layers are the default keeps its identity: nothing is added.
+        if "layers" not in node and named.get("last", "last") != "last" and _compares_layers(name, node):
+            node["layers"] = None
+        if "layers" in node:
+            layers = "last" if node["layers"] is None else node["layers"]
+            node["layers"] = named.get(layers, layers) if isinstance(layers, str) else layers
 
 
 def _compares_layers(name: str, node: Mapping[str, Any]) -> bool:
@@ -95,27 +97,31 @@ def _compares_layers(name: str, node: Mapping[str, Any]) -> bool:
 
 
 def _loss(key: str, node: Mapping[str, Any]) -> Any:
-    return instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "taps")})
+    return instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "layers")})
 
 
-def _taps_of(node: Any) -> Any:
-    return node.get("taps") if isinstance(node, Mapping) else None
+def _layers_of(node: Any) -> Any:
+    return node.get("layers") if isinstance(node, Mapping) else None
 
 
-def _pairs(key: str, taps: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+def _pairs(key: str, layers: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
     """A list of pairs, or a role: `last`, any other name, or `stages` and `stages_pre_relu` for all that both networks have."""
-    if not isinstance(taps, str):
-        if not isinstance(taps, list | tuple) or not taps:
-            raise ValueError(f"{key}={taps!r}: a role such as last or stages, or a list of pairs of layers is needed")
-        return tuple(_pair(key, pair) for pair in taps)
-    if not re.fullmatch("stages(_pre_relu)?", taps):
-        return (Pair(taps, taps),)
-    suffix = taps.removeprefix("stages")
+    if not isinstance(layers, str):
+        if not isinstance(layers, list | tuple) or not layers:
+            raise ValueError(f"{key}={layers!r}: a role such as last or stages, or a list of pairs of layers is needed")
+        return tuple(_pair(key, pair) for pair in layers)
+    if not re.fullmatch("stages(_pre_relu)?", layers):
+        return (Pair(layers, layers),)
+    suffix = layers.removeprefix("stages")
     numbers = range(1, 100) if models else range(1, 2)
-    roles = [f"stage{k}{suffix}" for k in numbers if all(f"stage{k}{suffix}" in getattr(m, "taps", {}) for m in models)]
+    roles = [
+        f"stage{k}{suffix}"
+        for k in numbers
+        if all(f"stage{k}{suffix}" in getattr(m, "named_layers", {}) for m in models)
+    ]
     if not roles:
         raise ValueError(
-            f"{key}={taps}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
+            f"{key}={layers}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
         )
     return tuple(Pair(role, role) for role in roles)
 
@@ -126,7 +132,7 @@ def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ValueError(
             f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
-            "pairs of layers for all losses at once: taps=[{teacher: last, student: last}]"
+            "pairs of layers for all losses at once: layers=[{teacher: last, student: last}]"
         )
     weight = node.get("weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
@@ -139,10 +145,10 @@ def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:
             f"{key}: `projects` is gone; make the 1×1 convolution in setup(student_shape, teacher_shape) and apply it in forward"
         )
     if loss.on_logits:
-        if node.get("taps"):
-            raise ValueError(f"{key}.taps: this loss works on the logits and takes no taps")
+        if node.get("layers"):
+            raise ValueError(f"{key}.layers: this loss works on the logits and takes no layers")
         return Term(name, loss, float(weight), (Pair(LOGITS, LOGITS),))
-    return Term(name, loss, float(weight), _pairs(f"{key}.taps", node.get("taps", "last"), models))
+    return Term(name, loss, float(weight), _pairs(f"{key}.layers", node.get("layers", "last"), models))
 
 
 def _pair(key: str, node: Any) -> Pair:

@@ -16,14 +16,14 @@ from nst.losses import NST
 def test_baselines_equal_ours(kernel):
     student, teacher = torch.randn(3, 4, 3, 3), torch.randn(3, 6, 3, 3)
     ours = NST(kernel)
-    forms = {
+    implementations = {
         "linear": (baselines.broadcast_dot, baselines.product_dot),
         "polynomial": (baselines.broadcast_dot, baselines.product_dot),
         "gaussian": (baselines.broadcast_distance, baselines.product_distance),
     }
-    for form in forms[kernel]:
-        value = getattr(baselines, kernel)(student, teacher, form)
-        torch.testing.assert_close(value, ours(student, ours.summarize(teacher, (4, 3, 3))), rtol=1e-4, atol=1e-6)
+    for implementation in implementations[kernel]:
+        value = getattr(baselines, kernel)(student, teacher, implementation)
+        torch.testing.assert_close(value, ours(student, ours.target(teacher, (4, 3, 3))), rtol=1e-4, atol=1e-6)
 
 
 def test_every_method_runs_on_a_small_setting():
@@ -37,7 +37,7 @@ def test_the_command(tmp_path, capsys):
     parser = ArgumentParser()
     losses.add_arguments(parser)
     target = tmp_path / "losses.json"
-    words = "--parts forms --settings crd --methods poly poly-broadcast --allocators default --device cpu --seconds 0 --repeats 2"
+    words = "--parts implementations --settings crd --methods poly poly-broadcast --allocators default --device cpu --seconds 0 --repeats 2"
     losses.run(parser.parse_args([*words.split(), "--memory-gb", "0.01", "--json", str(target), "--markdown"]))
     report = json.loads(target.read_text())
     ours, broadcast = report["rows"]

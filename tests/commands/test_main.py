@@ -49,7 +49,7 @@ def test_help_of_training(nst: Nst) -> None:
         "schedule=cosine",
         "optim=adamw",
         "tracker=",
-        "taps=[",
+        "layers=[",
         "nst -sc install=bash",
     ):
         assert text in said.out
@@ -105,7 +105,7 @@ def test_a_home_folder_and_lists_with_spaces(nst: Nst, tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     for words in (("loss=[kd, nst_poly]",), ("loss=[kd,", "nst_poly]"), ("loss=[ kd ,nst_poly ]",)):
         said = nst(
-            "train", *words, "--cfg", "job", "outputs=~/runs", "taps=[{teacher:", "last,", "student:", "stage2}]"
+            "train", *words, "--cfg", "job", "outputs=~/runs", "layers=[{teacher:", "last,", "student:", "stage2}]"
         )
         assert said.status == 0, said.err
         assert "  kd:" in said.out
@@ -132,13 +132,13 @@ def test_layers_never_download_and_list_all_when_asked(nst: Nst) -> None:
     short = nst("layers", *words)
     assert short.status == 0, short.err
     assert "teacher: resnet18" in short.out
-    assert "use the last: 'taps=[{teacher: stage4" not in short.out
-    assert re.search(r"use the last: 'taps=\[\{teacher: \w+, student: \w+\}\]'", short.out)
+    assert "use the last: 'layers=[{teacher: stage4" not in short.out
+    assert re.search(r"use the last: 'layers=\[\{teacher: \w+, student: \w+\}\]'", short.out)
     assert "all=true lists them" in short.out
     every = nst("layers", *words, "all=true")
     assert len(every.out.splitlines()) > len(short.out.splitlines()) + 20
-    own = nst("layers", "loss.nst_poly.taps=[{teacher: stage2, student: stage2}]")
-    assert "use the last: 'loss.nst_poly.taps=[" in own.out
+    own = nst("layers", "loss.nst_poly.layers=[{teacher: stage2, student: stage2}]")
+    assert "use the last: 'loss.nst_poly.layers=[" in own.out
 
 
 def test_python_m_nst_and_train_py_from_any_folder(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from nst.data.memory import MemorySplit
 from nst.data.mixing import MixingLoader
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import LOGITS, feature_shapes
 from nst.losses import AT, CC, CRD, DIST, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet
-from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks, ranks
@@ -29,7 +29,7 @@ IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: p
 
 
 class Network(nn.Module):
-    """Two convolutions, with or without BN; the BN of the second is a tap (its hook must survive synchronised BN)."""
+    """Two convolutions, with or without BN; the BN of the second is a layer (its hook must survive synchronised BN)."""
 
     def __init__(self, channels: int, bn: bool) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=not bn)
         self.bn2 = nn.BatchNorm2d(channels) if bn else nn.Identity()
         self.fc = nn.Linear(channels, 10)
-        self.taps = {"last": "bn2"}
+        self.named_layers = {"last": "bn2"}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -95,7 +95,7 @@ def trainer(
     shapes = [feature_shapes(net, ["conv1", "last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
     distiller = Distiller(student, terms, *shapes)
     for loss in distiller.losses.values():
-        loss.allocate(IMAGES)  # type: ignore[operator]
+        loss.init_memory(IMAGES)  # type: ignore[operator]
     teacher.to(here.device)
     loader: Any = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
     if "mixup" in settings:

@@ -10,7 +10,7 @@ from tests.data.test_folder import load
 from tests.teacher.test_cache import MAP, POLY, VIEWS, arrays_for, opened, resnet8, split
 
 from nst.data.batch import Batch
-from nst.distiller import Summaries
+from nst.distiller import Targets
 from nst.errors import Interrupted
 from nst.runs.teacher_cache import StopTogether
 from nst.teacher import LiveTeacher, TeacherCache, write_cache
@@ -26,7 +26,7 @@ class Stopped(LiveTeacher):
 
     flag, after = StopFlag(), 10**9
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         self.after -= 1
         if self.after == 0:
             self.flag.signum = 15

@@ -134,8 +134,8 @@ def test_taps_of_one_loss_say_what_to_do_under_another(
 ) -> None:
     """As an experiment that names them for the loss it chooses."""
     file = own / "experiment" / "mine.yaml"
-    file.write_text(file.read_text().replace("taps: [", "loss: {nst_poly: {taps: [").rstrip() + "}}\n")
+    file.write_text(file.read_text().replace("layers: [", "loss: {nst_poly: {layers: [").rstrip() + "}}\n")
     with pytest.raises(SystemExit):
         start(page_command("loss=kd"), monkeypatch, "dry_run=true")
-    assert "taps=[{teacher: last, student: last}]" in (told := capsys.readouterr().err)
+    assert "layers=[{teacher: last, student: last}]" in (told := capsys.readouterr().err)
     assert "loss.nst_poly" in told

@@ -245,10 +245,10 @@ def test_what_nst_adds_compares_runs_of_one_source(tmp_path: Path) -> None:
 def test_taps_that_differ_are_named_by_layer(tmp_path: Path) -> None:
     runs = [run for run in kept(tmp_path) if "nst_poly" in run["loss"]]
     for run, student in zip(runs, ("last", "layer2"), strict=True):
-        run["loss"]["nst_poly"]["taps"] = [{"teacher": "last", "student": student}]
+        run["loss"]["nst_poly"]["layers"] = [{"teacher": "last", "student": student}]
     section = result_tables.section(runs)
-    assert "| NST (poly) 50 taps=last |" in section
-    assert "| NST (poly) 50 taps=last→layer2 |" in section
+    assert "| NST (poly) 50 layers=last |" in section
+    assert "| NST (poly) 50 layers=last→layer2 |" in section
 
 
 def test_diverged_runs_are_counted(tmp_path: Path) -> None:

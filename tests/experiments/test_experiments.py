@@ -82,10 +82,10 @@ def settle(network: torch.nn.Module, channels: int) -> None:
 
 def cache_shapes(find: Any) -> Any:
     @cache
-    def cached(who: str, model: torch.nn.Module, taps: tuple[str, ...], image: tuple[int, int, int]) -> Any:
-        return find(who, model, list(taps), image)
+    def cached(who: str, model: torch.nn.Module, layers: tuple[str, ...], image: tuple[int, int, int]) -> Any:
+        return find(who, model, list(layers), image)
 
-    return lambda who, model, taps, image: cached(who, model, tuple(taps), image)
+    return lambda who, model, layers, image: cached(who, model, tuple(layers), image)
 
 
 def composed(*overrides: str) -> Any:
@@ -117,14 +117,14 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
     live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else NoTeacher()
     loader = dataset.split("train").loader(2, train=True)
-    build.allocate(run, networks.distiller, len(dataset.train))
+    build.init_memory(run, networks.distiller, len(dataset.train))
     trainer = build.trainer(run, networks.distiller, live, loader, Ranks(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
         trainer.step(batch)
     logged = trainer.window()
-    networks.distiller.taps.remove()
+    networks.distiller.hooks.remove()
     if isinstance(live, LiveTeacher):
-        live.taps.remove()
+        live.hooks.remove()
     assert trainer.progress.step == STEPS
     assert set(logged["terms"]) == {name for name, node in run.loss.items() if node["weight"]}
     assert np.isfinite(logged["loss"])
@@ -154,14 +154,14 @@ def test_every_setting_is_in_a_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "taps"),
+    ("name", "layers"),
     [
         ("resnet56-resnet20", ["stage1", "stage2", "stage3"]),
         ("vgg13-vgg8", ["stage1", "stage2", "stage3", "stage4"]),
         ("wrn40_2-wrn16_2", ["stage1_pre_relu", "stage2_pre_relu", "stage3_pre_relu"]),
     ],
 )
-def test_crd_s_settings(name, taps):
+def test_crd_s_settings(name, layers):
     run = {
         m: build.settings(composed(f"experiment=crd/{name}", f"loss=crd/{m}")) for m in ("kd", "fitnet", "at", "nst")
     }
@@ -178,7 +178,11 @@ def test_crd_s_settings(name, taps):
     assert (run["at"].loss["at"]["weight"], run["at"].loss["at"]["p"]) == (1000, 2)
     assert run["fitnet"].loss["fitnet"]["weight"] == 100
     assert run["nst"].loss["nst_poly"]["weight"] == 50
-    for method, term, expected in (("at", "at", taps), ("nst", "nst_poly", taps), ("fitnet", "fitnet", taps[1:2])):
+    for method, term, expected in (
+        ("at", "at", layers),
+        ("nst", "nst_poly", layers),
+        ("fitnet", "fitnet", layers[1:2]),
+    ):
         assert run[method].loss[term]["convention"] == "crd"
         (found,) = (t for t in build.networks(run[method]).distiller.terms if t.name == term)
         assert [pair.teacher for pair in found.pairs] == [pair.student for pair in found.pairs] == expected
@@ -205,7 +209,7 @@ def test_the_paper_s_settings():
         assert (run.optim["lr"], run.optim["weight_decay"]) == (0.2, 1e-4)
         assert [epoch * 400 for epoch in run.schedule["milestones"]] == [200, 300]
         assert [run.loss[name]["weight"] for name in ("kd", "fitnet", "nst_poly")] == [16, 100, 50]
-        assert run.loss["fitnet"]["taps"] == run.loss["nst_poly"]["taps"] == "last_pre_relu"
+        assert run.loss["fitnet"]["layers"] == run.loss["nst_poly"]["layers"] == "last_pre_relu"
         assert (run.teacher.model["name"], run.model["name"]) == ("preact_resnet1001", "inception_bn_small")
         assert run.teacher.recipe.optim["lr"] == 0.1
         assert run.teacher.recipe.trainer.epochs == 200

@@ -16,7 +16,7 @@ class Small(nn.Module):
         self.conv, self.bn, self.relu = nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
         self.drop = nn.Dropout(0.2)
         self.fc = nn.Linear(8, num_classes)
-        self.taps = {"last": "relu"}
+        self.named_layers = {"last": "relu"}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""

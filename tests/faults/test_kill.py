@@ -56,7 +56,7 @@ KINDS = {
     "Learned": [],
     "Remembering": [],
     "Ramped": [],
-    "SeveralLayers": ["+loss.own.taps=[{teacher: stage2, student: stage2}, {teacher: last, student: last}]"],
+    "SeveralLayers": ["+loss.own.layers=[{teacher: stage2, student: stage2}, {teacher: last, student: last}]"],
 }
 
 

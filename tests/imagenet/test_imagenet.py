@@ -16,7 +16,7 @@ from tests.data.samples import encode, noise
 from nst import build
 from nst.commands.train import run
 from nst.data.batch import Batch
-from nst.distiller import Distiller, Summaries
+from nst.distiller import Distiller, Targets
 from nst.teacher import LiveTeacher, NoTeacher
 from nst.training.ranks import Ranks
 from nst.training.signals import Interrupted
@@ -83,18 +83,18 @@ METHODS |= {"kd_fitnet": ["kd", "fitnet"], "kd_at": ["kd", "at"], "kd_nst": ["kd
 
 
 class Known(NoTeacher):
-    """Summaries by the index of a batch's first image."""
+    """Targets by the index of a batch's first image."""
 
-    def __init__(self, known: dict[int, Summaries]) -> None:
+    def __init__(self, known: dict[int, Targets]) -> None:
         self.known = known
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         return self.known[int(batch.indices[0])]
 
 
 def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Path) -> None:
     """ResNet-101 teaches Inception-BN; what it says of the four images is computed once for all methods."""
-    last = "taps=[{teacher: last_pre_relu, student: last_pre_relu}]"
+    last = "layers=[{teacher: last_pre_relu, student: last_pre_relu}]"
     settings = build.settings(
         compose(
             *("experiment=paper/imagenet", "loss=[kd,fitnet,at,nst_poly]", f"data.root={tree}"),

@@ -12,15 +12,15 @@ IMAGES = 40
 
 LOSSES: dict[str, Callable[[], TransferLoss]] = {
     "NST linear": lambda: NST("linear"),
-    "NST gram": lambda: NST(form="gram"),
-    "NST gram, c": lambda: NST(form="gram", c=0.5),
-    "NST pairs": lambda: NST(form="pairs", c=0.5),
-    "NST stream": lambda: NST(form="stream"),
+    "NST gram": lambda: NST(implementation="gram"),
+    "NST gram, c": lambda: NST(implementation="gram", c=0.5),
+    "NST pairs": lambda: NST(implementation="pairs", c=0.5),
+    "NST stream": lambda: NST(implementation="stream"),
     "NST degree 3": lambda: NST(degree=3),
     "NST gaussian": lambda: NST("gaussian"),
     "NST joint": lambda: NST("gaussian", sigma2="joint"),
-    "NST taylor": lambda: NST("gaussian", approximate=2, form="gram"),
-    "NST taylor pairs": lambda: NST("gaussian", approximate=2, form="pairs"),
+    "NST taylor": lambda: NST("gaussian", approximate=2, implementation="gram"),
+    "NST taylor pairs": lambda: NST("gaussian", approximate=2, implementation="pairs"),
     "NST official": lambda: NST(convention="official"),
     "NST crd": lambda: NST(convention="crd"),
     "AT": AT,
@@ -60,7 +60,7 @@ class Case:
             student, teacher = student[:1], teacher[:1]
         self.shapes = list(zip(student, teacher, strict=True))
         self.loss.setup(*((student, teacher) if self.loss.all_layers else (student[0], teacher[0])))
-        self.loss.allocate(IMAGES)
+        self.loss.init_memory(IMAGES)
         make = [torch.randn(batch, *shape) for shape in student + teacher]
         make = [x.to(memory_format=layout) if x.ndim == 4 else x for x in make]
         self.students, self.teachers = make[: len(student)], make[len(student) :]
@@ -72,19 +72,19 @@ class Case:
             "seed": torch.tensor(7),
         }
 
-    def summaries(self) -> list[dict[str, Tensor]]:
-        return [self.loss.summarize(t, s) for (s, _), t in zip(self.shapes, self.teachers, strict=True)]
+    def targets(self) -> list[dict[str, Tensor]]:
+        return [self.loss.target(t, s) for (s, _), t in zip(self.shapes, self.teachers, strict=True)]
 
-    def value(self, students: list[Tensor], summaries: list[dict[str, Tensor]]) -> Tensor:
-        given = [summary | {name: self.extra[name] for name in self.loss.needs} for summary in summaries]
+    def value(self, students: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+        given = [target | {name: self.extra[name] for name in self.loss.inputs} for target in targets]
         arguments: Any = (students, given) if self.loss.all_layers else (students[0], given[0])
         return self.loss(*arguments)
 
-    def step(self, summaries: list[dict[str, Tensor]]) -> list[Tensor]:
+    def step(self, targets: list[dict[str, Tensor]]) -> list[Tensor]:
         """Value and gradients of features and parameters, from the same buffers each time."""
         state = {name: tensor.clone() for name, tensor in self.loss.state_dict().items()}
         students = [x.clone(memory_format=torch.preserve_format).requires_grad_(True) for x in self.students]
-        value = self.value(students, summaries)
+        value = self.value(students, targets)
         gradients = torch.autograd.grad(value, [*students, *self.loss.parameters()], allow_unused=True)
         self.loss.load_state_dict(state)
         return [value.detach(), *(g for g in gradients if g is not None)]

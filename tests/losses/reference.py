@@ -1,4 +1,4 @@
-"""The losses written out as double loops in float64: what the fast forms must equal, value and gradient."""
+"""The losses written out as double loops in float64: what the fast implementations must equal, value and gradient."""
 
 import torch
 from hypothesis import strategies as st
@@ -112,8 +112,8 @@ def assert_equal(loss, student: Tensor, teacher: Tensor, expected, *, rtol: floa
     """The loss in float32 equals the float64 reference `expected(student, teacher)`, value and gradient."""
     value, gradient = value_and_gradient(lambda x: expected(x, teacher), student)
     single = student.float().requires_grad_(True)
-    summary = loss.summarize(teacher.float(), tuple(student.shape[1:]))
-    found = loss(single, summary)
+    target = loss.target(teacher.float(), tuple(student.shape[1:]))
+    found = loss(single, target)
     assert found.dtype == torch.float32
     assert found.ndim == 0
     found.backward()

@@ -21,19 +21,19 @@ def test_equals_the_double_loop(convention, pair, p):
 def test_zero_at_equality():
     for kind in reference.KINDS:
         x = feature(0, (2, 4, 3, 3), kind).float()
-        assert AT()(x, AT().summarize(x)).item() == 0
+        assert AT()(x, AT().target(x)).item() == 0
 
 
 def test_gradcheck_in_float64():
     for p in (2.0, 3.0):
         student, teacher = feature(0, (2, 3, 2, 3), "signed").requires_grad_(True), feature(1, (2, 4, 2, 3), "relu")
         loss = AT(p=p)
-        assert torch.autograd.gradcheck(lambda x, loss=loss, t=teacher: loss(x, loss.summarize(t)), (student,))
+        assert torch.autograd.gradcheck(lambda x, loss=loss, t=teacher: loss(x, loss.target(t)), (student,))
 
 
 def test_zero_maps_have_no_gradient():
     x = torch.zeros(2, 4, 3, 3, requires_grad=True)
-    value = AT()(x, AT().summarize(torch.randn(2, 5, 3, 3)))
+    value = AT()(x, AT().target(torch.randn(2, 5, 3, 3)))
     value.backward()
     assert value.isfinite()
     assert (x.grad == 0).all()
@@ -45,33 +45,33 @@ def test_half_precision(scale, p):
     loss = AT(p=p)
     student, teacher = feature(0, (2, 4, 3, 3), "signed").sign(), feature(1, (2, 8, 3, 3), "relu").sign()
     teacher[:, 0, 0, 0] = 1
-    expected = loss(student, loss.summarize(teacher))
+    expected = loss(student, loss.target(teacher))
     x = (student * scale).half().requires_grad_(True)
-    summary = loss.summarize((teacher * scale).half())
+    target = loss.target((teacher * scale).half())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(x, summary)
+        value = loss(x, target)
     value.backward()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.detach().double(), expected, rtol=1e-4, atol=1e-6)
     assert x.grad.isfinite().all()
-    stored = loss(x.detach(), {"attention": summary["attention"].half()})
+    stored = loss(x.detach(), {"attention": target["attention"].half()})
     torch.testing.assert_close(stored.double(), expected, rtol=1e-2, atol=1e-4)
 
 
 def test_channels_last_keeps_the_layout():
     x = feature(0, (2, 6, 4, 4), "signed").float().to(memory_format=torch.channels_last).requires_grad_(True)
-    AT()(x, AT().summarize(torch.randn(2, 8, 4, 4))).backward()
+    AT()(x, AT().target(torch.randn(2, 8, 4, 4))).backward()
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_sizes_plan_and_errors():
     loss, teacher = AT(), torch.randn(2, 8, 8, 8)
-    summary = loss.summarize(teacher, (4, 4, 4))
-    assert loss.plan((4, 4, 4), (8, 8, 8)).summary == {"attention": (16,)}
-    assert summary["attention"].shape == (2, 16)
-    assert AT(convention="crd").plan((4, 8, 8), (8, 4, 4)).summary == {"attention": (16,)}
+    target = loss.target(teacher, (4, 4, 4))
+    assert loss.spec((4, 4, 4), (8, 8, 8)).target == {"attention": (16,)}
+    assert target["attention"].shape == (2, 16)
+    assert AT(convention="crd").spec((4, 8, 8), (8, 4, 4)).target == {"attention": (16,)}
     with pytest.raises(ValueError, match="student_shape"):
-        loss(torch.randn(2, 4, 8, 8), summary)
+        loss(torch.randn(2, 4, 8, 8), target)
     with pytest.raises(ValueError, match="at least 1"):
         AT(p=0.5)
     with pytest.raises(ValueError, match="paper, official, crd"):
@@ -90,7 +90,7 @@ def test_torchdistill_is_the_length_of_the_difference(pair, p):
 
     expected, _ = reference.value_and_gradient(lambda x: double_loop(x, pair[1]), pair[0])
     loss = AT(p=p, convention="torchdistill")
-    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(pair[1].float())), pair[0].float())
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.target(pair[1].float())), pair[0].float())
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=2e-6)
     assert gradient.isfinite().all()
 
@@ -122,13 +122,13 @@ def test_signed_powers_and_the_zoos_epsilon(p, convention, power, eps, scale):
     assert_equal(AT(p=p, convention=convention), student, teacher, double_loop)
     x = student.clone().requires_grad_(True)
     loss = AT(p=p, convention=convention)
-    assert torch.autograd.gradcheck(lambda y: loss(y / scale, loss.summarize(teacher)), (x / scale,))
+    assert torch.autograd.gradcheck(lambda y: loss(y / scale, loss.target(teacher)), (x / scale,))
 
 
 def test_conventions_that_differ_share_no_cache():
-    keys = [AT(p, c).summary_key for p, c in ((3.0, "paper"), (3.0, "crd"), (3.0, "zoo"), (2.0, "paper"), (2.0, "crd"))]
+    keys = [AT(p, c).target_key for p, c in ((3.0, "paper"), (3.0, "crd"), (3.0, "zoo"), (2.0, "paper"), (2.0, "crd"))]
     assert len(set(keys)) == len(keys)
-    assert AT(convention="torchdistill").summary_key == AT().summary_key
+    assert AT(convention="torchdistill").target_key == AT().target_key
 
 
 @pytest.mark.parametrize("p", [float("nan"), float("inf"), -1.0])
@@ -139,4 +139,4 @@ def test_powers_that_are_no_numbers_are_refused(p):
 
 def test_overflow_is_not_a_zero_map():
     x = torch.randn(2, 4, 3, 3) * 1e20
-    assert AT()(x, AT().summarize(torch.randn(2, 4, 3, 3))).isnan()
+    assert AT()(x, AT().target(torch.randn(2, 4, 3, 3))).isnan()

@@ -51,22 +51,22 @@ def test_composes_and_builds(name, tmp_path):
     for key, term in terms.items():
         settings = dict(term)
         assert settings.pop("weight") == WEIGHTS[key]
-        takes_taps = "taps" in settings
-        taps = settings.pop("taps", None)
+        takes_layers = "layers" in settings
+        layers = settings.pop("layers", None)
         loss = instantiate(settings)
         assert isinstance(loss, TransferLoss)
-        assert takes_taps != (loss.on_logits or loss.source == "labels")
-        assert taps == ("stages" if loss.all_layers else None)  # else those of the run
+        assert takes_layers != (loss.on_logits or loss.source == "labels")
+        assert layers == ("stages" if loss.all_layers else None)  # else those of the run
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_every_argument_is_a_key_with_its_default(name):
-    """So that `loss.nst_poly.form=pairs` works on the command line without a plus sign."""
+    """So that `loss.nst_poly.implementation=pairs` works on the command line without a plus sign."""
     for term in OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml")).values():
         if not isinstance(term, dict):
             continue  # a sum names other files
         arguments = inspect.signature(get_class(term["_target_"]).__init__).parameters
-        keys = {key: value for key, value in term.items() if key not in ("weight", "taps", "_target_")}
+        keys = {key: value for key, value in term.items() if key not in ("weight", "layers", "_target_")}
         assert [*keys] == [key for key in arguments if key not in ("self", "args", "kwargs")]
         for key, value in keys.items():
             assert key in OTHER_THAN_DEFAULT or value == arguments[key].default

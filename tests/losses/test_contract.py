@@ -1,4 +1,4 @@
-"""What holds for every loss: plans, cached summaries, second derivatives, keys, copies."""
+"""What holds for every loss: plans, cached targets, second derivatives, keys, copies."""
 
 import copy
 import inspect
@@ -24,11 +24,11 @@ def test_all_losses_are_tried():
 @every
 def test_the_plan_says_what_the_summary_is(name):
     case = Case(name)
-    for summary, (student, teacher) in zip(case.summaries(), case.shapes, strict=True):
-        plan = case.loss.plan(student, teacher)
-        assert {key: tuple(value.shape[1:]) for key, value in summary.items()} == plan.summary
-        assert plan.workspace > 0
-        assert not any(value.requires_grad for value in summary.values())
+    for target, (student, teacher) in zip(case.targets(), case.shapes, strict=True):
+        spec = case.loss.spec(student, teacher)
+        assert {key: tuple(value.shape[1:]) for key, value in target.items()} == spec.target
+        assert spec.workspace > 0
+        assert not any(value.requires_grad for value in target.values())
 
 
 @every
@@ -36,23 +36,23 @@ def test_the_plan_says_what_the_summary_is(name):
 def test_a_cached_summary_gives_the_same_bits_as_a_live_one(name, layout):
     """A cache of float32 hands over contiguous arrays, a network channels-last ones: value and gradients are equal, bit for bit."""
     case = Case(name, batch=6, layout=layout)
-    live = case.summaries()
-    assert case.loss.summary_key
+    live = case.targets()
+    assert case.loss.target_key
     cached = [{key: torch.from_numpy(value.numpy().copy(order="C")) for key, value in own.items()} for own in live]
     for a, b in zip(case.step(live), case.step(cached), strict=True):
         assert torch.equal(a, b)
 
 
 @every
-def test_equal_keys_mean_equal_summaries(name):
+def test_equal_keys_mean_equal_targets(name):
     case = Case(name)
     for other in LOSSES:
-        if other == name or Case(other).loss.summary_key != case.loss.summary_key:
+        if other == name or Case(other).loss.target_key != case.loss.target_key:
             continue
         for (student, teacher), feature in zip(case.shapes, case.teachers, strict=True):
-            mine, theirs = (c.loss.summarize(feature, student) for c in (case, Case(other)))
-            forms = [c.loss.plan(student, teacher).form for c in (case, Case(other))]
-            for key in mine.keys() & theirs.keys() if forms[0] == forms[1] else ():
+            mine, theirs = (c.loss.target(feature, student) for c in (case, Case(other)))
+            implementations = [c.loss.spec(student, teacher).implementation for c in (case, Case(other))]
+            for key in mine.keys() & theirs.keys() if implementations[0] == implementations[1] else ():
                 assert torch.equal(mine[key], theirs[key])
 
 
@@ -62,12 +62,12 @@ def test_a_second_derivative_is_right_or_refused(name):
     case = Case(name, batch=3)
     case.loss.double().eval()
     students = [x.double() for x in case.students]
-    summaries = [{key: value.double() for key, value in own.items()} for own in case.summaries()]
+    targets = [{key: value.double() for key, value in own.items()} for own in case.targets()]
     direction = [torch.randn_like(x) for x in students]
 
     def slope(shift: float, create: bool) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
         moved = [(x + shift * d).detach().requires_grad_(True) for x, d in zip(students, direction, strict=True)]
-        return moved, torch.autograd.grad(case.value(moved, summaries), moved, create_graph=create)
+        return moved, torch.autograd.grad(case.value(moved, targets), moved, create_graph=create)
 
     moved, gradients = slope(0.0, True)
     along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
@@ -85,7 +85,7 @@ def test_a_second_derivative_is_right_or_refused(name):
 def test_backward_passes_written_out_refuse_second_derivatives(name):
     case = Case(name)
     students = [x.requires_grad_(True) for x in case.students]
-    gradients = torch.autograd.grad(case.value(students, case.summaries()), students, create_graph=True)
+    gradients = torch.autograd.grad(case.value(students, case.targets()), students, create_graph=True)
     penalty = sum(g.square().sum() for g in gradients)
     with pytest.raises(NotImplementedError, match="first derivatives only"):
         torch.autograd.grad(penalty, students, retain_graph=True)
@@ -99,17 +99,17 @@ def test_copies_are_independent(name):
     loss = LOSSES[name]()
     other = copy.deepcopy(loss)
     case = Case(name)
-    assert other.summary_key == case.loss.summary_key
+    assert other.target_key == case.loss.target_key
     assert not [*loss.parameters(), *loss.buffers()]
 
 
 @every
 def test_float64_stays_and_all_else_is_float32(name):
     case = Case(name)
-    assert case.value(case.students, case.summaries()).dtype == torch.float32
+    assert case.value(case.students, case.targets()).dtype == torch.float32
     case.loss.double()
     case.teachers = [x.double() for x in case.teachers]
-    assert case.value([x.double() for x in case.students], case.summaries()).dtype == torch.float64
+    assert case.value([x.double() for x in case.students], case.targets()).dtype == torch.float64
 
 
 @every
@@ -118,9 +118,9 @@ def test_what_ranks_exchange_gives_the_value_of_the_whole_feature(name):
     if not case.loss.relational:
         pytest.skip("looks at one image at a time")
     state = {name: tensor.clone() for name, tensor in case.loss.state_dict().items()}
-    whole = case.value(case.students, case.summaries())
+    whole = case.value(case.students, case.targets())
     case.loss.load_state_dict(state)
-    compact = case.value([case.loss.compact(x) for x in case.students], case.summaries())
+    compact = case.value([case.loss.reduce_student(x) for x in case.students], case.targets())
     torch.testing.assert_close(compact, whole)
 
 
@@ -129,13 +129,13 @@ def test_the_value_is_a_mean_over_images_unless_it_relates_them(name):
     case = Case(name, batch=6)
     if case.loss.relational or any(isinstance(m, torch.nn.BatchNorm2d) for m in case.loss.modules()):
         return
-    whole = case.value(case.students, case.summaries())
+    whole = case.value(case.students, case.targets())
     students, teachers, labels = case.students, case.teachers, case.extra["labels"]
     parts = []
     for part in (slice(0, 2), slice(2, 6)):
         case.students, case.teachers = [x[part] for x in students], [x[part] for x in teachers]
         case.extra["labels"] = labels[part]
-        parts.append(case.value(case.students, case.summaries()))
+        parts.append(case.value(case.students, case.targets()))
     torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, whole, rtol=1e-5, atol=1e-7)
 
 
@@ -143,7 +143,7 @@ def test_summaries_are_as_small_as_the_docs_say():
     sizes = {}
     for name in LOSSES:
         case = Case(name)
-        sizes[name] = [prod(shape) for shape in case.loss.plan(*case.shapes[0]).summary.values()]
+        sizes[name] = [prod(shape) for shape in case.loss.spec(*case.shapes[0]).target.values()]
     assert sizes["AT"] == [64]
     assert sizes["NST gram"] == [64 * 65 // 2]
     assert sizes["KD"] == sizes["DKD"] == sizes["DIST"] == [10]

@@ -17,7 +17,7 @@ def built(seed: int = 0, dtype=torch.float64, **options) -> CRD:
     torch.manual_seed(seed)
     loss = CRD(**{"dim": 6, "negatives": 7, "temperature": 0.3, **options})
     loss.setup((4, 2, 2), (5, 3, 3))
-    loss.allocate(IMAGES)
+    loss.init_memory(IMAGES)
     loss.labels.copy_(KNOWN)
     return loss.to(dtype)
 
@@ -31,7 +31,7 @@ def batch(size: int = 4, seed: int = 1, dtype=torch.float64):
 
 
 def value(loss, student, teacher, extra):
-    return loss(student, loss.summarize(teacher) | extra)
+    return loss(student, loss.target(teacher) | extra)
 
 
 def drawn(loss: CRD, extra) -> list[list[int]]:
@@ -222,7 +222,7 @@ def test_what_is_missing_or_out_of_range():
         with pytest.raises(ValueError, match=f"'{name}'"):
             value(loss, student, teacher, {key: tensor for key, tensor in extra.items() if key != name})
     with pytest.raises(ValueError, match="too few"):
-        CRD().allocate(1)
+        CRD().init_memory(1)
     for name, number in (("dim", 0), ("negatives", 1.5), ("temperature", math.inf), ("momentum", 1.0)):
         with pytest.raises(ValueError, match=f"^{name} is"):
             CRD(**{name: number})

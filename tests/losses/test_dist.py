@@ -33,17 +33,17 @@ def test_equals_the_sum(convention, power, eps, seed, batch, classes, t):
         lambda x: t**power * double_loop(x, teacher, t, 1.5, 0.7, eps), student
     )
     loss = DIST(t, 1.5, 0.7, convention)
-    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher)), student)
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.target(teacher)), student)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-8)
-    single, rough = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher.float())), student.float())
+    single, rough = reference.value_and_gradient(lambda x: loss(x, loss.target(teacher.float())), student.float())
     torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-4)
     assert (rough - expected_gradient).norm() <= 1e-2 * expected_gradient.norm() + 1e-5
 
 
 def test_zero_where_the_student_is_a_shifted_teacher():
     teacher = torch.randn(4, 6).double()
-    assert abs(DIST()(teacher + 3, DIST().summarize(teacher)).item()) < 1e-12
+    assert abs(DIST()(teacher + 3, DIST().target(teacher)).item()) < 1e-12
     assert DIST.relational
 
 
@@ -52,23 +52,21 @@ def test_constant_classes_and_images_count_as_uncorrelated():
     for convention in ("paper", "official"):
         loss = DIST(1.0, 2.0, 3.0, convention)
         x = torch.full((5, 3), 0.1).requires_grad_(True)
-        value = loss(x, loss.summarize(teacher))
+        value = loss(x, loss.target(teacher))
         value.backward()
         assert value.item() == 5
         assert (x.grad == 0).all()
     one = torch.randn(1, 3)
-    torch.testing.assert_close(
-        DIST()(one, DIST().summarize(one)), torch.tensor(2.0)
-    )  # one image: no intra-class relation
+    torch.testing.assert_close(DIST()(one, DIST().target(one)), torch.tensor(2.0))  # one image: no intra-class relation
 
 
 def test_half_precision_and_autocast():
     student, teacher = torch.randn(6, 10), torch.randn(6, 10)
     loss = DIST()
-    expected = loss(student, loss.summarize(teacher))
+    expected = loss(student, loss.target(teacher))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(student, loss.summarize(teacher)), expected)
-    half = loss(student.half(), loss.summarize(teacher.half()))
+        assert torch.equal(loss(student, loss.target(teacher)), expected)
+    half = loss(student.half(), loss.target(teacher.half()))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=1e-2, atol=1e-3)
 

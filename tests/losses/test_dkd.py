@@ -63,8 +63,8 @@ def test_equals_the_sum(convention, power, standardize, seed, batch, classes, t,
     loss = DKD(t, 0.7, 3.0, 4, convention, standardize)
     extra = {"labels": labels, "epoch": torch.tensor(float(epoch))}
     for dtype, rtol, atol in ((torch.float64, 1e-9, 1e-10), (torch.float32, 1e-5, 2e-6 * t**power)):
-        summary = loss.summarize(teacher.to(dtype)) | extra
-        value, gradient = reference.value_and_gradient(lambda x, own=summary: loss(x, own), student.to(dtype))
+        target = loss.target(teacher.to(dtype)) | extra
+        value, gradient = reference.value_and_gradient(lambda x, own=target: loss(x, own), student.to(dtype))
         torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
         torch.testing.assert_close(gradient, expected_gradient, rtol=10 * rtol, atol=atol)
 
@@ -73,9 +73,9 @@ def test_kd_is_a_sum_of_both_parts():
     student, teacher, labels = logits(3, 1, 5)
     extra = {"labels": labels}
     target, others = DKD(1.0, 1.0, 0.0, 0), DKD(1.0, 0.0, 1.0, 0)
-    parts = [loss(student, loss.summarize(teacher) | extra) for loss in (target, others)]
+    parts = [loss(student, loss.target(teacher) | extra) for loss in (target, others)]
     rest = 1 - softmax(teacher[0])[labels[0]]
-    torch.testing.assert_close(parts[0] + rest * parts[1], KD(1.0)(student, KD().summarize(teacher)))
+    torch.testing.assert_close(parts[0] + rest * parts[1], KD(1.0)(student, KD().target(teacher)))
 
 
 @pytest.mark.parametrize("make", [KD, DKD, DIST])
@@ -113,22 +113,22 @@ def test_degenerate_logits_are_finite(make, standardize, shape, kind):
 def test_half_precision_and_autocast():
     student, teacher, labels = logits(7, 4, 10)
     extra, loss = {"labels": labels, "epoch": torch.tensor(0.0)}, DKD(warmup=0)
-    expected = loss(student.float(), loss.summarize(teacher.float()) | extra)
+    expected = loss(student.float(), loss.target(teacher.float()) | extra)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(student.float(), loss.summarize(teacher.float()) | extra), expected)
-    half = loss(student.half(), loss.summarize(teacher.half()) | extra)
+        assert torch.equal(loss(student.float(), loss.target(teacher.float()) | extra), expected)
+    half = loss(student.half(), loss.target(teacher.half()) | extra)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=1e-2, atol=1e-2)
     student.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda x: loss(x, loss.summarize(teacher) | extra), (student,))
+    assert torch.autograd.gradcheck(lambda x: loss(x, loss.target(teacher) | extra), (student,))
 
 
 def test_what_is_missing_or_out_of_range():
     student, teacher, labels = logits(7, 4, 10)
     with pytest.raises(ValueError, match="'labels'"):
-        DKD()(student, DKD().summarize(teacher))
+        DKD()(student, DKD().target(teacher))
     with pytest.raises(ValueError, match="'epoch'"):
-        DKD()(student, DKD().summarize(teacher) | {"labels": labels})
+        DKD()(student, DKD().target(teacher) | {"labels": labels})
     for name, value in (("temperature", 0.0), ("alpha", -1.0), ("beta", float("nan")), ("warmup", float("inf"))):
         with pytest.raises(ValueError, match=f"^{name} is"):
             DKD(**{name: value})
@@ -137,4 +137,4 @@ def test_what_is_missing_or_out_of_range():
     with pytest.raises(ValueError, match="standardize"):
         KD(standardize=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="DKD needs both"):
-        DKD().plan((10,), (100,))
+        DKD().spec((10,), (100,))

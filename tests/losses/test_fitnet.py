@@ -22,10 +22,10 @@ def test_equals_the_mean_of_squares(convention, factor):
 
 def test_zero_at_equality_half_precision_and_autocast():
     loss, x, y = FitNet(), feature(0, (2, 5, 3, 4), "signed").float(), feature(1, (2, 5, 3, 4), "signed").float()
-    assert loss(x, loss.summarize(x)).item() == 0
-    value = loss(x, loss.summarize(y))
+    assert loss(x, loss.target(x)).item() == 0
+    value = loss(x, loss.target(y))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(loss(x, loss.summarize(y)), value)
+        assert torch.equal(loss(x, loss.target(y)), value)
     stored = loss(x.bfloat16(), {"feature": y.half()})
     assert stored.dtype == torch.float32
     torch.testing.assert_close(stored, value, rtol=1e-2, atol=1e-3)
@@ -35,25 +35,25 @@ def test_zero_at_equality_half_precision_and_autocast():
 
 def test_sizes_plan_and_errors():
     loss, teacher = FitNet(), torch.randn(2, 5, 8, 8)
-    assert loss.plan((5, 4, 4), (5, 8, 8)).summary == {"feature": (5, 4, 4)}
-    summary = loss.summarize(teacher, (5, 4, 4))
-    assert summary["feature"].shape == (2, 5, 4, 4)
+    assert loss.spec((5, 4, 4), (5, 8, 8)).target == {"feature": (5, 4, 4)}
+    target = loss.target(teacher, (5, 4, 4))
+    assert target["feature"].shape == (2, 5, 4, 4)
     with pytest.raises(ValueError, match="call setup"):
-        loss(torch.randn(2, 3, 4, 4), summary)
+        loss(torch.randn(2, 3, 4, 4), target)
     with pytest.raises(ValueError, match="student_shape"):
-        loss(torch.randn(2, 5, 8, 8), summary)
+        loss(torch.randn(2, 5, 8, 8), target)
     crd = FitNet("crd")
-    assert crd(torch.randn(2, 5, 8, 8), crd.summarize(torch.randn(2, 5, 4, 4), (5, 8, 8))).isfinite()
+    assert crd(torch.randn(2, 5, 8, 8), crd.target(torch.randn(2, 5, 4, 4), (5, 8, 8))).isfinite()
 
 
 def test_setup_makes_the_regressor():
     loss = FitNet()
     loss.setup((3, 4, 4), (5, 8, 8))
-    student, summary = torch.randn(2, 3, 4, 4), loss.summarize(torch.randn(2, 5, 8, 8), (3, 4, 4))
-    value = loss(student, summary)
+    student, target = torch.randn(2, 3, 4, 4), loss.target(torch.randn(2, 5, 8, 8), (3, 4, 4))
+    value = loss(student, target)
     mapped = torch.einsum("oc,bchw->bohw", loss.regressor.weight[:, :, 0, 0], student)
     mapped = mapped + loss.regressor.bias.view(1, -1, 1, 1)
-    torch.testing.assert_close(value, 0.5 * (mapped - summary["feature"]).square().mean())
+    torch.testing.assert_close(value, 0.5 * (mapped - target["feature"]).square().mean())
     value.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
 
@@ -67,15 +67,15 @@ def test_crds_regressor_goes_to_the_teachers_size(student, teacher):
     loss = FitNet("crd", "conv_bn_relu")
     loss.setup(student, teacher)
     x, y = torch.randn(4, *student, requires_grad=True), torch.randn(4, *teacher)
-    summary = loss.summarize(y, student)
-    assert loss.plan(student, teacher).summary == {"feature": teacher}
-    assert torch.equal(summary["feature"], y)
+    target = loss.target(y, student)
+    assert loss.spec(student, teacher).target == {"feature": teacher}
+    assert torch.equal(target["feature"], y)
     convolution, norm, _ = loss.regressor
     z = convolution(x)
     mean, var = z.mean((0, 2, 3), keepdim=True), z.var((0, 2, 3), keepdim=True, unbiased=False)
     expected = ((z - mean) / (var + norm.eps).sqrt()).relu()
-    torch.testing.assert_close(loss(x, summary), (expected - y).square().mean())
-    loss(x, summary).backward()
+    torch.testing.assert_close(loss(x, target), (expected - y).square().mean())
+    loss(x, target).backward()
     assert all(p.grad is not None for p in loss.parameters())
 
 
@@ -85,10 +85,10 @@ def test_regressors_that_do_not_fit():
         with pytest.raises(ValueError, match=r"4×4.*12×12"):
             run((3, 4, 4), (5, 12, 12))
     with pytest.raises(ValueError, match="equal channels"):
-        FitNet(regressor="none").plan((3, 4, 4), (5, 4, 4))
+        FitNet(regressor="none").spec((3, 4, 4), (5, 4, 4))
     with pytest.raises(ValueError, match="conv1x1, conv_bn_relu, none"):
         FitNet(regressor="linear")  # type: ignore[arg-type]
-    assert FitNet(regressor="none").summary_key == FitNet().summary_key != loss.summary_key
+    assert FitNet(regressor="none").target_key == FitNet().target_key != loss.target_key
 
 
 def test_the_default_regressor_draws_what_it_drew():

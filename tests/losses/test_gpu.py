@@ -14,9 +14,9 @@ DEVICE = "cuda"
 
 LOSSES: list[TransferLoss] = [
     NST("linear"),
-    NST(form="gram", c=0.5),
-    NST(form="pairs", c=0.5),
-    NST(form="stream"),
+    NST(implementation="gram", c=0.5),
+    NST(implementation="pairs", c=0.5),
+    NST(implementation="stream"),
     NST(degree=3),
     NST("gaussian"),
     NST("gaussian", approximate=2),
@@ -33,7 +33,7 @@ def inputs(loss: TransferLoss) -> tuple[torch.Tensor, torch.Tensor]:
     return (student[:, :40, 0, 0], teacher[:, :40, 0, 0]) if loss.on_logits else (student, teacher)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__ + getattr(loss, "form", ""))
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__ + getattr(loss, "implementation", ""))
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.filterwarnings("default")
 def test_equals_the_cpu_in_float64(loss, compiled):
@@ -41,7 +41,7 @@ def test_equals_the_cpu_in_float64(loss, compiled):
     shape = tuple(student.shape[1:])
 
     def step(x, t):
-        return loss(x, loss.summarize(t, shape))
+        return loss(x, loss.target(t, shape))
 
     expected, expected_gradient = value_and_gradient(lambda x: step(x, teacher), student)
     run = torch.compile(step, fullgraph=True) if compiled else step
@@ -55,9 +55,9 @@ def test_autocast_changes_nothing(dtype):
     for loss in LOSSES:
         student, teacher = (x.float().cuda() for x in inputs(loss))
         shape = tuple(student.shape[1:])
-        expected = loss(student, loss.summarize(teacher, shape))
+        expected = loss(student, loss.target(teacher, shape))
         with torch.autocast("cuda", dtype=dtype):
-            value = loss(student, loss.summarize(teacher, shape))
+            value = loss(student, loss.target(teacher, shape))
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected)
 
@@ -67,7 +67,7 @@ def test_no_pair_tensor_for_the_gram_form():
     student.requires_grad_(True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    loss(student, loss.summarize(teacher)).backward()
+    loss(student, loss.target(teacher)).backward()
     assert torch.cuda.max_memory_allocated() - before < 8 * student.numel() * 4
 
 
@@ -76,9 +76,9 @@ def test_no_pair_tensor_for_the_gram_form():
 def test_every_loss_equals_the_cpu(name):
     """Value and gradients of features and parameters; buffers, draws and scalars of the run (on the CPU) included."""
     case = Case(name, batch=6)
-    expected = case.step(case.summaries())
+    expected = case.step(case.targets())
     case.loss.to(DEVICE)
     case.students, case.teachers = [x.to(DEVICE) for x in case.students], [x.to(DEVICE) for x in case.teachers]
     case.extra = {key: value.to(DEVICE) if value.ndim else value for key, value in case.extra.items()}
-    for value, wanted in zip(case.step(case.summaries()), expected, strict=True):
+    for value, wanted in zip(case.step(case.targets()), expected, strict=True):
         assert (value.cpu() - wanted).norm() < 1e-3 * wanted.norm() + 1e-6

@@ -22,7 +22,7 @@ def test_equals_the_sum(convention, power, seed, batch, classes, t):
         lambda x: t**power * reference.kl(x, teacher, t), student
     )
     loss = KD(temperature=t, convention=convention)
-    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher.float())), student.float())
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.target(teacher.float())), student.float())
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
@@ -31,27 +31,27 @@ def test_kd_under_autocast_half_precision_and_at_equality():
     loss = KD()
     student, teacher = torch.randn(4, 10), torch.randn(4, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(student, loss.summarize(teacher))
-    assert torch.equal(value, loss(student, loss.summarize(teacher)))
+        value = loss(student, loss.target(teacher))
+    assert torch.equal(value, loss(student, loss.target(teacher)))
     half = loss(student.half() * 1000, {"logits": (teacher * 1000).half()})
     assert half.dtype == torch.float32
     assert half.isfinite()
-    assert loss(student, loss.summarize(student)).item() == 0
-    halves = [loss(student[i : i + 2], loss.summarize(teacher[i : i + 2])) for i in (0, 2)]
+    assert loss(student, loss.target(student)).item() == 0
+    halves = [loss(student[i : i + 2], loss.target(teacher[i : i + 2])) for i in (0, 2)]
     torch.testing.assert_close(sum(halves) / 2, value)
 
 
 def test_kd_plan_and_errors():
     loss = KD()
-    assert loss.plan((10,), (10,)).summary == {"logits": (10,)}
+    assert loss.spec((10,), (10,)).target == {"logits": (10,)}
     with pytest.raises(ValueError, match="number of classes"):
-        loss.plan((10,), (100,))
+        loss.spec((10,), (100,))
     with pytest.raises(ValueError, match="number of classes"):
-        loss.summarize(torch.randn(2, 100), (10,))
+        loss.target(torch.randn(2, 100), (10,))
     with pytest.raises(ValueError, match=r"\(2, 10\).*\(2, 100\)"):
-        loss(torch.randn(2, 10), loss.summarize(torch.randn(2, 100)))
+        loss(torch.randn(2, 10), loss.target(torch.randn(2, 100)))
     with pytest.raises(ValueError, match=r"\[B, classes\]"):
-        loss.summarize(torch.randn(2, 10, 1, 1))
+        loss.target(torch.randn(2, 10, 1, 1))
     with pytest.raises(ValueError, match=r"temperature is .* more than 0"):
         KD(temperature=0)
 
@@ -64,11 +64,11 @@ def test_cross_entropy():
         torch.testing.assert_close(loss(logits, {"labels": labels}), expected)
     assert loss(logits.half(), {"labels": labels}).dtype == torch.float32
     assert loss.source == "labels"
-    assert loss.plan((10,), (10,)).summary == {}
+    assert loss.spec((10,), (10,)).target == {}
     with pytest.raises(ValueError, match="labels"):
         loss(logits, {})
     with pytest.raises(TypeError, match="no teacher"):
-        loss.summarize(logits)
+        loss.target(logits)
 
 
 def test_label_smoothing_and_mixed_labels() -> None:

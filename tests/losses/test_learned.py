@@ -78,14 +78,14 @@ def test_equals_the_loops(name, shapes):
     make, loop = CASES[name]
     student, teacher = feature(0, shapes[0], "signed").requires_grad_(True), feature(1, shapes[1], "relu") + 0.1
     loss = built(make(), student, teacher)
-    summary = loss.summarize(teacher, tuple(student.shape[1:]))
-    value, expected = loss(student, summary), loop(loss, student, teacher)
+    target = loss.target(teacher, tuple(student.shape[1:]))
+    value, expected = loss(student, target), loop(loss, student, teacher)
     torch.testing.assert_close(value, expected)
     for found, wanted in zip(gradients(value, loss, student), gradients(expected, loss, student), strict=True):
         torch.testing.assert_close(found, wanted)
     single = built(make(), student.float(), teacher)
     torch.testing.assert_close(
-        single(student.float(), single.summarize(teacher.float())).double(), expected, rtol=1e-4, atol=1e-6
+        single(student.float(), single.target(teacher.float())).double(), expected, rtol=1e-4, atol=1e-6
     )
 
 
@@ -95,9 +95,9 @@ def test_half_features_and_autocast(name):
     if name == "cc plain":
         teacher = torch.randn(4, 8, 3, 3)
     loss = built(CASES[name][0](), student, teacher)
-    expected = loss(student, loss.summarize(teacher))
+    expected = loss(student, loss.target(teacher))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(student.bfloat16(), loss.summarize(teacher.bfloat16()))
+        value = loss(student.bfloat16(), loss.target(teacher.bfloat16()))
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected, rtol=5e-2, atol=1e-3)
     value.backward()
@@ -113,7 +113,7 @@ def test_degenerate_batches_are_finite(name, kind):
         student = (student[:1] * (kind != "zeros")).repeat(batch, 1, 1, 1)
     loss = built(CASES[name][0](), student, teacher)
     student.requires_grad_(True)
-    value = loss(student, loss.summarize(teacher))
+    value = loss(student, loss.target(teacher))
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
@@ -131,20 +131,20 @@ def test_vid_at_another_size():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 8, 8)
     for convention in ("paper", "crd"):
         loss = built(VID(convention=convention), student, teacher)
-        assert loss.summarize(teacher, (3, 4, 4))["feature"].shape == (2, 5, 4, 4)
-        assert loss.plan((3, 4, 4), (5, 8, 8)).summary == {"feature": (5, 4, 4)}
-        assert loss(student, loss.summarize(teacher, (3, 4, 4))).isfinite()
+        assert loss.target(teacher, (3, 4, 4))["feature"].shape == (2, 5, 4, 4)
+        assert loss.spec((3, 4, 4), (5, 8, 8)).target == {"feature": (5, 4, 4)}
+        assert loss(student, loss.target(teacher, (3, 4, 4))).isfinite()
     pooled = built(VID(convention="crd"), teacher, student)
-    assert pooled(teacher, pooled.summarize(student, (5, 8, 8))).isfinite()
+    assert pooled(teacher, pooled.target(student, (5, 8, 8))).isfinite()
 
 
 def test_what_is_missing_or_out_of_range():
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(ValueError, match="call setup"):
-        VID()(x, VID().summarize(x))
+        VID()(x, VID().target(x))
     loss = CC(convention="crd")
     with pytest.raises(ValueError, match="call setup"):
-        loss(x, loss.summarize(torch.randn(2, 5, 4, 4)))
+        loss(x, loss.target(torch.randn(2, 5, 4, 4)))
     for make, name, value in (
         (VID, "initial_variance", 0.0),
         (VID, "eps", 6.0),

@@ -1,4 +1,4 @@
-"""NST equals the double loop of equation 4 for every kernel, form and convention, and behaves at the edges."""
+"""NST equals the double loop of equation 4 for every kernel, implementation and convention, and behaves at the edges."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ from nst.losses import NST
 quick = settings(max_examples=25, deadline=None)
 EVERY = [
     {"kernel": "linear"},
-    {"kernel": "linear", "form": "stream"},
-    {"form": "gram"},
-    {"form": "pairs"},
-    {"form": "stream"},
-    {"form": "gram", "c": 0.5},
-    {"form": "pairs", "c": 0.5},
+    {"kernel": "linear", "implementation": "stream"},
+    {"implementation": "gram"},
+    {"implementation": "pairs"},
+    {"implementation": "stream"},
+    {"implementation": "gram", "c": 0.5},
+    {"implementation": "pairs", "c": 0.5},
     {"degree": 1, "c": 0.5},
     {"degree": 3, "c": -0.25},
     {"kernel": "gaussian"},
     {"kernel": "gaussian", "sigma2": "joint"},
     {"kernel": "gaussian", "sigma2": 0.7},
-    {"kernel": "gaussian", "approximate": 2, "form": "gram"},
-    {"kernel": "gaussian", "approximate": 2, "form": "pairs", "sigma2": "joint"},
+    {"kernel": "gaussian", "approximate": 2, "implementation": "gram"},
+    {"kernel": "gaussian", "approximate": 2, "implementation": "pairs", "sigma2": "joint"},
 ]
 
 
@@ -34,13 +34,13 @@ def name(options: dict) -> str:
 
 
 @pytest.mark.parametrize("convention", ["paper", "official", "crd"])
-@pytest.mark.parametrize("form", ["gram", "pairs", "stream"])
+@pytest.mark.parametrize("implementation", ["gram", "pairs", "stream"])
 @quick
 @given(pair=feature_pairs(), c=st.sampled_from([0.0, 0.5, -0.3]))
-def test_polynomial(convention, form, pair, c):
+def test_polynomial(convention, implementation, pair, c):
     eps = 1e-10 if convention == "official" else 0.0
     assert_equal(
-        NST(c=c, form=form, convention=convention),
+        NST(c=c, implementation=implementation, convention=convention),
         *pair,
         lambda s, t: (
             (0.5 if convention == "paper" else 1.0)
@@ -55,8 +55,8 @@ def test_polynomial(convention, form, pair, c):
 @given(pair=feature_pairs(), degree=st.sampled_from([1, 2, 3]), c=st.sampled_from([0.0, 0.5]), own=st.booleans())
 def test_degrees_and_the_teacher_term(pair, degree, c, own):
     kernel = reference.polynomial(degree, c)
-    for form in ("auto", "stream"):
-        loss = NST(degree=degree, c=c, form=form, teacher_term=own)
+    for implementation in ("auto", "stream"):
+        loss = NST(degree=degree, c=c, implementation=implementation, teacher_term=own)
         assert_equal(loss, *pair, lambda s, t: 0.5 * reference.mmd2(s, t, kernel, teacher_term=own))
 
 
@@ -77,7 +77,7 @@ def test_gaussian(convention, pair, sigma2):
         return  # maps that differ by little more than rounding: float32 has nothing to compare
     squared = torch.cat([x.square().sum((2, 3)).flatten() for x in pair])
     if convention == "official" and ((squared > 0) & (squared < 1e-3)).any():
-        return  # the ε in the norm, which the Gaussian form takes for 1, shows at such channels
+        return  # the ε in the norm, which the Gaussian implementation takes for 1, shows at such channels
     assert_equal(
         NST("gaussian", sigma2=sigma2, convention=convention),
         student,
@@ -94,9 +94,9 @@ def test_gaussian(convention, pair, sigma2):
     ("options", "kernel"),
     [
         ({"kernel": "linear"}, reference.polynomial(1, 0.0)),
-        ({"form": "gram"}, reference.polynomial(2, 0.0)),
-        ({"form": "pairs"}, reference.polynomial(2, 0.0)),
-        ({"form": "stream"}, reference.polynomial(2, 0.0)),
+        ({"implementation": "gram"}, reference.polynomial(2, 0.0)),
+        ({"implementation": "pairs"}, reference.polynomial(2, 0.0)),
+        ({"implementation": "stream"}, reference.polynomial(2, 0.0)),
         ({"degree": 3, "c": 0.5}, reference.polynomial(3, 0.5)),
         ({"kernel": "gaussian"}, "pairs"),
     ],
@@ -105,7 +105,7 @@ def test_gaussian(convention, pair, sigma2):
 def test_relative_accuracy_of_the_value(options, kernel):
     student, teacher = feature(0, (2, 20, 5, 5), "relu"), feature(1, (2, 14, 5, 5), "signed")
     loss = NST(**options)
-    value = loss(student.float(), loss.summarize(teacher.float(), (20, 5, 5)))
+    value = loss(student.float(), loss.target(teacher.float(), (20, 5, 5)))
     torch.testing.assert_close(value.double(), 0.5 * reference.mmd2(student, teacher, kernel), rtol=1e-6, atol=0)
 
 
@@ -114,34 +114,34 @@ def test_zero_at_equality_and_without_gradient(options):
     loss = NST(**options)
     for kind in reference.KINDS:
         x = feature(3, (2, 6, 4, 4), kind).float().requires_grad_(True)
-        value = loss(x, loss.summarize(x))
+        value = loss(x, loss.target(x))
         value.backward()
         assert abs(value.item()) < 3e-7
         assert x.grad.abs().max() < 1e-6
 
 
 def test_zero_at_equality_is_exact_for_the_default():
-    for form in ("gram", "pairs"):
-        loss = NST(form=form)
+    for implementation in ("gram", "pairs"):
+        loss = NST(implementation=implementation)
         x = feature(3, (2, 6, 4, 4), "signed").float()
-        assert loss(x, loss.summarize(x)).item() == 0
+        assert loss(x, loss.target(x)).item() == 0
 
 
 @pytest.mark.parametrize("options", EVERY, ids=name)
 def test_gradcheck_in_float64(options):
     loss = NST(**{**options, "sigma2": 0.7} if options.get("kernel") == "gaussian" else options)
     student, teacher = feature(0, (2, 3, 2, 3), "signed").requires_grad_(True), feature(1, (2, 4, 2, 3), "relu")
-    summary = loss.summarize(teacher, (3, 2, 3))
-    assert loss(student, summary).dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda x: loss(x, summary), (student,))
+    target = loss.target(teacher, (3, 2, 3))
+    assert loss(student, target).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: loss(x, target), (student,))
 
 
 @pytest.mark.parametrize("options", EVERY, ids=name)
 def test_mean_over_the_batch(options):
     loss = NST(**options)
     student, teacher = feature(0, (4, 3, 3, 3), "signed").float(), feature(1, (4, 5, 3, 3), "relu").float()
-    halves = [loss(student[part], loss.summarize(teacher[part])) for part in (slice(0, 2), slice(2, 4))]
-    torch.testing.assert_close(sum(halves) / 2, loss(student, loss.summarize(teacher)), rtol=1e-5, atol=1e-7)
+    halves = [loss(student[part], loss.target(teacher[part])) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(halves) / 2, loss(student, loss.target(teacher)), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("options", EVERY, ids=name)
@@ -151,7 +151,7 @@ def test_channels_last_gives_the_same_and_keeps_the_layout(options):
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
         x = student.to(memory_format=layout).requires_grad_(True)
-        value = loss(x, loss.summarize(teacher.to(memory_format=layout), (6, 4, 4)))
+        value = loss(x, loss.target(teacher.to(memory_format=layout), (6, 4, 4)))
         (gradient,) = torch.autograd.grad(value, x)
         assert gradient.is_contiguous(memory_format=layout)
         results.append((value.detach(), gradient))
@@ -163,11 +163,11 @@ def test_autocast_changes_nothing(options):
     loss = NST(**options)
     student, teacher = feature(0, (2, 6, 4, 4), "signed").float(), feature(1, (2, 8, 4, 4), "relu").float()
     plain = student.clone().requires_grad_(True)
-    expected = loss(plain, loss.summarize(teacher, (6, 4, 4)))
+    expected = loss(plain, loss.target(teacher, (6, 4, 4)))
     expected.backward()
     cast = student.clone().requires_grad_(True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(cast, loss.summarize(teacher, (6, 4, 4)))
+        value = loss(cast, loss.target(teacher, (6, 4, 4)))
         value.backward()
     assert value.dtype == torch.float32
     assert torch.equal(value, expected)
@@ -180,14 +180,14 @@ def test_half_precision_summaries_and_features(options, dtype):
     loss = NST(**options)
     student = feature(0, (2, 6, 4, 4), "signed").to(dtype)
     teacher = feature(1, (2, 8, 4, 4), "relu").to(dtype)
-    exact = loss(student.double(), loss.summarize(teacher.double(), (6, 4, 4)))
+    exact = loss(student.double(), loss.target(teacher.double(), (6, 4, 4)))
     x = student.clone().requires_grad_(True)
-    summary = loss.summarize(teacher, (6, 4, 4))
-    value = loss(x, summary)
+    target = loss.target(teacher, (6, 4, 4))
+    value = loss(x, target)
     value.backward()
     assert x.grad.dtype == dtype
     torch.testing.assert_close(value.detach().double(), exact, rtol=1e-5, atol=1e-6)
-    stored = loss(student, {key: tensor.to(dtype) for key, tensor in summary.items()})
+    stored = loss(student, {key: tensor.to(dtype) for key, tensor in target.items()})
     assert stored.dtype == torch.float32
     torch.testing.assert_close(stored.double(), exact, rtol=2e-2, atol=2e-3)
 
@@ -197,9 +197,9 @@ def test_half_precision_summaries_and_features(options, dtype):
 def test_the_ends_of_half_precision(options, scale):
     loss = NST(**options)
     student, teacher = feature(0, (1, 4, 3, 3), "signed"), feature(1, (1, 4, 3, 3), "signed")
-    expected = loss(student.sign(), loss.summarize(teacher.sign()))
+    expected = loss(student.sign(), loss.target(teacher.sign()))
     x = (student.sign() * scale).half().requires_grad_(True)
-    value = loss(x, loss.summarize((teacher.sign() * scale).half()))
+    value = loss(x, loss.target((teacher.sign() * scale).half()))
     value.backward()
     torch.testing.assert_close(value.detach().double(), expected, rtol=1e-5, atol=1e-6)
     assert x.grad.isfinite().all()
@@ -212,20 +212,25 @@ def test_dead_channels_and_constant_maps_have_finite_values_and_no_gradient(opti
     student[:, 1] = 0
     student[:, 2] = 1e-20  # its square is not representable: dead too
     x = student.requires_grad_(True)
-    value = loss(x, loss.summarize(feature(1, (2, 4, 3, 3), "constant").float()))
+    value = loss(x, loss.target(feature(1, (2, 4, 3, 3), "constant").float()))
     value.backward()
     assert value.isfinite()
     assert (x.grad[:, 1:3] == 0).all()
     assert (x.grad[:, 0] != 0).any()
     assert x.grad.abs().max() < 10
     nothing = torch.zeros(2, 4, 3, 3, requires_grad=True)
-    loss(nothing, loss.summarize(torch.zeros(2, 4, 3, 3))).backward()
+    loss(nothing, loss.target(torch.zeros(2, 4, 3, 3))).backward()
     assert (nothing.grad == 0).all()
 
 
 @pytest.mark.parametrize(
     ("options", "tolerance"),
-    [({"form": "gram"}, 1e-5), ({"form": "pairs"}, 1e-5), ({"kernel": "linear"}, 1e-4), ({"kernel": "gaussian"}, 1e-3)],
+    [
+        ({"implementation": "gram"}, 1e-5),
+        ({"implementation": "pairs"}, 1e-5),
+        ({"kernel": "linear"}, 1e-4),
+        ({"kernel": "gaussian"}, 1e-3),
+    ],
     ids=str,
 )
 def test_accuracy_when_student_and_teacher_are_close(options, tolerance):
@@ -234,9 +239,9 @@ def test_accuracy_when_student_and_teacher_are_close(options, tolerance):
     teacher = feature(0, (4, 32, 8, 8), "relu").float()
     student = teacher + 0.015 * feature(1, (4, 32, 8, 8), "signed").float()
     exact, exact_gradient = reference.value_and_gradient(
-        lambda x: loss(x, loss.summarize(teacher.double())), student.double()
+        lambda x: loss(x, loss.target(teacher.double())), student.double()
     )
-    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.summarize(teacher)), student)
+    value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.target(teacher)), student)
     assert 1e-6 < exact < 3e-5
     assert abs(value / exact - 1) < tolerance
     assert (gradient - exact_gradient).norm() < tolerance * exact_gradient.norm()
@@ -249,18 +254,18 @@ def test_maps_of_different_size(options):
     for student, teacher in ((small, large), (large, small)):
         shape = tuple(student.shape[1:])
         resized = F.interpolate(teacher, size=shape[1:], mode="bilinear", align_corners=False)
-        expected = paper(student, paper.summarize(resized, shape))
-        torch.testing.assert_close(paper(student, paper.summarize(teacher, shape)), expected)
+        expected = paper(student, paper.target(resized, shape))
+        torch.testing.assert_close(paper(student, paper.target(teacher, shape)), expected)
         pooled = F.adaptive_avg_pool2d(student, (3, 3)), F.adaptive_avg_pool2d(teacher, (3, 3))
-        expected = crd(pooled[0], crd.summarize(pooled[1], tuple(pooled[0].shape[1:])))
-        torch.testing.assert_close(crd(student, crd.summarize(teacher, shape)), expected)
+        expected = crd(pooled[0], crd.target(pooled[1], tuple(pooled[0].shape[1:])))
+        torch.testing.assert_close(crd(student, crd.target(teacher, shape)), expected)
 
 
 def test_the_taylor_series_is_near_the_gaussian():
     student, teacher = feature(0, (4, 48, 8, 8), "signed").float(), feature(1, (4, 32, 8, 8), "signed").float()
     exact, approximate = NST("gaussian"), NST("gaussian", approximate=2)
-    v, g = reference.value_and_gradient(lambda x: exact(x, exact.summarize(teacher, (48, 8, 8))), student)
-    va, ga = reference.value_and_gradient(lambda x: approximate(x, approximate.summarize(teacher, (48, 8, 8))), student)
+    v, g = reference.value_and_gradient(lambda x: exact(x, exact.target(teacher, (48, 8, 8))), student)
+    va, ga = reference.value_and_gradient(lambda x: approximate(x, approximate.target(teacher, (48, 8, 8))), student)
     assert F.cosine_similarity(g.flatten(), ga.flatten(), dim=0) > 0.999
     assert (g - ga).norm() / g.norm() < 0.06
     assert abs(va / v - 1) < 0.15
@@ -273,11 +278,11 @@ def test_overflowing_features_are_not_dead_channels(options):
     student, teacher = feature(0, (2, 4, 3, 3), "signed").float(), feature(1, (2, 5, 3, 3), "signed").float()
     large = student.clone()
     large[0, 1] *= 1e20
-    assert loss(large, loss.summarize(teacher, (4, 3, 3))).isnan()
-    assert loss(student * 1e17, loss.summarize(teacher * 1e17, (4, 3, 3))).isfinite()
+    assert loss(large, loss.target(teacher, (4, 3, 3))).isnan()
+    assert loss(student * 1e17, loss.target(teacher * 1e17, (4, 3, 3))).isfinite()
     large = teacher.clone()
     large[0, 1] *= 1e20
-    assert loss(student, loss.summarize(large, (4, 3, 3))).isnan()
+    assert loss(student, loss.target(large, (4, 3, 3))).isnan()
 
 
 def test_compiles_in_one_graph():
@@ -285,7 +290,7 @@ def test_compiles_in_one_graph():
     student, teacher = feature(0, (2, 4, 2, 2), "signed").float(), feature(1, (2, 4, 2, 2), "signed").float()
 
     def step(student, teacher):
-        return loss(student, loss.summarize(teacher))
+        return loss(student, loss.target(teacher))
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     eager_x, compiled_x = student.clone().requires_grad_(True), student.clone().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Which form NST computes in, what its summaries hold, and which arguments and inputs it refuses."""
+"""Which implementation NST computes in, what its targets hold, and which arguments and inputs it refuses."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from nst.losses import NST
 def test_plan_matches_what_happens(options):
     loss = NST(**options)
     for c_s, c_t, size in ((3, 5, 4), (24, 20, 3), (1, 1, 1)):
-        plan = loss.plan((c_s, size, size), (c_t, size, size))
-        summary = loss.summarize(torch.randn(2, c_t, size, size), (c_s, size, size))
-        assert {key: tuple(value.shape[1:]) for key, value in summary.items()} == plan.summary
-        assert plan.workspace > 0
+        spec = loss.spec((c_s, size, size), (c_t, size, size))
+        target = loss.target(torch.randn(2, c_t, size, size), (c_s, size, size))
+        assert {key: tuple(value.shape[1:]) for key, value in target.items()} == spec.target
+        assert spec.workspace > 0
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "form"),
+    ("student", "teacher", "implementation"),
     [
         ((336, 8, 8), (256, 8, 8), "gram"),
         ((64, 8, 8), (64, 8, 8), "gram"),
@@ -27,18 +27,18 @@ def test_plan_matches_what_happens(options):
         ((16, 16, 16), (64, 16, 16), "pairs"),
     ],
 )
-def test_the_cheaper_form_is_chosen_by_shape(student, teacher, form):
-    assert NST().plan(student, teacher).form == form
-    assert NST("linear").plan(student, teacher).form == "mean"
-    assert NST("gaussian").plan(student, teacher).form == "stream"
-    assert NST(form="stream").plan(student, teacher).form == "stream"
+def test_the_cheaper_form_is_chosen_by_shape(student, teacher, implementation):
+    assert NST().spec(student, teacher).implementation == implementation
+    assert NST("linear").spec(student, teacher).implementation == "mean"
+    assert NST("gaussian").spec(student, teacher).implementation == "stream"
+    assert NST(implementation="stream").spec(student, teacher).implementation == "stream"
 
 
 def test_the_gram_summary_is_its_upper_triangle():
-    assert NST().plan((336, 8, 8), (256, 8, 8)).summary == {"gram": (2080,)}
-    assert NST("linear").plan((336, 8, 8), (256, 8, 8)).summary == {"mean": (64,)}
-    assert NST("gaussian").plan((336, 8, 8), (256, 8, 8)).summary == {"stream": (256, 64)}
-    taylor = NST("gaussian", approximate=2).plan((336, 8, 8), (256, 8, 8)).summary
+    assert NST().spec((336, 8, 8), (256, 8, 8)).target == {"gram": (2080,)}
+    assert NST("linear").spec((336, 8, 8), (256, 8, 8)).target == {"mean": (64,)}
+    assert NST("gaussian").spec((336, 8, 8), (256, 8, 8)).target == {"stream": (256, 64)}
+    taylor = NST("gaussian", approximate=2).spec((336, 8, 8), (256, 8, 8)).target
     assert taylor == {"gram": (2080,), "mean": (64,), "counts": (2,)}
 
 
@@ -53,7 +53,7 @@ def test_the_gram_summary_is_its_upper_triangle():
         ({"convention": "code"}, "paper, official, crd"),
         ({"approximate": 2}, "gaussian"),
         ({"kernel": "gaussian", "approximate": 3}, "order 2"),
-        ({"kernel": "linear", "form": "gram"}, "mean, stream"),
+        ({"kernel": "linear", "implementation": "gram"}, "mean, stream"),
     ],
 )
 def test_arguments_out_of_range(options, words):
@@ -64,21 +64,21 @@ def test_arguments_out_of_range(options, words):
 @pytest.mark.parametrize("options", EVERY, ids=name)
 def test_a_summary_is_named_after_its_form(options):
     loss, x, teacher = NST(**options), torch.randn(2, 4, 3, 3), torch.randn(2, 5, 3, 3)
-    summary = loss.summarize(teacher, (4, 3, 3))
-    form = loss.plan((4, 3, 3), (5, 3, 3)).form
-    assert form in summary
-    if form in ("pairs", "stream"):  # as version 0.1 named them
-        assert torch.equal(loss(x, {"units": summary[form]}), loss(x, summary))
+    target = loss.target(teacher, (4, 3, 3))
+    implementation = loss.spec((4, 3, 3), (5, 3, 3)).implementation
+    assert implementation in target
+    if implementation in ("pairs", "stream"):  # as version 0.1 named them
+        assert torch.equal(loss(x, {"units": target[implementation]}), loss(x, target))
 
 
-def test_the_form_travels_with_the_summary():
+def test_the_form_travels_with_the_target():
     x, teacher = torch.randn(2, 4, 3, 3), torch.randn(2, 5, 3, 3)
-    expected = NST()(x, NST().summarize(teacher))
-    for form in ("gram", "pairs", "stream"):
-        summary = NST(form=form).summarize(teacher, (4, 3, 3))
-        assert [*summary] == [form]
-        for reader in (NST(), NST(form="stream"), NST(form="gram")):
-            torch.testing.assert_close(reader(x, summary), expected)
+    expected = NST()(x, NST().target(teacher))
+    for implementation in ("gram", "pairs", "stream"):
+        target = NST(implementation=implementation).target(teacher, (4, 3, 3))
+        assert [*target] == [implementation]
+        for reader in (NST(), NST(implementation="stream"), NST(implementation="gram")):
+            torch.testing.assert_close(reader(x, target), expected)
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,24 @@ def test_numbers_that_are_not_finite_are_refused(options, argument):
 
 def test_inputs_that_do_not_fit():
     loss, x = NST(), torch.randn(2, 4, 6, 6)
-    summary = loss.summarize(x)
+    target = loss.target(x)
     with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
-        loss(x.flatten(2), summary)
+        loss(x.flatten(2), target)
     with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
-        loss.summarize(x[0])
+        loss.target(x[0])
     with pytest.raises(ValueError, match="batch is 1"):
-        loss(x[:1], summary)
+        loss(x[:1], target)
     with pytest.raises(ValueError, match="student_shape"):
-        loss(torch.randn(2, 4, 3, 3), summary)
-    with pytest.raises(ValueError, match="from its own summarize"):
+        loss(torch.randn(2, 4, 3, 3), target)
+    with pytest.raises(ValueError, match="from its own target"):
         loss(x, {"logits": torch.randn(2, 10)})
-    with pytest.raises(TypeError, match=r"loss\.summarize\(teacher\)"):
+    with pytest.raises(TypeError, match=r"loss\.target\(teacher\)"):
         loss(x, x)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"'mean'.*'stream'"):
-        NST("gaussian")(x, NST("linear").summarize(x))
+        NST("gaussian")(x, NST("linear").target(x))
     with pytest.raises(ValueError, match="aspect ratio"):
-        NST(convention="crd").summarize(x, (4, 3, 2))
+        NST(convention="crd").target(x, (4, 3, 2))
     with pytest.raises(ValueError, match="at least 1"):
-        loss.plan((4, 0, 3), (4, 3, 3))
+        loss.spec((4, 0, 3), (4, 3, 3))
     with pytest.raises(ValueError, match="floating"):
-        loss.summarize(x.long())
+        loss.target(x.long())

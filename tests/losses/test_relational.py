@@ -24,7 +24,7 @@ def make(name: str) -> TransferLoss:
 
 
 def value(loss: TransferLoss, student, teacher):
-    return loss(student, loss.summarize(teacher, tuple(student.shape[1:])))
+    return loss(student, loss.target(teacher, tuple(student.shape[1:])))
 
 
 @st.composite
@@ -129,14 +129,14 @@ def test_the_angles_of_rkd_come_in_blocks(monkeypatch):
 @every
 def test_summary_and_errors(name):
     loss = make(name)
-    summary = loss.summarize(torch.randn(4, 5, 3, 3), (8, 2, 2))
-    plan = loss.plan((8, 2, 2), (5, 3, 3))
-    assert {key: tuple(v.shape[1:]) for key, v in summary.items()} == plan.summary
+    target = loss.target(torch.randn(4, 5, 3, 3), (8, 2, 2))
+    spec = loss.spec((8, 2, 2), (5, 3, 3))
+    assert {key: tuple(v.shape[1:]) for key, v in target.items()} == spec.target
     assert loss.relational
     with pytest.raises(ValueError, match="batch is 3"):
-        loss(torch.randn(3, 8, 2, 2), summary)
+        loss(torch.randn(3, 8, 2, 2), target)
     with pytest.raises(ValueError, match="shape"):
-        loss.summarize(torch.randn(4, 5, 3))
+        loss.target(torch.randn(4, 5, 3))
 
 
 def test_arguments_out_of_range():

@@ -25,7 +25,7 @@ def built(students=STUDENT, teachers=TEACHER, dtype=torch.float64, **options) ->
 
 def value(loss, students, teachers, epoch: float = 1e6):
     extra = {"epoch": torch.tensor(epoch)}
-    return loss(students, [loss.summarize(teacher) | extra for teacher in teachers])
+    return loss(students, [loss.target(teacher) | extra for teacher in teachers])
 
 
 def normed(x, norm):
@@ -136,13 +136,13 @@ def test_degenerate_batches():
 
 def test_plan_and_what_is_missing():
     loss, own, others = built(), batch(STUDENT), batch(TEACHER)
-    assert loss.plan(STUDENT[0], TEACHER[0]).summary == {"feature": TEACHER[0]}
+    assert loss.spec(STUDENT[0], TEACHER[0]).target == {"feature": TEACHER[0]}
     with pytest.raises(ValueError, match="setup"):
         value(ReviewKD(), own, others)
     with pytest.raises(ValueError, match="2 layers"):
         value(loss, own[:2], others[:2])
     with pytest.raises(ValueError, match="'epoch'"):
-        loss(own, [loss.summarize(teacher) for teacher in others])
+        loss(own, [loss.target(teacher) for teacher in others])
     with pytest.raises(ValueError, match="C, H, W"):
         ReviewKD().setup([(10,)], [(10,)])
     for name, number in (("warmup", -1), ("channels", 0), ("pooled", 1)):

@@ -1,4 +1,4 @@
-"""Reading a network's taps in its tests, without the project's own reader."""
+"""Reading a network's layers in its tests, without the project's own reader."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +17,10 @@ def _capture(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, role: str, side: str) -> None:
         features[role] = inputs[0] if side == "input" else output
 
-    roles: dict[str, str] = model.taps  # pyright: ignore[reportAssignmentType]
+    roles: dict[str, str] = model.named_layers  # pyright: ignore[reportAssignmentType]
     handles = []
-    for role, tap in roles.items():
-        name, _, side = tap.partition(":")
+    for role, layer in roles.items():
+        name, _, side = layer.partition(":")
         assert side in ("", "input")
         assert name
         handles.append(model.get_submodule(name).register_forward_hook(partial(keep, role=role, side=side)))
@@ -32,7 +32,7 @@ def _capture(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.fixture
 def capture() -> Capture:
-    """Runs a network on images; gives its logits and the feature of every role in its `taps`."""
+    """Runs a network on images; gives its logits and the feature of every role in its `layers`."""
     return _capture
 
 

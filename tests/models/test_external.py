@@ -7,9 +7,9 @@ import torchvision
 from torch import nn
 
 import nst.models as models
+from nst.layers import LayerHooks, feature_shapes
 from nst.models import external
-from nst.models.roles import torchvision_taps
-from nst.taps import Taps, feature_shapes
+from nst.models.roles import torchvision_layers
 
 
 @pytest.mark.usefixtures("meta")
@@ -22,7 +22,7 @@ def test_torchvision_parameters(arch, parameters):
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize(("arch", "channels"), [("resnet18", 512), ("resnet50", 2048), ("wide_resnet50_2", 2048)])
-def test_torchvision_resnet_taps(arch, channels, capture):
+def test_torchvision_resnet_layers(arch, channels, capture):
     model = models.torchvision_model(arch, num_classes=5, in_channels=1).eval()
     logits, features = capture(model, torch.empty(1, 1, 224, 224))
     assert logits.shape == (1, 5)
@@ -59,7 +59,7 @@ def test_other_families_run(arch, capture):
 def test_torchvision_stages(arch):
     """A quarter of the image on, each stage half as large."""
     model = models.torchvision_model(arch, num_classes=5)
-    shapes = feature_shapes(model, model.taps, (3, 224, 224))
+    shapes = feature_shapes(model, model.named_layers, (3, 224, 224))
     assert [shapes[f"stage{k}"][1:] for k in range(1, 5)] == [(n, n) for n in (56, 28, 14, 7)]
     assert shapes["last"] == shapes["stage4"]
     assert all(shape[0] not in (7, 14, 28, 56) for shape in shapes.values())
@@ -76,13 +76,13 @@ def test_torchvision_regnet_has_both_sides_of_its_relus():
 def test_torchvision_vit_and_swin_yield_maps():
     images = torch.randn(2, 3, 64, 64)
     small = torchvision.models.VisionTransformer(64, 32, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48)
-    vit = external._prepare(small, torchvision_taps(small), None).eval()
+    vit = external._prepare(small, torchvision_layers(small), None).eval()
     tokens = vit.encoder.layers[0](_embedded(vit, images))  # [B, 1 + 2 * 2, C]
     features = looked_at(vit, images)
     assert list(features) == ["block1", "block2", "last"]
     torch.testing.assert_close(features["block1"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 2, 2))
     small = torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 1, 1, 1], [7, 7])
-    swin = external._prepare(small, torchvision_taps(small), None).eval()
+    swin = external._prepare(small, torchvision_layers(small), None).eval()
     torch.testing.assert_close(looked_at(swin, images)["stage1"], swin.features[:2](images).permute(0, 3, 1, 2))
 
 
@@ -92,11 +92,11 @@ def _embedded(vit, images):
 
 
 def looked_at(model, images):
-    taps = Taps(model, model.taps)
+    layers = LayerHooks(model, model.named_layers)
     with torch.no_grad():
         model(images)
-    taps.remove()
-    return taps.read()
+    layers.remove()
+    return layers.read()
 
 
 @pytest.mark.usefixtures("meta")
@@ -150,7 +150,7 @@ def test_pretrained_weights_have_three_channels():
 
 
 @pytest.mark.parametrize(("arch", "channels"), [("resnet18", 512), ("seresnet50", 2048), ("resnet50.a1_in1k", 2048)])
-def test_timm_resnet_taps(arch, channels, capture):
+def test_timm_resnet_layers(arch, channels, capture):
     pytest.importorskip("timm")
     with torch.device("meta"):
         model = models.timm_model(arch, num_classes=5, in_channels=1).eval()
@@ -164,8 +164,8 @@ def test_timm_resnet_taps(arch, channels, capture):
 def test_timm_networks_that_join_maps_of_all_sizes_have_no_roles():
     pytest.importorskip("timm")
     with torch.device("meta"):
-        assert models.timm_model("crossvit_tiny_240", num_classes=5).taps == {}
-        assert models.timm_model("coat_tiny", num_classes=5).taps == {}
+        assert models.timm_model("crossvit_tiny_240", num_classes=5).layers == {}
+        assert models.timm_model("coat_tiny", num_classes=5).layers == {}
 
 
 def test_timm_unknown_name_gives_the_nearest():
@@ -187,7 +187,7 @@ def test_an_input_size_resizes_the_images_for_this_network(make):
     plain = make("resnet18", 5).eval()
     resizing = make("resnet18", 5, image_size=64, input_size=96).eval()
     assert list(resizing.state_dict()) == list(plain.state_dict())
-    assert resizing.taps == plain.taps
+    assert resizing.layers == plain.layers
     resizing.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
     large = nn.functional.interpolate(images, 96, mode="bilinear", antialias=True)
@@ -224,7 +224,7 @@ def test_constructor_arguments():
     pytest.importorskip("timm")
     model = models.timm_model("vit_tiny_patch16_224", 5, arguments={"depth": 2, "drop_path_rate": 0.5})
     assert model.blocks[1].drop_path1.drop_prob == 0.5
-    assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).taps  # a field of its `cfg`
+    assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).layers  # a field of its `cfg`
     deep = models.torchvision_model("convnext_tiny", 5, arguments={"stochastic_depth_prob": 0.3})
     assert deep.features[7][-1].stochastic_depth.p == 0.3
 

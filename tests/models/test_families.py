@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import nst.models as models
+from nst.layers import LayerHooks, feature_shapes
 from nst.losses import NST
-from nst.taps import Taps, feature_shapes
 
 pytest.importorskip("timm")
 
@@ -61,10 +61,10 @@ OWN_SIZE = {"eva02_tiny_patch14_224": 56, "vit_small_patch14_reg4_dinov2": 56, "
 
 
 def looked_at(model: nn.Module, roles: list[str], images: Tensor) -> dict[str, Tensor]:
-    taps = Taps(model, roles)
+    layers = LayerHooks(model, roles)
     model(images)
-    taps.remove()
-    return taps.read()
+    layers.remove()
+    return layers.read()
 
 
 @pytest.mark.parametrize("arch", FAMILIES)
@@ -73,7 +73,7 @@ def test_roles_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
     size = OWN_SIZE.get(arch)
     model = models.timm_model(arch, 4, image_size=SIZE, input_size=size, arguments=FAMILIES[arch]).eval()
     images = torch.randn(2, 3, SIZE, SIZE)
-    roles = list(model.taps)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    roles = list(model.named_layers)  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert "last" in roles
     assert {"stage1", "stage2"} <= {*roles} or {"block1", "block2"} <= {*roles}
     with torch.no_grad():
@@ -90,12 +90,12 @@ def test_roles_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
 
     cnn, loss = models.resnet8(4), NST()
     for teacher, student in ((model, cnn), (cnn, model)):
-        role = "stage2" if "stage2" in student.taps else "block2"  # pyright: ignore[reportOperatorIssue]
-        other = "stage2" if "stage2" in teacher.taps else "block2"  # pyright: ignore[reportOperatorIssue]
+        role = "stage2" if "stage2" in student.named_layers else "block2"  # pyright: ignore[reportOperatorIssue]
+        other = "stage2" if "stage2" in teacher.named_layers else "block2"  # pyright: ignore[reportOperatorIssue]
         with torch.no_grad():
             learned = looked_at(teacher.eval(), [other], images)[other]
         feature = looked_at(student.train(), [role], images)[role]
-        loss(feature, loss.summarize(learned, tuple(feature.shape[1:]))).backward()
+        loss(feature, loss.target(learned, tuple(feature.shape[1:]))).backward()
         stem = next(p for p in student.parameters() if p.ndim == 4)  # of the first convolution
         assert stem.grad is not None
         assert stem.grad.abs().sum() > 0

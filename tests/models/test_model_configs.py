@@ -69,7 +69,7 @@ def test_composes_and_builds(name):
     assert run.model == run.teacher.model
     assert run.model.name == ("resnet18" if name in ("torchvision", "timm") else name)
     model = build(run.teacher.model)
-    assert "last" in model.taps
+    assert "last" in model.named_layers
     size = 64 if name in ("inception_bn", "preact_resnet101", "torchvision", "timm") else 8
     with torch.device("meta"):
         assert model.eval()(torch.empty(2, 1, size, size)).shape == (2, 7)

@@ -1,4 +1,4 @@
-"""What every network built here owes: logits, taps at the stated places and of the stated shapes, nothing in place."""
+"""What every network built here owes: logits, layers at the stated places and of the stated shapes, nothing in place."""
 
 import pytest
 import torch

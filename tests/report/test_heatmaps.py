@@ -17,7 +17,7 @@ class Net(nn.Module):
 
     def __init__(self, order: list[int]) -> None:
         super().__init__()
-        self.taps = {"last": "stage"}
+        self.named_layers = {"last": "stage"}
         convolution = nn.Conv2d(3, 6, 3, padding=1)
         weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0))
         convolution.weight.data, convolution.bias.data = weight[order], torch.zeros(6)  # type: ignore[union-attr]

@@ -100,11 +100,11 @@ def test_the_weights_of_pairs_of_layers_are_shown(tmp_path: Path, capsys: pytest
     write_table(tmp_path)
     for seed, pair in enumerate(({}, {"weight": 1.0}, {"weight": 0.5})):
         folder = next(tmp_path.glob(f"digits/big-small/kd/seed{seed}-*"))
-        change(folder, "loss.kd.taps", [{"teacher": "last", "student": "last", **pair}])
+        change(folder, "loss.kd.layers", [{"teacher": "last", "student": "last", **pair}])
     list_runs([f"outputs={tmp_path}", "loss=kd"])
     out = capsys.readouterr().out
-    assert out.count("loss.kd.taps=last ") == 2
-    assert out.count("loss.kd.taps=last×0.5 ") == 1
+    assert out.count("loss.kd.layers=last ") == 2
+    assert out.count("loss.kd.layers=last×0.5 ") == 1
 
 
 @pytest.mark.parametrize("kind", ["data", "teacher"])

@@ -16,7 +16,7 @@ from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
 from nst.reproduce.command import reproduce
-from nst.reproduce.evidence import missing_taps
+from nst.reproduce.evidence import missing_layers
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
@@ -35,15 +35,15 @@ def test_request():
     assert settings.overrides == ("data.limit=2000", "data.root=x")
     assert settings.folder == "paper/cifar10/epochs=0.1,data.limit=2000"
     assert parse(["table=quick/digits"]).folder == "quick/digits/full"
-    assert parse(["table=x", "optim=adamw", "taps=last", "experiment=own"]).overrides == (
+    assert parse(["table=x", "optim=adamw", "layers=last", "experiment=own"]).overrides == (
         "optim=adamw",
-        "taps=last",
+        "layers=last",
         "experiment=own",
     )
-    given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.taps=[{a: b}]"])
-    assert given.folder == "quick/digits/loss.kd.taps=-a-b-,teacher.weights=t.pt"
+    given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.layers=[{a: b}]"])
+    assert given.folder == "quick/digits/loss.kd.layers=-a-b-,teacher.weights=t.pt"
     assert settings.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
-    arguments = ["table=quick/digits", "taps=[{teacher: last, student: last}]", "data.root=/it's here"]
+    arguments = ["table=quick/digits", "layers=[{teacher: last, student: last}]", "data.root=/it's here"]
     assert shlex.split(parse(arguments).command)[2:] == arguments
 
 
@@ -91,10 +91,10 @@ def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, messag
 
 def test_missing_taps_are_reported_before_the_runs(tmp_path: Path):
     file = own_table(tmp_path, [])
-    assert not [*missing_taps(make_plan(Request(str(file)), CONFIGS))]
-    file.write_text(file.read_text().replace("rows:", "taps: {teacher: last, student: stage9}\n    rows:"))
-    (line,) = missing_taps(make_plan(Request(str(file)), CONFIGS))
-    assert "taps.student=stage9 of g in the table's file: unknown layer 'stage9'" in line
+    assert not [*missing_layers(make_plan(Request(str(file)), CONFIGS))]
+    file.write_text(file.read_text().replace("rows:", "layers: {teacher: last, student: stage9}\n    rows:"))
+    (line,) = missing_layers(make_plan(Request(str(file)), CONFIGS))
+    assert "layers.student=stage9 of g in the table's file: unknown layer 'stage9'" in line
 
 
 def own_table(folder: Path, overrides: list[str]) -> Path:
@@ -215,7 +215,7 @@ def test_conventions_differ_in_what_they_say(tmp_path: Path):
     terms = [cell.runs[0].loss["nst_poly"] for cell in plan.cells[1:]]
     assert len({str(term) for term in terms}) == 16
     assert {term["convention"] for term in terms} == {"paper", "official", "crd"}
-    assert {term["taps"] for term in terms} == {"last", "last_pre_relu", "stages", "stages_pre_relu"}
+    assert {term["layers"] for term in terms} == {"last", "last_pre_relu", "stages", "stages_pre_relu"}
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -304,7 +304,7 @@ def test_other_taps_in_the_table_are_measured_anew(finished_table: Request):
     last = json.loads(file.read_text())["mmd"]["kd"]
     found = {}
     for stage in ("stage2", "nowhere"):
-        table.write_text(ONE_METHOD.replace("rows:", f"taps: {{teacher: {stage}, student: {stage}}}, rows:"))
+        table.write_text(ONE_METHOD.replace("rows:", f"layers: {{teacher: {stage}, student: {stage}}}, rows:"))
         reproduce(replace(finished_table, page=True))
         found[stage] = json.loads(file.read_text())["mmd"]["kd"] if file.exists() else None
     assert found["stage2"] != last

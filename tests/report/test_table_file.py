@@ -29,7 +29,7 @@ GROUP = """groups:
 """
 MATRIX = """epoch: last
 pairs:
-  - {name: a, title: A, overrides: [model=resnet8], teacher: {published: 72.3}, taps: {teacher: stage3, student: stage3}}
+  - {name: a, title: A, overrides: [model=resnet8], teacher: {published: 72.3}, layers: {teacher: stage3, student: stage3}}
   - {name: b, title: B, overrides: [model=resnet14]}
 methods:
   - {name: student, label: Baseline, overrides: [loss=ce]}
@@ -61,7 +61,7 @@ def test_pairs_times_methods(folder: Path):
         (70.7, "best", True),
     ]
     assert [row.published for row in second.rows] == [None, None, 71]
-    assert (first.teacher.published, first.teacher.epoch, first.taps.student) == (72.3, "last", "stage3")
+    assert (first.teacher.published, first.teacher.epoch, first.layers.student) == (72.3, "last", "stage3")
 
 
 def test_a_table_of_13_by_14_is_one_file(folder: Path):

@@ -61,7 +61,7 @@ def write_table(outputs: Path, reduced: bool = False, metric: str = "error") -> 
         })  # fmt: skip
     group = {
         "name": "small", "title": "big → small", "teacher": {"published": 4.04, "published_top5": None},
-        "taps": {"teacher": "last", "student": "last"}, "rows": rows,
+        "layers": {"teacher": "last", "student": "last"}, "rows": rows,
     }  # fmt: skip
     folder = outputs / "tables" / "test" / "full"
     folder.mkdir(parents=True)

@@ -178,7 +178,7 @@ def test_a_run_waits_for_the_teacher_that_another_trains(
     assert (teacher / "metrics.jsonl").stat() == metrics
 
 
-SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.taps=choice(last,stage2)")
+SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.layers=choice(last,stage2)")
 
 
 @pytest.mark.filterwarnings("ignore")  # Optuna's own

@@ -1,4 +1,4 @@
-"""A teacher cache returns the teacher's summaries, continues interrupted writing, and refuses another identity."""
+"""A teacher cache returns the teacher's targets, continues interrupted writing, and refuses another identity."""
 
 import json
 from collections import namedtuple
@@ -14,10 +14,10 @@ from torch import Tensor
 from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
-from nst.distiller import Request, Summaries
+from nst.distiller import Targets, TargetSpec
+from nst.layers import LOGITS, resolve
 from nst.losses import AT, KD, NST, FitNet, Shape, TransferLoss
 from nst.models import resnet8
-from nst.taps import LOGITS, resolve
 from nst.teacher import Array, CachedTeacher, LiveTeacher, TeacherCache, arrays, kept_live, write_cache
 from nst.teacher import cache as cache_module
 from nst.teacher.layout import readable_bytes
@@ -32,32 +32,32 @@ def split() -> MemorySplit:
     return MemorySplit(pixels, torch.zeros(IMAGES, dtype=torch.long), ViewScheme(8, 1, True), (0.5,) * 3, (0.5,) * 3)
 
 
-def teacher(*requests: Request) -> LiveTeacher:
+def teacher(*target_specs: TargetSpec) -> LiveTeacher:
     torch.manual_seed(0)
-    return LiveTeacher(resnet8(), requests)
+    return LiveTeacher(resnet8(), target_specs)
 
 
-def request(key: str, loss: TransferLoss, tap: str = "last") -> Request:
-    return Request(key, tap, loss, (10,) if loss.on_logits else (64, 2, 2))
+def spec(key: str, loss: TransferLoss, layer: str = "last") -> TargetSpec:
+    return TargetSpec(key, layer, loss, (10,) if loss.on_logits else (64, 2, 2))
 
 
-SOFT, POLY, MAP = request("kd:0", KD(), LOGITS), request("nst:0", NST()), request("at:0", AT())
+SOFT, POLY, MAP = spec("kd:0", KD(), LOGITS), spec("nst:0", NST()), spec("at:0", AT())
 
 
-def arrays_for(*requests: Request) -> list[Array]:
+def arrays_for(*target_specs: TargetSpec) -> list[Array]:
     model = resnet8()
     shape = {"last": (64, 2, 2), "layer3": (64, 2, 2), LOGITS: (10,)}
-    return [array for r in requests for array in arrays(r, resolve(model, r.tap), shape[r.tap])]
+    return [array for r in target_specs for array in arrays(r, resolve(model, r.layer), shape[r.layer])]
 
 
 def opened(folder: Path, dtype: str = "float32", **identity: Any) -> TeacherCache:
     return TeacherCache(folder, {**IDENTITY, **identity}, IMAGES, VIEWS, dtype)
 
 
-def written_cache(folder: Path, *requests: Request, dtype: str = "float32") -> TeacherCache:
+def written_cache(folder: Path, *target_specs: TargetSpec, dtype: str = "float32") -> TeacherCache:
     cache = opened(folder, dtype)
-    live = teacher(*requests)
-    write_cache(cache, live, split().loader(8, train=True), split().view_subset(VIEWS), arrays_for(*requests))
+    live = teacher(*target_specs)
+    write_cache(cache, live, split().loader(8, train=True), split().view_subset(VIEWS), arrays_for(*target_specs))
     return cache
 
 
@@ -67,11 +67,11 @@ def some_batch(indices: list[int], slots: list[int]) -> Batch:
     return Batch(split().render(i, views), torch.zeros(len(i), dtype=torch.long), i, views)
 
 
-def assert_same(found: Summaries, expected: Summaries, **tolerance: float) -> None:
+def assert_same(found: Targets, expected: Targets, **tolerance: float) -> None:
     assert found.keys() == expected.keys()
-    for key, summary in expected.items():
-        assert found[key].keys() == summary.keys()
-        for name, value in summary.items():
+    for key, target in expected.items():
+        assert found[key].keys() == target.keys()
+        for name, value in target.items():
             torch.testing.assert_close(found[key][name].float(), value, **tolerance)
 
 
@@ -81,17 +81,17 @@ BATCH = some_batch([20, 3, 3, 0, 11, 7], [0, 1, 3, 2, 3, 0])
 @pytest.mark.parametrize("residence", ["host", "disk", "device"])
 def test_cached_summaries_equal_the_live_teachers(tmp_path: Path, residence: Any) -> None:
     """Bit for bit, in batches of a size at which the CPU's kernels treat an image as in those that the cache was written in."""
-    requests = (SOFT, POLY, MAP)
-    cache = written_cache(tmp_path, *requests)
+    target_specs = (SOFT, POLY, MAP)
+    cache = written_cache(tmp_path, *target_specs)
     cached = CachedTeacher(
-        cache, arrays_for(*requests), split().view_subset(VIEWS), torch.device("cpu"), residence=residence
+        cache, arrays_for(*target_specs), split().view_subset(VIEWS), torch.device("cpu"), residence=residence
     )
-    assert_same(cached(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
+    assert_same(cached(BATCH), teacher(*target_specs)(BATCH), rtol=0, atol=0)
     cached.prefetch(BATCH)
     later = some_batch([1, 2, 5, 8, 13, 17], [0, 1, 2, 3, 0, 1])
     cached.prefetch(later)
-    assert_same(cached(BATCH), teacher(*requests)(BATCH), rtol=0, atol=0)
-    assert_same(cached(later), teacher(*requests)(later), rtol=0, atol=0)
+    assert_same(cached(BATCH), teacher(*target_specs)(BATCH), rtol=0, atol=0)
+    assert_same(cached(later), teacher(*target_specs)(later), rtol=0, atol=0)
 
 
 def test_half_precision_is_half_the_size_and_close(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ class CutOff(LiveTeacher):
     after = 10**9
     calls = 0
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         if self.calls == self.after:
             raise KeyboardInterrupt
         self.calls += 1
@@ -146,15 +146,15 @@ def test_a_loss_added_later_writes_its_own_arrays_only(tmp_path: Path) -> None:
 
 def test_losses_with_one_summary_share_it() -> None:
     poly, other = NST(), NST(degree=2, c=1.0)
-    one, two = arrays_for(request("a:0", poly)), arrays_for(request("b:0", other, tap="layer3"))
+    one, two = arrays_for(spec("a:0", poly)), arrays_for(spec("b:0", other, layer="layer3"))
     assert [a.name for a in one] == [a.name for a in two if a.tensor == "gram"]
-    assert arrays_for(SOFT)[0].name == arrays_for(request("x:0", KD(temperature=2), LOGITS))[0].name
-    names = [arrays_for(request("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
+    assert arrays_for(SOFT)[0].name == arrays_for(spec("x:0", KD(temperature=2), LOGITS))[0].name
+    names = [arrays_for(spec("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
     assert len(set(names)) == 4
 
 
 def test_a_summary_as_large_as_the_feature_stays_live_unless_allowed() -> None:
-    hint, gaussian = request("fitnet:0", FitNet()), request("gauss:0", NST("gaussian"))
+    hint, gaussian = spec("fitnet:0", FitNet()), spec("gauss:0", NST("gaussian"))
     shapes = {"last": (64, 2, 2), LOGITS: (10,)}
     reasons = kept_live([SOFT, POLY, hint, gaussian], shapes, allow_large=False)
     assert list(reasons) == ["fitnet:0", "gauss:0"]
@@ -164,27 +164,27 @@ def test_a_summary_as_large_as_the_feature_stays_live_unless_allowed() -> None:
 
 def test_a_loss_of_unknown_summary_is_never_cached() -> None:
     class Own(AT):
-        summary_key = None  # pyright: ignore[reportAssignmentType]
+        target_key = None  # pyright: ignore[reportAssignmentType]
 
-    assert "summary_key" in kept_live([request("own:0", Own())], {"last": (64, 2, 2)}, allow_large=True)["own:0"]
+    assert "target_key" in kept_live([spec("own:0", Own())], {"last": (64, 2, 2)}, allow_large=True)["own:0"]
 
 
 def test_a_subclass_with_another_summary_does_not_share_the_arrays_of_the_loss_whose_key_it_inherits() -> None:
     class Half(AT):
-        def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-            return super().summarize(teacher_feature[:, ::2], student_shape)
+        def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+            return super().target(teacher_feature[:, ::2], student_shape)
 
     class Named(Half):
         @property
-        def summary_key(self) -> str:
-            return "half-" + super().summary_key
+        def target_key(self) -> str:
+            return "half-" + super().target_key
 
     class Weighted(AT):
-        def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
-            return 2 * super().forward(student_feature, summary)
+        def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+            return 2 * super().forward(student_feature, target)
 
-    requests = [request(f"{loss.__name__}:0", loss()) for loss in (Half, Named, Weighted)]
-    assert list(kept_live(requests, {"last": (64, 2, 2)}, allow_large=True)) == ["Half:0"]
+    target_specs = [spec(f"{loss.__name__}:0", loss()) for loss in (Half, Named, Weighted)]
+    assert list(kept_live(target_specs, {"last": (64, 2, 2)}, allow_large=True)) == ["Half:0"]
 
 
 def test_a_cache_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_writing_uses_compiled_code_that_agrees(
     calls: list[int] = []
 
     def fake_compile(function: Any, **_: Any) -> Any:
-        def run(images: Tensor) -> Summaries:
+        def run(images: Tensor) -> Targets:
             calls.append(len(images))
             return {k: {n: factor * v for n, v in s.items()} for k, s in function(images).items()}
 
@@ -276,9 +276,9 @@ class Constant(AT):
         super().__init__()
         self.value = value
 
-    def summarize(self, teacher_feature: Tensor, student_shape: Any = None) -> dict[str, Tensor]:
-        summary = super().summarize(teacher_feature, student_shape)
-        return {name: torch.full_like(attention, self.value) for name, attention in summary.items()}
+    def target(self, teacher_feature: Tensor, student_shape: Any = None) -> dict[str, Tensor]:
+        target = super().target(teacher_feature, student_shape)
+        return {name: torch.full_like(attention, self.value) for name, attention in target.items()}
 
 
 @pytest.mark.parametrize(
@@ -293,10 +293,10 @@ def test_a_summary_that_the_cache_cannot_hold_is_refused(
     tmp_path: Path, value: float, dtype: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        written_cache(tmp_path, request("mine:0", Constant(value)), dtype=dtype)
-    assert opened(tmp_path, dtype).written(arrays_for(request("mine:0", Constant(value)))[0].name) == 0
+        written_cache(tmp_path, spec("mine:0", Constant(value)), dtype=dtype)
+    assert opened(tmp_path, dtype).written(arrays_for(spec("mine:0", Constant(value)))[0].name) == 0
 
 
 def test_large_values_fit_a_float32_cache(tmp_path: Path) -> None:
-    mine = request("mine:0", Constant(7e4))
+    mine = spec("mine:0", Constant(7e4))
     assert not written_cache(tmp_path, mine).missing(arrays_for(mine))

@@ -20,8 +20,8 @@ EXACT = ["knowledge=stored", "knowledge.views=all", "knowledge.dtype=float32"]
 
 
 def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    summary = run(compose(*overrides))
-    return summary, load_file(Path(summary["folder"]) / "student.safetensors")
+    target = run(compose(*overrides))
+    return target, load_file(Path(target["folder"]) / "student.safetensors")
 
 
 def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(compose: Compose, tiny: list[str]) -> None:
@@ -102,7 +102,7 @@ def test_hints_keep_a_live_teacher_beside_the_cache(
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
     live, _ = trained(compose, *small)
     mixed, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=false")
-    assert "loss.fitnet uses a live teacher: its summary is as large as the feature" in capsys.readouterr().out
+    assert "loss.fitnet uses a live teacher: its target is as large as the feature" in capsys.readouterr().out
     stored, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=true")
     assert live["last"] == mixed["last"] == stored["last"]
 

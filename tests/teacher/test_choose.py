@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.teacher.test_cache import MAP, SOFT, VIEWS, opened, request, split, teacher, written_cache
+from tests.teacher.test_cache import MAP, SOFT, VIEWS, opened, spec, split, teacher, written_cache
 
+from nst.layers import LOGITS
 from nst.losses import FitNet
 from nst.models import resnet8
-from nst.taps import LOGITS
-from nst.teacher import Choice, TeacherCache, choose_summaries, compute_seconds, write_cache
+from nst.teacher import Choice, TeacherCache, choose_targets, compute_seconds, write_cache
 from nst.teacher import cost as costs
 from nst.teacher.choose import arrays_of
 
 SHAPES = {"last": (64, 2, 2), LOGITS: (10,)}
-HINT = request("fitnet:0", FitNet())
+HINT = spec("fitnet:0", FitNet())
 CPU = torch.device("cpu")
 
 
 def choose(cache: TeacherCache, computing: float | None = None, allow_large: bool | None = None) -> Choice | None:
-    compute = None if computing is None else lambda _requests: computing
-    return choose_summaries(cache, resnet8(), [SOFT, MAP, HINT], SHAPES, allow_large, compute, device=CPU)
+    compute = None if computing is None else lambda _target_specs: computing
+    return choose_targets(cache, resnet8(), [SOFT, MAP, HINT], SHAPES, allow_large, compute, device=CPU)
 
 
 @pytest.mark.parametrize(("computing", "live"), [(1e-3, []), (1e-9, ["fitnet:0"])])
@@ -59,18 +59,18 @@ def test_a_choice_made_before_the_teacher_is_loaded_keeps_the_teachers_entry(tmp
     cache = opened(tmp_path)
     choose(cache, 1.0)
     cache.teacher = {"top1": 50.0}
-    requests = [SOFT, MAP, HINT]
-    needed = arrays_of(requests, resnet8(), SHAPES)
-    write_cache(cache, teacher(*requests), split().loader(8, train=True), split().view_subset(VIEWS), needed)
+    target_specs = [SOFT, MAP, HINT]
+    needed = arrays_of(target_specs, resnet8(), SHAPES)
+    write_cache(cache, teacher(*target_specs), split().loader(8, train=True), split().view_subset(VIEWS), needed)
     assert opened(tmp_path).teacher == {"top1": 50.0}
     assert opened(tmp_path).choices == cache.choices != {}
 
 
-def test_computing_is_timed_no_deeper_than_the_tap(tmp_path: Path) -> None:
+def test_computing_is_timed_no_deeper_than_the_layer(tmp_path: Path) -> None:
     model = resnet8()
     calls: list[str] = []
     model.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
-    early = request("fitnet:0", FitNet(), tap="stage1")
+    early = spec("fitnet:0", FitNet(), layer="stage1")
     assert compute_seconds(model, [early], (3, 8, 8), 4, CPU, "fp32", True) > 0
     assert len(calls) <= 1  # the first pass, which finds out how deep it must go
     assert model.training

@@ -1,4 +1,4 @@
-"""Folding batch normalisation changes no output, no layer name, and leaves tapped layers and odd networks alone."""
+"""Folding batch normalisation changes no output, no layer name, and leaves named layers and odd networks alone."""
 
 import copy
 from collections import OrderedDict
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nst.layers import LayerHooks
 from nst.models import preact_resnet164, resnet8, wrn16_2
-from nst.taps import Taps
 from nst.teacher import fold_batch_norm
 
 
@@ -33,10 +33,10 @@ def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> No
     reference = copy.deepcopy(model)
     assert fold_batch_norm(model, image) == folded
     names = ["last", "last_pre_relu", "stage1"]
-    taps, expected = Taps(model, names), Taps(reference, names)
+    layers, expected = LayerHooks(model, names), LayerHooks(reference, names)
     torch.testing.assert_close(model(image), reference(image), rtol=1e-9, atol=1e-9)
     for name, value in expected.read().items():
-        torch.testing.assert_close(taps.features[name], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(layers.features[name], value, rtol=1e-9, atol=1e-9)
     assert fold_batch_norm(model, image) == 0
 
 
@@ -46,23 +46,23 @@ def test_a_tapped_convolution_keeps_its_own_output() -> None:
     kept = copy.deepcopy(model)
     assert fold_batch_norm(model, image, keep=["layer1.0.conv1", "layer2.0.bn1:input"]) == 5
     paths = ["layer1.0.conv1", "layer2.0.conv1"]
-    ours, theirs = Taps(model, paths), Taps(kept, paths)
+    ours, theirs = LayerHooks(model, paths), LayerHooks(kept, paths)
     model(image), kept(image)
     for path in paths:
         torch.testing.assert_close(ours.features[path], theirs.features[path], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("tap", ["block1", "block2:input"])
-def test_a_tapped_block_that_ends_in_a_pairs_convolution_or_begins_with_its_norm_keeps_its_feature(tap: str) -> None:
+@pytest.mark.parametrize("layer", ["block1", "block2:input"])
+def test_a_tapped_block_that_ends_in_a_pairs_convolution_or_begins_with_its_norm_keeps_its_feature(layer: str) -> None:
     block1, block2 = nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     layers = {"block1": nn.Sequential(block1), "block2": block2, "pool": nn.AdaptiveAvgPool2d(1), "end": nn.Flatten()}
     model = with_statistics(nn.Sequential(OrderedDict(layers)))
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     kept = copy.deepcopy(model)
-    fold_batch_norm(model, image, keep=[tap])
-    ours, theirs = Taps(model, [tap]), Taps(kept, [tap])
+    fold_batch_norm(model, image, keep=[layer])
+    ours, theirs = LayerHooks(model, [layer]), LayerHooks(kept, [layer])
     torch.testing.assert_close(model(image), kept(image), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.features[tap], theirs.features[tap], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours.features[layer], theirs.features[layer], rtol=1e-9, atol=1e-9)
 
 
 class Shared(nn.Module):

@@ -1,4 +1,4 @@
-"""A live teacher stops at its last tap; its summaries are the same eager, stopped early or compiled."""
+"""A live teacher stops at its last layer; its targets are the same eager, stopped early or compiled."""
 
 import copy
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from nst.data.batch import Batch
-from nst.distiller import Request
+from nst.distiller import TargetSpec
+from nst.layers import LOGITS
 from nst.losses import AT, KD, NST
 from nst.models import resnet8
-from nst.taps import LOGITS
 from nst.teacher import LiveTeacher
 
 
@@ -19,17 +19,17 @@ def batch(n: int = 4) -> Batch:
     return Batch(torch.randn(n, 3, 8, 8), zeros, torch.arange(n), zeros)
 
 
-AT_STAGE1 = Request("at:0", "stage1", AT(), (16, 8, 8))
-POLY = Request("nst:0", "last", NST(), (64, 2, 2))
-SOFT = Request("kd:0", LOGITS, KD(), (10,))
+AT_STAGE1 = TargetSpec("at:0", "stage1", AT(), (16, 8, 8))
+POLY = TargetSpec("nst:0", "last", NST(), (64, 2, 2))
+SOFT = TargetSpec("kd:0", LOGITS, KD(), (10,))
 
 
-def test_the_forward_pass_ends_at_the_last_tap() -> None:
+def test_the_forward_pass_ends_at_the_last_layer() -> None:
     model = resnet8()
     calls: list[str] = []
     model.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
     live = LiveTeacher(model, [AT_STAGE1])
-    first = live(batch())  # to the end, once: how often a tapped layer is passed is not known before
+    first = live(batch())  # to the end, once: how often a named layer is passed is not known before
     again = live(batch())
     assert calls == ["layer2"]
     assert torch.equal(first["at:0"]["attention"], again["at:0"]["attention"])
@@ -38,9 +38,9 @@ def test_the_forward_pass_ends_at_the_last_tap() -> None:
 
 
 def test_a_summary_that_is_no_dict_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AT_STAGE1.loss, "summarize", lambda feature, shape: feature)
+    monkeypatch.setattr(AT_STAGE1.loss, "target", lambda feature, shape: feature)
     live = LiveTeacher(resnet8(), [AT_STAGE1])
-    with pytest.raises(ValueError, match=r"loss\.at: summarize returns a Tensor; a dict of tensors is needed"):
+    with pytest.raises(ValueError, match=r"loss\.at: target returns a Tensor; a dict of tensors is needed"):
         live(batch())
 
 
@@ -55,7 +55,7 @@ def test_features_are_not_kept() -> None:
     live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
     live(batch())
     assert not live(batch())["nst:0"]["gram"].requires_grad
-    assert live.taps.features == {}
+    assert live.hooks.features == {}
 
 
 @pytest.mark.compiles
@@ -63,8 +63,8 @@ def test_compiled_summaries_equal_eager_ones() -> None:
     live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
     eager, tail = live(batch()), live(batch(3))
     live.compile(4)
-    for key, summary in live(batch()).items():
-        for name, value in summary.items():
+    for key, target in live(batch()).items():
+        for name, value in target.items():
             torch.testing.assert_close(value, eager[key][name], rtol=1e-4, atol=1e-5)
     assert torch.equal(live(batch(3))["nst:0"]["gram"], tail["nst:0"]["gram"])
 
@@ -80,7 +80,7 @@ def test_in_bf16_the_network_computes_coarsely_and_the_summary_in_float32() -> N
         assert not torch.equal(found[key][name], right[key][name])
         torch.testing.assert_close(found[key][name], right[key][name], rtol=0.1, atol=0.05)
     assert found["nst:0"]["gram"].bfloat16().float().ne(found["nst:0"]["gram"]).any()  # finer than bf16
-    short = LiveTeacher(resnet8(), [POLY], precision="bf16")  # cut off at its last tap
+    short = LiveTeacher(resnet8(), [POLY], precision="bf16")  # cut off at its last layer
     assert torch.equal(short(batch())["nst:0"]["gram"], short(batch())["nst:0"]["gram"])
     assert not torch.is_autocast_enabled("cpu")
 
@@ -90,10 +90,10 @@ def test_batch_statistics_are_those_of_the_batch_and_change_nothing() -> None:
     model, images = resnet8(num_classes=10, in_channels=3), torch.randn(6, 3, 16, 16)
     state = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
     expected = copy.deepcopy(model).train()(images)
-    live = LiveTeacher(model, [Request("kd:0", LOGITS, KD(), (10,))])
-    by_running = live.summaries(images)["kd:0"]["logits"]
+    live = LiveTeacher(model, [TargetSpec("kd:0", LOGITS, KD(), (10,))])
+    by_running = live.targets(images)["kd:0"]["logits"]
     live.use_batch_statistics()
     model.eval()
-    torch.testing.assert_close(live.summaries(images)["kd:0"]["logits"], expected)
+    torch.testing.assert_close(live.targets(images)["kd:0"]["logits"], expected)
     assert not torch.allclose(by_running, expected, atol=1e-3)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())

@@ -38,12 +38,12 @@ def test_cached_summaries_are_those_of_the_same_crop(
     cached = prepare_teacher(settings, networks, ONE, data)
     assert cached.views is not None
     assert cached.live is not None  # it has just written the cache
-    cached.live.set_requests(networks.distiller.requests)
+    cached.live.set_target_specs(networks.distiller.target_specs)
     seen: dict[int, list[int]] = {}
     for epoch in range(3):
         for batch in build.loader(settings, ONE, data, "train", cached.views).epoch(epoch):
             read, computed = cached.source(batch), cached.live(batch)
-            for key, name in ((key, name) for key, summary in computed.items() for name in summary):
+            for key, name in ((key, name) for key, target in computed.items() for name in target):
                 torch.testing.assert_close(read[key][name], computed[key][name], rtol=1e-4, atol=1e-5)
             for index, view in zip(batch.indices.tolist(), batch.views.tolist(), strict=True):
                 seen.setdefault(index, []).append(view)
@@ -57,8 +57,8 @@ def test_a_run_goes_round_its_crops_without_the_teacher(
     compose: Compose, photographs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def trained(*more: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        summary = run(compose(*photographs, *STORED, *more))
-        return summary, load_file(Path(summary["folder"]) / "student.safetensors")
+        target = run(compose(*photographs, *STORED, *more))
+        return target, load_file(Path(target["folder"]) / "student.safetensors")
 
     _, first = trained("trainer.workers=1", f"outputs={compose().outputs}/first")
     printed = capsys.readouterr().out

@@ -14,8 +14,8 @@ from nst.config import TrainerConfig
 from nst.data.memory import MemoryLoader, MemorySplit
 from nst.data.views import ViewScheme
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import LOGITS, feature_shapes
 from nst.losses import NST, CrossEntropy
-from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.compiled import disagreement
 from nst.training.loop import Loop, Record
@@ -28,13 +28,13 @@ BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
 
 
 class Net(nn.Module):
-    """One tapped convolution with its norm, and a classifier with dropout."""
+    """One named convolution with its norm, and a classifier with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
         self.drop, self.fc = nn.Dropout(0.2), nn.Linear(4, 3)
-        self.taps = {"last": "relu"}
+        self.named_layers = {"last": "relu"}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(self.relu(self.bn(self.conv(x))).mean((2, 3))))

@@ -16,10 +16,10 @@ from nst.commands.gradients import show
 from nst.commands.tables import gradient_tables
 from nst.commands.train import run
 from nst.data.batch import Batch
-from nst.distiller import Distiller, Pair, Summaries, Term
-from nst.losses import Plan, Shape, TransferLoss
+from nst.distiller import Distiller, Pair, Targets, Term
+from nst.layers import LOGITS
+from nst.losses import LossSpec, Shape, TransferLoss
 from nst.report.gradients import colour, gradient_page
-from nst.taps import LOGITS
 from nst.teacher import NoTeacher
 from nst.training.gradients import TermGradient, compare_gradients
 
@@ -33,14 +33,14 @@ class Linear(TransferLoss):
         super().__init__()
         self.factors, self.source = torch.tensor(factors), source  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         return {}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         return (student_feature * self.factors).sum(1).mean()
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        return Plan("linear", {}, 0)
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        return LossSpec("linear", {}, 0)
 
 
 def distiller(**factors: tuple[str, float, list[float]]) -> Distiller:
@@ -58,9 +58,9 @@ def batch(value: float) -> Batch:
 
 
 class Known(NoTeacher):
-    """Empty summaries."""
+    """Empty targets."""
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         return {"across:0": {}, "against:0": {}}
 
 

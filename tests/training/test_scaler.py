@@ -13,8 +13,8 @@ from nst import build
 from nst.commands.train import run
 from nst.config import TrainerConfig
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import LOGITS, feature_shapes
 from nst.losses import CrossEntropy
-from nst.taps import LOGITS, feature_shapes
 from nst.teacher import NoTeacher
 from nst.training.ranks import Ranks
 from nst.training.schedule import Step

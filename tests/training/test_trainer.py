@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nst.config import TrainerConfig
 from nst.distiller import Distiller, Pair, Term
+from nst.layers import LOGITS, feature_shapes
 from nst.losses import NST, CrossEntropy
-from nst.taps import LOGITS, feature_shapes
 from nst.teacher import LiveTeacher
 from nst.training.ranks import Ranks
 from nst.training.schedule import Constant

@@ -60,7 +60,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     """
     from nst import build
     from nst.export.finished import finished_run
-    from nst.layers import without_weights
+    from nst.layer_listing import without_weights
     from nst.models.weights import load_weights
     from nst.runs.folder import STUDENT
     from nst.runs.teacher import TeacherOutput, expected_normalization

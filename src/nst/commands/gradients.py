@@ -64,7 +64,7 @@ def show(settings: "nst.config.RunConfig") -> None:
         if group.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
         teacher = prepare_teacher(settings, networks, group, data)
-        build.allocate(settings, networks.distiller, len(data.train))
+        build.init_memory(settings, networks.distiller, len(data.train))
         networks.distiller.to(group.device)
         batches = list(islice(build.loader(settings, group, data, "train", teacher.views).epoch(0), BATCHES))
         distiller = networks.distiller

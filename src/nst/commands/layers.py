@@ -32,25 +32,25 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def task(cfg: DictConfig, list_all: bool) -> None:
-    """Print the layers that can be tapped."""
+    """Print the layers that can be named."""
     with readable_errors():
         from nst import build
 
-        paths = [f"loss.{name}.taps" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("taps"))]
-        show(build.settings(cfg), list_all, paths[0] if paths else "taps")
+        paths = [f"loss.{name}.layers" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("layers"))]
+        show(build.settings(cfg), list_all, paths[0] if paths else "layers")
 
 
 def show(run: "nst.config.RunConfig", list_all: bool, key: str) -> None:
     """Print the layers of both networks, and the pairs that fit.
 
     Args:
-        key: the key that sets the layers to compare: `taps`, or a loss's own.
+        key: the key that sets the layers to compare: `layers`, or a loss's own.
 
     Raises:
         ValueError: a network that cannot be built, or a setting at fault.
     """
     from nst import build
-    from nst.layers import describe, layers, matching, pairs_text, without_weights
+    from nst.layer_listing import describe, layers, matching, pairs_text, without_weights
 
     image = (run.data["channels"], run.data["size"], run.data["size"])
     student = layers(build.network("model", without_weights(run.model), 0), image)
@@ -58,5 +58,5 @@ def show(run: "nst.config.RunConfig", list_all: bool, key: str) -> None:
     if run.teacher.model is not None:
         teacher = layers(build.network("teacher.model", without_weights(run.teacher.model), 0), image)
         print("\n" + describe("teacher", run.teacher.model["name"], teacher, list_all))
-        tapped = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
-        print("\n" + pairs_text(matching(teacher, student), key if tapped else None))
+        named = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
+        print("\n" + pairs_text(matching(teacher, student), key if named else None))

@@ -12,13 +12,13 @@ from rich.text import Text
 from nst.build import Networks, count_parameters
 from nst.commands.suggest import next_command
 from nst.config import RunConfig
-from nst.layers import shown
+from nst.layer_listing import shown
 from nst.report.gradients import cosines, norms
 from nst.training.gradients import TermGradient
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
-    """Print the taps of a run, the sizes, and the form of each loss."""
+    """Print the layers of a run, the sizes, and the implementation of each loss."""
     console = Console()
     sizes = Table(title="networks")
     for column in ("", "name", "parameters"):
@@ -31,7 +31,7 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
         sizes.add_row(role, name, f"{count_parameters(module):,}")
     console.print(sizes)
     pairs = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
-    for column in ("term", "weight", "teacher", "student", "summary of the teacher", "memory"):
+    for column in ("term", "weight", "teacher", "student", "target of the teacher", "memory"):
         pairs.add_column(column, overflow="fold")
     for term in distiller.terms:
         for pair in term.pairs:
@@ -40,39 +40,39 @@ def dry_run_tables(settings: RunConfig, networks: Networks) -> None:
                 pairs.add_row(term.name, weight, "labels", "logits", "", "")
                 continue
             teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
-            plan = term.loss.plan(student, teacher)
-            values = sum(prod(shape) for shape in plan.summary.values())
+            spec = term.loss.spec(student, teacher)
+            values = sum(prod(shape) for shape in spec.target.values())
             pairs.add_row(
                 term.name, weight, f"{pair.teacher} {shown(teacher)}", f"{pair.student} {shown(student)}",
-                f"{plan.form}: {values:,} values", f"{plan.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
+                f"{spec.implementation}: {values:,} values", f"{spec.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
             )  # fmt: skip
     console.print(pairs)
 
 
-def result_table(settings: RunConfig, summary: dict[str, Any]) -> None:
+def result_table(settings: RunConfig, target: dict[str, Any]) -> None:
     """Print the results of a run, its folder, and a next command."""
     console = Console()
     table = Table(
-        title="finished earlier; nothing was run" if summary.get("was_finished") else "finished", show_header=False
+        title="finished earlier; nothing was run" if target.get("was_finished") else "finished", show_header=False
     )
-    teacher, test = summary["teacher"], summary["test"]
+    teacher, test = target["teacher"], target["test"]
     if teacher is not None:
         held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
         table.add_row(
             "teacher",
             f"{teacher['name']}, {teacher['parameters']:,} parameters: {teacher['top1']:.2f} % top-1{held_out}",
         )
-    student = summary["student"]
+    student = target["student"]
     table.add_row(
         "student", f"{student['name']}, {student['parameters']:,} parameters: {test['top1']:.2f} % top-1 (last epoch)"
     )
     table.add_row("evaluated on", f"{test['images']:,} test images")
-    best, split = summary["best"], summary["evaluated_on"]
+    best, split = target["best"], target["evaluated_on"]
     table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {split} images)")
-    table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
+    table.add_row("time", f"{target['seconds']:.1f} s of training, {target['steps']:,} steps")
     console.print(table)
-    console.print(f"written to: {summary['folder']}", highlight=False, soft_wrap=True, markup=False)
-    if (following := next_command(settings, summary["folder"])) is not None:
+    console.print(f"written to: {target['folder']}", highlight=False, soft_wrap=True, markup=False)
+    if (following := next_command(settings, target["folder"])) is not None:
         console.print(f"next: {following}", highlight=False, soft_wrap=True, markup=False)
 
 

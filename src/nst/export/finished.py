@@ -15,7 +15,7 @@ from nst.config import RunConfig, check_values
 from nst.data.dataset import Dataset
 from nst.export.trust import TARGET, check_targets
 from nst.files import sha256_of
-from nst.layers import without_weights
+from nst.layer_listing import without_weights
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT, SUMMARY, read_json
 from nst.runs.provenance import changed_sources, user_sources

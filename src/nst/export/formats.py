@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from nst.export.finished import REBUILD, FinishedRun, load_student
 from nst.files import sha256_of, write_whole
-from nst.layers import without_weights
+from nst.layer_listing import without_weights
 from nst.models.weights import save_weights
 from nst.runs.folder import STUDENT
 

@@ -1,14 +1,14 @@
-"""Losses of knowledge distillation, each a summary of the teacher and a value from it.
+"""Losses of knowledge distillation, each a target of the teacher and a value from it.
 
 from nst.losses import NST
 
 nst = NST()
-summary = nst.summarize(teacher_feature, student_feature.shape[1:])
-loss = cross_entropy + 50 * nst(student_feature, summary)
+target = nst.target(teacher_feature, student_feature.shape[1:])
+loss = cross_entropy + 50 * nst(student_feature, target)
 """
 
 from nst.losses.attention import AT
-from nst.losses.base import Convention, Need, Plan, Shape, TransferLoss
+from nst.losses.base import Convention, Input, LossSpec, Shape, TransferLoss
 from nst.losses.cc import CC
 from nst.losses.crd import CRD
 from nst.losses.cross_entropy import CrossEntropy
@@ -38,8 +38,8 @@ __all__ = [
     "Convention",
     "CrossEntropy",
     "FitNet",
-    "Need",
-    "Plan",
+    "Input",
+    "LossSpec",
     "ReviewKD",
     "Shape",
     "TransferLoss",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nst.losses.base import (
-    Plan,
+    LossSpec,
     Shape,
     TransferLoss,
     check_convention,
@@ -18,7 +18,7 @@ from nst.losses.base import (
     resize_student,
     resize_teacher,
     shared_size,
-    summary_tensor,
+    target_tensor,
     working_dtype,
 )
 from nst.losses.first_order import first_order
@@ -103,13 +103,13 @@ class AT(TransferLoss):
         self.eps = ZOO_EPS if convention == "zoo" else 0.0
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The map, by its power and how the feature is resized."""
         kind = "-signed" if self.signed else f"-eps{self.eps!r}" if self.eps else ""
         return f"attention-p{self.p!r}{kind}-{resize_key(self.convention)}"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"attention": [B, H·W]}`, from the teacher's map brought to the student's size.
 
         Raises:
@@ -117,10 +117,10 @@ class AT(TransferLoss):
         """
         return {"attention": self.map(resize_teacher(teacher_feature, student_shape, self.convention))}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C, H, W]` → scalar. Raises ValueError when the summary is for another map size or batch."""
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C, H, W]` → scalar. Raises ValueError when the target is for another map size or batch."""
         check_map(student_feature, "student")
-        teacher = summary_tensor(summary, "attention", student_feature.shape[0])
+        teacher = target_tensor(target, "attention", student_feature.shape[0])
         with no_autocast(student_feature):
             student_feature = resize_student(student_feature, teacher.shape[1], self.convention)
             student = self.map(student_feature)
@@ -133,8 +133,8 @@ class AT(TransferLoss):
         """The attention map of these settings: `[B, C, H, W]` → `[B, H·W]`."""
         return attention_map(feature, self.p, self.signed, self.eps)
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: one value a position. Memory: the student's gradient."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: one value a position. Memory: the student's gradient."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
         positions = height * width
-        return Plan("attention map", {"attention": (positions,)}, 4 * positions * (student_shape[0] + 8))
+        return LossSpec("attention map", {"attention": (positions,)}, 4 * positions * (student_shape[0] + 8))

@@ -1,4 +1,4 @@
-"""The base class of all losses: summary and value, the plan, map sizes, precision."""
+"""The base class of all losses: target and value, the plan, map sizes, precision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,61 +14,61 @@ Convention = Literal["paper", "official", "crd"]
 Shape = tuple[int, ...]
 
 FEATURE_KEY = "feature-as-it-is"
-"""`summary_key` of the losses whose summary is the teacher's map at its own size: they share it in a cache."""
+"""`target_key` of the losses whose target is the teacher's map at its own size: they share it in a cache."""
 
-Need = Literal["labels", "index", "epoch", "progress", "seed"]
-"""What a loss may need besides the teacher's summary: the images' labels `[B]` int64 and their positions in the training set `[B]`
+Input = Literal["labels", "index", "epoch", "progress", "seed"]
+"""What a loss may need besides the teacher's target: the images' labels `[B]` int64 and their positions in the training set `[B]`
 int64; the epochs done so far and the fraction of the run done so far (float32 scalars, equal for all images of a step); a
 number for random draws, another one each step and the same on every rank (int64 scalar on the CPU)."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class LossSpec:
     """Form and memory of a loss for given shapes.
 
     Attributes:
-        form: name of the exact form that is used, e.g. "gram".
-        summary: shape of each tensor of the teacher's summary, for one image (no batch dimension).
+        implementation: name of the exact implementation that is used, e.g. "gram".
+        target: shape of each tensor of the teacher's target, for one image (no batch dimension).
         workspace: bytes for one image, about the extra memory of a forward and backward pass.
     """
 
-    form: str
-    summary: dict[str, Shape]
+    implementation: str
+    target: dict[str, Shape]
     workspace: int
 
 
 class TransferLoss(nn.Module, ABC):
-    """A loss in two steps: `summary = loss.summarize(teacher_feature)`, `value = loss(student_feature, summary)`.
+    """A loss in two steps: `target = loss.target(teacher_feature)`, `value = loss(student_feature, target)`.
 
-    Features are `[B, C, H, W]`, logits `[B, classes]`. A summary is a dictionary of tensors whose first dimension is
+    Features are `[B, C, H, W]`, logits `[B, classes]`. A target is a dictionary of tensors whose first dimension is
     the batch; it may be cached in half precision. Values are means over the batch, computed in float32
     (float64 for float64 features) whatever the autocast state, and carry no weight λ.
 
     A loss declares its properties by class attributes, and a run treats it accordingly. Parameters and buffers, created in
-    `__init__`, `setup` or `allocate`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
+    `__init__`, `setup` or `init_memory`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
     exported student. Each pair of layers has its own instance.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
-    """Where the summary comes from. Labels are `[B]` int64; of mixed images (`trainer.mixup`) `[B, classes]` probabilities."""
+    """Where the target comes from. Labels are `[B]` int64; of mixed images (`trainer.mixup`) `[B, classes]` probabilities."""
     on_logits: ClassVar[bool] = False
-    """The feature is the logits, not a tapped layer."""
-    needs: ClassVar[tuple[Need, ...]] = ()
-    """What is added to the summary for `forward`; see `Need`."""
+    """The feature is the logits, not a named layer."""
+    inputs: ClassVar[tuple[Input, ...]] = ()
+    """What is added to the target for `forward`; see `Input`."""
     relational: ClassVar[bool] = False
     """Relates the images of a batch, or keeps values of them in a buffer: `forward` gets the global batch, the same on
     every rank, and gradient accumulation is refused."""
     all_layers: ClassVar[bool] = False
-    """Compares several pairs of layers at once: `setup` and `forward` get lists, in the order of the taps, and there is one
-    instance for all pairs. `summarize` and `plan` are still of one layer."""
+    """Compares several pairs of layers at once: `setup` and `forward` get lists, in the order of the layers, and there is one
+    instance for all pairs. `target` and `spec` are still of one layer."""
     normalises_maps: ClassVar[bool] = False
     """It compares maps scaled to unit length over the positions, so a map of 1×1 carries no information."""
 
     @property
-    def summary_key(self) -> str | None:
-        """Everything that the summary depends on besides shapes and form: losses with equal keys share cached summaries.
+    def target_key(self) -> str | None:
+        """Everything that the target depends on besides shapes and implementation: losses with equal keys share cached targets.
 
-        None: unknown, so that the summary is never cached.
+        None: unknown, so that the target is never cached.
         """
         return None
 
@@ -79,24 +79,24 @@ class TransferLoss(nn.Module, ABC):
             student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits; with `all_layers` lists of them.
         """
 
-    def allocate(self, num_images: int) -> None:
+    def init_memory(self, num_images: int) -> None:
         """Create buffers with a row for each training image; called once, under the run's seed, after the data is read."""
 
     @abstractmethod
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Teacher side, without gradient. `student_shape` is (C, H, W), by default the teacher's own."""
 
-    def compact(self, student_feature: Tensor) -> Tensor:
+    def reduce_student(self, student_feature: Tensor) -> Tensor:
         """The reduced feature that `forward` also accepts, row by row; for a relational loss it is gathered over the ranks."""
         return student_feature
 
     @abstractmethod
-    def forward(self, student_feature: Any, summary: Any) -> Tensor:
-        """Student side: a scalar, the mean over the batch. Of one feature and its summary; with `all_layers` lists of them."""
+    def forward(self, student_feature: Any, target: Any) -> Tensor:
+        """Student side: a scalar, the mean over the batch. Of one feature and its target; with `all_layers` lists of them."""
 
     @abstractmethod
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Form, summary and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Form, target and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
 
 
 def check_convention(convention: str, allowed: Sequence[str] = get_args(Convention)) -> None:
@@ -147,28 +147,28 @@ def check_shape(shape: Shape, owner: str) -> None:
         raise ValueError(f"the {owner}'s shape is {tuple(shape)}; a map loss needs (C, H, W), each at least 1")
 
 
-def summary_tensor(summary: Mapping[str, Tensor], name: str, batch: int) -> Tensor:
-    """The tensor `name` of a summary; ValueError when it is missing or of another batch size, TypeError for a bare tensor."""
-    if isinstance(summary, Tensor):
-        raise TypeError("the teacher's side is a tensor; it must be a summary: loss(student, loss.summarize(teacher))")
-    if name not in summary:
-        raise ValueError(f"the summary holds {sorted(summary)}; this loss needs {name!r} (from its own summarize)")
-    value = summary[name]
+def target_tensor(target: Mapping[str, Tensor], name: str, batch: int) -> Tensor:
+    """The tensor `name` of a target; ValueError when it is missing or of another batch size, TypeError for a bare tensor."""
+    if isinstance(target, Tensor):
+        raise TypeError("the teacher's side is a tensor; it must be a target: loss(student, loss.target(teacher))")
+    if name not in target:
+        raise ValueError(f"the target holds {sorted(target)}; this loss needs {name!r} (from its own target)")
+    value = target[name]
     if value.ndim == 0 or value.shape[0] != batch:
-        raise ValueError(f"summary {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
+        raise ValueError(f"target {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
     return value
 
 
-def scalar(summary: Mapping[str, Tensor], name: Need) -> Tensor:
-    """A scalar that a run hands over with the summary; ValueError when it is missing."""
-    if name not in summary:
-        raise ValueError(f"the summary holds {sorted(summary)}; this loss also needs {name!r}, a scalar tensor")
-    return summary[name]
+def scalar(target: Mapping[str, Tensor], name: Input) -> Tensor:
+    """A scalar that a run hands over with the target; ValueError when it is missing."""
+    if name not in target:
+        raise ValueError(f"the target holds {sorted(target)}; this loss also needs {name!r}, a scalar tensor")
+    return target[name]
 
 
-def warmup_factor(summary: Mapping[str, Tensor], epochs: float) -> Tensor | float:
+def warmup_factor(target: Mapping[str, Tensor], epochs: float) -> Tensor | float:
     """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 where `epochs` is 0."""
-    return 1.0 if epochs == 0 else ((scalar(summary, "epoch").floor() + 1) / epochs).clamp(max=1.0)
+    return 1.0 if epochs == 0 else ((scalar(target, "epoch").floor() + 1) / epochs).clamp(max=1.0)
 
 
 def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
@@ -230,15 +230,15 @@ def resize_teacher(feature: Tensor, student_shape: Shape | None, convention: str
 
 
 def resize_key(convention: str) -> str:
-    """How `resize_teacher` brings a map to another size, for a `summary_key`."""
+    """How `resize_teacher` brings a map to another size, for a `target_key`."""
     return "pooled" if convention == "crd" else "bilinear"
 
 
 def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
-    """The student's map at the number of positions of the summary: itself ("crd": pooled when it is the larger).
+    """The student's map at the number of positions of the target: itself ("crd": pooled when it is the larger).
 
     Raises:
-        ValueError: the summary was made for another map size.
+        ValueError: the target was made for another map size.
     """
     height, width = feature.shape[2:]
     if height * width == positions:
@@ -247,7 +247,7 @@ def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
     size = (round(height * ratio), round(width * ratio))
     if convention != "crd" or ratio > 1 or prod(size) != positions or size[0] * width != size[1] * height:
         raise ValueError(
-            f"the summary has {positions} positions, the student's map {height}×{width}; "
-            "pass student_shape=(C, H, W) to summarize so that the teacher's map is brought to that size"
+            f"the target has {positions} positions, the student's map {height}×{width}; "
+            "pass student_shape=(C, H, W) to target so that the teacher's map is brought to that size"
         )
     return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), size)

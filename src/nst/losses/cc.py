@@ -55,14 +55,14 @@ class CC(PooledLoss):
             self.embed_student = nn.Linear(student_shape[0], self.dim)
             self.embed_teacher = nn.Linear(teacher_shape[0], self.dim)
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C, H, W]` or `[B, C]` of the global batch → scalar; "crd" gives 0 for one image.
 
         Raises:
-            ValueError: the summary is of another loss or batch; "crd" without embeddings and with unequal channels.
+            ValueError: the target is of another loss or batch; "crd" without embeddings and with unequal channels.
         """
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             student, teacher = self.embed_student(student), self.embed_teacher(teacher)
             if self.convention == "paper":
                 return (self.correlations(student) - self.correlations(teacher)).square().mean()

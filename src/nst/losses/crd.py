@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Need, Shape, check_choice, check_number, no_autocast, scalar, summary_tensor
+from nst.losses.base import Input, Shape, check_choice, check_number, no_autocast, scalar, target_tensor
 from nst.losses.first_order import first_order
 from nst.losses.mmd.blocks import blocks_of
 from nst.losses.pooled import PooledLoss, unit_rows
@@ -36,7 +36,7 @@ class CRD(PooledLoss):
 
     The authors' setting on CIFAR-100: weight 0.8, the feature before the classifier, and the defaults below.
 
-    It remembers, so `allocate` makes its banks (2 · N · dim values), and it sees the global batch. Where draws come from is the
+    It remembers, so `init_memory` makes its banks (2 · N · dim values), and it sees the global batch. Where draws come from is the
     run's "seed" alone: the same on a CPU, on a GPU and on every rank. All scores of an image against a bank are one matrix product.
 
     Args:
@@ -53,7 +53,7 @@ class CRD(PooledLoss):
         ValueError: an argument out of range.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("labels", "index", "seed")
+    inputs: ClassVar[tuple[Input, ...]] = ("labels", "index", "seed")
     labels: Tensor
     student_bank: Tensor
     teacher_bank: Tensor
@@ -84,7 +84,7 @@ class CRD(PooledLoss):
         self.embed_student = nn.Linear(student_shape[0], self.dim)
         self.embed_teacher = nn.Linear(teacher_shape[0], self.dim)
 
-    def allocate(self, num_images: int) -> None:
+    def init_memory(self, num_images: int) -> None:
         """Make the banks: uniform in ±√(3 / dim). Raises ValueError for fewer than two images: there is nothing to contrast."""
         if num_images < 2:
             raise ValueError(f"CRD contrasts images with others: {num_images} training image is too few")
@@ -95,23 +95,23 @@ class CRD(PooledLoss):
         self.register_buffer("labels", torch.full((num_images,), -1, dtype=torch.int64))
         self.register_buffer("log_z", torch.full((2,), torch.nan))
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C, H, W]` or `[B, C]` of the global batch → scalar. In training mode it updates the banks.
 
         Args:
-            summary: "pooled" `[B, C_T]`, "labels" and "index" `[B]` int64, "seed" a whole number.
+            target: "pooled" `[B, C_T]`, "labels" and "index" `[B]` int64, "seed" a whole number.
 
         Raises:
-            ValueError: before `setup` and `allocate`; something is missing or of another batch.
+            ValueError: before `setup` and `init_memory`; something is missing or of another batch.
         """
         if self.embed_student is None or self.embed_teacher is None or not self.images:
             raise ValueError(
-                "CRD learns and remembers: call setup(student_shape, teacher_shape) and allocate(images) first"
+                "CRD learns and remembers: call setup(student_shape, teacher_shape) and init_memory(images) first"
             )
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
-            labels, index = (summary_tensor(summary, name, len(student)) for name in ("labels", "index"))
-            seed = scalar(summary, "seed").to(index.device)
+            student, teacher = self.read(student_feature, target)
+            labels, index = (target_tensor(target, name, len(student)) for name in ("labels", "index"))
+            seed = scalar(target, "seed").to(index.device)
             e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
             if self.training:
                 self.labels.index_copy_(0, index, labels)

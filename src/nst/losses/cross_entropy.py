@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import Plan, Shape, TransferLoss, no_autocast, summary_tensor, working_dtype
+from nst.losses.base import LossSpec, Shape, TransferLoss, no_autocast, target_tensor, working_dtype
 
 
 class CrossEntropy(TransferLoss):
@@ -31,17 +31,17 @@ class CrossEntropy(TransferLoss):
             raise ValueError(f"label_smoothing is {label_smoothing}; 0 (none) or more, and below 1, is needed")
         self.label_smoothing = float(label_smoothing)
 
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """Raises TypeError: labels come from the data, not from a teacher."""
-        raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its summary")
+        raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its target")
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy. Raises ValueError when the labels are missing or of another batch size."""
-        labels = summary_tensor(summary, "labels", student_feature.shape[0])
+        labels = target_tensor(target, "labels", student_feature.shape[0])
         with no_autocast(student_feature):
             logits = student_feature.to(working_dtype(student_feature))
             return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Labels are no part of a teacher's summary."""
-        return Plan("cross-entropy", {}, 8 * student_shape[0])
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Labels are no part of a teacher's target."""
+        return LossSpec("cross-entropy", {}, 8 * student_shape[0])

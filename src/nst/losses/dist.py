@@ -52,10 +52,10 @@ class DIST(LogitLoss):
         self.scale = self.temperature**2 if convention == "official" else 1.0
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Student logits `[B, classes]` of the global batch → scalar. Raises ValueError when the class counts differ."""
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             p_s, p_t = ((z / self.temperature).softmax(dim=1) for z in (student, teacher))
             inter = 1 - pearson(p_s, p_t, self.eps).mean()
             intra = 1 - pearson(p_s.T, p_t.T, self.eps).mean()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import Need, check_convention, check_number, no_autocast, summary_tensor, warmup_factor
+from nst.losses.base import Input, check_convention, check_number, no_autocast, target_tensor, warmup_factor
 from nst.losses.logits import LogitLoss
 
 
@@ -32,7 +32,7 @@ class DKD(LogitLoss):
         ValueError: an argument out of range.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("labels", "epoch")
+    inputs: ClassVar[tuple[Input, ...]] = ("labels", "epoch")
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class DKD(LogitLoss):
         self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
         self.scale = self.temperature**2 if convention == "official" else 1.0
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Student logits `[B, classes]` → scalar; 0 with one class.
 
         Args:
-            summary: "logits" `[B, classes]`, "labels" `[B]` int64, "epoch", the epochs done so far.
+            target: "logits" `[B, classes]`, "labels" `[B]` int64, "epoch", the epochs done so far.
 
         Raises:
             ValueError: the class counts differ, or labels or epoch are missing.
         """
-        labels = summary_tensor(summary, "labels", student_feature.shape[0])
-        ramp = warmup_factor(summary, self.warmup)
+        labels = target_tensor(target, "labels", student_feature.shape[0])
+        ramp = warmup_factor(target, self.warmup)
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             if student.shape[1] == 1:
                 return student.sum() * 0
             target_s, other_s = decouple(student / self.temperature, labels)

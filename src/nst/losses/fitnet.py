@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nst.losses.base import (
     FEATURE_KEY,
-    Plan,
+    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
@@ -22,7 +22,7 @@ from nst.losses.base import (
     resize_student,
     resize_teacher,
     shared_size,
-    summary_tensor,
+    target_tensor,
     working_dtype,
 )
 
@@ -67,12 +67,12 @@ class FitNet(TransferLoss):
             self.regressor = conv_bn_relu(student_shape, teacher_shape)
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The feature, by how it is resized."""
         return FEATURE_KEY if self.own_size else f"feature-{resize_key(self.convention)}"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"feature": [B, C_T, H, W]}`, the teacher's map brought to the student's size ("conv_bn_relu": as it is).
 
         Raises:
@@ -83,10 +83,10 @@ class FitNet(TransferLoss):
             return {"feature": teacher_feature}
         return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError when channels (after r), sizes or batches differ."""
         check_map(student_feature, "student")
-        teacher = summary_tensor(summary, "feature", student_feature.shape[0])
+        teacher = target_tensor(target, "feature", student_feature.shape[0])
         student_feature = self.regressor(student_feature)
         with no_autocast(student_feature):
             student = student_feature
@@ -100,8 +100,8 @@ class FitNet(TransferLoss):
             dtype = working_dtype(student_feature)
             return self.scale * F.mse_loss(student.to(dtype), laid_out_like(teacher.to(dtype), student))
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: the feature itself, at the size of the comparison."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the feature itself, at the size of the comparison."""
         if self.own_size:
             convolution(student_shape, teacher_shape)
             height, width = teacher_shape[1:]
@@ -113,7 +113,7 @@ class FitNet(TransferLoss):
                 f"regressor 'none' compares equal channels: the student has {student_shape[0]}, the teacher {channels}; "
                 "take regressor 'conv1x1'"
             )
-        return Plan("feature", {"feature": (channels, height, width)}, 8 * channels * height * width)
+        return LossSpec("feature", {"feature": (channels, height, width)}, 8 * channels * height * width)
 
 
 def convolution(student_shape: Shape, teacher_shape: Shape) -> dict[str, Any]:

@@ -40,10 +40,10 @@ class KD(LogitLoss):
         self.temperature = float(temperature)
         self.scale = self.temperature**2 if convention == "crd" else 1.0
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Student logits `[B, classes]` → scalar. Raises ValueError when the class counts differ."""
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             log_s = F.log_softmax(student / self.temperature, dim=1)
             log_t = F.log_softmax(teacher / self.temperature, dim=1)
             return self.scale * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)

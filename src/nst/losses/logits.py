@@ -1,4 +1,4 @@
-"""Base class of the losses on logits: one shared summary, and logit standardisation."""
+"""Base class of the losses on logits: one shared target, and logit standardisation."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nst.losses.base import Plan, Shape, TransferLoss, summary_tensor, working_dtype
+from nst.losses.base import LossSpec, Shape, TransferLoss, target_tensor, working_dtype
 
 STANDARD_EPS = 1e-7
 
@@ -35,28 +35,28 @@ class LogitLoss(TransferLoss):
         self.standardize = standardize
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The logits, whatever the settings."""
         return "logits"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """The teacher's logits `[B, classes]`. Raises ValueError for another number of dimensions or classes."""
         if teacher_feature.ndim != 2:
             raise ValueError(
                 f"the teacher's logits have shape {tuple(teacher_feature.shape)}; {type(self).__name__} needs [B, classes]"
             )
         if student_shape is not None:
-            self.plan(student_shape, tuple(teacher_feature.shape[1:]))
+            self.spec(student_shape, tuple(teacher_feature.shape[1:]))
         return {"logits": teacher_feature}
 
-    def read(self, student: Tensor, summary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def read(self, student: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Student's and teacher's logits in the working precision, standardised with `standardize`.
 
         Raises:
-            ValueError: the class counts differ, or the summary holds no logits of this batch.
+            ValueError: the class counts differ, or the target holds no logits of this batch.
         """
-        teacher = summary_tensor(summary, "logits", student.shape[0])
+        teacher = target_tensor(target, "logits", student.shape[0])
         if teacher.shape != student.shape:
             raise ValueError(
                 f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
@@ -65,11 +65,11 @@ class LogitLoss(TransferLoss):
         pair = student.to(dtype), teacher.to(dtype)
         return (standardise(pair[0]), standardise(pair[1])) if self.standardize else pair
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: the logits. Raises ValueError when the class counts differ."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the logits. Raises ValueError when the class counts differ."""
         if tuple(student_shape) != tuple(teacher_shape) or len(teacher_shape) != 1:
             raise ValueError(
                 f"the student's logits are {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; "
                 f"{type(self).__name__} needs both to be (classes,) with one number of classes"
             )
-        return Plan("soft targets", {"logits": (teacher_shape[0],)}, 24 * teacher_shape[0])
+        return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 24 * teacher_shape[0])

@@ -1,4 +1,4 @@
-"""Neuron Selectivity Transfer (Huang & Wang, 2017, arXiv 1707.01219): MMD between channel maps, cheapest form first."""
+"""Neuron Selectivity Transfer (Huang & Wang, 2017, arXiv 1707.01219): MMD between channel maps, cheapest implementation first."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nst.losses.base import (
     Convention,
-    Plan,
+    LossSpec,
     Shape,
     TransferLoss,
     check_convention,
@@ -20,10 +20,10 @@ from nst.losses.base import (
     resize_student,
     resize_teacher,
     shared_size,
-    summary_tensor,
+    target_tensor,
     working_dtype,
 )
-from nst.losses.mmd.gram import gram_summary, positions
+from nst.losses.mmd.gram import gram_target, positions
 from nst.losses.mmd.mean import mean_map, mean_mmd
 from nst.losses.mmd.quadratic import channel_counts, quadratic_mmd, taylor_mmd
 from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd, teacher_units
@@ -31,7 +31,7 @@ from nst.losses.mmd.unit import OFFICIAL_EPS
 
 Form = Literal["mean", "gram", "pairs", "stream"]
 KEYS: tuple[Form, ...] = ("gram", "mean", "pairs", "stream")
-"""A summary holds the tensor named like its form; that of "gram" may hold "mean" besides, so it is looked for first."""
+"""A target holds the tensor named like its implementation; that of "gram" may hold "mean" besides, so it is looked for first."""
 
 
 class NST(TransferLoss):
@@ -53,18 +53,18 @@ class NST(TransferLoss):
         sigma2: σ² of the Gaussian kernel. The paper's "mean squared distance of the pairs" (recalled, unverified) can
             be read as the teacher–student pairs, "pairs", or as all pairs of the joint sample, a channel with itself
             included, "joint". Both are per image and carry no gradient. Or a positive number.
-        approximate: 2 replaces the Gaussian kernel by its Taylor series of that order in xᵀy, whose summary is as small
+        approximate: 2 replaces the Gaussian kernel by its Taylor series of that order in xᵀy, whose target is as small
             as the polynomial kernel's. Not exact: on random features the gradient has cosine ≥ 0.999 and 3–6 % error,
             the value about 10 %.
         convention: "paper" as above, the teacher's map brought to the student's size bilinearly. "official" (the
             authors' code): MMD² without the ½ and without the teacher–teacher term, so not 0 at S = T;
             x̂ = x/√(‖x‖² + 1e-10). "crd" (CRD's benchmark): MMD² without the ½; the larger map is average-pooled.
         teacher_term: False leaves the teacher–teacher term out of the value: same gradient, and cheaper where that
-            term is computed apart (form "stream"). None: as the convention says.
-        form: which exact form computes it; "auto" takes the cheapest for the shapes.
+            term is computed apart (implementation "stream"). None: as the convention says.
+        implementation: which exact implementation computes it; "auto" takes the cheapest for the shapes.
 
     Raises:
-        ValueError: an argument out of range, or a form that the kernel does not have.
+        ValueError: an argument out of range, or a implementation that the kernel does not have.
     """
 
     normalises_maps = True
@@ -79,15 +79,19 @@ class NST(TransferLoss):
         approximate: int | None = None,
         convention: Convention = "paper",
         teacher_term: bool | None = None,
-        form: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
+        implementation: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
     ) -> None:
         super().__init__()
         check_convention(convention)
         self.kernel = make_kernel(kernel, degree, c, sigma2)
-        self.forms = exact_forms(self.kernel) if approximate is None else taylor_forms(self.kernel, approximate)
-        if form != "auto" and form not in self.forms:
-            raise ValueError(f"form is {form!r}; for this kernel it must be auto or one of {', '.join(self.forms)}")
-        self.form: Form | Literal["auto"] = form
+        self.implementations = (
+            exact_forms(self.kernel) if approximate is None else taylor_forms(self.kernel, approximate)
+        )
+        if implementation != "auto" and implementation not in self.implementations:
+            raise ValueError(
+                f"implementation is {implementation!r}; for this kernel it must be auto or one of {', '.join(self.implementations)}"
+            )
+        self.implementation: Form | Literal["auto"] = implementation
         self.convention = convention
         self.approximate = approximate is not None
         self.teacher_term = convention != "official" if teacher_term is None else teacher_term
@@ -95,104 +99,108 @@ class NST(TransferLoss):
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
     def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Form:
-        """The form with the fewest multiply-adds, forward and backward."""
-        if self.form != "auto":
-            return self.form
-        if "gram" not in self.forms:
-            return self.forms[0]
+        """The implementation with the fewest multiply-adds, forward and backward."""
+        if self.implementation != "auto":
+            return self.implementation
+        if "gram" not in self.implementations:
+            return self.implementations[0]
         by_gram = positions * (2 * student_channels + teacher_channels)
         by_pairs = 3 * student_channels**2 + teacher_channels**2 + 2 * student_channels * teacher_channels
         return "gram" if by_gram < by_pairs else "pairs"
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """Unit maps, by their ε and how the feature is resized; kernels share them."""
         return f"unit-eps{self.eps!r}-{resize_key(self.convention)}"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """The summary of the teacher's `[B, C_T, H, W]`; see `plan` for its shapes.
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The target of the teacher's `[B, C_T, H, W]`; see `spec` for its shapes.
 
         Args:
             teacher_feature: any floating dtype and memory format.
-            student_shape: (C_S, H, W) of the student's feature; decides map size and form. Default: the teacher's.
+            student_shape: (C_S, H, W) of the student's feature; decides map size and implementation. Default: the teacher's.
 
         Raises:
             ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
         """
         with no_autocast(teacher_feature):
             x = resize_teacher(teacher_feature, student_shape, self.convention).flatten(2)
-            form = self.choose((student_shape or teacher_feature.shape[1:])[0], x.shape[1], x.shape[2])
-            if form == "mean":
+            implementation = self.choose((student_shape or teacher_feature.shape[1:])[0], x.shape[1], x.shape[2])
+            if implementation == "mean":
                 return {"mean": mean_map(x, self.eps)}
-            if form != "gram":
-                return {form: teacher_units(x, self.eps)}
-            gram, mean = gram_summary(x, self.needs_mean, self.eps)
-            summary = {"gram": gram}
+            if implementation != "gram":
+                return {implementation: teacher_units(x, self.eps)}
+            gram, mean = gram_target(x, self.needs_mean, self.eps)
+            target = {"gram": gram}
             if mean is not None:
-                summary["mean"] = mean
+                target["mean"] = mean
             if self.approximate:
-                summary["counts"] = channel_counts(x, self.eps)
-            return summary
+                target["counts"] = channel_counts(x, self.eps)
+            return target
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar. Raises ValueError when the summary is of another loss, map size or batch."""
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C_S, H, W]` → scalar. Raises ValueError when the target is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
-            form, main = self.read_form(summary, student_feature.shape[0])
-            count = positions(main.shape[1]) if form == "gram" else main.shape[-1]
+            implementation, main = self.read_form(target, student_feature.shape[0])
+            count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)
             dtype = working_dtype(x)
-            if form in ("pairs", "stream"):
+            if implementation in ("pairs", "stream"):
                 teacher = {"units": laid_out_like(main.to(dtype), x)}
             else:
-                teacher = {key: value.to(dtype) for key, value in summary.items()}
-            return self.scale * self.mmd2(x, teacher, form).mean()
+                teacher = {key: value.to(dtype) for key, value in target.items()}
+            return self.scale * self.mmd2(x, teacher, implementation).mean()
 
-    def read_form(self, summary: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
-        """A summary's form and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
-        names = [] if isinstance(summary, Tensor) else [*summary]
-        supported: list[Form] = [form for form in KEYS if form in self.forms and form in names]
-        if not supported and "units" in names and {"pairs", "stream"} & {*self.forms}:
-            old: Form = "stream" if self.form == "stream" or "pairs" not in self.forms else "pairs"
-            return old, summary_tensor(summary, "units", batch)
-        form = supported[0] if supported else self.forms[0]
-        return form, summary_tensor(summary, form, batch)
+    def read_form(self, target: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
+        """A target's implementation and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
+        names = [] if isinstance(target, Tensor) else [*target]
+        supported: list[Form] = [
+            implementation
+            for implementation in KEYS
+            if implementation in self.implementations and implementation in names
+        ]
+        if not supported and "units" in names and {"pairs", "stream"} & {*self.implementations}:
+            old: Form = "stream" if self.implementation == "stream" or "pairs" not in self.implementations else "pairs"
+            return old, target_tensor(target, "units", batch)
+        implementation = supported[0] if supported else self.implementations[0]
+        return implementation, target_tensor(target, implementation, batch)
 
-    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], form: Form) -> Tensor:
+    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], implementation: Form) -> Tensor:
         """MMD² of each image `[B]` (without the teacher's own term where the settings say so)."""
         kernel, term, eps = self.kernel, self.teacher_term, self.eps
-        if form == "stream":
+        if implementation == "stream":
             return streamed_mmd(x, teacher["units"], kernel, term, eps)
         if isinstance(kernel, Gaussian):
             return taylor_mmd(x, teacher, kernel.sigma2, term, eps)
-        if form == "mean":
+        if implementation == "mean":
             return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
         return quadratic_mmd(x, teacher, kernel.c, term, eps)
 
     @property
     def needs_mean(self) -> bool:
-        """Whether the Gram form also needs the mean map."""
+        """Whether the Gram implementation also needs the mean map."""
         return self.approximate or (isinstance(self.kernel, Polynomial) and self.kernel.c != 0)
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Form, summary and memory for shapes (C, H, W). Raises ValueError as `summarize` does."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Form, target and memory for shapes (C, H, W). Raises ValueError as `target` does."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
         n, c_s, c_t = height * width, student_shape[0], teacher_shape[0]
-        form = self.choose(c_s, c_t, n)
-        if form == "mean":
-            return Plan(form, {"mean": (n,)}, 4 * 2 * n * c_s)
-        if form == "gram":
-            summary: dict[str, Shape] = {"gram": (n * (n + 1) // 2,)}
+        implementation = self.choose(c_s, c_t, n)
+        if implementation == "mean":
+            return LossSpec(implementation, {"mean": (n,)}, 4 * 2 * n * c_s)
+        if implementation == "gram":
+            target: dict[str, Shape] = {"gram": (n * (n + 1) // 2,)}
             if self.needs_mean:
-                summary["mean"] = (n,)
+                target["mean"] = (n,)
             if self.approximate:
-                summary["counts"] = (2,)
-            return Plan(form, summary, 4 * (3 * n * c_s + 4 * n * n))
-        summary = {form: (c_t, n)}
-        if form == "pairs":
-            return Plan(form, summary, 4 * (3 * n * (c_s + c_t) + 2 * (c_s + c_t) ** 2))
-        return Plan(form, summary, 4 * (2 * n * c_s + n * c_t))
+                target["counts"] = (2,)
+            return LossSpec(implementation, target, 4 * (3 * n * c_s + 4 * n * n))
+        target = {implementation: (c_t, n)}
+        if implementation == "pairs":
+            return LossSpec(implementation, target, 4 * (3 * n * (c_s + c_t) + 2 * (c_s + c_t) ** 2))
+        return LossSpec(implementation, target, 4 * (2 * n * c_s + n * c_t))
 
 
 def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polynomial | Gaussian:
@@ -214,7 +222,7 @@ def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polyno
 
 
 def exact_forms(kernel: Polynomial | Gaussian) -> tuple[Form, ...]:
-    """The forms that compute this kernel exactly, the preferred one first."""
+    """The implementations that compute this kernel exactly, the preferred one first."""
     if isinstance(kernel, Polynomial) and kernel.degree == 1:
         return "mean", "stream"
     if isinstance(kernel, Polynomial) and kernel.degree == 2:
@@ -223,7 +231,9 @@ def exact_forms(kernel: Polynomial | Gaussian) -> tuple[Form, ...]:
 
 
 def taylor_forms(kernel: Polynomial | Gaussian, order: int) -> tuple[Form, ...]:
-    """The forms of the Gaussian's Taylor series; raises ValueError for other orders and kernels."""
+    """The implementations of the Gaussian's Taylor series; raises ValueError for other orders and kernels."""
     if not isinstance(kernel, Gaussian) or order != 2:
-        raise ValueError(f"approximate is {order!r}; only the gaussian kernel has an approximate form, of order 2")
+        raise ValueError(
+            f"approximate is {order!r}; only the gaussian kernel has an approximate implementation, of order 2"
+        )
     return "gram", "pairs"

@@ -34,10 +34,10 @@ class PKT(PooledLoss):
         self.eps = CRD_EPS if convention == "crd" else 0.0
         self.own = convention == "crd"
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C, H, W]` or `[B, C]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch."""
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             s, t = self.probabilities(student), self.probabilities(teacher)
             tiny = torch.finfo(s.dtype).tiny  # where both are 0, as on the diagonal, the term is 0
             return (t * ((t + self.eps).clamp_min(tiny).log() - (s + self.eps).clamp_min(tiny).log())).mean()

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nst.losses.base import Plan, Shape, TransferLoss, check_shape, no_autocast, summary_tensor, working_dtype
+from nst.losses.base import LossSpec, Shape, TransferLoss, check_shape, no_autocast, target_tensor, working_dtype
 
 
 def pool(feature: Tensor, owner: str) -> Tensor:
@@ -39,32 +39,32 @@ class PooledLoss(TransferLoss):
     relational: ClassVar[bool] = True
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The pooled feature, whatever the settings."""
         return "pooled"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"pooled": [B, C_T]}`. Raises ValueError for a feature that is neither [B, C, H, W] nor [B, C]."""
         with no_autocast(teacher_feature):
             return {"pooled": pool(teacher_feature, "teacher")}
 
-    def compact(self, student_feature: Tensor) -> Tensor:
+    def reduce_student(self, student_feature: Tensor) -> Tensor:
         """The pooled feature `[B, C_S]`: H·W times smaller than the map."""
         with no_autocast(student_feature):
             return pool(student_feature, "student")
 
-    def read(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def read(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Student's `[B, C_S]` and teacher's `[B, C_T]` in the student's working precision.
 
         Raises:
-            ValueError: the summary is of another loss or batch.
+            ValueError: the target is of another loss or batch.
         """
         student = pool(student_feature, "student")
-        return student, summary_tensor(summary, "pooled", student.shape[0]).to(student.dtype)
+        return student, target_tensor(target, "pooled", student.shape[0]).to(student.dtype)
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: the pooled feature. Memory: the gradient of the student's."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the pooled feature. Memory: the gradient of the student's."""
         check_shape(student_shape, "student")
         check_shape(teacher_shape, "teacher")
-        return Plan("pooled", {"pooled": (teacher_shape[0],)}, 16 * (student_shape[0] + teacher_shape[0]))
+        return LossSpec("pooled", {"pooled": (teacher_shape[0],)}, 16 * (student_shape[0] + teacher_shape[0]))

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from nst.losses.base import (
     FEATURE_KEY,
-    Need,
-    Plan,
+    Input,
+    LossSpec,
     Shape,
     TransferLoss,
     check_map,
@@ -18,7 +18,7 @@ from nst.losses.base import (
     check_shape,
     laid_out_like,
     no_autocast,
-    summary_tensor,
+    target_tensor,
     warmup_factor,
     working_dtype,
 )
@@ -30,27 +30,27 @@ LEVELS = (4, 2, 1)
 class ReviewKD(TransferLoss):
     """min(1, epoch / warmup) · Σ over stages of the distance of the fused student's map to the teacher's.
 
-    The student's maps are gone through from the deepest up (residual form). A stage's map goes through a 1×1 convolution to m
+    The student's maps are gone through from the deepest up (residual implementation). A stage's map goes through a 1×1 convolution to m
     channels; what came from the stage below is enlarged to its size (nearest) and both are added, weighted at each
     position by two attention maps, the sigmoid of a 1×1 convolution of both. The sum, at the size of the teacher's map, goes up to the
     next stage, and through a 3×3 convolution to the teacher's channels. The distance (hierarchical context loss) is the mean
     squared difference of the maps and of their averages over 4×4, 2×2 and 1×1 cells where the map is larger, weighted
     1, ½, ¼, ⅛ and divided by the sum of these weights. Convolutions are without bias and followed by a batch norm.
 
-    All taps are one loss; name them from the first layer to the last. The authors' setting on CIFAR-100 (code taken
+    All layers are one loss; name them from the first layer to the last. The authors' setting on CIFAR-100 (code taken
     over by mdistiller): three stages and the pooled feature, the teacher's before the ReLU, warm-up over 20 epochs, weight 0.6
     (ResNet-56 → 20), 1 (110 → 32), 5 (wide ResNets, 32x4 → 8x4, 32x4 → ShuffleNetV1) or 8 (ShuffleNetV2).
 
     Args:
         warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
         pooled: add the average over positions of the last pair's maps as the deepest stage.
-        channels: m is the student's channels of the last tap, at most this.
+        channels: m is the student's channels of the last layer, at most this.
 
     Raises:
         ValueError: an argument out of range.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("epoch",)
+    inputs: ClassVar[tuple[Input, ...]] = ("epoch",)
     all_layers: ClassVar[bool] = True
 
     def __init__(self, warmup: float = 20, pooled: bool = True, channels: int = 512) -> None:
@@ -77,34 +77,34 @@ class ReviewKD(TransferLoss):
         )
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The teacher's map as it is."""
         return FEATURE_KEY
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"feature": [B, C_T, H_T, W_T]}` of one layer. Raises ValueError for a feature that is not [B, C, H, W]."""
         check_map(teacher_feature, "teacher")
         return {"feature": teacher_feature}
 
-    def forward(self, student_feature: Sequence[Tensor], summary: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Lists of `[B, C, H, W]` and of summaries, from the first layer to the last → scalar.
+    def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Lists of `[B, C, H, W]` and of targets, from the first layer to the last → scalar.
 
         Raises:
             ValueError: before `setup`, for another number of layers or batch, and for one image in training mode where a map
                 of 1×1 leaves the batch norm a single value.
         """
         students = [*student_feature]
-        if len(students) + self.pooled != len(self.stages) or len(summary) != len(students):
+        if len(students) + self.pooled != len(self.stages) or len(target) != len(students):
             raise ValueError(
-                f"{len(students)} layers and {len(summary)} summaries for {len(self.stages)} stages: call "
+                f"{len(students)} layers and {len(target)} targets for {len(self.stages)} stages: call "
                 "setup([student shapes], [teacher shapes]) first, with one shape for each layer"
             )
         for feature in students:
             check_map(feature, "student")
         teachers = [
-            laid_out_like(summary_tensor(teacher_summary, "feature", len(student)), student)
-            for teacher_summary, student in zip(summary, students, strict=True)
+            laid_out_like(target_tensor(teacher_target, "feature", len(student)), student)
+            for teacher_target, student in zip(target, students, strict=True)
         ]
         if self.pooled:
             students.append(students[-1].mean(dim=(2, 3), keepdim=True))
@@ -117,15 +117,15 @@ class ReviewKD(TransferLoss):
         for stage, student, teacher in zip(reversed(self.stages), reversed(students), reversed(teachers), strict=True):
             fused, below = stage(student, below, tuple(teacher.shape[2:]))
             total = total + pyramid_distance(fused, teacher)
-        return warmup_factor(summary[0], self.warmup) * total
+        return warmup_factor(target[0], self.warmup) * total
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Of one layer. Summary: the teacher's map. Memory: the maps of the fusion and their gradients."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Of one layer. Target: the teacher's map. Memory: the maps of the fusion and their gradients."""
         check_shape(student_shape, "student")
         check_shape(teacher_shape, "teacher")
         (_, h_s, w_s), (c_t, h_t, w_t) = student_shape, teacher_shape
         inner = min(self.channels, c_t)
-        return Plan("feature", {"feature": tuple(teacher_shape)}, 4 * (6 * inner * h_s * w_s + 6 * c_t * h_t * w_t))
+        return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * (6 * inner * h_s * w_s + 6 * c_t * h_t * w_t))
 
 
 class Fusion(nn.Module):

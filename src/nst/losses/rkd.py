@@ -49,10 +49,10 @@ class RKD(PooledLoss):
         self.distance, self.angle = distance, angle
         self.different = convention == "paper"
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C, H, W]` or `[B, C]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch."""
         with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, summary)
+            student, teacher = self.read(student_feature, target)
             b = len(student)
             pairs, triples = (b * (b - 1), b * (b - 1) * (b - 2)) if self.different else (b**2, b**3)
             k_s, k_t = products(student), products(teacher)

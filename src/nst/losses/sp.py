@@ -8,14 +8,14 @@ from torch import Tensor
 
 from nst.losses.base import (
     FEATURE_KEY,
-    Plan,
+    LossSpec,
     Shape,
     TransferLoss,
     check_map,
     check_shape,
     laid_out_like,
     no_autocast,
-    summary_tensor,
+    target_tensor,
     working_dtype,
 )
 
@@ -31,20 +31,20 @@ class SP(TransferLoss):
     relational: ClassVar[bool] = True
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The teacher's map as it is: G needs other images."""
         return FEATURE_KEY
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"feature": [B, C_T, H_T, W_T]}`. Raises ValueError for a feature that is not [B, C, H, W]."""
         check_map(teacher_feature, "teacher")
         return {"feature": teacher_feature}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H_S, W_S]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch size."""
         check_map(student_feature, "student")
-        teacher = summary_tensor(summary, "feature", student_feature.shape[0])
+        teacher = target_tensor(target, "feature", student_feature.shape[0])
         check_map(teacher, "teacher")
         with no_autocast(student_feature):
             dtype = working_dtype(student_feature)
@@ -52,12 +52,12 @@ class SP(TransferLoss):
                 expected = similarities(laid_out_like(teacher, student_feature).to(dtype))
             return (similarities(student_feature.to(dtype)) - expected).square().mean()
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: the teacher's map. Memory: the student's gradient."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the teacher's map. Memory: the student's gradient."""
         check_shape(student_shape, "student")
         check_shape(teacher_shape, "teacher")
         channels, height, width = student_shape
-        return Plan("feature", {"feature": tuple(teacher_shape)}, 4 * channels * height * width)
+        return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * channels * height * width)
 
 
 def similarities(feature: Tensor) -> Tensor:

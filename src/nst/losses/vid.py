@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    Plan,
+    LossSpec,
     Shape,
     TransferLoss,
     check_convention,
@@ -21,7 +21,7 @@ from nst.losses.base import (
     resize_student,
     resize_teacher,
     shared_size,
-    summary_tensor,
+    target_tensor,
     working_dtype,
 )
 
@@ -33,7 +33,7 @@ class VID(TransferLoss):
     made by `setup` and trained with the student. The paper sums over channels and positions (recalled, unverified); the mean is the code's. Not bounded
     below by 0, and at its minimum log σ² is the log of the error left.
 
-    The setting of CRD's benchmark and of mdistiller: weight 1, every stage (`taps` with one entry for each). In
+    The setting of CRD's benchmark and of mdistiller: weight 1, every stage (`layers` with one entry for each). In
     mdistiller α stays at its first value: it isn't among the parameters that are optimised.
 
     Args:
@@ -72,12 +72,12 @@ class VID(TransferLoss):
         self.alpha = nn.Parameter(torch.full((teacher_channels,), self.initial_alpha))
 
     @property
-    def summary_key(self) -> str:
+    def target_key(self) -> str:
         """The feature, by how it is resized; shared with FitNet."""
         return f"feature-{resize_key(self.convention)}"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """`{"feature": [B, C_T, H, W]}`, the teacher's map at the size of the comparison.
 
         Raises:
@@ -85,10 +85,10 @@ class VID(TransferLoss):
         """
         return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError before `setup`, and when channels, sizes or batches differ."""
         check_map(student_feature, "student")
-        teacher = summary_tensor(summary, "feature", student_feature.shape[0])
+        teacher = target_tensor(target, "feature", student_feature.shape[0])
         if self.alpha is None:
             raise ValueError("VID learns μ and σ²: call setup(student_shape, teacher_shape) first")
         with no_autocast(student_feature):
@@ -105,10 +105,10 @@ class VID(TransferLoss):
             error = (mean.to(dtype) - laid_out_like(teacher.to(dtype), mean)).square()
             return 0.5 * ((error / variance).mean() + variance.log().mean())
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Summary: the feature itself, at the size of the comparison. Memory: μ's inner maps and their gradients."""
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the feature itself, at the size of the comparison. Memory: μ's inner maps and their gradients."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
         teacher_channels = teacher_shape[0]
-        return Plan(
+        return LossSpec(
             "feature", {"feature": (teacher_channels, height, width)}, 4 * 10 * teacher_channels * height * width
         )

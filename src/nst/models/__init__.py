@@ -1,7 +1,7 @@
-"""Networks: plain modules `model(images) -> logits` with named layers to tap in `model.taps`.
+"""Networks: plain modules `model(images) -> logits` with named layers to layer in `model.named_layers`.
 
 The roles are "last" and "stage1" ... "stageN" after the ReLU that ends the stage, "last_pre_relu" and
-"stage1_pre_relu" ... before it (MobileNetV2's stages end without a ReLU and have the first kind alone). A tap "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
+"stage1_pre_relu" ... before it (MobileNetV2's stages end without a ReLU and have the first kind alone). A layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 
 from nst.models.external import timm_model, torchvision_model

@@ -1,8 +1,8 @@
-"""Networks of torchvision and timm by name, prepared for taps.
+"""Networks of torchvision and timm by name, prepared for layers.
 
 Activations are set to work out of place. Additions and activations that such a network does in place inside its own
 `forward` stay (`out += identity` after a block's last normalisation, the functional ReLU of GoogLeNet): a layer whose
-output they overwrite can't be tapped; tap the input of the layer behind it.
+output they overwrite can't be named; layer the input of the layer behind it.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.models.layout import tap_layout
-from nst.models.roles import timm_taps, torchvision_taps
+from nst.models.layout import feature_layout
+from nst.models.roles import timm_layers, torchvision_layers
 
 _RESERVED = {  # constructor arguments with their own keys
     "num_classes": "num_classes",
@@ -69,7 +69,7 @@ def torchvision_model(
         arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: see `nst.models.roles`.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `layers`: see `nst.models.roles`.
 
     Raises:
         ValueError: torchvision cannot be imported, no such name, argument or size, pretrained weights for other than 3
@@ -96,7 +96,7 @@ def torchvision_model(
         _replace_classifier(model, num_classes)
     if in_channels != 3:
         _replace_stem(model, in_channels)
-    return _prepare(model, torchvision_taps(model), input_size)
+    return _prepare(model, torchvision_layers(model), input_size)
 
 
 def timm_model(
@@ -120,7 +120,7 @@ def timm_model(
         arguments: further arguments of the network's constructor there, such as {"drop_path_rate": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `taps`: see `nst.models.roles`.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `layers`: see `nst.models.roles`.
 
     Raises:
         ValueError: timm is not installed, has no such name, argument or size, or its weights cannot be downloaded.
@@ -139,7 +139,7 @@ def timm_model(
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     if "img_size" in options:
         _check_patches(arch, model, options["img_size"])
-    return _prepare(model, timm_taps(model), input_size)
+    return _prepare(model, timm_layers(model), input_size)
 
 
 def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
@@ -279,12 +279,12 @@ def _replace_stem(model: nn.Module, in_channels: int) -> None:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _prepare(model: nn.Module, taps: dict[str, str], input_size: int | None) -> nn.Module:
+def _prepare(model: nn.Module, layers: dict[str, str], input_size: int | None) -> nn.Module:
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    model.taps = taps  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    model.tap_layout = tap_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.named_layers = layers  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.feature_layout = feature_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     if input_size is not None:
         model.register_forward_pre_hook(Resize(input_size))
     return model

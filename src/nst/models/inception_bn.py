@@ -1,7 +1,7 @@
 """Inception-BN (Ioffe & Szegedy, 2015): the paper's students, small for CIFAR and full for ImageNet.
 
 The branches of a factory end in their normalisation; they are concatenated first and go through one ReLU after. That is
-the same function as a ReLU a branch (pooled inputs are not negative), and gives the paper's ImageNet tap a place: the
+the same function as a ReLU a branch (pooled inputs are not negative), and gives the paper's ImageNet layer a place: the
 normalised, not yet activated branches of `in5b` side by side are the input of `in5b.relu`.
 
 Convolutions have no bias: the normalisation that follows each would take it away.
@@ -95,7 +95,7 @@ def _average() -> nn.AvgPool2d:
     return nn.AvgPool2d(3, stride=1, padding=1)
 
 
-_TAPS = {
+_LAYERS = {
     "last": "in5b",
     "last_pre_relu": "in5b.relu:input",
     "stage1": "in3b",
@@ -130,7 +130,7 @@ class InceptionBNSmall(nn.Module):
         self.in5b = _simple(336, 176, 160)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(336, num_classes)
-        self.taps = dict(_TAPS)
+        self.named_layers = dict(_LAYERS)
         xavier_gaussian_(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class InceptionBN(nn.Module):
         self.in5b = _full(1024, 352, (192, 320), (192, 224), nn.MaxPool2d(3, stride=1, padding=1), 128)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(1024, num_classes)
-        self.taps = dict(_TAPS)
+        self.named_layers = dict(_LAYERS)
         xavier_gaussian_(self)
         set_bn_eps(self, bn_eps)
 

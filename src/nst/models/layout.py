@@ -44,7 +44,7 @@ def qualified(module: nn.Module) -> str:
     return f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}"
 
 
-def tap_layout(model: nn.Module, path: str) -> Convert:
+def feature_layout(model: nn.Module, path: str) -> Convert:
     """How the output (or, at `"…:input"`, the first input) of a module becomes a map.
 
     Args:
@@ -160,8 +160,8 @@ def _known_layout(module: nn.Module) -> bool | None:
 
 
 def _no_map(model: nn.Module, path: str, value: Tensor, why: str) -> ValueError:
-    roles = getattr(model, "taps", {})
+    roles = getattr(model, "named_layers", {})
     return ValueError(
         f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
-        f"tap {'one of ' + ', '.join(roles) if roles else 'another layer'}"
+        f"layer {'one of ' + ', '.join(roles) if roles else 'another layer'}"
     )

@@ -77,7 +77,7 @@ class CifarMobileNetV2(nn.Module):
         linear = nn.Linear(1280, num_classes)
         self.classifier = nn.Sequential(linear)
         stages = {"stage1": "blocks.1", "stage2": "blocks.2", "stage3": "blocks.4", "stage4": "blocks.6"}
-        self.taps = {"last": "blocks.6", **stages}
+        self.named_layers = {"last": "blocks.6", **stages}
         he_normal_(self)
         nn.init.normal_(linear.weight, std=0.01)
 

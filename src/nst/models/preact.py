@@ -1,6 +1,6 @@
 """Pre-activation bottleneck ResNets (He et al., 2016, "Identity Mappings in Deep Residual Networks").
 
-The paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on ImageNet. Its tap is the output of the last normalisation,
+The paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on ImageNet. Its layer is the output of the last normalisation,
 `bn1`, before the last ReLU.
 
 Training memory: a normalisation keeps its input, a ReLU its output, and the normalisation's output is kept by nobody,
@@ -86,7 +86,7 @@ class CifarPreactResNet(nn.Module):
         self.relu1 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(256, num_classes)
-        self.taps = _taps(stages=3)
+        self.named_layers = _layers(stages=3)
         he_normal_(self)
         set_bn_eps(self, bn_eps)
 
@@ -138,7 +138,7 @@ class PreactResNet(nn.Module):
         self.relu1 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(2048, num_classes)
-        self.taps = _taps(stages=4)
+        self.named_layers = _layers(stages=4)
         xavier_gaussian_(self)
         set_bn_eps(self, bn_eps)
 
@@ -158,13 +158,13 @@ def _stage(blocks: int, in_channels: int, out_channels: int, strides: tuple[int,
     return nn.Sequential(first, *(PreactBottleneck(out_channels, out_channels, (1, 1)) for _ in range(blocks - 1)))
 
 
-def _taps(stages: int) -> dict[str, str]:
+def _layers(stages: int) -> dict[str, str]:
     """A stage's sum is raw; the ReLU that follows it is the next stage's first one, or the network's last."""
-    taps = {"last": "relu1", "last_pre_relu": "bn1"}
+    layers = {"last": "relu1", "last_pre_relu": "bn1"}
     for k in range(1, stages + 1):
-        taps[f"stage{k}"] = f"layer{k + 1}.0.relu1" if k < stages else "relu1"
-        taps[f"stage{k}_pre_relu"] = f"layer{k}"
-    return taps
+        layers[f"stage{k}"] = f"layer{k + 1}.0.relu1" if k < stages else "relu1"
+        layers[f"stage{k}_pre_relu"] = f"layer{k}"
+    return layers
 
 
 def preact_resnet164(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:

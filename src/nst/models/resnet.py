@@ -112,10 +112,10 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(blocks, stages[1], stages[2], 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(stages[2], num_classes)
-        self.taps = {"last": "layer3", "last_pre_relu": f"layer3.{blocks - 1}.relu2:input"}
+        self.named_layers = {"last": "layer3", "last_pre_relu": f"layer3.{blocks - 1}.relu2:input"}
         for k in (1, 2, 3):
-            self.taps[f"stage{k}"] = f"layer{k}"
-            self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{blocks - 1}.relu2:input"
+            self.named_layers[f"stage{k}"] = f"layer{k}"
+            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{blocks - 1}.relu2:input"
         he_normal_(self, zero_linear_bias=init == "zero_bias")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -64,10 +64,10 @@ class CifarBottleneckResNet(nn.Module):
         self.layer4 = _stage(blocks[3], 1024, 512, 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(2048, num_classes)
-        self.taps = {"last": "layer4", "last_pre_relu": f"layer4.{blocks[3] - 1}.relu3:input"}
+        self.named_layers = {"last": "layer4", "last_pre_relu": f"layer4.{blocks[3] - 1}.relu3:input"}
         for k, count in enumerate(blocks, 1):
-            self.taps[f"stage{k}"] = f"layer{k}"
-            self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{count - 1}.relu3:input"
+            self.named_layers[f"stage{k}"] = f"layer{k}"
+            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{count - 1}.relu3:input"
         he_normal_(self, zero_linear_bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ _STAGES = {  # by torchvision's class
 }
 
 
-def timm_taps(model: nn.Module) -> dict[str, str]:
+def timm_layers(model: nn.Module) -> dict[str, str]:
     """The roles of a network of timm, from its `feature_info`; {} where that names no module that is called."""
-    if taps := residual_taps(model):
-        return taps
+    if layers := residual_layers(model):
+        return layers
     if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes in parallel, joined at the end
         count = len(model.incre_modules)  # pyright: ignore[reportArgumentType]
         return _named("stage", [f"incre_modules.{k}" for k in range(count)]) | {"last": "final_layer"}
@@ -43,18 +43,18 @@ def timm_taps(model: nn.Module) -> dict[str, str]:
     modules = [name for name in names if name is not None]
     if len(modules) < len(names) or (qualified(model).startswith("crossvit.")):
         return {}
-    taps = _named("block" if one_size else "stage", modules)
-    return taps if one_size else taps | _pre_relu(model, taps)
+    layers = _named("block" if one_size else "stage", modules)
+    return layers if one_size else layers | _pre_relu(model, layers)
 
 
-def torchvision_taps(model: nn.Module) -> dict[str, str]:
+def torchvision_layers(model: nn.Module) -> dict[str, str]:
     """The roles of a network of torchvision."""
-    if taps := residual_taps(model):
-        return taps
+    if layers := residual_layers(model):
+        return layers
     kind = qualified(model)
     if kind in _STAGES:
-        taps = _named("stage", _STAGES[kind])
-        return taps | _pre_relu(model, taps)
+        layers = _named("stage", _STAGES[kind])
+        return layers | _pre_relu(model, layers)
     if kind == "vision_transformer.VisionTransformer":
         return _named(
             "block", [f"encoder.layers.{name}" for name, _ in model.get_submodule("encoder.layers").named_children()]
@@ -68,27 +68,27 @@ def torchvision_taps(model: nn.Module) -> dict[str, str]:
     return {}
 
 
-def residual_taps(model: nn.Module) -> dict[str, str]:
+def residual_layers(model: nn.Module) -> dict[str, str]:
     """Roles of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
     stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]
     if len(stages) < 3:
         return {}
-    taps = _named("stage", stages)
-    relus = _pre_relu(model, taps, families=None)
-    return taps | relus if len(relus) == len(stages) + 1 else {}
+    layers = _named("stage", stages)
+    relus = _pre_relu(model, layers, families=None)
+    return layers | relus if len(relus) == len(stages) + 1 else {}
 
 
 def _named(role: str, names: list[str]) -> dict[str, str]:
-    taps = {f"{role}{k}": name for k, name in enumerate(names, start=1)}
-    return taps | {"last": names[-1]} if names else {}
+    layers = {f"{role}{k}": name for k, name in enumerate(names, start=1)}
+    return layers | {"last": names[-1]} if names else {}
 
 
-def _pre_relu(model: nn.Module, taps: dict[str, str], families: Iterable[str] | None = _RELU_LAST) -> dict[str, str]:
+def _pre_relu(model: nn.Module, layers: dict[str, str], families: Iterable[str] | None = _RELU_LAST) -> dict[str, str]:
     """The inputs of the ReLUs that end the stages, where the family's blocks end in one."""
     if families is not None and qualified(model).partition(".")[0] not in families:
         return {}
     relus: dict[str, str] = {}
-    for role, name in taps.items():
+    for role, name in layers.items():
         blocks = list(model.get_submodule(name).named_children())
         if not blocks:
             continue

@@ -68,10 +68,10 @@ class CifarShuffleNetV1(nn.Module):
         self.layer3 = _stage(4, 480, 960)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(960, num_classes)
-        self.taps = {"last": "layer3", "last_pre_relu": "layer3.3.relu3:input"}
+        self.named_layers = {"last": "layer3", "last_pre_relu": "layer3.3.relu3:input"}
         for k, units in ((1, 4), (2, 8), (3, 4)):
-            self.taps[f"stage{k}"] = f"layer{k}"
-            self.taps[f"stage{k}_pre_relu"] = f"layer{k}.{units - 1}.relu3:input"
+            self.named_layers[f"stage{k}"] = f"layer{k}"
+            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{units - 1}.relu3:input"
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""

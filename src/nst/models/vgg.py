@@ -1,7 +1,7 @@
 """VGG-8 and VGG-13 with batch normalisation for small images, as CRD's benchmark (Tian et al., 2020) builds them.
 
 Parameter names are those of that benchmark (`block0.0` convolution, `block0.1` normalisation, ..., `classifier`). Its
-taps are blocks 1 to 4: "stage1" to "stage4" here.
+layers are blocks 1 to 4: "stage1" to "stage4" here.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
@@ -41,10 +41,10 @@ class CifarVGG(nn.Module):
         self.relu4 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(_WIDTHS[4], num_classes)
-        self.taps = {"last": "relu4", "last_pre_relu": "block4"}
+        self.named_layers = {"last": "relu4", "last_pre_relu": "block4"}
         for k in (1, 2, 3, 4):
-            self.taps[f"stage{k}"] = f"relu{k}"
-            self.taps[f"stage{k}_pre_relu"] = f"block{k}"
+            self.named_layers[f"stage{k}"] = f"relu{k}"
+            self.named_layers[f"stage{k}_pre_relu"] = f"block{k}"
         he_normal_(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
 

@@ -1,7 +1,7 @@
 """Wide ResNets for small images (Zagoruyko & Komodakis, 2016), as CRD's benchmark builds them.
 
 Parameter names are those of that benchmark (`block1.layer.0.convShortcut`), so that its published weights fit. Its NST
-taps are the raw outputs of the three groups: "stage1_pre_relu" to "stage3_pre_relu" here.
+layers are the raw outputs of the three groups: "stage1_pre_relu" to "stage3_pre_relu" here.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
@@ -65,7 +65,7 @@ class WideResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, num_classes)
         # A group's sum is raw; the ReLU that follows it is the next group's first one, or the network's last.
-        self.taps = {
+        self.named_layers = {
             "last": "relu",
             "last_pre_relu": "bn1",
             "stage1": "block2.layer.0.relu1",

@@ -154,7 +154,7 @@ def run_cells(record: Record) -> dict[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value as text; of taps the layers' names, the teacher's first where they differ."""
+    """A value as text; of layers the layers' names, the teacher's first where they differ."""
     if isinstance(value, list) and all(isinstance(v, dict) and {"teacher", "student"} <= v.keys() for v in value):
         return taps_text(value)
     if value is None or isinstance(value, bool):

@@ -136,7 +136,7 @@ def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record
         "curves": curve_panels(group, outputs),
         "split": "/".join(sorted({name for row in rows for name in row["evaluated_on"]})) or "test",
         "mmd": mmd(group, evidence),
-        "taps": group["taps"],
+        "layers": group["layers"],
         "images": evidence["images"],
         "neurons": neuron_pictures(group, folder),
         "tsne": tsne_panels(group, evidence),

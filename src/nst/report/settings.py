@@ -39,11 +39,11 @@ def as_typed(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def taps_text(taps: Sequence[Mapping[str, Any]]) -> str:
+def taps_text(layers: Sequence[Mapping[str, Any]]) -> str:
     """Pairs of layers: their names, the teacher's first where they differ, and a weight that is not 1."""
     texts = []
-    for tap in taps:
-        names, weight = dict.fromkeys((str(tap["teacher"]), str(tap["student"]))), tap.get("weight", 1)
+    for layer in layers:
+        names, weight = dict.fromkeys((str(layer["teacher"]), str(layer["student"]))), layer.get("weight", 1)
         texts.append("→".join(names) + ("" if weight == 1 else f"×{number(weight)}"))
     return ",".join(texts)
 

@@ -76,7 +76,7 @@ def _group(group: Record, outputs: Path, lower: bool) -> Record:
         "name": group["name"],
         "title": group["title"],
         "at": group.get("at"),  # of the table's axis
-        "taps": group["taps"],
+        "layers": group["layers"],
         "teacher": _teacher(group, outputs, lower),
         "rows": rows,
     }

@@ -10,7 +10,7 @@ from nst.config import CONFIGS
 from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
-from nst.reproduce.evidence import gather, missing_taps
+from nst.reproduce.evidence import gather, missing_layers
 from nst.reproduce.execute import Outcome, check_teachers, execute
 from nst.reproduce.plan import Plan, make_plan, write_plan
 from nst.reproduce.request import Request
@@ -29,7 +29,7 @@ def reproduce(request: Request) -> None:
         check_teachers(plan)
     with ranks(plan.cells[0].runs[0].trainer.device) as here:
         if here.main and not request.page:
-            for line in missing_taps(plan):
+            for line in missing_layers(plan):
                 print(line)
             print("measuring a training step of each row that is not finished", flush=True)
             estimate.show(plan, estimate.estimate(plan, here.device), plan.folder)

@@ -14,12 +14,12 @@ from nst.config import RunConfig
 from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
-from nst.distiller import Summaries
+from nst.distiller import Targets
 from nst.reproduce.plan import Plan, cache_key, finished
 from nst.teacher import (
     LiveTeacher,
     NoTeacher,
-    SummarySource,
+    TargetSource,
     TeacherCache,
     compute_seconds,
     kept_live,
@@ -137,14 +137,14 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
     loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
     images = next(iter(loader.epoch(0)))
-    source: SummarySource = NoTeacher()
+    source: TargetSource = NoTeacher()
     teacher = 0.0
     if networks.teacher is not None:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
         source, teacher = live, _seconds(lambda: live(images), device)
         if run.knowledge.mode == "stored":  # without the few terms that stay live, which are ignored here
             source = FixedSummaries(live(images))
-    build.allocate(run, networks.distiller, batch)
+    build.init_memory(run, networks.distiller, batch)
     eager = replace(run, trainer=replace(run.trainer, compile=False))
     trainer = build.trainer(eager, networks.distiller, source, loader, Ranks(0, 1, device))
     return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
@@ -153,11 +153,11 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
 class FixedSummaries(NoTeacher):
     """Precomputed summaries, the same for every batch."""
 
-    def __init__(self, summaries: Summaries) -> None:
+    def __init__(self, summaries: Targets) -> None:
         self.summaries = summaries
 
-    def __call__(self, batch: Batch) -> Summaries:
-        """See `SummarySource`."""
+    def __call__(self, batch: Batch) -> Targets:
+        """See `TargetSource`."""
         return self.summaries
 
 

@@ -22,7 +22,8 @@ from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
-from nst.layers import without_weights
+from nst.layer_listing import without_weights
+from nst.layers import LayerHooks, resolve
 from nst.losses import NST
 from nst.models.weights import load_weights
 from nst.report.runs import read_json
@@ -32,7 +33,6 @@ from nst.reproduce.table import Group
 from nst.runs.folder import STUDENT, run_folder
 from nst.runs.heatmaps import heatmaps
 from nst.runs.teacher import expected_normalization, teacher_run
-from nst.taps import Taps, resolve
 from nst.teacher import Normalization
 
 IMAGES = 256  # for MMD
@@ -49,7 +49,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         runs = [f"{cell.row.name} {mark(run)}" for cell in cells for run in cell.runs if finished(run)]
         taught = [run for cell in cells for run in cell.runs if run.teacher.model is not None and finished(run)]
         file = plan.folder / "evidence" / f"{group.name}.json"
-        subject = {"form": FORM, "taps": asdict(group.taps), "runs": runs}
+        subject = {"form": FORM, "layers": asdict(group.layers), "runs": runs}
         if _is_current(file, subject):
             continue
         _remove_outdated(file, subject, ["teacher", *(cell.row.name for cell in cells)])
@@ -71,8 +71,8 @@ def gather(plan: Plan, device: torch.device) -> None:
         write_whole(file, json.dumps({**subject, **content}, indent=1).encode())
 
 
-def missing_taps(plan: Plan) -> Iterator[str]:
-    """For each network of runs to do that lacks the layer of its group's `taps`: a line saying that it will not be evaluated.
+def missing_layers(plan: Plan) -> Iterator[str]:
+    """For each network of runs to do that lacks the layer of its group's `layers`: a line saying that it will not be evaluated.
 
     Raises:
         ValueError: a network that cannot be built.
@@ -84,26 +84,26 @@ def missing_taps(plan: Plan) -> Iterator[str]:
             continue
         sides = {"teacher": ("teacher.model", run.teacher.model), "student": ("model", run.model)}
         for side, (key, node) in sides.items():
-            tap, model = getattr(group.taps, side), build.network(key, without_weights(node), seed=0)
+            layer, model = getattr(group.layers, side), build.network(key, without_weights(node), seed=0)
             try:
-                resolve(model, tap)
+                resolve(model, layer)
             except ValueError as error:
                 yield (
-                    f"{group.title}: the networks will not be evaluated: taps.{side}={tap} of {group.name} in the table's "
+                    f"{group.title}: the networks will not be evaluated: layers.{side}={layer} of {group.name} in the table's "
                     f"file: {error}"
                 )
 
 
 def _is_current(file: Path, subject: dict[str, Any]) -> bool:
-    """Whether the file is of these runs and taps, and in the current format."""
+    """Whether the file is of these runs and layers, and in the current format."""
     evidence = read_json(file) if file.exists() else {}
     return {key: evidence.get(key) for key in subject} == subject
 
 
 def _remove_outdated(file: Path, subject: dict[str, Any], names: list[str]) -> None:
-    """Remove evidence of other taps, or of runs that are no longer there: the page would show it as that of the present runs."""
+    """Remove evidence of other layers, or of runs that are no longer there: the page would show it as that of the present runs."""
     evidence = read_json(file) if file.exists() else {}
-    same = all(evidence.get(key) == subject[key] for key in ("form", "taps"))
+    same = all(evidence.get(key) == subject[key] for key in ("form", "layers"))
     if not (same and {*(evidence.get("runs") or [])} <= {*subject["runs"]}):
         for outdated in (file, *(file.with_name(f"{file.stem}-{name}.png") for name in names)):
             outdated.unlink(missing_ok=True)
@@ -134,17 +134,17 @@ class Analysis:
         self.expects = expected_normalization(run.teacher, metadata) or self.normalization
         scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(self.expects))
         self.teacher_images = self.images * scale + shift
-        self.teacher_features = self.features(self.teacher, self.teacher_images, group.taps.teacher)
+        self.teacher_features = self.features(self.teacher, self.teacher_images, group.layers.teacher)
 
     @torch.no_grad()
-    def features(self, model: nn.Module, images: Tensor, tap: str) -> Tensor:
+    def features(self, model: nn.Module, images: Tensor, layer: str) -> Tensor:
         """Features `[N, C, H, W]` of a network in `eval()` mode, on the CPU."""
-        recorder = Taps(model, [tap])
+        recorder = LayerHooks(model, [layer])
         found = []
         try:
             for part in images.split(64):
                 model.eval()(part.to(self.device))
-                found.append(recorder.read()[tap].float().cpu())
+                found.append(recorder.read()[layer].float().cpu())
         finally:
             recorder.remove()
         return torch.cat(found)
@@ -158,7 +158,7 @@ class Analysis:
 
     def student_features(self, run: RunConfig, trained: bool) -> Tensor:
         """Its features on the images."""
-        return self.features(self.student(run, trained), self.images, self.group.taps.student)
+        return self.features(self.student(run, trained), self.images, self.group.layers.student)
 
 
 def first_images(data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ def distance(teacher: Tensor, student: Tensor, kernel: Any) -> float:
     """MMD² of the paper's eq. 4, without weight or ½, mean over images `[N, C, H, W]`."""
     loss, total = NST(kernel), 0.0
     for t, s in zip(teacher.split(16), student.split(16), strict=True):
-        total += 2 * float(loss(s, loss.summarize(t, tuple(s.shape[1:])))) * len(s)
+        total += 2 * float(loss(s, loss.target(t, tuple(s.shape[1:])))) * len(s)
     return round(total / len(student), 8)
 
 

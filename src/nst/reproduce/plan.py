@@ -282,7 +282,7 @@ def write_plan(plan: Plan) -> None:
                 "title": group.title,
                 "at": plan.along.get(group.name),
                 "teacher": asdict(group.teacher),
-                "taps": asdict(group.taps),
+                "layers": asdict(group.layers),
                 "rows": rows,
             }
         )

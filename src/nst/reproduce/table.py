@@ -18,8 +18,8 @@ EPOCHS = ("last", "best", "unknown")
 
 
 @dataclass
-class Taps:
-    """The taps for MMD and heat maps, independent of the taps of a method."""
+class LayerHooks:
+    """The layers for MMD and heat maps, independent of the layers of a method."""
 
     teacher: str = "last"
     student: str = "last"
@@ -51,7 +51,7 @@ class Group:
     name: str = MISSING
     title: str = MISSING
     teacher: Published = field(default_factory=Published)
-    taps: Taps = field(default_factory=Taps)
+    layers: LayerHooks = field(default_factory=LayerHooks)
     rows: list[Row] = MISSING
 
 
@@ -63,7 +63,7 @@ class Pair:
     title: str = MISSING
     overrides: list[str] = MISSING
     teacher: Published = field(default_factory=Published)
-    taps: Taps = field(default_factory=Taps)
+    layers: LayerHooks = field(default_factory=LayerHooks)
 
 
 @dataclass
@@ -176,7 +176,7 @@ def _readable(error: OmegaConfBaseException) -> str:
         Pair: "a pair",
         Method: "a method",
         Published: "a teacher",
-        Taps: "taps",
+        LayerHooks: "layers",
     }
     kind = error.object_type
     where = f"{place} of {kinds[kind]}" if kind in kinds and "." not in place else place
@@ -214,7 +214,7 @@ def _expanded(table: Table, path: Path) -> list[Group]:
             )
             for method in here
         ]  # fmt: skip
-        groups.append(Group(pair.name, pair.title, pair.teacher, pair.taps, rows))
+        groups.append(Group(pair.name, pair.title, pair.teacher, pair.layers, rows))
     _unique(path, "methods", methods)
     return groups
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.taps import Taps, resolve
+from nst.layers import LayerHooks, resolve
 from nst.teacher import Normalization
 
 SIZE, GAP = 96, 2  # pixels of one picture and between pictures
@@ -48,7 +48,7 @@ def heatmaps(
 
     Args:
         images: `[B, C, H, W]`, normalised.
-        networks: by name, each with the images in its own normalisation; those without a `last` tap are left out.
+        networks: by name, each with the images in its own normalisation; those without a `last` layer are left out.
         normalization: of the images.
         neurons: how many channels.
         labels: the images' classes; None if unknown.
@@ -58,10 +58,10 @@ def heatmaps(
     """
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
-    tapped = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "taps", {})}
-    maps = {name: last_maps(network, inputs) for name, (network, inputs) in tapped.items()}
+    named = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "layers", {})}
+    maps = {name: last_maps(network, inputs) for name, (network, inputs) in named.items()}
     figures = {
-        name: drawing(name, pictures, channels, labels) for name, channels in choose(tapped, maps, neurons).items()
+        name: drawing(name, pictures, channels, labels) for name, channels in choose(named, maps, neurons).items()
     }
     return {f"neurons/{name}": pixels(figure) for name, figure in figures.items()}
 
@@ -99,8 +99,8 @@ def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
 
 
 def last_maps(network: nn.Module, images: Tensor) -> Tensor:
-    """Features `[B, C, H, W]` of the network's `last` tap, on the CPU, in `eval()` mode."""
-    recorder, training = Taps(network, [resolve(network, "last")]), network.training
+    """Features `[B, C, H, W]` of the network's `last` layer, on the CPU, in `eval()` mode."""
+    recorder, training = LayerHooks(network, [resolve(network, "last")]), network.training
     try:
         network.eval()(images)
         (features,) = recorder.read().values()

@@ -36,7 +36,7 @@ def read_pruned(folder: Path) -> Pruned | None:
 def median_of_others(folder: Path, epoch: int) -> float | None:
     """The median accuracy, after `epoch` epochs, of the runs comparable to the one in `folder`.
 
-    They share its data (with settings), teacher, student and number of epochs, running or finished; losses, weights, taps,
+    They share its data (with settings), teacher, student and number of epochs, running or finished; losses, weights, layers,
     learning rates and seeds may differ. This is the median stopping rule (Golovin et al., Google
     Vizier, 2017, in Optuna's form): a run stops when its best accuracy so far is below this.
 

@@ -235,7 +235,7 @@ def _train(
     loader = build.loader(settings, ranks, data, "train", teacher.views)
     if teacher.source.prefetch_batches:
         loader = Prefetch(loader, teacher.source)
-    build.allocate(settings, networks.distiller, len(data.train))
+    build.init_memory(settings, networks.distiller, len(data.train))
     trainer = build.trainer(settings, networks.distiller, teacher.source, loader, ranks)
     evaluated = "val" if data.val is not None else "test"
     about = {  # must be equal in every start of the run, by rank 0

@@ -21,17 +21,17 @@ from nst.data.dataset import Dataset
 from nst.data.progress import counted
 from nst.files import sha256_of
 from nst.models.weights import load_weights
-from nst.teacher import LiveTeacher, Normalization, SummarySource, TeacherCache, fold_batch_norm
+from nst.teacher import LiveTeacher, Normalization, TargetSource, TeacherCache, fold_batch_norm
 from nst.training.evaluate import evaluate
 from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class TeacherSide:
-    """The source of the teacher's summaries, and what is known of the teacher."""
+    """The source of the teacher's targets, and what is known of the teacher."""
 
-    source: SummarySource
-    about: dict[str, Any] | None = None  # name, weights and accuracy of the teacher, for summary.json
+    source: TargetSource
+    about: dict[str, Any] | None = None  # name, weights and accuracy of the teacher, for target.json
     live: LiveTeacher | None = None  # the teacher, if it was loaded
     views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
     cache: TeacherCache | None = None
@@ -57,7 +57,7 @@ def load_teacher(
     probe = data.test.render(first, torch.full_like(first, data.test.identity))
     teacher.eval()
     if not settings.teacher.batch_statistics:
-        fold_batch_norm(teacher, probe, [r.tap for r in networks.distiller.requests])
+        fold_batch_norm(teacher, probe, [r.layer for r in networks.distiller.target_specs])
     live = LiveTeacher(teacher, (), images=images, expects=expects, precision=settings.teacher.precision)
     return live, {"name": settings.teacher.model["name"], "weights": weights, "parameters": parameters}
 
@@ -151,5 +151,5 @@ class TeacherOutput(nn.Module):
 
     def forward(self, images: Any) -> Any:
         logits = self.live.logits(images)
-        self.live.taps.read()
+        self.live.hooks.read()
         return logits

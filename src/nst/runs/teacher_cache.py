@@ -16,9 +16,9 @@ from nst.config import KnowledgeConfig, RunConfig
 from nst.data.dataset import Dataset
 from nst.errors import Interrupted
 from nst.files import sha256_of
+from nst.layers import resolve
 from nst.runs.folder import not_default
 from nst.runs.teacher import TeacherSide, check_accuracy, evaluate_teacher, load_teacher
-from nst.taps import resolve
 from nst.teacher import (
     Array,
     CachedTeacher,
@@ -29,7 +29,7 @@ from nst.teacher import (
     TeacherCache,
     arrays,
     check_rows,
-    choose_summaries,
+    choose_targets,
     compute_seconds,
     describe_sizes,
     locked_together,
@@ -51,7 +51,7 @@ def cache_replaces_weights(settings: RunConfig) -> bool:
 def teacher_side(
     settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
-    """The source of the summaries that the terms need: a live teacher, or a cache that is completed first.
+    """The source of the targets that the terms need: a live teacher, or a cache that is completed first.
 
     Args:
         weights: the teacher's file; None without a teacher, or if a named cache replaces it.
@@ -66,7 +66,7 @@ def teacher_side(
     assert weights is not None
     live, about = load_teacher(settings, networks, ranks, data, weights)
     about = evaluate_teacher(settings, live, about, ranks, data)
-    live.set_requests(networks.distiller.requests)
+    live.set_target_specs(networks.distiller.target_specs)
     if settings.teacher.batch_statistics:
         live.use_batch_statistics()
     return TeacherSide(live, about, live)
@@ -75,7 +75,7 @@ def teacher_side(
 def _cached(
     settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
 ) -> TeacherSide:
-    requests = networks.distiller.requests
+    target_specs = networks.distiller.target_specs
     num_views = data.train.num_views
     views = _cached_views(settings.knowledge, data.name, num_views)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else cached_teacher_sha256(settings), views)
@@ -88,11 +88,11 @@ def _cached(
         print(_plan(cache, needed, choice, num_views, settings.trainer.epochs), flush=True)
     live, facts = (None, {}) if weights is None else load_teacher(settings, networks, ranks, data, weights)
     if live is not None:
-        live.set_requests([r for r in requests if r.key not in choice.live])
+        live.set_target_specs([r for r in target_specs if r.key not in choice.live])
         check_rows(cache, live, _first_images(settings, data, subset, ranks.device), needed)
     elif incomplete or choice.live:
         raise ValueError(
-            f"the teacher cache {cache.folder} does not have all summaries of this run, so the teacher itself is needed: "
+            f"the teacher cache {cache.folder} does not have all targets of this run, so the teacher itself is needed: "
             "name its teacher.weights"
         )
     about = cache.teacher
@@ -105,12 +105,12 @@ def _cached(
     train_views = None if views == num_views else subset
     if not needed:
         assert live is not None
-        live.set_requests(requests)
+        live.set_target_specs(target_specs)
         return TeacherSide(live, about, live, train_views, cache)
     cached = CachedTeacher(cache, needed, subset, ranks.device, ranks.world, settings.knowledge.residence)
     if live is None or not choice.live:
         return TeacherSide(cached, about, live, train_views, cache)
-    live.set_requests([r for r in requests if r.key in choice.live])
+    live.set_target_specs([r for r in target_specs if r.key in choice.live])
     return TeacherSide(MixedSource(cached, live), about, live, train_views, cache)
 
 
@@ -134,7 +134,7 @@ def _cached_views(knowledge: KnowledgeConfig, name: str, num_views: int | None) 
 
 
 def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: TeacherCache) -> Choice:
-    """Which summaries are cached, the same on every rank: rank 0 measures and decides once, the manifest stores the decision."""
+    """Which targets are cached, the same on every rank: rank 0 measures and decides once, the manifest stores the decision."""
     teacher, knowledge = networks.teacher, settings.knowledge
     assert teacher is not None
     image = (settings.data["channels"], settings.data["size"], settings.data["size"])
@@ -143,7 +143,7 @@ def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: 
         precision=settings.teacher.precision, channels_last=settings.trainer.channels_last,
     )  # fmt: skip
     choose = partial(
-        choose_summaries, cache, teacher, networks.distiller.requests, networks.teacher_shapes, knowledge.allow_large,
+        choose_targets, cache, teacher, networks.distiller.target_specs, networks.teacher_shapes, knowledge.allow_large,
         device=ranks.device, ranks=ranks.world, residence=knowledge.residence,
     )  # fmt: skip
     (undecided,) = ranks.max(int(choose() is None))
@@ -159,17 +159,17 @@ def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: 
 
 
 def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig) -> list[Array]:
-    """The arrays of the requests that are cached. Raises ValueError if none can be."""
-    requests, teacher = networks.distiller.requests, networks.teacher
+    """The arrays of the target_specs that are cached. Raises ValueError if none can be."""
+    target_specs, teacher = networks.distiller.target_specs, networks.teacher
     assert teacher is not None
-    if len(choice.live) == len(requests) and (knowledge.allow_large is False or not choice.by_cost):
+    if len(choice.live) == len(target_specs) and (knowledge.allow_large is False or not choice.by_cost):
         reasons = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in choice.live.items())
         raise ValueError(f"knowledge=stored has nothing to cache. {reasons}. Use knowledge=live")
     return [
         array
-        for r in requests
+        for r in target_specs
         if r.key not in choice.live
-        for array in arrays(r, resolve(teacher, r.tap), networks.teacher_shapes[r.tap])
+        for array in arrays(r, resolve(teacher, r.layer), networks.teacher_shapes[r.layer])
     ]
 
 

@@ -28,7 +28,7 @@ SPARE = 100_000_000  # bytes to leave free on the disk
 
 
 class TeacherCache:
-    """The cached summaries of one teacher on one training set."""
+    """The cached targets of one teacher on one training set."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], images: int, views: int, dtype: str) -> None:
         """Open a cache, or describe one that does not exist yet; nothing is written.
@@ -99,7 +99,7 @@ class TeacherCache:
         for name, array in unique.items():
             if name in self.state and (shape := tuple(self.state[name]["shape"])) != array.shape:
                 raise ValueError(
-                    f"{self.file(name)} has {shape} an image, loss.{array.request.split(':')[0]} now plans {array.shape}: its code has "
+                    f"{self.file(name)} has {shape} an image, loss.{array.spec.split(':')[0]} now plans {array.shape}: its code has "
                     "changed; delete the file to have it computed again"
                 )
         return [a for a in unique.values() if self.written(a.name) < self.rows]

@@ -1,4 +1,4 @@
-"""Summaries read from a teacher cache: from the device's memory, the host's, or the disk, by size."""
+"""Targets read from a teacher cache: from the device's memory, the host's, or the disk, by size."""
 
 import hashlib
 from collections import deque
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from nst.data.batch import Batch
 from nst.data.progress import Progress
-from nst.distiller import Summaries
+from nst.distiller import Targets
 from nst.teacher.available import available_memory
 from nst.teacher.cache import TeacherCache
 from nst.teacher.layout import Array
 
 Residence = Literal["device", "host", "disk"]
-SHARE = 0.5  # of the free memory, at most, for cached summaries
+SHARE = 0.5  # of the free memory, at most, for cached targets
 PREFETCH_BATCHES = 4  # batches gathered ahead, if the arrays are not in the device's memory
 
 
 class CachedTeacher:
-    """Looks up the summaries of each image view of a batch; the teacher itself is not needed."""
+    """Looks up the targets of each image view of a batch; the teacher itself is not needed."""
 
     def __init__(
         self,
@@ -79,16 +79,16 @@ class CachedTeacher:
                 progress.update(1)
         return tensor.flatten(0, 1)
 
-    def __call__(self, batch: Batch) -> Summaries:
-        """Summaries of a batch, by request key; in the cache's dtype."""
+    def __call__(self, batch: Batch) -> Targets:
+        """Targets of a batch, by spec key; in the cache's dtype."""
         if self._prefetched and self._prefetched[0][0] is batch:
             arrays = self._prefetched.popleft()[1].result()
         else:
             arrays = self._gather(self.rows(batch))
-        summaries: Summaries = {}
+        targets: Targets = {}
         for array in self.needed:
-            summaries.setdefault(array.request, {})[array.tensor] = arrays[array.name]
-        return summaries
+            targets.setdefault(array.spec, {})[array.tensor] = arrays[array.name]
+        return targets
 
     def prefetch(self, batch: Batch) -> None:
         """Gather a later batch on another thread."""

@@ -1,4 +1,4 @@
-"""Whether it is cheaper to read summaries from a cache or to compute them: a simple estimate, made once for a cache."""
+"""Whether it is cheaper to read targets from a cache or to compute them: a simple estimate, made once for a cache."""
 
 import copy
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nst.distiller import Request
+from nst.distiller import TargetSpec
 from nst.losses import Shape
 from nst.teacher.cache import SPARE
 from nst.teacher.layout import readable_bytes
@@ -24,7 +24,7 @@ PIXELS = 32 * 32 * 32  # of the batch that is timed on a CPU, at most
 
 @dataclass(frozen=True)
 class Cost:
-    """The costs of the summaries of some terms, for one image."""
+    """The costs of the targets of some terms, for one image."""
 
     row_bytes: int
     reading: float  # seconds
@@ -52,20 +52,20 @@ class Cost:
 
 
 def read_seconds(row_bytes: int, residence: str, ranks: int) -> float:
-    """Seconds to read one image's summaries from "device", "host" or "disk"; the ranks of a machine share its disk."""
+    """Seconds to read one image's targets from "device", "host" or "disk"; the ranks of a machine share its disk."""
     return row_bytes * (ranks if residence == "disk" else 1) / READ_RATES[residence]
 
 
 def compute_seconds(
     teacher: nn.Module,
-    requests: Sequence[Request],
+    target_specs: Sequence[TargetSpec],
     image: Shape,
     batch: int,
     device: torch.device,
     precision: str,
     channels_last: bool,
 ) -> float:
-    """Seconds an image of the teacher's forward pass up to the last requested layer, summaries included; weights do not matter.
+    """Seconds an image of the teacher's forward pass up to the last requested layer, targets included; weights do not matter.
 
     The least of three times, after one pass to warm up.
 
@@ -80,12 +80,12 @@ def compute_seconds(
     if channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = images.to(memory_format=torch.channels_last)
-    live = LiveTeacher(model, requests, precision=precision)
+    live = LiveTeacher(model, target_specs, precision=precision)
     times = []
     with torch.no_grad():
         for _ in range(4):
             start = time.perf_counter()
-            live.summaries(images)
+            live.targets(images)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from nst.taps import LOGITS, Taps, resolve
+from nst.layers import LOGITS, LayerHooks, resolve
 
 TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
 
@@ -15,18 +15,18 @@ TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep networ
 def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ()) -> int:
     """Fold each `Conv2d → BatchNorm2d` pair in place: the convolution gets a bias, the norm becomes `nn.Identity`.
 
-    Modules keep their names, so layers can be tapped as before. A network that cannot be traced (data-dependent control
-    flow) or whose output or tapped features move stays as it is. Call it before attaching hooks.
+    Modules keep their names, so layers can be named as before. A network that cannot be traced (data-dependent control
+    flow) or whose output or named features move stays as it is. Call it before attaching hooks.
 
     Args:
         model: in `eval()` mode, on the device of `image`.
         image: `[B, C, H, W]`, to compare output and features before and after.
-        keep: taps; a pair is not folded if the value between its two modules is tapped by the name of one of them.
+        keep: layers; a pair is not folded if the value between its two modules is named by the name of one of them.
 
     Returns:
         How many pairs were folded.
     """
-    pairs = _pairs(model, {resolve(model, tap) for tap in keep})
+    pairs = _pairs(model, {resolve(model, layer) for layer in keep})
     if not pairs:
         return 0
     originals: list[tuple[str, nn.Module]] = []
@@ -36,8 +36,8 @@ def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ())
         model.set_submodule(conv, _folded(model, conv, norm), strict=True)
         model.set_submodule(norm, nn.Identity(), strict=True)
     after = _features(model, image, keep)
-    # A tapped block may end in a pair's convolution, or begin with its norm.
-    if all((after[tap] - value).abs().max() <= TOLERANCE * value.abs().max() for tap, value in before.items()):
+    # A named block may end in a pair's convolution, or begin with its norm.
+    if all((after[layer] - value).abs().max() <= TOLERANCE * value.abs().max() for layer, value in before.items()):
         return len(pairs)
     for name, module in originals:
         model.set_submodule(name, module, strict=True)
@@ -46,11 +46,11 @@ def fold_batch_norm(model: nn.Module, image: Tensor, keep: Collection[str] = ())
 
 @torch.no_grad()
 def _features(model: nn.Module, image: Tensor, keep: Collection[str]) -> dict[str, Tensor]:
-    """Logits and the features at the taps."""
-    taps = Taps(model, keep)
+    """Logits and the features at the layers."""
+    layers = LayerHooks(model, keep)
     logits = model(image)
-    taps.remove()
-    return taps.read() | {LOGITS: logits}
+    layers.remove()
+    return layers.read() | {LOGITS: logits}
 
 
 def _pairs(model: nn.Module, keep: set[str]) -> list[tuple[str, str]]:

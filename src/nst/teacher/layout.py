@@ -1,84 +1,84 @@
-"""The arrays of a teacher cache for the summaries that a student's terms need, and their sizes."""
+"""The arrays of a teacher cache for the targets that a student's terms need, and their sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from nst.distiller import Request
+from nst.distiller import TargetSpec
 from nst.losses import Shape, TransferLoss
 
 
 @dataclass(frozen=True)
 class Array:
-    """One tensor of one request's summary, as a cache holds it: `[views, images, *shape]`."""
+    """One tensor of one spec's target, as a cache holds it: `[views, images, *shape]`."""
 
-    request: str  # key of the request
-    tensor: str  # its name in the summary
+    spec: str  # key of the spec
+    tensor: str  # its name in the target
     name: str  # of the array: arrays of one name have the same values, whichever loss needs them
     shape: Shape  # for one image in one view
 
 
-def arrays(request: Request, path: str, teacher_shape: Shape) -> list[Array]:
-    """The arrays behind a request.
+def arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[Array]:
+    """The arrays behind a spec.
 
     Args:
-        path: the tap as a module path of the teacher, so that different roles of one layer share an array.
-        teacher_shape: of one image's feature at the tap.
+        path: the layer as a module path of the teacher, so that different roles of one layer share an array.
+        teacher_shape: of one image's feature at the layer.
     """
-    plan = request.loss.plan(request.student_shape, teacher_shape)
-    size = "x".join(str(side) for side in request.student_shape[1:])
-    parts = [path.replace(":", "_"), request.loss.summary_key or "", plan.form.replace(" ", "-"), size]
+    loss_spec = spec.loss.spec(spec.student_shape, teacher_shape)
+    size = "x".join(str(side) for side in spec.student_shape[1:])
+    parts = [path.replace(":", "_"), spec.loss.target_key or "", loss_spec.implementation.replace(" ", "-"), size]
     stem = ".".join(part for part in parts if part)
-    return [Array(request.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in plan.summary.items()]
+    return [Array(spec.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in loss_spec.target.items()]
 
 
-def large(requests: Sequence[Request], shapes: Mapping[str, Shape]) -> list[Request]:
-    """The requests whose summary has as many values as the feature itself, or more (FitNet, exact Gaussian); logits are small.
+def large(target_specs: Sequence[TargetSpec], shapes: Mapping[str, Shape]) -> list[TargetSpec]:
+    """The target_specs whose target has as many values as the feature itself, or more (FitNet, exact Gaussian); logits are small.
 
     Args:
-        shapes: of one image's feature, by tap.
+        shapes: of one image's feature, by layer.
     """
-    return [r for r in requests if not r.loss.on_logits and _values(r, shapes) >= _feature_values(r, shapes)]
+    return [r for r in target_specs if not r.loss.on_logits and _values(r, shapes) >= _feature_values(r, shapes)]
 
 
-def kept_live(requests: Sequence[Request], shapes: Mapping[str, Shape], allow_large: bool) -> dict[str, str]:
+def kept_live(target_specs: Sequence[TargetSpec], shapes: Mapping[str, Shape], allow_large: bool) -> dict[str, str]:
     """Requests that are not cached, by key, and why.
 
     Args:
-        shapes: of one image's feature, by tap.
-        allow_large: cache summaries that are as large as the feature itself, too.
+        shapes: of one image's feature, by layer.
+        allow_large: cache targets that are as large as the feature itself, too.
     """
-    too_large = {} if allow_large else {r.key: _values(r, shapes) for r in large(requests, shapes)}
+    too_large = {} if allow_large else {r.key: _values(r, shapes) for r in large(target_specs, shapes)}
     reasons: dict[str, str] = {}
-    for request in requests:
-        if not _names_its_summary(request.loss):
-            reasons[request.key] = "its loss does not say what its summary depends on (summary_key)"
-        elif request.key in too_large:
-            reasons[request.key] = (
-                f"its summary is as large as the feature, {too_large[request.key]:,} values for each image and view; "
+    for spec in target_specs:
+        if not _names_its_target(spec.loss):
+            reasons[spec.key] = "its loss does not say what its target depends on (target_key)"
+        elif spec.key in too_large:
+            reasons[spec.key] = (
+                f"its target is as large as the feature, {too_large[spec.key]:,} values for each image and view; "
                 "knowledge.allow_large=true caches it all the same"
             )
     return reasons
 
 
-def _names_its_summary(loss: TransferLoss) -> bool:
-    """Whether the loss has a `summary_key`: an inherited one does not count where a subclass has a `summarize` of its own."""
+def _names_its_target(loss: TransferLoss) -> bool:
+    """Whether the loss has a `target_key`: an inherited one does not count where a subclass has a `target` of its own."""
     for level in type(loss).__mro__:
-        if "summary_key" in vars(level):
-            return loss.summary_key is not None
-        if "summarize" in vars(level):
+        if "target_key" in vars(level):
+            return loss.target_key is not None
+        if "target" in vars(level):
             return False
     return False
 
 
-def _values(request: Request, shapes: Mapping[str, Shape]) -> int:
-    """Values of one image's summary."""
-    return sum(prod(shape) for shape in request.loss.plan(request.student_shape, shapes[request.tap]).summary.values())
+def _values(spec: TargetSpec, shapes: Mapping[str, Shape]) -> int:
+    """Values of one image's target."""
+    return sum(prod(shape) for shape in spec.loss.spec(spec.student_shape, shapes[spec.layer]).target.values())
 
 
-def _feature_values(request: Request, shapes: Mapping[str, Shape]) -> int:
+def _feature_values(spec: TargetSpec, shapes: Mapping[str, Shape]) -> int:
     """Values of one image's feature, at the student's size."""
-    return prod((shapes[request.tap][0], *request.student_shape[1:]))
+    return prod((shapes[spec.layer][0], *spec.student_shape[1:]))
 
 
 def readable_bytes(size: float) -> str:

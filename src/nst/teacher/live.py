@@ -1,4 +1,4 @@
-"""A teacher that computes its summaries batch by batch."""
+"""A teacher that computes its targets batch by batch."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nst.data.batch import Batch
-from nst.distiller import Request, Summaries
+from nst.distiller import Targets, TargetSpec
+from nst.layers import LOGITS, LayerHooks, resolve
 from nst.precision import autocast
-from nst.taps import LOGITS, Taps, resolve
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class Normalization:
         return scale, shift
 
 
-class _LastTapReached(Exception):
-    """Ends a forward pass: all tapped features have been computed."""
+class _LastLayerReached(Exception):
+    """Ends a forward pass: all named features have been computed."""
 
 
 class _Depth:
-    """Ends a network's forward pass at its last tap. The first pass runs to the end and counts the taps' calls."""
+    """Ends a network's forward pass at its last layer. The first pass runs to the end and counts the layers' calls."""
 
-    def __init__(self, model: nn.Module, taps: Sequence[str]) -> None:
-        """Attach after the taps' own hooks, which then run first."""
-        self.events = 0  # taps reached in this forward pass
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        """Attach after the layers' own hooks, which then run first."""
+        self.events = 0  # layers reached in this forward pass
         self.last: int | None = None  # how many a full pass reaches
         self.running = False
         self.handles: list[RemovableHandle] = []
         modules = dict(model.named_modules())
-        for path in dict.fromkeys(resolve(model, tap) for tap in taps):
+        for path in dict.fromkeys(resolve(model, layer) for layer in layers):
             module = modules[path.removesuffix(":input")]
             inputs = path.endswith(":input")
             register = module.register_forward_pre_hook if inputs else module.register_forward_hook
@@ -52,7 +52,7 @@ class _Depth:
     def _passed(self, *_: Any) -> None:
         self.events += 1
         if self.running and self.events == self.last:
-            raise _LastTapReached
+            raise _LastLayerReached
 
     def run(self, forward: Callable[[], Tensor]) -> None:
         """`forward()` as far as needed."""
@@ -60,7 +60,7 @@ class _Depth:
         try:
             forward()
             self.last = self.events
-        except _LastTapReached:
+        except _LastLayerReached:
             return
         finally:
             self.running = False
@@ -72,15 +72,15 @@ class _Depth:
 
 
 class LiveTeacher:
-    """Runs the teacher without gradient and keeps only the summaries that the student's terms need.
+    """Runs the teacher without gradient and keeps only the targets that the student's terms need.
 
-    On a GPU the next batch's summaries are computed on a separate stream, in parallel with the current step.
+    On a GPU the next batch's targets are computed on a separate stream, in parallel with the current step.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        requests: Sequence[Request],
+        target_specs: Sequence[TargetSpec],
         *,
         images: Normalization | None = None,
         expects: Normalization | None = None,
@@ -90,37 +90,37 @@ class LiveTeacher:
 
         Args:
             model: is put into `eval()` mode.
-            requests: from the distiller; `set_requests` replaces them.
+            target_specs: from the distiller; `set_target_specs` replaces them.
             images, expects: normalisation of the given images, and of those the teacher was trained on; if
                 they differ, the teacher's input is converted.
-            precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; summaries are always computed in fp32.
+            precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; targets are always computed in fp32.
         """
         self.precision = precision
         self._norms: list[nn.modules.batchnorm._BatchNorm] = []  # those that use the batch's statistics
         self.model = model.eval().requires_grad_(False)
-        self.requests: tuple[Request, ...] = ()
-        self.taps = Taps(model, ())
+        self.target_specs: tuple[TargetSpec, ...] = ()
+        self.hooks = LayerHooks(model, ())
         self._depth: _Depth | None = None
-        self._compiled: Callable[[Tensor], Summaries] | None = None
+        self._compiled: Callable[[Tensor], Targets] | None = None
         self._compiled_size = 0
-        self.set_requests(requests)
+        self.set_target_specs(target_specs)
         self._convert = None
         device = next(model.parameters()).device
         if images is not None and expects is not None and images != expects:
             self._convert = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in images.onto(expects)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._prefetched: deque[tuple[Batch, Summaries]] = deque()
+        self._prefetched: deque[tuple[Batch, Targets]] = deque()
         self.prefetch_batches = 0 if self._stream is None else 1
 
-    def set_requests(self, requests: Sequence[Request]) -> None:
-        """Compute the summaries of these requests from now on, with eager code."""
-        self.taps.remove()
+    def set_target_specs(self, target_specs: Sequence[TargetSpec]) -> None:
+        """Compute the targets of these target_specs from now on, with eager code."""
+        self.hooks.remove()
         if self._depth is not None:
             self._depth.remove()
-        self.requests, self._compiled = tuple(requests), None
-        taps = [r.tap for r in requests]
-        self.taps = Taps(self.model, taps)
-        self._depth = None if LOGITS in taps or not taps else _Depth(self.model, taps)
+        self.target_specs, self._compiled = tuple(target_specs), None
+        layers = [r.layer for r in target_specs]
+        self.hooks = LayerHooks(self.model, layers)
+        self._depth = None if LOGITS in layers or not layers else _Depth(self.model, layers)
 
     def use_batch_statistics(self) -> None:
         """From now on normalise by each batch's own mean and variance; the running statistics stay as they are."""
@@ -140,16 +140,16 @@ class LiveTeacher:
             return self.model(self.convert(images))
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Summaries:
-        """Summaries of a batch, by request key."""
+    def __call__(self, batch: Batch) -> Targets:
+        """Targets of a batch, by spec key."""
         if self._stream is None or not self._prefetched or self._prefetched[0][0] is not batch:
-            return self.summaries(batch.images)
-        _, summaries = self._prefetched.popleft()
+            return self.targets(batch.images)
+        _, targets = self._prefetched.popleft()
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
-        for value in (value for summary in summaries.values() for value in summary.values()):
+        for value in (value for target in targets.values() for value in target.values()):
             value.record_stream(current)  # its memory belongs to the teacher's stream
-        return summaries
+        return targets
 
     @torch.no_grad()
     def prefetch(self, batch: Batch) -> None:
@@ -158,11 +158,11 @@ class LiveTeacher:
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            self._prefetched.append((batch, self.summaries(batch.images)))
+            self._prefetched.append((batch, self.targets(batch.images)))
 
     @torch.no_grad()
-    def summaries(self, images: Tensor) -> Summaries:
-        """Summaries of images `[B, C, H, W]`: the network runs as deep as the last tap. Raises ValueError for one that is no dict."""
+    def targets(self, images: Tensor) -> Targets:
+        """Targets of images `[B, C, H, W]`: the network runs as deep as the last layer. Raises ValueError for one that is no dict."""
         for norm in self._norms:
             norm.train()  # other code may have set the network to `eval()`
         if self._compiled is not None and len(images) == self._compiled_size:
@@ -170,10 +170,10 @@ class LiveTeacher:
         if self._depth is None:
             return self._full_forward(images)
         self._depth.run(lambda: self.logits(images))
-        return self._summarize(self.taps.read())
+        return self._summarize(self.hooks.read())
 
     def compile(self, batch_size: int) -> None:
-        """Compile for batches of this size, with frozen weights; operations that no summary needs are removed.
+        """Compile for batches of this size, with frozen weights; operations that no target needs are removed.
 
         0: eager code again.
         """
@@ -187,19 +187,19 @@ class LiveTeacher:
             self._compiled = torch.compile(self._full_forward, dynamic=False, options={"freezing": True})
         self._compiled_size = batch_size
 
-    def _full_forward(self, images: Tensor) -> Summaries:
+    def _full_forward(self, images: Tensor) -> Targets:
         logits = self.logits(images)
-        return self._summarize(self.taps.read() | {LOGITS: logits})
+        return self._summarize(self.hooks.read() | {LOGITS: logits})
 
-    def _summarize(self, features: dict[str, Tensor]) -> Summaries:
+    def _summarize(self, features: dict[str, Tensor]) -> Targets:
         if self.precision != "fp32":
-            features = {tap: feature.float() for tap, feature in features.items()}
-        summaries: Summaries = {}
-        for r in self.requests:
-            summaries[r.key] = summary = r.loss.summarize(features[r.tap], r.student_shape)
-            if not isinstance(summary, dict):
+            features = {layer: feature.float() for layer, feature in features.items()}
+        targets: Targets = {}
+        for r in self.target_specs:
+            targets[r.key] = target = r.loss.target(features[r.layer], r.student_shape)
+            if not isinstance(target, dict):
                 raise ValueError(
-                    f"loss.{r.key.split(':')[0]}: summarize returns a {type(summary).__name__}; a dict of tensors is needed, "
+                    f"loss.{r.key.split(':')[0]}: target returns a {type(target).__name__}; a dict of tensors is needed, "
                     'such as {"map": feature}'
                 )
-        return summaries
+        return targets

@@ -109,7 +109,7 @@ def open_cache(folder: Path) -> TeacherCache:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / name}.npy is damaged or missing ({error})") from error
     if array.ndim < 2 or array.dtype.name not in DTYPES:
-        raise ValueError(f"{folder / name}.npy holds {array.dtype} {array.shape}, no summaries of views and images")
+        raise ValueError(f"{folder / name}.npy holds {array.dtype} {array.shape}, no targets of views and images")
     views, images = array.shape[:2]
     identity = {key: value for key, value in manifest["identity"].items() if key != "version"}
     cache = TeacherCache(folder, identity, images, views, array.dtype.name)

@@ -1,4 +1,4 @@
-"""Sources of the teacher's summaries, and prefetching of the next batches."""
+"""Sources of the teacher's targets, and prefetching of the next batches."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from typing import Protocol
 from torch import Tensor
 
 from nst.data.batch import Batch, Loader
-from nst.distiller import Summaries
+from nst.distiller import Targets
 
 
-class SummarySource(Protocol):
-    """Computes or reads the teacher's summaries that the student's terms need."""
+class TargetSource(Protocol):
+    """Computes or reads the teacher's targets that the student's terms need."""
 
     prefetch_batches: int  # how many batches ahead to prefetch; 0: none
 
-    def __call__(self, batch: Batch) -> Summaries:
-        """Summaries of a batch, by request key."""
+    def __call__(self, batch: Batch) -> Targets:
+        """Targets of a batch, by spec key."""
         ...
 
     def prefetch(self, batch: Batch) -> None:
@@ -33,7 +33,7 @@ class NoTeacher:
 
     prefetch_batches = 0
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         return {}
 
     def prefetch(self, batch: Batch) -> None: ...
@@ -42,13 +42,13 @@ class NoTeacher:
 
 
 class MixedSource:
-    """Some requests from one source, the others from another."""
+    """Some target_specs from one source, the others from another."""
 
-    def __init__(self, first: SummarySource, second: SummarySource) -> None:
+    def __init__(self, first: TargetSource, second: TargetSource) -> None:
         self.sources = (first, second)
         self.prefetch_batches = max(first.prefetch_batches, second.prefetch_batches)
 
-    def __call__(self, batch: Batch) -> Summaries:
+    def __call__(self, batch: Batch) -> Targets:
         first, second = self.sources
         return {**first(batch), **second(batch)}
 
@@ -65,7 +65,7 @@ class MixedSource:
 class Prefetch:
     """A loader that has the source prefetch each batch `prefetch_batches` batches ahead."""
 
-    def __init__(self, loader: Loader, source: SummarySource) -> None:
+    def __init__(self, loader: Loader, source: TargetSource) -> None:
         self.loader, self.source = loader, source
 
     @property

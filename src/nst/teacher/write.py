@@ -16,14 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nst.data.batch import Batch, Loader
-from nst.distiller import Summaries
+from nst.distiller import Targets
 from nst.teacher.cache import TeacherCache, Writer
 from nst.teacher.layout import Array, readable_bytes
 from nst.teacher.live import LiveTeacher
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-2  # of a summary's largest value, between compiled and eager code; half precision rounds by 5e-4
+TOLERANCE = 1e-2  # of a target's largest value, between compiled and eager code; half precision rounds by 5e-4
 SYNC_SECONDS = 10.0  # at most this much work is lost when writing is killed
 ASK_ROUNDS = 8  # with several ranks: rounds, of a batch each, between two exchanges
 ROWS_TOLERANCE = 0.1  # likewise, between a cache and its teacher; bfloat16 differs by a few percent between machines
@@ -106,15 +106,15 @@ def write_cache(
     number of ranks, and another number of them may continue. Rank 0 writes the manifest, after the rows of all ranks.
 
     Args:
-        teacher: its requests include those of the arrays.
+        teacher: its target_specs include those of the arrays.
         loader: over the whole training set, the same on each rank: of world size 1.
         subset: [images, views] view numbers, from `split.view_subset`.
-        compile: compile the teacher if compiled and eager summaries agree. Not for float32: such a cache is to equal eager
+        compile: compile the teacher if compiled and eager targets agree. Not for float32: such a cache is to equal eager
             live training bit for bit.
         peers: the processes that write together, all of which see the folder.
 
     Raises:
-        ValueError: the disk is too small; a summary is not finite in the cache's dtype.
+        ValueError: the disk is too small; a target is not finite in the cache's dtype.
     """
     with locked_together(cache, peers):
         missing = cache.missing(needed)
@@ -208,14 +208,14 @@ class Writing:
             log.warning("the teacher is not compiled: %s", reason or "it is not sound on another rank")
             self.teacher.compile(0)
 
-    def write(self, summaries: Summaries, row: int) -> None:
-        """A batch's summaries, on another thread."""
+    def write(self, targets: Targets, row: int) -> None:
+        """A batch's targets, on another thread."""
         for array in self.group:
             writer = self.writers[array.name]
-            value = summaries[array.request][array.tensor]
+            value = targets[array.spec][array.tensor]
             if value.shape[1:] != array.shape:
                 raise ValueError(
-                    f"loss.{array.request.split(':')[0]}: its summarize gives {array.tensor!r} of shape {tuple(value.shape[1:])} an image, "
+                    f"loss.{array.spec.split(':')[0]}: its target gives {array.tensor!r} of shape {tuple(value.shape[1:])} an image, "
                     f"its plan says {array.shape}; what relates images belongs into forward"
                 )
             stored = value.to(writer.dtype)
@@ -235,8 +235,8 @@ class Writing:
 
 
 def not_finite(array: Array, value: Tensor) -> str:
-    """What to do about a summary that the cache's dtype cannot hold."""
-    term = f"loss.{array.request.split(':')[0]}: its summary {array.name}"
+    """What to do about a target that the cache's dtype cannot hold."""
+    term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
     if torch.isfinite(value).all():
         return (
             f"{term} has values up to {value.abs().max():.3g}, more than float16 can hold (65,504); "
@@ -250,14 +250,14 @@ def not_finite(array: Array, value: Tensor) -> str:
 
 def try_compiled(teacher: LiveTeacher, images: Tensor) -> str | None:
     """Compile the teacher for batches like this one; returns why not to keep that, None where it agrees with eager code."""
-    eager = teacher.summaries(images)
+    eager = teacher.targets(images)
     try:
         teacher.compile(len(images))
-        compiled = teacher.summaries(images)
-        for key, name in ((key, name) for key, summary in eager.items() for name in summary):
+        compiled = teacher.targets(images)
+        for key, name in ((key, name) for key, target in eager.items() for name in target):
             difference = float((compiled[key][name] - eager[key][name]).abs().max() / eager[key][name].abs().max())
             if not difference <= TOLERANCE:
-                return f"its summary {key} {name} differs by {difference:.1e} of the largest value"
+                return f"its target {key} {name} differs by {difference:.1e} of the largest value"
     except Exception as error:  # no C++ compiler, an operator that does not compile, …: all of them end in eager
         return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
     return None
@@ -269,7 +269,7 @@ def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed
     A cache's identity does not contain code: this finds one from before a change in the code of the network or of a loss.
 
     Args:
-        teacher: its requests include those of the arrays.
+        teacher: its target_specs include those of the arrays.
         images: [B, C, H, W], the first training images in their first cached view.
 
     Raises:
@@ -279,9 +279,9 @@ def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed
     written = [array for array in needed if cache.written(array.name) >= count]
     if not written:
         return
-    summaries = teacher.summaries(images)
+    targets = teacher.targets(images)
     for array in written:
-        now = summaries[array.request][array.tensor].float().cpu()
+        now = targets[array.spec][array.tensor].float().cpu()
         cached = torch.from_numpy(np.load(cache.file(array.name), mmap_mode="r")[0, :count].astype(np.float32))
         difference, largest = float((now - cached).abs().max()), float(now.abs().max())
         if difference <= ROWS_TOLERANCE * largest:
@@ -290,7 +290,7 @@ def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed
             cache.check(array.name, 0, cache.digest(array.name, 0))
         raise ValueError(
             f"the teacher cache {cache.folder} is not of this teacher any more: {array.name} of the first {count} images differs by "
-            f"up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of loss.{array.request.split(':')[0]} "
+            f"up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of loss.{array.spec.split(':')[0]} "
             "has changed, delete the folder to have it built again, or name another knowledge.path; weights that were trained with the "
             "network's old code stay as they are"
         )

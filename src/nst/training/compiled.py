@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nst.distiller import Distiller, Summaries
+from nst.distiller import Distiller, Targets
 from nst.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class CompiledForward:
         return self.chosen is not False and self._compiled is None
 
     def __call__(
-        self, images: Tensor, labels: Tensor, summaries: Summaries, context: Mapping[str, Tensor]
+        self, images: Tensor, labels: Tensor, targets: Targets, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Distiller.forward`."""
         if self._compiled is None or len(images) != self._size:
-            return self.forward(images, labels, summaries, context)
+            return self.forward(images, labels, targets, context)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled(images, labels, summaries, context)
+        return self._compiled(images, labels, targets, context)
 
     def choose(
         self, attempt: Callable[[], Attempt], size: int, precision: str, compile_source: Callable[[], None]
@@ -61,7 +61,7 @@ class CompiledForward:
         Args:
             attempt: forward and backward on a batch, by this object, that leave weights, statistics and gradients as they were.
             size: images of one forward pass.
-            compile_source: compiles the source of the teacher's summaries.
+            compile_source: compiles the source of the teacher's targets.
         """
         eager = attempt()
         compile_source()

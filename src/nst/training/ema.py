@@ -14,7 +14,7 @@ class AveragedWeights(nn.Module):
     """The network with averaged weights: average ← decay · average + (1 − decay) · weights, after each step.
 
     It starts from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
-    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of taps, and
+    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of layers, and
     on a GPU its counter is a host sync at each step.
     """
 

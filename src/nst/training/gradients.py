@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nst.data.batch import Batch
 from nst.distiller import Distiller
-from nst.teacher.source import SummarySource
+from nst.teacher.source import TargetSource
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TermGradient:
     cosines: dict[str, float]  # to the gradient of every term
 
 
-def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iterable[Batch]) -> list[TermGradient]:
+def compare_gradients(distiller: Distiller, source: TargetSource, batches: Iterable[Batch]) -> list[TermGradient]:
     """Measure every term on the student in training mode; its parameters do not change, its running statistics do.
 
     Args:
@@ -55,7 +55,7 @@ def compare_gradients(distiller: Distiller, source: SummarySource, batches: Iter
 
 
 def _context(batch: Batch, number: int) -> dict[str, Any]:
-    """The context of losses (see `losses.base.Need`) at the end of a run."""
+    """The context of losses (see `losses.base.Input`) at the end of a run."""
     end = torch.full((), 1e6, device=batch.images.device)
     return {
         "index": batch.indices, "epoch": end, "progress": torch.ones_like(end),

@@ -14,7 +14,7 @@ from nst.training.signals import Interrupted, StopFlag, stop_flag
 from nst.training.trainer import Trainer
 
 SYNC_SECONDS, SYNC_STEPS = 1.0, 64  # with several ranks: how often they synchronise on whether to stop or save
-SAVE, STOP = 100, 200  # requests of a rank; STOP + the signal's number
+SAVE, STOP = 100, 200  # target_specs of a rank; STOP + the signal's number
 
 
 class Record(Protocol):
@@ -100,8 +100,8 @@ class Loop:
                 if progress.step < (progress.epoch + 1) * steps:
                     self.train_epoch(flag)
                 self.finish_epoch(flag)
-                if (request := self.stop_or_save(flag)) >= STOP:
-                    raise Interrupted(request - STOP)
+                if (spec := self.stop_or_save(flag)) >= STOP:
+                    raise Interrupted(spec - STOP)
                 self.record.evaluated(progress.epoch, progress.best_top1)
         assert self.last is not None
         return self.last
@@ -122,11 +122,11 @@ class Loop:
             else:
                 self.record.advance()
             if not last:
-                request = self.stop_or_save(flag)
-                if request or (self.every_steps and progress.step % self.every_steps == 0):
+                spec = self.stop_or_save(flag)
+                if spec or (self.every_steps and progress.step % self.every_steps == 0):
                     self.save()
-                if request >= STOP:
-                    raise Interrupted(request - STOP)
+                if spec >= STOP:
+                    raise Interrupted(spec - STOP)
 
     def compile(self, batch: Batch, flag: StopFlag) -> None:
         """Compile the step if it is the first full one; a signal meanwhile stops the run before the step, with nothing to save.
@@ -154,7 +154,7 @@ class Loop:
             yield batch
 
     def stop_or_save(self, flag: StopFlag) -> int:
-        """The largest request of any rank: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
+        """The largest spec of any rank: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
 
         Several ranks synchronise about once a second, at steps that all of them compute alike.
         """
@@ -164,10 +164,10 @@ class Loop:
         self.ranks.report(step)
         checkpoint_due = now - self._saved > self.every_seconds
         pace = int(1e6 * (now - self._synced) / max(1, step - self._sync_step))  # microseconds a step
-        request, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * checkpoint_due, pace)
+        spec, pace = self.ranks.max(STOP + flag.signum if flag.signum else SAVE * checkpoint_due, pace)
         self._synced, self._sync_step = now, step
         self._next_sync = step + min(max(int(1e6 * SYNC_SECONDS) // max(pace, 1), 1), SYNC_STEPS)
-        return request
+        return spec
 
     def finish_epoch(self, flag: StopFlag) -> None:
         """Evaluate, update the best accuracy, save."""

@@ -23,6 +23,6 @@ def profiler(folder: Path | None) -> Iterator[Callable[[], None]]:
     if folder is None:
         yield lambda: None
         return
-    plan = schedule(wait=SKIP, warmup=WARM_UP, active=TRACED, repeat=1)
-    with profile(schedule=plan, on_trace_ready=tensorboard_trace_handler(str(folder)), record_shapes=True) as trace:
+    spec = schedule(wait=SKIP, warmup=WARM_UP, active=TRACED, repeat=1)
+    with profile(schedule=spec, on_trace_ready=tensorboard_trace_handler(str(folder)), record_shapes=True) as trace:
         yield trace.step

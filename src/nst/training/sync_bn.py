@@ -62,7 +62,7 @@ class PortableSyncBatchNorm(_BatchNorm):
 
 
 def sync_batch_norms(model: nn.Module, device: torch.device) -> None:
-    """Turn every BN layer of `model` into its synchronised form, in place: hooks, parameters and buffers stay.
+    """Turn every BN layer of `model` into its synchronised implementation, in place: hooks, parameters and buffers stay.
 
     Raises:
         ValueError: a layer that is more than BN (timm's fused BN and activation, say), whose function would change.

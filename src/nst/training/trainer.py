@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
-from nst.distiller import Distiller, Summaries
+from nst.distiller import Distiller, Targets
 from nst.precision import autocast
 from nst.seeds import seed_draws
-from nst.teacher.source import SummarySource
+from nst.teacher.source import TargetSource
 from nst.training.compiled import CompiledForward
 from nst.training.ema import AveragedWeights
 from nst.training.meter import Meter
@@ -26,7 +26,7 @@ from nst.training.scaler import GradientScaler
 from nst.training.schedule import Schedule
 from nst.training.sync_bn import sync_batch_norms
 
-Context = dict[str, Tensor]  # what losses may need besides the teacher's summaries; see `losses.base.Need`
+Context = dict[str, Tensor]  # what losses may need besides the teacher's targets; see `losses.base.Input`
 
 
 @dataclass
@@ -42,12 +42,12 @@ class Progress:
 
 
 class Trainer:
-    """Trains a distiller on a loader with the summaries of a teacher."""
+    """Trains a distiller on a loader with the targets of a teacher."""
 
     def __init__(
         self,
         distiller: Distiller,
-        source: SummarySource,
+        source: TargetSource,
         loader: Loader,
         *,
         optimizer: MakeOptimizer,
@@ -60,7 +60,7 @@ class Trainer:
         """Move the distiller to the ranks' device and make its optimizer; nothing is read or written yet.
 
         Args:
-            source: of the teacher's summaries of a batch, live or cached.
+            source: of the teacher's targets of a batch, live or cached.
             optimizer: makes one from parameters, such as `partial(torch.optim.SGD, lr=0.1)`.
             no_decay: parameters without weight decay, see `optimizer.NoDecay`.
         """
@@ -115,12 +115,12 @@ class Trainer:
         # A skipped step must not change the buffers (BN statistics, memories) either.
         buffers = list(self.distiller.buffers()) if settings.skip_nonfinite or self.scaler else []
         before = [buffer.clone() for buffer in buffers]
-        summaries, context = self.source(batch), self.context(batch)
+        targets, context = self.source(batch), self.context(batch)
         sums: dict[str, Tensor] = {}
         micro_batches = self.micro_batches(len(batch.labels))
         for rows in micro_batches:
             with self.exchange_gradients(rows is micro_batches[-1]):
-                logits, values = self.run(batch, rows, summaries, context)
+                logits, values = self.run(batch, rows, targets, context)
                 loss = self.distiller.total(values)
                 self.amplified(self.scaled(loss, values, rows.stop - rows.start)).backward()
             for name, value in self.metrics(logits, batch.labels[rows], loss, values).items():
@@ -147,27 +147,23 @@ class Trainer:
         self.meter.add(step + 1, len(batch.labels), {"grad_norm": norm}, sums, bad, normal)
         self.progress.step += 1
 
-    def run(
-        self, batch: Batch, rows: slice, summaries: Summaries, context: Context
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, batch: Batch, rows: slice, targets: Targets, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and the terms' values for the images `rows` of a batch."""
-        sliced_summaries = {
-            key: {name: value[rows] for name, value in summary.items()} for key, summary in summaries.items()
-        }
+        sliced_targets = {key: {name: value[rows] for name, value in target.items()} for key, target in targets.items()}
         sliced_context = {name: value[rows] if value.ndim else value for name, value in context.items()}
         with autocast(self.ranks.device, self.settings.precision):
-            return self.forward(batch.images[rows], batch.labels[rows], sliced_summaries, sliced_context)
+            return self.forward(batch.images[rows], batch.labels[rows], sliced_targets, sliced_context)
 
     def context(self, batch: Batch) -> Context:
-        """What losses may need besides the teacher; see `losses.base.Need`."""
-        needs = {need for term in self.distiller.terms for need in term.loss.needs}
+        """What losses may need besides the teacher; see `losses.base.Input`."""
+        inputs = {need for term in self.distiller.terms for need in term.loss.inputs}
         step, device = self.progress.step, self.ranks.device
-        context: Context = {"index": batch.indices} if "index" in needs else {}
-        if "epoch" in needs:
+        context: Context = {"index": batch.indices} if "index" in inputs else {}
+        if "epoch" in inputs:
             context["epoch"] = torch.full((), step / self.loader.steps, device=device)
-        if "progress" in needs:
+        if "progress" in inputs:
             context["progress"] = torch.full((), step / self.steps, device=device)
-        if "seed" in needs:
+        if "seed" in inputs:
             context["seed"] = torch.full((), _seed(self.seed, step), dtype=torch.int64)
         return context
 

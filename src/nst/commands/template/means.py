@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from nst.losses import Plan, Shape, TransferLoss
+from nst.losses import LossSpec, Shape, TransferLoss
 
 
 class MappedMeans(TransferLoss):
@@ -16,19 +16,19 @@ class MappedMeans(TransferLoss):
         self.map = nn.Linear(student_shape[0], teacher_shape[0])
 
     @property
-    def summary_key(self) -> str:
-        """What the summary depends on: lets it be cached."""
+    def target_key(self) -> str:
+        """What the target depends on: lets it be cached."""
         return "means"
 
     @torch.no_grad()
-    def summarize(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """The teacher's side: `[B, C, H, W]` to `means` `[B, C]`."""
         return {"means": teacher_feature.float().mean((2, 3))}
 
-    def forward(self, student_feature: Tensor, summary: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """The student's side: `[B, C, H, W]` to a scalar."""
-        return (self.map(student_feature.float().mean((2, 3))) - summary["means"].float()).square().mean()
+        return (self.map(student_feature.float().mean((2, 3))) - target["means"].float()).square().mean()
 
-    def plan(self, student_shape: Shape, teacher_shape: Shape) -> Plan:
-        """Name, shapes of the summary of one image, bytes of memory."""
-        return Plan("means", {"means": (teacher_shape[0],)}, 8 * student_shape[0])
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Name, shapes of the target of one image, bytes of memory."""
+        return LossSpec("means", {"means": (teacher_shape[0],)}, 8 * student_shape[0])

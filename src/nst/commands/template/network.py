@@ -19,7 +19,10 @@ class SmallNet(nn.Module):
             nn.ReLU(),
         )
         self.fc = nn.Linear(width, num_classes)
-        self.taps = {"last": "body", "last_pre_relu": "body.3:input"}  # names for layers; any module's name works too
+        self.named_layers = {
+            "last": "body",
+            "last_pre_relu": "body.3:input",
+        }  # names for layers; any module's name works too
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes]`."""

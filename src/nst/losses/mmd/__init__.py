@@ -1,6 +1,6 @@
-"""The squared Maximum Mean Discrepancy between unit channel maps, one exact form a file.
+"""The squared Maximum Mean Discrepancy between unit channel maps, one exact implementation a file.
 
-| form | kernels | cost, multiply-adds an image |
+| implementation | kernels | cost, multiply-adds an image |
 |---|---|---|
 | mean | linear | C N |
 | gram | polynomial, d = 2 | N² (2 C_S + C_T) |

@@ -1,7 +1,7 @@
 """Work on a few images at a time, so that temporaries stay in the processor's cache and are never mapped anew.
 
 On a CPU most of the time of a plain elementwise operation on a whole batch goes into touching fresh memory: blocks make
-the Gram form 1.5 times faster, and its extra memory little more than the gradient. On a GPU, and inside a compiled
+the Gram implementation 1.5 times faster, and its extra memory little more than the gradient. On a GPU, and inside a compiled
 graph, which fuses, the batch is one block.
 """
 

@@ -12,8 +12,8 @@ from nst.losses.mmd.blocks import image_blocks, join, map_blocks
 from nst.losses.mmd.unit import inverse_norms, matmul_like, scale_maps, unit_gradient, unit_maps
 
 
-def gram_summary(x: Tensor, with_mean: bool, eps: float) -> tuple[Tensor, Tensor | None]:
-    """Maps `[B, C, N]` → packed Gram matrix `[B, N(N+1)/2]` and, on request, mean unit map `[B, N]`."""
+def gram_target(x: Tensor, with_mean: bool, eps: float) -> tuple[Tensor, Tensor | None]:
+    """Maps `[B, C, N]` → packed Gram matrix `[B, N(N+1)/2]` and, on spec, mean unit map `[B, N]`."""
     grams, means = [], []
     for block in image_blocks(x):
         unit = unit_maps(x[block], eps)
@@ -43,7 +43,7 @@ def positions(packed_length: int) -> int:
     """N of a packed N×N matrix. Raises ValueError when there is none."""
     n = int((2 * packed_length) ** 0.5)
     if n * (n + 1) // 2 != packed_length:
-        raise ValueError(f"a packed symmetric matrix has N(N+1)/2 values; the summary 'gram' has {packed_length}")
+        raise ValueError(f"a packed symmetric matrix has N(N+1)/2 values; the target 'gram' has {packed_length}")
     return n
 
 

@@ -1,4 +1,4 @@
-"""Linear kernel in closed form: ‖μ_S − μ_T‖², μ the mean unit channel map."""
+"""Linear kernel in closed implementation: ‖μ_S − μ_T‖², μ the mean unit channel map."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Kernels without a finite summary (Gaussian, polynomial of degree ≥ 3): all pairs, streamed by blocks of images.
+"""Kernels without a finite target (Gaussian, polynomial of degree ≥ 3): all pairs, streamed by blocks of images.
 
 Only one block's C×C matrices exist at a time, and the student's gradient is gathered in the forward pass, so memory
 grows with the inputs, not with the pairs.
@@ -49,7 +49,7 @@ class Gaussian:
 def gaussian_sigma2(
     sigma2: Sigma2, share: Tensor | float, mean_s: Tensor, live_s: Tensor, mean_t: Tensor, live_t: Tensor
 ) -> Tensor:
-    """σ² of each image `[B]`, in closed form.
+    """σ² of each image `[B]`, in closed implementation.
 
     Args:
         sigma2: a number; "pairs": mean ‖x̂_T − x̂_S‖² over teacher–student pairs; "joint": over all ordered pairs of
@@ -76,7 +76,7 @@ def pair_blocks(x: Tensor, channels: int) -> list[slice]:
 
 
 def teacher_units(x: Tensor, eps: float) -> Tensor:
-    """The summary of this form and of pairs: unit maps `[B, C_T, N]`."""
+    """The target of this implementation and of pairs: unit maps `[B, C_T, N]`."""
 
     def units(block: slice, out: Tensor | None) -> Tensor:
         return scale_maps(x[block], inverse_norms(x[block], eps), out)
@@ -130,7 +130,7 @@ def gaussian_pairs(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor, rate: T
 def stream(
     x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """MMD² of each image `[B]` and, on request, its gradient with respect to x (shape and strides of x)."""
+    """MMD² of each image `[B]` and, on spec, its gradient with respect to x (shape and strides of x)."""
     dtype = working_dtype(x)
     c_s, c_t = x.shape[1], teacher_unit.shape[1]
     blocks, values = pair_blocks(x, c_s + c_t), []

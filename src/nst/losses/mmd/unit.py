@@ -1,4 +1,4 @@
-"""Unit channel maps: x̂ = x / ‖x‖₂ over positions, forward and gradient, shared by every form of the MMD."""
+"""Unit channel maps: x̂ = x / ‖x‖₂ over positions, forward and gradient, shared by every implementation of the MMD."""
 
 import torch
 from torch import Tensor
