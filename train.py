@@ -2,7 +2,7 @@
 
 import sys
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 if __name__ == "__main__":
     command("train", sys.argv[1:])

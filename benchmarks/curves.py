@@ -11,7 +11,7 @@ from rich.table import Table
 
 import nst.config  # noqa: F401  (registers the schema)
 from benchmarks.machine import describe
-from nst.errors import CONFIGS
+from nst.config import CONFIGS
 
 HELP = "training curves from stored knowledge beside live ones"
 KINDS = {
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace, seed: int, overrides: list[str]) -> Curve:
     """One run's evaluations."""
-    from nst.commands.train import run as train
+    from nst.cli.train import run as train
 
     words = [f"outputs={Path(arguments.outputs).resolve()}", f"seed={seed}", "trainer.heatmaps=false"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

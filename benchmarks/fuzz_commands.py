@@ -174,7 +174,7 @@ def _child(words: tuple[str, ...], place: Path, printed: Path) -> None:
     sys.argv = ["nst"]
     status = 1
     try:
-        from nst.commands.main import main
+        from nst.cli.main import main
 
         main(words)
         status = 0
@@ -213,7 +213,7 @@ def main() -> int:
     import sklearn.datasets  # noqa: F401  (what every child needs)
     import torch
 
-    import nst.commands.train
+    import nst.cli.train
     import nst.runs.run  # noqa: F401
 
     torch.set_num_threads(1)

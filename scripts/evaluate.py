@@ -1,8 +1,8 @@
-"""`nst evaluate` from a clone: see src/nst/commands/evaluate.py."""
+"""`nst evaluate` from a clone: see src/nst/cli/evaluate.py."""
 
 import sys
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 if __name__ == "__main__":
     command("evaluate", sys.argv[1:])

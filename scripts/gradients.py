@@ -1,8 +1,8 @@
-"""`nst gradients` from a clone: see src/nst/commands/gradients.py."""
+"""`nst gradients` from a clone: see src/nst/cli/gradients.py."""
 
 import sys
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 if __name__ == "__main__":
     command("gradients", sys.argv[1:])

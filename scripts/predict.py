@@ -1,8 +1,8 @@
-"""`nst predict` from a clone: see src/nst/commands/predict.py."""
+"""`nst predict` from a clone: see src/nst/cli/predict.py."""
 
 import sys
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 if __name__ == "__main__":
     command("predict", sys.argv[1:])

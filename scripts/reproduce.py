@@ -1,8 +1,8 @@
-"""`nst reproduce` from a clone: see src/nst/commands/reproduce.py."""
+"""`nst reproduce` from a clone: see src/nst/cli/reproduce.py."""
 
 import sys
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 if __name__ == "__main__":
     command("reproduce", sys.argv[1:])

@@ -15,8 +15,8 @@ from tests.kinds import Drawing
 from torch import nn
 
 from nst import build
+from nst.cli.errors import explain
 from nst.config import CONFIGS, ExportConfig
-from nst.errors import explain
 from nst.models import resnet8
 from nst.runs.folder import run_folder
 from nst.training.optimizer import make_optimizer

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.conftest import Compose
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.runs.folder import run_folder
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from tests.conftest import Compose
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.export.finished import finished_run
 from nst.models import resnet8
 from nst.models.weights import save_weights

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.commands.conftest import process
+from tests.cli.conftest import process
 
 from nst import models
 

@@ -68,7 +68,7 @@ def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def call(installed: Path, folder: Path, *words: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
     """`nst WORDS` in a folder, of the unpacked wheel; `before` runs first."""
-    code = f"{before}\nimport sys; sys.argv[0] = 'nst'\nfrom nst.commands.main import main\nmain()"
+    code = f"{before}\nimport sys; sys.argv[0] = 'nst'\nfrom nst.cli.main import main\nmain()"
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True
@@ -90,7 +90,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheels: dict
 
 def test_the_wheel_declares_its_command_and_licence(installed: Path) -> None:
     [metadata] = installed.glob("nst-*.dist-info")
-    assert "nst = nst.commands.main:main" in (metadata / "entry_points.txt").read_text()
+    assert "nst = nst.cli.main:main" in (metadata / "entry_points.txt").read_text()
     assert (metadata / "licenses" / "LICENSE").is_file()
     assert "License-Expression: MIT" in (metadata / "METADATA").read_text()
 

@@ -1,6 +1,6 @@
 """`python -m nst`."""
 
-from nst.commands.main import main
+from nst.cli.main import main
 
 if __name__ == "__main__":
     main()

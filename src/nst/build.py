@@ -23,8 +23,7 @@ from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.data.schedule import ScheduledLoader
 from nst.distiller import Distiller, TargetSpec, Term
-from nst.layer_listing import shown
-from nst.layers import LOGITS, feature_shapes, resolve
+from nst.layers import LOGITS, feature_shapes, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
 from nst.runs.checkpoint import check_resumable
@@ -387,3 +386,8 @@ def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Values of all parameters, trainable or not."""
     return sum(p.numel() for p in model.parameters())
+
+
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's node that needs no download to be built: `pretrained` off."""
+    return {**node, "pretrained": False} if "pretrained" in node else dict(node)

@@ -297,6 +297,17 @@ def _check_knowledge(knowledge: KnowledgeConfig) -> None:
         raise ValueError(f"knowledge.{changed[0]} is for the teacher cache only; add knowledge=stored")
 
 
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """How two nested settings differ, one line a field: `key: old value there, new value now`; a missing key counts as None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
+
+
 def parse_every(text: str) -> tuple[int, float]:
     """`trainer.checkpoint_every` as (steps, seconds), either infinite (a step count of 0: only at epochs)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(epoch|steps?|min)", text.strip())

@@ -165,3 +165,8 @@ def feature_shapes(
                 "layer that layer, or make it inplace=False"
             )
     return {layer: tuple(features[layer].shape[1:]) for layer in layers}
+
+
+def shown(shape: tuple[int, ...]) -> str:
+    """A shape as text: `64×8×8`."""
+    return "×".join(str(n) for n in shape)

@@ -9,7 +9,7 @@ from tests.conftest import ROOT, Compose
 from tests.data.samples import write_tree
 from tests.distributed.conftest import output, torchrun
 
-from nst.commands.train import run
+from nst.cli.train import run
 
 
 def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose, tiny: list[str]) -> None:

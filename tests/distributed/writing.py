@@ -11,12 +11,11 @@ from tests.teacher.test_cache import MAP, POLY, VIEWS, arrays_for, opened, resne
 
 from nst.data.batch import Batch
 from nst.distiller import Targets
-from nst.errors import Interrupted
 from nst.runs.teacher_cache import StopTogether
 from nst.teacher import LiveTeacher, TeacherCache, write_cache
 from nst.teacher import write as writing
 from nst.training.ranks import Ranks, ranks
-from nst.training.signals import StopFlag
+from nst.training.signals import Interrupted, StopFlag
 
 SIZE = 8
 

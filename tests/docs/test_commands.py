@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
-from nst.commands.cache import KEYS, parse
-from nst.commands.main import COMMANDS, command
-from nst.commands.train import run
+from nst.cli.cache import KEYS, parse
+from nst.cli.main import COMMANDS, command
+from nst.cli.train import run
 from nst.report.list_runs import list_runs
 
 NOT_RUN = {
@@ -155,7 +155,7 @@ def check_command(name: str, arguments: list[str], page: Path, outputs: Path, mo
     elif name == "runs":
         list_runs([*arguments, f"outputs={outputs}"])
     elif arguments:
-        importlib.import_module({"reproduce": "nst.reproduce.request", "predict": "nst.commands.predict"}[name]).parse(
+        importlib.import_module({"reproduce": "nst.reproduce.request", "predict": "nst.cli.predict"}[name]).parse(
             arguments
         )
 

@@ -12,7 +12,7 @@ import torch
 from blocks import PAGES, Command, blocks, commands
 from PIL import Image
 
-from nst.commands.main import command
+from nst.cli.main import command
 
 PAGE = next(page for page in PAGES if page.name == "own_network.md")
 SHRUNKEN = (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from shrunken import TINY, composed
 
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.export import export
 
 

@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 from tests.faults import injections
 
 import nst.runs.run  # noqa: F401  (all that a run imports, before it is forked)
-from nst.commands.train import run
-from nst.errors import readable_errors
+from nst.cli.errors import readable_errors
+from nst.cli.train import run
 
 ROOT = Path(__file__).parents[2]
 

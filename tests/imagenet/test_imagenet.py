@@ -14,7 +14,7 @@ from tests.conftest import Compose
 from tests.data.samples import encode, noise
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Targets
 from nst.teacher import LiveTeacher, NoTeacher

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nst.config import RunConfig
-from nst.errors import CONFIGS
+from nst.config import CONFIGS, RunConfig
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute

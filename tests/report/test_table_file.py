@@ -7,7 +7,7 @@ import pytest
 import yaml
 from tests.report.test_reproduce import TINY as SMALL
 
-from nst.errors import CONFIGS
+from nst.config import CONFIGS
 from nst.reproduce.command import reproduce
 from nst.reproduce.plan import make_plan
 from nst.reproduce.request import Request, parse

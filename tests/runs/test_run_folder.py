@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import Compose
 
 from nst import build
-from nst.errors import differences
+from nst.config import differences
 from nst.runs import folder
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
 

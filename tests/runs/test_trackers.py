@@ -13,7 +13,7 @@ from scripts.outcome import board, rows
 from tests.conftest import Compose
 from torch import Tensor
 
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.runs.record import _cut, last_steps
 from nst.runs.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB
 from nst.training.trainer import Trainer

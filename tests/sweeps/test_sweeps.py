@@ -15,9 +15,9 @@ import pytest
 from tests.conftest import ROOT, Compose
 
 import nst.runs.folder
-from nst.commands.main import command
-from nst.commands.sweep import read_sweep
-from nst.commands.train import run
+from nst.cli.main import command
+from nst.cli.sweep import read_sweep
+from nst.cli.train import run
 from nst.files import write_whole
 from nst.runs.folder import RunFolder
 from nst.runs.prune import MIN_OTHERS, median_of_others

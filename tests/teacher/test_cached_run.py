@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, Compose
 from tests.distributed.conftest import output, torchrun
 
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.data.memory import Renderer
 from nst.models.resnet import CifarResNet
 from nst.runs import teacher_cache as making

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.teacher.test_cache import IDENTITY, IMAGES, MAP, POLY, SOFT, VIEWS, opened, written_cache
 
-from nst.commands import cache as command
+from nst.cli import cache as command
 from nst.teacher import cost as costs
 from nst.teacher.pack import pack, unpack
 

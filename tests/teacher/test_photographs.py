@@ -10,7 +10,7 @@ from tests.conftest import Compose
 from tests.data.samples import write_tree
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.runs.run import prepare_teacher
 from nst.training.ranks import Ranks
 

@@ -11,7 +11,7 @@ from tests.conftest import Compose
 from tests.training.test_trainer import trainer
 from torch import Tensor, nn
 
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.runs.checkpoint import Checkpoints
 from nst.training.ema import AveragedWeights
 

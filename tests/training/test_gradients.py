@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from nst import build
-from nst.commands.gradients import show
-from nst.commands.tables import gradient_tables
-from nst.commands.train import run
+from nst.cli.gradients import show
+from nst.cli.tables import gradient_tables
+from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Targets, Term
 from nst.layers import LOGITS

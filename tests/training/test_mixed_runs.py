@@ -7,7 +7,7 @@ from tests.training.test_trainer import trainer
 from torch.nn import functional as F
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.data.mixing import MixingLoader
 from nst.runs.run import prepare_teacher
 from nst.training.ranks import Ranks

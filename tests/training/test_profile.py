@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Compose
 
-from nst.commands.train import run
+from nst.cli.train import run
 
 
 @pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")  # torch's, where it finds no GPU to trace

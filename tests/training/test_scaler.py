@@ -10,7 +10,7 @@ from tests.distributed.scenarios import BATCH, IMAGES, Network, data
 from torch import Tensor
 
 from nst import build
-from nst.commands.train import run
+from nst.cli.train import run
 from nst.config import TrainerConfig
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes

@@ -15,7 +15,6 @@ from nst.config import RunConfig, check_values
 from nst.data.dataset import Dataset
 from nst.export.trust import TARGET, check_targets
 from nst.files import sha256_of
-from nst.layer_listing import without_weights
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT, SUMMARY, read_json
 from nst.runs.provenance import changed_sources, user_sources
@@ -82,7 +81,7 @@ class FinishedRun:
 
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
-        model = build.network("model", without_weights(self.settings.model), self.settings.seed)
+        model = build.network("model", build.without_weights(self.settings.model), self.settings.seed)
         self.log_changed_sources(model)
         load_weights(model, self.folder / STUDENT)
         return model.eval()
@@ -90,7 +89,7 @@ class FinishedRun:
     def teacher(self) -> nn.Module | None:
         """The teacher's network with fresh weights, to count and to time; None if the run had none."""
         node = self.settings.teacher.model
-        return None if node is None else build.network("teacher.model", without_weights(node), 0).eval()
+        return None if node is None else build.network("teacher.model", build.without_weights(node), 0).eval()
 
 
 def finished_run(folder: str | Path, data_root: str | None = None, allow: Collection[str] = ()) -> FinishedRun:

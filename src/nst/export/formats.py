@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from nst import build
 from nst.export.finished import REBUILD, FinishedRun, load_student
 from nst.files import sha256_of, write_whole
-from nst.layer_listing import without_weights
 from nst.models.weights import save_weights
 from nst.runs.folder import STUDENT
 
@@ -84,7 +84,7 @@ def write_safetensors(
 ) -> None:
     """`student.safetensors` and `model.json`: the callable and arguments that build the network."""
     save_weights(folder / STUDENT, model, metadata)
-    node = without_weights(run.settings.model)
+    node = build.without_weights(run.settings.model)
     recipe = {
         "target": node.pop("_target_"),
         "arguments": {key: value for key, value in node.items() if key != "name"},

@@ -22,7 +22,6 @@ from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
-from nst.layer_listing import without_weights
 from nst.layers import LayerHooks, resolve
 from nst.losses import NST
 from nst.models.weights import load_weights
@@ -84,7 +83,7 @@ def missing_layers(plan: Plan) -> Iterator[str]:
             continue
         sides = {"teacher": ("teacher.model", run.teacher.model), "student": ("model", run.model)}
         for side, (key, node) in sides.items():
-            layer, model = getattr(group.layers, side), build.network(key, without_weights(node), seed=0)
+            layer, model = getattr(group.layers, side), build.network(key, build.without_weights(node), seed=0)
             try:
                 resolve(model, layer)
             except ValueError as error:

@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
+from nst.cli.errors import explain
+from nst.cli.search import add_working_directory, check_recipes, search_path
 from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
-from nst.errors import explain
 from nst.files import write_whole
 from nst.report.settings import as_typed
 from nst.reproduce.axis import axis_values
@@ -25,7 +26,6 @@ from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import SUMMARY, run_folder
 from nst.runs.teacher import teacher_run
-from nst.search import add_working_directory, check_recipes, search_path
 from nst.teacher import kept_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.

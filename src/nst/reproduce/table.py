@@ -10,8 +10,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nst.cli.search import USER_CONFIGS
 from nst.report.runs import plain_component
-from nst.search import USER_CONFIGS
 from nst.yaml_files import check_yaml
 
 EPOCHS = ("last", "best", "unknown")

@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from hydra.utils import get_object
 
-from nst.config import NOT_IDENTITY, RunConfig
-from nst.errors import differences
+from nst.config import NOT_IDENTITY, RunConfig, differences
 from nst.files import write_whole
 
 Config = dict[str, Any]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from nst.errors import differences
+from nst.config import differences
 from nst.files import naming, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS

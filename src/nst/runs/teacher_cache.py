@@ -14,7 +14,6 @@ from torch import Tensor
 from nst import build
 from nst.config import KnowledgeConfig, RunConfig
 from nst.data.dataset import Dataset
-from nst.errors import Interrupted
 from nst.files import sha256_of
 from nst.layers import resolve
 from nst.runs.folder import not_default
@@ -37,7 +36,7 @@ from nst.teacher import (
 )
 from nst.teacher.cache import MANIFEST
 from nst.training.ranks import Ranks
-from nst.training.signals import StopFlag, stop_flag
+from nst.training.signals import Interrupted, StopFlag, stop_flag
 
 CHECKED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nst.errors import differences
+from nst.config import differences
 from nst.files import locked, naming, write_whole
 from nst.losses import Shape
 from nst.teacher.layout import Array, readable_bytes

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nst.errors import differences
+from nst.config import differences
 
 ALIVE_SECONDS = 2.0  # seconds in which ranks that have lost another one report to be alive
 RENDEZVOUS_SECONDS = 30.0  # timeout of reaching torchrun's store; torch retries once, after a pause of about as long

@@ -5,11 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from nst.errors import Interrupted
-
-__all__ = ["STOP_SIGNALS", "Interrupted", "StopFlag", "stop_flag"]
-
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(Exception):
+    """Training stopped on request after saving; the same command continues.
+
+    `status` is the exit status: 128 + the signal's number (SIGINT 130, SIGTERM 143, SIGUSR1 138).
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after saving; the same command continues")
+        self.status = 128 + signum
 
 
 class StopFlag:

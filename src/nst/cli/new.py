@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nst.errors import readable_errors
+from nst.cli.errors import readable_errors
 
 TEMPLATE = Path(__file__).parent / "template"
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name, *command_arguments = arguments
     if name in ("-sc", "--shell-completion"):
-        from nst.commands.completion import complete
+        from nst.cli.completion import complete
 
         complete(arguments)
         return
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def command(name: str, arguments: Sequence[str]) -> None:
     """Run one command. `--help` prints the module's docstring; for training Hydra's help, for benchmarks their own."""
-    module = import_module(f"nst.commands.{name}")
+    module = import_module(f"nst.cli.{name}")
     if name not in ("train", "benchmark") and any(argument in ("-h", "--help", "help") for argument in arguments):
         print(getattr(module, "USAGE", module.__doc__ or "").strip())
         return

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nst.errors import readable_errors
+from nst.cli.errors import readable_errors
 
 
 def main(arguments: Sequence[str]) -> None:

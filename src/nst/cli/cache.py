@@ -17,8 +17,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.commands.compose import hydra_main
-from nst.errors import nearest_keys, readable_errors, required
+from nst.cli.compose import hydra_main
+from nst.cli.errors import nearest_keys, readable_errors, required
 
 KEYS = {"pack": ("cache", "to"), "unpack": ("file", "to")}
 

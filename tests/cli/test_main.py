@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import MissingConfigException
-from tests.commands.conftest import Nst, process
+from tests.cli.conftest import Nst, process
 from tests.conftest import ROOT
 
-from nst import commands
-from nst.commands.compose import tidy
-from nst.commands.main import COMMANDS
-from nst.errors import EXTRAS, explain
+from nst import cli
+from nst.cli.compose import tidy
+from nst.cli.errors import EXTRAS, explain
+from nst.cli.main import COMMANDS
 
 # Modules that commands are made of.
-PARTS = {"main", "compose", "completion", "sweep", "tables", "suggest"}
+PARTS = {"errors", "search", "layer_listing", "main", "compose", "completion", "sweep", "tables", "suggest"}
 # Fails where torch is imported: that takes seconds.
 NO_TORCH = "sys.modules['torch'] = None"
 
 
 def test_every_command_has_a_module_and_is_listed(nst: Nst) -> None:
-    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    modules = {module.name for module in pkgutil.iter_modules(cli.__path__)}
     assert modules - PARTS == set(COMMANDS)
     for words in ((), ("--help",), ("help",)):
         listed = nst(*words).out
@@ -156,7 +156,7 @@ def test_python_m_nst_and_train_py_from_any_folder(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="no bash here")
 def test_completion_in_bash(tmp_path: Path) -> None:
     executable = tmp_path / "nst"
-    executable.write_text(f"#!{sys.executable}\nfrom nst.commands.main import main\nmain()\n")
+    executable.write_text(f"#!{sys.executable}\nfrom nst.cli.main import main\nmain()\n")
     executable.chmod(0o755)
     script = """eval "$(nst -sc install=bash)"
     offer() { COMP_LINE=$1 COMP_CWORD=$2 COMP_POINT=0; export COMP_LINE COMP_POINT; hydra_bash_completion; echo "${COMPREPLY[@]}"; }

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.layer_listing import describe, layers, matching, pairs_text, without_weights
+from nst.build import without_weights
+from nst.cli.layer_listing import describe, layers, matching, pairs_text
 from nst.layers import feature_shapes
 from nst.models import resnet8, timm_model, torchvision_model
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nst.build import Networks, count_parameters
-from nst.commands.suggest import next_command
+from nst.cli.suggest import next_command
 from nst.config import RunConfig
-from nst.layer_listing import shown
+from nst.layers import shown
 from nst.report.gradients import cosines, norms
 from nst.training.gradients import TermGradient
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from nst.errors import readable_errors
+from nst.cli.errors import readable_errors
 from nst.report.list_runs import USAGE, list_runs
 
 __all__ = ["USAGE", "main"]

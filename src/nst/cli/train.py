@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 import nst.config
-from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.cli.compose import hydra_main
+from nst.cli.errors import readable_errors
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     from dataclasses import asdict
 
     from nst import build
-    from nst.commands.tables import result_table
+    from nst.cli.tables import result_table
     from nst.runs.prune import Pruned
     from nst.runs.run import distil
     from nst.training.ranks import ranks
@@ -64,7 +64,7 @@ def dry_run(settings: "nst.config.RunConfig") -> None:
         ValueError: what makes the run impossible, weights that do not fit included.
     """
     from nst import build
-    from nst.commands.tables import dry_run_tables
+    from nst.cli.tables import dry_run_tables
     from nst.models.weights import load_weights
 
     for node in (settings.model, settings.teacher.model):

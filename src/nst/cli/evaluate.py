@@ -14,8 +14,8 @@ from dataclasses import replace
 from omegaconf import DictConfig, OmegaConf
 
 import nst.config
-from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.cli.compose import hydra_main
+from nst.cli.errors import readable_errors
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,7 +60,6 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     """
     from nst import build
     from nst.export.finished import finished_run
-    from nst.layer_listing import without_weights
     from nst.models.weights import load_weights
     from nst.runs.folder import STUDENT
     from nst.runs.teacher import TeacherOutput, expected_normalization
@@ -75,7 +74,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         settings = replace(settings, model=run.settings.model, weights=weights, data=data)
     assert settings.weights is not None
     build.check_evaluation(settings)
-    model = build.network("model", without_weights(settings.model), seed=0)
+    model = build.network("model", build.without_weights(settings.model), seed=0)
     if run is not None:
         run.log_changed_sources(model)
     metadata = load_weights(model, settings.weights)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nst.errors import USER_ERRORS, explain
+from nst.cli.errors import USER_ERRORS, explain
 from nst.training.signals import Interrupted
 
 

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from nst import build
-from nst.commands import suggest
-from nst.commands.compose import tidy
-from nst.commands.tables import result_table
+from nst.cli import suggest
+from nst.cli.compose import tidy
+from nst.cli.tables import result_table
 from nst.config import CONFIGS, RunConfig
 
 Typed = Callable[..., RunConfig]

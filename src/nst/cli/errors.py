@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nst.config import CONFIGS
+from nst.training.signals import Interrupted
 
 # Errors that a user can cause and fix; anything else is a bug and shows its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
@@ -36,23 +36,12 @@ if not FULL:
     os.environ["HYDRA_FULL_ERROR"] = os.environ[OURS] = "1"
 
 
-class Interrupted(Exception):
-    """Training stopped on request after saving; the same command continues.
-
-    `status` is the exit status: 128 + the signal's number (SIGINT 130, SIGTERM 143, SIGUSR1 138).
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after saving; the same command continues")
-        self.status = 128 + signum
-
-
 @contextmanager
 def readable_errors(config_name: str = "config") -> Iterator[None]:
     """End the process with a message and status 1 on a user's error, 128 + signal after a stop on request.
 
     With several ranks only the first to fail prints its error; the others end silently.
-    `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.commands.sweep`.
+    `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.cli.sweep`.
     """
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         yield
@@ -156,14 +145,3 @@ def _keys(node: Any, prefix: str) -> Iterator[str]:
         for key, value in node.items():
             yield f"{prefix}{key}"
             yield from _keys(value, f"{prefix}{key}.")
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """How two nested settings differ, one line a field: `key: old value there, new value now`; a missing key counts as None."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]

@@ -11,9 +11,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from nst.cli.errors import known_keys, nearest_keys, readable_errors, required
+from nst.cli.search import add_working_directory, check_recipes, search_path
 from nst.config import CONFIGS
-from nst.errors import known_keys, nearest_keys, readable_errors, required
-from nst.search import add_working_directory, check_recipes, search_path
 
 # Hydra's own options, and how many values follow each.
 OPTIONS = {

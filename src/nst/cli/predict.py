@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nst.errors import nearest_keys, readable_errors, required
-from nst.search import add_working_directory
+from nst.cli.errors import nearest_keys, readable_errors, required
+from nst.cli.search import add_working_directory
 
 USAGE = """Classify the images of a folder, or one image, with a trained student.
 

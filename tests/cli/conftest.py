@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import ROOT
 
-from nst.commands.main import main
+from nst.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def nst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 def process(*words: str, folder: Path, code: str = "") -> Said:
     """A command in a process of its own; `code` runs there first."""
-    call = f"import sys\nsys.argv = ['nst', *sys.argv[1:]]\n{code}\nfrom nst.commands.main import main\nmain()"
+    call = f"import sys\nsys.argv = ['nst', *sys.argv[1:]]\n{code}\nfrom nst.cli.main import main\nmain()"
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 import nst.config  # noqa: F401  (registers the schema)
-from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.cli.compose import hydra_main
+from nst.cli.errors import readable_errors
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The layers of a network, their output shapes, and the pairs of two networks' layers with maps of the same size."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nst.layers import resolve
+from nst.layers import resolve, shown
 from nst.losses import Shape
 
 
@@ -85,11 +85,6 @@ def _on_input(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle
     return module.register_forward_pre_hook(lambda _module, inputs: keep(inputs[0]))
 
 
-def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's node that needs no download to be built: `pretrained` off."""
-    return {**node, "pretrained": False} if "pretrained" in node else dict(node)
-
-
 def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, Layer]]:
     """For each map size that both networks have, the last layer of each, large maps first.
 
@@ -125,11 +120,6 @@ def describe(side: str, name: str, all_layers: list[Layer], list_all: bool = Tru
     if len(chosen) < len(all_layers):
         lines.append(f"and {len(all_layers) - len(chosen)} more layers: all=true lists them")
     return "\n".join([f"{side}: {name}", *lines])
-
-
-def shown(shape: Shape) -> str:
-    """`64×8×8`."""
-    return "×".join(str(n) for n in shape)
 
 
 def layer_name(layer: Layer) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.commands.conftest import Nst
+from tests.cli.conftest import Nst
 from tests.conftest import Compose
 from tests.data.samples import write_tree
 
-from nst.commands.train import run
+from nst.cli.train import run
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from functools import partial
 from omegaconf import DictConfig, OmegaConf
 
 import nst.config
-from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.cli.compose import hydra_main
+from nst.cli.errors import readable_errors
 
 ALL = "all="  # an argument of this command only, not a key of a run
 
@@ -50,13 +50,13 @@ def show(run: "nst.config.RunConfig", list_all: bool, key: str) -> None:
         ValueError: a network that cannot be built, or a setting at fault.
     """
     from nst import build
-    from nst.layer_listing import describe, layers, matching, pairs_text, without_weights
+    from nst.cli.layer_listing import describe, layers, matching, pairs_text
 
     image = (run.data["channels"], run.data["size"], run.data["size"])
-    student = layers(build.network("model", without_weights(run.model), 0), image)
+    student = layers(build.network("model", build.without_weights(run.model), 0), image)
     print(describe("student", run.model["name"], student, list_all))
     if run.teacher.model is not None:
-        teacher = layers(build.network("teacher.model", without_weights(run.teacher.model), 0), image)
+        teacher = layers(build.network("teacher.model", build.without_weights(run.teacher.model), 0), image)
         print("\n" + describe("teacher", run.teacher.model["name"], teacher, list_all))
         named = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
         print("\n" + pairs_text(matching(teacher, student), key if named else None))

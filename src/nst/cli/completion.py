@@ -9,7 +9,7 @@ HYDRA = ("train", "evaluate", "layers", "gradients", "cache", "export")
 
 def complete(arguments: Sequence[str]) -> None:
     """Install, or print the completions of `COMP_LINE`: commands first, then arguments of the command."""
-    from nst.commands.main import COMMANDS, command
+    from nst.cli.main import COMMANDS, command
 
     typed = os.environ.get("COMP_LINE", "").split(" ")
     if not any(argument.startswith("query=") for argument in arguments):

@@ -8,9 +8,9 @@ from benchmarks.fuzz_commands import Case, cases, judge
 from tests.conftest import ROOT
 
 CODE = """
-import sklearn.datasets, nst.commands.train, nst.runs.run
+import sklearn.datasets, nst.cli.train, nst.runs.run
 from benchmarks.fuzz_commands import outcome
-from tests.commands.test_fuzz import CHOSEN
+from tests.cli.test_fuzz import CHOSEN
 for case in CHOSEN:
     result, text = outcome(case)
     if result not in ("ran", "clear error"):

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from nst.cli.errors import readable_errors
 from nst.config import CONFIGS
-from nst.errors import readable_errors
 from nst.reproduce.request import USAGE, parse
 from nst.reproduce.table import read_table
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 import nst.config
-from nst.commands.compose import hydra_main
-from nst.errors import readable_errors
+from nst.cli.compose import hydra_main
+from nst.cli.errors import readable_errors
 
 if TYPE_CHECKING:
     from nst.training.gradients import TermGradient
@@ -49,7 +49,7 @@ def show(settings: "nst.config.RunConfig") -> None:
     from itertools import islice
 
     from nst import build
-    from nst.commands.tables import gradient_tables
+    from nst.cli.tables import gradient_tables
     from nst.models.weights import load_weights
     from nst.runs.checkpoint import Checkpoints, read_checkpoint
     from nst.runs.folder import STUDENT, SUMMARY, run_folder
