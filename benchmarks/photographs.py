@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from nst.data import decode as decoding
-from nst.data.augment import CENTRE, Augmentation
+from nst.data.augment import UNAUGMENTED, Augmentation
 from nst.data.decode import SIMPLEJPEG, decode
 from nst.data.encoded_split import EncodedSplit
 from nst.data.folder import load_folder
@@ -143,7 +143,7 @@ def measure_parts(encoded: list[bytes], repeats: int) -> list[Row]:
         "decode": lambda data, i: decode(data, 3),
         "decode, crop, flip": lambda data, i: crops(decode(data, 3), i, i),
         "decode, crop, flip, jitter, PCA noise": lambda data, i: colours(decode(data, 3), i, i),
-        "decode, resize 256, centre 224": lambda data, i: colours(decode(data, 3), i, CENTRE),
+        "decode, resize 256, centre 224": lambda data, i: colours(decode(data, 3), i, UNAUGMENTED),
     }
     rows = []
     with one_thread():

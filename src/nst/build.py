@@ -21,7 +21,6 @@ from nst.config import (
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
-from nst.data.schedule import ScheduledLoader
 from nst.distiller import Distiller, TargetSpec, Term
 from nst.layers import LOGITS, feature_shapes, resolve, shown
 from nst.losses import Shape, TransferLoss
@@ -359,10 +358,6 @@ def loader(run: RunConfig, ranks: Ranks, data: Dataset, split: str, views: Tenso
     )
     if not train or not (run.trainer.mixup or run.trainer.cutmix):
         return batches
-    if not isinstance(batches, ScheduledLoader):
-        raise ValueError(
-            f"trainer.mixup, .cutmix: the loader of data={data.name} is no nst.data.schedule.ScheduledLoader"
-        )
     return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data.samples import noise, write_tree
 from torchvision.transforms.v2 import functional as transforms
 
-from nst.data.augment import CENTRE, Augmentation
+from nst.data.augment import UNAUGMENTED, Augmentation
 from nst.data.encoded_split import EncodedSplit
 from nst.data.folder import load_folder
 
@@ -41,7 +41,7 @@ def test_a_picture_is_a_function_of_index_and_view() -> None:
 def test_the_centre_view_is_resize_and_crop() -> None:
     image = noise(1, 40)[0][:30]
     expected = transforms.center_crop(transforms.resize(torch.from_numpy(image).permute(2, 0, 1), [20]), [16, 16])
-    assert torch.equal(augmentation()(image, 3, CENTRE), expected)
+    assert torch.equal(augmentation()(image, 3, UNAUGMENTED), expected)
 
 
 def test_crops_keep_to_area_and_aspect_and_fill_the_image() -> None:
@@ -65,7 +65,7 @@ def test_extreme_images_still_give_a_picture(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
     for view in range(3):
         assert augmentation()(image, 0, view).shape == (3, 16, 16)
-    assert augmentation()(image, 0, CENTRE).shape == (3, 16, 16)
+    assert augmentation()(image, 0, UNAUGMENTED).shape == (3, 16, 16)
 
 
 def test_each_part_can_be_turned_off() -> None:
@@ -121,7 +121,7 @@ def test_without_antialiasing_resizing_is_opencvs(interpolation: str, kernel: Ca
     rows, columns = opencv_weights(30, 20, kernel), opencv_weights(40, 26, kernel)
     resized = np.clip(np.einsum("ih,jw,hwc->cij", rows, columns, image), 0, 255)
     expected = resized[:, 2:18, 5:21]
-    assert np.abs(augment(image, 3, CENTRE).numpy() - expected).max() < 0.51  # rounding
+    assert np.abs(augment(image, 3, UNAUGMENTED).numpy() - expected).max() < 0.51  # rounding
     if interpolation == "bicubic":
         assert resized.min() == 0  # the kernel overshoots: clipped, not wrapped
         assert resized.max() == 255
@@ -134,7 +134,7 @@ def test_without_antialiasing_resizing_is_opencvs(interpolation: str, kernel: Ca
 def test_with_antialiasing_resizing_is_pils(interpolation: str, resampling: Image.Resampling) -> None:
     image = noise(1, 60)[0][:40]  # 40 × 60, to 20 × 30
     expected = np.asarray(Image.fromarray(image).resize((30, 20), resampling)).transpose(2, 0, 1)[:, 2:18, 7:23]
-    found = augmentation(interpolation=interpolation)(image, 3, CENTRE).numpy()
+    found = augmentation(interpolation=interpolation)(image, 3, UNAUGMENTED).numpy()
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 

@@ -11,7 +11,7 @@ from tests.data.test_augment import augmentation
 from tests.data.test_folder import load, same
 from torchvision.transforms import InterpolationMode, v2
 
-from nst.data.augment import CENTRE, Augmentation
+from nst.data.augment import UNAUGMENTED, Augmentation
 
 PLAIN: dict[str, Any] = {"jitter": 0.0, "pca_noise": 0.0}
 KINDS: list[dict[str, Any]] = [{"augment": "trivial"}, {"augment": "rand"}, {"erase": 1.0, "erased": (9, 8, 7)}]
@@ -31,7 +31,7 @@ def test_a_picture_is_a_function_of_index_and_view(kind: dict[str, Any]) -> None
     changed = [not torch.equal(one, plain(image, 5, view)) for view, one in enumerate(first)]
     assert sum(changed) > 10
     assert any(not torch.equal(augment(image, 6, view), one) for view, one in enumerate(first))
-    assert torch.equal(augment(image, 5, CENTRE), plain(image, 5, CENTRE))
+    assert torch.equal(augment(image, 5, UNAUGMENTED), plain(image, 5, UNAUGMENTED))
     assert all(one.dtype == torch.uint8 and one.shape == (3, 16, 16) for one in first)
 
 

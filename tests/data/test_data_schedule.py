@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from nst.data.schedule import Schedule
+from nst.data.batch import Schedule
 from nst.data.views import UNLISTED_VIEWS, view_subset
 
 
 def schedule(n: int, batch: int, rank: int = 0, world: int = 1, train: bool = True, **more: object) -> Schedule:
-    settings = {"seed": 5, "num_views": 18, "identity": 8} | more
+    settings = {"seed": 5, "num_views": 18, "unaugmented": 8} | more
     return Schedule(
         n,
         batch,
@@ -15,7 +15,7 @@ def schedule(n: int, batch: int, rank: int = 0, world: int = 1, train: bool = Tr
         rank,
         world,
         settings["num_views"],
-        settings["identity"],
+        settings["unaugmented"],
         settings.get("subset"),
     )  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.data.samples import encode, noise, write_shard, write_tree
 
-from nst.data.augment import CENTRE
+from nst.data.augment import UNAUGMENTED
 from nst.data.batch import Batch, Loader
 from nst.data.dataset import Dataset
 from nst.data.folder import load_folder
@@ -61,7 +61,7 @@ def test_batches_are_what_their_indices_and_views_say(tree: Path) -> None:
 def test_evaluation_is_the_centre_in_order(tree: Path) -> None:
     (batch,) = load(tree).split("test").loader(100, train=False).epoch(0)
     assert batch.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert batch.views.tolist() == [CENTRE] * 9
+    assert batch.views.tolist() == [UNAUGMENTED] * 9
 
 
 def test_workers_ranks_and_restarts_change_nothing(tree: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_identity_view_is_the_image() -> None:
     split = make_split()
     plain = MemorySplit(split.images, split.labels, ViewScheme(8, 0, False), split.mean, split.std)
     indices = torch.arange(len(split))
-    images = split.render(indices, torch.full_like(indices, split.identity))
+    images = split.render(indices, torch.full_like(indices, split.unaugmented))
     assert torch.equal(images, plain.render(indices, torch.zeros_like(indices)))
 
 

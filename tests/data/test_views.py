@@ -12,7 +12,7 @@ def test_views_are_numbered_without_gaps(pad: int, flip: bool, views: int) -> No
     dy, dx, mirrored = scheme.decode(torch.arange(views))
     assert len(set(zip(dy.tolist(), dx.tolist(), mirrored.tolist(), strict=True))) == views
     assert int(dy.max()) == int(dx.max()) == 2 * pad
-    assert [part.item() for part in scheme.decode(torch.tensor(scheme.identity))] == [pad, pad, False]
+    assert [part.item() for part in scheme.decode(torch.tensor(scheme.unaugmented))] == [pad, pad, False]
     rebuilt = (dy * scheme.offsets + dx) * (2 if flip else 1) + mirrored
     assert torch.equal(rebuilt, torch.arange(views))
 

@@ -79,7 +79,7 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
 
     def patched(self: loop.Loop, flag: Any) -> None:
         if self.trainer.progress.epoch + 1 == epoch:
-            batches = MemoryLoader._batches
+            batches = MemoryLoader.batches
 
             def some(loader: MemoryLoader, *args: Any) -> Any:
                 for i, batch in enumerate(batches(loader, *args)):
@@ -87,7 +87,7 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
                         happens()
                     yield batch
 
-            MemoryLoader._batches = some
+            MemoryLoader.batches = some
         finish(self, flag)
 
     loop.Loop.finish_epoch = patched

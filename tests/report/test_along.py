@@ -9,7 +9,7 @@ import pytest
 from tests.report.test_reproduce import TINY
 
 from nst.config import CONFIGS
-from nst.data.schedule import Schedule
+from nst.data.batch import Schedule
 from nst.report.along import CELL, Method, gain_rows, gains, nst_gains, nst_rows
 from nst.report.gain_figure import HEIGHT, LABEL, extent, gain_figure, spread_out
 from nst.report.page import gain_file

@@ -15,7 +15,7 @@ from torch import Tensor
 from nst.data.views import UNLISTED_VIEWS
 from nst.vision import InterpolationMode, transforms, v2
 
-CENTRE = UNLISTED_VIEWS
+UNAUGMENTED = UNLISTED_VIEWS
 """The view used in evaluation; random views are numbered below it."""
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -114,7 +114,7 @@ class Augmentation:
         """[H, W, 3] uint8 → [3, size, size] uint8."""
         image = torch.from_numpy(pixels).permute(2, 0, 1)  # channels_last: the fast layout for resizing
         size = [self.size, self.size]
-        if view == CENTRE:
+        if view == UNAUGMENTED:
             return transforms.center_crop(self._resize(image, [self.resize]), size)
         draw = np.random.default_rng([index, view])
         top, left, height, width = self._crop(draw, *pixels.shape[:2])

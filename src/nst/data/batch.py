@@ -1,10 +1,18 @@
-"""The interface of loaders and splits, and the batch they yield."""
+"""What a training step takes from the data: batches, the loaders that yield them, and the splits that loaders are made of.
 
-from collections.abc import Iterator
+Which images a step has, and in which views, is decided here alone: order and views are functions of (seed, epoch, index).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_slots, epoch_views
 
 
 class Batch(NamedTuple):
@@ -13,40 +21,115 @@ class Batch(NamedTuple):
     images: Tensor  # [B, C, H, W] float32, normalised, on the device
     labels: Tensor  # [B] int64; of mixed images [B, classes] float32, probabilities
     indices: Tensor  # [B] int64, position of the image in its split: the stable key of the image
-    views: Tensor  # [B] int64, number of the image's view; in evaluation the identity view
+    views: Tensor  # [B] int64, number of the image's view; in evaluation the unaugmented one
 
 
-class Loader(Protocol):
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one rank over `num_images` images.
+
+    Rank r takes the r-th contiguous part of every global batch, so all ranks together have the batch of one process. The
+    last batch is split as evenly as its size allows; no image is dropped or doubled.
+
+    With `subset` ([n, K] view numbers) K epochs show each of an image's K views once.
+
+    Raises:
+        ValueError: a batch size, rank or seed that cannot be, or views for another number of images.
+    """
+
+    num_images: int
+    batch_size: int  # global
+    train: bool
+    seed: int
+    rank: int
+    world: int
+    num_views: int | None  # None: cannot be enumerated
+    unaugmented: int
+    subset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch size: {self.batch_size}; it must be at least 1")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world}: a rank is from 0 to {self.world - 1}")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed}; it must not be negative")
+        if self.subset is not None and len(self.subset) != self.num_images:
+            raise ValueError(f"views for {len(self.subset)} images were given, the split has {self.num_images}")
+
+    @property
+    def steps(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's images in order and the view of each: two [n] int64 tensors."""
+        n = self.num_images
+        if not self.train:
+            return torch.arange(n), torch.full((n,), self.unaugmented)
+        order = epoch_order(n, self.seed, epoch)
+        if self.subset is None:
+            views = epoch_views(n, self.seed, epoch, self.num_views or UNLISTED_VIEWS)
+        else:
+            slots = epoch_slots(n, self.seed, epoch, self.subset.shape[1])
+            views = self.subset.gather(1, slots[:, None])[:, 0].long()
+        return order, views[order]
+
+    def parts(self, first_step: int = 0) -> Iterator[slice]:
+        """The positions of this rank's images in the plan, step by step from `first_step` on."""
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
+        for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
+            size = min(self.batch_size, self.num_images - start)
+            yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
+
+
+class Loader(ABC):
     """One rank's loader of a split. The global batch size fixes the number of steps, the same on every rank."""
 
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
     @property
-    def num_images(self) -> int: ...  # in the whole split
+    def num_images(self) -> int:
+        """In the whole split."""
+        return self.schedule.num_images
+
     @property
-    def batch_size(self) -> int: ...  # global
+    def batch_size(self) -> int:
+        """Of the global batch."""
+        return self.schedule.batch_size
+
     @property
-    def steps(self) -> int: ...  # per epoch; the last batch may be smaller, and empty on some ranks
+    def steps(self) -> int:
+        """Of an epoch; the last batch may be smaller, and empty on some ranks."""
+        return self.schedule.steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from `first_step` on. Steps skipped cost nothing."""
-        ...
+        """This rank's part of each global batch of the epoch, from `first_step` on. Steps skipped cost nothing."""
+        return self.batches(*self.schedule.plan(epoch), self.schedule.parts(first_step))
 
     def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
         """Every image once, in order, each in the view given for it (`views`: [num_images] int64).
 
         With `stride` only every `stride`-th batch from `first_step` on; the others cost nothing.
         """
-        ...
+        parts = islice(self.schedule.parts(first_step), 0, None, stride)
+        return self.batches(torch.arange(self.num_images), views.long(), parts)
+
+    @abstractmethod
+    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+        """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
 
 
 class Split(Protocol):
     """The images of one part of a data set (training, validation or test)."""
 
-    labels: Tensor  # [n] int64, on the CPU
+    labels: Tensor  # [n] int64, on the CPU; −1: not labelled
 
     @property
     def num_views(self) -> int | None: ...  # None: cannot be enumerated
     @property
-    def identity(self) -> int: ...  # number of the view used in evaluation
+    def unaugmented(self) -> int: ...  # number of the view used in evaluation
     @property
     def view_key(self) -> str: ...  # identity of the view numbering, for a manifest
     @property
@@ -79,7 +162,7 @@ class Split(Protocol):
 
         Args:
             batch_size: images in a global batch, over all ranks.
-            train: shuffle and draw views by (seed, epoch); else every image in order, in its identity view.
+            train: shuffle and draw views by (seed, epoch); else every image in order, unaugmented.
             views: [n, K] from `view_subset(K)`: show each image in these, in turn.
             workers: processes that decode images, where there are any to decode.
         """

@@ -109,3 +109,9 @@ def _pixels(image: Image.Image, data: bytes, channels: int) -> np.ndarray:
 def _cannot_be_decoded(error: Exception, data: bytes) -> ValueError:
     reason = "no JPEG, PNG, WebP, GIF or BMP" if isinstance(error, Image.UnidentifiedImageError) else error
     return ValueError(f"cannot be decoded ({reason or type(error).__name__}; {len(data)} bytes)")
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(a, b), each [C] float32, with a · pixel + b = (pixel / 255 − mean) / std for uint8 pixels."""
+    mean64, std64 = torch.tensor(list(mean), dtype=torch.float64), torch.tensor(list(std), dtype=torch.float64)
+    return (1 / (255 * std64)).float(), (-mean64 / std64).float()

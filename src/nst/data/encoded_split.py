@@ -7,12 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nst.data.augment import CENTRE, Augmentation
-from nst.data.batch import Batch
-from nst.data.decode import MAX_PIXELS, decode
+from nst.data.augment import UNAUGMENTED, Augmentation
+from nst.data.batch import Batch, Loader, Schedule
+from nst.data.decode import MAX_PIXELS, decode, scale_and_shift
 from nst.data.encoded import Encoded
-from nst.data.pixels import scale_and_shift
-from nst.data.schedule import Schedule, ScheduledLoader
 from nst.data.workers import Workers
 
 
@@ -52,8 +50,8 @@ class EncodedSplit:
         return None
 
     @property
-    def identity(self) -> int:
-        return CENTRE
+    def unaugmented(self) -> int:
+        return UNAUGMENTED
 
     @property
     def view_key(self) -> str:
@@ -112,7 +110,7 @@ class EncodedSplit:
         workers: int = 0,
     ) -> "EncodedLoader":
         """A loader of this split; `workers` as in `EncodedLoader`, `views` [n, K] as in `Schedule`."""
-        schedule = Schedule(len(self), batch_size, train, seed, rank, world, None, CENTRE, subset=views)
+        schedule = Schedule(len(self), batch_size, train, seed, rank, world, None, UNAUGMENTED, subset=views)
         return EncodedLoader(self, schedule, torch.device(device), channels_last, workers)
 
 
@@ -128,7 +126,7 @@ class Normaliser:
         return pixels.to(torch.float32, memory_format=self.layout).mul_(self.scale).add_(self.shift)
 
 
-class EncodedLoader(ScheduledLoader):
+class EncodedLoader(Loader):
     """Batches of an `EncodedSplit`, prefetched and decoded in `workers` processes (0: on demand, in this one)."""
 
     def __init__(
@@ -139,7 +137,7 @@ class EncodedLoader(ScheduledLoader):
         self.normalise, self.labels = Normaliser(split, device, channels_last), split.labels.to(device)
         self.workers = Workers(split.pixels, workers, keep=schedule.train, pin=device.type == "cuda")
 
-    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         parts = list(parts)
         tasks = [(order[part].numpy(), views[part].numpy()) for part in parts]
         order, views = order.to(self.device), views.to(self.device)  # one copy an epoch

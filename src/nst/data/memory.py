@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst.data.batch import Batch
-from nst.data.pixels import scale_and_shift
-from nst.data.schedule import Schedule, ScheduledLoader
+from nst.data.batch import Batch, Loader, Schedule
+from nst.data.decode import scale_and_shift
 from nst.data.views import ViewScheme, view_subset
 
 
@@ -39,8 +38,8 @@ class MemorySplit:
         return self.scheme.num_views
 
     @property
-    def identity(self) -> int:
-        return self.scheme.identity
+    def unaugmented(self) -> int:
+        return self.scheme.unaugmented
 
     @property
     def view_key(self) -> str:
@@ -88,7 +87,7 @@ class MemorySplit:
     ) -> "MemoryLoader":
         """A loader of this split; `views` as in `MemoryLoader`. Nothing is decoded, so `workers` is ignored."""
         schedule = Schedule(
-            len(self), batch_size, train, seed, rank, world, self.num_views, self.identity, subset=views
+            len(self), batch_size, train, seed, rank, world, self.num_views, self.unaugmented, subset=views
         )
         return MemoryLoader(self, schedule, device, channels_last)
 
@@ -144,7 +143,7 @@ class Renderer:
         return torch.from_numpy(lines.reshape(crops.shape))
 
 
-class MemoryLoader(ScheduledLoader):
+class MemoryLoader(Loader):
     """Batches of a `MemorySplit` on its device.
 
     With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, unchanged. With
@@ -159,7 +158,7 @@ class MemoryLoader(ScheduledLoader):
         self.render = split.renderer(device, channels_last)
         self.labels = split.labels.to(device)
 
-    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
         for part in parts:
             indices = order[part]

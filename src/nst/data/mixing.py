@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.data.batch import Batch, Split
-from nst.data.schedule import ScheduledLoader
+from nst.data.batch import Batch, Loader, Split
 from nst.data.views import Mixture, epoch_mixture
 
 
-class MixingLoader(ScheduledLoader):
+class MixingLoader(Loader):
     """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
 
     Images 2j and 2j + 1 of each global batch are partners, so that an image is rarely fetched from another rank's part; of an odd
@@ -24,9 +23,7 @@ class MixingLoader(ScheduledLoader):
     probabilities with these weights. With both, each image gets one of them with probability ½.
     """
 
-    def __init__(
-        self, loader: ScheduledLoader, split: Split, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0
-    ) -> None:
+    def __init__(self, loader: Loader, split: Split, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> None:
         """Nothing is drawn yet.
 
         Args:
@@ -49,9 +46,9 @@ class MixingLoader(ScheduledLoader):
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
 
-    def _batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         """As of the loader; not mixed."""
-        return self.loader._batches(order, views, parts)
+        return self.loader.batches(order, views, parts)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
         """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""

@@ -46,7 +46,7 @@ class ViewScheme:
         return self.offsets**2 * (2 if self.flip else 1)
 
     @property
-    def identity(self) -> int:
+    def unaugmented(self) -> int:
         """The view that is the image itself."""
         return (self.pad * self.offsets + self.pad) * (2 if self.flip else 1)
 

@@ -57,7 +57,7 @@ def sample_images(data: Dataset, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     split = data.test
     indices = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long()
     for part in indices.split(BATCH):
-        yield split.render(part, torch.full_like(part, split.identity)), split.labels[part]
+        yield split.render(part, torch.full_like(part, split.unaugmented)), split.labels[part]
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nst.data.decode import decode
-from nst.data.pixels import scale_and_shift
+from nst.data.decode import decode, scale_and_shift
 
 if TYPE_CHECKING:  # torchvision, which only a call needs
     from nst.data.augment import Interpolation
@@ -32,14 +31,14 @@ class Preprocessing:
 
     def __call__(self, encoded: bytes) -> Tensor:
         """JPEG, PNG, WebP, GIF or BMP of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
-        from nst.data.augment import CENTRE, Augmentation
+        from nst.data.augment import UNAUGMENTED, Augmentation
 
         side = self.size if self.resize is None else self.resize
         crop = Augmentation(
             self.size, side, (1.0, 1.0), (1.0, 1.0), 0.0, 0.0, False, self.interpolation, self.antialias
         )
         scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
-        return crop(decode(encoded, self.channels), 0, CENTRE).to(torch.float32).mul_(scale).add_(shift)
+        return crop(decode(encoded, self.channels), 0, UNAUGMENTED).to(torch.float32).mul_(scale).add_(shift)
 
     def __str__(self) -> str:
         mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))

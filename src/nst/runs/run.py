@@ -307,7 +307,7 @@ def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summ
 def _drawing(trainer: Trainer, teacher: TeacherSide, ranks: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
     """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=ranks.device)
-    images = data.test.render(first, torch.full_like(first, data.test.identity))
+    images = data.test.render(first, torch.full_like(first, data.test.unaugmented))
     networks = {"student": (trainer.distiller.student, images)}
     if teacher.live is not None:
         networks["teacher"] = (teacher.live.model, teacher.live.convert(images))

@@ -54,7 +54,7 @@ def load_teacher(
     if settings.trainer.channels_last:
         teacher.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     first = torch.arange(min(8, len(data.test)), device=ranks.device)
-    probe = data.test.render(first, torch.full_like(first, data.test.identity))
+    probe = data.test.render(first, torch.full_like(first, data.test.unaugmented))
     teacher.eval()
     if not settings.teacher.batch_statistics:
         fold_batch_norm(teacher, probe, [r.layer for r in networks.distiller.target_specs])
