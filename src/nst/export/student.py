@@ -74,7 +74,7 @@ def write(
 ) -> None:
     """Write the files. `normalize`: the captured ones take pixels in 0…1."""
     if "safetensors" in formats:
-        metadata = read_weights(run.folder / FILES["safetensors"])[1]
+        metadata = read_weights(run.folder / FILES["safetensors"]).metadata
         write_safetensors(folder, run, student, _interface(run, data), metadata)
     if {"torch", "onnx"} & {*formats}:
         model = Normalized(student, data.mean, data.std).eval() if normalize else student

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nst.files import write_whole
-from nst.models.torch_files import NotPlainError, load_plain
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +104,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if digest != expected:
         raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {digest}, not {expected}")
     try:
-        state = load_plain(io.BytesIO(body))
-    except NotPlainError as error:
-        raise ValueError(
-            f"checkpoint {path} holds more than tensors and plain values ({error}); it is refused"
-        ) from error
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # a forged body with a right checksum
-        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
+        raise ValueError(
+            f"checkpoint {path} is damaged, or holds more than tensors and plain values: {error}"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}")
     return state
@@ -125,7 +122,8 @@ def check_resumable(module: nn.Module) -> None:
         try:
             content = io.BytesIO()
             torch.save(value, content)
-            load_plain(content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
         except Exception as error:  # whatever pickling a user's object raises
             raise ValueError(
                 f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
