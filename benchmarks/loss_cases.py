@@ -54,7 +54,6 @@ METHODS = {
     "poly-pairs": Method("poly", lambda: NST(implementation="pairs")),
     "poly-stream": Method("poly", lambda: NST(implementation="stream")),
     "gaussian": Method("gaussian", lambda: NST("gaussian")),
-    "gaussian-taylor": Method("taylor", lambda: NST("gaussian", approximate=2)),
     "at": Method("at", lambda: AT()),
     "fitnet": Method("fitnet", lambda: FitNet()),
 }

@@ -135,8 +135,7 @@ def add_ratios(rows: list[Row]) -> None:
         if METHODS[row["method"]].broadcasts and "error" not in row
     }
     for row in rows:
-        loss = "gaussian" if row["loss"] == "taylor" else row["loss"]
-        base = broadcast.get((row["allocator"], row["setting"], loss))
+        base = broadcast.get((row["allocator"], row["setting"], row["loss"]))
         if base is not None and "error" not in row:
             row["speedup"] = base["ms_per_image"] / row["ms_per_image"]
             if row["mb_per_image"] > 0:
@@ -147,7 +146,7 @@ def work(method: Method, setting: Setting) -> tuple[float, float]:
     """Bytes that must move and float32 operations of one image: S is read twice, T once, the gradient written."""
     n, c_s, c_t = setting.side**2, setting.student, setting.teacher
     moved = 4.0 * n * (3 * (c_t if method.loss == "fitnet" else c_s) + c_t)
-    if method.loss in ("poly", "taylor"):
+    if method.loss == "poly":
         return moved, 2.0 * n * min(n * (2 * c_s + c_t), 3 * c_s**2 + c_t**2 + 2 * c_s * c_t)
     if method.loss == "gaussian":
         return moved, 2.0 * n * (2 * c_s**2 + c_t**2 + 2 * c_s * c_t)

@@ -19,8 +19,6 @@ LOSSES: dict[str, Callable[[], TransferLoss]] = {
     "NST degree 3": lambda: NST(degree=3),
     "NST gaussian": lambda: NST("gaussian"),
     "NST joint": lambda: NST("gaussian", sigma2="joint"),
-    "NST taylor": lambda: NST("gaussian", approximate=2, implementation="gram"),
-    "NST taylor pairs": lambda: NST("gaussian", approximate=2, implementation="pairs"),
     "NST official": lambda: NST(convention="official"),
     "NST crd": lambda: NST(convention="crd"),
     "AT": AT,

@@ -27,7 +27,6 @@ WEIGHTS = {
     "nst_linear": 50,
     "nst_poly": 50,
     "nst_gaussian": 100,
-    "nst_gaussian_taylor": 100,
     "sp": 3000,
     "cc": 0.02,
     "vid": 1,
@@ -38,7 +37,7 @@ WEIGHTS = {
     "dist": 16,
     "review": 5,
 }
-OTHER_THAN_DEFAULT = {"kernel", "approximate"}  # what tells the files of one class apart
+OTHER_THAN_DEFAULT = {"kernel"}  # what tells the files of one class apart
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))

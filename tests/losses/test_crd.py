@@ -215,7 +215,7 @@ def test_half_features_and_autocast():
 
 def test_what_is_missing_or_out_of_range():
     student, teacher, extra = batch()
-    with pytest.raises(ValueError, match="allocate"):
+    with pytest.raises(ValueError, match="init_memory"):
         value(CRD(), student, teacher, extra)
     loss = built()
     for name in ("labels", "index", "seed"):

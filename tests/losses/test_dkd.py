@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.losses import reference
 
 from nst.losses import DIST, DKD, KD
-from nst.losses.logits import standardise
+from nst.losses.base import standardise
 
 
 def softmax(z: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,6 @@ LOSSES: list[TransferLoss] = [
     NST(implementation="stream"),
     NST(degree=3),
     NST("gaussian"),
-    NST("gaussian", approximate=2),
     AT(),
     FitNet(),
     KD(),

@@ -24,8 +24,6 @@ EVERY = [
     {"kernel": "gaussian"},
     {"kernel": "gaussian", "sigma2": "joint"},
     {"kernel": "gaussian", "sigma2": 0.7},
-    {"kernel": "gaussian", "approximate": 2, "implementation": "gram"},
-    {"kernel": "gaussian", "approximate": 2, "implementation": "pairs", "sigma2": "joint"},
 ]
 
 
@@ -52,12 +50,12 @@ def test_polynomial(convention, implementation, pair, c):
 
 
 @quick
-@given(pair=feature_pairs(), degree=st.sampled_from([1, 2, 3]), c=st.sampled_from([0.0, 0.5]), own=st.booleans())
-def test_degrees_and_the_teacher_term(pair, degree, c, own):
+@given(pair=feature_pairs(), degree=st.sampled_from([1, 2, 3]), c=st.sampled_from([0.0, 0.5]))
+def test_degrees(pair, degree, c):
     kernel = reference.polynomial(degree, c)
     for implementation in ("auto", "stream"):
-        loss = NST(degree=degree, c=c, implementation=implementation, teacher_term=own)
-        assert_equal(loss, *pair, lambda s, t: 0.5 * reference.mmd2(s, t, kernel, teacher_term=own))
+        loss = NST(degree=degree, c=c, implementation=implementation)
+        assert_equal(loss, *pair, lambda s, t: 0.5 * reference.mmd2(s, t, kernel))
 
 
 @quick
@@ -259,16 +257,6 @@ def test_maps_of_different_size(options):
         pooled = F.adaptive_avg_pool2d(student, (3, 3)), F.adaptive_avg_pool2d(teacher, (3, 3))
         expected = crd(pooled[0], crd.target(pooled[1], tuple(pooled[0].shape[1:])))
         torch.testing.assert_close(crd(student, crd.target(teacher, shape)), expected)
-
-
-def test_the_taylor_series_is_near_the_gaussian():
-    student, teacher = feature(0, (4, 48, 8, 8), "signed").float(), feature(1, (4, 32, 8, 8), "signed").float()
-    exact, approximate = NST("gaussian"), NST("gaussian", approximate=2)
-    v, g = reference.value_and_gradient(lambda x: exact(x, exact.target(teacher, (48, 8, 8))), student)
-    va, ga = reference.value_and_gradient(lambda x: approximate(x, approximate.target(teacher, (48, 8, 8))), student)
-    assert F.cosine_similarity(g.flatten(), ga.flatten(), dim=0) > 0.999
-    assert (g - ga).norm() / g.norm() < 0.06
-    assert abs(va / v - 1) < 0.15
 
 
 @pytest.mark.parametrize("options", EVERY, ids=name)

@@ -1,4 +1,4 @@
-"""The base class of all losses: target and value, the plan, map sizes, precision."""
+"""The base class of all losses, those of losses on logits, pooled features and maps; checks, map sizes, precision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 Convention = Literal["paper", "official", "crd"]
 Shape = tuple[int, ...]
 
+STANDARD_EPS = 1e-7
+"""What the code of logit standardisation adds to the deviation."""
 FEATURE_KEY = "feature-as-it-is"
 """`target_key` of the losses whose target is the teacher's map at its own size: they share it in a cache."""
 
@@ -24,7 +26,7 @@ number for random draws, another one each step and the same on every rank (int64
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Form and memory of a loss for given shapes.
+    """Implementation and memory of a loss for given shapes.
 
     Attributes:
         implementation: name of the exact implementation that is used, e.g. "gram".
@@ -96,7 +98,7 @@ class TransferLoss(nn.Module, ABC):
 
     @abstractmethod
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Form, target and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
+        """Implementation, target and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
 
 
 def check_convention(convention: str, allowed: Sequence[str] = get_args(Convention)) -> None:
@@ -251,3 +253,152 @@ def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
             "pass student_shape=(C, H, W) to target so that the teacher's map is brought to that size"
         )
     return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), size)
+
+
+class MapLoss(TransferLoss):
+    """A loss whose target is the teacher's map: as it is (`own_size`), or at the size of the comparison by `convention`."""
+
+    own_size: bool = True
+    convention: str = "paper"
+
+    @property
+    def target_key(self) -> str:
+        """The map, by how it is resized."""
+        return FEATURE_KEY if self.own_size else f"feature-{resize_key(self.convention)}"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"feature": [B, C_T, H, W]}`.
+
+        Raises:
+            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
+        """
+        check_map(teacher_feature, "teacher")
+        if self.own_size:
+            return {"feature": teacher_feature}
+        return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
+
+
+def pool(feature: Tensor, owner: str) -> Tensor:
+    """`[B, C, H, W]` → its mean over positions `[B, C]` in the working precision; `[B, C]` stays.
+
+    Raises:
+        ValueError: another number of dimensions, not floating point, or empty.
+    """
+    if feature.ndim not in (2, 4) or not feature.is_floating_point() or feature.numel() == 0:
+        raise ValueError(
+            f"the {owner}'s feature is {feature.dtype} of shape {tuple(feature.shape)}; [B, C, H, W] or [B, C] is needed, "
+            "floating point and not empty"
+        )
+    dtype = working_dtype(feature)
+    return feature.to(dtype) if feature.ndim == 2 else feature.mean(dim=(2, 3), dtype=dtype)
+
+
+def unit_rows(x: Tensor, eps: float = 0.0) -> Tensor:
+    """x / (‖x‖₂ + eps) of each row of `[B, C]`; a row of zeros stays, and gets no gradient. Large rows do not overflow."""
+    peak = x.detach().abs().amax(dim=1, keepdim=True)
+    scale = torch.where(peak == 0, 1.0, peak)
+    x = x / scale
+    length = torch.where(peak == 0, 1.0, x.square().sum(dim=1, keepdim=True)).sqrt()
+    return x / (length + eps / scale)
+
+
+class PooledLoss(TransferLoss):
+    """A loss between the pooled features of the images of a batch, as before a network's classifier."""
+
+    relational: ClassVar[bool] = True
+
+    @property
+    def target_key(self) -> str:
+        """The pooled feature, whatever the settings."""
+        return "pooled"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"pooled": [B, C_T]}`. Raises ValueError for a feature that is neither [B, C, H, W] nor [B, C]."""
+        with no_autocast(teacher_feature):
+            return {"pooled": pool(teacher_feature, "teacher")}
+
+    def reduce_student(self, student_feature: Tensor) -> Tensor:
+        """The pooled feature `[B, C_S]`: H·W times smaller than the map."""
+        with no_autocast(student_feature):
+            return pool(student_feature, "student")
+
+    def read(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Student's `[B, C_S]` and teacher's `[B, C_T]` in the student's working precision.
+
+        Raises:
+            ValueError: the target is of another loss or batch.
+        """
+        student = pool(student_feature, "student")
+        return student, target_tensor(target, "pooled", student.shape[0]).to(student.dtype)
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the pooled feature. Memory: the gradient of the student's."""
+        check_shape(student_shape, "student")
+        check_shape(teacher_shape, "teacher")
+        return LossSpec("pooled", {"pooled": (teacher_shape[0],)}, 16 * (student_shape[0] + teacher_shape[0]))
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the classes of an image: (z − z̄) / (1e-7 + std z), `[B, classes]`.
+
+    As in the code of Sun et al. (2024), with the deviation over classes − 1. Logits that are equal but for rounding, and
+    those of one class, become zeros, and get no gradient.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    squared = centred.square().sum(dim=1, keepdim=True) / max(1, logits.shape[1] - 1)
+    flat = squared <= (4 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1, keepdim=True)) ** 2
+    return torch.where(flat, 0.0, centred) / (torch.where(flat, 1.0, squared).sqrt() + STANDARD_EPS)
+
+
+class LogitLoss(TransferLoss):
+    """A loss between logits `[B, classes]` of one number of classes."""
+
+    on_logits: ClassVar[bool] = True
+
+    def __init__(self, standardize: bool) -> None:
+        super().__init__()
+        if not isinstance(standardize, bool):
+            raise ValueError(f"standardize is {standardize!r}; it must be true or false")
+        self.standardize = standardize
+
+    @property
+    def target_key(self) -> str:
+        """The logits, whatever the settings."""
+        return "logits"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The teacher's logits `[B, classes]`. Raises ValueError for another number of dimensions or classes."""
+        if teacher_feature.ndim != 2:
+            raise ValueError(
+                f"the teacher's logits have shape {tuple(teacher_feature.shape)}; {type(self).__name__} needs [B, classes]"
+            )
+        if student_shape is not None:
+            self.spec(student_shape, tuple(teacher_feature.shape[1:]))
+        return {"logits": teacher_feature}
+
+    def read(self, student: Tensor, target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Student's and teacher's logits in the working precision, standardised with `standardize`.
+
+        Raises:
+            ValueError: the class counts differ, or the target holds no logits of this batch.
+        """
+        teacher = target_tensor(target, "logits", student.shape[0])
+        if teacher.shape != student.shape:
+            raise ValueError(
+                f"the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}"
+            )
+        dtype = working_dtype(student)
+        pair = student.to(dtype), teacher.to(dtype)
+        return (standardise(pair[0]), standardise(pair[1])) if self.standardize else pair
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the logits. Raises ValueError when the class counts differ."""
+        if tuple(student_shape) != tuple(teacher_shape) or len(teacher_shape) != 1:
+            raise ValueError(
+                f"the student's logits are {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; "
+                f"{type(self).__name__} needs both to be (classes,) with one number of classes"
+            )
+        return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 24 * teacher_shape[0])

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nst.losses.base import Shape, check_convention, check_number, no_autocast
-from nst.losses.pooled import PooledLoss, unit_rows
+from nst.losses.base import PooledLoss, Shape, check_convention, check_number, no_autocast, unit_rows
 
 
 class CC(PooledLoss):

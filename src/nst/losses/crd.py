@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Input, Shape, check_choice, check_number, no_autocast, scalar, target_tensor
-from nst.losses.first_order import first_order
-from nst.losses.mmd.blocks import blocks_of
-from nst.losses.pooled import PooledLoss, unit_rows
+from nst.losses.base import (
+    Input,
+    PooledLoss,
+    Shape,
+    check_choice,
+    check_number,
+    no_autocast,
+    scalar,
+    target_tensor,
+    unit_rows,
+)
+from nst.losses.blocks import blocks_of, first_order
 
 EPS = 1e-7
 BLOCK_BYTES = 64 << 20

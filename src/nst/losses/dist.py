@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nst.losses.base import check_convention, check_number, no_autocast
-from nst.losses.logits import LogitLoss
+from nst.losses.base import LogitLoss, check_convention, check_number, no_autocast
 
 OFFICIAL_EPS = 1e-8
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import Input, check_convention, check_number, no_autocast, target_tensor, warmup_factor
-from nst.losses.logits import LogitLoss
+from nst.losses.base import Input, LogitLoss, check_convention, check_number, no_autocast, target_tensor, warmup_factor
 
 
 class DKD(LogitLoss):

@@ -3,24 +3,20 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    FEATURE_KEY,
     LossSpec,
+    MapLoss,
     Shape,
-    TransferLoss,
     check_choice,
     check_convention,
     check_map,
     check_shape,
     laid_out_like,
     no_autocast,
-    resize_key,
     resize_student,
-    resize_teacher,
     shared_size,
     target_tensor,
     working_dtype,
@@ -29,7 +25,7 @@ from nst.losses.base import (
 Regressor = Literal["conv1x1", "conv_bn_relu", "none"]
 
 
-class FitNet(TransferLoss):
+class FitNet(MapLoss):
     """½ · mean of (F_T − r(F_S))² over channels, positions and the batch; r is a 1×1 convolution to C_T channels.
 
     r is made by `setup`, is trained with the student and is no part of it. Without `setup` the features are compared as they
@@ -53,9 +49,8 @@ class FitNet(TransferLoss):
         super().__init__()
         check_convention(convention)
         check_choice("regressor", regressor, get_args(Regressor))
-        self.convention = convention
+        self.convention, self.own_size = convention, regressor == "conv_bn_relu"
         self.kind = regressor
-        self.own_size = regressor == "conv_bn_relu"  # features are compared at the teacher's size
         self.scale = 1.0 if convention == "crd" else 0.5
         self.regressor: nn.Module = nn.Identity()
 
@@ -65,23 +60,6 @@ class FitNet(TransferLoss):
             self.regressor = nn.Conv2d(student_shape[0], teacher_shape[0], 1)
         elif self.kind == "conv_bn_relu":
             self.regressor = conv_bn_relu(student_shape, teacher_shape)
-
-    @property
-    def target_key(self) -> str:
-        """The feature, by how it is resized."""
-        return FEATURE_KEY if self.own_size else f"feature-{resize_key(self.convention)}"
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"feature": [B, C_T, H, W]}`, the teacher's map brought to the student's size ("conv_bn_relu": as it is).
-
-        Raises:
-            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
-        """
-        check_map(teacher_feature, "teacher")
-        if self.own_size:
-            return {"feature": teacher_feature}
-        return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError when channels (after r), sizes or batches differ."""

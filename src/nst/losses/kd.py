@@ -6,8 +6,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import check_convention, check_number, no_autocast
-from nst.losses.logits import LogitLoss
+from nst.losses.base import LogitLoss, check_convention, check_number, no_autocast
 
 
 class KD(LogitLoss):

@@ -23,14 +23,11 @@ from nst.losses.base import (
     target_tensor,
     working_dtype,
 )
-from nst.losses.mmd.gram import gram_target, positions
-from nst.losses.mmd.mean import mean_map, mean_mmd
-from nst.losses.mmd.quadratic import channel_counts, quadratic_mmd, taylor_mmd
-from nst.losses.mmd.stream import Gaussian, Polynomial, streamed_mmd, teacher_units
-from nst.losses.mmd.unit import OFFICIAL_EPS
+from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positions, quadratic_mmd
+from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
 
-Form = Literal["mean", "gram", "pairs", "stream"]
-KEYS: tuple[Form, ...] = ("gram", "mean", "pairs", "stream")
+Implementation = Literal["mean", "gram", "pairs", "stream"]
+KEYS: tuple[Implementation, ...] = ("gram", "mean", "pairs", "stream")
 """A target holds the tensor named like its implementation; that of "gram" may hold "mean" besides, so it is looked for first."""
 
 
@@ -53,18 +50,13 @@ class NST(TransferLoss):
         sigma2: σ² of the Gaussian kernel. The paper's "mean squared distance of the pairs" (recalled, unverified) can
             be read as the teacher–student pairs, "pairs", or as all pairs of the joint sample, a channel with itself
             included, "joint". Both are per image and carry no gradient. Or a positive number.
-        approximate: 2 replaces the Gaussian kernel by its Taylor series of that order in xᵀy, whose target is as small
-            as the polynomial kernel's. Not exact: on random features the gradient has cosine ≥ 0.999 and 3–6 % error,
-            the value about 10 %.
         convention: "paper" as above, the teacher's map brought to the student's size bilinearly. "official" (the
             authors' code): MMD² without the ½ and without the teacher–teacher term, so not 0 at S = T;
             x̂ = x/√(‖x‖² + 1e-10). "crd" (CRD's benchmark): MMD² without the ½; the larger map is average-pooled.
-        teacher_term: False leaves the teacher–teacher term out of the value: same gradient, and cheaper where that
-            term is computed apart (implementation "stream"). None: as the convention says.
-        implementation: which exact implementation computes it; "auto" takes the cheapest for the shapes.
+        implementation: which one computes it, all exactly; "auto" takes the cheapest for the shapes.
 
     Raises:
-        ValueError: an argument out of range, or a implementation that the kernel does not have.
+        ValueError: an argument out of range, or an implementation that the kernel does not have.
     """
 
     normalises_maps = True
@@ -76,29 +68,27 @@ class NST(TransferLoss):
         degree: int = 2,
         c: float = 0.0,
         sigma2: Literal["pairs", "joint"] | float = "pairs",
-        approximate: int | None = None,
         convention: Convention = "paper",
-        teacher_term: bool | None = None,
         implementation: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
     ) -> None:
         super().__init__()
         check_convention(convention)
         self.kernel = make_kernel(kernel, degree, c, sigma2)
-        self.implementations = (
-            exact_forms(self.kernel) if approximate is None else taylor_forms(self.kernel, approximate)
-        )
+        if isinstance(self.kernel, Gaussian) or self.kernel.degree > 2:
+            self.implementations: tuple[Implementation, ...] = ("stream",)
+        else:  # the preferred one first
+            self.implementations = ("mean", "stream") if self.kernel.degree == 1 else ("gram", "pairs", "stream")
         if implementation != "auto" and implementation not in self.implementations:
             raise ValueError(
                 f"implementation is {implementation!r}; for this kernel it must be auto or one of {', '.join(self.implementations)}"
             )
-        self.implementation: Form | Literal["auto"] = implementation
+        self.implementation: Implementation | Literal["auto"] = implementation
         self.convention = convention
-        self.approximate = approximate is not None
-        self.teacher_term = convention != "official" if teacher_term is None else teacher_term
+        self.teacher_term = convention != "official"
         self.scale = 0.5 if convention == "paper" else 1.0
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
-    def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Form:
+    def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Implementation:
         """The implementation with the fewest multiply-adds, forward and backward."""
         if self.implementation != "auto":
             return self.implementation
@@ -132,18 +122,13 @@ class NST(TransferLoss):
             if implementation != "gram":
                 return {implementation: teacher_units(x, self.eps)}
             gram, mean = gram_target(x, self.needs_mean, self.eps)
-            target = {"gram": gram}
-            if mean is not None:
-                target["mean"] = mean
-            if self.approximate:
-                target["counts"] = channel_counts(x, self.eps)
-            return target
+            return {"gram": gram} if mean is None else {"gram": gram, "mean": mean}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError when the target is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
-            implementation, main = self.read_form(target, student_feature.shape[0])
+            implementation, main = self.read(target, student_feature.shape[0])
             count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)
             dtype = working_dtype(x)
@@ -153,27 +138,19 @@ class NST(TransferLoss):
                 teacher = {key: value.to(dtype) for key, value in target.items()}
             return self.scale * self.mmd2(x, teacher, implementation).mean()
 
-    def read_form(self, target: Mapping[str, Tensor], batch: int) -> tuple[Form, Tensor]:
-        """A target's implementation and its main tensor; in a dictionary of version 0.1, "units" stands for pairs or stream."""
-        names = [] if isinstance(target, Tensor) else [*target]
-        supported: list[Form] = [
-            implementation
-            for implementation in KEYS
-            if implementation in self.implementations and implementation in names
-        ]
-        if not supported and "units" in names and {"pairs", "stream"} & {*self.implementations}:
-            old: Form = "stream" if self.implementation == "stream" or "pairs" not in self.implementations else "pairs"
-            return old, target_tensor(target, "units", batch)
+    def read(self, target: Mapping[str, Tensor], batch: int) -> tuple[Implementation, Tensor]:
+        """A target's implementation and its main tensor."""
+        names = () if isinstance(target, Tensor) else target.keys()
+        supported: list[Implementation] = [key for key in KEYS if key in self.implementations and key in names]
         implementation = supported[0] if supported else self.implementations[0]
         return implementation, target_tensor(target, implementation, batch)
 
-    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], implementation: Form) -> Tensor:
+    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], implementation: Implementation) -> Tensor:
         """MMD² of each image `[B]` (without the teacher's own term where the settings say so)."""
         kernel, term, eps = self.kernel, self.teacher_term, self.eps
         if implementation == "stream":
             return streamed_mmd(x, teacher["units"], kernel, term, eps)
-        if isinstance(kernel, Gaussian):
-            return taylor_mmd(x, teacher, kernel.sigma2, term, eps)
+        assert isinstance(kernel, Polynomial)
         if implementation == "mean":
             return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
         return quadratic_mmd(x, teacher, kernel.c, term, eps)
@@ -181,10 +158,10 @@ class NST(TransferLoss):
     @property
     def needs_mean(self) -> bool:
         """Whether the Gram implementation also needs the mean map."""
-        return self.approximate or (isinstance(self.kernel, Polynomial) and self.kernel.c != 0)
+        return isinstance(self.kernel, Polynomial) and self.kernel.c != 0
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Form, target and memory for shapes (C, H, W). Raises ValueError as `target` does."""
+        """Implementation, target and memory for shapes (C, H, W). Raises ValueError as `target` does."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
         n, c_s, c_t = height * width, student_shape[0], teacher_shape[0]
         implementation = self.choose(c_s, c_t, n)
@@ -194,8 +171,6 @@ class NST(TransferLoss):
             target: dict[str, Shape] = {"gram": (n * (n + 1) // 2,)}
             if self.needs_mean:
                 target["mean"] = (n,)
-            if self.approximate:
-                target["counts"] = (2,)
             return LossSpec(implementation, target, 4 * (3 * n * c_s + 4 * n * n))
         target = {implementation: (c_t, n)}
         if implementation == "pairs":
@@ -219,21 +194,3 @@ def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polyno
         raise ValueError(f"sigma2 is {sigma2!r}; it must be pairs, joint or a positive number")
     check_number("sigma2", sigma2, above=0)
     return Gaussian(float(sigma2))
-
-
-def exact_forms(kernel: Polynomial | Gaussian) -> tuple[Form, ...]:
-    """The implementations that compute this kernel exactly, the preferred one first."""
-    if isinstance(kernel, Polynomial) and kernel.degree == 1:
-        return "mean", "stream"
-    if isinstance(kernel, Polynomial) and kernel.degree == 2:
-        return "gram", "pairs", "stream"
-    return ("stream",)
-
-
-def taylor_forms(kernel: Polynomial | Gaussian, order: int) -> tuple[Form, ...]:
-    """The implementations of the Gaussian's Taylor series; raises ValueError for other orders and kernels."""
-    if not isinstance(kernel, Gaussian) or order != 2:
-        raise ValueError(
-            f"approximate is {order!r}; only the gaussian kernel has an approximate implementation, of order 2"
-        )
-    return "gram", "pairs"

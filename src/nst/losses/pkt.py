@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nst.losses.base import check_convention, no_autocast
-from nst.losses.pooled import PooledLoss, unit_rows
+from nst.losses.base import PooledLoss, check_convention, no_autocast, unit_rows
 
 CRD_EPS = 1e-7
 

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    FEATURE_KEY,
     Input,
     LossSpec,
+    MapLoss,
     Shape,
-    TransferLoss,
     check_map,
     check_number,
     check_shape,
@@ -27,10 +26,10 @@ LEVELS = (4, 2, 1)
 """Sides of the pooled maps that are compared besides the map itself, each at half the weight of the one before."""
 
 
-class ReviewKD(TransferLoss):
+class ReviewKD(MapLoss):
     """min(1, epoch / warmup) · Σ over stages of the distance of the fused student's map to the teacher's.
 
-    The student's maps are gone through from the deepest up (residual implementation). A stage's map goes through a 1×1 convolution to m
+    The student's maps are gone through from the deepest up (residual form). A stage's map goes through a 1×1 convolution to m
     channels; what came from the stage below is enlarged to its size (nearest) and both are added, weighted at each
     position by two attention maps, the sigmoid of a 1×1 convolution of both. The sum, at the size of the teacher's map, goes up to the
     next stage, and through a 3×3 convolution to the teacher's channels. The distance (hierarchical context loss) is the mean
@@ -75,17 +74,6 @@ class ReviewKD(TransferLoss):
             Fusion(student[0], inner, teacher[0], fuse=k < last)
             for k, (student, teacher) in enumerate(zip(students, teachers, strict=True))
         )
-
-    @property
-    def target_key(self) -> str:
-        """The teacher's map as it is."""
-        return FEATURE_KEY
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"feature": [B, C_T, H_T, W_T]}` of one layer. Raises ValueError for a feature that is not [B, C, H, W]."""
-        check_map(teacher_feature, "teacher")
-        return {"feature": teacher_feature}
 
     def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Lists of `[B, C, H, W]` and of targets, from the first layer to the last → scalar.

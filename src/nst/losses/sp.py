@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from nst.losses.base import (
-    FEATURE_KEY,
     LossSpec,
+    MapLoss,
     Shape,
-    TransferLoss,
     check_map,
     check_shape,
     laid_out_like,
@@ -20,26 +19,15 @@ from nst.losses.base import (
 )
 
 
-class SP(TransferLoss):
+class SP(MapLoss):
     """‖Ĝ_T − Ĝ_S‖²_F / B² with G = F Fᵀ over the B images of the batch, F `[B, C·H·W]`, and Ĝ its rows at unit length.
 
-    It relates images, so it sees the global batch. Channels and map sizes may differ. The setting of CRD's benchmark and
+    It relates images, so it sees the global batch, and its target is the map as it is. Channels and map sizes may differ. The setting of CRD's benchmark and
     mdistiller, and as recalled (unverified) of the paper: weight 3000, the last stage. Knowledge-Distillation-Zoo takes the mean over three stages;
     torchdistill's code scales rows to a sum of 1 instead.
     """
 
     relational: ClassVar[bool] = True
-
-    @property
-    def target_key(self) -> str:
-        """The teacher's map as it is: G needs other images."""
-        return FEATURE_KEY
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"feature": [B, C_T, H_T, W_T]}`. Raises ValueError for a feature that is not [B, C, H, W]."""
-        check_map(teacher_feature, "teacher")
-        return {"feature": teacher_feature}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H_S, W_S]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch size."""

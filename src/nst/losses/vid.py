@@ -10,23 +10,21 @@ from torch.nn import functional as F
 
 from nst.losses.base import (
     LossSpec,
+    MapLoss,
     Shape,
-    TransferLoss,
     check_convention,
     check_map,
     check_number,
     laid_out_like,
     no_autocast,
-    resize_key,
     resize_student,
-    resize_teacher,
     shared_size,
     target_tensor,
     working_dtype,
 )
 
 
-class VID(TransferLoss):
+class VID(MapLoss):
     """mean over channels, positions and the batch of ½ · ((F_T − μ(F_S))² / σ² + log σ²): −log N(F_T; μ(F_S), σ²) less a constant.
 
     μ is three 1×1 convolutions without bias to C_T channels, a ReLU between each two; σ² = log(1 + e^α) + ε, one a channel. Both are
@@ -53,7 +51,7 @@ class VID(TransferLoss):
         check_number("initial_variance", initial_variance, above=0)
         check_number("eps", eps, above=0, below=initial_variance)
         check_convention(convention, ("paper", "crd"))
-        self.convention, self.eps = convention, eps
+        self.convention, self.own_size, self.eps = convention, False, eps
         excess = initial_variance - eps
         self.initial_alpha = log(expm1(excess)) if excess < 30 else excess
         self.mean: nn.Module = nn.Identity()
@@ -70,20 +68,6 @@ class VID(TransferLoss):
             nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
         self.alpha = nn.Parameter(torch.full((teacher_channels,), self.initial_alpha))
-
-    @property
-    def target_key(self) -> str:
-        """The feature, by how it is resized; shared with FitNet."""
-        return f"feature-{resize_key(self.convention)}"
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"feature": [B, C_T, H, W]}`, the teacher's map at the size of the comparison.
-
-        Raises:
-            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
-        """
-        return {"feature": resize_teacher(teacher_feature, student_shape, self.convention)}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError before `setup`, and when channels, sizes or batches differ."""

@@ -1,4 +1,4 @@
-"""Kernels without a finite target (Gaussian, polynomial of degree ≥ 3): all pairs, streamed by blocks of images.
+"""MMD of kernels without a finite target (Gaussian, polynomial of degree ≥ 3): all pairs, streamed by blocks of images.
 
 Only one block's C×C matrices exist at a time, and the student's gradient is gathered in the forward pass, so memory
 grows with the inputs, not with the pairs.
@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 
 from nst.losses.base import no_autocast, working_dtype
-from nst.losses.first_order import first_order
-from nst.losses.mmd.blocks import blocks_of, image_blocks, join, map_blocks
-from nst.losses.mmd.unit import (
-    inverse_norms,
-    live_channels,
-    matmul_like,
-    scale_maps,
-    unit_gradient,
-)
+from nst.losses.blocks import blocks_of, first_order, image_blocks, join, map_blocks
+from nst.losses.mmd import inverse_norms, matmul_like, scale_maps, unit_gradient
 
 SIGMA2_FLOOR = 1e-4
 """σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""
@@ -27,8 +20,6 @@ PAIR_BYTES = 5 << 20
 """Pair matrices held at a time on a CPU."""
 PAIR_BYTES_FUSED = 128 << 20
 """The same on a GPU and in a compiled graph, where few large operations are better."""
-
-Sigma2 = Literal["pairs", "joint"] | float
 
 
 @dataclass(frozen=True)
@@ -43,36 +34,33 @@ class Polynomial:
 class Gaussian:
     """k(x, y) = exp(−‖x − y‖² / 2σ²)."""
 
-    sigma2: Sigma2
+    sigma2: Literal["pairs", "joint"] | float
 
 
-def gaussian_sigma2(
-    sigma2: Sigma2, share: Tensor | float, mean_s: Tensor, live_s: Tensor, mean_t: Tensor, live_t: Tensor
-) -> Tensor:
-    """σ² of each image `[B]`, in closed implementation.
+def gaussian_sigma2(sigma2: Literal["pairs", "joint"] | float, s: Tensor, t: Tensor) -> Tensor:
+    """σ² of each image `[B]`, in closed form.
 
     Args:
         sigma2: a number; "pairs": mean ‖x̂_T − x̂_S‖² over teacher–student pairs; "joint": over all ordered pairs of
             the joint sample, each with itself included.
-        share: the student's share of the joint sample, C_S / (C_S + C_T).
-        mean_s, mean_t: mean unit maps `[B, N]`.
-        live_s, live_t: the share of channels that are not dead `[B]`, which is the mean of ‖x̂‖².
+        s, t: unit maps `[B, C, N]` of student and teacher.
     """
+    mean_s, mean_t = s.mean(dim=1), t.mean(dim=1)
+    live_s, live_t = live_channels(s).mean(dim=1), live_channels(t).mean(dim=1)  # the mean of ‖x̂‖²
     if sigma2 == "pairs":
         value = live_s + live_t - 2 * (mean_s * mean_t).sum(dim=1)
     elif sigma2 == "joint":
-        mean = (share * mean_s.T + (1 - share) * mean_t.T).T
+        share = s.shape[1] / (s.shape[1] + t.shape[1])  # of the student in the joint sample
+        mean = share * mean_s + (1 - share) * mean_t
         value = 2 * (share * live_s + (1 - share) * live_t - mean.square().sum(dim=1))
     else:
         value = torch.full_like(live_s, sigma2)
     return value.clamp_min(SIGMA2_FLOOR)
 
 
-def pair_blocks(x: Tensor, channels: int) -> list[slice]:
-    """Slices of the batch whose pair matrices, C_S × channels, fit the limit."""
-    fused = x.device.type != "cpu" or torch.compiler.is_compiling()
-    bytes_per_image = x.shape[1] * channels * max(4, x.element_size())
-    return blocks_of(x.shape[0], bytes_per_image, PAIR_BYTES_FUSED if fused else PAIR_BYTES)
+def live_channels(unit: Tensor) -> Tensor:
+    """Unit maps `[B, C, N]` → 1 for a live channel, 0 for a dead one, `[B, C]`."""
+    return (unit.abs().amax(dim=2) > 0).to(unit.dtype)
 
 
 def teacher_units(x: Tensor, eps: float) -> Tensor:
@@ -97,23 +85,15 @@ def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, z: Tensor, teache
     value = base.mul_(slope)
     mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
     if teacher:
-        mmd = mmd + teacher_polynomial(kernel, t)
+        mmd = mmd + total((torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(kernel.degree)) / c_t**2
     return mmd, slope.mul_(kernel.degree)
-
-
-def teacher_polynomial(kernel: Polynomial, t: Tensor) -> Tensor:
-    """Mean of k over the teacher's pairs, `[b]` in float64."""
-    return total((torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(kernel.degree)) / t.shape[1] ** 2
 
 
 def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
     """As `polynomial_block`; k' is taken with respect to x·y, so k' = k / σ²."""
     c_s, c_t = s.shape[1], t.shape[1]
     live_s, live_t = live_channels(s), live_channels(t)
-    sigma2 = gaussian_sigma2(
-        kernel.sigma2, c_s / (c_s + c_t), s.mean(dim=1), live_s.mean(dim=1), t.mean(dim=1), live_t.mean(dim=1)
-    )
-    rate = 1 / sigma2.view(-1, 1, 1)
+    rate = 1 / gaussian_sigma2(kernel.sigma2, s, t).view(-1, 1, 1)
     value = gaussian_pairs(s, z, live_s, torch.cat((live_s, live_t), dim=1), rate)
     mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
     if teacher:
@@ -130,10 +110,12 @@ def gaussian_pairs(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor, rate: T
 def stream(
     x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """MMD² of each image `[B]` and, on spec, its gradient with respect to x (shape and strides of x)."""
+    """MMD² of each image `[B]` and, on request, its gradient with respect to x (shape and strides of x)."""
     dtype = working_dtype(x)
     c_s, c_t = x.shape[1], teacher_unit.shape[1]
-    blocks, values = pair_blocks(x, c_s + c_t), []
+    fused = x.device.type != "cpu" or torch.compiler.is_compiling()
+    bytes_per_image = c_s * (c_s + c_t) * max(4, x.element_size())
+    blocks, values = blocks_of(len(x), bytes_per_image, PAIR_BYTES_FUSED if fused else PAIR_BYTES), []
 
     def one_block(block: slice, out: Tensor | None = None) -> Tensor:
         inverse = inverse_norms(x[block], eps)
