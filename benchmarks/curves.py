@@ -15,9 +15,9 @@ from nst.config import CONFIGS
 
 HELP = "training curves from stored knowledge beside live ones"
 KINDS = {
-    "live": ["knowledge=live"],
-    "float16, all views": ["knowledge=stored", "knowledge.views=all"],
-    "float16, 4 views": ["knowledge=stored", "knowledge.views=4"],
+    "live": ["cache.views=0"],
+    "float16, all views": ["cache.views=all"],
+    "float16, 4 views": ["cache.views=4"],
 }
 Curve = list[float]  # test top-1, percent, after each epoch
 

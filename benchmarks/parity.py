@@ -17,10 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
-    "data.limit=200", "trainer.epochs=2", "teacher.recipe.trainer.epochs=1", "teacher.min_accuracy=0", "trainer.log_every=1",
+    "data.limit=200", "trainer.epochs=2", "teacher.train.epochs=1", "teacher.min_accuracy=0", "trainer.log_every=1",
     "trainer.heatmaps=false", "trainer.compile=false", "trainer.device=cpu", "trainer.batch_size=64",
 ]  # fmt: skip
-CACHED = ["knowledge=stored", "knowledge.views=3"]
+CACHED = ["cache.views=3"]
 CASES: dict[str, list[str]] = {
     **{loss: [f"loss={loss}"] for loss in ("ce", "kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian")},
     "sum": ["loss=[kd,fitnet,nst_poly]"],
@@ -32,7 +32,7 @@ CASES: dict[str, list[str]] = {
     "sum, accumulate": ["loss=[kd,at,fitnet,nst_poly]", "trainer.accumulate=3"],
     "sum, clipped": ["loss=[kd,at,nst_poly]", "trainer.clip_grad_norm=2"],
     "cached": ["loss=[kd,at,nst_linear,nst_poly]", *CACHED],
-    "cached, large": ["loss=[fitnet,nst_gaussian]", *CACHED, "knowledge.allow_large=true"],
+    "cached, large": ["loss=[fitnet,nst_gaussian]", *CACHED, "cache.large=true"],
     "cached, bf16": ["loss=[kd,nst_poly]", "trainer.precision=bf16", *CACHED],
     "cosine": ["loss=[kd,nst_poly]", "schedule=cosine"],
     "onecycle": ["loss=[kd,nst_poly]", "schedule=onecycle", "optim.nesterov=true"],

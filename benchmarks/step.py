@@ -22,9 +22,11 @@ from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
+from nst.dist import Dist
 from nst.distiller import Distiller, Pair, TargetSpec, Term
 from nst.layers import LOGITS, feature_shapes, resolve
 from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
+from nst.optim import Constant
 from nst.reproduce.estimate import FixedSummaries
 from nst.teacher import (
     CachedTeacher,
@@ -37,8 +39,6 @@ from nst.teacher import (
     kept_live,
     write_cache,
 )
-from nst.training.ranks import Ranks
-from nst.training.schedule import Constant
 from nst.training.trainer import Trainer
 
 HELP = "a training step: plain, with a live teacher, with a teacher cache"
@@ -200,7 +200,7 @@ def make_trainer(student: Distiller, knowledge: TargetSource, loader: Loader, de
     """In training mode; a learning rate of 0 keeps the noise from doing harm."""
     trainer = Trainer(
         student, knowledge, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
-        settings=TrainerConfig(epochs=1_000_000, compile=compile), ranks=Ranks(0, 1, torch.device(device)), seed=0,
+        settings=TrainerConfig(epochs=1_000_000, compile=compile), ranks=Dist(0, 1, torch.device(device)), seed=0,
     )  # fmt: skip
     trainer.distiller.train()
     return trainer

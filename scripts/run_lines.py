@@ -124,6 +124,6 @@ def hidden_differences(runs: Sequence[Record]) -> str:
     taught = [run for run in runs if run["knowledge"]]
     values["teacher"] = [run["teacher"] for run in taught]
     values["the teacher's settings"] = [run["teacher_settings"] for run in taught if "teacher_settings" in run]
-    values["knowledge.dtype"] = [run["knowledge"].get("dtype") for run in taught]
+    values["cache.dtype"] = [run["knowledge"].get("dtype") for run in taught]
     differing = {key: sorted({json.dumps(value) for value in several}) for key, several in values.items()}
     return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)

@@ -1,7 +1,7 @@
 """Kill a real training run at random moments, again and again; its end must be that of a run left alone, bit for bit.
 
 python scripts/soak.py --kills 50
-python scripts/soak.py --kills 10 loss=fitnet knowledge=stored     # any overrides of train.py
+python scripts/soak.py --kills 10 loss=fitnet cache.views=16     # any overrides of train.py
 
 Each start is `python train.py …` in a new process, killed by SIGKILL (one in four by SIGTERM, which saves): one in four
 wherever it is after a random time, while it imports, composes or measures its teacher, the others a random time after

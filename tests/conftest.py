@@ -47,6 +47,6 @@ def tiny() -> list[str]:
         "trainer.batch_size=16",
         "trainer.heatmaps=false",
         "trainer.log_every=2",
-        "teacher.recipe.trainer.epochs=1",
-        "teacher.recipe.trainer.batch_size=16",
+        "teacher.train.epochs=1",
+        "teacher.train.batch_size=16",
     ]

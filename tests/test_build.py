@@ -18,8 +18,8 @@ from nst import build
 from nst.cli.errors import explain
 from nst.config import CONFIGS, ExportConfig
 from nst.models import resnet8
+from nst.optim import make_optimizer
 from nst.runs.folder import run_folder
-from nst.training.optimizer import make_optimizer
 
 MISTAKES = {
     # override: what the message must hold
@@ -109,7 +109,7 @@ def test_losses_add_up_as_lists_and_by_name(compose: Compose) -> None:
 def test_the_recipe_follows_the_data_and_the_teacher_keeps_its_own(compose: Compose) -> None:
     cfg = compose("data=cifar10", "trainer.epochs=3", "optim.lr=0.5")
     assert (cfg.trainer.epochs, cfg.optim.lr) == (3, 0.5)
-    assert (cfg.teacher.recipe.trainer.epochs, cfg.teacher.recipe.optim.lr) == (200, 0.1)
+    assert (cfg.teacher.train.epochs, cfg.teacher.train.optim.lr) == (200, 0.1)
 
 
 def test_the_student_is_the_seeds_alone(compose: Compose) -> None:
@@ -182,9 +182,9 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["data.size=0"], "data.size=0: at least 1"),
         (["optim.lr=abc"], "optim: lr is 'abc'; a number is needed"),
         (["optim=adamw", "optim.betas=[0.9]"], r"optim: .*betas=\[0\.9\]"),
-        (["teacher.recipe.optim.lr=abc"], "teacher.recipe.optim: lr is 'abc'"),
-        (["teacher.recipe.optim=adamw"], "for example optim@teacher.recipe.optim=adamw"),
-        (["teacher.recipe.schedule=cosine"], "for example schedule@teacher.recipe.schedule=cosine"),
+        (["teacher.train.optim.lr=abc"], "teacher.train.optim: lr is 'abc'"),
+        (["teacher.train.optim=adamw"], "for example optim@teacher.train.optim=adamw"),
+        (["teacher.train.schedule=cosine"], "for example schedule@teacher.train.schedule=cosine"),
         (["optim.no_decay=7"], "optim.no_decay=7: a list such as"),
         (["optim.nesterov=perhaps"], "optim: nesterov is 'perhaps'; true or false is needed"),
         (["optim.no_decay=[norms]"], "'norms' is none of norm, bias"),
@@ -197,7 +197,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["model.name=.."], "model.name is '..'"),
         (["data.name=a/b"], "data.name is 'a/b'"),
         (["teacher.mean=[0.5]"], "teacher.mean is given without teacher.std"),
-        (["teacher.batch_statistics=true", "knowledge=stored"], "teacher.batch_statistics=true: .*cannot be cached"),
+        (["teacher.batch_statistics=true", "cache.views=16"], "teacher.batch_statistics=true: .*cannot be cached"),
         (["teacher.mean=[0.5]", "teacher.std=[0]"], "teacher.std"),
         (["teacher.mean=[0.5,0.5]", "teacher.std=[1,1]"], "2 values, but the images have 1 channel"),
         (
@@ -275,9 +275,9 @@ def test_parameters_of_another_type_are_refused(
 def test_a_teacher_whose_output_depends_on_the_batch_is_not_cached(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = build.settings(compose(*tiny, "loss=kd", "knowledge=stored"))
+    settings = build.settings(compose(*tiny, "loss=kd", "cache.views=16"))
     model = resnet8(num_classes=10, in_channels=1)
     model.set_submodule("bn1", nn.BatchNorm2d(16, track_running_stats=False))
     monkeypatch.setattr(build, "network", lambda *_: model)
-    with pytest.raises(ValueError, match=r"its batch norm bn1 has no running statistics.*use knowledge=live"):
+    with pytest.raises(ValueError, match=r"its batch norm bn1 has no running statistics.*use cache.views=0"):
         build.networks(settings)

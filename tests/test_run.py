@@ -124,7 +124,7 @@ def test_the_teacher_does_not_depend_on_how_the_student_is_trained(compose: Comp
     same = ["trainer.clip_grad_norm=5", "trainer.precision=bf16", "trainer.compile=false", "trainer.accumulate=2"]
     assert teacher(*same, "seed=4", "optim.lr=0.3", "trainer.epochs=9") == teacher()
     assert teacher("teacher.seed=1") != teacher()
-    assert teacher("teacher.recipe.trainer.epochs=2") != teacher()
+    assert teacher("teacher.train.epochs=2") != teacher()
     plain = compose(*tiny, "loss=ce", "teacher=none", "trainer.epochs=1")
     assert teacher() == run_folder(asdict(build.settings(plain)))
 
@@ -173,9 +173,9 @@ def test_outputs_that_cannot_be_made_are_named(compose: Compose, tiny: list[str]
 
 
 def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:
-    run(compose(*tiny, "loss=kd", "knowledge=stored"))
+    run(compose(*tiny, "loss=kd", "cache.views=16"))
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
-        run(compose(*tiny, "loss=kd", "knowledge=stored", "seed=1", "teacher.min_accuracy=99.5"))
+        run(compose(*tiny, "loss=kd", "cache.views=16", "seed=1", "teacher.min_accuracy=99.5"))
 
 
 def test_outputs_that_were_moved_are_found_from_another_folder(
@@ -189,7 +189,7 @@ def test_outputs_that_were_moved_are_found_from_another_folder(
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    kinds = (["loss=kd"], ["loss=kd", "knowledge=stored", "knowledge.views=2"])
+    kinds = (["loss=kd"], ["loss=kd", "cache.views=2"])
     monkeypatch.chdir(here)
     for kind in kinds:
         run(compose(*tiny, "outputs=outputs", *kind))

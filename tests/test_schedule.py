@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from nst.training.schedule import Constant, Cosine, OneCycle, Step
+from nst.optim import Constant, Cosine, OneCycle, Step
 
 
 def test_steps_at_fractions_of_the_run() -> None:

@@ -114,7 +114,7 @@ def test_commands_of_the_wheel_in_an_empty_folder(installed: Path, tmp_path: Pat
 
 def test_a_new_project_trains_with_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert call(installed, tmp_path, "new", "mine").returncode == 0
-    words = ("train", "experiment=first", "trainer=quick", "teacher.recipe.trainer.epochs=1", "teacher.min_accuracy=0")
+    words = ("train", "experiment=first", "trainer=quick", "teacher.train.epochs=1", "teacher.min_accuracy=0")
     done = call(installed, tmp_path / "mine", *words, before=f"import nst; assert '{installed}' in nst.__file__")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("mine/outputs/stripes/large-small/*/*/summary.json"))

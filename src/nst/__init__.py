@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from nst.data.batch import Batch
     from nst.data.memory import MemorySplit
     from nst.data.views import ViewScheme
+    from nst.dist import Dist
     from nst.distiller import Distiller, Pair, Term
+    from nst.evaluate import Metrics, evaluate
     from nst.export import load_student
     from nst.layers import LayerHooks, feature_shapes
     from nst.losses import (
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     )
     from nst.models.weights import load_weights, save_weights
     from nst.teacher import LiveTeacher, Normalization
-    from nst.training.evaluate import Metrics, evaluate
-    from nst.training.ranks import Ranks
     from nst.training.trainer import Trainer
 
 __version__ = "0.2.0"
@@ -53,6 +53,7 @@ __all__ = [
     "VID",
     "Batch",
     "CrossEntropy",
+    "Dist",
     "Distiller",
     "FitNet",
     "LayerHooks",
@@ -61,7 +62,6 @@ __all__ = [
     "Metrics",
     "Normalization",
     "Pair",
-    "Ranks",
     "ReviewKD",
     "Term",
     "Trainer",
@@ -88,8 +88,8 @@ _HOMES = {
         "TransferLoss",
     ),
     "nst.layers": ("LayerHooks", "feature_shapes"),
-    "nst.training.ranks": ("Ranks",),
-    "nst.training.evaluate": ("Metrics", "evaluate"),
+    "nst.dist": ("Dist",),
+    "nst.evaluate": ("Metrics", "evaluate"),
     "nst.training.trainer": ("Trainer",),
     "nst.models.weights": ("load_weights", "save_weights"),
 }  # fmt: skip

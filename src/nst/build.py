@@ -10,29 +10,30 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nst.config import (
+    CacheConfig,
     EvaluateConfig,
-    KnowledgeConfig,
     RunConfig,
-    TeacherRecipeConfig,
-    check_channels,
+    TeacherTrainConfig,
     check_numbers,
+    check_pair,
+    check_ranges,
     check_values,
+    renamed,
 )
 from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
+from nst.dist import Dist
 from nst.distiller import Distiller, TargetSpec, Term
 from nst.layers import LOGITS, feature_shapes, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
+from nst.optim import MakeOptimizer, Schedule, check_optimizer
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.seeds import seeded
 from nst.teacher.source import TargetSource
 from nst.terms import check_name, instantiate, resolve_layers, terms
-from nst.training.optimizer import MakeOptimizer, check_optimizer
-from nst.training.ranks import Ranks
-from nst.training.schedule import Schedule
 from nst.training.trainer import Trainer
 
 
@@ -69,14 +70,14 @@ def settings(cfg: DictConfig) -> RunConfig:
     teacher_terms = [term.name for term in loss_terms if term.loss.source == "teacher"]
     if not teacher_terms:
         run.teacher.model, run.teacher.weights = None, None
-        run.knowledge = KnowledgeConfig()
+        run.cache = CacheConfig()
     elif run.teacher.model is None:
         raise ValueError(
             f"loss.{teacher_terms[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
         )
     else:
         _check_component("teacher.model", run.teacher.model)
-        check_channels("teacher.", run.teacher, run.data["channels"])
+        check_pair("teacher.", run.teacher, run.data["channels"])
     _check_classes_agree(run)
     _check_kinds(run, loss_terms)
     _check_training(run)
@@ -95,8 +96,8 @@ def _check_training(run: RunConfig) -> None:
     optimizer(run)
     schedule(run)
     if run.teacher.model is not None and run.teacher.weights is None:
-        optimizer(run.teacher.recipe, "teacher.recipe.optim")
-        schedule(run.teacher.recipe, "teacher.recipe.schedule")
+        optimizer(run.teacher.train, "teacher.train.optim")
+        schedule(run.teacher.train, "teacher.train.schedule")
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
@@ -107,7 +108,7 @@ def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-            raise ValueError(f"{prefix}{key}: unknown key; {hint}")
+            raise ValueError(renamed(f"{prefix}{key}") or f"{prefix}{key}: unknown key; {hint}")
         if is_dataclass(value):
             _check_keys(cfg[key], value, f"{prefix}{key}.")
 
@@ -151,8 +152,6 @@ def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
     mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
     if not mixing:
         return
-    if run.knowledge.mode == "stored":
-        raise ValueError(f"{mixing[0]}: a teacher cache has no mixed images; use knowledge=live")
     for term in loss_terms:
         if needed := [need for need in term.loss.inputs if need in ("labels", "index")]:
             raise ValueError(
@@ -161,7 +160,7 @@ def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
             )
 
 
-def optimizer(run: RunConfig | TeacherRecipeConfig, key: str = "optim") -> tuple[MakeOptimizer, tuple[str, ...]]:
+def optimizer(run: RunConfig | TeacherTrainConfig, key: str = "optim") -> tuple[MakeOptimizer, tuple[str, ...]]:
     """A factory of the optimizer of a run or of the teacher's training, and which parameters are excluded from weight decay.
 
     Args:
@@ -183,7 +182,7 @@ def optimizer(run: RunConfig | TeacherRecipeConfig, key: str = "optim") -> tuple
     return make, tuple(no_decay)
 
 
-def schedule(run: RunConfig | TeacherRecipeConfig, key: str = "schedule") -> Schedule:
+def schedule(run: RunConfig | TeacherTrainConfig, key: str = "schedule") -> Schedule:
     """The learning-rate schedule of a run or of the teacher's training.
 
     Args:
@@ -241,7 +240,7 @@ def networks(run: RunConfig) -> Networks:
         _check_layers(teacher_terms, "teacher", teacher)
         teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in teacher_terms for p in t.pairs], image)
         _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
-        if run.knowledge.mode == "stored":
+        if run.cache.views:
             _check_cacheable(teacher)
     with seeded(run.seed):
         distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
@@ -301,7 +300,7 @@ def _check_cacheable(teacher: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"teacher.model: its batch norm {name} has no running statistics, so its output for an image depends on the batch "
-                "and cannot be cached; use knowledge=live"
+                "and cannot be cached; use cache.views=0"
             )
 
 
@@ -310,19 +309,8 @@ def check_evaluation(settings: EvaluateConfig) -> None:
     check_numbers(settings, "")
     for group in ("model", "data"):
         _check_component(group, getattr(settings, group))
-    if settings.precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision={settings.precision}: one of fp32, bf16 is needed")
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={settings.device}: one of auto, cpu, cuda is needed")
-    if settings.split not in ("train", "val", "test"):
-        raise ValueError(f"split={settings.split}: one of train, val, test is needed")
-    if settings.batch_size < 1:
-        raise ValueError(f"batch_size={settings.batch_size}: at least 1 is needed")
-    if (settings.mean is None) != (settings.std is None):
-        raise ValueError("mean and std of the inputs: give both, or neither")
-    if settings.std is not None and min(settings.std, default=0) <= 0:
-        raise ValueError(f"std={settings.std}: each value must be above 0")
-    check_channels("", settings, settings.data["channels"])
+    check_ranges(settings, "")
+    check_pair("", settings, settings.data["channels"])
     classes = [node.get("num_classes") for node in (settings.model, settings.data)]
     if None not in classes and classes[0] != classes[1]:
         raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
@@ -338,7 +326,7 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     return instantiate("data", run.data)
 
 
-def loader(run: RunConfig, ranks: Ranks, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
+def loader(run: RunConfig, ranks: Dist, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
     """This rank's loader of a split: "train" shuffled and augmented, the others unchanged.
 
     Args:
@@ -361,7 +349,7 @@ def loader(run: RunConfig, ranks: Ranks, data: Dataset, split: str, views: Tenso
     return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
-def trainer(run: RunConfig, distiller: Distiller, source: TargetSource, loader: Loader, ranks: Ranks) -> Trainer:
+def trainer(run: RunConfig, distiller: Distiller, source: TargetSource, loader: Loader, ranks: Dist) -> Trainer:
     """The trainer of the run's student, with its optimizer and schedule."""
     make, no_decay = optimizer(run)
     return Trainer(

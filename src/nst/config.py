@@ -1,16 +1,18 @@
-"""The schema of a run: every run-level key, its type and its default.
+"""The schema of a run: every run-level key, its type, default and range, and whether it is part of a run's name.
 
 Components (model, data, the losses, optimizer, schedule, trackers) are YAML nodes with a `_target_`; their own signatures are
 their schema.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.precision import PRECISIONS
 
@@ -19,119 +21,128 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "co
 """The folder of the configuration files."""
 
 
+def setting(
+    default: Any,
+    *,
+    least: float = -inf,
+    above: float = -inf,
+    most: float = inf,
+    below: float = inf,
+    one_of: tuple[str, ...] = (),
+    key: bool = True,
+    unnamed: tuple[str, ...] = (),
+) -> Any:
+    """A field of the schema.
+
+    Args:
+        default: of the key; it must never change where `key` is true: a new default is a new key.
+        least, above, most, below: range of a number; null is always allowed where the type allows it.
+        one_of: the allowed texts.
+        key: whether the value is part of the run's name (see `nst.runs.folder.run_key`). False: it does not change the result,
+            or acts through another key.
+        unnamed: arguments of the component in this key that are no part of the name.
+    """
+    metadata = {"range": (least, above, most, below), "one_of": one_of, "key": key, "unnamed": unnamed}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 @dataclass
 class RecipeConfig:
     """Settings for a data set: defaults of optimizer, schedule and trainer."""
 
-    epochs: int = 200
-    batch_size: int = 128
-    lr: float = 0.1  # of SGD, for the global batch
-    nesterov: bool = False
-    weight_decay: float = 1e-4  # of SGD
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])  # of the step schedule, fractions of the run
-    warmup: float = 0.0  # fraction of the run
+    epochs: int = setting(200, least=1)
+    batch_size: int = setting(128, least=1)
+    lr: float = setting(0.1, key=False)  # of SGD, for the global batch
+    nesterov: bool = setting(False, key=False)
+    weight_decay: float = setting(1e-4, key=False)  # of SGD
+    milestones: list[float] = setting([0.5, 0.75], key=False)  # of the step schedule, fractions of the run
+    warmup: float = setting(0.0, key=False)  # fraction of the run
 
 
 @dataclass
 class TrainerConfig:
     """The training loop: length, batch, precision, checkpoints."""
 
-    epochs: int = 200
-    batch_size: int = 128  # global: shared by all ranks
-    device: str = "auto"  # auto | cpu | cuda
-    precision: str = (
-        "fp32"  # fp32 | bf16 | fp16 (autocast of the student; losses in fp32; fp16: CUDA, gradients scaled)
-    )
+    epochs: int = setting(200, least=1)
+    batch_size: int = setting(128, least=1)  # global: shared by all ranks
+    device: str = setting("auto", one_of=("auto", "cpu", "cuda"), key=False)
+    precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of the student; losses in fp32; fp16: CUDA
     channels_last: bool = True
     compile: bool | None = None  # compile the step, if its results agree with eager code; null: on CUDA
-    clip_grad_norm: float | None = None  # scale gradients down to this norm
-    mixup: float = 0.0  # α of mixup, for instance 1.0: teacher and student see averages of two images; 0: off
-    cutmix: float = 0.0  # α of cutmix: a box of one image in another; with both, each image gets one of them
-    ema: float | None = None  # decay, such as 0.999: a moving average of the student's weights is evaluated and saved
-    sync_bn: bool = False  # with several ranks: BN over the global batch
-    accumulate: int = 1  # gradient accumulation steps of a batch (BN sees each alone)
-    workers: int = 4  # processes that decode images (folder data only)
-    eval_batch_size: int = 500
-    eval_every: int = 1  # epochs
-    log_every: int = 50  # steps
-    checkpoint_every: str = "1 epoch"  # "1 epoch"; or in addition every "500 steps" or "10 min"
-    keep_checkpoints: int = 2
-    skip_nonfinite: bool = False  # skip (and count) steps with a non-finite gradient instead of stopping
-    profile: bool = False  # write a torch profiler trace of a few steps into the run's folder
-    prune_after: int | None = None  # epochs; from then on stop a run that is below the median of comparable runs
-    heatmaps: bool = True  # draw heat maps of some channels, for the trackers, at the first and the last epoch
-    timeout: float = 600.0  # seconds after which a rank that does not answer ends the run
+    clip_grad_norm: float | None = setting(None, above=0)  # scale gradients down to this norm
+    mixup: float = setting(0.0, least=0)  # α of mixup, for instance 1.0: averages of two images; 0: off
+    cutmix: float = setting(0.0, least=0)  # α of cutmix: a box of one image in another; with both, each image gets one
+    ema: float | None = setting(
+        None, above=0, below=1
+    )  # decay, such as 0.999: averaged weights are evaluated and saved
+    sync_bn: bool = False  # with several ranks on GPUs: BN over the global batch
+    accumulate: int = setting(1, least=1)  # gradient accumulation steps of a batch (BN sees each alone)
+    workers: int = setting(4, least=0, key=False)  # processes that decode images (folder data only)
+    eval_batch_size: int = setting(500, least=1, key=False)
+    eval_every: int = setting(1, least=1, key=False)  # epochs
+    log_every: int = setting(50, least=1, key=False)  # steps
+    checkpoint_every: str = setting("1 epoch", key=False)  # "1 epoch"; or in addition every "500 steps" or "10 min"
+    keep_checkpoints: int = setting(2, least=1, key=False)
+    profile: bool = setting(False, key=False)  # write a torch profiler trace of a few steps into the run's folder
+    heatmaps: bool = setting(True, key=False)  # draw heat maps of some channels, for the trackers, first and last epoch
+    timeout: float = setting(600.0, least=1, key=False)  # seconds after which a rank that does not answer ends the run
 
 
 @dataclass
-class RecipeTrainerConfig:
-    """The part of the trainer that belongs to a recipe."""
+class TeacherTrainConfig(RecipeConfig):
+    """How a teacher without weights is trained, independent of the student's training: the recipe of the data set and more."""
 
-    epochs: int = 200
-    batch_size: int = 128
-    precision: str = "fp32"  # fp32 | bf16 | fp16
+    precision: str = setting("fp32", one_of=PRECISIONS)
     sync_bn: bool = False
-
-
-@dataclass
-class TeacherRecipeConfig:
-    """How a teacher without weights is trained, independent of the student's training."""
-
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     optim: Any = None  # a node like `optim`
     schedule: Any = None  # a node like `schedule`
-    trainer: RecipeTrainerConfig = field(default_factory=RecipeTrainerConfig)
 
 
 @dataclass
 class TeacherConfig:
-    """The teacher: an architecture and its weights, or the recipe to train them once."""
+    """The teacher: an architecture and its weights, or how to train them once."""
 
     model: Any = None  # a node like `model`; null: no teacher
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
-    std: list[float] | None = None
-    precision: str = (
-        "fp32"  # fp32 | bf16 | fp16 (autocast of its forward pass; summaries and losses in fp32; fp16: CUDA)
-    )
+    std: list[float] | None = setting(None, above=0)
+    precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of its forward pass; targets in fp32; fp16: CUDA
     batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
-    min_accuracy: float | None = None  # percent on the evaluation images; below it the run stops; null: near chance
-    seed: int = 0  # of its training, independent of the student's
-    recipe: TeacherRecipeConfig = field(default_factory=TeacherRecipeConfig)
+    min_accuracy: float | None = setting(None, least=0, most=100)  # percent; below it the run stops; null: near chance
+    seed: int = setting(0, least=0, below=2**63)  # of its training, independent of the student's
+    train: TeacherTrainConfig = field(default_factory=TeacherTrainConfig)
 
 
 @dataclass
-class KnowledgeConfig:
-    """Where the teacher's summaries come from."""
+class CacheConfig:
+    """The teacher cache: its targets, computed once and kept on disk."""
 
-    mode: str = "live"  # live | stored
-    views: int | str = 16  # stored: views of each image in the cache; a number, or all
-    dtype: str = "float16"  # stored: float16 | float32
-    path: str | None = None  # stored: the cache's folder; null: outputs/<data>/knowledge/<teacher>-<hash>
-    residence: str = (
-        "auto"  # stored: where training reads it from: device | host (memory) | disk; auto: the first with room
-    )
-    allow_large: bool | None = None  # stored: cache also summaries as large as the feature; null: where that is cheaper
+    views: int | str = 0  # of each image: a number (16, say), or all; 0: no cache, the teacher runs beside the student
+    dtype: str = setting("float16", one_of=("float16", "float32"))
+    path: str | None = setting(None, key=False)  # its folder; null: outputs/<data>/cache/<teacher>-<hash>
+    large: bool = False  # cache also targets larger than the teacher's feature; else they are computed live
 
 
 @dataclass
 class RunConfig:
     """One run: a student, the data, the losses and, with most losses, a teacher."""
 
-    data: Any = None
+    data: Any = setting(None, unnamed=("root", "download", "unpacked", "max_pixels"))
     model: Any = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     loss: dict[str, Any] = field(default_factory=dict)
-    layers: Any = "last"  # which layers of teacher and student are compared, for every loss without its own layers
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    layers: Any = setting("last", key=False)  # compared layers, for every loss without its own
+    recipe: RecipeConfig = field(default_factory=RecipeConfig, metadata={"key": False})
     optim: Any = None
     schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    tracker: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    outputs: str = "outputs"  # the folder of all runs
-    dry_run: bool = False  # print layers, shapes, parameters and memory, then stop
+    tracker: dict[str, Any] = setting({}, key=False)
+    seed: int = setting(0, least=0, below=2**63)
+    outputs: str = setting("outputs", key=False)  # the folder of all runs
+    dry_run: bool = setting(False, key=False)  # print layers, shapes, parameters and memory, then stop
 
 
 @dataclass
@@ -145,11 +156,11 @@ class EvaluateConfig:
     model: Any = None
     weights: str | None = None
     mean: list[float] | None = None  # of the network's inputs; null: as stored with the weights, else the data's
-    std: list[float] | None = None
-    split: str = "test"  # train | val | test
-    device: str = "auto"
-    batch_size: int = 500
-    precision: str = "fp32"
+    std: list[float] | None = setting(None, above=0)
+    split: str = setting("test", one_of=("train", "val", "test"))
+    device: str = setting("auto", one_of=("auto", "cpu", "cuda"))
+    batch_size: int = setting(500, least=1)
+    precision: str = setting("fp32", one_of=("fp32", "bf16"))
 
 
 @dataclass
@@ -170,80 +181,86 @@ class ExportConfig:
     )  # networks and data sets outside this project that the run may name: [mynet.Tiny]
 
 
-# Keys that may differ between two starts of the same run: paths, logging, and how to handle a non-finite step (a run
-# without one is not affected). Recipes act through the keys that refer to them.
-NOT_IDENTITY = (
-    "outputs",
-    "dry_run",
-    "recipe",
-    "layers",
-    "teacher.recipe.recipe",
-    "tracker",
-    "data.root",
-    "data.download",
-    "data.unpacked",
-    "data.max_pixels",
-    "knowledge.path",
-    "knowledge.residence",
-    *(
-        f"trainer.{key}"
-        for key in (
-            "device",
-            "workers",
-            "eval_batch_size",
-            "eval_every",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "skip_nonfinite",
-            "profile",
-            "prune_after",
-            "heatmaps",
-            "timeout",
-        )
-    ),
-)
-
 ConfigStore.instance().store("run_schema", node=RunConfig)
 ConfigStore.instance().store("evaluate_schema", node=EvaluateConfig)
 ConfigStore.instance().store("export_schema", node=ExportConfig)
 
 
-def check_values(cfg: RunConfig) -> None:
+def _recipe(name: str, *, _parent_: DictConfig) -> Any:
+    """`${recipe:lr}` in an optimizer or schedule: the student's `recipe.lr`; in `teacher.train` its own `lr`."""
+    around: Any = _parent_._get_parent()
+    return (around.recipe if "recipe" in around else around)[name]
+
+
+OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
+
+RENAMED = {
+    "knowledge": "the teacher cache is cache.views=16, a live teacher cache.views=0 (the default)",
+    "knowledge.views": "it is now cache.views",
+    "knowledge.dtype": "it is now cache.dtype",
+    "knowledge.path": "it is now cache.path",
+    "knowledge.allow_large": "it is now cache.large",
+    "knowledge.residence": "it is gone: a cache is read through the system's page cache",
+    "teacher.recipe": "it is now teacher.train, in one level: teacher.train.epochs, .lr, .precision, .optim, .schedule",
+    "trainer.skip_nonfinite": "it is gone: a non-finite loss stops the run at that step",
+    "trainer.prune_after": "it is gone; a sampler of hydra/sweeper=search chooses what to try",
+}
+"""Keys of 0.2 and what they are now."""
+
+
+def renamed(key: str) -> str | None:
+    """What became of a dotted key (or a group) of an earlier version; None if it was never one."""
+    key = key.lstrip("+~").partition("=")[0].partition("@")[2] or key.lstrip("+~").partition("=")[0]
+    while key and key not in RENAMED:
+        key = key.rpartition(".")[0]
+    return f"{key}: {RENAMED[key]}" if key else None
+
+
+def check_values(run: RunConfig) -> None:
     """Check what types cannot express.
 
     Raises:
         ValueError: names the key, its value and a correct one.
     """
-    check_numbers(cfg, "")
-    _one_of("trainer.device", cfg.trainer.device, ("auto", "cpu", "cuda"))
-    for prefix, node in (("trainer", cfg.trainer), ("teacher.recipe.trainer", cfg.teacher.recipe.trainer)):
-        _at_least(f"{prefix}.epochs", node.epochs, 1)
-        _at_least(f"{prefix}.batch_size", node.batch_size, 1)
-        _one_of(f"{prefix}.precision", node.precision, PRECISIONS)
-    for key in ("accumulate", "eval_batch_size", "eval_every", "log_every", "keep_checkpoints"):
-        _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 1)
-    if cfg.trainer.prune_after is not None:
-        _at_least("trainer.prune_after", cfg.trainer.prune_after, 1)
-    _at_least("trainer.workers", cfg.trainer.workers, 0)
-    _at_least("trainer.timeout", cfg.trainer.timeout, 1)
-    parse_every(cfg.trainer.checkpoint_every)
-    if cfg.trainer.clip_grad_norm is not None and cfg.trainer.clip_grad_norm <= 0:
-        raise ValueError(f"trainer.clip_grad_norm={cfg.trainer.clip_grad_norm}: a positive norm or null is needed")
-    for key in ("mixup", "cutmix"):
-        _at_least(f"trainer.{key}", getattr(cfg.trainer, key), 0)
-    if cfg.trainer.ema is not None and not 0 < cfg.trainer.ema < 1:
-        raise ValueError(f"trainer.ema={cfg.trainer.ema}: a decay above 0 and below 1, or null, is needed")
-    _check_teacher(cfg.teacher)
-    _check_knowledge(cfg.knowledge)
-    if cfg.teacher.batch_statistics and cfg.knowledge.mode == "stored":
+    check_numbers(run, "")
+    check_ranges(run, "")
+    parse_every(run.trainer.checkpoint_every)
+    check_pair("teacher.", run.teacher)
+    if run.cache.views != "all" and (not isinstance(run.cache.views, int) or run.cache.views < 0):
+        raise ValueError(
+            f"cache.views={run.cache.views}: a number of views of each image, or all, is needed; 0: no cache"
+        )
+    if run.cache.views == 0 and run.cache != CacheConfig():
+        changed = [f.name for f in fields(run.cache) if getattr(run.cache, f.name) != getattr(CacheConfig(), f.name)]
+        raise ValueError(f"cache.{changed[0]} is for the teacher cache only; add cache.views=16")
+    if run.teacher.batch_statistics and run.cache.views:
         raise ValueError(
             "teacher.batch_statistics=true: the teacher's output for an image then depends on its batch, so it cannot be "
-            "cached; use knowledge=live"
+            "cached; use cache.views=0"
         )
-    for key, seed in (("seed", cfg.seed), ("teacher.seed", cfg.teacher.seed)):
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"{key}={seed}: a whole number from 0 to 2^63 - 1 is needed")
+    if run.cache.views and (run.trainer.mixup or run.trainer.cutmix):
+        name = "mixup" if run.trainer.mixup else "cutmix"
+        raise ValueError(
+            f"trainer.{name}={getattr(run.trainer, name)}: a teacher cache has no mixed images; use cache.views=0"
+        )
+
+
+def check_ranges(node: Any, prefix: str) -> None:
+    """Raises ValueError for the first value of a dataclass that is outside the range or choice of its field."""
+    for f in fields(node):
+        value, key = getattr(node, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            check_ranges(value, f"{key}.")
+        elif choices := f.metadata.get("one_of"):
+            if value not in choices:
+                raise ValueError(f"{key}={value}: one of {', '.join(choices)} is needed")
+        elif limits := f.metadata.get("range"):
+            least, above, most, below = limits
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not (least <= number <= most and above < number < below):
+                    texts = (("at least", least), ("above", above), ("at most", most), ("below", below))
+                    needed = " and ".join(f"{text} {limit:g}" for text, limit in texts if abs(limit) != inf)
+                    raise ValueError(f"{key}={value}: a number {needed} is needed")
 
 
 def check_numbers(node: Any, key: str) -> None:
@@ -265,36 +282,15 @@ def check_numbers(node: Any, key: str) -> None:
 _SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal float32
 
 
-def _check_teacher(teacher: TeacherConfig) -> None:
-    _one_of("teacher.precision", teacher.precision, PRECISIONS)
-    if teacher.min_accuracy is not None and not 0 <= teacher.min_accuracy <= 100:
-        raise ValueError(f"teacher.min_accuracy={teacher.min_accuracy}: a percentage, 0 to 100, is needed")
-    if (teacher.mean is None) != (teacher.std is None):
-        missing, given = ("std", "mean") if teacher.std is None else ("mean", "std")
-        raise ValueError(f"teacher.{given} is given without teacher.{missing}: give both, or neither")
-    if teacher.std is not None and min(teacher.std, default=0) <= 0:
-        raise ValueError(f"teacher.std={teacher.std}: each value must be above 0")
-
-
-def check_channels(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int) -> None:
-    """Raises ValueError if a mean or standard deviation does not have one value per channel."""
-    for key in ("mean", "std"):
-        values = getattr(node, key)
-        if values is not None and len(values) != channels:
-            raise ValueError(f"{prefix}{key}={values}: {len(values)} values, but the images have {channels} channels")
-
-
-def _check_knowledge(knowledge: KnowledgeConfig) -> None:
-    _one_of("knowledge.mode", knowledge.mode, ("live", "stored"))
-    _one_of("knowledge.dtype", knowledge.dtype, ("float16", "float32"))
-    _one_of("knowledge.residence", knowledge.residence, ("auto", "device", "host", "disk"))
-    if knowledge.views != "all" and (not isinstance(knowledge.views, int) or knowledge.views < 1):
-        raise ValueError(f"knowledge.views={knowledge.views}: a number of views of each image, at least 1, or all")
-    if knowledge.mode == "live" and knowledge != KnowledgeConfig():
-        changed = [
-            f.name for f in fields(knowledge) if getattr(knowledge, f.name) != getattr(KnowledgeConfig(), f.name)
-        ]
-        raise ValueError(f"knowledge.{changed[0]} is for the teacher cache only; add knowledge=stored")
+def check_pair(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int | None = None) -> None:
+    """Raises ValueError for a mean without a standard deviation, or one of another number of values than the images' channels."""
+    if (node.mean is None) != (node.std is None):
+        missing, given = ("std", "mean") if node.std is None else ("mean", "std")
+        raise ValueError(f"{prefix}{given} is given without {prefix}{missing}: give both, or neither")
+    for name in ("mean", "std"):
+        values = getattr(node, name)
+        if values is not None and channels is not None and len(values) != channels:
+            raise ValueError(f"{prefix}{name}={values}: {len(values)} values, but the images have {channels} channels")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -317,14 +313,18 @@ def parse_every(text: str) -> tuple[int, float]:
     if number > 1e9:
         raise ValueError(f"trainer.checkpoint_every={text}: a number up to 1e9 is needed")
     steps = max(1, int(number)) if match[2].startswith("step") else 0
-    return steps, 60 * number if match[2] == "min" else float("inf")
+    return steps, 60 * number if match[2] == "min" else inf
 
 
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key}={value}: at least {least} is needed")
+def _unnamed(schema: Any, prefix: str) -> Iterator[str]:
+    for f in fields(schema):
+        name = f"{prefix}{f.name}"
+        if not f.metadata.get("key", True):
+            yield name
+        elif is_dataclass(f.type):
+            yield from _unnamed(f.type, f"{name}.")
+        yield from (f"{name}.{argument}" for argument in f.metadata.get("unnamed", ()))
 
 
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}={value}: one of {', '.join(allowed)} is needed")
+UNNAMED = tuple(_unnamed(RunConfig, ""))
+"""The dotted keys that are no part of a run's name: two starts of one run may differ in them."""

@@ -58,9 +58,7 @@ def test_the_fuzzer_has_every_kind_of_line() -> None:
     assert len(found) > 900
     assert {True, False, None} == {case.wrong for case in found}
     keys = " ".join(word for case in found for word in case.words)
-    assert all(
-        key in keys for key in ("trainer.epochs=", "knowledge.allow_large=", "loss.kd.temperature=", "optim.lr=")
-    )
+    assert all(key in keys for key in ("trainer.epochs=", "cache.large=", "loss.kd.temperature=", "optim.lr="))
 
 
 def test_what_is_no_success_is_distinguished() -> None:

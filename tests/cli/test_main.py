@@ -66,7 +66,7 @@ def test_help_of_training(nst: Nst) -> None:
         (("train", "epoch=3"), "trainer.epochs"),
         (("train", "model=resnet21"), "resnet20"),
         (("train", "recipe=cifra10"), "recipe=cifra10: no such recipe; did you mean cifar10"),
-        (("train", "recipe@teacher.recipe.recipe=foo"), "foo: no such recipe; there are cifar10"),
+        (("train", "recipe@teacher.train=foo"), "foo: no such recipe; there are cifar10"),
         (("train", "--epochs", "3"), "--epochs: no such option; settings are written key=value, for example trainer.epochs=3"),
         (("train", "--lr=0.1"), "for example optim.lr=0.1"),
         (("train", "nst_poly"), "'nst_poly': settings are written key=value"),

@@ -36,7 +36,7 @@ RUNS = {
     ("experiment=crd/resnet56-resnet20", "loss=ce", 'data.root="it\'s here"'): "loss=kd",
     ("layers=[{teacher: stage2, student: stage2}]", "seed=3"): "seed=0,1,2",
     ("loss.nst_poly.layers=[{teacher: stage2, student: stage2}]", "loss.nst_poly.weight=2"): "loss.nst_poly.weight=2 seed=0,1,2",
-    ("knowledge=stored", "knowledge.path=cache"): "knowledge=stored knowledge.path=cache seed=0,1,2",
+    ("cache.views=16", "cache.path=cache"): "cache.views=16 cache.path=cache seed=0,1,2",
     ("optim=adamw", "schedule=cosine", "outputs=my runs"): "'outputs=my runs'",
 }  # fmt: skip
 

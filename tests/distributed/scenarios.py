@@ -16,13 +16,13 @@ from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
 from nst.data.mixing import MixingLoader
 from nst.data.views import ViewScheme
+from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
+from nst.evaluate import evaluate
 from nst.layers import LOGITS, feature_shapes
 from nst.losses import AT, CC, CRD, DIST, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet
+from nst.optim import Step
 from nst.teacher import LiveTeacher
-from nst.training.evaluate import evaluate
-from nst.training.ranks import Ranks, ranks
-from nst.training.schedule import Step
 from nst.training.trainer import Trainer
 
 IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: parts of 1 and 2
@@ -83,7 +83,7 @@ def chosen(losses: str) -> list[Term]:
 
 
 def trainer(
-    here: Ranks, *, bn: bool = False, with_labels: bool = True, losses: str = "maps", **settings: Any
+    here: Dist, *, bn: bool = False, with_labels: bool = True, losses: str = "maps", **settings: Any
 ) -> Trainer:
     """Several losses at once, from a teacher with more channels."""
     logits = (Pair(LOGITS, LOGITS),)
@@ -146,7 +146,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
-def results(here: Ranks) -> dict[str, Any]:
+def results(here: Dist) -> dict[str, Any]:
     """Everything, on this rank."""
     found: dict[str, Any] = {name: train(trainer(here, **kind)) for name, kind in SCENARIOS.items()}
     torch.manual_seed(0)
@@ -157,5 +157,5 @@ def results(here: Ranks) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with ranks(sys.argv[2]) as here:
+    with join(sys.argv[2]) as here:
         torch.save(results(here), Path(sys.argv[1]) / f"rank{here.rank}.pt")

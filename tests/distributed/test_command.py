@@ -14,8 +14,8 @@ from nst.cli.train import run
 
 def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose, tiny: list[str]) -> None:
     """A sweep, teacher included, with synchronised BN: weights, logs, and what is printed and written."""
-    settings = [*tiny, "loss=kd_fitnet", "trainer.sync_bn=true", "optim.lr=0.01", "teacher.recipe.optim.lr=0.01"]
-    settings += ["teacher.recipe.trainer.sync_bn=true", "teacher.recipe.optim.momentum=0"]
+    settings = [*tiny, "loss=kd_fitnet", "trainer.sync_bn=true", "optim.lr=0.01", "teacher.train.optim.lr=0.01"]
+    settings += ["teacher.train.sync_bn=true", "teacher.train.optim.momentum=0"]
     [job] = torchrun(
         str(ROOT / "train.py"), "-m", f"outputs={tmp_path}/ranks", "seed=0,1", *settings, "optim.momentum=0", ranks=2
     )

@@ -9,10 +9,10 @@ from tests.conftest import ROOT
 from tests.distributed import scenarios
 from tests.distributed.conftest import output, torchrun
 
-from nst.training.ranks import Ranks
+from nst.dist import Dist
 
 SCENARIOS = str(ROOT / "tests/distributed/scenarios.py")
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Dist(0, 1, torch.device("cpu"))
 Found = dict[str, Any]
 
 

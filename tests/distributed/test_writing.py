@@ -10,11 +10,11 @@ from tests.distributed.conftest import output, torchrun
 from tests.distributed.writing import photographs, write
 from tests.teacher.test_cache import IMAGES, VIEWS, split
 
+from nst.dist import Dist
 from nst.teacher import TeacherCache
 from nst.teacher import write as writing
-from nst.training.ranks import Ranks
 
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Dist(0, 1, torch.device("cpu"))
 
 
 def content(cache: TeacherCache) -> dict[str, bytes]:

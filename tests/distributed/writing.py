@@ -10,12 +10,12 @@ from tests.data.test_folder import load
 from tests.teacher.test_cache import MAP, POLY, VIEWS, arrays_for, opened, resnet8, split
 
 from nst.data.batch import Batch
+from nst.dist import Dist, join
 from nst.distiller import Targets
 from nst.runs.teacher_cache import StopTogether
+from nst.signals import Interrupted, StopFlag
 from nst.teacher import LiveTeacher, TeacherCache, write_cache
 from nst.teacher import write as writing
-from nst.training.ranks import Ranks, ranks
-from nst.training.signals import Interrupted, StopFlag
 
 SIZE = 8
 
@@ -37,7 +37,7 @@ def photographs(tree: Path) -> Any:
     return load(tree, size=SIZE, resize=SIZE + 2).train
 
 
-def write(folder: Path, here: Ranks, images: Any, after: int = 10**9, workers: int = 0) -> TeacherCache:
+def write(folder: Path, here: Dist, images: Any, after: int = 10**9, workers: int = 0) -> TeacherCache:
     """Write a cache of `images`, or as much of it as comes before a stop signal after some batches."""
     torch.manual_seed(0)
     cache = opened(folder) if len(images) == 21 else TeacherCache(folder, {}, len(images), VIEWS, "float32")
@@ -53,7 +53,7 @@ def write(folder: Path, here: Ranks, images: Any, after: int = 10**9, workers: i
 if __name__ == "__main__":
     folder, tree = map(Path, sys.argv[1:])
     writing.SYNC_SECONDS, writing.ASK_ROUNDS = 0.0, 2
-    with ranks("cpu") as here:
+    with join("cpu") as here:
         write(folder / "whole", here, split())
         write(folder / "cut", here, split(), after=5 if here.rank else 10**9)
         write(folder / "continued", here, split())

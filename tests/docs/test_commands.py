@@ -34,7 +34,7 @@ NOT_RUN = {
 FLAGS = ("--help", "--resolve", "--multirun", "-m")  # of Hydra, without a value
 SHRUNKEN = (
     "trainer.epochs=1", "trainer.batch_size=16", "trainer.heatmaps=false", "data.limit=40",
-    "teacher.min_accuracy=0", "teacher.recipe.trainer.epochs=1", "teacher.recipe.trainer.batch_size=16",
+    "teacher.min_accuracy=0", "teacher.train.epochs=1", "teacher.train.batch_size=16",
 )  # fmt: skip
 
 

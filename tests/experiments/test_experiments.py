@@ -14,9 +14,9 @@ from tests.data.samples import encode, noise, write_shard
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
+from nst.dist import Dist
 from nst.reproduce.table import read_table
 from nst.teacher import LiveTeacher, NoTeacher
-from nst.training.ranks import Ranks
 
 FOLDER = CONFIGS / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.stem != "base")
@@ -118,7 +118,7 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else NoTeacher()
     loader = dataset.split("train").loader(2, train=True)
     build.init_memory(run, networks.distiller, len(dataset.train))
-    trainer = build.trainer(run, networks.distiller, live, loader, Ranks(0, 1, torch.device("cpu")))
+    trainer = build.trainer(run, networks.distiller, live, loader, Dist(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
         trainer.step(batch)
     logged = trainer.window()
@@ -170,7 +170,7 @@ def test_crd_s_settings(name, layers):
         optim = settings.optim
         assert (optim["lr"], optim["weight_decay"], optim["momentum"]) == (0.05, 5e-4, 0.9)
         assert settings.schedule["milestones"] == [150 / 240, 180 / 240, 210 / 240]
-        assert settings.teacher.recipe.trainer.epochs == 240
+        assert settings.teacher.train.epochs == 240
         assert settings.data["mean"] == [0.5071, 0.4867, 0.4408]
         assert settings.data["std"] == [0.2675, 0.2565, 0.2761]
     kd = run["kd"].loss
@@ -211,8 +211,8 @@ def test_the_paper_s_settings():
         assert [run.loss[name]["weight"] for name in ("kd", "fitnet", "nst_poly")] == [16, 100, 50]
         assert run.loss["fitnet"]["layers"] == run.loss["nst_poly"]["layers"] == "last_pre_relu"
         assert (run.teacher.model["name"], run.model["name"]) == ("preact_resnet1001", "inception_bn_small")
-        assert run.teacher.recipe.optim["lr"] == 0.1
-        assert run.teacher.recipe.trainer.epochs == 200
+        assert run.teacher.train.optim["lr"] == 0.1
+        assert run.teacher.train.epochs == 200
     run = build.settings(composed("experiment=paper/imagenet", "loss=nst_poly"))
     assert (run.trainer.epochs, run.trainer.batch_size, run.optim["lr"], run.optim["nesterov"]) == (100, 512, 0.1, True)
     assert [round(100 * m) for m in run.schedule["milestones"]] == [30, 60, 90]

@@ -11,7 +11,7 @@ import nst.config  # noqa: F401  (registers the schema)
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = (
     "model=resnet8", "teacher=resnet14", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
-    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.recipe.trainer.epochs=1",
+    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.train.epochs=1",
 )  # fmt: skip
 
 

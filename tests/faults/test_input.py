@@ -93,5 +93,5 @@ def test_messages_name_the_disk_error(server: Server, tiny: list[str], tmp_path:
     place = Place(server, tmp_path / "here", [*tiny, f"outputs={tmp_path}/file/outputs"])
     (tmp_path / "file").write_text("")
     assert os.strerror(errno.ENOTDIR) in refused(place)
-    text = refused(place, "knowledge=stored", f"knowledge.path={tmp_path}/file/cache", "outputs=outputs")
-    assert f"knowledge.path={tmp_path}/file/cache: no such folder can be made" in text
+    text = refused(place, "cache.views=16", f"cache.path={tmp_path}/file/cache", "outputs=outputs")
+    assert f"cache.path={tmp_path}/file/cache: no such folder can be made" in text

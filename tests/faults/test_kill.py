@@ -110,7 +110,7 @@ def test_a_loss_whose_buffers_differ_between_ranks_is_refused(server: Server, ti
 
 def test_stored_knowledge(server: Server, tiny: list[str], tmp_path: Path) -> None:
     """Killed while the teacher cache is written, then in training."""
-    args = [*tiny, "loss=[kd,at,nst_linear,nst_poly]", "knowledge=stored", "knowledge.views=3"]
+    args = [*tiny, "loss=[kd,at,nst_linear,nst_poly]", "cache.views=3"]
     alone = Place(server, tmp_path / "alone", [*args, "trainer.checkpoint_every=2 steps"])
     killed = Place(server, tmp_path / "killed", alone.args)
     assert alone.run() == 0, alone.text()
@@ -137,7 +137,7 @@ def test_killed_in_evaluation_and_while_saving(
 @pytest.mark.compiles
 def test_compiled(server: Server, tiny: list[str], tmp_path: Path) -> None:
     """Interrupted while the step is compiled, then killed, once before a tail batch: compiled to the end all the same."""
-    small = ["model._target_=tests.faults.small.Small", "loss=nst_poly", "knowledge=stored", "knowledge.views=1"]
+    small = ["model._target_=tests.faults.small.Small", "loss=nst_poly", "cache.views=1"]
     often = [
         "data.limit=100",
         "trainer.compile=true",

@@ -61,7 +61,7 @@ def photographs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def test_cached_crops(server: Server, photographs: list[str], tmp_path: Path) -> None:
     """Killed while the cache is written, then in training."""
-    stored = ["loss=[kd,at]", "knowledge=stored", "knowledge.views=2", "trainer.checkpoint_every=2 steps"]
+    stored = ["loss=[kd,at]", "cache.views=2", "trainer.checkpoint_every=2 steps"]
     alone = Place(server, tmp_path / "alone", [*photographs, *stored])
     killed = Place(server, tmp_path / "killed", alone.args)
     assert alone.run() == 0, alone.text()

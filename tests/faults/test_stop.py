@@ -81,7 +81,7 @@ def test_on_any_rank(server: Server, tiny: list[str], tmp_path: Path, rank: int)
 def test_while_the_teacher_is_trained(server: Server, tmp_path: Path, tiny: list[str]) -> None:
     """A run that trains its teacher first stops there, and goes on there."""
     own = [arg for arg in tiny if not arg.startswith("teacher.weights")]
-    place = Place(server, tmp_path / "here", [*own, "teacher.recipe.trainer.epochs=1"])
+    place = Place(server, tmp_path / "here", [*own, "teacher.train.epochs=1"])
     assert place.run("signals_in_step", 1, [signal.SIGTERM]) == 143, place.text()
     assert "none-resnet14" in str(place.path)
     assert place.run() == 0, place.text()
@@ -90,7 +90,7 @@ def test_while_the_teacher_is_trained(server: Server, tmp_path: Path, tiny: list
 
 def test_while_a_cache_is_written(server: Server, tmp_path: Path, tiny: list[str]) -> None:
     """All that was computed is kept, whatever the signal."""
-    place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
+    place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "cache.views=4"])
     for number, signum in ((3, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGINT)):
         before = rows_stored(place)
         assert place.run("while_writing", number, signum, 600.0) == STATUS[signum], place.text()
@@ -102,7 +102,7 @@ def test_while_a_cache_is_written(server: Server, tmp_path: Path, tiny: list[str
 
 def test_while_ranks_write_a_cache(server: Server, tmp_path: Path, tiny: list[str]) -> None:
     """A signal to one rank stops both, saved; nobody hangs when one is killed."""
-    place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "knowledge=stored", "knowledge.views=4"])
+    place = Place(server, tmp_path / "here", [*tiny, "loss=nst_poly", "cache.views=4"])
     assert place.ranks("signal_while_writing", signal.SIGTERM) == [143, 143], place.texts()
     assert place.texts().count("stopped by SIGTERM") == 1
     assert 0 < rows_stored(place) < 4 * 96

@@ -16,10 +16,9 @@ from tests.data.samples import encode, noise
 from nst import build
 from nst.cli.train import run
 from nst.data.batch import Batch
+from nst.dist import Dist, Interrupted
 from nst.distiller import Distiller, Targets
 from nst.teacher import LiveTeacher, NoTeacher
-from nst.training.ranks import Ranks
-from nst.training.signals import Interrupted
 from nst.training.trainer import Trainer
 
 CLASSES, TRAIN, TEST = 4, 2000, 200  # images
@@ -47,7 +46,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(
         *("data=imagenet", f"data.root={tree}", f"data.num_classes={CLASSES}", "data.size=32", "data.resize=36"),
         *("model=resnet8", "teacher=resnet8", "loss=kd_nst_poly", "optim.lr=0.01", "trainer.epochs=1"),
         *("trainer.batch_size=250", "trainer.log_every=2", "trainer.heatmaps=false", "trainer.compile=false"),
-        *("teacher.recipe.trainer.epochs=1", "teacher.recipe.optim.lr=0.02", "teacher.min_accuracy=30"),
+        *("teacher.train.epochs=1", "teacher.train.optim.lr=0.02", "teacher.min_accuracy=30"),
     ]
     whole = run(compose(*settings, "trainer.workers=2"))
     assert whole["test"]["images"] == TEST
@@ -117,7 +116,7 @@ def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Pa
         student = build.network("model", settings.model, seed=0)
         shapes = networks.student_shapes, networks.teacher_shapes
         distiller = Distiller(student, [terms["ce"], *(terms[name] for name in losses)], *shapes)
-        trainer = build.trainer(settings, distiller, Known(known), loader, Ranks(0, 1, torch.device("cpu")))
+        trainer = build.trainer(settings, distiller, Known(known), loader, Dist(0, 1, torch.device("cpu")))
         for batch in batches:
             trainer.step(batch)
         values = trainer.window()  # raises for a loss or gradient that is not finite

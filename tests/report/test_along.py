@@ -26,7 +26,7 @@ metric: accuracy
 images: [1437, 360]
 seeds: 2
 along: data.limit
-overrides: [data=digits, model=resnet8, teacher=resnet8, knowledge=stored, knowledge.views=2]
+overrides: [data=digits, model=resnet8, teacher=resnet8, cache.views=2]
 pairs:
   - {name: "40", title: 40 images, overrides: [data.limit=40, trainer.epochs=1]}
   - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}
@@ -189,5 +189,5 @@ def test_the_sizes_of_the_study_have_equally_many_steps() -> None:
         steps.append(Schedule(images, 128, True, 0, 0, 1, 162, 0).steps * epochs)
         assert images * epochs == 200_000
         assert epochs / int(words["trainer.eval_every"]) == (8 if images == 5000 else 4)
-        assert int(words["knowledge.views"]) == min(epochs, 40)
+        assert int(words["cache.views"]) == min(epochs, 40)
     assert steps == [1600, 1600, 1600, 1580, 1568, 1564]

@@ -137,10 +137,10 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_later_keys(tmp_path: Pa
         ("trainer.mixup", 0.0),
         ("trainer.ema", None),
         ("data.augment", None),
-        ("knowledge.allow_large", None),
+        ("cache.large", None),
     ):
         change(folder, key, default)
-    change(next(tmp_path.glob("digits/big-small/kd/seed0-*")), "knowledge.allow_large", False)
+    change(next(tmp_path.glob("digits/big-small/kd/seed0-*")), "cache.large", False)
     (kd,) = [g for r in sections(read_runs(tmp_path)[0]).values() for g in grouped(r, "last") if g["loss"] == "kd"]
     assert (kd["n"], kd["seeds"], kd["settings"]) == (3, [0, 1, 2], {})
     change(folder, "trainer.mixup", 0.2)

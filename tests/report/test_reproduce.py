@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nst.config import CONFIGS, RunConfig
+from nst.dist import Dist
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.reproduce import estimate, execute
@@ -20,11 +21,10 @@ from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
 from nst.teacher.layout import readable_bytes
-from nst.training.ranks import Ranks
 
 TINY = (
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
-    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.recipe.trainer.epochs=1", "optim.lr=0.01",
+    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.train.epochs=1", "optim.lr=0.01",
 )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def test_a_reduced_plan_says_so():
     assert all(cell.reduced and not cell.comparable for cell in plan.cells)
     assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
     assert "trainer.epochs=2" in plan.cells[1].command
-    assert "teacher.recipe.trainer.epochs=6" in plan.cells[1].command
+    assert "teacher.train.epochs=6" in plan.cells[1].command
     (teacher,) = plan.teachers
     assert teacher.trainer.epochs == 6
 
@@ -157,14 +157,14 @@ def test_how_a_run_is_computed_leaves_it_comparable():
 
 @pytest.mark.parametrize(("views", "comparable"), [("4", False), ("5", True), ("all", True)])
 def test_fewer_views_than_epochs_are_another_experiment(views: str, comparable: bool):
-    overrides = ("knowledge=stored", f"knowledge.views={views}")
+    overrides = ("cache.views=16", f"cache.views={views}")
     plan = make_plan(Request("quick/digits", 1, overrides=overrides), CONFIGS)
-    assert {cell.comparable for cell in plan.cells if cell.runs[0].knowledge.mode == "stored"} == {comparable}
+    assert {cell.comparable for cell in plan.cells if cell.runs[0].cache.views} == {comparable}
     assert plan.cells[0].comparable  # the baseline
 
 
 def test_the_teacher_cache_is_written_once_for_all_rows():
-    overrides = ("knowledge=stored", "knowledge.views=all", "knowledge.allow_large=false")
+    overrides = ("cache.views=all", "cache.large=false")
     plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)
     modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
     live = {"student", "fitnet", "nst_gaussian"}  # their summaries are as large as the features, or they ask for none
@@ -174,11 +174,11 @@ def test_the_teacher_cache_is_written_once_for_all_rows():
     assert targets == ["AT", "CrossEntropy", "KD", "NST", "NST"]
     assert all(cell.comparable for cell in plan.cells)
     assert "knowledge" not in plan.cells[2].command
-    assert "knowledge=stored" in plan.cells[1].command
+    assert "cache.views=16" in plan.cells[1].command
 
 
 def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, capsys, tmp_path):
-    overrides = ("knowledge=stored", "knowledge.views=all")
+    overrides = "cache.views=all"
     plan = make_plan(Request("quick/digits", 1, outputs=str(tmp_path), overrides=overrides), CONFIGS)
     modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
     assert {name for name, mode in modes.items() if mode == "live"} == {"student"}  # whatever this machine's speed
@@ -198,7 +198,7 @@ def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, ca
     for allow_large, cached, values in ((True, "cached", whole), (False, "not cached", small)):
         given = replace(store, knowledge=replace(store.knowledge, allow_large=allow_large))
         note = estimate.describe_cache(given, 1437, 9, torch.device("cpu"))
-        assert f"feature: {cached} (knowledge.allow_large={str(allow_large).lower()})" in note
+        assert f"feature: {cached} (cache.large={str(allow_large).lower()})" in note
         assert f"{readable_bytes(1437 * 9 * values * 2)} on the disk" in note
 
 
@@ -341,10 +341,10 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
 
     monkeypatch.setattr(execute, "attempt", partial(execute.attempt, do=distil))
     monkeypatch.setattr(execute, "dataset", lambda run, sets: None)
-    outcome = execute.execute(crd, Ranks(0, 1, torch.device("cpu")))
+    outcome = execute.execute(crd, Dist(0, 1, torch.device("cpu")))
     assert tried == list(dict.fromkeys(run_folder(asdict(run)) for run in [*crd.teachers, *students]))
     assert list(outcome.failed.values()) == [f"{crd.cells[0].group.title}: Baseline, seed 0: too large"]
     assert outcome.elsewhere == []
     tried.clear()
-    assert execute.execute(crd, Ranks(0, 1, torch.device("cpu"))).failed == outcome.failed
+    assert execute.execute(crd, Dist(0, 1, torch.device("cpu"))).failed == outcome.failed
     assert tried == []  # it would diverge again

@@ -1,4 +1,4 @@
-"""Ranks with other images than rank 0 are found before any training."""
+"""Dist with other images than rank 0 are found before any training."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from torch import Tensor
 
 from nst.data.dataset import Dataset, memory_splits
 from nst.data.views import ViewScheme
+from nst.dist import Dist
 from nst.runs.same_data import check_same_data
-from nst.training.ranks import Ranks
 
 
-class WithOther(Ranks):
+class WithOther(Dist):
     """Rank 0 of two; the other one has `others`."""
 
     others: Dataset

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nst.runs.prune import MIN_OTHERS, median_of_others
 from tests.conftest import ROOT, Compose
 
 import nst.runs.folder
@@ -20,7 +21,6 @@ from nst.cli.sweep import read_sweep
 from nst.cli.train import run
 from nst.files import write_whole
 from nst.runs.folder import RunFolder
-from nst.runs.prune import MIN_OTHERS, median_of_others
 from nst.training.trainer import Trainer
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]

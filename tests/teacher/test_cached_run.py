@@ -16,7 +16,7 @@ from nst.runs import teacher_cache as making
 from nst.teacher import LiveTeacher
 
 TERMS = "loss=[kd,at,nst_poly]"
-EXACT = ["knowledge=stored", "knowledge.views=all", "knowledge.dtype=float32"]
+EXACT = ["cache.views=all", "cache.dtype=float32"]
 
 
 def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -36,7 +36,7 @@ def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(compos
 def test_the_second_run_runs_the_teacher_on_the_first_images_only(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _ = trained(compose, *tiny, TERMS, "knowledge=stored", "knowledge.views=2")
+    first, _ = trained(compose, *tiny, TERMS, "cache.views=2")
     assert "2 cached views in turn, not random ones of all 9" in capsys.readouterr().out
     sizes: list[int] = []
     forward = LiveTeacher.logits
@@ -46,7 +46,7 @@ def test_the_second_run_runs_the_teacher_on_the_first_images_only(
         return forward(self, images)
 
     monkeypatch.setattr(LiveTeacher, "logits", counting)
-    second, _ = trained(compose, *tiny, "loss=at", "knowledge=stored", "knowledge.views=2", "seed=1")
+    second, _ = trained(compose, *tiny, "loss=at", "cache.views=2", "seed=1")
     assert second["teacher"] == first["teacher"]
     assert sizes == [8]
 
@@ -56,7 +56,7 @@ def test_a_second_run_whose_images_torch_renders(
 ) -> None:
     """As on a GPU; on the CPU it is numpy."""
     monkeypatch.setattr(Renderer, "_by_numpy", Renderer._by_torch)
-    stored = [*tiny, "loss=kd", "knowledge=stored", "knowledge.views=2"]
+    stored = [*tiny, "loss=kd", "cache.views=2"]
     trained(compose, *stored)
     trained(compose, *stored, "seed=1")
 
@@ -65,7 +65,7 @@ def test_a_second_run_whose_images_torch_renders(
 def test_a_cache_from_before_a_change_of_the_teachers_code_is_refused(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, added: str
 ) -> None:
-    stored = ["knowledge=stored", "knowledge.views=2"]
+    stored = ["cache.views=2"]
     trained(compose, *tiny, "loss=kd", *stored)
     forward = CifarResNet.forward
     monkeypatch.setattr(CifarResNet, "forward", lambda self, images: forward(self, images).flip(1))
@@ -76,20 +76,20 @@ def test_a_cache_from_before_a_change_of_the_teachers_code_is_refused(
 
 
 def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
-    node = ["knowledge=stored", "knowledge.views=2", f"knowledge.path={tmp_path}/mine"]
+    node = ["cache.views=2", f"cache.path={tmp_path}/mine"]
     first, _ = trained(compose, *tiny, "loss=kd", *node)
     elsewhere, _ = trained(compose, *tiny, "loss=kd", *node, f"outputs={tmp_path}/elsewhere")
     assert elsewhere["last"] == first["last"]
     assert not list((tmp_path / "elsewhere").glob("*/none-*"))
     with pytest.raises(ValueError, match=r"views: 2 there, 3 now"):
-        trained(compose, *tiny, "loss=kd", *node, "knowledge.views=3")
+        trained(compose, *tiny, "loss=kd", *node, "cache.views=3")
 
 
 def test_a_finished_run_of_another_teacher_than_the_named_caches_is_refused(
     compose: Compose, tiny: list[str], tmp_path: Path
 ) -> None:
-    stored = [*tiny, "loss=kd", "knowledge=stored", "knowledge.views=2"]
-    named = f"knowledge.path={tmp_path}/theirs"
+    stored = [*tiny, "loss=kd", "cache.views=2"]
+    named = f"cache.path={tmp_path}/theirs"
     trained(compose, *stored, named, "teacher.seed=1", f"outputs={tmp_path}/elsewhere")
     trained(compose, *stored)
     with pytest.raises(ValueError, match=r"is finished, with a teacher of SHA-256 \w+; .*theirs is of a teacher of"):
@@ -101,13 +101,13 @@ def test_hints_keep_a_live_teacher_beside_the_cache(
 ) -> None:
     small = [*tiny, "loss=[kd,fitnet]", "loss.fitnet.weight=0.1"]
     live, _ = trained(compose, *small)
-    mixed, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=false")
+    mixed, _ = trained(compose, *small, *EXACT, "cache.large=false")
     assert "loss.fitnet uses a live teacher: its target is as large as the feature" in capsys.readouterr().out
-    stored, _ = trained(compose, *small, *EXACT, "knowledge.allow_large=true")
+    stored, _ = trained(compose, *small, *EXACT, "cache.large=true")
     assert live["last"] == mixed["last"] == stored["last"]
 
 
-HINTS = ["loss=[kd,fitnet]", "loss.fitnet.weight=0.1", "knowledge=stored", "knowledge.views=2"]
+HINTS = ["loss=[kd,fitnet]", "loss.fitnet.weight=0.1", "cache.views=2"]
 
 
 def test_large_summaries_are_cached_where_reading_is_cheaper_and_a_cache_keeps_its_choice(
@@ -126,7 +126,7 @@ def test_large_summaries_are_cached_where_reading_is_cheaper_and_a_cache_keeps_i
                 compose,
                 *tiny,
                 *HINTS,
-                f"knowledge.path={tmp_path}/{place}",
+                f"cache.path={tmp_path}/{place}",
                 f"outputs={tmp_path}/{place}",
                 f"seed={seed}",
             )
@@ -139,14 +139,14 @@ def test_with_nothing_worth_caching_a_run_has_its_views_and_a_live_teacher(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(making, "compute_seconds", lambda *_, **__: 0.0)
-    live, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "knowledge.dtype=float32")
-    cached, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "knowledge.dtype=float32", "knowledge.allow_large=true")
+    live, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "cache.dtype=float32")
+    cached, _ = trained(compose, *tiny, *HINTS, "loss=fitnet", "cache.dtype=float32", "cache.large=true")
     assert live["last"] == cached["last"]
     assert live["folder"] != cached["folder"]
 
 
 def test_a_run_of_an_earlier_version_whose_default_was_false_is_the_same_run(compose: Compose, tiny: list[str]) -> None:
-    first, _ = trained(compose, *tiny, *HINTS, "knowledge.allow_large=false")
+    first, _ = trained(compose, *tiny, *HINTS, "cache.large=false")
     again, _ = trained(compose, *tiny, *HINTS)
     assert again["was_finished"]
     assert again["folder"] == first["folder"]
@@ -162,13 +162,13 @@ def test_two_ranks_agree_on_what_is_cached(compose: Compose, tiny: list[str], tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["knowledge.views=4"], r"knowledge\.views is for the teacher cache only; add knowledge=stored"),
-        (["knowledge=stored", "knowledge.views=0"], r"knowledge\.views=0: a number of views"),
-        (["knowledge=stored", "knowledge.views=some"], r"knowledge\.views=some"),
-        (["knowledge=stored", "knowledge.dtype=bfloat16"], r"knowledge\.dtype=bfloat16: one of float16, float32"),
+        (["cache.views=4"], r"knowledge\.views is for the teacher cache only; add cache.views=16"),
+        (["cache.views=0"], r"knowledge\.views=0: a number of views"),
+        (["cache.views=some"], r"knowledge\.views=some"),
+        (["cache.views=16", "cache.dtype=bfloat16"], r"knowledge\.dtype=bfloat16: one of float16, float32"),
         (
-            ["knowledge=stored", "knowledge.allow_large=false", "loss=fitnet"],
-            r"knowledge=stored has nothing to cache\. loss\.fitnet",
+            ["cache.views=16", "cache.large=false", "loss=fitnet"],
+            r"cache.views=16 has nothing to cache\. loss\.fitnet",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_invalid_settings_are_refused(compose: Compose, tiny: list[str], overrid
 def test_more_views_than_there_are_means_all(
     compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained(compose, *tiny, "loss=at", "knowledge=stored")  # 16; the digits have 9
+    trained(compose, *tiny, "loss=at", "cache.views=16")  # 16; the digits have 9
     assert ": 9 views of 40 images" in capsys.readouterr().out
 
 
@@ -192,7 +192,7 @@ def test_without_a_teacher_there_is_no_cache(compose: Compose, tiny: list[str]) 
 
 
 def test_where_the_cache_is_kept_changes_neither_result_nor_run(compose: Compose, tiny: list[str]) -> None:
-    node = ["loss=kd", "knowledge=stored", "knowledge.views=2"]
+    node = ["loss=kd", "cache.views=2"]
     first, _ = trained(compose, *tiny, *node, "knowledge.residence=disk")
     again, _ = trained(compose, *tiny, *node, "knowledge.residence=host")
     assert again["was_finished"]

@@ -155,7 +155,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     command.main(["unpack", f"file={tmp_path}/packed.tar", f"to={tmp_path}/there"])
     packed, unpacked = capsys.readouterr().out.splitlines()
     assert packed.startswith(f"{tmp_path}/packed.tar: 1 arrays, 4 of 4 views of 21 images; ")
-    assert unpacked.endswith(f"use it with knowledge=stored knowledge.path={tmp_path}/there")
+    assert unpacked.endswith(f"use it with cache.views=16 cache.path={tmp_path}/there")
     for words, message in (
         (["pack", "cach=x"], "'cach=x': no such key; did you mean cache=…"),
         (["unpack", "file=x"], "to"),

@@ -11,11 +11,11 @@ from tests.data.samples import write_tree
 
 from nst import build
 from nst.cli.train import run
+from nst.dist import Dist
 from nst.runs.run import prepare_teacher
-from nst.training.ranks import Ranks
 
-ONE = Ranks(0, 1, torch.device("cpu"))
-STORED = ["loss=[kd,at]", "knowledge=stored", "knowledge.views=3", "knowledge.dtype=float32"]
+ONE = Dist(0, 1, torch.device("cpu"))
+STORED = ["loss=[kd,at]", "cache.views=3", "cache.dtype=float32"]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def photographs(tmp_path: Path) -> list[str]:
     return [
         "data=folder", f"data.root={tmp_path}/photographs", "data.num_classes=3", "data.size=16", "data.resize=20", "model=resnet8",
         "teacher=resnet8", "teacher.min_accuracy=0", "trainer.workers=0", "trainer.epochs=4", "trainer.batch_size=8",
-        "trainer.heatmaps=false", "trainer.log_every=2", "teacher.recipe.trainer.epochs=1", "teacher.recipe.trainer.batch_size=8",
+        "trainer.heatmaps=false", "trainer.log_every=2", "teacher.train.epochs=1", "teacher.train.batch_size=8",
         "trainer.device=cpu", "trainer.compile=false", "tracker=[]",
     ]  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_a_run_goes_round_its_crops_without_the_teacher(
     printed = capsys.readouterr().out
     assert "3 views of 18 images, float32" in printed
     assert (
-        "each image's 3 cached views in turn, not new random ones; that can cost accuracy; knowledge.views=4 would"
+        "each image's 3 cached views in turn, not new random ones; that can cost accuracy; cache.views=4 would"
         in printed
     )
     _, again = trained()
@@ -77,4 +77,4 @@ def test_all_of_them_cannot_be_cached(compose: Compose, photographs: list[str]) 
     with pytest.raises(
         ValueError, match=r"knowledge\.views=all: the views of data=folder are random-sized crops, which cannot"
     ):
-        run(compose(*photographs, "loss=kd", "knowledge=stored", "knowledge.views=all"))
+        run(compose(*photographs, "loss=kd", "cache.views=all"))

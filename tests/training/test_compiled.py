@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from nst.config import TrainerConfig
 from nst.data.memory import MemoryLoader, MemorySplit
 from nst.data.views import ViewScheme
+from nst.dist import Dist, StopFlag
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes
 from nst.losses import NST, CrossEntropy
+from nst.optim import Step
 from nst.teacher import LiveTeacher
 from nst.training.compiled import disagreement
 from nst.training.loop import Loop, Record
-from nst.training.ranks import Ranks
-from nst.training.schedule import Step
-from nst.training.signals import StopFlag
 from nst.training.trainer import Trainer
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
@@ -57,7 +56,7 @@ def trainer(compile: bool, **settings: Any) -> Trainer:
     shapes = feature_shapes(student, ["last", LOGITS], (1, 4, 4))
     distiller = Distiller(student, terms, shapes, shapes)
     live = LiveTeacher(teacher, distiller.requests)
-    here = Ranks(0, 1, torch.device("cpu"))
+    here = Dist(0, 1, torch.device("cpu"))
     settings = {"epochs": 2, "batch_size": BATCH, "compile": compile, **settings}
     return Trainer(
         distiller, live, loader(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4),

@@ -12,8 +12,8 @@ from tests.training.test_trainer import trainer
 from torch import Tensor, nn
 
 from nst.cli.train import run
+from nst.optim import AveragedWeights
 from nst.runs.checkpoint import Checkpoints
-from nst.training.ema import AveragedWeights
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

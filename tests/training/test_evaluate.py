@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from nst.data.batch import Batch
-from nst.training.evaluate import evaluate
-from nst.training.ranks import Ranks
+from nst.dist import Dist
+from nst.evaluate import evaluate
 
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Dist(0, 1, torch.device("cpu"))
 
 
 class Table(nn.Module):

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from tests.training.test_trainer import trainer
 
-from nst.falls import has_fallen
+from nst.evaluate import Metrics, has_collapsed
+from nst.signals import StopFlag
 from nst.training import loop
-from nst.training.evaluate import Metrics
-from nst.training.signals import StopFlag
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from nst.training.signals import StopFlag
     ],
 )
 def test_half_of_what_was_won_over_chance(best: float, top1: float, chance: float, fallen: bool) -> None:
-    assert has_fallen(top1, best, chance) is fallen
+    assert has_collapsed(top1, best, chance) is fallen
 
 
 def test_the_run_says_so_and_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:

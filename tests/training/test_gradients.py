@@ -17,11 +17,11 @@ from nst.cli.tables import gradient_tables
 from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Targets, Term
+from nst.evaluate import TermGradient, compare_gradients
 from nst.layers import LOGITS
 from nst.losses import LossSpec, Shape, TransferLoss
 from nst.report.gradients import colour, gradient_page
 from nst.teacher import NoTeacher
-from nst.training.gradients import TermGradient, compare_gradients
 
 
 class Linear(TransferLoss):

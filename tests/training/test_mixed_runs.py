@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from nst import build
 from nst.cli.train import run
 from nst.data.mixing import MixingLoader
+from nst.dist import Dist
 from nst.runs.run import prepare_teacher
-from nst.training.ranks import Ranks
 
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Dist(0, 1, torch.device("cpu"))
 
 
 def test_teacher_and_student_see_the_same_mixed_images(compose: Compose, tiny: list[str]) -> None:
@@ -52,7 +52,7 @@ def test_accumulation_and_relational_losses_take_mixed_images(compose: Compose, 
     ("overrides", "message"),
     [
         (["trainer.mixup=-1"], r"trainer\.mixup=-1\.0: at least 0 is needed"),
-        (["trainer.cutmix=1", "knowledge=stored"], r"trainer\.cutmix=1\.0: a teacher cache has no mixed images"),
+        (["trainer.cutmix=1", "cache.views=16"], r"trainer\.cutmix=1\.0: a teacher cache has no mixed images"),
         (
             ["trainer.mixup=1", "+loss.own._target_=tests.kinds.Ramped", "+loss.own.weight=1.0"],
             r"trainer\.mixup=1\.0: loss\.own needs the labels of each image, and a mixed image has two",

@@ -12,12 +12,12 @@ from torch import Tensor
 from nst import build
 from nst.cli.train import run
 from nst.config import TrainerConfig
+from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes
 from nst.losses import CrossEntropy
+from nst.optim import Step
 from nst.teacher import NoTeacher
-from nst.training.ranks import Ranks
-from nst.training.schedule import Step
 from nst.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def trainer(device: torch.device = CPU, loss: CrossEntropy | None = None, **sett
         distiller, NoTeacher(), data().loader(BATCH, train=True, device=device),
         optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3), schedule=Step(),
         settings=TrainerConfig(epochs=20, batch_size=BATCH, channels_last=False, compile=False, **settings),
-        ranks=Ranks(0, 1, device), seed=0, no_decay=("norm", "bias"),
+        ranks=Dist(0, 1, device), seed=0, no_decay=("norm", "bias"),
     )  # fmt: skip
     distiller.train()
     return made
@@ -129,7 +129,7 @@ def test_a_run_continues_with_its_scale() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("key", ["trainer.precision", "teacher.precision", "teacher.recipe.trainer.precision"])
+@pytest.mark.parametrize("key", ["trainer.precision", "teacher.precision", "teacher.train.precision"])
 def test_without_a_gpu_it_is_refused_before_any_work(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:

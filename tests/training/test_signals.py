@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from nst.training.signals import Interrupted, stop_flag
+from nst.dist import Interrupted, stop_flag
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

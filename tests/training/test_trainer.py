@@ -9,12 +9,12 @@ from tests.training.test_compiled import BATCH, Net, loader
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nst.config import TrainerConfig
+from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes
 from nst.losses import NST, CrossEntropy
+from nst.optim import Constant
 from nst.teacher import LiveTeacher
-from nst.training.ranks import Ranks
-from nst.training.schedule import Constant
 from nst.training.trainer import Trainer
 
 WAITS = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
@@ -34,7 +34,7 @@ def trainer(device: str = "cpu", **settings: Any) -> Trainer:
     settings = {"epochs": 2, "batch_size": BATCH, "compile": False, **settings}
     return Trainer(
         distiller, teacher, loader(), optimizer=partial(torch.optim.SGD, lr=0.1), schedule=Constant(),
-        settings=TrainerConfig(**settings), ranks=Ranks(0, 1, torch.device(device)), seed=0,
+        settings=TrainerConfig(**settings), ranks=Dist(0, 1, torch.device(device)), seed=0,
     )  # fmt: skip
 
 

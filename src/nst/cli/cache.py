@@ -1,14 +1,14 @@
 """Write the teacher cache without training, or verify a complete one; pack a cache into one file to share it.
 
-nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' knowledge.views=16
+nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' cache.views=16
 nst cache pack cache=FOLDER to=FILE.tar
 nst cache unpack file=FILE.tar to=FOLDER
 
-The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `knowledge`
+The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `cache`
 settings uses it. If it is stopped, the same command continues.
 
 pack writes the manifest and all finished views of the cache in FOLDER (which has a manifest.json) into one file. unpack checks
-that file, every SHA-256 included, and makes a cache of it, to be used with knowledge=stored knowledge.path=FOLDER.
+that file, every SHA-256 included, and makes a cache of it, to be used with cache.views=16 cache.path=FOLDER.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def share(command: str, source: Path, target: Path) -> None:
         done = f"{readable_bytes(target.stat().st_size)}"
     else:
         cache = unpack(source, target)
-        done = f"use it with knowledge=stored knowledge.path={target}"
+        done = f"use it with cache.views=16 cache.path={target}"
     views = min(len(state["sha256"]) for state in cache.state.values())
     print(f"{target}: {len(cache.state)} arrays, {views} of {cache.views} views of {cache.images:,} images; {done}")
 
@@ -70,12 +70,12 @@ def task(cfg: DictConfig) -> None:
     """Write or verify."""
     with readable_errors():
         from nst import build
+        from nst.dist import join
         from nst.runs.run import write_teacher_cache
-        from nst.training.ranks import ranks
 
-        cfg.knowledge.mode = "stored"
+        cfg.cache.views = cfg.cache.views or 16
         settings = build.settings(cfg)
-        with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+        with join(settings.trainer.device, settings.trainer.timeout) as group:
             cache = write_teacher_cache(settings, group).cache
             if group.main and cache is not None:
                 cache.check_all()

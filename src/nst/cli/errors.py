@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nst.config import CONFIGS
-from nst.training.signals import Interrupted
+from nst.signals import Interrupted
 
 # Errors that a user can cause and fix; anything else is a bug and shows its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
@@ -65,7 +65,7 @@ def readable_errors(config_name: str = "config") -> Iterator[None]:
 def _should_report_error() -> bool:
     if "RANK" not in os.environ:
         return True
-    from nst.training.ranks import should_report_error
+    from nst.dist import should_report_error
 
     return should_report_error()
 

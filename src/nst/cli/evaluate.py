@@ -59,13 +59,13 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
         ValueError: a file or setting at fault.
     """
     from nst import build
+    from nst.dist import join
+    from nst.evaluate import evaluate
     from nst.export.finished import finished_run
     from nst.models.weights import load_weights
     from nst.runs.folder import STUDENT
     from nst.runs.teacher import TeacherOutput, expected_normalization
     from nst.teacher import LiveTeacher, Normalization
-    from nst.training.evaluate import evaluate
-    from nst.training.ranks import ranks
 
     run = None
     if settings.run is not None:
@@ -82,7 +82,7 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     if run is not None:
         run.check_classes(data)
     images = Normalization(data.mean, data.std)
-    with ranks(settings.device) as group:
+    with join(settings.device) as group:
         model.to(group.device)
         live = LiveTeacher(model, (), images=images, expects=expected_normalization(settings, metadata))
         loader = data.split(settings.split).loader(

@@ -21,7 +21,7 @@ from nst.cli.compose import hydra_main
 from nst.cli.errors import readable_errors
 
 if TYPE_CHECKING:
-    from nst.training.gradients import TermGradient
+    from nst.evaluate import TermGradient
 
 BATCHES = 8  # that gradients are averaged over
 
@@ -50,17 +50,17 @@ def show(settings: "nst.config.RunConfig") -> None:
 
     from nst import build
     from nst.cli.tables import gradient_tables
+    from nst.dist import join
+    from nst.evaluate import compare_gradients
     from nst.models.weights import load_weights
     from nst.runs.checkpoint import Checkpoints, read_checkpoint
     from nst.runs.folder import STUDENT, SUMMARY, run_folder
     from nst.runs.run import prepare_teacher
-    from nst.training.gradients import compare_gradients
-    from nst.training.ranks import ranks
 
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
-    with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+    with join(settings.trainer.device, settings.trainer.timeout) as group:
         if group.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
         teacher = prepare_teacher(settings, networks, group, data)

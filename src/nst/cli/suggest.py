@@ -23,7 +23,7 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
         return _shell("nst train", [*_with_teacher(arguments), "loss=kd"])
     if set(settings.loss) == {"ce", "nst_poly"}:
         remaining = _without(arguments, ("seed",))
-        if any(_key(argument).startswith(("loss.", "experiment", "knowledge.path")) for argument in remaining):
+        if any(_key(argument).startswith(("loss.", "experiment", "cache.path")) for argument in remaining):
             return _shell("nst train -m", [*remaining, "seed=0,1,2"])
         return _shell(
             "nst train -m", [*_without(remaining, ("loss",)), "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"]
@@ -54,7 +54,7 @@ def _typed() -> list[str]:
 
 def _with_teacher(arguments: list[str]) -> list[str]:
     """For a baseline: its overrides without those of losses and cache, plus a teacher."""
-    remaining = _without(arguments, ("loss", "knowledge"))
+    remaining = _without(arguments, ("loss", "cache"))
     if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
         return remaining
     keys, remaining = {_key(argument) for argument in remaining}, _without(remaining, ("teacher",))

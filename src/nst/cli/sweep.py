@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nst.cli.errors import USER_ERRORS, explain
-from nst.training.signals import Interrupted
+from nst.signals import Interrupted
 
 
 class Sweep(Callback):
@@ -61,7 +61,7 @@ class Sweep(Callback):
                 print(error)
             raise SystemExit(error.status)
         if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":  # the ranks may be out of step
-            from nst.training.ranks import should_report_error
+            from nst.dist import should_report_error
 
             if should_report_error():
                 print(f"job {line['job']} failed: {line['message']}\nwith several ranks this ends the sweep")
@@ -94,8 +94,7 @@ def _outcome(job: JobReturn) -> dict[str, Any]:
     if run.dry_run:
         return {"state": "dry run"}
     folder = RunFolder(run_folder(asdict(run)))
-    state = "pruned" if folder.summary() is None else "finished"
-    return {"state": state, "folder": str(folder.path), "accuracy": 100 - job.return_value}
+    return {"state": "finished", "folder": str(folder.path), "accuracy": 100 - job.return_value}
 
 
 def _main_rank() -> bool:
@@ -116,7 +115,6 @@ def show(lines: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for line in sorted(lines, key=lambda line: -line.get("accuracy", -1)):
         accuracy = f"{line['accuracy']:.2f} %" if "accuracy" in line else ""
-        accuracy += " (best epoch)" if line["state"] == "pruned" else ""
         own = " ".join(override for override in line["overrides"] if override not in common)
         table.add_row(str(line["job"]), Text(own), line["state"], accuracy)
     console = Console()

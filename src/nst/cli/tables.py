@@ -12,9 +12,9 @@ from rich.text import Text
 from nst.build import Networks, count_parameters
 from nst.cli.suggest import next_command
 from nst.config import RunConfig
+from nst.evaluate import TermGradient
 from nst.layers import shown
 from nst.report.gradients import cosines, norms
-from nst.training.gradients import TermGradient
 
 
 def dry_run_tables(settings: RunConfig, networks: Networks) -> None:

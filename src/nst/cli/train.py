@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Execute a composed configuration, and print the result.
 
     Returns:
-        The run's summary (also in `summary.json`); empty for a dry run; of a pruned run only `last`, its best accuracy so far.
+        The run's summary (also in `summary.json`); empty for a dry run.
 
     Raises:
         ValueError: a setting, file or result that makes the run impossible; raised before any work where possible.
@@ -36,22 +36,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
     from nst import build
     from nst.cli.tables import result_table
-    from nst.runs.prune import Pruned
+    from nst.dist import join
     from nst.runs.run import distil
-    from nst.training.ranks import ranks
 
     settings = build.settings(cfg)
     if settings.dry_run:
         dry_run(settings)
         return {}
-    with ranks(settings.trainer.device, settings.trainer.timeout) as group:
+    with join(settings.trainer.device, settings.trainer.timeout) as group:
         group.check_same_settings(asdict(settings))
-        try:
-            summary = distil(settings, group)
-        except Pruned as pruned:
-            if group.main:
-                print(pruned)
-            return {"pruned": True, "last": {"top1": pruned.best}}
+        summary = distil(settings, group)
         if group.main:
             result_table(settings, summary)
         return summary

@@ -101,8 +101,8 @@ def _method(run: FinishedRun) -> str:
         lines += ["", f"Training also used {'; '.join(recipe)}."]
     teacher = run.summary["teacher"]
     if teacher:
-        knowledge = run.settings.knowledge
-        source = "run with the student" if knowledge.mode == "live" else f"cached, knowledge.views = {knowledge.views}"
+        cache = run.settings.cache
+        source = "run with the student" if cache.views == 0 else f"cached, cache.views = {cache.views}"
         if run.settings.teacher.precision != "fp32":
             source += f", in {plain(run.settings.teacher.precision)}"
         lines += ["", f"Teacher: {plain(teacher['name'])} ({source}), weights with SHA-256 {code(teacher['sha256'])}."]

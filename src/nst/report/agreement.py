@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nst.config import NOT_IDENTITY
+from nst.config import UNNAMED
 from nst.report.runs import read_summary
 
 Record = dict[str, Any]
@@ -33,7 +33,7 @@ def check_agreement(folders: Iterable[Path]) -> None:
 def contents(summary: Record) -> Iterator[tuple[str, str, str]]:
     """What a run names, as (kind, settings, digest of the content); a summary that lacks any of them yields less."""
     config, data, teacher = (_object(summary, key) for key in ("config", "data", "teacher"))
-    images = {k: v for k, v in _object(config, "data").items() if f"data.{k}" not in NOT_IDENTITY}
+    images = {k: v for k, v in _object(config, "data").items() if f"data.{k}" not in UNNAMED}
     if images and "sha256" in data:
         yield "data", json.dumps(images, sort_keys=True), str(data["sha256"])
     settings = _object(config, "teacher")

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nst.config import NOT_IDENTITY, KnowledgeConfig, TeacherConfig, TrainerConfig
+from nst.config import UNNAMED, CacheConfig, TeacherConfig, TrainerConfig
 from nst.report.agreement import contents, sources
 from nst.report.runs import chance, diverged, fell_back, read_config, read_events, read_summary, teacher_of
 from nst.report.settings import schedule, weights
@@ -15,7 +15,7 @@ from nst.report.stats import sample
 
 Record = dict[str, Any]
 
-RUN_PARTS = {"trainer": TrainerConfig, "knowledge": KnowledgeConfig, "teacher": TeacherConfig}
+RUN_PARTS = {"trainer": TrainerConfig, "cache": CacheConfig, "teacher": TeacherConfig}
 
 FIELDS = (
     "data", "teacher", "model", "loss", "seed", "epochs", "state", "last", "best", "best_epoch", "fell_back", "seconds",
@@ -93,14 +93,14 @@ def comparable(config: Record) -> dict[str, Any]:
 
     A run of an earlier version lacks later keys: it has their defaults. Those of components are not known here.
     """
-    unused = [*NOT_IDENTITY, "seed"]
+    unused = [*UNNAMED, "seed"]
     if teacher_of(config) is None:
-        unused += ["teacher", "knowledge"]
+        unused += ["teacher", "cache"]
     elif config["teacher"].get("weights") is not None:
         unused.append("teacher.recipe")
     settings = DEFAULTS | {k: v for k, v in _flat(config).items() if v is not None}
-    if settings.get("knowledge.allow_large") is False:  # the default of earlier versions, the same result as null
-        del settings["knowledge.allow_large"]
+    if settings.get("cache.large") is False:  # the default of earlier versions, the same result as null
+        del settings["cache.large"]
     return {k: v for k, v in settings.items() if not any(k == key or k.startswith(f"{key}.") for key in unused)}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nst.falls import has_fallen
+from nst.evaluate import has_collapsed
 
 Record = dict[str, Any]
 
@@ -162,7 +162,7 @@ def fell_back(evaluations: Sequence[Record], guessing: float) -> bool:
     """
     best = 0.0
     for event in evaluations:
-        if has_fallen(event["top1"], best, guessing):
+        if has_collapsed(event["top1"], best, guessing):
             return True
         best = max(best, event["top1"])
     return False

@@ -7,6 +7,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from nst.config import CONFIGS
+from nst.dist import join
 from nst.report.table import read_table
 from nst.report.write import print_result, write_result
 from nst.reproduce import estimate
@@ -14,7 +15,6 @@ from nst.reproduce.evidence import gather, missing_layers
 from nst.reproduce.execute import Outcome, check_teachers, execute
 from nst.reproduce.plan import Plan, make_plan, write_plan
 from nst.reproduce.request import Request
-from nst.training.ranks import ranks
 
 
 def reproduce(request: Request) -> None:
@@ -27,7 +27,7 @@ def reproduce(request: Request) -> None:
     plan = make_plan(request, CONFIGS)
     if not request.page:
         check_teachers(plan)
-    with ranks(plan.cells[0].runs[0].trainer.device) as here:
+    with join(plan.cells[0].runs[0].trainer.device) as here:
         if here.main and not request.page:
             for line in missing_layers(plan):
                 print(line)

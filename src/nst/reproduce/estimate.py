@@ -14,6 +14,7 @@ from nst.config import RunConfig
 from nst.data.batch import Batch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
+from nst.dist import Dist
 from nst.distiller import Targets
 from nst.reproduce.plan import Plan, cache_key, finished
 from nst.teacher import (
@@ -28,7 +29,6 @@ from nst.teacher import (
 )
 from nst.teacher.choose import arrays_of
 from nst.teacher.layout import readable_bytes
-from nst.training.ranks import Ranks
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
 
@@ -86,30 +86,30 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
 
 
 def _views(run: RunConfig) -> int:
-    if "pad" not in run.data and run.knowledge.views != "all":  # random-sized crops, which have no end
-        return int(run.knowledge.views)
+    if "pad" not in run.data and run.cache.views != "all":  # random-sized crops, which have no end
+        return int(run.cache.views)
     all_views = ViewScheme(run.data["size"], run.data.get("pad", 0), run.data.get("flip", False)).num_views
-    return all_views if run.knowledge.views == "all" else min(int(run.knowledge.views), all_views)
+    return all_views if run.cache.views == "all" else min(int(run.cache.views), all_views)
 
 
 def describe_cache(run: RunConfig, images: int, views: int, device: torch.device) -> str:
     """Its size, and how summaries as large as the feature will be handled. The run itself measures again, once."""
-    networks, knowledge = build.networks(run), run.knowledge
+    networks, knowledge = build.networks(run), run.cache
     requests, shapes, teacher = networks.distiller.requests, networks.teacher_shapes, networks.teacher
     assert teacher is not None
     cache = TeacherCache(Path(knowledge.path or run.outputs) / "none yet", {}, images, views, knowledge.dtype)
     cachable = [r for r in requests if r.key not in kept_live(requests, shapes, allow_large=True)]
     weighed = large(cachable, shapes)
     rest = [r for r in cachable if r not in weighed]
-    cached, why = bool(knowledge.allow_large), f" (knowledge.allow_large={str(knowledge.allow_large).lower()})"
-    if weighed and knowledge.allow_large is None:
+    cached, why = bool(knowledge.large), f" (cache.large={str(knowledge.large).lower()})"
+    if weighed and knowledge.large is None:
         image = (run.data["channels"], run.data["size"], run.data["size"])
         computing = compute_seconds(
             teacher, weighed, image, run.trainer.batch_size, device, run.teacher.precision, run.trainer.channels_last
         )
         cost = weigh(
             arrays_of(weighed, teacher, shapes), arrays_of(rest, teacher, shapes), cache, computing,
-            device=device, ranks=1, residence=knowledge.residence,
+            device=device, ranks=1, residence="auto",
         )  # fmt: skip
         cached, why = cost.cheaper_to_read, f", since {cost}"
     size = sum(cache.bytes(a.shape) for a in arrays_of(cachable if cached else rest, teacher, shapes))
@@ -142,11 +142,11 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     if networks.teacher is not None:
         live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
         source, teacher = live, _seconds(lambda: live(images), device)
-        if run.knowledge.mode == "stored":  # without the few terms that stay live, which are ignored here
+        if run.cache.views:  # without the few terms that stay live, which are ignored here
             source = FixedSummaries(live(images))
     build.init_memory(run, networks.distiller, batch)
     eager = replace(run, trainer=replace(run.trainer, compile=False))
-    trainer = build.trainer(eager, networks.distiller, source, loader, Ranks(0, 1, device))
+    trainer = build.trainer(eager, networks.distiller, source, loader, Dist(0, 1, device))
     return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
 
 

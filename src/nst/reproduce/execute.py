@@ -13,12 +13,12 @@ from typing import Any
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.dist import Dist
 from nst.models.weights import load_weights
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
 from nst.runs.folder import PATIENCE, STUDENT, RunFolder, RunLockedError, run_folder
 from nst.runs.run import distil, write_teacher_cache
-from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def check_teachers(plan: Plan) -> None:
         load_weights(build.network("teacher.model", teacher.model, teacher.seed), teacher.weights)
 
 
-def execute(plan: Plan, ranks: Ranks) -> Outcome:
+def execute(plan: Plan, ranks: Dist) -> Outcome:
     """Run or continue everything that is not finished and that no other process runs.
 
     Raises:
@@ -90,7 +90,7 @@ def execute(plan: Plan, ranks: Ranks) -> Outcome:
     return outcome
 
 
-def check_finished(students: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str, Dataset]) -> None:
+def check_finished(students: list[NamedRun], outcome: Outcome, ranks: Dist, sets: dict[str, Dataset]) -> None:
     """If runs are to be added to finished ones, check that those had the same data and teacher weights.
 
     Raises:
@@ -104,7 +104,7 @@ def check_finished(students: list[NamedRun], outcome: Outcome, ranks: Ranks, set
             attempt(student, outcome, ranks, sets)  # of a finished run, that is all it does
 
 
-def run_all(runs: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str, Dataset]) -> None:
+def run_all(runs: list[NamedRun], outcome: Outcome, ranks: Dist, sets: dict[str, Dataset]) -> None:
     """Do the runs one after the other: each time the first that is neither finished nor locked."""
     while (run := _next(runs, outcome, ranks)) is not None:
         if ranks.main:
@@ -116,7 +116,7 @@ def run_all(runs: list[NamedRun], outcome: Outcome, ranks: Ranks, sets: dict[str
 def attempt(
     named: NamedRun,
     outcome: Outcome,
-    ranks: Ranks,
+    ranks: Dist,
     sets: dict[str, Dataset],
     do: Callable[..., object] = distil,
     **options: Any,
@@ -132,7 +132,7 @@ def attempt(
             print(f"failed: {error}", flush=True)
 
 
-def _next(runs: list[NamedRun], outcome: Outcome, ranks: Ranks) -> NamedRun | None:
+def _next(runs: list[NamedRun], outcome: Outcome, ranks: Dist) -> NamedRun | None:
     """Rank 0 chooses for all."""
     choice = len(runs)
     if ranks.main:
@@ -149,7 +149,7 @@ def _next(runs: list[NamedRun], outcome: Outcome, ranks: Ranks) -> NamedRun | No
 
 def _done(named: NamedRun) -> bool:
     """Whether the run is finished, or has diverged and would again."""
-    return finished(named.run) or (diverged(named.folder) is not None and not named.run.trainer.skip_nonfinite)
+    return finished(named.run) or (diverged(named.folder) is not None)
 
 
 def dataset(run: RunConfig, sets: dict[str, Dataset]) -> Dataset:

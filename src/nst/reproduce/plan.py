@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nst import build
 from nst.cli.errors import explain
 from nst.cli.search import add_working_directory, check_recipes, search_path
-from nst.config import NOT_IDENTITY, KnowledgeConfig, RunConfig
+from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.files import write_whole
 from nst.report.settings import as_typed
 from nst.reproduce.axis import axis_values
@@ -35,10 +35,10 @@ HOW = (
     "trainer.compile",
     "trainer.channels_last",
     "trainer.sync_bn",
-    "knowledge.",
+    "cache.",
     "teacher.weights",
 )
-UNSTATED = (*NOT_IDENTITY, "seed", "teacher.mean", "teacher.std", "teacher.min_accuracy")
+UNSTATED = (*UNNAMED, "seed", "teacher.mean", "teacher.std", "teacher.min_accuracy")
 SHORTER = ("trainer.epochs", "teacher.recipe.trainer.epochs")
 
 
@@ -81,7 +81,7 @@ class Plan:
     def caches(self) -> list[RunConfig]:
         """One run per teacher cache, with all summaries that the table's students need."""
         runs: dict[str, RunConfig] = {}
-        for run in (cell.runs[0] for cell in self.cells if cell.runs[0].knowledge.mode == "stored"):
+        for run in (cell.runs[0] for cell in self.cells if cell.runs[0].cache.views):
             key = cache_key(run)
             merged = runs.get(key, run)
             new = [node for node in run.loss.values() if node not in merged.loss.values()]
@@ -93,7 +93,7 @@ class Plan:
 
 def cache_key(run: RunConfig) -> str:
     """Equal for runs that share a teacher cache."""
-    return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.knowledge)], sort_keys=True)
+    return json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.cache)], sort_keys=True)
 
 
 def finished(run: RunConfig) -> bool:
@@ -167,8 +167,8 @@ def _cell(
 
 def views_shown(run: RunConfig) -> float:
     """How many views of an image a run may show at most; fewer than its epochs means less augmentation."""
-    stored = run.knowledge.mode == "stored" and run.knowledge.views != "all"
-    return int(run.knowledge.views) if stored else math.inf
+    stored = run.cache.views and run.cache.views != "all"
+    return int(run.cache.views) if stored else math.inf
 
 
 def _check_row(place: str, run: RunConfig) -> None:
@@ -181,8 +181,6 @@ def _check_row(place: str, run: RunConfig) -> None:
     ):
         if getattr(run, key) != getattr(usual, key):
             raise ValueError(f"{place}: {key}={as_typed(getattr(run, key))}: {remedy}")
-    if run.trainer.prune_after is not None:
-        raise ValueError(f"{place}: trainer.prune_after={run.trainer.prune_after}: a table needs whole runs")
 
 
 def _check_groups(table: str, cells: Sequence[Cell]) -> None:
@@ -210,21 +208,16 @@ def _without_unused_cache(
 ) -> tuple[list[str], RunConfig]:
     """A run and its overrides, without those of a teacher cache that would cache none of its summaries: it stays live."""
     run = settings(overrides)
-    if run.knowledge.mode == "live" or cacheable(run):
+    if run.cache.views == 0 or cacheable(run):
         return overrides, run
-    return [override for override in overrides if not override.startswith("knowledge")], replace(
-        run, knowledge=KnowledgeConfig()
-    )
+    return [override for override in overrides if not override.startswith("cache.")], replace(run, cache=CacheConfig())
 
 
 def cacheable(run: RunConfig) -> bool:
-    """Whether a teacher cache can have any summary that the run needs.
-
-    If cost decides (`knowledge.allow_large=null`), large summaries count: no row may depend on this machine's speed.
-    """
+    """Whether a teacher cache can have any summary that the run needs."""
     networks = build.networks(run)
     requests = networks.distiller.requests
-    return len(kept_live(requests, networks.teacher_shapes, run.knowledge.allow_large is not False)) < len(requests)
+    return len(kept_live(requests, networks.teacher_shapes, run.cache.large)) < len(requests)
 
 
 def _settings(search: list[str], overrides: list[str]) -> RunConfig:

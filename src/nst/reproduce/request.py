@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from shlex import quote
 
-from nst.config import NOT_IDENTITY, RunConfig
+from nst.config import UNNAMED, RunConfig
 from nst.reproduce.table import result_name
 
 USAGE = """Reproduce a table: plan its runs, run what is missing, write tables and one page.
@@ -47,7 +47,7 @@ class Request:
     def folder(self) -> str:
         """The folder of the result below `<outputs>/tables`: named by the arguments, except for the number of seeds."""
         parts = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        parts += sorted(o for o in self.overrides if o.split("=")[0] not in NOT_IDENTITY)
+        parts += sorted(o for o in self.overrides if o.split("=")[0] not in UNNAMED)
         parts = [re.sub(r"=.*/", "=", text) for text in parts]  # only the last component of a path
         name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in parts)
         if len(name) > 120:  # file systems have limits

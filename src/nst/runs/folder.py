@@ -4,9 +4,10 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from hydra.utils import get_object
 
-from nst.config import NOT_IDENTITY, RunConfig, differences
+from nst.config import RunConfig
 from nst.files import write_whole
 
 Config = dict[str, Any]
@@ -28,66 +29,60 @@ SUMMARY = "summary.json"  # of a finished run
 PATIENCE = 10.0
 
 
-def identity(config: Mapping[str, Any], importable: Mapping[str, Any] | None = None) -> Config:
-    """The run's identity: the resolved configuration without keys that do not change the result and keys at their default.
+def run_key(config: Mapping[str, Any]) -> Config:
+    """What names a run: the resolved configuration without keys that do not change the result and keys at their default.
 
-    So a key that is added later, with a default that changes nothing, renames no run. Defaults are those of the schema and of
-    the components' own signatures; they must never change (a new default is a new key).
-
-    Args:
-        importable: for a configuration read from a file: only components that this one names, too, are imported.
+    So a key that is added later, with a default that changes nothing, renames no run. Which keys are left out is marked in the
+    schema (`nst.config.setting`); defaults are those of the schema and of the components' own signatures.
     """
-    result = json.loads(json.dumps(config))
-    for dotted in NOT_IDENTITY:
-        *parents, last = dotted.split(".")
-        node = result
-        for key in parents:
-            node = node.get(key) or {}
-        node.pop(last, None)
-    knowledge = result.get("knowledge") or {}
-    if knowledge.get("allow_large") is False:  # the default of earlier versions; as null, it changes how, not what
-        knowledge.pop("allow_large")
-    if result["teacher"]["model"] is None:
-        result.pop("teacher")
-    elif result["teacher"]["weights"] is not None:
-        result["teacher"].pop("recipe", None)
-    return _without_defaults(result, json.loads(json.dumps(asdict(RunConfig()))), _targets(importable or config))
+    key = _of_schema(RunConfig, json.loads(json.dumps(config)))
+    if config["teacher"]["model"] is None:
+        key.pop("teacher", None)
+    elif config["teacher"]["weights"] is not None:
+        key["teacher"].pop("train", None)
+    return key
+
+
+def _of_schema(schema: Any, values: Config) -> Config:
+    key: Config = {}
+    for f in fields(schema):
+        if f.name not in values or not f.metadata.get("key", True):
+            continue
+        value = values[f.name]
+        if is_dataclass(f.type):
+            if inner := _of_schema(f.type, value):
+                key[f.name] = inner
+        elif isinstance(value, dict):
+            unnamed = f.metadata.get("unnamed", ())
+            key[f.name] = _without_defaults({name: v for name, v in value.items() if name not in unnamed})
+        elif value != (f.default_factory() if f.default is MISSING else f.default):
+            key[f.name] = value
+    return key
 
 
 def not_default(node: Mapping[str, Any], ignored: Collection[str] = ()) -> Config:
     """A component's arguments that differ from their default, without those in `ignored`."""
-    defaults = _signature_defaults(node["_target_"])
-    arguments = {key: _as_json(value) for key, value in node.items() if key not in ("_target_", *ignored)}
-    return {key: value for key, value in arguments.items() if key not in defaults or defaults[key] != value}
+    return {k: v for k, v in _without_defaults(node).items() if k not in ("_target_", *ignored)}
 
 
-def _targets(node: Any) -> set[str]:
-    """All components that nested settings name."""
-    if not isinstance(node, Mapping):
-        return set()
-    targets = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
-    return targets.union(*(_targets(value) for value in node.values()))
-
-
-def _without_defaults(node: Config, defaults: Mapping[str, Any], targets: set[str]) -> Config:
-    """Nested settings without values equal to their default; values without a known default stay."""
-    if node.get("_target_") in targets:
-        defaults = {**defaults, **_signature_defaults(node["_target_"])}
-    result: Config = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            inner = defaults.get(key)
-            value = _without_defaults(value, inner if isinstance(inner, dict) else {}, targets)
-            if value or not isinstance(inner, dict):
-                result[key] = value
-        elif key not in defaults or defaults[key] != value:
-            result[key] = value
-    return result
+def _without_defaults(node: Mapping[str, Any]) -> Config:
+    """A component, or several by name, without the arguments equal to their default."""
+    defaults = _signature_defaults(node["_target_"]) if isinstance(node.get("_target_"), str) else {}
+    key: Config = {}
+    for name, value in node.items():
+        if name not in defaults or defaults[name] != value:
+            key[name] = _without_defaults(value) if isinstance(value, dict) else value
+    return key
 
 
 def _signature_defaults(target: str) -> Config:
-    """The defaults of a component's arguments. None for torch's classes, whose defaults may change with the version."""
-    if target.startswith("torch."):
+    """The defaults of a component's arguments.
+
+    None for torch's classes, whose defaults may change with the version, and none that needs another import: a stored
+    configuration must not run code.
+    """
+    module = target.rpartition(".")[0]
+    if target.startswith("torch.") or not (target.startswith("nst.") or module in sys.modules):
         return {}
     with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
         parameters = inspect.signature(get_object(target)).parameters.values()
@@ -105,7 +100,7 @@ def _as_json(value: Any) -> Any:
 def run_folder(config: Mapping[str, Any]) -> Path:
     """`outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`."""
     teacher = (config["teacher"]["model"] or {}).get("name", "none")
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(run_key(config), sort_keys=True).encode()).hexdigest()[:8]
     losses = "+".join(name for name in config["loss"] if name != "ce") or "ce"
     pair = f"{teacher}-{config['model']['name']}"
     return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
@@ -128,7 +123,7 @@ class RunFolder:
 
         Raises:
             RunLockedError: if another process has locked it.
-            ValueError: if it belongs to another configuration (the keys are named), or cannot be made.
+            ValueError: if it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -143,12 +138,7 @@ class RunFolder:
         for unfinished in self.path.glob("*.tmp"):  # left by a killed process
             unfinished.unlink()
         write_whole(holder, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
-        file = self.path / "config.json"
-        if file.is_file():
-            changed = differences(identity(read_json(file), importable=config), identity(config))
-            if changed:
-                raise ValueError(f"{self.path} holds a run of another configuration: {'; '.join(changed)}")
-        else:
+        if not (file := self.path / "config.json").is_file():
             write_whole(file, json.dumps(config, indent=1).encode())
 
     def is_locked(self) -> bool:

@@ -18,7 +18,6 @@ from nst.files import naming, write_whole
 from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
 from nst.runs.folder import DIVERGED, METRICS
 from nst.runs.provenance import changed_sources
-from nst.runs.prune import PRUNED, Pruned, median_of_others
 from nst.runs.trackers import RunInfo, Tracker
 from nst.training.trainer import Trainer
 
@@ -104,8 +103,7 @@ class RunRecord:
 
     def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
         step, steps = trainer.progress.step, trainer.steps
-        for file in (DIVERGED, PRUNED):
-            (self.folder / file).unlink(missing_ok=True)
+        (self.folder / DIVERGED).unlink(missing_ok=True)
         logged_steps = last_steps(self.folder / METRICS)
         _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
         self._lines = (self.folder / METRICS).open("ab", buffering=0)
@@ -163,26 +161,11 @@ class RunRecord:
         }
         self.checkpoints.save(step, state | extra)
 
-    def evaluated(self, epoch: int, best_top1: float) -> None:
-        """Raises Pruned if the run is below the median of comparable ones and `trainer.prune_after` is set."""
-        after = self.settings.prune_after
-        if after is None or not after <= epoch < self.settings.epochs:
-            return
-        median = median_of_others(self.folder, epoch) if self.ranks.main else None
-        (worse,) = self.ranks.max(int(median is not None and best_top1 < median))
-        if worse:
-            pruned = Pruned(epoch, best_top1, median or 0.0)
-            if self.ranks.main:
-                pruned.write(self.folder)
-            raise pruned
-
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
         """Write `diverged.json`; return the error with the last good checkpoint and a remedy."""
         if self.ranks.main:
             write_whole(self.folder / DIVERGED, json.dumps({"step": step, "reason": str(error)}).encode())
-        hint = (
-            "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true skips such steps"
-        )
+        hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it"
         return FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}")
 
     def __enter__(self) -> "RunRecord":

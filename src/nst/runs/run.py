@@ -14,28 +14,27 @@ from torch import Tensor, nn
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
+from nst.dist import Dist
+from nst.evaluate import Metrics, evaluate
 from nst.files import sha256_of, write_whole
 from nst.models.weights import save_weights
 from nst.precision import check_precision
-from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, identity, run_folder
+from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
 from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import changed_sources, provenance, user_sources
-from nst.runs.prune import read_pruned
 from nst.runs.record import RunRecord
 from nst.runs.same_data import check_same_data
 from nst.runs.teacher import TeacherSide, teacher_run
 from nst.runs.teacher_cache import cache_replaces_weights, cached_teacher_sha256, teacher_side
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Prefetch
-from nst.training.evaluate import Metrics, evaluate
 from nst.training.loop import Loop
-from nst.training.ranks import Ranks
 from nst.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
+def distil(settings: RunConfig, ranks: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
     """Train the student of `settings`; first its teacher, if that has no weights yet.
 
     Args:
@@ -47,14 +46,13 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
 
     Raises:
         ValueError: for whatever makes the run impossible.
-        Pruned: now or in an earlier start, see `trainer.prune_after`.
     """
     # check
     config = asdict(settings)
     for key, value in (("trainer", settings.trainer.precision), ("teacher", settings.teacher.precision)):
         check_precision(f"{key}.precision", value, ranks.device)
     if settings.teacher.model is not None and settings.teacher.weights is None:
-        check_precision("teacher.recipe.trainer.precision", settings.teacher.recipe.trainer.precision, ranks.device)
+        check_precision("teacher.train.precision", settings.teacher.train.precision, ranks.device)
     folder = RunFolder(run_folder(config))
     networks = None if _is_finished(folder, ranks) else build.networks(settings)
     if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
@@ -65,8 +63,6 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
     check_same_data(data, ranks)
     if networks is None:
         return _finished(settings, folder, ranks, data)
-    if settings.trainer.prune_after is not None and (pruned := read_pruned(folder.path)) is not None:
-        raise pruned
     _check_split(settings, data, ranks)
     # teacher and its summaries
     teacher = prepare_teacher(settings, networks, ranks, data)
@@ -80,7 +76,7 @@ def distil(settings: RunConfig, ranks: Ranks, data: Dataset | None = None, wait:
         folder.close()
 
 
-def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset) -> TeacherSide:
+def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset) -> TeacherSide:
     """The source of the teacher's summaries; a teacher without weights is trained first, a missing cache is written.
 
     Raises:
@@ -94,7 +90,7 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Ranks,
     return teacher_side(settings, networks, ranks, data, weights)
 
 
-def write_teacher_cache(settings: RunConfig, ranks: Ranks, data: Dataset | None = None) -> TeacherSide:
+def write_teacher_cache(settings: RunConfig, ranks: Dist, data: Dataset | None = None) -> TeacherSide:
     """Write the teacher cache for these settings.
 
     Raises:
@@ -107,24 +103,24 @@ def write_teacher_cache(settings: RunConfig, ranks: Ranks, data: Dataset | None 
     return prepare_teacher(settings, networks, ranks, data)
 
 
-def _trained_teacher(settings: RunConfig, ranks: Ranks, data: Dataset) -> str:
+def _trained_teacher(settings: RunConfig, ranks: Dist, data: Dataset) -> str:
     """The weights file of a teacher without `teacher.weights`: trains it unless that run is finished."""
     teacher_settings = teacher_run(settings)
     folder = run_folder(asdict(teacher_settings))
     if ranks.main and not (folder / SUMMARY).is_file():
         print(
             f"teacher {teacher_settings.model['name']} has no weights yet: it is trained first, "
-            f"{teacher_settings.trainer.epochs} epochs by teacher.recipe, and kept in {folder}"
+            f"{teacher_settings.trainer.epochs} epochs by teacher.train, and kept in {folder}"
         )
     return str(Path(distil(teacher_settings, ranks, data, wait=True)["folder"]) / STUDENT)
 
 
-def _is_finished(folder: RunFolder, ranks: Ranks) -> bool:
+def _is_finished(folder: RunFolder, ranks: Dist) -> bool:
     """Rank 0 decides for all: another process may finish the run at any moment."""
     return ranks.max(int(ranks.main and folder.summary() is not None)) == [1]
 
 
-def _finished(settings: RunConfig, folder: RunFolder, ranks: Ranks, data: Dataset) -> dict[str, Any]:
+def _finished(settings: RunConfig, folder: RunFolder, ranks: Dist, data: Dataset) -> dict[str, Any]:
     """The summary of a finished run; logs which of the user's own code has changed since.
 
     Raises:
@@ -151,8 +147,8 @@ def _finished(settings: RunConfig, folder: RunFolder, ranks: Ranks, data: Datase
     cached = cached_teacher_sha256(settings) if cache_replaces_weights(settings) else None
     if teacher is not None and cached is not None and cached != teacher["sha256"]:
         raise ValueError(
-            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache knowledge.path="
-            f"{settings.knowledge.path} is of a teacher of {cached}. Name another cache, or {redo}"
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache cache.path="
+            f"{settings.cache.path} is of a teacher of {cached}. Name another cache, or {redo}"
         )
     if ranks.main and (sources := summary.get("sources")):
         networks = build.networks(settings)
@@ -161,7 +157,7 @@ def _finished(settings: RunConfig, folder: RunFolder, ranks: Ranks, data: Datase
     return {**summary, "was_finished": True}
 
 
-def _lock(folder: RunFolder, config: dict[str, Any], ranks: Ranks, wait: bool) -> None:
+def _lock(folder: RunFolder, config: dict[str, Any], ranks: Dist, wait: bool) -> None:
     """Rank 0 locks the folder; the others poll, so that no collective call times out."""
     printed = False
     while True:
@@ -180,18 +176,18 @@ def _lock(folder: RunFolder, config: dict[str, Any], ranks: Ranks, wait: bool) -
             raise locked or RunLockedError(f"{folder.path} is being written by another process")
 
 
-def _check_cache_folder(settings: RunConfig, ranks: Ranks) -> None:
-    """Raises ValueError, before a teacher is trained, if `knowledge.path` cannot be created."""
-    if settings.knowledge.path is not None and ranks.main:
+def _check_cache_folder(settings: RunConfig, ranks: Dist) -> None:
+    """Raises ValueError, before a teacher is trained, if `cache.path` cannot be created."""
+    if settings.cache.path is not None and ranks.main:
         try:
-            Path(settings.knowledge.path).mkdir(parents=True, exist_ok=True)
+            Path(settings.cache.path).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"knowledge.path={settings.knowledge.path}: no such folder can be made ({error.strerror})"
+                f"cache.path={settings.cache.path}: no such folder can be made ({error.strerror})"
             ) from error
 
 
-def _check_split(settings: RunConfig, data: Dataset, ranks: Ranks) -> None:
+def _check_split(settings: RunConfig, data: Dataset, ranks: Dist) -> None:
     images, batch = len(data.train), settings.trainer.batch_size
     tail = images % batch or batch
     if min(batch, tail) < ranks.world:
@@ -205,13 +201,13 @@ def _check_split(settings: RunConfig, data: Dataset, ranks: Ranks) -> None:
         _check_single_image(settings, images, ranks)
 
 
-def _smallest_micro_batch(settings: RunConfig, images: int, batch: int, ranks: Ranks) -> int:
+def _smallest_micro_batch(settings: RunConfig, images: int, batch: int, ranks: Dist) -> int:
     """The size of an epoch's smallest micro-batch: images of a rank in one gradient accumulation step."""
     counts = [size // ranks.world for size in (min(batch, images), images % batch) if size]
     return min(count // (min(settings.trainer.accumulate, count) or 1) for count in counts)
 
 
-def _check_single_image(settings: RunConfig, images: int, ranks: Ranks) -> None:
+def _check_single_image(settings: RunConfig, images: int, ranks: Dist) -> None:
     """Raises ValueError if the student cannot train on a single image: batch norm of 1×1 maps has one value per channel."""
     data, batch = settings.data, settings.trainer.batch_size
     student = build.network("model", settings.model, settings.seed).train()
@@ -229,7 +225,7 @@ def _check_single_image(settings: RunConfig, images: int, ranks: Ranks) -> None:
 
 
 def _train(
-    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, folder: RunFolder, teacher: TeacherSide
+    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, folder: RunFolder, teacher: TeacherSide
 ) -> dict[str, Any]:
     config = asdict(settings)
     loader = build.loader(settings, ranks, data, "train", teacher.views)
@@ -239,7 +235,7 @@ def _train(
     trainer = build.trainer(settings, networks.distiller, teacher.source, loader, ranks)
     evaluated = "val" if data.val is not None else "test"
     about = {  # must be equal in every start of the run, by rank 0
-        "config": identity(config),
+        "config": run_key(config),
         "teacher": {"sha256": teacher.about["sha256"]} if teacher.about else None,
         "data": {"sha256": data.fingerprint} if ranks.main else None,
     }
@@ -304,7 +300,7 @@ def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summ
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _drawing(trainer: Trainer, teacher: TeacherSide, ranks: Ranks, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+def _drawing(trainer: Trainer, teacher: TeacherSide, ranks: Dist, data: Dataset) -> Callable[[], dict[str, Tensor]]:
     """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=ranks.device)
     images = data.test.render(first, torch.full_like(first, data.test.unaugmented))

@@ -4,10 +4,10 @@ import hashlib
 
 from nst.data.dataset import Dataset
 from nst.data.memory import MemorySplit
-from nst.training.ranks import Ranks
+from nst.dist import Dist
 
 
-def check_same_data(data: Dataset, ranks: Ranks) -> None:
+def check_same_data(data: Dataset, ranks: Dist) -> None:
     """Raises ValueError, on every rank, where one has other images than rank 0: by pixels in memory, else by the labels."""
     if ranks.world == 1:
         return

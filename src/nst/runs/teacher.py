@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 from nst import build
 from nst.config import (
-    NOT_IDENTITY,
+    UNNAMED,
+    CacheConfig,
     EvaluateConfig,
-    KnowledgeConfig,
     RunConfig,
     TeacherConfig,
-    TeacherRecipeConfig,
     TrainerConfig,
 )
 from nst.data.dataset import Dataset
 from nst.data.progress import counted
+from nst.dist import Dist
+from nst.evaluate import evaluate
 from nst.files import sha256_of
 from nst.models.weights import load_weights
 from nst.teacher import LiveTeacher, Normalization, TargetSource, TeacherCache, fold_batch_norm
-from nst.training.evaluate import evaluate
-from nst.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class TeacherSide:
 
 
 def load_teacher(
-    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str
+    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, weights: str
 ) -> tuple[LiveTeacher, dict[str, Any]]:
     """The teacher with its weights, batch norms folded; its name, weights file and number of parameters.
 
@@ -63,7 +62,7 @@ def load_teacher(
 
 
 def evaluate_teacher(
-    settings: RunConfig, live: LiveTeacher, about: dict[str, Any], ranks: Ranks, data: Dataset
+    settings: RunConfig, live: LiveTeacher, about: dict[str, Any], ranks: Dist, data: Dataset
 ) -> dict[str, Any]:
     """`about` with the weights' SHA-256 and the teacher's accuracy, measured on the held-out images if there are any, else on the test images.
 
@@ -97,8 +96,10 @@ def check_accuracy(settings: RunConfig, data: Dataset, about: dict[str, Any]) ->
         reason = None
         if binomtest(hits, len(labels), chance, alternative="greater").pvalue > 0.01:
             reason = f"predicting the most frequent class gives {100 * chance:.2f} %, so it may be at chance: "
-            if settings.teacher.weights is None and settings.knowledge.path is None:
-                reason += "trained here, by teacher.recipe: more epochs (teacher.recipe.trainer.epochs), or another learning rate?"
+            if settings.teacher.weights is None and settings.cache.path is None:
+                reason += (
+                    "trained here, by teacher.train: more epochs (teacher.train.epochs), or another learning rate?"
+                )
             else:
                 reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
     if reason is not None:
@@ -113,23 +114,21 @@ def teacher_run(settings: RunConfig) -> RunConfig:
 
     From the student's trainer it takes only keys that do not change the result.
     """
-    recipe = settings.teacher.recipe
-    shared = [key.removeprefix("trainer.") for key in NOT_IDENTITY if key.startswith("trainer.")]
+    train = settings.teacher.train
+    shared = [key.removeprefix("trainer.") for key in UNNAMED if key.startswith("trainer.")]
     trainer = replace(
         TrainerConfig(**{key: getattr(settings.trainer, key) for key in shared}),
-        **asdict(recipe.trainer),
-        prune_after=None,
+        **{key: getattr(train, key) for key in ("epochs", "batch_size", "precision", "sync_bn")},
         profile=False,
     )
-    ce = {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}
     return replace(
         settings,
         model=settings.teacher.model,
-        teacher=TeacherConfig(recipe=TeacherRecipeConfig(), seed=0),
-        knowledge=KnowledgeConfig(),
-        loss={"ce": ce},
-        optim=recipe.optim,
-        schedule=recipe.schedule,
+        teacher=TeacherConfig(),
+        cache=CacheConfig(),
+        loss={"ce": {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}},
+        optim=train.optim,
+        schedule=train.schedule,
         trainer=trainer,
         seed=settings.teacher.seed,
     )

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from nst import build
-from nst.config import KnowledgeConfig, RunConfig
+from nst.config import CacheConfig, RunConfig
 from nst.data.dataset import Dataset
+from nst.dist import Dist
 from nst.files import sha256_of
 from nst.layers import resolve
 from nst.runs.folder import not_default
 from nst.runs.teacher import TeacherSide, check_accuracy, evaluate_teacher, load_teacher
+from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.teacher import (
     Array,
     CachedTeacher,
@@ -35,20 +37,18 @@ from nst.teacher import (
     write_cache,
 )
 from nst.teacher.cache import MANIFEST
-from nst.training.ranks import Ranks
-from nst.training.signals import Interrupted, StopFlag, stop_flag
 
 CHECKED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 
 
 def cache_replaces_weights(settings: RunConfig) -> bool:
-    """Whether `knowledge.path` names an existing cache, so that the teacher's weights may not be needed."""
-    path = settings.knowledge.path
+    """Whether `cache.path` names an existing cache, so that the teacher's weights may not be needed."""
+    path = settings.cache.path
     return path is not None and (Path(path) / MANIFEST).is_file()
 
 
 def teacher_side(
-    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
+    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, weights: str | None
 ) -> TeacherSide:
     """The source of the targets that the terms need: a live teacher, or a cache that is completed first.
 
@@ -60,7 +60,7 @@ def teacher_side(
     """
     if networks.teacher is None:
         return TeacherSide(NoTeacher())
-    if settings.knowledge.mode == "stored":
+    if settings.cache.views:
         return _cached(settings, networks, ranks, data, weights)
     assert weights is not None
     live, about = load_teacher(settings, networks, ranks, data, weights)
@@ -72,15 +72,15 @@ def teacher_side(
 
 
 def _cached(
-    settings: RunConfig, networks: build.Networks, ranks: Ranks, data: Dataset, weights: str | None
+    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, weights: str | None
 ) -> TeacherSide:
     target_specs = networks.distiller.target_specs
     num_views = data.train.num_views
-    views = _cached_views(settings.knowledge, data.name, num_views)
+    views = _cached_views(settings.cache, data.name, num_views)
     identity = cache_identity(settings, data, sha256_of(weights) if weights else cached_teacher_sha256(settings), views)
-    cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.knowledge.dtype)
+    cache = TeacherCache(cache_folder(settings, identity), identity, len(data.train), views, settings.cache.dtype)
     choice = _choose(settings, networks, ranks, cache)
-    needed = _needed(networks, choice, settings.knowledge)
+    needed = _needed(networks, choice, settings.cache)
     subset = data.train.view_subset(views)
     (incomplete,) = ranks.max(int(bool(cache.missing(needed))))
     if ranks.main:
@@ -106,7 +106,7 @@ def _cached(
         assert live is not None
         live.set_target_specs(target_specs)
         return TeacherSide(live, about, live, train_views, cache)
-    cached = CachedTeacher(cache, needed, subset, ranks.device, ranks.world, settings.knowledge.residence)
+    cached = CachedTeacher(cache, needed, subset, ranks.device, ranks.world, "auto")
     if live is None or not choice.live:
         return TeacherSide(cached, about, live, train_views, cache)
     live.set_target_specs([r for r in target_specs if r.key in choice.live])
@@ -120,21 +120,21 @@ def _first_images(settings: RunConfig, data: Dataset, subset: Tensor, device: to
     return data.train.render(indices, views, settings.trainer.channels_last)
 
 
-def _cached_views(knowledge: KnowledgeConfig, name: str, num_views: int | None) -> int:
+def _cached_views(cache: CacheConfig, name: str, num_views: int | None) -> int:
     """How many of an image's `num_views` views to cache (None: they cannot be enumerated, so `all` raises ValueError)."""
-    if num_views is None and knowledge.views == "all":
+    if num_views is None and cache.views == "all":
         raise ValueError(
-            f"knowledge.views=all: the views of data={name} are random-sized crops, which cannot be enumerated; choose a number of "
-            "them, such as knowledge.views=16, or use knowledge=live"
+            f"cache.views=all: the views of data={name} are random-sized crops, which cannot be enumerated; choose a number of "
+            "them, such as cache.views=16, or use cache.views=0"
         )
     if num_views is None:
-        return int(knowledge.views)
-    return num_views if knowledge.views == "all" else min(int(knowledge.views), num_views)
+        return int(cache.views)
+    return num_views if cache.views == "all" else min(int(cache.views), num_views)
 
 
-def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: TeacherCache) -> Choice:
+def _choose(settings: RunConfig, networks: build.Networks, ranks: Dist, cache: TeacherCache) -> Choice:
     """Which targets are cached, the same on every rank: rank 0 measures and decides once, the manifest stores the decision."""
-    teacher, knowledge = networks.teacher, settings.knowledge
+    teacher = networks.teacher
     assert teacher is not None
     image = (settings.data["channels"], settings.data["size"], settings.data["size"])
     compute = partial(
@@ -142,8 +142,8 @@ def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: 
         precision=settings.teacher.precision, channels_last=settings.trainer.channels_last,
     )  # fmt: skip
     choose = partial(
-        choose_targets, cache, teacher, networks.distiller.target_specs, networks.teacher_shapes, knowledge.allow_large,
-        device=ranks.device, ranks=ranks.world, residence=knowledge.residence,
+        choose_targets, cache, teacher, networks.distiller.target_specs, networks.teacher_shapes, settings.cache.large,
+        device=ranks.device, ranks=ranks.world, residence="auto",
     )  # fmt: skip
     (undecided,) = ranks.max(int(choose() is None))
     if undecided:
@@ -157,13 +157,13 @@ def _choose(settings: RunConfig, networks: build.Networks, ranks: Ranks, cache: 
     return choice
 
 
-def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig) -> list[Array]:
+def _needed(networks: build.Networks, choice: Choice, cache: CacheConfig) -> list[Array]:
     """The arrays of the target_specs that are cached. Raises ValueError if none can be."""
     target_specs, teacher = networks.distiller.target_specs, networks.teacher
     assert teacher is not None
-    if len(choice.live) == len(target_specs) and (knowledge.allow_large is False or not choice.by_cost):
+    if len(choice.live) == len(target_specs) and (cache.large is False or not choice.by_cost):
         reasons = "; ".join(f"loss.{key.split(':')[0]}: {reason}" for key, reason in choice.live.items())
-        raise ValueError(f"knowledge=stored has nothing to cache. {reasons}. Use knowledge=live")
+        raise ValueError(f"cache.views: there is nothing to cache. {reasons}. Use cache.views=0")
     return [
         array
         for r in target_specs
@@ -173,8 +173,8 @@ def _needed(networks: build.Networks, choice: Choice, knowledge: KnowledgeConfig
 
 
 def cached_teacher_sha256(settings: RunConfig) -> str:
-    """SHA-256 of the weights of the teacher whose cache `knowledge.path` names. Raises ValueError for a damaged manifest."""
-    file = Path(settings.knowledge.path or "") / MANIFEST
+    """SHA-256 of the weights of the teacher whose cache `cache.path` names. Raises ValueError for a damaged manifest."""
+    file = Path(settings.cache.path or "") / MANIFEST
     try:
         return json.loads(file.read_text())["identity"]["teacher"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -193,17 +193,17 @@ def cache_identity(settings: RunConfig, data: Dataset, sha256: str, views: int) 
         "teacher_input": {"mean": settings.teacher.mean, "std": settings.teacher.std},
         "view_scheme": data.train.view_key,
         "views": views,
-        "dtype": settings.knowledge.dtype,
+        "dtype": settings.cache.dtype,
         **optional,
     }
 
 
 def cache_folder(settings: RunConfig, identity: dict[str, Any]) -> Path:
-    """`outputs/<data>/knowledge/<teacher>-<hash>`, or the user's `knowledge.path`."""
-    if settings.knowledge.path is not None:
-        return Path(settings.knowledge.path)
+    """`outputs/<data>/cache/<teacher>-<hash>`, or the user's `cache.path`."""
+    if settings.cache.path is not None:
+        return Path(settings.cache.path)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(settings.outputs) / identity["data"]["name"] / "knowledge" / f"{identity['teacher']['name']}-{digest}"
+    return Path(settings.outputs) / identity["data"]["name"] / "cache" / f"{identity['teacher']['name']}-{digest}"
 
 
 def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, num_views: int | None, epochs: int) -> str:
@@ -213,7 +213,7 @@ def _plan(cache: TeacherCache, needed: Sequence[Array], choice: Choice, num_view
         lines.append(f"epochs show each image's {cache.views} cached views in turn, not {others}")
         if cache.views < epochs:
             enough = epochs if num_views is None else min(epochs, num_views)
-            lines[-1] += f"; that can cost accuracy; knowledge.views={enough} would repeat none"
+            lines[-1] += f"; that can cost accuracy; cache.views={enough} would repeat none"
     lines += [
         f"loss.{key.split(':')[0]} is cached: {reason}"
         for key, reason in choice.by_cost.items()
@@ -228,7 +228,7 @@ def _write(
     cache: TeacherCache,
     live: LiveTeacher,
     about: dict[str, Any] | None,
-    ranks: Ranks,
+    ranks: Dist,
     data: Dataset,
     subset: Tensor,
     needed: Sequence[Array],
@@ -236,7 +236,7 @@ def _write(
     """Each rank writes some batches of the cache; a signal to one rank stops all."""
     compile = settings.trainer.compile
     cache.teacher = about
-    loader = build.loader(settings, Ranks(0, 1, ranks.device), data, "train")
+    loader = build.loader(settings, Dist(0, 1, ranks.device), data, "train")
     with stop_flag() as flag:
         write_cache(
             cache, live, loader, subset, needed, ranks.device.type == "cuda" if compile is None else compile,
@@ -249,7 +249,7 @@ class StopTogether:
     """The ranks that write a cache together: a stop signal to one of them ends all, after saving. See `nst.teacher.write.Peers`."""
 
     flag: StopFlag
-    ranks: Ranks
+    ranks: Dist
 
     @property
     def rank(self) -> int:

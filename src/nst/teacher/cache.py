@@ -68,7 +68,7 @@ class TeacherCache:
         if different:
             raise ValueError(
                 f"the teacher cache {self.folder} is of something else: {'; '.join(different)}. Choose another "
-                "knowledge.path, or delete the folder to have it built again"
+                "cache.path, or delete the folder to have it built again"
             )
         self.teacher = manifest["teacher"] or self.teacher
         self.choices = manifest.get("choices", {})
@@ -120,7 +120,7 @@ class TeacherCache:
         if size + SPARE > free:
             raise ValueError(
                 f"the teacher cache {self.folder} needs {readable_bytes(size)} more, the disk has "
-                f"{readable_bytes(free)} free; ask for fewer knowledge.views (now {self.views}) or another knowledge.path"
+                f"{readable_bytes(free)} free; ask for fewer cache.views (now {self.views}) or another cache.path"
             )
         for array in needed:
             if array.name not in self.state:

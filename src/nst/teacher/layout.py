@@ -56,7 +56,7 @@ def kept_live(target_specs: Sequence[TargetSpec], shapes: Mapping[str, Shape], a
         elif spec.key in too_large:
             reasons[spec.key] = (
                 f"its target is as large as the feature, {too_large[spec.key]:,} values for each image and view; "
-                "knowledge.allow_large=true caches it all the same"
+                "cache.large=true caches it all the same"
             )
     return reasons
 

@@ -240,7 +240,7 @@ def not_finite(array: Array, value: Tensor) -> str:
     if torch.isfinite(value).all():
         return (
             f"{term} has values up to {value.abs().max():.3g}, more than float16 can hold (65,504); "
-            "use knowledge.dtype=float32 or knowledge=live"
+            "use cache.dtype=float32 or cache.views=0"
         )
     return (
         f"{term} has values that are not finite: the teacher itself gives them; check teacher.weights, teacher.precision and "
@@ -291,7 +291,7 @@ def check_rows(cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed
         raise ValueError(
             f"the teacher cache {cache.folder} is not of this teacher any more: {array.name} of the first {count} images differs by "
             f"up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of loss.{array.spec.split(':')[0]} "
-            "has changed, delete the folder to have it built again, or name another knowledge.path; weights that were trained with the "
+            "has changed, delete the folder to have it built again, or name another cache.path; weights that were trained with the "
             "network's old code stay as they are"
         )
 

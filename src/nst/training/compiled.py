@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nst.dist import Dist
 from nst.distiller import Distiller, Targets
-from nst.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class CompiledForward:
     Other batch sizes always run eager, so that the tail batch of an epoch does not recompile.
     """
 
-    def __init__(self, forward: nn.Module, distiller: Distiller, enabled: bool, ranks: Ranks, graphs: bool) -> None:
+    def __init__(self, forward: nn.Module, distiller: Distiller, enabled: bool, ranks: Dist, graphs: bool) -> None:
         """Nothing is compiled yet.
 
         Args:

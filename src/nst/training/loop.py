@@ -7,10 +7,9 @@ from typing import Any, Protocol
 
 from nst.config import parse_every
 from nst.data.batch import Batch, Loader
-from nst.falls import has_fallen
-from nst.training.evaluate import Metrics, evaluate
+from nst.evaluate import Metrics, evaluate, has_collapsed
+from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.training.profile import profiler
-from nst.training.signals import Interrupted, StopFlag, stop_flag
 from nst.training.trainer import Trainer
 
 SYNC_SECONDS, SYNC_STEPS = 1.0, 64  # with several ranks: how often they synchronise on whether to stop or save
@@ -38,10 +37,6 @@ class Record(Protocol):
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, log positions included."""
-        ...
-
-    def evaluated(self, epoch: int, best_top1: float) -> None:
-        """An epoch is finished and saved. May raise, to end the run."""
         ...
 
     def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
@@ -102,7 +97,6 @@ class Loop:
                 self.finish_epoch(flag)
                 if (spec := self.stop_or_save(flag)) >= STOP:
                     raise Interrupted(spec - STOP)
-                self.record.evaluated(progress.epoch, progress.best_top1)
         assert self.last is not None
         return self.last
 
@@ -193,7 +187,7 @@ class Loop:
 
     def warn_of_fall(self, top1: float, best: float) -> None:
         """Warn if an evaluation has lost more than half of the best accuracy above chance."""
-        if has_fallen(top1, best, self.chance):
+        if has_collapsed(top1, best, self.chance):
             clip = self.settings.clip_grad_norm
             smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
             self.record.print(

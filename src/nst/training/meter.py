@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nst.training.ranks import Ranks
+from nst.dist import Dist
 
 # The fields before the values; "skipped" counts skipped steps, the other two the rest.
 COUNTS = ("steps", "images", "skipped")
@@ -15,7 +15,7 @@ COUNTS = ("steps", "images", "skipped")
 class Meter:
     """Sums since the last `read`, over the images (`per_image`) or the steps (`per_step`) of this rank."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Dist) -> None:
         self.ranks = ranks
         self.per_step: tuple[str, ...] = ()
         self.per_image: tuple[str, ...] = ()

@@ -13,17 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nst.config import TrainerConfig
 from nst.data.batch import Batch, Loader
+from nst.dist import Dist, gather_rows
 from nst.distiller import Distiller, Targets
+from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer, step_unless
 from nst.precision import autocast
 from nst.seeds import seed_draws
 from nst.teacher.source import TargetSource
 from nst.training.compiled import CompiledForward
-from nst.training.ema import AveragedWeights
 from nst.training.meter import Meter
-from nst.training.optimizer import MakeOptimizer, make_optimizer, step_unless
-from nst.training.ranks import Ranks, gather_rows
 from nst.training.scaler import GradientScaler
-from nst.training.schedule import Schedule
 from nst.training.sync_bn import sync_batch_norms
 
 Context = dict[str, Tensor]  # what losses may need besides the teacher's targets; see `losses.base.Input`
@@ -53,7 +51,7 @@ class Trainer:
         optimizer: MakeOptimizer,
         schedule: Schedule,
         settings: TrainerConfig,
-        ranks: Ranks,
+        ranks: Dist,
         seed: int,
         no_decay: Sequence[str] = (),
     ) -> None:
@@ -113,7 +111,7 @@ class Trainer:
         seed_draws(_seed(self.seed, step, self.ranks.rank))
 
         # A skipped step must not change the buffers (BN statistics, memories) either.
-        buffers = list(self.distiller.buffers()) if settings.skip_nonfinite or self.scaler else []
+        buffers = list(self.distiller.buffers()) if self.scaler else []
         before = [buffer.clone() for buffer in buffers]
         targets, context = self.source(batch), self.context(batch)
         sums: dict[str, Tensor] = {}
@@ -280,12 +278,11 @@ class Trainer:
         """Means since the last call, over all ranks: the content of a log line. The only host sync of the loop.
 
         Raises:
-            FloatingPointError: at the first non-finite step, with its number and the terms at fault, unless
-                `trainer.skip_nonfinite` is set.
+            FloatingPointError: at the first non-finite step, with its number and the terms at fault.
         """
         counts, means = self.meter.read()
         self.progress.skipped += int(counts["skipped"])
-        if counts["skipped"] and not self.settings.skip_nonfinite and self.meter.any_fault():
+        if counts["skipped"] and self.meter.any_fault():
             raise FloatingPointError(self.fault())
         self.meter.forget()
         terms = {name.removeprefix("terms/"): v for name, v in means.items() if name.startswith("terms/")}
@@ -303,7 +300,7 @@ class Trainer:
         Raises:
             FloatingPointError: as `window` would.
         """
-        if not self.settings.skip_nonfinite and self.meter.any_fault():
+        if self.meter.any_fault():
             raise FloatingPointError(self.fault())
 
     def fault(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def test_it_trains(tmp_path: Path) -> None:
-    words = ["experiment=first", "trainer=quick", "teacher.recipe.trainer.epochs=1", "teacher.min_accuracy=0"]
+    words = ["experiment=first", "trainer=quick", "teacher.train.epochs=1", "teacher.min_accuracy=0"]
     command = [sys.executable, "-m", "nst", "train", *words, f"outputs={tmp_path}/outputs"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

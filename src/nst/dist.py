@@ -22,7 +22,7 @@ _groups = count()  # process groups this process has joined so far
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Dist:
     """This process among its peers. With one process every method is a no-op."""
 
     rank: int
@@ -104,7 +104,7 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all ranks; backward gives each rank its own rows' gradient, times the number of ranks, since DDP averages."""
 
     @staticmethod
-    def forward(ctx: Any, local_rows: Tensor, ranks: Ranks, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, local_rows: Tensor, ranks: Dist, sizes: Sequence[int]) -> Tensor:
         ctx.rows = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
         ctx.world = ranks.world
         padded = local_rows.new_zeros(max(sizes), *local_rows.shape[1:])
@@ -118,7 +118,7 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world, None, None
 
 
-def gather_rows(local_rows: Tensor, ranks: Ranks, total: int) -> Tensor:
+def gather_rows(local_rows: Tensor, ranks: Dist, total: int) -> Tensor:
     """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must compute the same loss on it."""
     bounds = [total * r // ranks.world for r in range(ranks.world + 1)]
     rows = _GatherRows.apply(local_rows, ranks, [end - start for start, end in pairwise(bounds)])
@@ -131,7 +131,7 @@ def _store() -> Any:
 
 
 @contextmanager
-def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
+def join(device: str, timeout: float = 600.0) -> Iterator[Dist]:
     """Join the process group that torchrun describes in the environment, if any; leave it at the end.
 
     Args:
@@ -152,7 +152,7 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
     this_device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or dist.is_initialized():
         initialized = dist.is_initialized()
-        yield Ranks(dist.get_rank() if initialized else 0, dist.get_world_size() if initialized else 1, this_device)
+        yield Dist(dist.get_rank() if initialized else 0, dist.get_world_size() if initialized else 1, this_device)
         return
     group = _join(this_device, timedelta(seconds=timeout))
     try:
@@ -172,7 +172,7 @@ def ranks(device: str, timeout: float = 600.0) -> Iterator[Ranks]:
         time.sleep(0.2)
 
 
-def _join(device: torch.device, timeout: timedelta) -> Ranks:
+def _join(device: torch.device, timeout: timedelta) -> Dist:
     c10d: Any = dist
     # torchrun runs already: it answers at once or never
     patience = timedelta(seconds=RENDEZVOUS_SECONDS) if "TORCHELASTIC_RESTART_COUNT" in os.environ else timeout
@@ -187,7 +187,7 @@ def _join(device: torch.device, timeout: timedelta) -> Ranks:
         "nccl" if cuda else "gloo", store=group_store, rank=rank, world_size=world, timeout=timeout,
         device_id=device if cuda else None,
     )  # fmt: skip
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return Dist(dist.get_rank(), dist.get_world_size(), device)
 
 
 _CONTINUE = (
@@ -196,7 +196,7 @@ _CONTINUE = (
 )
 
 
-def _lost(ranks: Ranks) -> str:
+def _lost(ranks: Dist) -> str:
     """The lost ranks, those that do not report to be alive, and their last step."""
     others = [rank for rank in range(ranks.world) if rank != ranks.rank]
     lost, step = others, ""

@@ -1,0 +1,264 @@
+"""Optimizers, learning-rate schedules and averaged weights.
+
+A schedule is a function of the step without state, so there is nothing to save or resume. Every schedule takes `warmup`, the
+fraction of the run over which the rate first rises linearly.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from itertools import chain
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+NoDecay = Literal["norm", "bias"]
+"""Parameters without weight decay: all of the normalisation layers, or those called `bias`."""
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
+    """Try an optimizer on one parameter, so that a wrong one fails before any work.
+
+    Raises:
+        ValueError: it cannot be created or take a step, it has no learning rate, or `no_decay` is wrong.
+    """
+    if unknown := [group for group in no_decay if group not in get_args(NoDecay)]:
+        raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
+    if isinstance(make, partial):  # fused code accepts only a bool for a flag
+        for name, argument in signature(make.func).parameters.items():
+            if isinstance(argument.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
+                raise ValueError(f"{name} is {value!r}; true or false is needed")
+    arguments = make.keywords if isinstance(make, partial) else {}
+    for name in ("lr", "weight_decay", "momentum"):
+        if isinstance(value := arguments.get(name), str):
+            raise ValueError(f"{name} is {value!r}; a number is needed")
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.ones(2, 2)
+    try:
+        optimizer = make([parameter])
+        optimizer.step()
+    except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        raise ValueError(f"{error}, with {given or 'no arguments'}") from error
+    defaults = optimizer.defaults
+    lr = defaults.get("lr")
+    if not isinstance(lr, int | float) or isinstance(lr, bool):
+        raise ValueError(f"lr is {lr!r}; the schedule needs a number")
+    if not 0 <= defaults.get("momentum", 0) < 1:
+        raise ValueError(f"momentum is {defaults['momentum']}; 0 <= momentum < 1 is needed")
+
+
+def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `module`, in their order.
+
+    Each group stores its initial rate as `initial_lr`. Fused code is used where the class has it: there a step with
+    `found_inf` is skipped on the device; see `step_unless`.
+    """
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    undecayed = {id(p) for p in _spared(module, no_decay)}
+    groups: list[Any] = [p for p in named.values() if id(p) not in undecayed]
+    if undecayed:
+        groups = [
+            {"params": groups},
+            {"params": [p for p in named.values() if id(p) in undecayed], "weight_decay": 0.0},
+        ]
+    optimizer = _fused(make, groups)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    if type(optimizer) is torch.optim.SGD:
+        for group in optimizer.param_groups:
+            for p in group["params"] if group["momentum"] and not group["dampening"] else []:
+                # created here, since a skipped first step would leave them unset
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def _fused(make: MakeOptimizer, groups: list[Any]) -> torch.optim.Optimizer:
+    optimizer_class = make.func if isinstance(make, partial) else make
+    arguments = make.keywords if isinstance(make, partial) else {}
+    dampened = arguments.get("dampening", 0)  # then SGD's first step differs from the others
+    torch_class = getattr(optimizer_class, "__module__", "").startswith("torch.optim")
+    if torch_class and not dampened and not {"fused", "foreach", "capturable", "differentiable"} & arguments.keys():
+        try:
+            return partial(make, fused=True)(groups)
+        except (TypeError, RuntimeError):
+            pass  # no fused code for this class or device
+    return make(groups)
+
+
+def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Parameter]:
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            norm = "norm" in no_decay and isinstance(submodule, NORMS)
+            if parameter.requires_grad and (norm or ("bias" in no_decay and name == "bias")):
+                yield parameter
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step, skipped if `bad` (a bool scalar on the device) is true; no host sync if the code is fused."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    elif not bad:
+        optimizer.step()
+
+
+class Schedule(Protocol):
+    """Interface of the group `schedule`."""
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        """The rate for step `step` (0-based) of a run of `steps` steps, from the optimizer's own rate `lr`."""
+        ...
+
+
+class Warmup:
+    """A linear rise up to `lr`, then `after`."""
+
+    def __init__(self, warmup: float = 0.0) -> None:
+        """Raises ValueError unless 0 <= warmup < 1."""
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is {warmup}; a fraction of the run, 0 <= warmup < 1, is needed")
+        self.warmup = warmup
+
+    def __call__(self, lr: float, step: int, steps: int) -> float:
+        """See `Schedule`."""
+        done = step / steps
+        if done < self.warmup:
+            return lr * (step + 1) / (math.ceil(self.warmup * steps) + 1)
+        return self.after(lr, done)
+
+    def after(self, lr: float, done: float) -> float:
+        """The rate after the rise; `done` is the fraction of the run."""
+        return lr
+
+
+class Constant(Warmup):
+    """The optimizer's own rate to the end."""
+
+
+class Step(Warmup):
+    """`lr · gamma^(milestones passed)`."""
+
+    def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup: float = 0.0) -> None:
+        """Milestones are fractions of the run, so that a shorter run has the same shape of schedule.
+
+        Raises:
+            ValueError: a milestone outside 0 … 1, a factor that is not in 0 … 1.
+        """
+        super().__init__(warmup)
+        if any(not 0 < m < 1 for m in milestones):
+            raise ValueError(
+                f"milestones are {list(milestones)}; fractions of the run, each between 0 and 1, are needed "
+                "(for epochs 100 and 150 of 200 write [0.5,0.75])"
+            )
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma is {gamma}; a factor above 0 and up to 1 is needed")
+        self.milestones, self.gamma = sorted(milestones), gamma
+
+    def after(self, lr: float, done: float) -> float:
+        """See `Warmup`."""
+        return lr * self.gamma ** bisect_right(self.milestones, done)
+
+
+class Cosine(Warmup):
+    """Half a cosine from `lr` to 0."""
+
+    def after(self, lr: float, done: float) -> float:
+        """See `Warmup`."""
+        position = (done - self.warmup) / (1 - self.warmup)
+        return lr * 0.5 * (1 + math.cos(math.pi * position))
+
+
+class OneCycle(Warmup):
+    """Linear up to `lr` at `warmup`, linear down to 0 at the end: strong for short runs."""
+
+    def __init__(self, warmup: float = 0.2) -> None:
+        super().__init__(warmup)
+
+    def after(self, lr: float, done: float) -> float:
+        """See `Warmup`."""
+        position = (done - self.warmup) / (1 - self.warmup)
+        return lr * (1 - position)
+
+
+class AveragedWeights(nn.Module):
+    """The network with averaged weights: average ← decay · average + (1 − decay) · weights, after each step.
+
+    It starts from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
+    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of layers, and
+    on a GPU its counter is a host sync at each step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        """Raises ValueError unless 0 < decay < 1."""
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"trainer.ema={decay}: a decay above 0 and below 1, or null, is needed")
+        self._network = (network,)  # in a tuple, so that it is no submodule
+        self._average = get_ema_multi_avg_fn(decay)
+        self.values = {name: value.detach().clone() for name, value in self._weights()}
+
+    def _weights(self) -> list[tuple[str, Tensor]]:
+        (network,) = self._network
+        return list(chain(network.named_parameters(), network.named_buffers()))
+
+    @torch.no_grad()
+    def update(self, skipped: Tensor) -> None:
+        """Add the network's weights to the average, unless `skipped` (a bool scalar on the device) is true; no host sync."""
+        averaged: list[Tensor] = []
+        weights: list[Tensor] = []
+        for name, value in self._weights():
+            average = self.values[name]
+            new = torch.where(skipped, average, value)  # an average with itself is itself
+            if average.is_floating_point():
+                averaged.append(average)
+                weights.append(new)
+            else:
+                average.copy_(new)
+        self._average(averaged, weights, 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output `[B, classes]` with the averaged weights, in the network's own mode."""
+        return functional_call(self._network[0], self.values, (images,))
+
+    def train(self, mode: bool = True) -> "AveragedWeights":
+        """Also sets the network's mode."""
+        super().train(mode)
+        self._network[0].train(mode)
+        return self
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Continue from `values` of an earlier start."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Copy the averaged weights into the network."""
+        for name, value in self._weights():
+            value.copy_(self.values[name])
+
+    @contextmanager
+    def adopted(self) -> Iterator[None]:
+        """A block in which the network has its averaged weights; its own are restored afterwards."""
+        originals = [(value, value.detach().clone()) for _, value in self._weights()]
+        self.adopt()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for value, before in originals:
+                    value.copy_(before)
