@@ -1,52 +1,123 @@
-"""Commands on Hydra: parses the command line, and adds the working directory to the search paths."""
+"""Hydra for the commands: where it looks for configurations, what a shell user may type, and the call of a command."""
 
-import re
+import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.core.utils import env_override
+from hydra.errors import OverrideParseException
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.cli.errors import known_keys, nearest_keys, readable_errors, required
-from nst.cli.search import add_working_directory, check_recipes, search_path
 from nst.config import CONFIGS
 
-# Hydra's own options, and how many values follow each.
-OPTIONS = {
-    **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"), 0),
-    **dict.fromkeys(("--shell-completion", "-sc"), 0),
-    **dict.fromkeys(("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"), 1),
-    **dict.fromkeys(("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"), 1),
-}
+LISTS = ("loss", "tracker", "metric")  # the groups of which several may be chosen
 
-PLAIN_LISTS = ("allow", "formats")  # keys that take a single value without brackets, too
-LISTS = ("loss", "tracker")  # the groups of which several may be chosen
+
+def user_folders() -> list[Path]:
+    """The folders of the user's configurations, those with a group of the project's: `./configs` and the working directory."""
+    groups = [group.name for group in CONFIGS.iterdir() if group.is_dir()]
+    folders = [folder for folder in (Path.cwd() / "configs", Path.cwd()) if folder.resolve() != CONFIGS.resolve()]
+    return [folder for folder in folders if any((folder / group).is_dir() for group in groups)]
+
+
+class UserFolder(FileConfigSource):
+    """A folder of the user's, `own://FOLDER`: only folders named like the project's groups are groups, so `outputs/` is none."""
+
+    @staticmethod
+    def scheme() -> str:
+        """`own`."""
+        return "own"
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether a folder is one of the project's groups."""
+        first = config_path.strip("/").partition("/")[0]
+        return (not first or (CONFIGS / first).is_dir()) and super().is_group(config_path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A file, which may have comments or a byte-order mark above its `# @package`.
+
+        Raises:
+            ValueError: not UTF-8, or another kind of file than a mapping.
+        """
+        result = super().load_config(config_path)
+        text = (Path(self.path) / self._normalize_file_name(config_path)).read_text("utf-8-sig")
+        comments = takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines())
+        header = [line for line in comments if line.lstrip("# ").startswith("@package")]
+        result.header = self._get_header_dict("\n".join(header[:1]))
+        return result
+
+
+class UserFolders(SearchPathPlugin):
+    """Appends the user's folders to Hydra's search path: the project's come first, so a user's file needs another name."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra whenever it starts."""
+        for folder in user_folders():
+            search_path.append("own", f"own://{folder}")
+
+
+def use_working_directory() -> None:
+    """Let Hydra find the user's configurations, and Python, here and in child processes, the modules they name."""
+    for plugin in (UserFolder, UserFolders):
+        Plugins.instance().register(plugin)
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+
+
+def composed(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
+    """A configuration, composed from overrides as they are typed, the user's own files included.
+
+    Raises:
+        ValueError, HydraException, OmegaConfBaseException: an override that cannot be; `nst.cli.errors.explain` has the words.
+    """
+    use_working_directory()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose(config_name, [as_override(override) for override in overrides])
+        check_recipes(overrides)
+    return cfg
 
 
 def hydra_main(task: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
-    """Compose a configuration from the arguments and call `task` with it; user errors are one readable message."""
+    """Compose a configuration from a command's arguments and call `task` with it, once or in a sweep.
+
+    A user's error in the arguments is one message and exit status 2.
+    """
 
     @wraps(task)
-    def complete(cfg: DictConfig) -> Any:
-        with readable_errors(config_name):
-            chosen = HydraConfig.get().overrides
-            check_recipes([*chosen.hydra, *chosen.task])
-            check_complete(cfg)
+    def checked(cfg: DictConfig) -> Any:
+        with readable_errors(config_name, status=2):
+            check_recipes(HydraConfig.get().overrides.task)
+            if missing := _missing(OmegaConf.to_container(cfg), ""):
+                raise ValueError(required(missing))
         return task(cfg)
 
-    with readable_errors(config_name):
-        sys.argv[1:] = with_own_folder(tidy(arguments, config_name))
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(complete)()
-
-
-def check_complete(cfg: DictConfig) -> None:
-    """Raises ValueError that names all missing required keys."""
-    if missing := _missing(OmegaConf.to_container(cfg), ""):
-        raise ValueError(required(missing))
+    with readable_errors(config_name, status=2):
+        use_working_directory()
+        sys.argv[1:] = hydra_arguments(arguments, config_name)
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # else Hydra prints its exceptions instead of raising them
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(checked)()
 
 
 def _missing(node: Any, prefix: str) -> list[str]:
@@ -57,33 +128,24 @@ def _missing(node: Any, prefix: str) -> list[str]:
     return [key for name, value in inner for key in _missing(value, f"{prefix}{name}.")]
 
 
-def tidy(arguments: Sequence[str], config_name: str = "config") -> list[str]:
-    """Arguments in Hydra's form: options first, `~` expanded, lists with spaces joined.
+def hydra_arguments(arguments: Sequence[str], config_name: str) -> list[str]:
+    """A command's arguments for Hydra, whose parser wants options first.
 
     Raises:
-        ValueError: an argument that is neither an option nor `key=value`, or brackets that do not match.
+        ValueError: an unknown option, an argument that is not `key=value`, or a bracket that is not closed.
     """
-    options: list[str] = []
-    overrides: list[str] = []
-    value_of_option = False
     arguments = joined(arguments)
-    for i, argument in enumerate(arguments):
-        option = argument.startswith("-") and not re.match(r"-\d", argument)
-        if value_of_option:
-            value_of_option = False
-            options.append(argument)
-        elif option:
-            name, equals, _ = argument.partition("=")
-            if name not in OPTIONS:
-                raise ValueError(_no_option(argument, [*arguments, ""][i + 1], config_name))
-            value_of_option = OPTIONS[name] == 1 and not equals
-            options.append(argument)
-        elif i and arguments[i - 1] in ("--shell-completion", "-sc"):
-            overrides.append(argument)  # the completion query, in Hydra's own syntax
-        else:
-            overrides.append(_tidy_override(argument))
-    if value_of_option:
-        raise ValueError(f"{options[-1]} needs a value, for example {options[-1]} FOLDER")
+    known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        following = [*arguments, ""][arguments.index(unknown[0]) + 1]
+        name, _, value = unknown[0].lstrip("-").partition("=")
+        nearest = nearest_keys(name.replace("-", "_"), list(known_keys(config_name)))
+        example = f", for example {nearest[0]}={value or following or '…'}" if nearest else ""
+        raise ValueError(f"{unknown[0]}: no such option; settings are written key=value{example}")
+    options = list(arguments)
+    for override in known.overrides:
+        options.remove(override)
+    overrides = known.overrides if known.shell_completion else map(as_override, known.overrides)
     return [*options, *overrides]
 
 
@@ -91,78 +153,65 @@ def joined(arguments: Sequence[str]) -> list[str]:
     """Join lists that were typed with spaces and without quotes, and so arrived as several arguments.
 
     Raises:
-        ValueError: brackets that do not match.
+        ValueError: a bracket that is not closed.
     """
     result: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        while (open_brackets := _open_brackets(argument)) > 0 and remaining:
-            argument += remaining.pop(0)
-        if open_brackets:
-            wrong = "is not closed" if open_brackets > 0 else "was not opened"
-            raise ValueError(
-                f"{argument}: a bracket {wrong}; lists are written key=[one,other], in quotes where they hold spaces"
-            )
-        result.append(argument)
+    for argument in arguments:
+        if result and _open_brackets(result[-1]) > 0:
+            result[-1] += f" {argument}"
+        else:
+            result.append(argument)
+    if result and _open_brackets(result[-1]) > 0:
+        raise ValueError(
+            f"{result[-1]}: a bracket is not closed; lists are written key=[one,other], in quotes where they hold spaces"
+        )
     return result
 
 
 def _open_brackets(argument: str) -> int:
-    """Number of brackets of a `key=value` that are not closed (negative: not opened); text in quotes has none."""
-    _, _, value = argument.partition("=")
-    if argument.startswith("-") or "'" in value or '"' in value or "\\" in value:
+    """Brackets not closed in a list or mapping `key=[…` without quotes."""
+    value = argument.partition("=")[2]
+    if value[:1] not in ("[", "{") or "'" in value or '"' in value:
         return 0
-    return sum(value.count(a) - value.count(b) for a, b in ("[]", "{}", "()"))
+    return sum(value.count(a) - value.count(b) for a, b in ("[]", "{}"))
 
 
-def _tidy_override(argument: str) -> str:
+def as_override(argument: str) -> str:
+    """An argument as an override. A value that Hydra's grammar does not have, such as `epoch=6 (best).pt`, is text as it stands.
+
+    Raises:
+        ValueError: not `key=value`, or several choices in a group that has one.
+    """
     key, equals, value = argument.partition("=")
     if not key.strip("+~ ") or not (equals or key.startswith("~")):
         raise ValueError(
             f"{argument!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30"
         )
-    if (CONFIGS / key).is_dir() and (value == "null" or value.startswith("[")) and key not in LISTS:
-        if argument == "teacher=null":
-            return "teacher=none"
-        raise ValueError(f"{argument}: one choice is needed, {key}=NAME (nst train --help lists them)")
-    if key in PLAIN_LISTS and value not in ("", "null") and not value.startswith("["):
-        value = f"[{value}]"
     if value.startswith("~"):
         value = str(Path(value).expanduser())
-    if re.fullmatch(r"\[[\w\s,./]*\]", value):
-        value = re.sub(r"\s+", "", value)
-    if re.search(r"[^\x20-\x7e]|[#!&;<>^`]", value) and not re.search(r"['\"\[\]{}(),$\\]", value):
-        value = f"'{value}'"  # else Hydra takes ASCII only
-    return key + equals + value
+    argument = f"{key}{equals}{value}"
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+    except OverrideParseException:
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    if isinstance(parsed.value(), list) and (CONFIGS / key).is_dir() and key not in LISTS:
+        raise ValueError(f"{argument}: one choice is needed, {key}=NAME")
+    return argument
 
 
-def _no_option(argument: str, following: str, config_name: str) -> str:
-    name, _, value = argument.lstrip("-").partition("=")
-    name = name.replace("-", "_")
-    if not value and following and "=" not in following and not following.startswith("-"):
-        value = following
-    nearest = nearest_keys(name, list(known_keys(config_name)))
-    example = f", for example {nearest[0]}={value or '…'}" if nearest else ""
-    return f"{argument}: no such option; settings are written key=value{example}"
+def check_recipes(overrides: Sequence[str]) -> None:
+    """Check the recipes that overrides choose; Hydra ignores a missing one, since a data set may have none.
 
-
-def with_own_folder(arguments: Sequence[str]) -> list[str]:
-    """Arguments with `./configs`, the working directory and any `--config-dir` on Hydra's search path; the directory is put on Python's, too."""
-    add_working_directory()
-    if any(argument.startswith("hydra.searchpath") for argument in arguments) or {"--shell-completion", "-sc"} & set(
-        arguments
-    ):
-        return list(arguments)
-    others, folders = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        name, equals, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            folders.append(Path(value if equals else next(remaining, "")).expanduser())
-        else:
-            others.append(argument)
-    for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"--config-dir {folder}: no such folder")
-    return [*others, *search_path(folders)]
+    Raises:
+        ValueError: no such recipe; names the nearest.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        name = value.strip("'\"").removesuffix(".yaml")
+        if key.partition("@")[0] == "recipe" and name.lower() != "null":
+            folder, _, leaf = f"recipe/{name}".rpartition("/")
+            known = GlobalHydra.instance().config_loader().get_group_options(folder, ObjectType.CONFIG)
+            if leaf not in known:
+                nearest = difflib.get_close_matches(leaf, known, n=2)
+                hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+                raise ValueError(f"{override}: no such recipe; {hint}there are {', '.join(known)}")

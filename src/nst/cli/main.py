@@ -1,6 +1,7 @@
 """The command line: `nst COMMAND [arguments]`."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,33 +19,32 @@ COMMANDS = {
     "new": "start a project of your own in a new folder",
     "benchmark": "measure speed and memory (from a clone of the repository)",
 }
+COMPOSED = ("train", "evaluate", "layers", "gradients", "cache", "export")  # arguments are a Hydra configuration
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; without arguments list the commands."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(listing())
-        return
-    name, *command_arguments = arguments
-    if name in ("-sc", "--shell-completion"):
-        from nst.cli.completion import complete
-
+        width = max(map(len, COMMANDS))
+        print("Knowledge distillation of vision networks.\n")
+        print("\n".join(f"  nst {name.ljust(width)}  {text}" for name, text in COMMANDS.items()))
+        print("\nnst COMMAND --help explains one.")
+    elif arguments[0] in ("-sc", "--shell-completion"):
         complete(arguments)
-        return
-    if name == "--version":
+    elif arguments[0] == "--version":
         from nst import __version__
 
         print(__version__)
-        return
-    if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    elif arguments[0] in COMMANDS:
+        command(arguments[0], arguments[1:])
+    else:
+        nearest = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"did you mean nst {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
-        if "=" in name:
-            hint = f"did you mean nst train {name}?"
-        print(f"error: nst {name}: no such command; {hint}", file=sys.stderr)
-        sys.exit(1)
-    command(name, command_arguments)
+        if "=" in arguments[0]:
+            hint = f"did you mean nst train {arguments[0]}?"
+        print(f"error: nst {arguments[0]}: no such command; {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 def command(name: str, arguments: Sequence[str]) -> None:
@@ -56,8 +56,13 @@ def command(name: str, arguments: Sequence[str]) -> None:
     module.main(list(arguments))
 
 
-def listing() -> str:
-    """The commands, a line each."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  nst {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["Knowledge distillation of vision networks.", "", *lines, "", "nst COMMAND --help explains one."])
+def complete(arguments: Sequence[str]) -> None:
+    """Hydra's completion by the shell, `eval "$(nst -sc install=bash)"`, for several commands: their names first."""
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    if not any(argument.startswith("query=") for argument in arguments):
+        command("train", arguments)
+    elif len(typed) <= 2:
+        print(" ".join(COMMANDS))
+    elif typed[1] in COMPOSED:
+        os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
+        command(typed[1], arguments)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from nst.cli.compose import use_working_directory
 from nst.cli.errors import nearest_keys, readable_errors, required
-from nst.cli.search import add_working_directory
 
 USAGE = """Classify the images of a folder, or one image, with a trained student.
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the classes of each image."""
     with readable_errors():
         request = parse(arguments)
-        add_working_directory()
+        use_working_directory()
         show(request)
 
 

@@ -4,19 +4,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
+from nst.cli.compose import composed
 from nst.cli.errors import explain
-from nst.cli.search import add_working_directory, check_recipes, search_path
 from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.files import write_whole
 from nst.report.settings import as_typed
@@ -110,13 +107,7 @@ def make_plan(request: Request, configs: Path) -> Plan:
     """
     table = read_table(request.table, configs)
     seeds = range(request.seeds or table.seeds)
-    GlobalHydra.instance().clear()
-    add_working_directory()
-    settings = partial(_settings, search_path())
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        cells = tuple(
-            _cell(request, table, group, row, seeds, settings) for group in table.groups for row in group.rows
-        )
+    cells = tuple(_cell(request, table, group, row, seeds, _settings) for group in table.groups for row in group.rows)
     _check_groups(request.table, cells)
     table.title = table_title(table, [(cell.meant, cell.runs[0]) for cell in cells])
     for group in table.groups:
@@ -220,10 +211,8 @@ def cacheable(run: RunConfig) -> bool:
     return len(kept_live(requests, networks.teacher_shapes, run.cache.large)) < len(requests)
 
 
-def _settings(search: list[str], overrides: list[str]) -> RunConfig:
-    composed = compose("config", overrides=[*search, *overrides])
-    check_recipes([*search, *overrides])
-    return build.settings(composed)
+def _settings(overrides: list[str]) -> RunConfig:
+    return build.settings(composed(overrides))
 
 
 def short(value: Any) -> str:

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nst.cli.search import USER_CONFIGS
+from nst.cli.compose import user_folders
 from nst.report.runs import plain_component
 from nst.yaml_files import check_yaml
 
@@ -136,8 +136,7 @@ def find_table(name: str, configs: Path) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"table={name}: no such file")
         return Path(name)
-    own = Path(USER_CONFIGS) / "table"
-    folders = [configs / "table", *([own] if own.is_dir() and not own.samefile(configs / "table") else [])]
+    folders = [configs / "table", *(folder / "table" for folder in user_folders() if (folder / "table").is_dir())]
     found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
     if len(found) > 1:
         raise ValueError(f"table={name}: both {found[0]} and {found[1]} are so named; pass the path: table={found[1]}")
