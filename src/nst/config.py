@@ -195,6 +195,8 @@ def _recipe(name: str, *, _parent_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 
 RENAMED = {
+    "taps": "the compared layers are now `layers`, of one loss `loss.NAME.layers`",
+    "allow": "it is gone: code of the working folder may be named by a run, no other",
     "knowledge": "the teacher cache is cache.views=16, a live teacher cache.views=0 (the default)",
     "knowledge.views": "it is now cache.views",
     "knowledge.dtype": "it is now cache.dtype",
@@ -211,6 +213,8 @@ RENAMED = {
 def renamed(key: str) -> str | None:
     """What became of a dotted key (or a group) of an earlier version; None if it was never one."""
     key = key.lstrip("+~").partition("=")[0].partition("@")[2] or key.lstrip("+~").partition("=")[0]
+    if key.endswith(".taps"):
+        return f"{key}: it is now {key.removesuffix('taps')}layers"
     while key and key not in RENAMED:
         key = key.rpartition(".")[0]
     return f"{key}: {RENAMED[key]}" if key else None

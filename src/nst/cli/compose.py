@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import env_override
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -192,7 +192,7 @@ def as_override(argument: str) -> str:
     argument = f"{key}{equals}{value}"
     try:
         parsed = OverridesParser.create().parse_override(argument)
-    except OverrideParseException:
+    except HydraException:
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     if isinstance(parsed.value(), list) and (CONFIGS / key).is_dir() and key not in LISTS:
         raise ValueError(f"{argument}: one choice is needed, {key}=NAME")
