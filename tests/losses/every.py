@@ -6,7 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nst.losses import AT, CC, CRD, DIST, DKD, KD, NST, PKT, RKD, SP, VID, FitNet, ReviewKD, TransferLoss
+from nst.losses import (
+    ABKD,
+    AT,
+    CATKD,
+    CC,
+    CRD,
+    DIST,
+    DKD,
+    KD,
+    MGD,
+    NKD,
+    NST,
+    OFA,
+    PKT,
+    RKD,
+    RLD,
+    SDD,
+    SP,
+    TTM,
+    VID,
+    WKDF,
+    WKDL,
+    FitNet,
+    ReviewKD,
+    TransferLoss,
+)
 
 IMAGES = 40
 
@@ -41,7 +66,23 @@ LOSSES: dict[str, Callable[[], TransferLoss]] = {
     "VID": VID,
     "CRD": lambda: CRD(negatives=10),
     "ReviewKD": lambda: ReviewKD(warmup=0),
+    "TTM": TTM,
+    "WTTM": lambda: TTM(weighted=True),
+    "NKD": NKD,
+    "RLD": RLD,
+    "ABKD": ABKD,
+    "WKD-L": WKDL,
+    "WKD-F": WKDF,
+    "WKD-F bottleneck": lambda: WKDF(grid=4, projector="bottleneck", convention="official"),
+    "CAT-KD": CATKD,
+    "SDD": SDD,
+    "SDD dkd": lambda: SDD("dkd"),
+    "MGD": MGD,
+    "OFA": OFA,
 }
+
+CLASS_MAPS = ("CAT-KD", "SDD", "SDD dkd")
+LOGITS_ONLY = ("OFA",)
 
 
 class Case:
@@ -52,6 +93,10 @@ class Case:
         self.loss = LOSSES[name]()
         if self.loss.on_logits:
             student, teacher = [(10,)], [(10,)]
+        elif name in CLASS_MAPS:
+            student, teacher = [(10, 8, 8)], [(10, 4, 4)]
+        elif name in LOGITS_ONLY:
+            student, teacher = [(24, 8, 8), (32, 4, 4), (10,)], [(10,)] * 3
         else:
             student, teacher = [(24, 8, 8), (32, 4, 4)], [(40, 8, 8), (20, 4, 4)]
         if not self.loss.all_layers:
@@ -59,6 +104,9 @@ class Case:
         self.shapes = list(zip(student, teacher, strict=True))
         self.loss.setup(*((student, teacher) if self.loss.all_layers else (student[0], teacher[0])))
         self.loss.init_memory(IMAGES)
+        if self.loss.teacher_layer is not None:
+            features, labels = torch.randn(60, 5), torch.arange(60) % 10
+            self.loss.init_teacher(self.loss.teacher_statistics(features, labels))
         make = [torch.randn(batch, *shape) for shape in student + teacher]
         make = [x.to(memory_format=layout) if x.ndim == 4 else x for x in make]
         self.students, self.teachers = make[: len(student)], make[len(student) :]

@@ -36,26 +36,47 @@ WEIGHTS = {
     "dkd": 16,
     "dist": 16,
     "review": 5,
+    "ttm": 100,
+    "wttm": 3,
+    "nkd": 1,
+    "rld": 1,
+    "abkd": 32,
+    "wkd_l": 1,
+    "wkd_f": 0.08,
+    "cat_kd": 15,
+    "sdd": 0.9,
+    "mgd": 7e-5,
+    "ofa": 1,
 }
-OTHER_THAN_DEFAULT = {"kernel"}  # what tells the files of one class apart
+LAYERS = {  # else those of the run
+    "review": "stages",
+    "cat_kd": "cam",
+    "sdd": "logit_map",
+    "ofa": [
+        *({"teacher": "logits", "student": f"stage{k}"} for k in (1, 2, 3, 4)),
+        {"teacher": "logits", "student": "logits"},
+    ],
+}
+OTHER_THAN_DEFAULT = {"kernel", "weighted"}  # what tells the files of one class apart
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_composes_and_builds(name, tmp_path):
     lines = ["hydra:", f"  searchpath: ['{FOLDER.parent}']", "defaults:", f"  - loss: [{name}]", "  - _self_"]
+    lines += ["trainer: {epochs: 240}"]
     (tmp_path / "one.yaml").write_text("\n".join(lines))
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         terms = compose("one").loss
     assert list(terms) == SUMS.get(name, list(dict.fromkeys(["ce", name])))
     for key, term in terms.items():
         settings = dict(term)
-        assert settings.pop("weight") == WEIGHTS[key]
+        assert settings.pop("weight") == (0.1 if (name, key) == ("sdd", "ce") else WEIGHTS[key])
         takes_layers = "layers" in settings
         layers = settings.pop("layers", None)
         loss = instantiate(settings)
         assert isinstance(loss, TransferLoss)
         assert takes_layers != (loss.on_logits or loss.source == "labels")
-        assert layers == ("stages" if loss.all_layers else None)  # else those of the run
+        assert layers == LAYERS.get(key)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -68,4 +89,10 @@ def test_every_argument_is_a_key_with_its_default(name):
         keys = {key: value for key, value in term.items() if key not in ("weight", "layers", "_target_")}
         assert [*keys] == [key for key in arguments if key not in ("self", "args", "kwargs")]
         for key, value in keys.items():
-            assert key in OTHER_THAN_DEFAULT or value == arguments[key].default
+            default = arguments[key].default
+            of_the_run = value == f"${{trainer.{key}}}" and default is None
+            assert (
+                key in OTHER_THAN_DEFAULT
+                or of_the_run
+                or value == (list(default) if isinstance(default, tuple) else default)
+            )

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, prod, sqrt
+from math import inf, isfinite, pi, prod, sqrt
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -66,6 +66,9 @@ class TransferLoss(nn.Module, ABC):
     normalises_maps: ClassVar[bool] = False
     """It compares maps scaled to unit length over the positions, so a map of 1×1 carries no information."""
 
+    teacher_layer: ClassVar[str | None] = None
+    """A layer of the teacher of which the loss needs something over the whole training set; see `teacher_statistics`."""
+
     @property
     def target_key(self) -> str | None:
         """Everything that the target depends on besides shapes and implementation: losses with equal keys share cached targets.
@@ -83,6 +86,18 @@ class TransferLoss(nn.Module, ABC):
 
     def init_memory(self, num_images: int) -> None:
         """Create buffers with a row for each training image; called once, under the run's seed, after the data is read."""
+
+    def teacher_statistics(self, features: Tensor, labels: Tensor) -> Tensor:
+        """What `init_teacher` takes, computed once for a teacher and kept beside it.
+
+        Args:
+            features: `[N, D]`, at `teacher_layer`, pooled over the positions: the unaugmented training images in their order.
+            labels: `[N]` int64.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no statistics of the teacher")
+
+    def init_teacher(self, statistics: Tensor) -> None:
+        """Set what depends on the teacher's statistics; called once before training, after `setup`, if `teacher_layer` is set."""
 
     @abstractmethod
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
@@ -171,6 +186,14 @@ def scalar(target: Mapping[str, Tensor], name: Input) -> Tensor:
 def warmup_factor(target: Mapping[str, Tensor], epochs: float) -> Tensor | float:
     """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 where `epochs` is 0."""
     return 1.0 if epochs == 0 else ((scalar(target, "epoch").floor() + 1) / epochs).clamp(max=1.0)
+
+
+def cosine_decay_factor(target: Mapping[str, Tensor], start: float, epochs: float | None) -> Tensor | float:
+    """1 in the e-th epoch up to `start`, counted from 1, then half a cosine to 0 in the last of `epochs`; 1 where that is null."""
+    if epochs is None or start >= epochs:
+        return 1.0
+    done = ((scalar(target, "epoch").floor() + 1 - start) / (epochs - start)).clamp(0.0, 1.0)
+    return 0.5 * (1 + torch.cos(pi * done))
 
 
 def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
@@ -402,3 +425,28 @@ class LogitLoss(TransferLoss):
                 f"{type(self).__name__} needs both to be (classes,) with one number of classes"
             )
         return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 24 * teacher_shape[0])
+
+
+def expectation(p: Tensor, values: Tensor) -> Tensor:
+    """Σ_c p_c · v_c of each row of `[R, classes]`, `[R]`; 0 · ∞ is 0, and an infinite value there gets no gradient."""
+    return (p * values.masked_fill(p == 0, 0.0)).sum(dim=1)
+
+
+def log_softmax_without(logits: Tensor, left_out: Tensor) -> Tensor:
+    """Logarithm of the softmax over the classes that are not left out, `[R, classes]`; −∞ at those that are.
+
+    In a row of which nothing is left all are −∞, without gradient.
+    """
+    kept = logits.masked_fill(left_out, -torch.inf)
+    empty = (kept == -torch.inf).all(dim=1, keepdim=True)
+    return F.log_softmax(kept.masked_fill(empty, 0.0), dim=1).masked_fill(left_out | empty, -torch.inf)
+
+
+def log_binary(logits: Tensor, index: Tensor) -> Tensor:
+    """Logarithms of (p_i, 1 − p_i), `[R, 2]`, of the softmax p of logits `[R, classes]` and one class of each row, `[R]`."""
+    own = F.one_hot(index, logits.shape[1]).bool()
+    logarithms = F.log_softmax(logits, dim=1)
+    others = logarithms.masked_fill(own, -torch.inf)
+    none = (others == -torch.inf).all(dim=1)
+    rest = others.masked_fill(none[:, None], 0.0).logsumexp(dim=1).masked_fill(none, -torch.inf)
+    return torch.stack((logarithms.gather(1, index[:, None])[:, 0], rest), dim=1)

@@ -1,0 +1,164 @@
+"""One-for-all distillation, OFA-KD (Hao, Guo, Han, Tang, Hu, Wang & Xu, One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation, NeurIPS 2023)."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst.losses.base import (
+    Input,
+    LossSpec,
+    Shape,
+    TransferLoss,
+    check_convention,
+    check_map,
+    check_number,
+    check_shape,
+    expectation,
+    no_autocast,
+    target_tensor,
+    working_dtype,
+)
+
+
+class OFA(TransferLoss):
+    """ofa(z_S) + Σ over the student's stages of ofa(head(F)); ofa(z) = −Σ_c w_c · log p[c], p = softmax(z); mean over the batch.
+
+    y is the image's label: w_y = (1 + p_T[y])^ε − 1, the others' w_c = p_T[c]. A stage's head turns its map into logits: the k-th of n
+    stages has n − k separable convolutions of stride 2 that double the channels (the last one goes to `width`), the n-th a 1×1 convolution
+    to `width`, then the mean over positions and a linear layer. Heads are trained with the student and are no part of it.
+
+    The teacher gives its logits alone, so its architecture does not matter: name the pairs {teacher: logits, student: stage1} … from the
+    first stage to the last, and {teacher: logits, student: logits}.
+
+    The authors' setting (their code) on ImageNet, all weights 1 beside the cross-entropy: four stages, T 1, ε 1 (ResNet-18 ← Swin-T) or 1.5
+    (ResNet-18 ← DeiT-T). Heads here are those for convolutional students.
+
+    Args:
+        epsilon: ε > 0.
+        width: channels before a head's linear layer; null: those of the student's last stage (the authors take the teacher's where they
+            are more).
+        convention: "paper": as above (by a summary of the paper). "official": the others' w_c = p_T[c]^ε, too.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    inputs: ClassVar[tuple[Input, ...]] = ("labels",)
+    all_layers: ClassVar[bool] = True
+
+    def __init__(
+        self, epsilon: float = 1.0, width: int | None = None, convention: Literal["paper", "official"] = "paper"
+    ) -> None:
+        super().__init__()
+        check_number("epsilon", epsilon, above=0)
+        if width is not None:
+            check_number("width", width, least=1, whole=True)
+        check_convention(convention, ("paper", "official"))
+        self.epsilon, self.width, self.official = float(epsilon), width, convention == "official"
+        self.heads = nn.ModuleList()
+
+    def setup(self, student_shape: Sequence[Shape], teacher_shape: Sequence[Shape]) -> None:
+        """Make the heads. Takes lists of shapes, (C, H, W) or (classes,) for the student's logits."""
+        maps = [shape for shape in student_shape if len(shape) == 3]
+        classes = teacher_shape[0][0]
+        width = self.width or (maps[-1][0] if maps else 0)
+        self.heads = nn.ModuleList(
+            head(shape[0], width, classes, len(maps) - k) for k, shape in enumerate(maps, start=1)
+        )
+
+    @property
+    def target_key(self) -> str:
+        """The logits, whatever the settings."""
+        return "logits"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The teacher's logits `[B, classes]`. Raises ValueError for another layer of the teacher."""
+        if teacher_feature.ndim != 2:
+            raise ValueError(
+                f"the teacher's feature has shape {tuple(teacher_feature.shape)}; OFA compares the student's stages with the teacher's "
+                "logits: name pairs such as {teacher: logits, student: stage1}"
+            )
+        return {"logits": teacher_feature}
+
+    def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Lists of `[B, C, H, W]` or logits `[B, classes]` and of targets, from the first layer to the last → scalar.
+
+        Args:
+            target: of each layer "logits" `[B, classes]` and "labels" `[B]` int64.
+
+        Raises:
+            ValueError: before `setup`; another number of layers or classes, or labels are missing.
+        """
+        if sum(feature.ndim == 4 for feature in student_feature) != len(self.heads):
+            raise ValueError(
+                f"OFA has {len(self.heads)} heads: call setup([student shapes], [teacher shapes]) first, with one shape for each layer"
+            )
+        batch, heads = len(student_feature[0]), iter(self.heads)
+        teacher, labels = target_tensor(target[0], "logits", batch), target_tensor(target[0], "labels", batch)
+        with no_autocast(student_feature[0]):
+            weights = self.weights(teacher.to(working_dtype(student_feature[0])), labels)
+        total = weights.new_zeros(())
+        for feature in student_feature:
+            if feature.ndim == 4:
+                check_map(feature, "student")
+                feature = next(heads)(feature)
+            if feature.shape != teacher.shape:
+                raise ValueError(
+                    f"the student's logits have shape {tuple(feature.shape)}, the teacher's {tuple(teacher.shape)}"
+                )
+            with no_autocast(feature):
+                total = total - expectation(weights, F.log_softmax(feature.to(weights.dtype), dim=1)).mean()
+        return total
+
+    def weights(self, teacher: Tensor, labels: Tensor) -> Tensor:
+        """w of each class, `[B, classes]`, from the teacher's logits."""
+        p = F.softmax(teacher, dim=1)
+        own = F.one_hot(labels, p.shape[1]).bool()
+        return torch.where(own, (1 + p) ** self.epsilon - 1, p**self.epsilon if self.official else p)
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Of one layer. Target: the logits. Memory: the maps of a head and their gradients."""
+        if len(teacher_shape) != 1 or (len(student_shape) == 1 and student_shape[0] != teacher_shape[0]):
+            raise ValueError(
+                f"the student's feature is {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; OFA needs the teacher's "
+                "logits (classes,) and the student's maps (C, H, W) or logits (classes,)"
+            )
+        classes = teacher_shape[0]
+        maps = 0
+        if len(student_shape) == 3:
+            check_shape(student_shape, "student")
+            maps = 4 * student_shape[0] * student_shape[1] * student_shape[2]
+        return LossSpec("soft targets", {"logits": (classes,)}, 4 * (6 * classes + maps))
+
+
+def head(channels: int, width: int, classes: int, halvings: int) -> nn.Module:
+    """`[B, channels, H, W]` → logits `[B, classes]`, over `halvings` separable convolutions of stride 2, or one of 1×1."""
+    blocks: list[nn.Module] = []
+    for k in range(halvings):
+        out = width if k == halvings - 1 else 2 * channels
+        blocks += [*separable(channels, channels, 2), *separable(channels, out, 1)]
+        channels = out
+    if not halvings:
+        blocks = [nn.Conv2d(channels, width, 1)]
+    module = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return module
+
+
+def separable(channels: int, out: int, stride: int) -> list[nn.Module]:
+    """A 3×3 convolution of each channel, a 1×1 convolution, batch norm and ReLU."""
+    return [
+        nn.Conv2d(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False),
+        nn.Conv2d(channels, out, 1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+    ]

@@ -1,0 +1,528 @@
+"""TTM, NKD, RLD, ABKD, WKD, CAT-KD, SDD, MGD and OFA-KD equal their equations written out in float64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.losses.reference import value_and_gradient
+from torch import Tensor
+
+from nst.losses import ABKD, CATKD, MGD, NKD, OFA, RLD, SDD, TTM, WKDF, WKDL, TransferLoss
+from nst.losses.wkd_l import class_similarity
+
+CLASSES, EPOCHS = 5, 12
+Extra = dict[str, Tensor]
+
+
+def softmax(z: Tensor) -> Tensor:
+    return torch.exp(z - z.max()) / torch.exp(z - z.max()).sum()
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return sum((a * torch.log(a / b) for a, b in zip(p, q, strict=True) if a > 0), torch.zeros((), dtype=p.dtype))
+
+
+def without(z: Tensor, y: int) -> Tensor:
+    return torch.stack([value for k, value in enumerate(z) if k != y])
+
+
+def by_image(row: Any) -> Any:
+    """A loss as the mean of `row(student's logits, teacher's logits, label)` over the images."""
+
+    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
+        rows = [row(s, t, int(y)) for s, t, y in zip(student, teacher, extra["labels"], strict=True)]
+        return torch.stack(rows).mean()
+
+    return mean
+
+
+def ttm(gamma: float, weighted: bool) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        power = softmax(t) ** gamma
+        return (power.sum() if weighted else 1.0) * kl(power / power.sum(), softmax(s))
+
+    return by_image(row)
+
+
+def nkd(t_: float, gamma: float) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        others_t, others_s = softmax(without(t, y) / t_), softmax(without(s, y) / t_)
+        return -softmax(t)[y] * torch.log(softmax(s)[y]) - gamma * t_**2 * (others_t * torch.log(others_s)).sum()
+
+    return by_image(row)
+
+
+def dkd(t_: float, alpha: float, beta: float) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        b_s, b_t = (torch.stack((p[y], 1 - p[y])) for p in (softmax(s / t_), softmax(t / t_)))
+        return t_**2 * (alpha * kl(b_t, b_s) + beta * kl(softmax(without(t, y) / t_), softmax(without(s, y) / t_)))
+
+    return by_image(row)
+
+
+def rld(t_: float, alpha: float, beta: float, t_alpha: float, warmup: float) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        own, best = softmax(s / t_alpha)[y], softmax(t / t_alpha).max()
+        value = alpha * t_alpha**2 * kl(torch.stack((best, 1 - best)), torch.stack((own, 1 - own)))
+        kept = [k for k in range(len(t)) if t[k] < t[y]]
+        return value + beta * t_**2 * kl(softmax(t[kept] / t_), softmax(s[kept] / t_)) if kept else value
+
+    mean = by_image(row)
+    return lambda s, t, extra: min(1.0, (math.floor(extra["epoch"]) + 1) / warmup) * mean(s, t, extra)
+
+
+def abkd(a: float, b: float, t_: float, divisor: Any = None) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        p, q = softmax(t / t_), softmax(s / t_)
+        if a == b == 0:
+            return 0.5 * (torch.log(p / q) ** 2).sum()
+        if b == 0:
+            return (p**a * torch.log(p**a / q**a) - p**a + q**a).sum() / (divisor or a**2)
+        if a == 0:
+            return (q**b * torch.log(q**b / p**b) - q**b + p**b).sum() / (divisor or b**2)
+        if a + b == 0:
+            return (torch.log(q**a / p**a) + p**a / q**a - 1).sum() / (divisor or a**2)
+        return -(p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)).sum() / (a * b)
+
+    return by_image(row)
+
+
+def decay(extra: Extra, start: float) -> float:
+    e = math.floor(extra["epoch"]) + 1
+    return 1.0 if e <= start else 0.5 * (1 + math.cos(math.pi * (e - start) / (EPOCHS - start)))
+
+
+def wkd_l(cost: Tensor, t_: float, transport: float, steps: int, start: float) -> Any:
+    def row(s: Tensor, t: Tensor, y: int, factor: float) -> Tensor:
+        kept = [k for k in range(len(s)) if k != y]
+        c = cost[kept][:, kept]
+        p, q = softmax(s[kept] / t_), softmax(t[kept] / t_)
+        kernel, u = torch.exp(-c / 0.05), torch.full_like(p, 1 / len(kept))
+        for _ in range(steps):
+            v = q / (kernel.T @ u + 1e-8)
+            u = p / (kernel @ v + 1e-8)
+        plan = u[:, None] * kernel * v[None, :]
+        return factor * transport * (plan * c).sum() - softmax(t)[y] * torch.log(softmax(s)[y])
+
+    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
+        rows = zip(student, teacher, extra["labels"], strict=True)
+        return torch.stack([row(s, t, int(y), decay(extra, start)) for s, t, y in rows]).mean()
+
+    return mean
+
+
+def similarity(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(CLASSES).repeat(6)
+    return class_similarity(torch.randn(len(labels), 3, generator=generator).double(), labels, CLASSES)
+
+
+class Transport(WKDL):
+    """WKD-L whose classes are already compared."""
+
+    def setup(self, student_shape: Any, teacher_shape: Any) -> None:
+        super().setup(student_shape, teacher_shape)
+        self.double().init_teacher(similarity(3))
+
+
+COST = torch.clamp(1 - torch.exp(-2 * (1 - similarity(3))), min=0) + 1e-8
+
+LOGITS: dict[str, tuple[Any, Any]] = {
+    "ttm": (lambda: TTM(0.3), ttm(0.3, False)),
+    "wttm": (lambda: TTM(0.3, weighted=True), ttm(0.3, True)),
+    "nkd": (lambda: NKD(3.0, 1.5), nkd(3.0, 1.5)),
+    "rld": (lambda: RLD(4.0, 0.7, 8.0, 2.0, 4), rld(4.0, 0.7, 8.0, 2.0, 4)),
+    "abkd": (lambda: ABKD(0.8, 0.3), abkd(0.8, 0.3, 4.0)),
+    "abkd, negative": (lambda: ABKD(-0.5, 0.9, 2.0), abkd(-0.5, 0.9, 2.0)),
+    "abkd, α = 0": (lambda: ABKD(0.0, 0.7, 1.0), abkd(0, 0.7, 1.0)),
+    "abkd, β = 0": (lambda: ABKD(0.5, 0.0, 1.0), abkd(0.5, 0, 1.0)),
+    "abkd, α + β = 0": (lambda: ABKD(0.5, -0.5, 1.0), abkd(0.5, -0.5, 1.0)),
+    "abkd, α = β = 0": (lambda: ABKD(0.0, 0.0, 1.0), abkd(0, 0, 1.0)),
+    "abkd official, α = 0": (lambda: ABKD(0.0, 0.7, 1.0, "official"), abkd(0, 0.7, 1.0, 0.7)),
+    "abkd official, β = 0": (lambda: ABKD(0.5, 0.0, 1.0, "official"), abkd(0.5, 0, 1.0, 0.5)),
+    "abkd official, α + β = 0": (lambda: ABKD(0.5, -0.5, 1.0, "official"), abkd(0.5, -0.5, 1.0, 0.5)),
+    "wkd_l": (lambda: Transport(2.0, 30.0, 2.0, decay_from=3, epochs=EPOCHS), wkd_l(COST, 2.0, 30.0, 10, 3)),
+}
+
+
+def batch_of(seed: int, batch: int, classes: int, epoch: float = 1.0) -> tuple[Tensor, Tensor, Extra]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (3 * torch.randn(2, batch, classes, generator=generator)).double().unbind()
+    labels = torch.randint(classes, (batch,), generator=generator)
+    extra = {
+        "labels": labels,
+        "epoch": torch.tensor(epoch, dtype=torch.float64),
+        "index": torch.arange(batch) * 3,
+        "seed": torch.tensor(seed),
+    }
+    return student, teacher, extra
+
+
+def check(make: Any, expected: Any, student: Tensor, teacher: Tensor, extra: Extra, rtol: float = 2e-5) -> None:
+    """Value and gradient in float64 and in float32, from a target that was made for the dtype."""
+    wanted, slope = value_and_gradient(lambda x: expected(x, teacher, extra), student)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, rtol)):
+        loss = make()
+        loss.setup(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
+        loss.to(dtype)
+        target = loss.target(teacher.to(dtype), tuple(student.shape[1:]))
+        given = target | {name: extra[name] for name in loss.inputs}
+        value, gradient = value_and_gradient(lambda x, own=loss, all=given: own(x, all), student.to(dtype))
+        torch.testing.assert_close(value, wanted, rtol=tolerance, atol=tolerance * float(1 + wanted.abs()))
+        torch.testing.assert_close(gradient, slope, rtol=10 * tolerance, atol=tolerance * float(1 + slope.abs().max()))
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), batch=st.integers(1, 4), classes=st.integers(2, 6), epoch=st.floats(0, EPOCHS - 0.01))
+def test_losses_on_logits(name, seed, batch, classes, epoch):
+    make, expected = LOGITS[name]
+    student, teacher, extra = batch_of(seed, batch, CLASSES if name == "wkd_l" else classes, epoch)
+    check(make, expected, student, teacher, extra, rtol=1e-4 if "negative" in name or "+" in name else 2e-5)
+
+
+def rows_of(x: Tensor, scales: tuple[int, ...]) -> Tensor:
+    """`[B, classes, 4, 4]` → the means over the cells, `[B, M, classes]`."""
+    rows = []
+    for scale in scales:
+        side = 4 // scale
+        for i in range(scale):
+            for j in range(scale):
+                rows.append(x[:, :, side * i : side * (i + 1), side * j : side * (j + 1)].mean((2, 3)))
+    return torch.stack(rows, dim=1)
+
+
+def sdd(row: Any, scales: tuple[int, ...], warmup: float = 0) -> Any:
+    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
+        total, s, t = torch.zeros((), dtype=torch.float64), rows_of(student, scales), rows_of(teacher, scales)
+        for b, y in enumerate(extra["labels"].tolist()):
+            for m in range(s.shape[1]):
+                weight = 1 if (t[b, m].argmax() == y) == (t[b, 0].argmax() == y) else 2
+                total = total + weight * row(s[b, m][None], t[b, m][None], {"labels": torch.tensor([y])})
+        ramp = min(1.0, (math.floor(extra["epoch"]) + 1) / warmup) if warmup else 1.0
+        return ramp * total / (s.shape[0] * s.shape[1])
+
+    return mean
+
+
+def kd(t_: float) -> Any:
+    return by_image(lambda s, t, y: t_**2 * kl(softmax(t / t_), softmax(s / t_)))
+
+
+def nkd_official(t_: float, gamma: float) -> Any:
+    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
+        every = (softmax(t / t_) * torch.log(softmax(s / t_))).sum()
+        return -softmax(t)[y] * torch.log(softmax(s)[y]) - gamma * t_**2 * every
+
+    return by_image(row)
+
+
+def cat_kd(normalize: bool) -> Any:
+    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
+        total, pooled = torch.zeros((), dtype=torch.float64), []
+        for x in (student, teacher):
+            cells = rows_of(x, (2,)).transpose(1, 2)
+            pooled.append(cells / cells.square().sum(2, keepdim=True).sqrt() if normalize else cells)
+        for a, b in zip(pooled[0].flatten(), pooled[1].flatten(), strict=True):
+            total = total + (a - b) ** 2
+        return total / pooled[0].numel()
+
+    return mean
+
+
+MAPS: dict[str, tuple[Any, Any]] = {
+    "sdd": (lambda: SDD(temperature=2.0), sdd(kd(2.0), (1, 2))),
+    "sdd, three scales": (lambda: SDD(scales=[1, 2, 4]), sdd(kd(4.0), (1, 2, 4))),
+    "sdd dkd": (lambda: SDD("dkd", (1, 2), 2.0, 0.7, 3.0, 4), sdd(dkd(2.0, 0.7, 3.0), (1, 2), 4)),
+    "sdd nkd": (lambda: SDD("nkd", (1, 4), 2.0, beta=1.5, warmup=4), sdd(nkd(2.0, 1.5), (1, 4), 4)),
+    "sdd nkd official": (
+        lambda: SDD("nkd", (1, 2), 2.0, beta=1.5, warmup=4, convention="official"),
+        sdd(nkd_official(2.0, 1.5), (1, 2), 4),
+    ),
+    "cat_kd": (CATKD, cat_kd(True)),
+    "cat_kd as it is": (lambda: CATKD(normalize=False), cat_kd(False)),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), batch=st.integers(1, 3), classes=st.integers(2, 4), epoch=st.integers(0, 6))
+def test_losses_on_maps_of_classes(name, seed, batch, classes, epoch):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (2 * torch.randn(2, batch, classes, 4, 4, generator=generator)).double().unbind()
+    _, _, extra = batch_of(seed, batch, classes, float(epoch))
+    check(*MAPS[name], student, teacher, extra)
+
+
+def test_maps_of_other_sizes_are_pooled():
+    student, teacher = torch.randn(2, 3, 8, 8).double(), torch.randn(2, 3, 7, 7).double()
+    _, _, extra = batch_of(0, 2, 3)
+    pooled = [torch.nn.functional.adaptive_avg_pool2d(x, 4) for x in (student, teacher)]
+    loss = SDD()
+    found = loss(student, loss.target(teacher, (3, 8, 8)) | extra)
+    torch.testing.assert_close(found, sdd(kd(4.0), (1, 2))(*pooled, extra))
+    torch.testing.assert_close(loss.rows(student)[:, 0], student.mean((2, 3)))
+    assert CATKD(4)(student, CATKD(4).target(teacher, (3, 8, 8))).isfinite()
+
+
+def moments(x: Tensor, grid: int, correction: int) -> tuple[Tensor, Tensor]:
+    """By cells with adaptive pooling's limits, value by value."""
+    b, c, height, width = x.shape
+    means, deviations = torch.zeros(2, b, c, grid, grid, dtype=x.dtype).unbind()
+    means, deviations = means.clone(), deviations.clone()
+    for i in range(grid):
+        for j in range(grid):
+            top, bottom = i * height // grid, -(-(i + 1) * height // grid)
+            left, right = j * width // grid, -(-(j + 1) * width // grid)
+            cell = x[:, :, top:bottom, left:right].flatten(2)
+            mean = cell.sum(2) / cell.shape[2]
+            variance = ((cell - mean[:, :, None]) ** 2).sum(2) / (cell.shape[2] - correction)
+            means[:, :, i, j], deviations[:, :, i, j] = mean, torch.sqrt(variance + 1e-5)
+    return means, deviations
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+@pytest.mark.parametrize("projector", ["conv_bn_relu", "bottleneck"])
+@pytest.mark.parametrize(("grid", "size"), [(1, 4), (2, 4), (4, 7), (3, 8)])
+@pytest.mark.parametrize("epoch", [0, 2, 3, 8, EPOCHS - 1])
+def test_wkd_f(convention, projector, grid, size, epoch):
+    torch.manual_seed(grid + epoch)
+    student, teacher = torch.randn(3, 4, size, size).double(), torch.randn(3, 6, size, size).double()
+    loss = WKDF(3.0, grid, projector, decay_from=3, epochs=EPOCHS, convention=convention)
+    loss.setup((4, size, size), (6, size, size))
+    loss.double().eval()  # batch statistics are the projector's business
+    extra = {"epoch": torch.tensor(epoch + 0.4, dtype=torch.float64)}
+
+    def expected(x: Tensor) -> Tensor:
+        (mu_s, sigma_s), (mu_t, sigma_t) = (
+            moments(f, grid, convention == "official") for f in (loss.projector(x), teacher)
+        )
+        value = 3.0 * ((mu_s - mu_t) ** 2).sum() + ((sigma_s - sigma_t) ** 2).sum()
+        return decay(extra, 3) * value / (3 * grid**2)
+
+    target = loss.target(teacher, (4, size, size))
+    assert {name: tuple(value.shape[1:]) for name, value in target.items()} == loss.spec(
+        (4, size, size), (6, size, size)
+    ).target
+    wanted, slope = value_and_gradient(expected, student)
+    value, gradient = value_and_gradient(lambda x: loss(x, target | extra), student)
+    torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(gradient, slope)
+
+
+def test_mgd():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 4, 3, 3).double(), torch.randn(3, 6, 3, 3).double()
+    loss = MGD(0.5)
+    loss.setup((4, 3, 3), (6, 3, 3))
+    loss.double()
+    _, _, extra = batch_of(5, 3, 2)
+    kept = loss.kept(extra["seed"], extra["index"], 6)
+    a, first, last = loss.align, loss.generate[0], loss.generate[2]
+
+    def expected(x: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for image, goal, mask in zip(x, teacher, kept, strict=True):
+            aligned = torch.einsum("oc,chw->ohw", a.weight[:, :, 0, 0], image) + a.bias[:, None, None]
+            hidden = torch.nn.functional.conv2d((aligned * mask)[None], first.weight, first.bias, padding=1).clamp(
+                min=0
+            )
+            made = torch.nn.functional.conv2d(hidden, last.weight, last.bias, padding=1)[0]
+            total = total + ((made - goal) ** 2).sum()
+        return total / 3
+
+    target = loss.target(teacher, (4, 3, 3)) | extra
+    wanted, slope = value_and_gradient(expected, student)
+    value, gradient = value_and_gradient(lambda x: loss(x, target), student)
+    torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(gradient, slope)
+
+
+def test_mgd_masks_by_step_and_image():
+    """The share is right, another step masks others, and an image's mask does not depend on its batch."""
+    loss, index = MGD(0.15), torch.arange(400)
+    kept = loss.kept(torch.tensor(7), index, 512)
+    assert abs((~kept).float().mean() - 0.15) < 0.003
+    assert not torch.equal(kept, loss.kept(torch.tensor(8), index, 512))
+    assert torch.equal(kept[100:103], loss.kept(torch.tensor(7), index[100:103], 512))
+    assert loss.mask == 0.15
+    assert MGD(0.0).kept(torch.tensor(7), index, 8).all()
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+@pytest.mark.parametrize("epsilon", [1.0, 1.5])
+def test_ofa(convention, epsilon):
+    torch.manual_seed(0)
+    shapes = [(4, 8, 8), (6, 4, 4), (8, 2, 2), (CLASSES,)]
+    students = [torch.randn(3, *shape).double() for shape in shapes]
+    logits, teacher, extra = batch_of(1, 3, CLASSES)
+    students[-1] = logits
+    loss = OFA(epsilon, convention=convention)
+    loss.setup(shapes, [(CLASSES,)] * 4)
+    loss.double().eval()
+    assert [sum(isinstance(m, torch.nn.ReLU) for m in head) for head in loss.heads] == [4, 2, 0]
+
+    def ofa(rows: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for s, t, y in zip(rows, teacher, extra["labels"].tolist(), strict=True):
+            p, log_s = softmax(t), torch.log(softmax(s))
+            for c in range(CLASSES):
+                weight = (1 + p[c]) ** epsilon - 1 if c == y else p[c] ** (epsilon if convention == "official" else 1)
+                total = total - weight * log_s[c]
+        return total / len(rows)
+
+    inputs = [x.requires_grad_(True) for x in students]
+    targets = [loss.target(teacher, shape) | {"labels": extra["labels"]} for shape in shapes]
+    value = loss(inputs, targets)
+    expected = ofa(inputs[3]) + sum(ofa(head(x)) for head, x in zip(loss.heads, inputs, strict=False))
+    torch.testing.assert_close(value, expected)
+    every = [*inputs, *loss.parameters()]
+    for a, b in zip(torch.autograd.grad(value, every), torch.autograd.grad(expected, every), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_classes_are_compared_by_cka():
+    """Against HSIC written out with the centring matrix; the order of the images in the training set may be any."""
+    torch.manual_seed(0)
+    labels, features = torch.randint(4, (60,)), torch.randn(60, 5).double()
+    found = class_similarity(features, labels, 4)
+    count = int(torch.bincount(labels).min())
+    center = torch.eye(count).double() - 1 / count
+    grams = [x @ x.T for x in (features[labels == c][:count] for c in range(4))]
+    hsic = lambda a, b: torch.trace(a @ center @ b @ center)  # noqa: E731
+    for i in range(4):
+        for j in range(4):
+            expected = hsic(grams[i], grams[j]) / (hsic(grams[i], grams[i]) * hsic(grams[j], grams[j])).sqrt()
+            torch.testing.assert_close(found[i, j], expected)
+    flat = torch.where((labels == 2)[:, None], 1.0, features)
+    assert class_similarity(flat, labels, 4)[2].tolist() == [0, 0, 1, 0]
+    with pytest.raises(ValueError, match="class 4 has 0 training images"):
+        class_similarity(features, labels, 5)
+
+
+def degenerate(kind: str, batch: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Logits of both sides, floats; each kind is one that real networks come to."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(batch, classes), torch.randn(batch, classes)
+    if kind == "certain":
+        teacher[:, 0], student[:, 0] = 500.0, 300.0
+    elif kind == "wrong":
+        teacher[:, -1] = 500.0  # the label has probability 0
+    elif kind == "excluded":
+        teacher[:, -1] = student[:, -1] = -math.inf
+    elif kind == "excluded by the teacher":
+        teacher[:, -1] = -math.inf
+    elif kind == "one class is left":
+        teacher[:, 1:] = -math.inf
+    elif kind == "constant":
+        student, teacher = torch.zeros(batch, classes), torch.ones(batch, classes)
+    return student, teacher
+
+
+KINDS = ("certain", "wrong", "excluded", "excluded by the teacher", "one class is left", "constant")
+
+
+@pytest.mark.parametrize("name", [n for n in LOGITS if "negative" not in n and "+" not in n and "α = " not in n])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 2), (3, CLASSES)])
+def test_degenerate_logits_are_finite(name, kind, shape):
+    if name == "wkd_l" and shape[1] != CLASSES:
+        pytest.skip("its cost is of five classes")
+    student, teacher = degenerate(kind, *shape)
+    loss = LOGITS[name][0]()
+    loss.setup((shape[1],), (shape[1],))
+    loss.float()
+    extra = {"labels": torch.zeros(shape[0], dtype=torch.int64), "epoch": torch.tensor(5.0)}
+    student.requires_grad_(True)
+    value = loss(student, loss.target(teacher) | extra)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("kind", ["constant", "zeros", "certain", "wrong"])
+@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 3, 1, 1), (2, 3, 7, 5)])
+def test_degenerate_maps_are_finite(name, kind, shape):
+    loss = MAPS[name][0]()
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    if kind in ("constant", "zeros"):
+        student, teacher = (torch.full(shape, float(kind == "constant")) for _ in range(2))
+    else:
+        teacher[:, 0 if kind == "certain" else -1] = 500.0
+    extra = {"labels": torch.zeros(shape[0], dtype=torch.int64), "epoch": torch.tensor(5.0)}
+    student.requires_grad_(True)
+    value = loss(student, loss.target(teacher, shape[1:]) | extra)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() < 1e4
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_constant_maps_have_a_deviation_with_a_gradient(value):
+    student = torch.full((2, 3, 4, 4), value, requires_grad=True)
+    loss = WKDF()
+    loss.setup((3, 4, 4), (3, 4, 4))
+    loss(student, loss.target(torch.full((2, 3, 4, 4), value)) | {"epoch": torch.tensor(0.0)}).backward()
+    assert student.grad.isfinite().all()
+
+
+def test_sinkhorn_holds_no_matrix_for_each_image():
+    """Largest tensor that autograd keeps, at 200 classes: that of the classes' cost, not one of 16 images."""
+    sizes = []
+    loss = WKDL()
+    loss.setup((200,), (200,))
+    loss.init_teacher(torch.rand(200, 200))
+    student, teacher, extra = batch_of(0, 16, 200)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
+        loss(student.float().requires_grad_(True), loss.target(teacher.float()) | extra)
+    assert max(sizes) == 200 * 200
+    assert sum(size for size in sizes if size == 16 * 200) * 4 <= 16 * loss.spec((200,), (200,)).workspace
+
+
+MISSING: list[tuple[TransferLoss, str]] = [
+    (NKD(), "'labels'"),
+    (RLD(), "'labels'"),
+    (WKDL(), "'labels'"),
+    (SDD(), "'labels'"),
+    (MGD(), "'index'"),
+]
+
+
+@pytest.mark.parametrize(("loss", "name"), MISSING, ids=[type(loss).__name__ for loss, _ in MISSING])
+def test_what_is_missing_is_named(loss, name):
+    x = torch.randn(2, 5) if loss.on_logits else torch.randn(2, 5, 4, 4)
+    with pytest.raises(ValueError, match=name):
+        loss(x, loss.target(x))
+
+
+def test_what_is_out_of_range_or_not_set_up():
+    for make, name, value in (
+        (TTM, "gamma", 0.0), (TTM, "weighted", 1), (NKD, "temperature", 0.0), (RLD, "alpha_temperature", -1.0), (ABKD, "alpha", math.nan),
+        (ABKD, "convention", "crd"), (WKDL, "steps", 0), (WKDL, "sharpness", 0.0), (WKDF, "grid", 0), (WKDF, "projector", "linear"),
+        (CATKD, "resolution", 0), (SDD, "scales", [2, 4]), (SDD, "form", "ce"), (MGD, "mask", 1.0), (OFA, "epsilon", 0.0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            make(**{name: value})
+    x, logits = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    epoch, labels = {"epoch": torch.tensor(0.0)}, {"labels": torch.zeros(2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="init_teacher"):
+        WKDL()(logits, WKDL().target(logits) | labels | epoch)
+    with pytest.raises(ValueError, match="call setup"):
+        WKDF()(x, WKDF().target(x) | epoch)
+    with pytest.raises(ValueError, match="call setup"):
+        MGD()(x, MGD().target(x) | {"index": torch.arange(2), "seed": torch.tensor(1)})
+    with pytest.raises(ValueError, match="call setup"):
+        OFA()([x], [OFA().target(logits) | labels])
+    with pytest.raises(ValueError, match="single position in a cell"):
+        WKDF(grid=4).spec((3, 4, 4), (3, 8, 8))
+    with pytest.raises(ValueError, match="maps of one size"):
+        MGD().spec((3, 4, 4), (3, 8, 8))
+    with pytest.raises(ValueError, match="one channel for each class"):
+        SDD().spec((10, 4, 4), (100, 8, 8))
+    with pytest.raises(ValueError, match="teacher's logits"):
+        OFA().target(x)
