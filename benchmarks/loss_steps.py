@@ -16,7 +16,7 @@ from nst import build
 from nst.config import CONFIGS, RunConfig
 from nst.distiller import Distiller, Targets
 from nst.layers import LOGITS, LayerHooks
-from nst.teacher import NoTeacher
+from nst.teacher import Teacher
 
 PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
 IMAGES = 50_000  # of the training set: the rows of CRD's memory banks
@@ -41,7 +41,7 @@ def plain_step(device: str) -> Callable[[], object]:
     """A training step of the student without a teacher, its batch included."""
     student = build.networks(settings_of("loss=ce")).distiller
     loader = noise(4 * BATCH, CLASSES).loader(BATCH, train=True, device=device, channels_last=True)
-    trainer = make_trainer(student, NoTeacher(), loader, device, compile=False)
+    trainer = make_trainer(student, Teacher(), loader, device, compile=False)
     batches = (batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
     return lambda: trainer.step(next(batches))
 

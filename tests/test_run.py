@@ -201,7 +201,7 @@ def test_outputs_that_were_moved_are_found_from_another_folder(
         run(compose(*tiny, "outputs=elsewhere", "seed=1", *kind))
     assert "trained first" not in capsys.readouterr().out
     assert len(list(there.glob("elsewhere/digits/none-*/*/*"))) == 1
-    assert len(list(there.glob("elsewhere/digits/knowledge/*"))) == 1
+    assert len(list(there.glob("elsewhere/digits/cache/*"))) == 1
 
 
 @pytest.mark.parametrize(("batch", "accumulate", "other"), [(13, 1, 14), (16, 8, 17), (40, 40, 41)])

@@ -32,7 +32,7 @@ from nst.optim import MakeOptimizer, Schedule, check_optimizer
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.seeds import seeded
-from nst.teacher.source import TargetSource
+from nst.teacher import Teacher
 from nst.terms import check_name, instantiate, resolve_layers, terms
 from nst.training.trainer import Trainer
 
@@ -349,7 +349,7 @@ def loader(run: RunConfig, ranks: Dist, data: Dataset, split: str, views: Tensor
     return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
-def trainer(run: RunConfig, distiller: Distiller, source: TargetSource, loader: Loader, ranks: Dist) -> Trainer:
+def trainer(run: RunConfig, distiller: Distiller, source: Teacher, loader: Loader, ranks: Dist) -> Trainer:
     """The trainer of the run's student, with its optimizer and schedule."""
     make, no_decay = optimizer(run)
     return Trainer(

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from nst.data.batch import Batch
 from nst.dist import Dist
-from nst.distiller import Distiller
+from nst.distiller import Distiller, Targets
 from nst.precision import autocast
-from nst.teacher.source import TargetSource
 
 LEAD = 5.0  # points above chance; losing half of less may be noise
 
@@ -82,11 +81,11 @@ class TermGradient:
     cosines: dict[str, float]  # to the gradient of every term
 
 
-def compare_gradients(distiller: Distiller, source: TargetSource, batches: Iterable[Batch]) -> list[TermGradient]:
+def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targets]]) -> list[TermGradient]:
     """Measure every term on the student in training mode; its parameters do not change, its running statistics do.
 
     Args:
-        batches: at least one, of one process.
+        batches: at least one, of one process, each with the teacher's targets.
 
     Raises:
         ValueError: no term of labels to compare with.
@@ -98,8 +97,8 @@ def compare_gradients(distiller: Distiller, source: TargetSource, batches: Itera
     batches = list(batches)
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
     values = dict.fromkeys(gradients, 0.0)
-    for number, batch in enumerate(batches):
-        _, terms = distiller(batch.images, batch.labels, source(batch), _context(batch, number))
+    for number, (batch, targets) in enumerate(batches):
+        _, terms = distiller(batch.images, batch.labels, targets, _context(batch, number))
         for term in distiller.terms:
             gradients[term.name] = gradients[term.name] + term.weight * gradient(distiller, terms[term.name]).cpu()
             values[term.name] += terms[term.name].item() / len(batches)

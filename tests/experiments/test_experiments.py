@@ -16,7 +16,7 @@ from nst import build
 from nst.config import CONFIGS
 from nst.dist import Dist
 from nst.reproduce.table import read_table
-from nst.teacher import LiveTeacher, NoTeacher
+from nst.teacher import LiveTeacher, Teacher
 
 FOLDER = CONFIGS / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.stem != "base")
@@ -115,15 +115,17 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     )  # cifar100 stands before cifar10
     run = build.settings(composed(*words, *roots[data], "trainer.batch_size=2", "trainer.compile=false"))
     networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
-    live = LiveTeacher(networks.teacher, networks.distiller.requests) if networks.teacher is not None else NoTeacher()
+    sources = []
+    if networks.teacher is not None:
+        sources = [LiveTeacher(networks.teacher, networks.distiller.target_specs)]
     loader = dataset.split("train").loader(2, train=True)
     build.init_memory(run, networks.distiller, len(dataset.train))
-    trainer = build.trainer(run, networks.distiller, live, loader, Dist(0, 1, torch.device("cpu")))
+    trainer = build.trainer(run, networks.distiller, Teacher(sources), loader, Dist(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
         trainer.step(batch)
     logged = trainer.window()
     networks.distiller.hooks.remove()
-    if isinstance(live, LiveTeacher):
+    for live in sources:
         live.hooks.remove()
     assert trainer.progress.step == STEPS
     assert set(logged["terms"]) == {name for name, node in run.loss.items() if node["weight"]}

@@ -5,7 +5,6 @@ import itertools
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,8 @@ import torch
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.runs import folder, record
-from nst.runs import teacher_cache as teaching
 from nst.runs.checkpoint import Checkpoints
-from nst.teacher import write as writing
+from nst.teacher import cache
 from nst.training import compiled, loop, trainer
 
 
@@ -95,31 +93,15 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
 
 def while_writing(number: int, signum: int, sync_seconds: float = 0.0, rank: int = 0) -> None:
     """A signal to one rank while its `number`-th batch of a teacher cache is written."""
-    writing.SYNC_SECONDS = sync_seconds
-    write, count = writing.Writing.write, itertools.count(1)
+    cache.SYNC_SECONDS = sync_seconds
+    write, count = cache.ArrayWriter.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
-        if next(count) == number and os.environ.get("RANK", "0") == str(rank):
+        if next(count) == number and me(rank):
             os.kill(os.getpid(), signum)
         write(*args)
 
-    writing.Writing.write = patched
-
-
-def signal_while_writing(signum: int) -> None:
-    """A signal to one of the ranks that write a teacher cache together, which takes its time."""
-    writing.SYNC_SECONDS, writing.ASK_ROUNDS = 0.0, 1
-    wait, write = teaching.StopTogether.wait, writing.Writing.write
-
-    def waiting(stop: Any) -> None:
-        threading.Timer(0.5, os.kill, (os.getpid(), signum)).start()
-        wait(stop)
-
-    def slow(*args: Any) -> None:
-        time.sleep(0.2)
-        write(*args)
-
-    teaching.StopTogether.wait, writing.Writing.write = waiting, slow
+    cache.ArrayWriter.write = patched
 
 
 def signal_in_compilation(signum: int) -> None:

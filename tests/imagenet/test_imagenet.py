@@ -18,7 +18,7 @@ from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.dist import Dist, Interrupted
 from nst.distiller import Distiller, Targets
-from nst.teacher import LiveTeacher, NoTeacher
+from nst.teacher import LiveTeacher, Teacher
 from nst.training.trainer import Trainer
 
 CLASSES, TRAIN, TEST = 4, 2000, 200  # images
@@ -81,14 +81,12 @@ METHODS = {"student": [], "kd": ["kd"], "fitnet": ["fitnet"], "at": ["at"], "nst
 METHODS |= {"kd_fitnet": ["kd", "fitnet"], "kd_at": ["kd", "at"], "kd_nst": ["kd", "nst_poly"]}
 
 
-class Known(NoTeacher):
+class Known(Teacher):
     """Targets by the index of a batch's first image."""
 
-    def __init__(self, known: dict[int, Targets]) -> None:
-        self.known = known
-
     def __call__(self, batch: Batch) -> Targets:
-        return self.known[int(batch.indices[0])]
+        assert self.about is not None
+        return self.about[str(int(batch.indices[0]))]
 
 
 def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Path) -> None:
@@ -108,15 +106,15 @@ def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Pa
     assert batches[0].images.shape == (2, 3, 224, 224)
     assert networks.student_shapes["last_pre_relu"] == (1024, 7, 7)
     assert networks.teacher_shapes["last_pre_relu"] == (2048, 7, 7)
-    live = LiveTeacher(networks.teacher, networks.distiller.requests)
-    known = {int(batch.indices[0]): live(batch) for batch in batches}
+    live = LiveTeacher(networks.teacher, networks.distiller.target_specs)
+    known = {str(int(batch.indices[0])): live(batch) for batch in batches}
     terms = {term.name: term for term in networks.distiller.terms}
 
     for method, losses in METHODS.items():
         student = build.network("model", settings.model, seed=0)
         shapes = networks.student_shapes, networks.teacher_shapes
         distiller = Distiller(student, [terms["ce"], *(terms[name] for name in losses)], *shapes)
-        trainer = build.trainer(settings, distiller, Known(known), loader, Dist(0, 1, torch.device("cpu")))
+        trainer = build.trainer(settings, distiller, Known(about=known), loader, Dist(0, 1, torch.device("cpu")))
         for batch in batches:
             trainer.step(batch)
         values = trainer.window()  # raises for a loss or gradient that is not finite

@@ -14,13 +14,12 @@ from nst.config import CONFIGS, RunConfig
 from nst.dist import Dist
 from nst.models import resnet8
 from nst.models.weights import save_weights
-from nst.reproduce import estimate, execute
+from nst.reproduce import execute
 from nst.reproduce.command import reproduce
 from nst.reproduce.evidence import missing_layers
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
-from nst.teacher.layout import readable_bytes
 
 TINY = (
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
@@ -166,40 +165,15 @@ def test_fewer_views_than_epochs_are_another_experiment(views: str, comparable: 
 def test_the_teacher_cache_is_written_once_for_all_rows():
     overrides = ("cache.views=all", "cache.large=false")
     plan = make_plan(Request("quick/digits", 2, overrides=overrides), CONFIGS)
-    modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
+    modes = {cell.row.name: cell.runs[0].cache.views for cell in plan.cells}
     live = {"student", "fitnet", "nst_gaussian"}  # their summaries are as large as the features, or they ask for none
-    assert {name for name, mode in modes.items() if mode == "live"} == live
+    assert {name for name, mode in modes.items() if not mode} == live
     (store,) = plan.caches
     targets = sorted(node["_target_"].split(".")[-1] for node in store.loss.values())
     assert targets == ["AT", "CrossEntropy", "KD", "NST", "NST"]
     assert all(cell.comparable for cell in plan.cells)
-    assert "knowledge" not in plan.cells[2].command
+    assert "cache" not in plan.cells[2].command
     assert "cache.views=16" in plan.cells[1].command
-
-
-def test_a_plan_says_whether_large_summaries_are_cheaper_to_read(monkeypatch, capsys, tmp_path):
-    overrides = "cache.views=all"
-    plan = make_plan(Request("quick/digits", 1, outputs=str(tmp_path), overrides=overrides), CONFIGS)
-    modes = {cell.row.name: cell.runs[0].knowledge.mode for cell in plan.cells}
-    assert {name for name, mode in modes.items() if mode == "live"} == {"student"}  # whatever this machine's speed
-    (store,) = plan.caches
-    for computing, said in (
-        (1e-3, "feature: cached, since reading 1.0 kB an image: "),
-        (0.0, "feature: not cached, since reading"),
-    ):
-        monkeypatch.setattr(estimate, "compute_seconds", lambda *_, seconds=computing: seconds)
-        line = estimate.Line("cache", store, 1, 1, views=9)
-        line.note = estimate.describe_cache(store, 1437, 9, torch.device("cpu"))
-        assert said in line.note
-        estimate.show(plan, [line], tmp_path)
-        assert said in capsys.readouterr().out
-    small = 10 + 4 + 10 + 4  # logits; at 2x2 positions AT's map, the distinct entries of NST's Gram matrix, its mean
-    whole = small + 2 * 64 * 4  # FitNet's and the Gaussian kernel's
-    for allow_large, cached, values in ((True, "cached", whole), (False, "not cached", small)):
-        given = replace(store, knowledge=replace(store.knowledge, allow_large=allow_large))
-        note = estimate.describe_cache(given, 1437, 9, torch.device("cpu"))
-        assert f"feature: {cached} (cache.large={str(allow_large).lower()})" in note
-        assert f"{readable_bytes(1437 * 9 * values * 2)} on the disk" in note
 
 
 def test_the_pairs_of_crd_s_table(crd: Plan):

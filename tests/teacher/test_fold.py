@@ -27,7 +27,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(("make", "folded"), [(resnet8, 7), (wrn16_2, 7), (preact_resnet164, 109)])
-def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> None:
+def test_outputs_and_features_stay_and_all_pairs_are_folded(make, folded: int) -> None:
     model = with_statistics(make())
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     reference = copy.deepcopy(model)
@@ -40,11 +40,11 @@ def test_outputs_and_taps_stay_and_all_pairs_are_folded(make, folded: int) -> No
     assert fold_batch_norm(model, image) == 0
 
 
-def test_a_tapped_convolution_keeps_its_own_output() -> None:
+def test_a_named_convolution_keeps_its_own_output() -> None:
     model = with_statistics(resnet8())
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     kept = copy.deepcopy(model)
-    assert fold_batch_norm(model, image, keep=["layer1.0.conv1", "layer2.0.bn1:input"]) == 5
+    assert fold_batch_norm(model, image, layers=["layer1.0.conv1", "layer2.0.bn1:input"]) == 5
     paths = ["layer1.0.conv1", "layer2.0.conv1"]
     ours, theirs = LayerHooks(model, paths), LayerHooks(kept, paths)
     model(image), kept(image)
@@ -53,35 +53,43 @@ def test_a_tapped_convolution_keeps_its_own_output() -> None:
 
 
 @pytest.mark.parametrize("layer", ["block1", "block2:input"])
-def test_a_tapped_block_that_ends_in_a_pairs_convolution_or_begins_with_its_norm_keeps_its_feature(layer: str) -> None:
+def test_a_named_block_that_ends_in_a_pairs_convolution_or_begins_with_its_norm_keeps_its_feature(layer: str) -> None:
     block1, block2 = nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     layers = {"block1": nn.Sequential(block1), "block2": block2, "pool": nn.AdaptiveAvgPool2d(1), "end": nn.Flatten()}
     model = with_statistics(nn.Sequential(OrderedDict(layers)))
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
     kept = copy.deepcopy(model)
-    fold_batch_norm(model, image, keep=[layer])
+    fold_batch_norm(model, image, layers=[layer])
     ours, theirs = LayerHooks(model, [layer]), LayerHooks(kept, [layer])
     torch.testing.assert_close(model(image), kept(image), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.features[layer], theirs.features[layer], rtol=1e-9, atol=1e-9)
 
 
 class Shared(nn.Module):
-    """One convolution and norm used twice, the second time on an image that decides how."""
+    """One convolution and norm used twice."""
 
-    def __init__(self, branches: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn, self.branches = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), branches
+        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        if self.branches and x.mean() > 0:
-            return x
-        return self.bn(self.conv(x)).mean((2, 3))
+        return self.bn(self.conv(self.bn(self.conv(x)))).mean((2, 3))
 
 
-@pytest.mark.parametrize("branches", [False, True])
-def test_shared_layers_and_untraceable_networks_stay_as_they_are(branches: bool) -> None:
-    assert fold_batch_norm(Shared(branches).eval(), torch.randn(1, 3, 4, 4)) == 0
+class Twice(Shared):
+    """The convolution's output is read elsewhere, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return (self.bn(x) + x).mean((2, 3))
+
+
+@pytest.mark.parametrize("network", [Shared, Twice])
+def test_layers_used_twice_stay_as_they_are(network: type[nn.Module]) -> None:
+    model, image = with_statistics(network()), torch.randn(2, 3, 4, 4, dtype=torch.double)
+    expected = model(image)
+    assert fold_batch_norm(model, image) == 0
+    assert torch.equal(model(image), expected)
 
 
 def test_a_norm_without_running_statistics_is_not_folded() -> None:

@@ -17,7 +17,7 @@ from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes
 from nst.losses import CrossEntropy
 from nst.optim import Step
-from nst.teacher import NoTeacher
+from nst.teacher import Teacher
 from nst.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def trainer(device: torch.device = CPU, loss: CrossEntropy | None = None, **sett
     terms = [Term("ce", loss or CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),))]
     distiller = Distiller(student, terms, feature_shapes(student, [LOGITS], (1, 8, 8)), {})
     made = Trainer(
-        distiller, NoTeacher(), data().loader(BATCH, train=True, device=device),
+        distiller, Teacher(), data().loader(BATCH, train=True, device=device),
         optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3), schedule=Step(),
         settings=TrainerConfig(epochs=20, batch_size=BATCH, channels_last=False, compile=False, **settings),
         ranks=Dist(0, 1, device), seed=0, no_decay=("norm", "bias"),

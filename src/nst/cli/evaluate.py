@@ -64,8 +64,8 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     from nst.export.finished import finished_run
     from nst.models.weights import load_weights
     from nst.runs.folder import STUDENT
-    from nst.runs.teacher import TeacherOutput, expected_normalization
     from nst.teacher import LiveTeacher, Normalization
+    from nst.teacher.prepare import TeacherOutput, expected_normalization
 
     run = None
     if settings.run is not None:
@@ -84,7 +84,9 @@ def evaluate_weights(settings: "nst.config.EvaluateConfig") -> None:
     images = Normalization(data.mean, data.std)
     with join(settings.device) as group:
         model.to(group.device)
-        live = LiveTeacher(model, (), images=images, expects=expected_normalization(settings, metadata))
+        live = LiveTeacher(
+            model, (), images=images, expects=expected_normalization(settings.mean, settings.std, metadata)
+        )
         loader = data.split(settings.split).loader(
             settings.batch_size, train=False, rank=group.rank, world=group.world, device=group.device
         )

@@ -66,9 +66,10 @@ def show(settings: "nst.config.RunConfig") -> None:
         teacher = prepare_teacher(settings, networks, group, data)
         build.init_memory(settings, networks.distiller, len(data.train))
         networks.distiller.to(group.device)
-        batches = list(islice(build.loader(settings, group, data, "train", teacher.views).epoch(0), BATCHES))
+        epoch = build.loader(settings, group, data, "train", teacher.views).epoch(0)
+        batches = list(teacher.targets(islice(epoch, BATCHES)))
         distiller = networks.distiller
-        before = compare_gradients(distiller, teacher.source, batches)
+        before = compare_gradients(distiller, batches)
         gradient_tables("before training", before)
         folder = run_folder(asdict(settings))
         if (folder / SUMMARY).is_file():
@@ -76,9 +77,9 @@ def show(settings: "nst.config.RunConfig") -> None:
             if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
                 distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
             load_weights(distiller.student, folder / STUDENT)
-            after = compare_gradients(distiller, teacher.source, batches)
+            after = compare_gradients(distiller, batches)
             gradient_tables("after training", after)
-            write_page(folder, settings, sum(len(batch.labels) for batch in batches), before, after)
+            write_page(folder, settings, sum(len(batch.labels) for batch, _ in batches), before, after)
 
 
 def write_page(

@@ -99,8 +99,6 @@ def comparable(config: Record) -> dict[str, Any]:
     elif config["teacher"].get("weights") is not None:
         unused.append("teacher.recipe")
     settings = DEFAULTS | {k: v for k, v in _flat(config).items() if v is not None}
-    if settings.get("cache.large") is False:  # the default of earlier versions, the same result as null
-        del settings["cache.large"]
     return {k: v for k, v in settings.items() if not any(k == key or k.startswith(f"{key}.") for key in unused)}
 
 

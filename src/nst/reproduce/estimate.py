@@ -16,19 +16,10 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Targets
+from nst.layers import resolve
 from nst.reproduce.plan import Plan, cache_key, finished
-from nst.teacher import (
-    LiveTeacher,
-    NoTeacher,
-    TargetSource,
-    TeacherCache,
-    compute_seconds,
-    kept_live,
-    large,
-    weigh,
-)
-from nst.teacher.choose import arrays_of
-from nst.teacher.layout import readable_bytes
+from nst.teacher import LiveTeacher, Teacher, TeacherCache
+from nst.teacher.prepare import plan_cache
 
 PIXELS = 32 * 32 * 32  # on a CPU a step of about so many pixels is measured, and its time scaled to the batch
 
@@ -76,7 +67,7 @@ def estimate(plan: Plan, device: torch.device) -> list[Line]:
             images = min(train, run.data.get("limit") or train)
             if line.views:
                 line.seconds = images * line.views * pace(run, device).teacher
-                line.note = describe_cache(run, images, line.views, device)
+                line.note = describe_cache(run, images, line.views)
                 continue
             images *= run.trainer.epochs
             # Evaluation is a forward pass: a third of a training step without a teacher.
@@ -92,29 +83,14 @@ def _views(run: RunConfig) -> int:
     return all_views if run.cache.views == "all" else min(int(run.cache.views), all_views)
 
 
-def describe_cache(run: RunConfig, images: int, views: int, device: torch.device) -> str:
-    """Its size, and how summaries as large as the feature will be handled. The run itself measures again, once."""
-    networks, knowledge = build.networks(run), run.cache
-    requests, shapes, teacher = networks.distiller.requests, networks.teacher_shapes, networks.teacher
+def describe_cache(run: RunConfig, images: int, views: int) -> str:
+    """Its size, and which targets stay live."""
+    networks = build.networks(run)
+    specs, shapes, teacher = networks.distiller.target_specs, networks.teacher_shapes, networks.teacher
     assert teacher is not None
-    cache = TeacherCache(Path(knowledge.path or run.outputs) / "none yet", {}, images, views, knowledge.dtype)
-    cachable = [r for r in requests if r.key not in kept_live(requests, shapes, allow_large=True)]
-    weighed = large(cachable, shapes)
-    rest = [r for r in cachable if r not in weighed]
-    cached, why = bool(knowledge.large), f" (cache.large={str(knowledge.large).lower()})"
-    if weighed and knowledge.large is None:
-        image = (run.data["channels"], run.data["size"], run.data["size"])
-        computing = compute_seconds(
-            teacher, weighed, image, run.trainer.batch_size, device, run.teacher.precision, run.trainer.channels_last
-        )
-        cost = weigh(
-            arrays_of(weighed, teacher, shapes), arrays_of(rest, teacher, shapes), cache, computing,
-            device=device, ranks=1, residence="auto",
-        )  # fmt: skip
-        cached, why = cost.cheaper_to_read, f", since {cost}"
-    size = sum(cache.bytes(a.shape) for a in arrays_of(cachable if cached else rest, teacher, shapes))
-    text = f"{readable_bytes(size)} on the disk when complete"
-    return f"{text}; summaries as large as the feature: {'' if cached else 'not '}cached{why}" if weighed else text
+    cache = TeacherCache(Path(run.outputs) / "none yet", {}, images, views, run.cache.dtype)
+    paths = {spec.layer: resolve(teacher, spec.layer) for spec in specs}
+    return plan_cache(cache, specs, paths, shapes, run.cache.large)[2]
 
 
 @dataclass(frozen=True)
@@ -137,11 +113,11 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     split = MemorySplit(noise, labels, ViewScheme(size, 0, False), run.data["mean"], run.data["std"])
     loader = split.loader(batch, train=True, device=device, channels_last=run.trainer.channels_last)
     images = next(iter(loader.epoch(0)))
-    source: TargetSource = NoTeacher()
+    source = Teacher()
     teacher = 0.0
     if networks.teacher is not None:
-        live = LiveTeacher(networks.teacher.to(device), networks.distiller.requests)
-        source, teacher = live, _seconds(lambda: live(images), device)
+        live = LiveTeacher(networks.teacher.to(device), networks.distiller.target_specs)
+        source, teacher = Teacher((live,)), _seconds(lambda: live(images), device)
         if run.cache.views:  # without the few terms that stay live, which are ignored here
             source = FixedSummaries(live(images))
     build.init_memory(run, networks.distiller, batch)
@@ -150,15 +126,16 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
     return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
 
 
-class FixedSummaries(NoTeacher):
-    """Precomputed summaries, the same for every batch."""
+class FixedSummaries(Teacher):
+    """Precomputed targets, the same for every batch."""
 
-    def __init__(self, summaries: Targets) -> None:
-        self.summaries = summaries
+    def __init__(self, targets: Targets) -> None:
+        super().__init__(about={"targets": targets})
 
     def __call__(self, batch: Batch) -> Targets:
-        """See `TargetSource`."""
-        return self.summaries
+        """See `Teacher`."""
+        assert self.about is not None
+        return self.about["targets"]
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -31,8 +31,9 @@ from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
 from nst.runs.folder import STUDENT, run_folder
 from nst.runs.heatmaps import heatmaps
-from nst.runs.teacher import expected_normalization, teacher_run
+from nst.runs.teacher import teacher_run
 from nst.teacher import Normalization
+from nst.teacher.prepare import expected_normalization
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
@@ -130,7 +131,7 @@ class Analysis:
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
         metadata = load_weights(self.teacher, weights)
         self.teacher.to(device).eval()
-        self.expects = expected_normalization(run.teacher, metadata) or self.normalization
+        self.expects = expected_normalization(run.teacher.mean, run.teacher.std, metadata) or self.normalization
         scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(self.expects))
         self.teacher_images = self.images * scale + shift
         self.teacher_features = self.features(self.teacher, self.teacher_images, group.layers.teacher)

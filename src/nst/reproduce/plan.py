@@ -23,7 +23,7 @@ from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import SUMMARY, run_folder
 from nst.runs.teacher import teacher_run
-from nst.teacher import kept_live
+from nst.teacher import why_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
 HOW = (
@@ -205,10 +205,10 @@ def _without_unused_cache(
 
 
 def cacheable(run: RunConfig) -> bool:
-    """Whether a teacher cache can have any summary that the run needs."""
+    """Whether a teacher cache has any target that the run needs."""
     networks = build.networks(run)
-    requests = networks.distiller.requests
-    return len(kept_live(requests, networks.teacher_shapes, run.cache.large)) < len(requests)
+    shapes = networks.teacher_shapes
+    return any(why_live(spec, shapes[spec.layer], run.cache.large) is None for spec in networks.distiller.target_specs)
 
 
 def _settings(overrides: list[str]) -> RunConfig:

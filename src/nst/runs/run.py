@@ -19,15 +19,15 @@ from nst.evaluate import Metrics, evaluate
 from nst.files import sha256_of, write_whole
 from nst.models.weights import save_weights
 from nst.precision import check_precision
-from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
+from nst.runs.folder import STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
 from nst.runs.heatmaps import heatmaps
 from nst.runs.provenance import changed_sources, provenance, user_sources
 from nst.runs.record import RunRecord
 from nst.runs.same_data import check_same_data
-from nst.runs.teacher import TeacherSide, teacher_run
-from nst.runs.teacher_cache import cache_replaces_weights, cached_teacher_sha256, teacher_side
+from nst.runs.teacher import teacher_run
 from nst.runs.trackers import RunInfo
-from nst.teacher import Normalization, Prefetch
+from nst.teacher import Normalization, Teacher, make_teacher
+from nst.teacher.prepare import cached_teacher_sha256
 from nst.training.loop import Loop
 from nst.training.trainer import Trainer
 
@@ -76,21 +76,35 @@ def distil(settings: RunConfig, ranks: Dist, data: Dataset | None = None, wait: 
         folder.close()
 
 
-def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset) -> TeacherSide:
+def prepare_teacher(settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset) -> Teacher:
     """The source of the teacher's summaries; a teacher without weights is trained first, a missing cache is written.
 
     Raises:
-        ValueError: as `teacher_side`, or from the run that trains the teacher.
+        ValueError: as `make_teacher`, or from the run that trains the teacher.
     """
     weights = settings.teacher.weights
     if weights is None and settings.teacher.model is not None:
         trained = RunFolder(run_folder(asdict(teacher_run(settings))))
-        if not cache_replaces_weights(settings) or _is_finished(trained, ranks):
+        if not cached_teacher_sha256(settings.cache.path) or _is_finished(trained, ranks):
             weights = _trained_teacher(settings, ranks, data)
-    return teacher_side(settings, networks, ranks, data, weights)
+    node = settings.teacher.model
+    return make_teacher(
+        networks.teacher,
+        weights,
+        networks.distiller.target_specs,
+        networks.teacher_shapes,
+        data,
+        ranks,
+        name=node["name"] if node else "none",
+        arguments=not_default(node, ("name", "num_classes", "in_channels")) if node else {},
+        settings=settings.teacher,
+        cache=settings.cache,
+        trainer=settings.trainer,
+        outputs=settings.outputs,
+    )
 
 
-def write_teacher_cache(settings: RunConfig, ranks: Dist, data: Dataset | None = None) -> TeacherSide:
+def write_teacher_cache(settings: RunConfig, ranks: Dist, data: Dataset | None = None) -> Teacher:
     """Write the teacher cache for these settings.
 
     Raises:
@@ -144,7 +158,7 @@ def _finished(settings: RunConfig, folder: RunFolder, ranks: Dist, data: Dataset
             f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {digest}. "
             f"Give the new weights another name, or {redo}"
         )
-    cached = cached_teacher_sha256(settings) if cache_replaces_weights(settings) else None
+    cached = cached_teacher_sha256(settings.cache.path)
     if teacher is not None and cached is not None and cached != teacher["sha256"]:
         raise ValueError(
             f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache cache.path="
@@ -225,14 +239,12 @@ def _check_single_image(settings: RunConfig, images: int, ranks: Dist) -> None:
 
 
 def _train(
-    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, folder: RunFolder, teacher: TeacherSide
+    settings: RunConfig, networks: build.Networks, ranks: Dist, data: Dataset, folder: RunFolder, teacher: Teacher
 ) -> dict[str, Any]:
     config = asdict(settings)
     loader = build.loader(settings, ranks, data, "train", teacher.views)
-    if teacher.source.prefetch_batches:
-        loader = Prefetch(loader, teacher.source)
     build.init_memory(settings, networks.distiller, len(data.train))
-    trainer = build.trainer(settings, networks.distiller, teacher.source, loader, ranks)
+    trainer = build.trainer(settings, networks.distiller, teacher, loader, ranks)
     evaluated = "val" if data.val is not None else "test"
     about = {  # must be equal in every start of the run, by rank 0
         "config": run_key(config),
@@ -300,7 +312,7 @@ def _write(folder: RunFolder, student: nn.Module, metadata: dict[str, str], summ
     write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
 
 
-def _drawing(trainer: Trainer, teacher: TeacherSide, ranks: Dist, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+def _drawing(trainer: Trainer, teacher: Teacher, ranks: Dist, data: Dataset) -> Callable[[], dict[str, Tensor]]:
     """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=ranks.device)
     images = data.test.render(first, torch.full_like(first, data.test.unaugmented))

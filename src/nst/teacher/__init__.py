@@ -1,36 +1,18 @@
-"""The teacher's targets of a batch: computed live, or read from the teacher cache."""
+"""The teacher as a source of targets: live beside the student, or read from a cache."""
 
-from nst.teacher.cache import TeacherCache
-from nst.teacher.cached import CachedTeacher
-from nst.teacher.choose import Choice, choose_targets, weigh
-from nst.teacher.cost import Cost, compute_seconds
-from nst.teacher.fold import fold_batch_norm
-from nst.teacher.layout import Array, arrays, kept_live, large
-from nst.teacher.live import LiveTeacher, Normalization
-from nst.teacher.source import MixedSource, NoTeacher, Prefetch, TargetSource
-from nst.teacher.write import check_rows, describe_sizes, locked_together, write_cache
+from nst.teacher.cache import CachedTeacher, TeacherCache, cached_arrays, why_live, write_cache
+from nst.teacher.live import LiveTeacher, Normalization, fold_batch_norm
+from nst.teacher.prepare import Teacher, make_teacher
 
 __all__ = [
-    "Array",
     "CachedTeacher",
-    "Choice",
-    "Cost",
     "LiveTeacher",
-    "MixedSource",
-    "NoTeacher",
     "Normalization",
-    "Prefetch",
-    "TargetSource",
+    "Teacher",
     "TeacherCache",
-    "arrays",
-    "check_rows",
-    "choose_targets",
-    "compute_seconds",
-    "describe_sizes",
+    "cached_arrays",
     "fold_batch_norm",
-    "kept_live",
-    "large",
-    "locked_together",
-    "weigh",
+    "make_teacher",
+    "why_live",
     "write_cache",
 ]

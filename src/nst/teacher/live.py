@@ -1,18 +1,22 @@
-"""A teacher that computes its targets batch by batch."""
+"""The teacher beside the student: its targets are computed batch by batch, as deep in the network as a term needs."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
 from nst.data.batch import Batch
 from nst.distiller import Targets, TargetSpec
 from nst.layers import LOGITS, LayerHooks, resolve
 from nst.precision import autocast
+
+BatchAndTargets = tuple[Batch, Targets]
+
+FOLDING_TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class _LastLayerReached(Exception):
 
 
 class _Depth:
-    """Ends a network's forward pass at its last layer. The first pass runs to the end and counts the layers' calls."""
+    """Ends a network's forward pass at its last named layer. The first pass runs to the end and counts the layers' calls."""
 
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         """Attach after the layers' own hooks, which then run first."""
@@ -104,21 +108,19 @@ class LiveTeacher:
         self._compiled: Callable[[Tensor], Targets] | None = None
         self._compiled_size = 0
         self.set_target_specs(target_specs)
-        self._convert = None
         device = next(model.parameters()).device
+        self._convert = None
         if images is not None and expects is not None and images != expects:
             self._convert = [torch.tensor(v, device=device).view(1, -1, 1, 1) for v in images.onto(expects)]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._prefetched: deque[tuple[Batch, Targets]] = deque()
-        self.prefetch_batches = 0 if self._stream is None else 1
 
     def set_target_specs(self, target_specs: Sequence[TargetSpec]) -> None:
-        """Compute the targets of these target_specs from now on, with eager code."""
+        """Compute these targets from now on, with eager code."""
         self.hooks.remove()
         if self._depth is not None:
             self._depth.remove()
         self.target_specs, self._compiled = tuple(target_specs), None
-        layers = [r.layer for r in target_specs]
+        layers = [spec.layer for spec in target_specs]
         self.hooks = LayerHooks(self.model, layers)
         self._depth = None if LOGITS in layers or not layers else _Depth(self.model, layers)
 
@@ -133,36 +135,46 @@ class LiveTeacher:
         return images if self._convert is None else images * self._convert[0] + self._convert[1]
 
     def logits(self, images: Tensor) -> Tensor:
-        """The teacher's own output for images `[B, C, H, W]` of the student's normalisation."""
+        """The teacher's own output for images `[B, C, H, W]` of the data's normalisation."""
         if self.precision == "fp32":
             return self.model(self.convert(images))
         with autocast(images.device, self.precision):
             return self.model(self.convert(images))
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> Targets:
         """Targets of a batch, by spec key."""
-        if self._stream is None or not self._prefetched or self._prefetched[0][0] is not batch:
-            return self.targets(batch.images)
-        _, targets = self._prefetched.popleft()
+        return self.targets(batch.images)
+
+    def add_targets(self, batches: Iterable[BatchAndTargets]) -> Iterator[BatchAndTargets]:
+        """Each batch with its targets added; on a GPU those of the next batch are started before a batch is yielded."""
+        if self._stream is None:
+            for batch, targets in batches:
+                yield batch, targets | self(batch)
+            return
+        current = torch.cuda.current_stream(self._stream.device)
+        started: BatchAndTargets | None = None
+        for batch, targets in batches:
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                upcoming = batch, targets | self(batch)
+            if started is not None:
+                yield self._finished(started)
+            started = upcoming
+        if started is not None:
+            yield self._finished(started)
+
+    def _finished(self, started: BatchAndTargets) -> BatchAndTargets:
+        """On a GPU: targets that later work on the current stream may use."""
+        assert self._stream is not None
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
-        for value in (value for target in targets.values() for value in target.values()):
+        for value in (value for target in started[1].values() for value in target.values()):
             value.record_stream(current)  # its memory belongs to the teacher's stream
-        return targets
-
-    @torch.no_grad()
-    def prefetch(self, batch: Batch) -> None:
-        """On a GPU: start on a later batch, in parallel with the device's current work."""
-        if self._stream is None:
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            self._prefetched.append((batch, self.targets(batch.images)))
+        return started
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Targets:
-        """Targets of images `[B, C, H, W]`: the network runs as deep as the last layer. Raises ValueError for one that is no dict."""
+        """Targets of images `[B, C, H, W]`, by spec key. Raises ValueError for one that is no dict."""
         for norm in self._norms:
             norm.train()  # other code may have set the network to `eval()`
         if self._compiled is not None and len(images) == self._compiled_size:
@@ -170,7 +182,7 @@ class LiveTeacher:
         if self._depth is None:
             return self._full_forward(images)
         self._depth.run(lambda: self.logits(images))
-        return self._summarize(self.hooks.read())
+        return self._make_targets(self.hooks.read())
 
     def compile(self, batch_size: int) -> None:
         """Compile for batches of this size, with frozen weights; operations that no target needs are removed.
@@ -189,17 +201,81 @@ class LiveTeacher:
 
     def _full_forward(self, images: Tensor) -> Targets:
         logits = self.logits(images)
-        return self._summarize(self.hooks.read() | {LOGITS: logits})
+        return self._make_targets(self.hooks.read() | {LOGITS: logits})
 
-    def _summarize(self, features: dict[str, Tensor]) -> Targets:
+    def _make_targets(self, features: dict[str, Tensor]) -> Targets:
         if self.precision != "fp32":
             features = {layer: feature.float() for layer, feature in features.items()}
         targets: Targets = {}
-        for r in self.target_specs:
-            targets[r.key] = target = r.loss.target(features[r.layer], r.student_shape)
+        for spec in self.target_specs:
+            targets[spec.key] = target = spec.loss.target(features[spec.layer], spec.student_shape)
             if not isinstance(target, dict):
                 raise ValueError(
-                    f"loss.{r.key.split(':')[0]}: target returns a {type(target).__name__}; a dict of tensors is needed, "
+                    f"loss.{spec.key.split(':')[0]}: target returns a {type(target).__name__}; a dict of tensors is needed, "
                     'such as {"map": feature}'
                 )
         return targets
+
+
+def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()) -> int:
+    """Fold each `BatchNorm2d` into the `Conv2d` before it, in place: the norm becomes `nn.Identity`.
+
+    For networks that only run forward, in `eval()` mode, before hooks are attached. Modules keep their names, so layers can
+    be named as before. If the output or a feature moves by more than rounding, the network stays as it was: its forward
+    then uses a convolution's output elsewhere, too.
+
+    Args:
+        model: in `eval()` mode, on the device of `images`.
+        images: `[B, C, H, W]`; pairs are found, and outputs compared, by running the model on them.
+        layers: named layers; a pair is not folded if the value between its two modules is one of these.
+
+    Returns:
+        How many pairs were folded.
+    """
+    named = {resolve(model, layer) for layer in layers}
+    convolved: dict[
+        int, tuple[str, Tensor]
+    ] = {}  # id of an output → convolution and the output, which keeps the id in use
+    pairs: dict[str, str] = {}  # norm → convolution
+    calls: dict[str, int] = {}
+    handles: list[RemovableHandle] = []
+
+    def note(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if type(module) is nn.Conv2d:
+                convolved[id(output)] = (name, output)
+            elif found := convolved.get(id(inputs[0])):
+                pairs[name] = found[0]
+
+        return hook
+
+    for name, module in model.named_modules():
+        # A convolution with other parameters computes its weight from them (`weight_norm`), so it is left as it is.
+        plain = type(module) is nn.Conv2d and module._parameters.keys() == {"weight", "bias"}
+        if plain or (type(module) is nn.BatchNorm2d and module.running_mean is not None):
+            handles.append(module.register_forward_hook(note(name, module)))
+    before = _features(model, images, layers)
+    for handle in handles:
+        handle.remove()
+    originals: dict[str, nn.Module] = {}
+    for norm, conv in pairs.items():
+        if calls[norm] == calls[conv] == 1 and conv not in named and f"{norm}:input" not in named:
+            originals |= {name: model.get_submodule(name) for name in (conv, norm)}
+            model.set_submodule(conv, fuse_conv_bn_eval(originals[conv], originals[norm]))  # pyright: ignore[reportArgumentType]
+            model.set_submodule(norm, nn.Identity())
+    after = _features(model, images, layers)
+    if all((after[k] - value).abs().max() <= FOLDING_TOLERANCE * value.abs().max() for k, value in before.items()):
+        return len(originals) // 2
+    for name, module in originals.items():
+        model.set_submodule(name, module)
+    return 0
+
+
+@torch.no_grad()
+def _features(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Logits and the features at the layers."""
+    hooks = LayerHooks(model, layers)
+    logits = model(images)
+    hooks.remove()
+    return hooks.read() | {LOGITS: logits}

@@ -18,7 +18,7 @@ from nst.distiller import Distiller, Targets
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer, step_unless
 from nst.precision import autocast
 from nst.seeds import seed_draws
-from nst.teacher.source import TargetSource
+from nst.teacher import Teacher
 from nst.training.compiled import CompiledForward
 from nst.training.meter import Meter
 from nst.training.scaler import GradientScaler
@@ -45,7 +45,7 @@ class Trainer:
     def __init__(
         self,
         distiller: Distiller,
-        source: TargetSource,
+        source: Teacher,
         loader: Loader,
         *,
         optimizer: MakeOptimizer,
