@@ -151,10 +151,11 @@ class EvaluateConfig:
 
     run: str | None = None  # folder of a finished run: its network, weights, data and normalisation
     root: str | None = None  # with `run`: folder of its data; null: as in the run
-    allow: list[str] = field(default_factory=list)  # with `run`: as in ExportConfig
     data: Any = None  # null: the run's
     model: Any = None
     weights: str | None = None
+    weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
+    to: str | None = None  # folder of evaluation.json; null: the run's; without a run nothing is written
     mean: list[float] | None = None  # of the network's inputs; null: as stored with the weights, else the data's
     std: list[float] | None = setting(None, above=0)
     split: str = setting("test", one_of=("train", "val", "test"))
@@ -169,16 +170,21 @@ class ExportConfig:
 
     run: str = MISSING  # folder of a finished run
     to: str | None = None  # folder of the files; null: export/ in the run's folder
-    formats: list[str] | None = None  # of safetensors, torch, onnx; null: all, onnx where it is installed
+    formats: list[str] | None = (
+        None  # of safetensors, torch, onnx, onnx_int8; null: all but the last, onnx where it is installed
+    )
     normalize: bool = False  # the torch and onnx files take pixels in 0…1 and normalise them themselves
-    images: int = 1000  # test images to verify on, evenly spaced over the split
-    repeats: int = 50  # timed calls a batch size; fewer where they take more than 10 s
-    device: str = "cpu"  # cpu | cuda: where teacher and student are timed; the files are verified on the CPU
+    images: int = setting(1000, least=1)  # test images to verify on, evenly spaced over the split
+    repeats: int = setting(50, least=1)  # timed calls a batch size; fewer where they take more than 10 s
+    device: str = setting(
+        "cpu", one_of=("cpu", "cuda")
+    )  # where teacher and student are timed; the files are verified on the CPU
     root: str | None = None  # folder of the data; null: as in the run
     licence: str | None = None  # of the weights, for the model card
-    allow: list[str] = field(
-        default_factory=list
-    )  # networks and data sets outside this project that the run may name: [mynet.Tiny]
+    calibration: int = setting(512, least=1)  # training images that onnx_int8 takes the ranges of its activations from
+    int8_exclude: list[str] = setting(
+        []
+    )  # layers that onnx_int8 keeps in 32 bits, by their names in the network: [conv1,fc]
 
 
 ConfigStore.instance().store("run_schema", node=RunConfig)

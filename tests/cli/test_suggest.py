@@ -117,12 +117,3 @@ def test_a_teacher_measured_on_held_out_images_says_so(capsys: pytest.CaptureFix
     assert "96.00 % top-1 (on the val images)" in capsys.readouterr().out
     result_table(RunConfig(), summary | {"teacher": teacher | {"evaluated_on": "test"}})
     assert "(on the val images)" not in capsys.readouterr().out
-
-
-def test_an_export_of_a_run_with_own_code_may_call_it(as_typed: Typed) -> None:
-    """Names of the user's modules; the file of the run alone would not be trusted."""
-    settings = as_typed("loss=kd", "tracker=[]")
-    settings.model = {"_target_": "network.SmallNet", "name": "small"}
-    settings.data = settings.data | {"_target_": "images.stripes"}
-    proposed = suggest.next_command(settings, "outputs/run")
-    assert proposed == "nst export run=outputs/run 'allow=[images.stripes,network.SmallNet]'"

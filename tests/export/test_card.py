@@ -1,12 +1,15 @@
 """The model card shows names from files as text, and how the student was trained."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nst import build
-from nst.export.card import model_card
+from nst.export.card import beside_teacher, lost_in_8_bits, model_card
 from nst.export.finished import finished_run
 
 PAYLOAD = "<script>alert(1)</script>|<img src=x onerror=alert(2)>`[x](javascript:3)"
@@ -41,34 +44,34 @@ def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) 
     assert widths(card) == widths(clean)
 
 
-def test_code_that_changed_since_the_training_is_stated(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
-    run, report = finished_run(finished), exported[1]
-    data = build.dataset(run.settings)
-    assert report["changed_sources"] == []
-    assert "earlier code" not in model_card(run, report, data, None)
-    card = model_card(run, report | {"changed_sources": ["mynet.py"]}, data, None)
-    assert "`mynet.py` changed between training and export: the accuracy is of the earlier code." in card
+def test_the_card_is_filled(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+    card = (exported[0] / "MODEL_CARD.md").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    for title in ("How to load", "Data", "Method", "Accuracy", "Files and cost", "Limits", "Licence", "Made with"):
+        assert f"\n## {title}\n" in card
+    worst = exported[1]["classes"][0]
+    for fact in (
+        f"{summary['test']['top1']:.2f} %", "40 training images", "kd (`nst.losses.KD`) | 16", "Seed 0", "resnet14",
+        summary["teacher"]["sha256"], "mean [0.3055]", "Not stated.", 'torch.export.load("student.pt2")',
+        "images of 8 × 8 pixels; by channel", "1 × 8 × 8", f"{worst['class']} {worst['top1']:.2f} % (of {worst['images']})",
+    ):  # fmt: skip
+        assert fact in card, fact
+    assert "None" not in card.replace("session.run(None", "")
+    assert "\n\n\n" not in card
 
 
 def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
     """Each key of a recipe that is on; none of them where all are off."""
     run, report = finished_run(finished), exported[1]
     data, settings = build.dataset(run.settings), run.settings
-    told = {
-        "mixup (α = 0.8)",
-        "cutmix (α = 1)",
-        "label smoothing 0.1",
-        "TrivialAugmentWide",
-        "random erasing (probability 0.25)",
-        "weights averaged over the steps (EMA, decay 0.99)",
-        "run with the student, in bf16",
-        "gradients clipped at norm 2",
-        "gradients accumulated over 4 micro-batches",
+    stated = {
+        "mixup (α = 0.8)", "cutmix (α = 1)", "label smoothing 0.1", "TrivialAugmentWide", "random erasing (probability 0.25)",
+        "weights averaged over the steps (EMA, decay 0.99)", "run with the student, in bf16",
+        "gradients clipped at norm 2", "gradients accumulated over 4 micro-batches",
         "batch normalisation over the batches of all ranks",
-    }
+    }  # fmt: skip
     plain = model_card(run, report, data, None)
-    assert not any(text in plain for text in told)
-    assert "Training also used" not in plain
+    assert not any(text in plain for text in (*stated, "Training also used"))
     settings = replace(
         settings,
         trainer=replace(
@@ -79,6 +82,25 @@ def test_the_recipe_is_stated(exported: tuple[Path, dict[str, Any]], finished: P
         teacher=replace(settings.teacher, precision="bf16"),
     )
     card = model_card(replace(run, settings=settings), report, data, None)
-    assert {text for text in told if text in card} == told
-    settings = replace(settings, data=settings.data | {"augment": "rand"})
-    assert "RandAugment" in model_card(replace(run, settings=settings), report, data, None)
+    assert {text for text in stated if text in card} == stated
+
+
+def test_a_file_of_8_bits_that_loses_more_than_a_point_says_what_to_try(exported: tuple[Path, dict[str, Any]]) -> None:
+    files = {"onnx_int8": {"top1": 90.0}}
+    report = exported[1] | {"files": files, "calibration": 512}
+    assert lost_in_8_bits(report | {"student": {"top1": 90.9}}) == ""
+    text = lost_in_8_bits(report | {"student": {"top1": 92.5}})
+    assert "loses 2.50 points" in text
+    assert "int8_exclude=[conv1,fc]" in text
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "text"),
+    [
+        (34.3, 90.0, "55.70 percentage points below the teacher's (90.00 %)"),
+        (91.0, 90.0, "1.00 percentage points above"),
+        (90.0, 90.001, "equal to the teacher's"),
+    ],
+)
+def test_the_accuracy_is_compared_with_the_teachers(student: float, teacher: float, text: str) -> None:
+    assert text in beside_teacher(student, teacher)

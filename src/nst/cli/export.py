@@ -5,9 +5,9 @@ nst export run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-import nst.config  # noqa: F401  (registers the schema)
+import nst.config
 from nst.cli.compose import hydra_main
 from nst.cli.errors import readable_errors
 
@@ -22,4 +22,6 @@ def task(cfg: DictConfig) -> None:
     with readable_errors("export"):
         from nst.export import export
 
-        export(cfg)
+        settings = OmegaConf.to_object(cfg)
+        assert isinstance(settings, nst.config.ExportConfig)
+        export(settings)

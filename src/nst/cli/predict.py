@@ -12,14 +12,13 @@ from nst.cli.errors import nearest_keys, readable_errors, required
 
 USAGE = """Classify the images of a folder, or one image, with a trained student.
 
-  nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu] [allow=NAMES]
+  nst predict model=FOLDER images=FOLDER [format=csv|json] [top=5] [batch_size=64] [device=cpu]
 
   model:  the folder of a finished run, or of an export (with model.json and student.safetensors)
   images: a folder of images of any size, or one image file; each is resized, cropped and normalised as in the run's evaluation
   format: csv (default): a line for each image and class; json: a line for each image
   top:    how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
-  device: cpu or cuda
-  allow:  networks of your own that the folder may name, such as mynet.SmallNet; only code that you trust"""
+  device: cpu or cuda"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Request:
     top: int
     batch_size: int
     device: str
-    allow: tuple[str, ...]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,8 +63,7 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ValueError(f"device={values['device']}: one of cpu, cuda is needed")
     model, images = (Path(values[key]).expanduser() for key in ("model", "images"))
     top, batch_size = _count("top", values.get("top", "5")), _count("batch_size", values.get("batch_size", "64"))
-    allow = tuple(filter(None, (name.strip() for name in values.get("allow", "").strip("[]").split(","))))
-    return Request(model, images, values.get("format", "csv"), top, batch_size, values.get("device", "cpu"), allow)
+    return Request(model, images, values.get("format", "csv"), top, batch_size, values.get("device", "cpu"))
 
 
 def _count(key: str, text: str) -> int:
@@ -84,7 +81,7 @@ def show(request: Request) -> None:
     from nst.export.predict import classifier, image_files, predict
 
     files = image_files(request.images)
-    student = classifier(request.model, request.device, request.allow)
+    student = classifier(request.model, request.device)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if request.format == "csv":
         writer.writerow(["image", "rank", "class", "probability"])

@@ -7,7 +7,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from nst.config import RunConfig
-from nst.export.trust import foreign_targets
 
 
 def next_command(settings: RunConfig, folder: str) -> str | None:
@@ -30,14 +29,7 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
         )
     if any(str(node["_target_"]).endswith(".TensorBoard") for node in settings.tracker.values()):
         return _shell("tensorboard --logdir", [settings.outputs])
-    return _shell("nst export", [f"run={folder}", *_allowing(settings)])
-
-
-def _allowing(settings: RunConfig) -> list[str]:
-    """What lets an export call the networks and the data set of the user's own that the run has."""
-    called = {"data": settings.data, "model": settings.model, "teacher.model": settings.teacher.model}
-    names = dict.fromkeys(foreign_targets(called).values())
-    return [f"allow=[{','.join(names)}]"] if names else []
+    return _shell("nst export", [f"run={folder}"])
 
 
 def _typed() -> list[str]:

@@ -1,4 +1,4 @@
-"""A finished run → files to deploy: the student in up to three formats, each verified, with its cost and a model card.
+"""A finished run → files to deploy: the student in several formats, each verified, with its cost and a model card.
 
 `model.json` + `student.safetensors` need the network's own code; `student.pt2` needs torch, `student.onnx` an ONNX
 runtime. None needs hooks, projections, the teacher or the training code.

@@ -1,10 +1,10 @@
-"""The student as files: safetensors + JSON, torch.export, ONNX. Each can be loaded as its users do."""
+"""The student as files: safetensors, torch.export, ONNX and ONNX in 8 bits. Each can be loaded as its users do."""
 
 import importlib.util
 import io
-import json
 import os
-from collections.abc import Callable, Collection, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +12,53 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from nst import build
-from nst.export.finished import REBUILD, FinishedRun, load_student
-from nst.files import sha256_of, write_whole
-from nst.models.weights import save_weights
+from nst.export.finished import load_student
 from nst.runs.folder import STUDENT
 
-FORMATS = ("safetensors", "torch", "onnx")
-FILES = {"safetensors": STUDENT, "torch": "student.pt2", "onnx": "student.onnx"}
+FILES = {
+    "safetensors": STUDENT,
+    "torch": "student.pt2",
+    "onnx": "student.onnx",
+    "onnx_int8": "student.int8.onnx",
+}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Forward = Callable[[Tensor], Tensor]
 
 
-class Normalized(nn.Module):
-    """A network with the normalisation built in: its input is pixels in 0…1."""
+class Rescaled(nn.Module):
+    """A network whose input is scaled and shifted by channel first: `model(images · scale + shift)`."""
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, scale: Tensor, shift: Tensor) -> None:
+        """`scale`, `shift`: `[C]` float32."""
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", shift[:, None, None])
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, C, H, W]` in 0…1 → logits."""
-        return self.model((pixels - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` → logits."""
+        return self.model(images * self.scale + self.shift)
 
 
 def formats_to_write(formats: Sequence[str] | None) -> list[str]:
-    """The formats to write; by default all, ONNX only if its packages are installed.
+    """The formats to write; by default all but 8 bits, ONNX only if its packages are installed.
 
     Raises:
         ValueError: an unknown format, or ONNX requested and not installed.
     """
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if formats is None:
-        return [name for name in FORMATS if name != "onnx" or not missing]
+        return ["safetensors", "torch"] + (["onnx"] if not missing else [])
     for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"formats={list(formats)}: {name!r} found, any of {', '.join(FORMATS)} are needed")
-    if "onnx" in formats and missing:
-        raise ValueError(f"formats: onnx needs {', '.join(missing)}: pip install 'nst[onnx]'")
-    return [name for name in FORMATS if name in formats]
+        if name not in FILES:
+            raise ValueError(f"formats={list(formats)}: {name!r} found, any of {', '.join(FILES)} are needed")
+        if name.startswith("onnx") and missing:
+            raise ValueError(f"formats: {name} needs {', '.join(missing)}: pip install 'nst[onnx]'")
+    return [name for name in FILES if name in formats]
 
 
 def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
@@ -79,31 +81,15 @@ def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
     return program
 
 
-def write_safetensors(
-    folder: Path, run: FinishedRun, model: nn.Module, about: dict[str, Any], metadata: dict[str, str]
-) -> None:
-    """`student.safetensors` and `model.json`: the callable and arguments that build the network."""
-    save_weights(folder / STUDENT, model, metadata)
-    node = build.without_weights(run.settings.model)
-    recipe = {
-        "target": node.pop("_target_"),
-        "arguments": {key: value for key, value in node.items() if key != "name"},
-        "weights": STUDENT,
-        "sha256": sha256_of(folder / STUDENT),
-        **about,
-    }
-    write_whole(folder / REBUILD, json.dumps(recipe, indent=1).encode())
-
-
-def write_torch(folder: Path, program: ExportedProgram) -> None:
-    """`student.pt2`."""
+def torch_bytes(program: ExportedProgram) -> bytes:
+    """The content of `student.pt2`."""
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    write_whole(folder / FILES["torch"], buffer.getvalue())
+    return buffer.getvalue()
 
 
-def write_onnx(folder: Path, program: ExportedProgram, name: str) -> None:
-    """`student.onnx`, weights inside; input `name`, output `logits`, the batch size free."""
+def onnx_bytes(program: ExportedProgram, name: str) -> bytes:
+    """The content of `student.onnx`, weights inside; input `name`, output `logits`, the batch size free."""
     exported = torch.onnx.export(
         program, (), input_names=[name], output_names=["logits"], dynamo=True, external_data=False, verbose=False
     )
@@ -112,14 +98,65 @@ def write_onnx(folder: Path, program: ExportedProgram, name: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch names it s77 or similar
     del model.graph.value_info[:]  # inner shapes with the old name; runtimes infer them
-    write_whole(folder / FILES["onnx"], model.SerializeToString())
+    return model.SerializeToString()
 
 
-def load(folder: Path, name: str, allow: Collection[str] = ()) -> Forward:
-    """The file of a format as a function from images to logits on the CPU, loaded from disk; `allow` as in `load_student`."""
+def int8_bytes(onnx: bytes, calibration: Sequence[Tensor], exclude: Collection[str] = ()) -> bytes:
+    """A model of `onnx_bytes` in 8 bits, by onnxruntime's static quantisation: activations by their range on images (QDQ), weights by channel.
+
+    Batch norms are folded into the convolutions first.
+
+    Args:
+        calibration: batches of images as the model takes them.
+        exclude: layers that stay in 32 bits, by their names in the network, such as "conv1"; a name means all inside of it.
+
+    Raises:
+        ValueError: an unknown layer.
+    """
+    import onnx as onnx_format
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    layers = _layers(onnx_format.load_from_string(onnx))
+    excluded = [node for layer, node in layers if any(f"{layer}.".startswith(f"{name}.") for name in exclude)]
+    names = list(dict.fromkeys(layer for layer, _ in layers))
+    for name in exclude:
+        if not any(f"{layer}.".startswith(f"{name}.") for layer in names):
+            raise ValueError(f"int8_exclude: the network has no layer {name} with weights; it has {', '.join(names)}")
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.batches: Iterator[Any] = iter({name: batch.numpy()} for batch in calibration)
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, folded, small = (Path(folder) / name for name in ("plain.onnx", "folded.onnx", "int8.onnx"))
+        plain.write_bytes(onnx)
+        quant_pre_process(plain, folded, skip_symbolic_shape=True)
+        name = onnx_format.load(folded).graph.input[0].name
+        quantize_static(
+            folded, small, Reader(name), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
+        )  # fmt: skip
+        return small.read_bytes()
+
+
+def _layers(model: Any) -> list[tuple[str, str]]:
+    """(layer, node) for each node of an ONNX model with a weight: the layer's name in the network, without `Rescaled`'s."""
+    weights = {value.name for value in model.graph.initializer}
+    pairs = [(name, node.name) for node in model.graph.node for name in node.input if name in weights]
+    return [
+        (name.removesuffix(".weight").removeprefix("model."), node) for name, node in pairs if name.endswith(".weight")
+    ]
+
+
+def load(folder: Path, name: str) -> Forward:
+    """The file of a format as a function from images to logits on the CPU, loaded from disk."""
     path = folder / FILES[name]
     if name == "safetensors":
-        return load_student(folder, allow)
+        return load_student(folder)
     if name == "torch":
         return torch.export.load(path).module()
     import onnxruntime

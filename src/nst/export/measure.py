@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nst.data.dataset import Dataset
+from nst.data.batch import Split
 from nst.export.formats import Forward
 
 BATCH = 100  # images at a time when two networks are compared
@@ -35,26 +36,23 @@ class Agreement:
     same_class: float  # percent of the images to which both give the same class
 
 
+@torch.no_grad()
 def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Parameters, bytes of parameters and statistics, FLOPs of one image."""
+    """Parameters, bytes of parameters and statistics, FLOPs of one image.
+
+    A multiplication and an addition count as two; convolutions and matrix products are counted.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_shape))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        "flops": flops(model, image_shape),
+        "flops": counter.get_total_flops(),
     }
 
 
-@torch.no_grad()
-def flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Of one image: a multiplication and an addition count as two; convolutions and matrix products are counted."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_shape))
-    return counter.get_total_flops()
-
-
-def sample_images(data: Dataset, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most `most` test images, evenly spaced over the split: normalised `[B, C, H, W]` and labels `[B]`."""
-    split = data.test
+def sample_images(split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """At most `most` images without augmentation, evenly spaced over the split: normalised `[B, C, H, W]` and labels `[B]`."""
     indices = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long()
     for part in indices.split(BATCH):
         yield split.render(part, torch.full_like(part, split.unaugmented)), split.labels[part]
@@ -76,6 +74,18 @@ def compare(expected: Tensor, found: Tensor, labels: Tensor) -> Agreement:
     )
 
 
+def class_accuracies(answers: Tensor, labels: Tensor, num_classes: int) -> list[dict[str, Any]]:
+    """For each class that has images: its number, images and accuracy in percent. The worst come first."""
+    images = torch.bincount(labels, minlength=num_classes).tolist()
+    right = torch.bincount(labels[answers == labels], minlength=num_classes).tolist()
+    found = [
+        {"class": k, "images": n, "top1": 100 * hits / n}
+        for k, (n, hits) in enumerate(zip(images, right, strict=True))
+        if n
+    ]
+    return sorted(found, key=lambda entry: entry["top1"])
+
+
 @torch.no_grad()
 def latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> dict[str, Latency]:
     """Median time of a call on `images` `[B, C, H, W]`; the networks take turns, so that drift hits all alike."""
@@ -88,13 +98,9 @@ def latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> 
         for name, network in networks.items():
             before = time.perf_counter()
             network(images)
-            _finish(images)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
             times[name].append(time.perf_counter() - before)
         if turn + 1 >= LEAST and time.perf_counter() - start > SECONDS:
             break
     return {name: Latency(1000 * statistics.median(t), len(t)) for name, t in times.items()}
-
-
-def _finish(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)

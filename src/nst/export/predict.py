@@ -1,52 +1,111 @@
 """A trained student on image files: the probability of each class."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nst.data.decode import SUFFIXES
-from nst.export.finished import REBUILD, finished_run, load_student
-from nst.export.preprocess import Preprocessing, preprocessing
-from nst.runs.folder import SUMMARY, read_json
+from nst.data.decode import SUFFIXES, decode, scale_and_shift
+from nst.export.finished import REBUILD, finished_run, read_export
+from nst.export.formats import FILES, Forward, load
+from nst.runs.folder import SUMMARY
+
+if TYPE_CHECKING:  # torchvision, which only a call needs
+    from nst.data.augment import Interpolation
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The preprocessing of the evaluation."""
+
+    channels: int
+    size: int  # of the centre crop, which the network sees
+    resize: int | None  # of the shorter side before it; None: the data's images had their size
+    interpolation: "Interpolation"
+    antialias: bool
+    mean: tuple[float, ...]  # by channel, on the scale 0 … 1
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"images of {self.channels} channels; image files have 1 or 3")
+
+    def __call__(self, encoded: bytes) -> Tensor:
+        """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
+        from nst.data.augment import UNAUGMENTED, Augmentation
+
+        side = self.size if self.resize is None else self.resize
+        crop = Augmentation(
+            self.size, side, area=(1.0, 1.0), aspect=(1.0, 1.0), jitter=0.0, pca_noise=0.0, flip=False,
+            interpolation=self.interpolation, antialias=self.antialias,
+        )  # fmt: skip
+        scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
+        return crop(decode(encoded, self.channels), 0, UNAUGMENTED).to(torch.float32).mul_(scale).add_(shift)
+
+    def __str__(self) -> str:
+        mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))
+        smooth = "with" if self.antialias else "without"
+        before = f"images of {self.size} × {self.size} pixels"
+        if self.resize is not None:
+            before = (
+                f"the shorter side resized to {self.resize} pixels ({self.interpolation}, {smooth} antialiasing), then the "
+                f"centre crop of {self.size} × {self.size}"
+            )
+        return f"{before}; by channel `(pixel / 255 - mean) / std` with mean {mean} and std {std}"
+
+
+def preprocessing(node: Mapping[str, Any]) -> Preprocessing:
+    """Of a run's `data`, or of `input` in a `model.json`."""
+    how = node.get("interpolation", "bilinear"), node.get("antialias", True)
+    return Preprocessing(
+        node["channels"], node["size"], node.get("resize"), *how, tuple(node["mean"]), tuple(node["std"])
+    )
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A student, its preprocessing, and its class names (numbers if there are none)."""
 
-    model: nn.Module
+    model: Forward
     prepare: Preprocessing
     classes: tuple[str, ...]
 
 
-def classifier(folder: Path, device: str = "cpu", allow: Collection[str] = ()) -> Classifier:
-    """From the folder of an export, or of a finished run; `allow` as in `load_student`.
+def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
+    """From the folder of a finished run, or of an export: its weights, else its ONNX file or its graph, which run on the CPU.
 
     Raises:
-        ValueError: it is neither, damaged, or names code that is not allowed.
+        ValueError: it is neither, damaged, or names code that `check_code` refuses.
     """
+    folder, file = Path(folder), "safetensors"
     if (folder / REBUILD).is_file():
-        model, about = load_student(folder, allow), read_json(folder / REBUILD, "export the run again")
-        try:
-            prepare, names = preprocessing(about["input"]), about["classes"]
-            count = int(about["output"]["shape"][-1])
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{folder / REBUILD}: {error} is missing; export the run again") from error
+        about = read_export(folder)
+        file = next(name for name in ("safetensors", "onnx", "torch", "onnx_int8") if name in about["files"])
+        model, prepare, names = load(folder, file), preprocessing(about["input"]), about["classes"]
+        if about["normalize"] and file != "safetensors":  # the file does it itself
+            prepare = replace(prepare, mean=(0.0,) * prepare.channels, std=(1.0,) * prepare.channels)
+        count = about["output"]["shape"][-1]
     elif (folder / SUMMARY).is_file():
-        run = finished_run(folder, allow=allow)
-        model, prepare, count = run.student(), preprocessing(run.settings.data), run.settings.data["num_classes"]
-        names = run.about_data.get("classes")
+        run = finished_run(folder)
+        model, prepare, names = run.student(), preprocessing(run.settings.data), run.classes()
+        count = run.settings.data["num_classes"]
     else:
         reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
         raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
-    return Classifier(model.to(device), prepare, tuple(map(str, names or range(count))))
+    if isinstance(model, nn.Module):
+        model = model.to(device)
+    elif device != "cpu":
+        raise ValueError(f"device={device}: {FILES[file]} runs on the CPU; formats=[safetensors] runs anywhere")
+    return Classifier(model, prepare, tuple(map(str, names or range(count))))
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: str | PathLike[str]) -> list[Path]:
     """The images in a folder, by name; of a file, that file. Raises ValueError if there are none."""
+    folder = Path(folder)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
@@ -69,15 +128,12 @@ def predict(
         ValueError: a file that is no image, by name.
     """
     for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        images = torch.stack([_prepared(student.prepare, file) for file in batch])
-        likely = student.model(images.to(device)).softmax(1).topk(min(top, len(student.classes)))
+        batch, images = files[start : start + batch_size], []
+        for file in batch:
+            try:
+                images.append(student.prepare(file.read_bytes()))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{file}: the image {error}") from None
+        likely = student.model(torch.stack(images).to(device)).softmax(1).topk(min(top, len(student.classes)))
         for file, values, classes in zip(batch, likely.values.tolist(), likely.indices.tolist(), strict=True):
             yield file, [(student.classes[c], value) for c, value in zip(classes, values, strict=True)]
-
-
-def _prepared(prepare: Preprocessing, file: Path) -> torch.Tensor:
-    try:
-        return prepare(file.read_bytes())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file}: the image {error}") from None

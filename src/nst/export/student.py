@@ -1,93 +1,98 @@
 """Export of a run's student: write the files, load them again, compare, time, describe."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
 from nst import build
-from nst.config import ExportConfig
+from nst.config import ExportConfig, check_ranges
 from nst.data.dataset import Dataset
-from nst.export.card import model_card
-from nst.export.finished import FinishedRun, finished_run
+from nst.data.decode import scale_and_shift
+from nst.export.card import cost_rows, footnote, model_card
+from nst.export.finished import REBUILD, FinishedRun, finished_run
 from nst.export.formats import (
     FILES,
     Forward,
-    Normalized,
+    Rescaled,
     capture,
     formats_to_write,
+    int8_bytes,
     load,
-    write_onnx,
-    write_safetensors,
-    write_torch,
+    onnx_bytes,
+    torch_bytes,
 )
-from nst.export.measure import compare, cost, latencies, logits_of, sample_images
-from nst.export.preprocess import preprocessing
-from nst.export.table import print_table
+from nst.export.measure import class_accuracies, compare, cost, latencies, logits_of, sample_images
+from nst.export.predict import preprocessing
 from nst.files import sha256_of, write_whole
-from nst.models.weights import read_weights
+from nst.models.weights import read_weights, save_weights
+from nst.runs.folder import STUDENT
 from nst.runs.provenance import provenance
 
 BATCHES = (1, 32)  # sizes that are timed
-TOLERANCE = 1e-3  # of the largest logit: more than rounding
+TOLERANCE = 1e-3  # of the largest logit: more than rounding in 32 bits
 
 
-def export(cfg: DictConfig) -> dict[str, Any]:
-    """Export as configured in `configs/export.yaml`; print and return the measurements (also in `export.json`).
+def export(settings: ExportConfig) -> dict[str, Any]:
+    """Write the files, `model.json`, `export.json` and the model card; print and return the measurements of `export.json`.
+
+    Files of an earlier export in the same folder are removed.
 
     Raises:
-        ValueError: the run is not finished, a format can't be written, or a file disagrees with the network in memory.
+        ValueError: a setting out of range, the run is not finished, a format can't be written, or a file of 32 bits disagrees with
+            the network in memory.
     """
-    settings = OmegaConf.to_object(cfg)
-    assert isinstance(settings, ExportConfig)
-    _check(settings)
+    check_ranges(settings, "")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device")
     formats = formats_to_write(settings.formats)
-    run = finished_run(settings.run, settings.root, settings.allow)
+    run = finished_run(settings.run, settings.root)
     data = build.dataset(run.settings)
-    run.check_classes(data)
+    run.classes(data)  # which checks them
     folder = Path(settings.to) if settings.to else run.folder / "export"
-    student = run.student()
-    write(folder, run, student, data, formats, settings.normalize)
-    report = measure(folder, run, student, data, formats, settings)
+    for name in (*FILES.values(), REBUILD, "export.json", "MODEL_CARD.md"):
+        (folder / name).unlink(missing_ok=True)
+    _write(folder, run, data, formats, settings)
+    report = _measure(folder, run, data, formats, settings)
     write_whole(folder / "export.json", json.dumps(report, indent=1).encode())
     write_whole(folder / "MODEL_CARD.md", model_card(run, report, data, settings.licence).encode())
-    print_table(run, report, folder)
+    _print(run, report, folder)
     return report
 
 
-def _check(settings: ExportConfig) -> None:
-    for key in ("images", "repeats"):
-        if getattr(settings, key) < 1:
-            raise ValueError(f"{key}={getattr(settings, key)}: at least 1 is needed")
-    if settings.device not in ("cpu", "cuda"):
-        raise ValueError(f"device={settings.device}: cpu or cuda is needed")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no CUDA device")
-
-
-def write(
-    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], normalize: bool
-) -> None:
-    """Write the files. `normalize`: the captured ones take pixels in 0…1."""
+def _write(folder: Path, run: FinishedRun, data: Dataset, formats: list[str], settings: ExportConfig) -> None:
+    student = run.student()
     if "safetensors" in formats:
-        metadata = read_weights(run.folder / FILES["safetensors"]).metadata
-        write_safetensors(folder, run, student, _interface(run, data), metadata)
-    if {"torch", "onnx"} & {*formats}:
-        model = Normalized(student, data.mean, data.std).eval() if normalize else student
+        save_weights(folder / STUDENT, student, read_weights(run.folder / STUDENT).metadata)
+    if {*formats} - {"safetensors"}:
+        # The captured files take images as the loader gives them, or with `normalize` pixels in 0…1.
+        scale, shift = scale_and_shift(data.mean, data.std)
+        model = Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
         program = capture(model, run.image_shape)
         if "torch" in formats:
-            write_torch(folder, program)
-        if "onnx" in formats:
-            write_onnx(folder, program, "pixels" if normalize else "images")
-
-
-def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
-    """The input and output of the network, for users of the weights."""
-    return {
+            write_whole(folder / FILES["torch"], torch_bytes(program))
+        if {"onnx", "onnx_int8"} & {*formats}:
+            content = onnx_bytes(program, "pixels" if settings.normalize else "images")
+            if "onnx" in formats:
+                write_whole(folder / FILES["onnx"], content)
+            if "onnx_int8" in formats:
+                images = [x for x, _ in sample_images(data.train, settings.calibration)]
+                images = [_pixels(x, data) for x in images] if settings.normalize else images
+                write_whole(folder / FILES["onnx_int8"], int8_bytes(content, images, settings.int8_exclude))
+    node = build.without_weights(run.settings.model)
+    recipe = {
+        "target": node["_target_"],
+        "arguments": {key: value for key, value in node.items() if key not in ("name", "_target_")},
+        "files": {name: FILES[name] for name in formats},
+        "weights": STUDENT if "safetensors" in formats else None,
+        "sha256": sha256_of(folder / STUDENT) if "safetensors" in formats else None,
+        "normalize": settings.normalize,  # True: files other than the weights take pixels / 255
         "input": {
             "shape": ["batch", *run.image_shape],
             "dtype": "float32",
@@ -97,42 +102,51 @@ def _interface(run: FinishedRun, data: Dataset) -> dict[str, Any]:
         "output": {"shape": ["batch", data.num_classes], "values": "logits"},
         "classes": run.classes(data),
     }
+    write_whole(folder / REBUILD, json.dumps(recipe, indent=1).encode())
 
 
-def measure(
-    folder: Path, run: FinishedRun, student: nn.Module, data: Dataset, formats: list[str], settings: ExportConfig
+def _measure(
+    folder: Path, run: FinishedRun, data: Dataset, formats: list[str], settings: ExportConfig
 ) -> dict[str, Any]:
-    """Load every file again, compare it with the student in memory on test images, and time them and the teacher.
-
-    Raises:
-        ValueError: a file's logits differ from those of the student in memory.
-    """
-    batches = list(sample_images(data, settings.images))
+    """Load every file again, compare it with the student in memory on test images, and time them and the teacher."""
+    batches = list(sample_images(data.test, settings.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
+    student, teacher = run.student(), run.teacher()
     expected = logits_of(student, images)
-    loaded = {name: load(folder, name, settings.allow) for name in formats}
+    loaded = {name: load(folder, name) for name in formats}
     files = {}
     for name, forward in loaded.items():
         inputs = [_pixels(x, data) for x in images] if settings.normalize and name != "safetensors" else images
         agreement = compare(expected, logits_of(forward, inputs), labels)
         path = folder / FILES[name]
-        if not agreement.max_difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        exact = agreement.max_difference <= TOLERANCE * max(1.0, expected.abs().max().item())
+        if not exact and name != "onnx_int8":
             raise ValueError(
                 f"{path} disagrees with the network in memory: its logits differ by up to "
                 f"{agreement.max_difference:.3g} on {len(labels)} test images; do not use it"
             )
         files[name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} | asdict(agreement)
-    teacher = run.teacher()
-    return {
+    report = {
         "images": len(labels),
         "normalize": settings.normalize,
+        "calibration": min(settings.calibration, len(data.train)) if "onnx_int8" in formats else None,
+        "int8_exclude": settings.int8_exclude,
         "files": files,
         "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
-        "latency": _latency(teacher, student, loaded, run.image_shape, settings),
-        "changed_sources": [Path(file).name for file in run.changed_sources(student)],
-        **provenance(torch.device(settings.device), 1),
+        "classes": class_accuracies(expected.argmax(1), labels, data.num_classes),
     }
+    timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
+    timed["student"] = student.to(settings.device)
+    if settings.device == "cpu":  # where the files run
+        timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
+    latency = {}
+    for size in BATCHES:
+        example = torch.randn(size, *run.image_shape, device=settings.device)
+        latency[str(size)] = {
+            name: asdict(value) for name, value in latencies(timed, example, settings.repeats).items()
+        }
+    return {**report, "latency": latency, **provenance(torch.device(settings.device), 1)}
 
 
 def _pixels(images: Tensor, data: Dataset) -> Tensor:
@@ -141,20 +155,17 @@ def _pixels(images: Tensor, data: Dataset) -> Tensor:
     return images * std + mean
 
 
-def _latency(
-    teacher: nn.Module | None,
-    student: nn.Module,
-    loaded: dict[str, Forward],
-    image_shape: tuple[int, int, int],
-    settings: ExportConfig,
-) -> dict[str, dict[str, Any]]:
-    """Batch size → network or file → median milliseconds and calls. The files are timed on the CPU only."""
-    timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
-    timed["student"] = student.to(settings.device)
-    if settings.device == "cpu":
-        timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
-    result: dict[str, dict[str, Any]] = {}
-    for size in BATCHES:
-        images = torch.randn(size, *image_shape, device=settings.device)
-        result[str(size)] = {name: asdict(v) for name, v in latencies(timed, images, settings.repeats).items()}
-    return result
+def _print(run: FinishedRun, report: Mapping[str, Any], folder: Path) -> None:
+    header, *rows = cost_rows(run, report)
+    table = Table(title=f"{run.settings.model['name']}, verified on {report['images']:,} test images")
+    for column in header:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for text in footnote(run, report):
+        console.print(text, highlight=False, markup=False)
+    if not any(name.startswith("onnx") for name in report["files"]):
+        console.print("no ONNX file: formats=[onnx] writes one (pip install 'nst[onnx]')", markup=False)
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,134 @@
+"""Stored settings call networks and data sets that are known, or the user's own in the working folder; nothing else."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nst.config import ExportConfig
+from nst.export import export, finished_run, load_student
+from nst.export.finished import check_code
+from nst.models import resnet8
+from nst.models.weights import save_weights
+
+FILE = Path("somewhere/summary.json")
+KNOWN = (
+    "nst.models.resnet8", "nst.models.resnet.CifarResNet", "nst.models.torchvision_model", "nst.data.cifar.load_cifar",
+    "torch.nn.Linear", "torchvision.models.resnet18",
+)  # fmt: skip
+OTHERS = (
+    "os.system", "builtins.eval", "nst.data.folder.os.system", "nst.files.write_whole", "torch.load", "torch.hub.load",
+    "nst.models.external.importlib.import_module", "nst.models", "", "nst.models.", "nst.modelsx.resnet8", 7, None,
+    "theirs.os.system", "elsewhere.Net",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hostile(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a finished run beside a module of the user's own in the working folder."""
+    run = Path(shutil.copytree(finished, tmp_path / finished.name))
+    (tmp_path / "theirs.py").write_text(
+        "import os\nfrom nst.models import CifarResNet\n\nclass Tiny(CifarResNet): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    return run
+
+
+def test_what_may_be_called(hostile: Path) -> None:
+    for target in (*KNOWN, "theirs.Tiny"):
+        check_code({"_target_": target, "num_classes": 10, "more": [{"_target_": target}]}, FILE)
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_anything_else_is_refused_at_any_depth(target: Any, hostile: Path) -> None:
+    node = {"_target_": "nst.models.resnet8", "layers": [{"inner": {"_target_": target}}]}
+    with pytest.raises(ValueError, match=r"somewhere.summary\.json names .*(it is not called|cannot be imported)"):
+        check_code(node, FILE)
+
+
+def test_an_interpolation_could_become_anything() -> None:
+    node = {"_target_": "nst.models.resnet8", "x": "${oc.create:{_target_: os.system}}"}
+    with pytest.raises(ValueError, match="an interpolation; stored settings are plain values"):
+        check_code(node, FILE)
+
+
+def change(file: Path, *keys: str, to: Any) -> None:
+    content = json.loads(file.read_text())
+    node = content
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = to
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("where", [("model",), ("data",), ("teacher", "model")])
+def test_a_run_with_code_from_elsewhere_is_refused_before_it_is_imported(hostile: Path, where: tuple[str, ...]) -> None:
+    Path("theirs.py").rename("inner.txt")
+    change(hostile / "summary.json", "config", *where, "_target_", to="theirs.Tiny")
+    with pytest.raises(ValueError, match=r"summary\.json names 'theirs\.Tiny'.*Start the command in the folder"):
+        export(ExportConfig(run=str(hostile)))
+    assert "theirs" not in sys.modules
+
+
+def test_ones_own_network_needs_no_permission(hostile: Path, tmp_path: Path) -> None:
+    arguments = {"_target_": "theirs.Tiny", "depth": 8, "in_channels": 1, "name": "tiny"}
+    change(hostile / "summary.json", "config", "model", to=arguments)
+    change(hostile / "summary.json", "config", "loss", "kd", "_target_", to="elsewhere.Loss")  # which nothing calls
+    to = tmp_path / "files"
+    export(ExportConfig(run=str(hostile), formats=["safetensors"], repeats=1, images=10, to=str(to)))
+    assert type(load_student(to)).__name__ == "Tiny"
+    assert (
+        "(`theirs.Tiny`; `model.json` has its arguments), in a folder with `theirs`:"
+        in (to / "MODEL_CARD.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("config", "model"), None),
+        (("config", "trainer", "epochs"), "many"),
+        (("config", "unknown"), 1),
+        (("config", "data", "size"), None),
+        (("config", "model", "num_classes"), {"a": 1}),
+        (("config",), []),
+        (("student",), None),
+        (("seconds",), ...),
+    ],
+)
+def test_a_damaged_summary_is_named(hostile: Path, keys: tuple[str, ...], value: Any) -> None:
+    if value is ...:
+        content = json.loads((hostile / "summary.json").read_text())
+        (hostile / "summary.json").write_text(json.dumps({k: v for k, v in content.items() if k != keys[0]}))
+    else:
+        change(hostile / "summary.json", *keys, to=value)
+    with pytest.raises(ValueError, match=r"summary\.json|model: "):
+        finished_run(hostile).student()
+
+
+def test_other_weights_than_the_runs_or_the_exports_are_refused(
+    hostile: Path, exported: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(exported[0], tmp_path / "export"))
+    for folder, named in ((hostile, "summary"), (other, "model")):
+        save_weights(folder / "student.safetensors", resnet8(in_channels=1))
+        with pytest.raises(ValueError, match=rf"SHA-256 \w+, .*{named}\.json says \w+: it was replaced"):
+            (finished_run if folder is hostile else load_student)(folder)
+
+
+def test_what_is_no_run_or_export_is_said(hostile: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        finished_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no finished run"):
+        finished_run(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.json does not exist"):
+        load_student(tmp_path)
+    for content in ("[]", '{"target": "nst.models.resnet8"}', "{"):
+        (tmp_path / "model.json").write_text(content)
+        with pytest.raises(ValueError, match=r"model\.json is damaged.*export the run again"):
+            load_student(tmp_path)
