@@ -21,6 +21,7 @@ from nst.export.formats import Rescaled
 from nst.files import sha256_of, write_whole
 from nst.models.weights import load_weights
 from nst.runs.folder import STUDENT
+from nst.teacher.prepare import expected_normalization
 
 REPORT = "evaluation.json"
 
@@ -70,12 +71,10 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     data = build.dataset(settings)
     classes = run.classes(data) if run is not None else data.classes
     names = list(classes or map(str, range(data.num_classes)))
-    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
-    mean, std = settings.mean or stored.get("mean"), settings.std or stored.get("std")
-    if (
-        mean and std and (mean, std) != (list(data.mean), list(data.std))
-    ):  # from the data's normalisation to the network's
-        scale, shift = scale_and_shift(mean, std)
+    expects = expected_normalization(settings.mean, settings.std, metadata)
+    if expects is not None and (expects.mean, expects.std) != (tuple(data.mean), tuple(data.std)):
+        # from the data's normalisation to the network's
+        scale, shift = scale_and_shift(expects.mean, expects.std)
         model = Rescaled(model, 255 * scale * torch.tensor(data.std), 255 * scale * torch.tensor(data.mean) + shift)
     with join(settings.device) as dist:
         recorded = _Recorded(model.to(dist.device))
