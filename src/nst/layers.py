@@ -6,6 +6,9 @@ times in one forward pass, the last call counts). A model's `layers` attribute d
 
 A model's own `feature_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
 timm and torchvision have one. Without it, a feature is what the layer yields.
+
+`"logit_map"` and `"cam"` are layers of every network that ends in global average pooling and a linear classifier; see
+`nst.models.logit_map`.
 """
 
 import difflib
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nst.models.logit_map import LOGIT_MAPS, add_logit_map, check_logit_map
+
 LOGITS = "logits"  # the layer that is the model's own output
 _SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
 
@@ -23,10 +28,10 @@ Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images'
 
 
 def resolve(model: nn.Module, layer: str) -> str:
-    """The module path behind a layer: a role in `model.named_layers`, or a module's own name.
+    """The module path behind a layer: a role in `model.named_layers`, a module's own name, or a map of logits, which is added.
 
     Raises:
-        ValueError: if the model has neither; names the nearest ones.
+        ValueError: if the model has none of them; names the nearest ones.
     """
     roles: dict[str, str] = getattr(model, "named_layers", {})
     path = roles.get(layer, layer)
@@ -34,6 +39,8 @@ def resolve(model: nn.Module, layer: str) -> str:
     name = path.removesuffix(":input")
     if path == LOGITS or (name and name in modules):
         return path
+    if layer in LOGIT_MAPS:
+        return add_logit_map(model, layer)
     nearest = difflib.get_close_matches(layer, [*roles, *(m for m in modules if m)], n=4, cutoff=0.4)
     raise ValueError(
         f"unknown layer '{layer}' in {type(model).__name__}: "
@@ -60,7 +67,6 @@ class LayerHooks:
         self.features: dict[str, Tensor] = {}
         self._images: tuple[int, ...] = ()  # the shape of the input images
         self._handles: list[RemovableHandle] = []
-        modules = dict(model.named_modules())
         layout = getattr(model, "feature_layout", None)
         if layout is not None:
             self._handles.append(model.register_forward_pre_hook(self._note_images))
@@ -71,9 +77,9 @@ class LayerHooks:
             convert = None if layout is None else layout(model, path)
             if path.endswith(":input"):
                 hook = self._keep_input(layer, convert)
-                handle = modules[path.removesuffix(":input")].register_forward_pre_hook(hook)
+                handle = model.get_submodule(path.removesuffix(":input")).register_forward_pre_hook(hook)
             else:
-                handle = modules[path].register_forward_hook(self._keep_output(layer, convert))
+                handle = model.get_submodule(path).register_forward_hook(self._keep_output(layer, convert))
             self._handles.append(handle)
 
     def _note_images(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -137,7 +143,8 @@ def feature_shapes(
 
     Raises:
         ValueError: for an unknown layer, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
-            is overwritten later in the forward pass; for images that the model does not take.
+            is overwritten later in the forward pass; for images that the model does not take; for a map of logits whose mean
+            is not the logits.
     """
     layers = list(layers)
     recorder, training = _Versions(model, layers), model.training
@@ -157,6 +164,8 @@ def feature_shapes(
         recorder.remove()
     features = recorder.read() | {LOGITS: logits}
     for layer in layers:
+        if resolve(model, layer).endswith(f".{layer}") and layer in LOGIT_MAPS:
+            check_logit_map(model, layer, image_shape)
         if not isinstance(features.get(layer), Tensor):
             raise ValueError(f"layer '{layer}' of {type(model).__name__} yields no tensor in a forward pass")
         if layer in recorder.versions and features[layer]._version != recorder.versions[layer]:
