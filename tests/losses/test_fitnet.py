@@ -81,7 +81,7 @@ def test_crds_regressor_goes_to_the_teachers_size(student, teacher):
 
 def test_regressors_that_do_not_fit():
     loss = FitNet("crd", "conv_bn_relu")
-    for run in (loss.setup, loss.plan):
+    for run in (loss.setup, loss.spec):
         with pytest.raises(ValueError, match=r"4×4.*12×12"):
             run((3, 4, 4), (5, 12, 12))
     with pytest.raises(ValueError, match="equal channels"):
