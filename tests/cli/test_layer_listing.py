@@ -29,7 +29,7 @@ def test_names_shapes_and_roles() -> None:
     assert found["conv1"].shape == (16, 8, 8)
     assert found["layer2.0.conv1"].kind == "Conv2d"
     assert found["layer3"].shape == (64, 2, 2)
-    assert set(found["layer3"].roles) == {"last", "stage3"}
+    assert set(found["layer3"].roles) == {"last", "stage3", "last_out", "stage3_out"}
     assert found["fc"].shape == (10,)
     assert all(layer.intact for layer in found.values())
     assert model.training
@@ -85,7 +85,7 @@ def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
     text = describe("student", "resnet18", found, list_all=False)
     assert "stage4, last" in text
     assert "layer4.1.relu:input  ReLU        512×2×2   stage4_pre_relu, last_pre_relu" in text
-    assert len(text.splitlines()) == 2 + 8 + 1
+    assert len(text.splitlines()) == 2 + 9 + 1
     assert "and 63 more layers: all=true lists them" in text
     assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), list_all=False).splitlines()) == 4
 
@@ -98,7 +98,7 @@ def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
         for layer in layers(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
     }
     assert found["blocks.1"].shape == (24, 3, 3)
-    assert set(found["blocks.1"].roles) == {"block2", "last"}
+    assert set(found["blocks.1"].roles) == {"block2", "last", "last_out"}
     assert "blocks.0.attn.q_norm" not in found
 
 

@@ -26,7 +26,9 @@ def test_torchvision_resnet_layers(arch, channels, capture):
     model = models.torchvision_model(arch, num_classes=5, in_channels=1).eval()
     logits, features = capture(model, torch.empty(1, 1, 224, 224))
     assert logits.shape == (1, 5)
-    assert set(features) == {"last", "last_pre_relu"} | {f"stage{k}{s}" for k in range(1, 5) for s in ("", "_pre_relu")}
+    stages = ["last", *(f"stage{k}" for k in range(1, 5))]
+    assert set(features) == {"pooled"} | {f"{stage}{s}" for stage in stages for s in ("", "_pre_relu", "_out")}
+    assert features["pooled"].shape == (1, channels)
     assert features["last"].shape == features["last_pre_relu"].shape == (1, channels, 7, 7)
     assert features["stage1"].shape[-1] == 56
 
@@ -63,6 +65,7 @@ def test_torchvision_stages(arch):
     assert [shapes[f"stage{k}"][1:] for k in range(1, 5)] == [(n, n) for n in (56, 28, 14, 7)]
     assert shapes["last"] == shapes["stage4"]
     assert all(shape[0] not in (7, 14, 28, 56) for shape in shapes.values())
+    assert len(shapes["pooled"]) == 1
 
 
 def test_torchvision_regnet_has_both_sides_of_its_relus():
@@ -79,7 +82,7 @@ def test_torchvision_vit_and_swin_yield_maps():
     vit = external._prepare(small, torchvision_layers(small), None).eval()
     tokens = vit.encoder.layers[0](_embedded(vit, images))  # [B, 1 + 2 * 2, C]
     features = looked_at(vit, images)
-    assert list(features) == ["block1", "block2", "last"]
+    assert list(features) == ["block1", "block2", "last", "last_out", "pooled"]
     torch.testing.assert_close(features["block1"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 2, 2))
     small = torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 1, 1, 1], [7, 7])
     swin = external._prepare(small, torchvision_layers(small), None).eval()
@@ -161,11 +164,11 @@ def test_timm_resnet_layers(arch, channels, capture):
     assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
 
 
-def test_timm_networks_that_join_maps_of_all_sizes_have_no_roles():
+def test_timm_networks_that_join_maps_of_all_sizes_have_no_stages():
     pytest.importorskip("timm")
     with torch.device("meta"):
-        assert models.timm_model("crossvit_tiny_240", num_classes=5).layers == {}
-        assert models.timm_model("coat_tiny", num_classes=5).layers == {}
+        assert models.timm_model("crossvit_tiny_240", num_classes=5).named_layers == {}
+        assert models.timm_model("coat_tiny", num_classes=5).named_layers == {"pooled": "head:input"}
 
 
 def test_timm_unknown_name_gives_the_nearest():
@@ -187,7 +190,7 @@ def test_an_input_size_resizes_the_images_for_this_network(make):
     plain = make("resnet18", 5).eval()
     resizing = make("resnet18", 5, image_size=64, input_size=96).eval()
     assert list(resizing.state_dict()) == list(plain.state_dict())
-    assert resizing.layers == plain.layers
+    assert resizing.named_layers == plain.named_layers
     resizing.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
     large = nn.functional.interpolate(images, 96, mode="bilinear", antialias=True)
@@ -224,7 +227,7 @@ def test_constructor_arguments():
     pytest.importorskip("timm")
     model = models.timm_model("vit_tiny_patch16_224", 5, arguments={"depth": 2, "drop_path_rate": 0.5})
     assert model.blocks[1].drop_path1.drop_prob == 0.5
-    assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).layers  # a field of its `cfg`
+    assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).named_layers  # a field of its `cfg`
     deep = models.torchvision_model("convnext_tiny", 5, arguments={"stochastic_depth_prob": 0.3})
     assert deep.features[7][-1].stochastic_depth.p == 0.3
 

@@ -77,13 +77,17 @@ def test_roles_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
     assert "last" in roles
     assert {"stage1", "stage2"} <= {*roles} or {"block1", "block2"} <= {*roles}
     with torch.no_grad():
-        features = looked_at(model, roles, images)
+        features, logits = looked_at(model, roles, images), model(images)
         at_size = images if size is None else nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
         own = model.forward_intermediates(at_size, intermediates_only=True)  # pyright: ignore[reportCallIssue]
     for role in roles:
         if role.endswith("_pre_relu"):
             assert torch.equal(features[role].relu(), features[role.removesuffix("_pre_relu")])
-        elif (arch, role) != ("hrnet_w18_small", "last"):  # joined from all stages
+        elif role == "pooled":
+            torch.testing.assert_close(
+                model.get_submodule(model.named_layers[role].removesuffix(":input"))(features[role]), logits
+            )
+        elif (arch, role.removesuffix("_out")) != ("hrnet_w18_small", "last"):  # joined from all stages
             assert any(torch.equal(features[role], map_) for map_ in own), role
     shapes = feature_shapes(model, roles, (3, SIZE, SIZE))
     assert {role: tuple(feature.shape[1:]) for role, feature in features.items()} == shapes

@@ -26,6 +26,7 @@ CIFAR = {
     "shufflenet_v2": {"stage1": (116, 2), "stage2": (232, 4), "stage3": (464, 8)},
 }
 LINEAR = ["mobilenet_v2_half"]  # stages without a ReLU at their end: no "_pre_relu" roles
+POOLED = {"mobilenet_v2_half": 1280, "shufflenet_v2": 1024}  # of a convolution behind the last stage
 IMAGENET = {
     "preact_resnet101": {"stage1": (256, 4), "stage2": (512, 8), "stage3": (1024, 16), "stage4": (2048, 32)},
     "inception_bn": {"stage1": (320, 8), "stage2": (608, 16), "stage3": (1024, 32)},
@@ -38,8 +39,9 @@ def check_shapes(name, stages, size, channels, capture):
     assert logits.shape == (2, 7)
     expected = {role: (2, c, max(1, size // r), max(1, size // r)) for role, (c, r) in stages.items()}
     expected["last"] = expected[f"stage{len(stages)}"]
-    if name not in LINEAR:
-        expected |= {f"{role}_pre_relu": shape for role, shape in expected.items()}
+    suffixes = ("_out",) if name in LINEAR else ("_out", "_pre_relu")
+    expected |= {f"{role}{suffix}": shape for role, shape in expected.items() for suffix in suffixes}
+    expected["pooled"] = (2, POOLED.get(name, expected["last"][1]))
     assert {role: tuple(feature.shape) for role, feature in features.items()} == expected
     assert not [n for n, module in model.named_modules() if getattr(module, "inplace", False)]
 
@@ -66,8 +68,10 @@ def test_roles_are_the_two_sides_of_one_relu(name, capture):
     with torch.no_grad():
         _, features = capture(model, torch.randn(2, 3, 16, 16))
     before = [role for role in features if role.endswith("_pre_relu")]
-    assert len(before) == len(features) / 2
+    assert 3 * len(before) == len(features) - 1  # each place has three names
+    torch.testing.assert_close(features["pooled"], features["last"].mean(dim=(2, 3)))
     for role in before:
+        assert torch.equal(features[role.replace("_pre_relu", "_out")], features[role.removesuffix("_pre_relu")])
         assert features[role].min() < 0
         torch.testing.assert_close(features[role.removesuffix("_pre_relu")], features[role].relu(), rtol=0, atol=0)
 
@@ -104,8 +108,8 @@ def test_channels_last_changes_nothing_and_stays(name, capture):
         model = model.to(memory_format=torch.channels_last)
         logits, features = capture(model, x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, expected)
-    for feature in features.values():
-        assert feature.is_contiguous(memory_format=torch.channels_last)
+    for role, feature in features.items():
+        assert role == "pooled" or feature.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_initial_weights_follow_the_stated_law():

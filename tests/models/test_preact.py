@@ -84,9 +84,9 @@ def test_taps_are_raw_sums_and_their_activations(capture):
     with torch.no_grad():
         logits, features = capture(model, torch.randn(2, 3, 8, 8))
         for k, block in ((1, model.layer2[0]), (2, model.layer3[0])):
-            expected = F.relu(block.bn1(features[f"stage{k}_pre_relu"]))
-            torch.testing.assert_close(features[f"stage{k}"], expected)
-        torch.testing.assert_close(features["last_pre_relu"], model.bn1(features["stage3_pre_relu"]))
+            torch.testing.assert_close(features[f"stage{k}_pre_relu"], block.bn1(features[f"stage{k}_out"]))
+            torch.testing.assert_close(features[f"stage{k}"], F.relu(features[f"stage{k}_pre_relu"]))
+        torch.testing.assert_close(features["last_pre_relu"], model.bn1(features["stage3_out"]))
         torch.testing.assert_close(features["last"], F.relu(features["last_pre_relu"]))
         torch.testing.assert_close(features["stage3"], features["last"])
         torch.testing.assert_close(logits, model.fc(features["last"].mean(dim=(2, 3))))

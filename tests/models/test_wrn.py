@@ -47,9 +47,11 @@ def test_taps_are_raw_sums_and_their_activations(capture):
         _, features = capture(model, torch.randn(2, 3, 8, 8))
         following = {1: model.block2.layer[0].bn1, 2: model.block3.layer[0].bn1, 3: model.bn1}
         for k, bn in following.items():
-            torch.testing.assert_close(features[f"stage{k}"], F.relu(bn(features[f"stage{k}_pre_relu"])))
-        torch.testing.assert_close(features["last_pre_relu"], model.bn1(features["stage3_pre_relu"]))
-        torch.testing.assert_close(features["last"], features["stage3"])
+            torch.testing.assert_close(features[f"stage{k}_pre_relu"], bn(features[f"stage{k}_out"]))
+            torch.testing.assert_close(features[f"stage{k}"], F.relu(features[f"stage{k}_pre_relu"]))
+        for suffix in ("", "_pre_relu", "_out"):
+            assert torch.equal(features[f"last{suffix}"], features[f"stage3{suffix}"])
+        torch.testing.assert_close(features["pooled"], features["last"].mean(dim=(2, 3)))
 
 
 def test_names_are_those_of_crd():

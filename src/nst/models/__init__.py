@@ -1,7 +1,8 @@
-"""Networks: plain modules `model(images) -> logits` with named layers to layer in `model.named_layers`.
+"""Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
-The roles are "last" and "stage1" ... "stageN" after the ReLU that ends the stage, "last_pre_relu" and
-"stage1_pre_relu" ... before it (MobileNetV2's stages end without a ReLU and have the first kind alone). A layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
+Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
+to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.layers.name_layers`). A
+layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 
 from nst.models.external import timm_model, torchvision_model

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.models.layout import feature_layout
-from nst.models.roles import timm_layers, torchvision_layers
+from nst.models.roles import further_layers, timm_layers, torchvision_layers
 
 _RESERVED = {  # constructor arguments with their own keys
     "num_classes": "num_classes",
@@ -283,7 +283,7 @@ def _prepare(model: nn.Module, layers: dict[str, str], input_size: int | None) -
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    model.named_layers = layers  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.named_layers = layers | further_layers(model, layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     model.feature_layout = feature_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     if input_size is not None:
         model.register_forward_pre_hook(Resize(input_size))

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import xavier_gaussian_
 from nst.models.input_norm import input_norm
@@ -95,16 +96,9 @@ def _average() -> nn.AvgPool2d:
     return nn.AvgPool2d(3, stride=1, padding=1)
 
 
-_LAYERS = {
-    "last": "in5b",
-    "last_pre_relu": "in5b.relu:input",
-    "stage1": "in3b",
-    "stage1_pre_relu": "in3b.relu:input",
-    "stage2": "in4d",
-    "stage2_pre_relu": "in4d.relu:input",
-    "stage3": "in5b",
-    "stage3_pre_relu": "in5b.relu:input",
-}
+_LAYERS = name_layers(
+    ["in3b", "in4d", "in5b"], pre_relu=["in3b.relu:input", "in4d.relu:input", "in5b.relu:input"], pooled="fc:input"
+)
 
 
 class InceptionBNSmall(nn.Module):

@@ -5,14 +5,15 @@ fourth and sixth group only (32x32 images end at 2x2), an expanding convolution 
 down. The last convolution keeps its 1280 channels at half width.
 
 Parameter names are those of that benchmark (`conv1.0`, `blocks.0.0.conv.3`, `classifier.0`), and so is the initialisation.
-Its features are the outputs of groups 1, 2, 4 and 6 of `blocks`: "stage1" to "stage4" here. They are linear, no ReLU ends
-them, so there are no "_pre_relu" roles.
+Its features are the outputs of groups 1, 2, 4 and 6 of `blocks`, "stage1" to "stage4" here, and the 1280 pooled values of the
+last convolution. The stages are linear, no ReLU ends them, so there are no names with "_pre_relu".
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 
 _GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -76,8 +77,8 @@ class CifarMobileNetV2(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         linear = nn.Linear(1280, num_classes)
         self.classifier = nn.Sequential(linear)
-        stages = {"stage1": "blocks.1", "stage2": "blocks.2", "stage3": "blocks.4", "stage4": "blocks.6"}
-        self.named_layers = {"last": "blocks.6", **stages}
+        stages = ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+        self.named_layers = name_layers(stages, pooled="classifier.0:input")
         he_normal_(self)
         nn.init.normal_(linear.weight, std=0.01)
 

@@ -12,6 +12,7 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import he_normal_, xavier_gaussian_
 from nst.models.input_norm import input_norm
@@ -159,12 +160,14 @@ def _stage(blocks: int, in_channels: int, out_channels: int, strides: tuple[int,
 
 
 def _layers(stages: int) -> dict[str, str]:
-    """A stage's sum is raw; the ReLU that follows it is the next stage's first one, or the network's last."""
-    layers = {"last": "relu1", "last_pre_relu": "bn1"}
-    for k in range(1, stages + 1):
-        layers[f"stage{k}"] = f"layer{k + 1}.0.relu1" if k < stages else "relu1"
-        layers[f"stage{k}_pre_relu"] = f"layer{k}"
-    return layers
+    """A stage's sum is raw; the BN and ReLU that follow it are the next stage's first ones, or the network's last."""
+    starts = [f"layer{k}.0." for k in range(2, stages + 1)] + [""]
+    return name_layers(
+        [f"{start}relu1" for start in starts],
+        pre_relu=[f"{start}bn1" for start in starts],
+        out=[f"layer{k}" for k in range(1, stages + 1)],
+        pooled="fc:input",
+    )
 
 
 def preact_resnet164(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:

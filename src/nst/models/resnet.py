@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 
 Shortcut = Literal["A", "B"]
@@ -112,10 +113,11 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(blocks, stages[1], stages[2], 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(stages[2], num_classes)
-        self.named_layers = {"last": "layer3", "last_pre_relu": f"layer3.{blocks - 1}.relu2:input"}
-        for k in (1, 2, 3):
-            self.named_layers[f"stage{k}"] = f"layer{k}"
-            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{blocks - 1}.relu2:input"
+        self.named_layers = name_layers(
+            ["layer1", "layer2", "layer3"],
+            pre_relu=[f"layer{k}.{blocks - 1}.relu2:input" for k in (1, 2, 3)],
+            pooled="fc:input",
+        )
         he_normal_(self, zero_linear_bias=init == "zero_bias")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 The ImageNet network with a 3x3 stem of stride 1 and no max pooling: its four stages run at 1, 1/2, 1/4 and 1/8 of the
 image's resolution. Parameter names are those of that benchmark (`layer1.0.shortcut.0`, `linear`), and so is the
-initialisation. Its features are the four stages after their last ReLU: "stage1" to "stage4".
+initialisation. Its features are the four stages after their last ReLU, "stage1" to "stage4", and the pooled vector.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 from nst.models.resnet import projection
 
@@ -64,10 +65,11 @@ class CifarBottleneckResNet(nn.Module):
         self.layer4 = _stage(blocks[3], 1024, 512, 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(2048, num_classes)
-        self.named_layers = {"last": "layer4", "last_pre_relu": f"layer4.{blocks[3] - 1}.relu3:input"}
-        for k, count in enumerate(blocks, 1):
-            self.named_layers[f"stage{k}"] = f"layer{k}"
-            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{count - 1}.relu3:input"
+        self.named_layers = name_layers(
+            [f"layer{k}" for k in (1, 2, 3, 4)],
+            pre_relu=[f"layer{k}.{count - 1}.relu3:input" for k, count in enumerate(blocks, start=1)],
+            pooled="linear:input",
+        )
         he_normal_(self, zero_linear_bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

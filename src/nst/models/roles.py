@@ -68,6 +68,16 @@ def torchvision_layers(model: nn.Module) -> dict[str, str]:
     return {}
 
 
+def further_layers(model: nn.Module, layers: dict[str, str]) -> dict[str, str]:
+    """What a stage hands on, "stage1_out" … (its output), and "pooled", the input of a linear classifier."""
+    named = {f"{name}_out": path for name, path in layers.items() if re.fullmatch(r"stage\d+|last", name)}
+    classifier: Any = getattr(model, "get_classifier", lambda: None)()  # of timm's networks
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if classifier is not None:
+        linear = [name for name in linear if model.get_submodule(name) is classifier]
+    return named | ({"pooled": f"{linear[-1]}:input"} if linear else {})
+
+
 def residual_layers(model: nn.Module) -> dict[str, str]:
     """Roles of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
     stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]

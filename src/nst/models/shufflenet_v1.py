@@ -12,6 +12,8 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 import torch
 from torch import Tensor, nn
 
+from nst.layers import name_layers
+
 
 class ShuffleUnit(nn.Module):
     """grouped 1x1 - BN - ReLU - channel shuffle - depthwise 3x3 - BN - ReLU - grouped 1x1 - BN; added to the input, ReLU.
@@ -68,10 +70,11 @@ class CifarShuffleNetV1(nn.Module):
         self.layer3 = _stage(4, 480, 960)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(960, num_classes)
-        self.named_layers = {"last": "layer3", "last_pre_relu": "layer3.3.relu3:input"}
-        for k, units in ((1, 4), (2, 8), (3, 4)):
-            self.named_layers[f"stage{k}"] = f"layer{k}"
-            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{units - 1}.relu3:input"
+        self.named_layers = name_layers(
+            ["layer1", "layer2", "layer3"],
+            pre_relu=["layer1.3.relu3:input", "layer2.7.relu3:input", "layer3.3.relu3:input"],
+            pooled="linear:input",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""

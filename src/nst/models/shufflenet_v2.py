@@ -13,6 +13,8 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 import torch
 from torch import Tensor, nn
 
+from nst.layers import name_layers
+
 
 class Unit(nn.Module):
     """Half of the channels pass; the other half goes through 1x1 - BN - ReLU - depthwise 3x3 - BN - 1x1 - BN; ReLU, shuffle.
@@ -99,10 +101,11 @@ class CifarShuffleNetV2(nn.Module):
         self.relu2 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(1024, num_classes)
-        self.named_layers = {"last": "layer3", "last_pre_relu": "layer3.3.relu2:input"}
-        for k, units in ((1, 4), (2, 8), (3, 4)):
-            self.named_layers[f"stage{k}"] = f"layer{k}"
-            self.named_layers[f"stage{k}_pre_relu"] = f"layer{k}.{units - 1}.relu2:input"
+        self.named_layers = name_layers(
+            ["layer1", "layer2", "layer3"],
+            pre_relu=["layer1.3.relu2:input", "layer2.7.relu2:input", "layer3.3.relu2:input"],
+            pooled="linear:input",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""

@@ -8,6 +8,7 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -41,10 +42,11 @@ class CifarVGG(nn.Module):
         self.relu4 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(_WIDTHS[4], num_classes)
-        self.named_layers = {"last": "relu4", "last_pre_relu": "block4"}
-        for k in (1, 2, 3, 4):
-            self.named_layers[f"stage{k}"] = f"relu{k}"
-            self.named_layers[f"stage{k}_pre_relu"] = f"block{k}"
+        self.named_layers = name_layers(
+            ["relu1", "relu2", "relu3", "relu4"],
+            pre_relu=["block1", "block2", "block3", "block4"],
+            pooled="classifier:input",
+        )
         he_normal_(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
 

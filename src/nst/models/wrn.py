@@ -1,7 +1,7 @@
 """Wide ResNets for small images (Zagoruyko & Komodakis, 2016), as CRD's benchmark builds them.
 
-Parameter names are those of that benchmark (`block1.layer.0.convShortcut`), so that its published weights fit. Its NST
-layers are the raw outputs of the three groups: "stage1_pre_relu" to "stage3_pre_relu" here.
+Parameter names are those of that benchmark (`block1.layer.0.convShortcut`), so that its published weights fit. Its features
+are the raw sums of the three groups, "stage1_out" to "stage3_out" here, and the pooled vector after the last BN and ReLU.
 
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 
 
@@ -64,17 +65,13 @@ class WideResNet(nn.Module):
         self.relu = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, num_classes)
-        # A group's sum is raw; the ReLU that follows it is the next group's first one, or the network's last.
-        self.named_layers = {
-            "last": "relu",
-            "last_pre_relu": "bn1",
-            "stage1": "block2.layer.0.relu1",
-            "stage2": "block3.layer.0.relu1",
-            "stage3": "relu",
-            "stage1_pre_relu": "block1",
-            "stage2_pre_relu": "block2",
-            "stage3_pre_relu": "block3",
-        }
+        # A group's sum is raw; the BN and ReLU that follow it are the next group's first ones, or the network's last.
+        self.named_layers = name_layers(
+            ["block2.layer.0.relu1", "block3.layer.0.relu1", "relu"],
+            pre_relu=["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"],
+            out=["block1", "block2", "block3"],
+            pooled="fc:input",
+        )
         he_normal_(self)
 
     def forward(self, x: Tensor) -> Tensor:
