@@ -17,7 +17,14 @@ from nst.layers import LOGITS
 from nst.losses import TransferLoss
 from nst.seeds import seeded
 
-LAYER_NAMES = ("last", "stages", "stage2", "review")  # names that the shipped losses use for their layers
+LAYER_NAMES = (
+    "last",
+    "stages",
+    "last_out",
+    "stages_out",
+    "stage2_out",
+    "pooled",
+)  # names that the shipped losses use for their layers
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
@@ -105,25 +112,36 @@ def _layers_of(node: Any) -> Any:
 
 
 def _pairs(key: str, layers: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
-    """A list of pairs, or a role: `last`, any other name, or `stages` and `stages_pre_relu` for all that both networks have."""
-    if not isinstance(layers, str):
-        if not isinstance(layers, list | tuple) or not layers:
-            raise ValueError(f"{key}={layers!r}: a role such as last or stages, or a list of pairs of layers is needed")
-        return tuple(_pair(key, pair) for pair in layers)
-    if not re.fullmatch("stages(_pre_relu)?", layers):
-        return (Pair(layers, layers),)
-    suffix = layers.removeprefix("stages")
-    numbers = range(1, 100) if models else range(1, 2)
-    roles = [
-        f"stage{k}{suffix}"
-        for k in numbers
-        if all(f"stage{k}{suffix}" in getattr(m, "named_layers", {}) for m in models)
-    ]
-    if not roles:
+    """The pairs of a loss: of a list, or of a layer's name on both sides."""
+    if isinstance(layers, str):
+        return _of_stages(key, Pair(layers, layers), models)
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ValueError(f"{key}={layers!r}: a role such as last or stages, or a list of pairs of layers is needed")
+    return tuple(pair for node in layers for pair in _of_stages(key, _pair(key, node), models))
+
+
+def _of_stages(key: str, pair: Pair, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+    """`stages`, `stages_pre_relu` and `stages_out` stand for all stages that both networks have so; any other pair for itself."""
+    matches = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
+    if not any(matches):
+        return (pair,)
+    if not all(matches):
         raise ValueError(
-            f"{key}={layers}: teacher and student have no stages in common; name pairs of layers, `nst layers` lists them"
+            f"{key}: teacher {pair.teacher}, student {pair.student}: name all stages on both sides, or one layer"
         )
-    return tuple(Pair(role, role) for role in roles)
+    student, teacher = (match.group(1) for match in matches if match)
+    named = [getattr(model, "named_layers", {}) for model in models]
+    stages = [
+        k
+        for k in range(1, 100 if models else 2)
+        if all(f"stage{k}{suffix}" in names for names, suffix in zip(named, (student, teacher), strict=False))
+    ]
+    if not stages:
+        raise ValueError(
+            f"{key}={pair.teacher if pair.teacher == pair.student else pair}: teacher and student have no stages in common; name pairs of "
+            "layers, `nst layers` lists them"
+        )
+    return tuple(Pair(f"stage{k}{teacher}", f"stage{k}{student}", pair.weight) for k in stages)
 
 
 def _term(name: str, node: Any, models: Sequence[nn.Module]) -> Term:

@@ -158,9 +158,8 @@ def test_every_setting_is_in_a_table():
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("resnet56-resnet20", ["stage1", "stage2", "stage3"]),
-        ("vgg13-vgg8", ["stage1", "stage2", "stage3", "stage4"]),
-        ("wrn40_2-wrn16_2", ["stage1_pre_relu", "stage2_pre_relu", "stage3_pre_relu"]),
+        ("resnet56-resnet20", ["stage1_out", "stage2_out", "stage3_out"]),
+        ("vgg13-vgg8", ["stage1_out", "stage2_out", "stage3_out", "stage4_out"]),
     ],
 )
 def test_crd_s_settings(name, layers):

@@ -59,6 +59,7 @@ def distance(s, t):
 
 
 def by_hand(loss, students, teachers, pooled=True):
+    students, teachers = ([x[..., None, None] if x.ndim == 2 else x for x in side] for side in (students, teachers))
     if pooled:
         students = [*students, students[-1].mean((2, 3), keepdim=True)]
         teachers = [*teachers, teachers[-1].mean((2, 3), keepdim=True)]
@@ -84,6 +85,8 @@ def by_hand(loss, students, teachers, pooled=True):
         (STUDENT, TEACHER, False),
         ([(3, 8, 8), (5, 4, 4)], [(4, 4, 4), (7, 8, 8)], True),
         ([(3, 5, 5)], [(4, 6, 6)], False),
+        ([(3, 6, 2), (5, 3, 3)], [(4, 8, 4), (7, 3, 8)], True),  # which cells are compared is decided by H
+        ([(3, 4, 4), (9,)], [(4, 8, 8), (7,)], False),  # the second layer is the pooled vector
     ],
 )
 def test_equals_the_description(students, teachers, pooled):
@@ -106,6 +109,7 @@ def test_the_warm_up_counts_epochs_from_one():
 
 def test_inner_channels_are_the_deepest_students_at_most():
     assert built().stages[0].enter[0].out_channels == 6
+    assert built([*STUDENT, (20,)], [*TEACHER, (8,)], pooled=False).stages[0].enter[0].out_channels == 20
     assert built(channels=2).stages[0].enter[0].out_channels == 2
     assert built().stages[-1].attention is None
 
@@ -144,7 +148,7 @@ def test_plan_and_what_is_missing():
     with pytest.raises(ValueError, match="'epoch'"):
         loss(own, [loss.target(teacher) for teacher in others])
     with pytest.raises(ValueError, match="C, H, W"):
-        ReviewKD().setup([(10,)], [(10,)])
+        ReviewKD().setup([(10, 4)], [(10, 4)])
     for name, number in (("warmup", -1), ("channels", 0), ("pooled", 1)):
         with pytest.raises(ValueError, match=f"^{name} is"):
             ReviewKD(**{name: number})

@@ -84,9 +84,9 @@ def test_roles_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
         if role.endswith("_pre_relu"):
             assert torch.equal(features[role].relu(), features[role.removesuffix("_pre_relu")])
         elif role == "pooled":
-            torch.testing.assert_close(
-                model.get_submodule(model.named_layers[role].removesuffix(":input"))(features[role]), logits
-            )
+            classifier = model.get_submodule(model.named_layers[role].removesuffix(":input"))
+            if arch != "volo_d1_224":  # whose logits are those of two heads
+                torch.testing.assert_close(classifier(features[role]), logits)
         elif (arch, role.removesuffix("_out")) != ("hrnet_w18_small", "last"):  # joined from all stages
             assert any(torch.equal(features[role], map_) for map_ in own), role
     shapes = feature_shapes(model, roles, (3, SIZE, SIZE))

@@ -164,6 +164,13 @@ def check_shape(shape: Shape, owner: str) -> None:
         raise ValueError(f"the {owner}'s shape is {tuple(shape)}; a map loss needs (C, H, W), each at least 1")
 
 
+def map_shape(shape: Shape, owner: str) -> Shape:
+    """(C, H, W), of a vector (C, 1, 1). Raises ValueError for other shapes."""
+    shape = (*shape, 1, 1) if len(shape) == 1 else shape
+    check_shape(shape, owner)
+    return shape
+
+
 def target_tensor(target: Mapping[str, Tensor], name: str, batch: int) -> Tensor:
     """The tensor `name` of a target; ValueError when it is missing or of another batch size, TypeError for a bare tensor."""
     if isinstance(target, Tensor):
@@ -358,9 +365,8 @@ class PooledLoss(TransferLoss):
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: the pooled feature. Memory: the gradient of the student's."""
-        check_shape(student_shape, "student")
-        check_shape(teacher_shape, "teacher")
-        return LossSpec("pooled", {"pooled": (teacher_shape[0],)}, 16 * (student_shape[0] + teacher_shape[0]))
+        c_s, c_t = map_shape(student_shape, "student")[0], map_shape(teacher_shape, "teacher")[0]
+        return LossSpec("pooled", {"pooled": (c_t,)}, 16 * (c_s + c_t))
 
 
 def standardise(logits: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from nst.losses.base import (
     Shape,
     check_map,
     check_number,
-    check_shape,
     laid_out_like,
+    map_shape,
     no_autocast,
     target_tensor,
     warmup_factor,
@@ -36,14 +36,17 @@ class ReviewKD(MapLoss):
     squared difference of the maps and of their averages over 4×4, 2×2 and 1×1 cells where the map is larger, weighted
     1, ½, ¼, ⅛ and divided by the sum of these weights. Convolutions are without bias and followed by a batch norm.
 
-    All layers are one loss; name them from the first layer to the last. The authors' setting on CIFAR-100 (code taken
-    over by mdistiller): three stages and the pooled feature, the teacher's before the ReLU, warm-up over 20 epochs, weight 0.6
-    (ResNet-56 → 20), 1 (110 → 32), 5 (wide ResNets, 32x4 → 8x4, 32x4 → ShuffleNetV1) or 8 (ShuffleNetV2).
+    All layers are one loss; name them from the first layer to the last. A vector counts as a map of 1×1. The setting of the authors
+    and of mdistiller on CIFAR-100: all stages, the teacher's before the ReLU, and the vector that the classifier sees, both
+    sides' after the ReLU, warm-up over 20 epochs, weight 0.6 (ResNet-56 → 20), 1 (110 → 32), 5 (wide ResNets, 32x4 → 8x4,
+    ShuffleNetV1) or 8 (ShuffleNetV2).
 
     Args:
-        warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
-        pooled: add the average over positions of the last pair's maps as the deepest stage.
-        channels: m is the student's channels of the last layer, at most this.
+        warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup, as in mdistiller (in the
+            authors' code from 0). 0: none.
+        pooled: add the average over positions of the last pair's maps as the deepest stage: for networks whose pooled vector has
+            no name.
+        channels: m is the student's channels of the deepest stage, at most this.
 
     Raises:
         ValueError: an argument out of range.
@@ -62,10 +65,9 @@ class ReviewKD(MapLoss):
         self.stages = nn.ModuleList()
 
     def setup(self, student_shape: Sequence[Shape], teacher_shape: Sequence[Shape]) -> None:
-        """Make the fusing modules, one a stage. Takes lists of shapes (C, H, W), from the first layer to the last."""
-        students, teachers = [*student_shape], [*teacher_shape]
-        for shape, owner in [(s, "student") for s in students] + [(t, "teacher") for t in teachers]:
-            check_shape(shape, owner)
+        """Make the fusing modules, one a stage. Takes lists of shapes (C, H, W) or (C,), from the first layer to the last."""
+        students = [map_shape(shape, "student") for shape in student_shape]
+        teachers = [map_shape(shape, "teacher") for shape in teacher_shape]
         if self.pooled:
             students, teachers = [*students, students[-1]], [*teachers, teachers[-1]]
         inner = min(self.channels, students[-1][0])
@@ -75,14 +77,20 @@ class ReviewKD(MapLoss):
             for k, (student, teacher) in enumerate(zip(students, teachers, strict=True))
         )
 
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"feature": [B, C_T, H_T, W_T]}` or `[B, C_T]` of one layer. Raises ValueError for other dimensions."""
+        check_map(as_map(teacher_feature), "teacher")
+        return {"feature": teacher_feature}
+
     def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Lists of `[B, C, H, W]` and of targets, from the first layer to the last → scalar.
+        """Lists of `[B, C, H, W]` or `[B, C]` and of targets, from the first layer to the last → scalar.
 
         Raises:
             ValueError: before `setup`, for another number of layers or batch, and for one image in training mode where a map
                 of 1×1 leaves the batch norm a single value.
         """
-        students = [*student_feature]
+        students = [as_map(feature) for feature in student_feature]
         if len(students) + self.pooled != len(self.stages) or len(target) != len(students):
             raise ValueError(
                 f"{len(students)} layers and {len(target)} targets for {len(self.stages)} stages: call "
@@ -91,7 +99,7 @@ class ReviewKD(MapLoss):
         for feature in students:
             check_map(feature, "student")
         teachers = [
-            laid_out_like(target_tensor(teacher_target, "feature", len(student)), student)
+            laid_out_like(as_map(target_tensor(teacher_target, "feature", len(student))), student)
             for teacher_target, student in zip(target, students, strict=True)
         ]
         if self.pooled:
@@ -109,11 +117,14 @@ class ReviewKD(MapLoss):
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Of one layer. Target: the teacher's map. Memory: the maps of the fusion and their gradients."""
-        check_shape(student_shape, "student")
-        check_shape(teacher_shape, "teacher")
-        (_, h_s, w_s), (c_t, h_t, w_t) = student_shape, teacher_shape
+        (_, h_s, w_s), (c_t, h_t, w_t) = map_shape(student_shape, "student"), map_shape(teacher_shape, "teacher")
         inner = min(self.channels, c_t)
         return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * (6 * inner * h_s * w_s + 6 * c_t * h_t * w_t))
+
+
+def as_map(feature: Tensor) -> Tensor:
+    """`[B, C]` → `[B, C, 1, 1]`; others stay."""
+    return feature[:, :, None, None] if feature.ndim == 2 else feature
 
 
 class Fusion(nn.Module):
@@ -144,13 +155,16 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pyramid_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two maps `[B, C, H, W]` and of their pooled maps, see `ReviewKD`."""
+    """Mean squared difference of two maps `[B, C, H, W]` and of their pooled maps, see `ReviewKD`.
+
+    Which pooled maps there are is decided by H alone, as in the published codes.
+    """
     with no_autocast(student):
         dtype = working_dtype(student)
         difference = student.to(dtype) - laid_out_like(teacher.to(dtype), student)
         value, weight, total = difference.square().mean(), 1.0, 1.0
         for side in LEVELS:
-            if side < min(difference.shape[2:]):
+            if side < difference.shape[2]:
                 weight /= 2
                 total += weight
                 value = value + weight * F.adaptive_avg_pool2d(difference, side).square().mean()

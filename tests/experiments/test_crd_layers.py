@@ -1,0 +1,249 @@
+"""What each method of CRD's table compares: the layers, widths and values of the published codes, pair by pair.
+
+Which tensors these are was read in RepDistiller (`helper/loops.py`, `models/*.py`, commits eedab9d, b13aecc and 1143dfe) and, for ReviewKD, in
+mdistiller (`distillers/ReviewKD.py`, `models/cifar/*.py`, commit e8c5bb3) and its authors' `CIFAR-100/model/reviewkd.py` (6607308). They
+are computed here from a network's modules, without names of layers: f1 … are `features`, their versions "before the ReLU" `preact`.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tests.losses.test_review import by_hand
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nst.config  # noqa: F401  (registers the schema)
+from nst import build
+from nst.config import CONFIGS
+from nst.distiller import Distiller
+from nst.layers import LayerHooks
+
+# Pair → shapes (C, side) of f1 … of teacher and student for images of 32×32, then the channels of their pooled vectors.
+RES, X4 = [(16, 32), (32, 16), (64, 8)], [(64, 32), (128, 16), (256, 8)]
+WRN1, WRN2 = RES, [(32, 32), (64, 16), (128, 8)]
+VGG, RES50 = [(128, 16), (256, 8), (512, 4), (512, 4)], [(256, 32), (512, 16), (1024, 8), (2048, 4)]
+MOBILE = [(12, 16), (16, 8), (48, 4), (160, 2)]
+SHUFFLE1, SHUFFLE2 = [(240, 16), (480, 8), (960, 4)], [(116, 16), (232, 8), (464, 4)]
+PAIRS: dict[str, tuple[list[tuple[int, int]], list[tuple[int, int]], int, int]] = {
+    "wrn40_2-wrn16_2": (WRN2, WRN2, 128, 128),
+    "wrn40_2-wrn40_1": (WRN2, WRN1, 128, 64),
+    "resnet56-resnet20": (RES, RES, 64, 64),
+    "resnet110-resnet20": (RES, RES, 64, 64),
+    "resnet110-resnet32": (RES, RES, 64, 64),
+    "resnet32x4-resnet8x4": (X4, X4, 256, 256),
+    "vgg13-vgg8": (VGG, VGG, 512, 512),
+    "vgg13-mobilenet_v2_half": (VGG, MOBILE, 512, 1280),
+    "resnet50_cifar-mobilenet_v2_half": (RES50, MOBILE, 2048, 1280),
+    "resnet50_cifar-vgg8": (RES50, VGG, 2048, 512),
+    "resnet32x4-shufflenet_v1": (X4, SHUFFLE1, 256, 960),
+    "resnet32x4-shufflenet_v2": (X4, SHUFFLE2, 256, 1024),
+    "wrn40_2-shufflenet_v1": (WRN2, SHUFFLE1, 128, 960),
+}
+METHODS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "crd", "review")
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return build.settings(compose("config", overrides=[*overrides, "data.root=/nowhere"]))
+
+
+@cache
+def method_settings(method: str) -> Any:
+    return composed("experiment=crd/resnet56-resnet20", f"loss=crd/{method}")
+
+
+class Published:
+    """f1 … of a network, the same before the ReLU (of teachers), the pooled vector, the logits."""
+
+    def __init__(self, net: Any, x: Tensor) -> None:
+        self.features: list[Tensor] = []
+        self.preact: list[Tensor] = []
+        kind = type(net).__name__
+        if kind == "WideResNet":
+            x = net.conv1(x)
+            for block in (net.block1, net.block2, net.block3):
+                self.features.append(x := block(x))
+            f1, f2, f3 = self.features
+            self.preact = [net.block2.layer[0].bn1(f1), net.block3.layer[0].bn1(f2), net.bn1(f3)]
+            x = self.preact[-1].relu()
+        elif kind == "CifarVGG":
+            for k in range(5):
+                before = net.get_submodule(f"block{k}")(x)
+                x = before.relu()
+                if k:
+                    self.preact.append(before)
+                    self.features.append(x)
+                x = F.max_pool2d(x, 2) if k < 3 else x
+        elif kind == "CifarMobileNetV2":
+            x = net.conv1(x)
+            for k, group in enumerate(net.blocks):
+                x = group(x)
+                if k in (1, 2, 4, 6):
+                    self.features.append(x)
+            x = net.conv2(x)
+        else:
+            x = net.bn1(net.conv1(x)).relu()
+            for stage in (s for name, s in net.named_children() if name.startswith("layer")):
+                x, last = stage[:-1](x), stage[-1]
+                if kind in ("CifarResNet", "CifarBottleneckResNet"):
+                    self.preact.append(self.sum_of_block(last, x))
+                self.features.append(x := last(x))
+            x = net.bn2(net.conv2(x)).relu() if kind == "CifarShuffleNetV2" else x
+        self.pooled = x.mean(dim=(2, 3))
+        classifier = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        self.logits = classifier(self.pooled)
+
+    def sum_of_block(self, block: Any, x: Tensor) -> Tensor:
+        out = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+        if hasattr(block, "conv3"):
+            out = block.bn3(block.conv3(out.relu()))
+        return out + (block.shortcut if hasattr(block, "shortcut") else block.downsample)(x)
+
+
+def handed(method: str, teacher: Published, student: Published) -> list[tuple[Tensor, Tensor]]:
+    """The pairs (teacher, student) that a method compares there."""
+    stages = list(zip(teacher.features, student.features, strict=True))
+    pooled = [(teacher.pooled, student.pooled)]
+    if method in ("at", "nst", "vid"):
+        return stages
+    if method == "review":
+        return [*zip(teacher.preact, student.features, strict=True), *pooled]
+    return {"fitnet": stages[1:2], "sp": stages[-1:]}.get(method, pooled)
+
+
+def same_size(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The larger map average-pooled to the smaller."""
+    side = min(t.shape[2], s.shape[2])
+    return F.adaptive_avg_pool2d(t, side), F.adaptive_avg_pool2d(s, side)
+
+
+def rows(x: Tensor) -> Tensor:
+    return x / (x.norm(dim=1, keepdim=True) + 1e-7)
+
+
+def distances(x: Tensor) -> Tensor:
+    d = (x[:, None] - x).square().sum(2).clamp_min(0).add(torch.eye(len(x), dtype=x.dtype)).sqrt()
+    d = d * (1 - torch.eye(len(x), dtype=x.dtype))
+    return d / d[d > 0].mean()
+
+
+def angles(x: Tensor) -> Tensor:
+    e = F.normalize(x[None] - x[:, None], dim=2)
+    return e @ e.transpose(1, 2)
+
+
+def equation(method: str, loss: Any, t: Tensor, s: Tensor) -> Tensor:
+    """The method's equation for one pair, as CRD's benchmark has it."""
+    if method == "fitnet":
+        return (loss.regressor(s) - t).square().mean()
+    if method == "at":
+        maps = [F.normalize(x.square().mean(1).flatten(1)) for x in same_size(t, s)]
+        return (maps[0] - maps[1]).square().mean()
+    if method == "nst":
+        a, b = (F.normalize(x.flatten(2), dim=2) for x in same_size(t, s))
+        kernels = [(x @ y.transpose(1, 2)).square().mean() for x, y in ((a, a), (b, b), (a, b))]
+        return kernels[0] + kernels[1] - 2 * kernels[2]
+    if method == "sp":
+        g_t, g_s = (F.normalize(x.flatten(1) @ x.flatten(1).T) for x in (t, s))
+        return (g_t - g_s).square().mean()
+    if method == "vid":
+        t, s = same_size(t, s)
+        variance = (F.softplus(loss.alpha) + 1e-5).view(1, -1, 1, 1)
+        return 0.5 * ((t - loss.mean(s)).square() / variance + variance.log()).mean()
+    if method == "cc":
+        delta = (loss.embed_student(s) - loss.embed_teacher(t)).abs()
+        return (delta[:-1] * delta[1:]).sum(1).mean()
+    if method == "pkt":
+        k_t, k_s = ((rows(x) @ rows(x).T + 1) / 2 for x in (t, s))
+        p_t, p_s = (k / k.sum(1, keepdim=True) for k in (k_t, k_s))
+        return (p_t * ((p_t + 1e-7) / (p_s + 1e-7)).log()).mean()
+    assert method == "rkd"
+    return 25 * F.smooth_l1_loss(distances(s), distances(t)) + 50 * F.smooth_l1_loss(angles(s), angles(t))
+
+
+class Side:
+    """A network of a pair in float64: its named layers for three images, and what the published code has for them."""
+
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.1)
+                nn.init.normal_(module.bias, std=0.3)
+        self.net = net.double()
+        hooks = LayerHooks(net, net.named_layers)  # pyright: ignore[reportArgumentType]
+        with torch.no_grad():
+            net.train()(images)  # so that the running statistics are not the first ones
+            self.logits = net.eval()(images)
+            self.layers = hooks.read()
+            self.published = Published(net, images)
+        hooks.remove()
+        self.shapes = {name: tuple(feature.shape[1:]) for name, feature in self.layers.items()}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request):
+    torch.manual_seed(0)
+    run = composed(f"experiment=crd/{request.param}", "loss=crd/kd")
+    assert run.layers == "last"  # no pair says which layers a method compares
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    nets = [build.network(key, node, 0) for key, node in (("teacher.model", run.teacher.model), ("model", run.model))]
+    return request.param, *(Side(net, images) for net in nets)
+
+
+def test_the_pooled_vector_gives_the_logits(pair):
+    name, teacher, student = pair
+    for side, shapes, channels in zip((teacher, student), PAIRS[name][:2], PAIRS[name][2:], strict=True):
+        assert [tuple(f.shape[1:3]) for f in side.published.features] == shapes
+        assert side.shapes["pooled"] == (channels,)
+        torch.testing.assert_close(side.published.logits, side.logits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_widths_and_values_are_the_published_ones(pair, method):
+    name, teacher, student = pair
+    expected = handed(method, teacher.published, student.published)
+    term = build.terms(method_settings(method), [student.net, teacher.net])[-1]
+    assert len(term.pairs) == len(expected)
+    for layers, (t, s) in zip(term.pairs, expected, strict=True):
+        torch.testing.assert_close(teacher.layers[layers.teacher], t)
+        torch.testing.assert_close(student.layers[layers.student], s)
+
+    distiller = Distiller(student.net, [term], student.shapes, teacher.shapes)
+    distiller.hooks.remove()
+    distiller.losses.double()
+    losses: list[Any] = list(distiller.losses.values())
+    if method == "review":
+        shapes, _, *pooled = PAIRS[name]
+        assert {stage.enter[0].out_channels for stage in losses[0].stages} == {min(512, pooled[1])}
+        assert [stage.leave[0].out_channels for stage in losses[0].stages] == [*(c for c, _ in shapes), pooled[0]]
+    for loss in losses:
+        loss.init_memory(10)
+    learned = (
+        method != "review"
+    )  # whose gradient is compared in tests/losses/test_review.py: it takes long at these widths
+    features = {layer: x.clone().requires_grad_(learned) for layer, x in student.layers.items()}
+    targets = {
+        spec.key: spec.loss.target(teacher.layers[spec.layer], spec.student_shape) for spec in distiller.target_specs
+    }
+    context = {"labels": torch.tensor([0, 1, 2]), "index": torch.arange(3)}
+    context |= {"epoch": torch.tensor(100.0), "seed": torch.tensor(1)}
+    with torch.set_grad_enabled(learned):
+        value = distiller.value(term, features | {"logits": student.logits}, targets, context)
+        pairs = [(t, features[layers.student]) for layers, (t, _) in zip(term.pairs, expected, strict=True)]
+        if method == "crd":  # whose equation is written out in tests/losses/test_crd.py
+            return
+        if method == "review":
+            torch.testing.assert_close(
+                value, by_hand(losses[0], [s for _, s in pairs], [t for t, _ in pairs], pooled=False)
+            )
+            return
+        by_equation = torch.stack([equation(method, loss, t, s) for loss, (t, s) in zip(losses, pairs, strict=True)])
+    torch.testing.assert_close(value, by_equation.sum(), rtol=1e-6, atol=1e-12)
+    inputs = [s for _, s in pairs]
+    for mine, its in zip(
+        torch.autograd.grad(value, inputs), torch.autograd.grad(by_equation.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6 * float(its.abs().max()))
