@@ -2,7 +2,7 @@
 
 A layer is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
 times in one forward pass, the last call counts). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`,
-`"pooled"` …; see `name_layers`.
+`"pooled"` …; see `nst.models.roles.name_layers`.
 
 A model's own `feature_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
 timm and torchvision have one. Without it, a feature is what the layer yields.
@@ -12,7 +12,7 @@ timm and torchvision have one. Without it, a feature is what the layer yields.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,25 +25,6 @@ LOGITS = "logits"  # the layer that is the model's own output
 _SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
 
 Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape → the feature
-
-
-def name_layers(
-    stages: Sequence[str], pre_relu: Sequence[str] = (), out: Sequence[str] = (), pooled: str = ""
-) -> dict[str, str]:
-    """The `named_layers` of a network: "stage1" … "stageN" and "last", which is the last stage, in three places, and "pooled".
-
-    Args:
-        stages: a stage's map after the ReLU that ends it: "stage1" …
-        pre_relu: what that ReLU sees: "stage1_pre_relu" …; none where stages end without a ReLU.
-        out: what the stage hands on to the next one: "stage1_out" …; by default `stages`. In a pre-activation network it is the raw
-            sum, and the ReLU comes after the next normalisation.
-        pooled: the vector that the classifier sees: "pooled"; none where it is empty.
-    """
-    named: dict[str, str] = {}
-    for suffix, paths in (("", stages), ("_pre_relu", pre_relu), ("_out", out or stages)):
-        named |= {f"last{suffix}": paths[-1]} if paths else {}
-        named |= {f"stage{k}{suffix}": path for k, path in enumerate(paths, start=1)}
-    return named | ({"pooled": pooled} if pooled else {})
 
 
 def resolve(model: nn.Module, layer: str) -> str:

@@ -1,7 +1,7 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
 Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
-to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.layers.name_layers`). A
+to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.roles.name_layers`). A
 layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import xavier_gaussian_
 from nst.models.input_norm import input_norm
+from nst.models.roles import name_layers
 
 Pooling = Literal["ceil", "valid"]
 

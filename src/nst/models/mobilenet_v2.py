@@ -13,8 +13,8 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.initialise import he_normal_
+from nst.models.roles import name_layers
 
 _GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels at full width, blocks, stride of the first block."""

@@ -12,10 +12,10 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.batch_norm import BN_EPS, set_bn_eps
 from nst.models.initialise import he_normal_, xavier_gaussian_
 from nst.models.input_norm import input_norm
+from nst.models.roles import name_layers
 
 
 class PreactBottleneck(nn.Module):

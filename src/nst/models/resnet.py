@@ -11,8 +11,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.initialise import he_normal_
+from nst.models.roles import name_layers
 
 Shortcut = Literal["A", "B"]
 Init = Literal["zero_bias", "crd"]

@@ -9,9 +9,9 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.initialise import he_normal_
 from nst.models.resnet import projection
+from nst.models.roles import name_layers
 
 
 class Bottleneck(nn.Module):

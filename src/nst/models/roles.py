@@ -1,4 +1,4 @@
-"""The layers of timm's and torchvision's networks for the roles `last`, `stage1` …, `block1` …
+"""Names of a network's layers, and where timm's and torchvision's networks have them: `last`, `stage1` …, `block1` …
 
 Stages are counted from a quarter of the image on, so `stage1` … `stage4` have maps of 1/4, 1/8, 1/16, 1/32 of the
 image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) have no stages but `block1` … `blockN`, and
@@ -6,7 +6,7 @@ image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) hav
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,25 @@ _STAGES = {  # by torchvision's class
     "maxvit.MaxVit": [f"blocks.{k}" for k in range(4)],
     "regnet.RegNet": [f"trunk_output.block{k}" for k in range(1, 5)],
 }
+
+
+def name_layers(
+    stages: Sequence[str], pre_relu: Sequence[str] = (), out: Sequence[str] = (), pooled: str = ""
+) -> dict[str, str]:
+    """The `named_layers` of a network: "stage1" … "stageN" and "last", which is the last stage, in three places, and "pooled".
+
+    Args:
+        stages: a stage's map after the ReLU that ends it: "stage1" …
+        pre_relu: what that ReLU sees: "stage1_pre_relu" …; none where stages end without a ReLU.
+        out: what the stage hands on to the next one: "stage1_out" …; by default `stages`. In a pre-activation network it is the raw
+            sum, and the ReLU comes after the next normalisation.
+        pooled: the vector that the classifier sees: "pooled"; none where it is empty.
+    """
+    named: dict[str, str] = {}
+    for suffix, paths in (("", stages), ("_pre_relu", pre_relu), ("_out", out or stages)):
+        named |= {f"last{suffix}": paths[-1]} if paths else {}
+        named |= {f"stage{k}{suffix}": path for k, path in enumerate(paths, start=1)}
+    return named | ({"pooled": pooled} if pooled else {})
 
 
 def timm_layers(model: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 import torch
 from torch import Tensor, nn
 
-from nst.layers import name_layers
+from nst.models.roles import name_layers
 
 
 class ShuffleUnit(nn.Module):

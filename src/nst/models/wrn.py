@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from nst.layers import name_layers
 from nst.models.initialise import he_normal_
+from nst.models.roles import name_layers
 
 
 class WideBlock(nn.Module):
