@@ -36,6 +36,7 @@ from nst.teacher.cache import (
     write_cache,
 )
 from nst.teacher.live import BatchAndTargets, LiveTeacher, Normalization, fold_batch_norm
+from nst.teacher.statistics import init_teacher_statistics
 
 COMPARED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 
@@ -105,9 +106,7 @@ def make_teacher(
         expects = expected_normalization(settings.mean, settings.std, metadata)
         about = {"name": name, "weights": weights, "parameters": sum(p.numel() for p in model.parameters())}
         about["sha256"] = sha256_of(weights)
-        live = _live(
-            model, [spec.layer for spec in target_specs], data, ranks, settings, expects, trainer.channels_last
-        )
+        live = _live(model, _layers(target_specs), data, ranks, settings, expects, trainer.channels_last)
     else:
         about = {"sha256": cached_teacher_sha256(cache.path)}
     of: dict[str, Any] = {
@@ -124,6 +123,7 @@ def make_teacher(
         assert live is not None
         about = _with_accuracy(live, about, of, data, ranks, trainer, folder / "teachers")
         check_accuracy(about, data, settings, trained_here=settings.weights is None)
+        init_teacher_statistics(target_specs, live, of, data, ranks, trainer, folder / "teachers")
         live.set_target_specs(target_specs)
         if settings.batch_statistics:
             live.use_batch_statistics()
@@ -149,6 +149,7 @@ def make_teacher(
     else:
         about = _with_accuracy(live, about, of, data, ranks, trainer, folder / "teachers")
     check_accuracy(about, data, settings, trained_here=settings.weights is None and cache.path is None)
+    init_teacher_statistics(target_specs, live, of, data, ranks, trainer, place)
     if live is not None and arrays:
         live.set_target_specs(cached)
         first = torch.arange(min(COMPARED_IMAGES, len(data.train)), device=ranks.device)
@@ -187,6 +188,12 @@ def _live(
         fold_batch_norm(model, data.test.render(first, torch.full_like(first, data.test.unaugmented)), layers)
     images = Normalization(data.mean, data.std)
     return LiveTeacher(model, (), images=images, expects=expects or images, precision=settings.precision)
+
+
+def _layers(target_specs: Sequence[TargetSpec]) -> list[str]:
+    """The teacher's layers whose features are needed."""
+    once = [spec.loss.teacher_layer for spec in target_specs if spec.loss.teacher_layer is not None]
+    return [*(spec.layer for spec in target_specs), *once]
 
 
 def plan_cache(
