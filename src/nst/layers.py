@@ -109,7 +109,7 @@ class LayerHooks:
         self._handles.clear()
 
 
-class _Versions(LayerHooks):
+class VersionedHooks(LayerHooks):
     """Also records the version of each feature, which in-place operations increment."""
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
@@ -147,7 +147,7 @@ def feature_shapes(
             is not the logits.
     """
     layers = list(layers)
-    recorder, training = _Versions(model, layers), model.training
+    recorder, training = VersionedHooks(model, layers), model.training
     parameter = next(model.parameters())
     try:
         model.eval()

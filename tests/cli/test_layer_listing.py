@@ -29,7 +29,7 @@ def test_names_shapes_and_roles() -> None:
     assert found["conv1"].shape == (16, 8, 8)
     assert found["layer2.0.conv1"].kind == "Conv2d"
     assert found["layer3"].shape == (64, 2, 2)
-    assert set(found["layer3"].roles) == {"last", "stage3", "last_out", "stage3_out"}
+    assert set(found["layer3"].names) == {"last", "stage3", "last_out", "stage3_out"}
     assert found["fc"].shape == (10,)
     assert all(layer.intact for layer in found.values())
     assert model.training
@@ -39,7 +39,7 @@ def test_names_shapes_and_roles() -> None:
 def test_an_output_that_is_overwritten_is_marked_and_never_paired() -> None:
     found = layers(Overwriting(), (1, 8, 8))
     assert [layer.intact for layer in found] == [False, True, True]
-    assert "conv   Conv2d  6×4×4   overwritten by what follows: do not layer" in describe("student", "own", found)
+    assert "conv   Conv2d  6×4×4   overwritten by what follows: cannot be compared" in describe("student", "own", found)
     assert [(t.name, s.name) for t, s in matching(found, found)] == [("relu", "relu")]
 
 
@@ -98,7 +98,7 @@ def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
         for layer in layers(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
     }
     assert found["blocks.1"].shape == (24, 3, 3)
-    assert set(found["blocks.1"].roles) == {"block2", "last", "last_out"}
+    assert set(found["blocks.1"].names) == {"block2", "last", "last_out"}
     assert "blocks.0.attn.q_norm" not in found
 
 

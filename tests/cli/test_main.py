@@ -1,5 +1,6 @@
 """The list of commands, their help, and mistakes on the command line: told at once, in words."""
 
+import json
 import os
 import pkgutil
 import re
@@ -9,18 +10,16 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import MissingConfigException
-from tests.cli.conftest import Nst, process
+from tests.cli.conftest import Nst
 from tests.conftest import ROOT
 
 from nst import cli
-from nst.cli.compose import tidy
+from nst.cli.compose import as_override, composed
 from nst.cli.errors import EXTRAS, explain
 from nst.cli.main import COMMANDS
 
 # Modules that commands are made of.
-PARTS = {"errors", "search", "layer_listing", "main", "compose", "completion", "sweep", "tables", "suggest"}
-# Fails where torch is imported: that takes seconds.
-NO_TORCH = "sys.modules['torch'] = None"
+PARTS = {"compose", "errors", "layer_listing", "main", "suggest", "sweep"}
 
 
 def test_every_command_has_a_module_and_is_listed(nst: Nst) -> None:
@@ -56,41 +55,96 @@ def test_help_of_training(nst: Nst) -> None:
     assert "python train.py" not in said.out
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
+MISTAKES = (
         (("trian",), "did you mean nst train?"),
         (("model=resnet8",), "did you mean nst train model=resnet8?"),
         (("train", "modle=resnet8"), "Did you mean model"),
         (("train", "trainer.epoch=3"), "trainer.epochs"),
         (("train", "epoch=3"), "trainer.epochs"),
+        (("train", "seed=x"), "'x' of type 'str' could not be converted to Integer"),
         (("train", "model=resnet21"), "resnet20"),
+        (("train", "loss=kd,at"), "To sweep over it, add --multirun"),
+        (("train", "model=[resnet8,resnet14]"), "one choice is needed, model=NAME"),
         (("train", "recipe=cifra10"), "recipe=cifra10: no such recipe; did you mean cifar10"),
         (("train", "recipe@teacher.train=foo"), "foo: no such recipe; there are cifar10"),
         (("train", "--epochs", "3"), "--epochs: no such option; settings are written key=value, for example trainer.epochs=3"),
         (("train", "--lr=0.1"), "for example optim.lr=0.1"),
         (("train", "nst_poly"), "'nst_poly': settings are written key=value"),
         (("train", "loss=[kd", "seed=1"), "a bracket is not closed"),
-        (("train", "loss=kd,at]"), "a bracket was not opened"),
         (("train", "data=folder"), "`data.num_classes` and `data.root` are required: pass data.num_classes=… data.root=…"),
-        (("train", "--config-dir", "nowhere"), "--config-dir nowhere: no such folder"),
+        (("train", "--config-dir", "nowhere"), "nowhere' not found"),
+        (("train", "taps=last"), "the compared layers are now `layers`"),
+        (("train", "loss.nst_poly.taps=last"), "it is now loss.nst_poly.layers"),
+        (("train", "knowledge=stored", "knowledge.views=4"), "cache.views"),
+        (("train", "teacher.recipe.recipe.epochs=4"), "teacher.train.epochs"),
+        (("train", "optim@teacher.recipe.optim=adamw"), "teacher.train"),
         (("evaluate",), "`run` or `weights` is required"),
+        (("evaluate", "prec=bf16"), "Did you mean precision?"),
         (("export",), "`run` is required: pass run=…"),
+        (("export", "zzz=1"), "There are run, to, formats"),
         (("predict",), "`model` and `images` are required: pass model=… images=…"),
         (("layers", "all=yes"), "all=yes: true or false is needed"),
-        (("runs", "finished"), "'finished': key=value is needed"),
-        (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
-    ],
 )  # fmt: skip
-def test_mistakes_are_clear_errors_without_importing_torch(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    said = process(*words, folder=tmp_path, code=NO_TORCH)
-    assert told in said.error
+# Each line's exit status and message, in one process in which torch cannot be imported: that would take seconds.
+EACH = """
+import contextlib, io, json, sys
+sys.modules["torch"] = None
+from nst.cli.main import main
+for words in json.load(sys.stdin):
+    sys.argv = ["nst"]
+    said, status = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(said):
+            main(words)
+    except SystemExit as end:
+        status = end.code
+    print(json.dumps([status, said.getvalue()]))
+"""
+
+
+def test_mistakes_are_clear_errors_without_importing_torch(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    typed = json.dumps([words for words, _ in MISTAKES])
+    done = subprocess.run(
+        [sys.executable, "-c", EACH], cwd=tmp_path, env=environment, input=typed, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    for (words, told), line in zip(MISTAKES, done.stdout.splitlines(), strict=True):
+        status, said = json.loads(line)
+        assert (status, "error: " in said, told in said, "Traceback" in said) == (2, True, True, False), (words, said)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_single_name_is_a_list_of_one() -> None:
-    words = ["formats=onnx", "allow=mynet.Net", "allow=[a.B, c.D]", "formats=null"]
-    assert tidy(words, "export") == ["formats=[onnx]", "allow=[mynet.Net]", "allow=[a.B,c.D]", "formats=null"]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("runs", "finished"), "'finished': key=value is needed"), (("reproduce", "table=quick/digit"), "did you mean quick/digits")],
+)  # fmt: skip
+def test_mistakes_of_commands_with_arguments_of_their_own(words: tuple[str, ...], told: str, nst: Nst) -> None:
+    assert told in nst(*words).error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["epoch=6.ckpt", "epoch=6 (best).pt", "[best] epoch.pt", "größe/ü.pt", "it's.pt", 'a "b".pt', "back\\slash=1", "#1!.pt", "x{1}.pt"],
+)  # fmt: skip
+def test_a_path_is_accepted_as_the_shell_hands_it_over(text: str) -> None:
+    """Also where it is pasted from the `next:` line, which has it as an override."""
+    override = as_override(f"teacher.weights={text}")
+    assert composed([f"teacher.weights={text}"]).teacher.weights == text
+    assert composed([override]).teacher.weights == text
+
+
+def test_what_hydra_reads_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for argument in (
+        "seed=1",
+        "loss=[kd,nst_poly]",
+        "~schedule.warmup",
+        "outputs='a b'",
+        "x=choice(1,2)",
+        "seed=range(3)",
+    ):
+        assert as_override(argument) == argument
+    assert as_override("outputs=~/runs") == "outputs=/home/me/runs"
 
 
 def test_extras_are_named_as_they_are_installed() -> None:
@@ -101,16 +155,12 @@ def test_extras_are_named_as_they_are_installed() -> None:
     assert all(f"\n{extra} = [" in project for extra in (*EXTRAS.values(), "wandb", "mlflow", "timm", "onnx"))
 
 
-def test_a_home_folder_and_lists_with_spaces(nst: Nst, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+def test_lists_with_spaces(nst: Nst) -> None:
     for words in (("loss=[kd, nst_poly]",), ("loss=[kd,", "nst_poly]"), ("loss=[ kd ,nst_poly ]",)):
-        said = nst(
-            "train", *words, "--cfg", "job", "outputs=~/runs", "layers=[{teacher:", "last,", "student:", "stage2}]"
-        )
+        said = nst("train", *words, "--cfg", "job", "layers=[{teacher:", "last,", "student:", "stage2}]")
         assert said.status == 0, said.err
         assert "  kd:" in said.out
         assert "  nst_poly:" in said.out
-        assert f"outputs: {tmp_path}/me/runs\n" in said.out
         assert "student: stage2" in said.out
 
 
@@ -118,13 +168,32 @@ def test_a_folder_of_ones_own_beside_its_outputs(nst: Nst, tmp_path: Path) -> No
     """`outputs/` holds folders called `digits`, which are no groups of configurations."""
     (tmp_path / "outputs" / "data").mkdir(parents=True)
     (tmp_path / "loss").mkdir()
-    (tmp_path / "loss" / "mine.yaml").write_text("defaults: [kd]\n")
-    for words in ((), ("--config-dir", "."), ("--config-dir=.",)):
-        said = nst("train", *words, "loss=mine", "--cfg", "job")
-        assert said.status == 0, said.err
-        assert "  kd:" in said.out
-        assert "outputs:" not in nst("train", *words, "--help").out
+    (tmp_path / "loss" / "mine.yaml").write_text("huberish: {weight: 1.0, delta: 2.0, _target_: mine.Huberish}\n")
+    said = nst("train", "loss=mine", "--cfg", "job")
+    assert said.status == 0, said.err
+    assert "  huberish:" in said.out
+    assert "outputs:" not in nst("train", "--help").out
     assert "Did you mean mine?" in nst("train", "loss=mime").error
+    assert "Did you mean loss.huberish.delta" in nst("train", "loss=mine", "loss.huberish.detla=1").error
+    assert "mine" in nst("train", "--config-dir", ".", "--help").out
+
+
+@pytest.mark.parametrize("above", ["", "\ufeff", "# mine\n\n", "\ufeff# mine\n"])
+def test_a_file_may_have_a_byte_order_mark_or_comments_above_its_package(above: str, nst: Nst, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text(f"{above}# @package _global_\ndefaults: [override /loss: kd]\nseed: 7\n", "utf-8")
+    said = nst("train", "experiment=mine", "--cfg", "job")
+    assert "\nseed: 7\n" in said.out, said.err
+    assert "  kd:" in said.out
+
+
+@pytest.mark.parametrize("content", [b"a: [1\n", b"\xff\xfe\x00a", b"a: !!python/object/apply:os.mkdir [ran]\n"])
+def test_a_file_that_is_no_plain_yaml_is_named(content: bytes, nst: Nst, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_bytes(content)
+    assert "own.yaml" in nst("train", "model=own").error
+    assert not (tmp_path / "ran").exists()
 
 
 def test_layers_never_download_and_list_all_when_asked(nst: Nst) -> None:
@@ -148,9 +217,6 @@ def test_python_m_nst_and_train_py_from_any_folder(tmp_path: Path) -> None:
             [sys.executable, *call, "--cfg", "job", "seed=7"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )  # fmt: skip
         assert "\nseed: 7\n" in done.stdout
-    for script in sorted((ROOT / "scripts").glob("*.py")):
-        if script.stem in COMMANDS:
-            assert f'command("{script.stem}", sys.argv[1:])' in script.read_text()
 
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="no bash here")

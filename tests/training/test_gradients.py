@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from nst import build
-from nst.cli.gradients import show
-from nst.cli.tables import gradient_tables
+from nst.cli.gradients import gradient_tables, show
 from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Targets, Term

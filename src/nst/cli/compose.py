@@ -56,10 +56,14 @@ class UserFolder(FileConfigSource):
         """A file, which may have comments or a byte-order mark above its `# @package`.
 
         Raises:
-            ValueError: not UTF-8, or another kind of file than a mapping.
+            ValueError: not UTF-8.
         """
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            text = file.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: is not UTF-8: {error}") from error
         result = super().load_config(config_path)
-        text = (Path(self.path) / self._normalize_file_name(config_path)).read_text("utf-8-sig")
         comments = takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines())
         header = [line for line in comments if line.lstrip("# ").startswith("@package")]
         result.header = self._get_header_dict("\n".join(header[:1]))

@@ -25,8 +25,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def task(cfg: DictConfig) -> None:
     """Print accuracy and the worst classes, write `evaluation.json`."""
-    with readable_errors("evaluate"):
+    with readable_errors("evaluate", status=2):
         check_subject(cfg)  # before anything is resolved
+    with readable_errors("evaluate"):
         settings = OmegaConf.to_object(cfg)
         assert isinstance(settings, nst.config.EvaluateConfig)
         from nst.export.evaluation import evaluate_weights

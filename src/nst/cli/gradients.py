@@ -10,15 +10,21 @@ gradients.json and the page gradients.html.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-import nst.config
 from nst.cli.compose import hydra_main
 from nst.cli.errors import readable_errors
+from nst.config import RunConfig
 
 if TYPE_CHECKING:
     from nst.evaluate import TermGradient
@@ -39,17 +45,13 @@ def task(cfg: DictConfig) -> None:
         show(build.settings(cfg))
 
 
-def show(settings: "nst.config.RunConfig") -> None:
+def show(settings: RunConfig) -> None:
     """Measure and print; of a finished run also write.
 
     Raises:
         ValueError: no teacher, no term on labels, or an impossible run.
     """
-    from dataclasses import asdict
-    from itertools import islice
-
     from nst import build
-    from nst.cli.tables import gradient_tables
     from nst.dist import join
     from nst.evaluate import compare_gradients
     from nst.models.weights import load_weights
@@ -60,54 +62,64 @@ def show(settings: "nst.config.RunConfig") -> None:
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings), build.dataset(settings)
-    with join(settings.trainer.device, settings.trainer.timeout) as group:
-        if group.world > 1:
+    with join(settings.trainer.device, settings.trainer.timeout) as dist:
+        if dist.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
-        teacher = prepare_teacher(settings, networks, group, data)
+        teacher = prepare_teacher(settings, networks, dist, data)
         build.init_memory(settings, networks.distiller, len(data.train))
-        networks.distiller.to(group.device)
-        epoch = build.loader(settings, group, data, "train", teacher.views).epoch(0)
+        distiller = networks.distiller.to(dist.device)
+        epoch = build.loader(settings, dist, data, "train", teacher.views).epoch(0)
         batches = list(teacher.targets(islice(epoch, BATCHES)))
-        distiller = networks.distiller
-        before = compare_gradients(distiller, batches)
-        gradient_tables("before training", before)
+        measured = {"before training": compare_gradients(distiller, batches)}
+        gradient_tables("before training", measured["before training"])
         folder = run_folder(asdict(settings))
-        if (folder / SUMMARY).is_file():
-            newest = Checkpoints(folder).paths()[-1:]
-            if newest:  # with parameters and buffers of the losses; the student's weights file may hold its average
-                distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
-            load_weights(distiller.student, folder / STUDENT)
-            after = compare_gradients(distiller, batches)
-            gradient_tables("after training", after)
-            write_page(folder, settings, sum(len(batch.labels) for batch, _ in batches), before, after)
+        if not (folder / SUMMARY).is_file():
+            return
+        if newest := Checkpoints(folder).paths()[-1:]:  # with the losses' own parameters and buffers
+            distiller.load_state_dict(read_checkpoint(newest[0])["distiller"])
+        load_weights(distiller.student, folder / STUDENT)  # may hold an average of the checkpoint's
+        measured["after training"] = compare_gradients(distiller, batches)
+        gradient_tables("after training", measured["after training"])
+        write_page(folder, settings, sum(len(batch.labels) for batch, _ in batches), measured)
+
+
+def gradient_tables(when: str, gradients: "Sequence[TermGradient]") -> None:
+    """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
+    from nst.report.gradients import cosines, norms
+
+    console, terms = Console(), [asdict(gradient) for gradient in gradients]
+    lengths, grid = Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"), norms(terms)
+    # without vertical lines ten terms fit into 80 columns
+    matrix = Table("term", title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in grid.header:
+        lengths.add_column(column, justify="left" if column == "term" else "right")
+    for row in grid.rows:
+        lengths.add_row(*row)
+    for number, _ in enumerate(terms, 1):
+        matrix.add_column(str(number), justify="right", no_wrap=True)
+    for number, (name, row) in enumerate(cosines(terms), 1):
+        matrix.add_row(f"{number} {name}", *(text for text, _ in row))
+    console.print(lengths)
+    console.print(matrix)
 
 
 def write_page(
-    folder: Path,
-    settings: "nst.config.RunConfig",
-    images: int,
-    before: "list[TermGradient]",
-    after: "list[TermGradient]",
+    folder: Path, settings: RunConfig, images: int, measured: "Mapping[str, Sequence[TermGradient]]"
 ) -> None:
     """Write `gradients.json` and `gradients.html` to the run's folder, and print their paths."""
-    from dataclasses import asdict
-
     from nst.files import write_whole
     from nst.report.gradients import gradient_page
     from nst.runs.provenance import commit
 
-    teacher, data = settings.teacher.model, settings.data["name"]
-    assert teacher is not None
-    measured = {"before training": before, "after training": after}
     result = {
         "run": "/".join(folder.parts[-4:]),
         "about": [
-            f"Teacher {teacher['name']}, student {settings.model['name']}, {data}, seed {settings.seed}.",
+            f"Teacher {settings.teacher.model['name']}, student {settings.model['name']}, {settings.data['name']}, seed {settings.seed}.",
             f"Mean gradient over the first {images:,} training images of an epoch, in batches of {settings.trainer.batch_size}, "
             "of all of the student's parameters, in training mode.",
             f"Commit {commit() or 'unknown'}.",
         ],
-        "measured": {when: [asdict(term) for term in found] for when, found in measured.items()},
+        "measured": {when: [asdict(term) for term in terms] for when, terms in measured.items()},
     }
     write_whole(folder / "gradients.json", (json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / "gradients.html", gradient_page(result).encode())
@@ -115,7 +127,7 @@ def write_page(
 
 
 def _finite(node: Any) -> Any:
-    """The same with null for numbers that JSON has not: of a gradient of zero length nothing is relative."""
+    """The same with null for numbers that JSON has not: nothing is relative to a gradient of zero length."""
     if isinstance(node, dict):
         return {key: _finite(value) for key, value in node.items()}
     if isinstance(node, list):

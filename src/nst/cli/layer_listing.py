@@ -1,14 +1,16 @@
 """The layers of a network, their output shapes, and the pairs of two networks' layers with maps of the same size."""
 
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from nst.layers import resolve, shown
+from nst.layers import VersionedHooks, resolve, shown
 from nst.losses import Shape
 
 
@@ -16,73 +18,53 @@ from nst.losses import Shape
 class Layer:
     """One module of a network, in the order in which modules finish."""
 
-    name: str  # usable as a layer; "…:input" for a role that is the input of a module
+    name: str  # usable as a layer; "…:input" for a name of a module's input
     kind: str  # class
     shape: Shape  # of one image's output
-    roles: tuple[str, ...]  # names in `model.named_layers` for this place
+    names: tuple[str, ...]  # in `model.named_layers`
     intact: bool  # False: a later operation writes into the output, so a layer here reads something else
+
+
+class _Everything(VersionedHooks):
+    """Skips what has no maps, such as separate windows of the images."""
+
+    def _keep_output(self, layer: str, convert: Any) -> Any:
+        keep = super()._keep_output(layer, convert)
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            with suppress(ValueError):
+                keep(module, inputs, output)
+
+        return hook
 
 
 @torch.no_grad()
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
     """The modules that output one tensor for images of `image_shape` `(C, H, W)`; if called more than once, the last call.
 
-    Shapes are those of a layer. Layers without maps (such as separate windows of the images) are left out.
+    Shapes are those of a layer. Layers without maps are left out.
     """
     named: dict[str, list[str]] = {}
-    for role in getattr(model, "named_layers", {}):
-        named.setdefault(resolve(model, role), []).append(role)
-    recorded: dict[str, tuple[Tensor, int]] = {}
-    layout = getattr(model, "feature_layout", None)
-    images: list[tuple[int, ...]] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        images.append(tuple(inputs[0].shape))
-
-    def keep(path: str) -> Callable[[Any], None]:
-        convert = None if layout is None else layout(model, path)
-
-        def keep_value(value: Any) -> None:
-            try:
-                value = value if convert is None else convert(value, images[-1])
-            except ValueError:
-                return
-            if isinstance(value, Tensor):
-                recorded.pop(path, None)
-                recorded[path] = (value, value._version)
-
-        return keep_value
-
+    for name in getattr(model, "named_layers", {}):
+        named.setdefault(resolve(model, name), []).append(name)
     modules, training = dict(model.named_modules()), model.training
-    handles = [model.register_forward_pre_hook(note)]
-    handles += [_on_output(module, keep(name)) for name, module in modules.items() if name]
-    for path in named:
-        if path.endswith(":input"):
-            handles.append(_on_input(modules[path.removesuffix(":input")], keep(path)))
+    hooks = _Everything(model, [*filter(None, modules), *(path for path in named if path.endswith(":input"))])
     try:
         model.eval()(torch.zeros(1, *image_shape))
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
+        hooks.remove()
     return [
         Layer(
             path,
             type(modules[path.removesuffix(":input")]).__name__,
-            tuple(value.shape[1:]),
+            tuple(feature.shape[1:]),
             tuple(named.get(path, ())),
-            value._version == version,
+            feature._version == hooks.versions[path],
         )
-        for path, (value, version) in recorded.items()
+        for path, feature in hooks.read().items()
+        if isinstance(feature, Tensor)
     ]
-
-
-def _on_output(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
-    return module.register_forward_hook(lambda _module, _inputs, output: keep(output))
-
-
-def _on_input(module: nn.Module, keep: Callable[[Any], None]) -> RemovableHandle:
-    return module.register_forward_pre_hook(lambda _module, inputs: keep(inputs[0]))
 
 
 def matching(teacher: list[Layer], student: list[Layer]) -> list[tuple[Layer, Layer]]:
@@ -106,14 +88,14 @@ def describe(side: str, name: str, all_layers: list[Layer], list_all: bool = Tru
     """A table: a line a layer.
 
     Args:
-        list_all: False: only layers with a role; of a network without roles, the last layer of each map size.
+        list_all: False: only named layers; of a network without any, the last layer of each map size.
     """
     chosen = (
-        all_layers if list_all else [layer for layer in all_layers if layer.roles] or list(_ends(all_layers).values())
+        all_layers if list_all else [layer for layer in all_layers if layer.names] or list(_ends(all_layers).values())
     )
     rows = [("layer", "module", "output", "also called")]
     for layer in chosen:
-        note = ", ".join(layer.roles) + ("" if layer.intact else "overwritten by what follows: do not layer")
+        note = ", ".join(layer.names) + ("" if layer.intact else "overwritten by what follows: cannot be compared")
         rows.append((layer.name, layer.kind, shown(layer.shape), note))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
@@ -123,8 +105,8 @@ def describe(side: str, name: str, all_layers: list[Layer], list_all: bool = Tru
 
 
 def layer_name(layer: Layer) -> str:
-    """The shortest way to name a layer: its role, if it has one."""
-    return layer.roles[0] if layer.roles else layer.name
+    """The shortest way to name a layer: its own, if it has one."""
+    return layer.names[0] if layer.names else layer.name
 
 
 def pairs_text(pairs: list[tuple[Layer, Layer]], key: str | None) -> str:
@@ -141,5 +123,15 @@ def pairs_text(pairs: list[tuple[Layer, Layer]], key: str | None) -> str:
         lines.append(f"  {sides[0]} → {sides[1]}")
     if key is not None:
         teacher, student = pairs[-1]
-        lines.append(f"use the last: '{key}=[{{teacher: {layer_name(teacher)}, student: {layer_name(student)}}}]'")
+        names = [_as_text(layer_name(side)) for side in (teacher, student)]
+        lines.append(f"use the last: '{key}=[{{teacher: {names[0]}, student: {names[1]}}}]'")
     return "\n".join(lines)
+
+
+def _as_text(name: str) -> str:
+    """A layer's name in quotes where YAML or Hydra would read it as something else, such as the number 0.10."""
+    try:
+        hydra = OverridesParser.create().parse_override(f"x=[{name}]").value()
+        return name if hydra == yaml.safe_load(f"[{name}]") == [name] else f'"{name}"'
+    except (HydraException, yaml.YAMLError):
+        return f'"{name}"'

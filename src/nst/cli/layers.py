@@ -2,7 +2,7 @@
 
 nst layers teacher=resnet56 model=resnet20 data=cifar10
 
-The arguments are those of `nst train`. Lists layers with a role only (without roles, the last layer of each map size); with
+The arguments are those of `nst train`. Lists named layers only (without names, the last layer of each map size); with
 `all=true`, all layers. No data is read, and no weights are loaded or downloaded.
 """
 
@@ -11,24 +11,21 @@ from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
-import nst.config
 from nst.cli.compose import hydra_main
 from nst.cli.errors import readable_errors
+from nst.config import RunConfig
 
 ALL = "all="  # an argument of this command only, not a key of a run
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    with readable_errors():
-        list_all = {argument.removeprefix(ALL).lower() for argument in arguments if argument.startswith(ALL)}
-        if not list_all <= {"true", "false"}:
-            raise ValueError(f"all={', '.join(sorted(list_all))}: true or false is needed")
-    hydra_main(
-        partial(task, list_all="true" in list_all),
-        "config",
-        [argument for argument in arguments if not argument.startswith(ALL)],
-    )
+    values = [argument.removeprefix(ALL).lower() for argument in arguments if argument.startswith(ALL)]
+    with readable_errors(status=2):
+        if not {*values} <= {"true", "false"}:
+            raise ValueError(f"all={values[0]}: true or false is needed")
+    arguments = [argument for argument in arguments if not argument.startswith(ALL)]
+    hydra_main(partial(task, list_all="true" in values), "config", arguments)
 
 
 def task(cfg: DictConfig, list_all: bool) -> None:
@@ -36,11 +33,11 @@ def task(cfg: DictConfig, list_all: bool) -> None:
     with readable_errors():
         from nst import build
 
-        paths = [f"loss.{name}.layers" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("layers"))]
-        show(build.settings(cfg), list_all, paths[0] if paths else "layers")
+        keys = [f"loss.{name}.layers" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("layers"))]
+        show(build.settings(cfg), list_all, keys[0] if keys else "layers")
 
 
-def show(run: "nst.config.RunConfig", list_all: bool, key: str) -> None:
+def show(run: RunConfig, list_all: bool, key: str) -> None:
     """Print the layers of both networks, and the pairs that fit.
 
     Args:

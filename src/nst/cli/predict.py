@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nst.cli.compose import use_working_directory
@@ -20,59 +19,45 @@ USAGE = """Classify the images of a folder, or one image, with a trained student
   top:    how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
   device: cpu or cuda"""
 
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of the command."""
-
-    model: Path
-    images: Path
-    format: str
-    top: int
-    batch_size: int
-    device: str
+DEFAULTS = {"model": "", "images": "", "format": "csv", "top": "5", "batch_size": "64", "device": "cpu"}
+CHOICES = {"format": ("csv", "json"), "device": ("cpu", "cuda")}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the classes of each image."""
-    with readable_errors():
-        request = parse(arguments)
+    with readable_errors(status=2):
+        settings = parse(arguments)
         use_working_directory()
-        show(request)
+    with readable_errors():
+        show(settings)
 
 
-def parse(arguments: Sequence[str]) -> Request:
-    """Read `key=value` arguments.
+def parse(arguments: Sequence[str]) -> dict[str, str]:
+    """The value of every key.
 
     Raises:
         ValueError: an unknown or missing key, or a value out of range.
     """
-    keys, values = [field.name for field in fields(Request)], dict[str, str]()
+    settings = dict(DEFAULTS)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if not equals or key not in keys:
-            nearest = nearest_keys(key.lstrip("-"), keys)
-            hint = f"did you mean {nearest[0]}=…?" if nearest else f"there are {', '.join(keys)}"
+        if not equals or key not in settings:
+            nearest = nearest_keys(key.lstrip("-"), list(settings))
+            hint = f"did you mean {nearest[0]}=…?" if nearest else f"there are {', '.join(settings)}"
             raise ValueError(f"{argument!r}: no such key; {hint}")
-        values[key] = value
-    if missing := [key for key in ("model", "images") if not values.get(key)]:
+        settings[key] = value
+    if missing := [key for key in ("model", "images") if not settings[key]]:
         raise ValueError(required(missing))
-    if values.get("format", "csv") not in ("csv", "json"):
-        raise ValueError(f"format={values['format']}: one of csv, json is needed")
-    if values.get("device", "cpu") not in ("cpu", "cuda"):
-        raise ValueError(f"device={values['device']}: one of cpu, cuda is needed")
-    model, images = (Path(values[key]).expanduser() for key in ("model", "images"))
-    top, batch_size = _count("top", values.get("top", "5")), _count("batch_size", values.get("batch_size", "64"))
-    return Request(model, images, values.get("format", "csv"), top, batch_size, values.get("device", "cpu"))
+    for key, choices in CHOICES.items():
+        if settings[key] not in choices:
+            raise ValueError(f"{key}={settings[key]}: one of {', '.join(choices)} is needed")
+    for key in ("top", "batch_size"):
+        if not (settings[key].isascii() and settings[key].isdecimal() and 1 <= int(settings[key]) <= 10_000):
+            raise ValueError(f"{key}={settings[key]}: a whole number from 1 to 10000 is needed")
+    return settings
 
 
-def _count(key: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000):
-        raise ValueError(f"{key}={text}: a whole number from 1 to 10000 is needed")
-    return int(text)
-
-
-def show(request: Request) -> None:
+def show(settings: dict[str, str]) -> None:
     """Classify and print.
 
     Raises:
@@ -80,13 +65,14 @@ def show(request: Request) -> None:
     """
     from nst.export.predict import classifier, image_files, predict
 
-    files = image_files(request.images)
-    student = classifier(request.model, request.device)
+    files = image_files(Path(settings["images"]).expanduser())
+    student = classifier(Path(settings["model"]).expanduser(), settings["device"])
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    if request.format == "csv":
+    if settings["format"] == "csv":
         writer.writerow(["image", "rank", "class", "probability"])
-    for file, likely in predict(student, files, request.top, request.batch_size, request.device):
-        if request.format == "csv":
+    top, batch_size = int(settings["top"]), int(settings["batch_size"])
+    for file, likely in predict(student, files, top, batch_size, settings["device"]):
+        if settings["format"] == "csv":
             writer.writerows([file.name, i, name, f"{value:.6f}"] for i, (name, value) in enumerate(likely, start=1))
         else:
             classes = [{"class": name, "probability": value} for name, value in likely]

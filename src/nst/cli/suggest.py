@@ -1,7 +1,6 @@
-"""A next command to suggest after a run: the user's arguments with a sensible change. It must compose and run."""
+"""A next command to suggest after a run: the user's arguments with a sensible change. It can be pasted into a shell."""
 
-from pathlib import Path
-from shlex import quote
+from shlex import join
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -12,57 +11,33 @@ from nst.config import RunConfig
 def next_command(settings: RunConfig, folder: str) -> str | None:
     """A sensible next command after the run in `folder`; None in a sweep, which suggests one at its end.
 
-    After a baseline: the same student with a teacher. After a distillation: other losses and seeds. With overrides of one loss or of
-    the cache, which would not fit other losses: other seeds only.
+    After a baseline: the same student with a teacher. After the default loss: other losses and seeds. With settings of one loss or
+    cache, which would not fit other losses: other seeds only.
     """
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return None
-    arguments = _typed()
+    typed, teacher = [], None
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:
+            return None
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        typed = [*(f"--config-dir={path}" for path in folders), *hydra.overrides.task]
+        teacher = hydra.runtime.choices.get("teacher")
     if settings.teacher.model is None:
-        return _shell("nst train", [*_with_teacher(arguments), "loss=kd"])
+        kept = _without(typed, "loss", "cache")
+        if teacher == "none":  # typed: the default teacher, or the experiment's, takes its place
+            kept = _without(kept, "teacher") if "teacher=none" in kept else [*kept, "teacher=resnet20"]
+        return join(["nst", "train", *kept, "loss=kd"])
     if set(settings.loss) == {"ce", "nst_poly"}:
-        remaining = _without(arguments, ("seed",))
-        if any(_key(argument).startswith(("loss.", "experiment", "cache.path")) for argument in remaining):
-            return _shell("nst train -m", [*remaining, "seed=0,1,2"])
-        return _shell(
-            "nst train -m", [*_without(remaining, ("loss",)), "loss=ce,kd,at,nst_poly,kd_nst_poly", "seed=0,1,2"]
-        )
+        kept = _without(typed, "seed")
+        if not any(argument.lstrip("+~").startswith(("loss.", "experiment", "cache.path")) for argument in kept):
+            kept = [*_without(kept, "loss"), "loss=ce,kd,at,nst_poly,kd_nst_poly"]
+        return join(["nst", "train", "-m", *kept, "seed=0,1,2"])
     if any(str(node["_target_"]).endswith(".TensorBoard") for node in settings.tracker.values()):
-        return _shell("tensorboard --logdir", [settings.outputs])
-    return _shell("nst export", [f"run={folder}"])
+        return join(["tensorboard", "--logdir", settings.outputs])
+    return join(["nst", "export", f"run={folder}"])
 
 
-def _typed() -> list[str]:
-    """The overrides of this run as typed, and the configuration folders outside Hydra's default search path."""
-    if not HydraConfig.initialized():
-        return []
-    hydra_config, working_directory = HydraConfig.get(), Path.cwd().resolve()
-    sources = [Path(source.path) for source in hydra_config.runtime.config_sources if source.schema == "own"]
-    folders = [
-        folder for folder in sources if folder.resolve() not in (working_directory, working_directory / "configs")
-    ]
-    return [*(f"--config-dir={folder}" for folder in folders), *hydra_config.overrides.task]
-
-
-def _with_teacher(arguments: list[str]) -> list[str]:
-    """For a baseline: its overrides without those of losses and cache, plus a teacher."""
-    remaining = _without(arguments, ("loss", "cache"))
-    if not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get("teacher") not in (None, "none"):
-        return remaining
-    keys, remaining = {_key(argument) for argument in remaining}, _without(remaining, ("teacher",))
-    own = {"teacher", "experiment"} <= keys  # the experiment has a teacher: teacher=none was typed to replace it
-    return remaining if own else [*remaining, "teacher=resnet20"]
-
-
-def _without(arguments: list[str], groups: tuple[str, ...]) -> list[str]:
+def _without(arguments: list[str], *groups: str) -> list[str]:
     """Overrides without those of some groups and their keys."""
-    return [argument for argument in arguments if _key(argument).split(".")[0].split("@")[0] not in groups]
-
-
-def _key(argument: str) -> str:
-    return argument.partition("=")[0].lstrip("+~")
-
-
-def _shell(command: str, arguments: list[str]) -> str:
-    """A command line that can be typed."""
-    return " ".join([command, *map(quote, arguments)])
+    keys = {argument: argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    return [argument for argument, key in keys.items() if key.split(".")[0].split("@")[0] not in groups]

@@ -1,4 +1,4 @@
-"""A sweep: records the result of each job and goes on after a failed one."""
+"""A sweep: records the result of each job, goes on after a failed one, and prints a table at its end."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from nst.signals import Interrupted
 
 
 class Sweep(Callback):
-    """Continues a sweep after a failed job, and prints a table of all jobs at its end.
+    """Hydra's callback. Does nothing in a single run.
 
     Each job, in whichever process it runs, adds a line to `<outputs>/sweeps/<start of the sweep>.jsonl`; a launcher
-    carries this object, and with it the file's name, to its workers. Does nothing in a single run.
+    carries this object, and with it the file's name, to its workers.
     """
 
     def __init__(self) -> None:
@@ -40,22 +40,22 @@ class Sweep(Callback):
         """Record the result of a job. A failed one returns nothing to the sweeper, and the sweep continues."""
         if self.file is None:
             return
-        line: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
+        job: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
-        if error is None:
-            line |= _outcome(job_return)
-        elif isinstance(error, Interrupted):
-            line |= {"state": "interrupted"}
-        else:
+        if isinstance(error, Interrupted):
+            job |= {"state": "interrupted"}
+        elif error is not None:
             mendable = isinstance(error, USER_ERRORS)
-            line |= {"state": "failed", "message": explain(error) if mendable else repr(error)}
+            job |= {"state": "failed", "message": explain(error) if mendable else repr(error)}
             if not mendable:
                 traceback.print_exception(error)
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        else:
+            job |= _result(job_return)
         if _main_rank():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:  # one write of one line: jobs of a machine may end at the same time
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(job) + "\n")
         if isinstance(error, Interrupted):  # a signal to the whole sweep
             if _main_rank():
                 print(error)
@@ -64,28 +64,28 @@ class Sweep(Callback):
             from nst.dist import should_report_error
 
             if should_report_error():
-                print(f"job {line['job']} failed: {line['message']}\nwith several ranks this ends the sweep")
+                print(f"job {job['job']} failed: {job['message']}\nwith several ranks this ends the sweep")
             raise SystemExit(1)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; the process ends with status 1 if a job failed. A dry run leaves nothing behind."""
         if self.file is None or not self.file.is_file():
             return
-        lines = read_sweep(self.file)
+        jobs = read_sweep(self.file)
         if _main_rank():
-            show(lines)
-            if all(line["state"] == "dry run" for line in lines):
+            show(jobs)
+            if all(job["state"] == "dry run" for job in jobs):
                 self.file.unlink()
             else:
                 print(f"all runs so far: nst runs outputs={quote(str(config.hydra.sweep.dir))}")
-        if any(line["state"] == "failed" for line in lines):
+        if any(job["state"] == "failed" for job in jobs):
             raise SystemExit(1)
 
 
-def _outcome(job: JobReturn) -> dict[str, Any]:
-    """Of a successful job: its run folder, whether the run finished, and its accuracy."""
+def _result(job: JobReturn) -> dict[str, Any]:
+    """Of a successful job: its run folder and its accuracy."""
     from nst import build  # late: these import torch, which the job has done by now
-    from nst.runs.folder import RunFolder, run_folder
+    from nst.runs.folder import run_folder
 
     assert job.cfg is not None
     if job.return_value is None:  # no training
@@ -93,8 +93,7 @@ def _outcome(job: JobReturn) -> dict[str, Any]:
     run = build.settings(job.cfg)
     if run.dry_run:
         return {"state": "dry run"}
-    folder = RunFolder(run_folder(asdict(run)))
-    return {"state": "finished", "folder": str(folder.path), "accuracy": 100 - job.return_value}
+    return {"state": "finished", "folder": str(run_folder(asdict(run))), "accuracy": 100 - job.return_value}
 
 
 def _main_rank() -> bool:
@@ -103,25 +102,24 @@ def _main_rank() -> bool:
 
 def read_sweep(file: Path) -> list[dict[str, Any]]:
     """The jobs of a sweep by number; each with `job`, `overrides`, `state` and `accuracy` or `message`."""
-    return sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda line: line["job"])
+    return sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda job: job["job"])
 
 
-def show(lines: list[dict[str, Any]]) -> None:
+def show(jobs: list[dict[str, Any]]) -> None:
     """Print a sweep's table, best accuracy first, with what differs between the jobs; below it each error once, with its jobs."""
-    lists = [line["overrides"] for line in lines]
-    common = set(lists[0]).intersection(*lists) if len(lines) > 1 else set()
-    table = Table(title=f"{len(lines)} job{'s' * (len(lines) > 1)}, best first")
-    for column in ("job", "overrides", "state", "accuracy, last epoch"):
-        table.add_column(column)
-    for line in sorted(lines, key=lambda line: -line.get("accuracy", -1)):
-        accuracy = f"{line['accuracy']:.2f} %" if "accuracy" in line else ""
-        own = " ".join(override for override in line["overrides"] if override not in common)
-        table.add_row(str(line["job"]), Text(own), line["state"], accuracy)
+    lists = [job["overrides"] for job in jobs]
+    common = set(lists[0]).intersection(*lists) if len(jobs) > 1 else set()
+    table = Table(
+        "job", "overrides", "state", "accuracy, last epoch", title=f"{len(jobs)} job{'s' * (len(jobs) > 1)}, best first"
+    )
+    failed: dict[str, list[str]] = {}
+    for job in sorted(jobs, key=lambda job: -job.get("accuracy", -1)):
+        accuracy = f"{job['accuracy']:.2f} %" if "accuracy" in job else ""
+        own = " ".join(override for override in job["overrides"] if override not in common)
+        table.add_row(str(job["job"]), Text(own), job["state"], accuracy)
+        if job["state"] == "failed":
+            failed.setdefault(job["message"], []).append(str(job["job"]))
     console = Console()
     console.print(table)
-    failed: dict[str, list[str]] = {}
-    for line in lines:
-        if line["state"] == "failed":
-            failed.setdefault(line["message"], []).append(str(line["job"]))
-    for message, jobs in failed.items():
-        console.print(Text(f"job{'s' * (len(jobs) > 1)} {', '.join(jobs)} failed: {message}"))
+    for message, numbers in failed.items():
+        console.print(Text(f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)} failed: {message}"))
