@@ -18,12 +18,6 @@ def test_equals_the_double_loop(convention, pair, p):
     assert_equal(AT(p=p, convention=convention), *pair, lambda s, t: factor * reference.attention(s, t, p))
 
 
-def test_zero_at_equality():
-    for kind in reference.KINDS:
-        x = feature(0, (2, 4, 3, 3), kind).float()
-        assert AT()(x, AT().target(x)).item() == 0
-
-
 def test_gradcheck_in_float64():
     for p in (2.0, 3.0):
         student, teacher = feature(0, (2, 3, 2, 3), "signed").requires_grad_(True), feature(1, (2, 4, 2, 3), "relu")
@@ -72,10 +66,6 @@ def test_sizes_plan_and_errors():
     assert AT(convention="crd").spec((4, 8, 8), (8, 4, 4)).target == {"attention": (16,)}
     with pytest.raises(ValueError, match="student_shape"):
         loss(torch.randn(2, 4, 8, 8), target)
-    with pytest.raises(ValueError, match="at least 1"):
-        AT(p=0.5)
-    with pytest.raises(ValueError, match="paper, official, crd"):
-        AT(convention="code")  # type: ignore[arg-type]
 
 
 @settings(max_examples=25, deadline=None)
@@ -129,12 +119,6 @@ def test_conventions_that_differ_share_no_cache():
     keys = [AT(p, c).target_key for p, c in ((3.0, "paper"), (3.0, "crd"), (3.0, "zoo"), (2.0, "paper"), (2.0, "crd"))]
     assert len(set(keys)) == len(keys)
     assert AT(convention="torchdistill").target_key == AT().target_key
-
-
-@pytest.mark.parametrize("p", [float("nan"), float("inf"), -1.0])
-def test_powers_that_are_no_numbers_are_refused(p):
-    with pytest.raises(ValueError, match=r"^p is"):
-        AT(p=p)
 
 
 def test_overflow_is_not_a_zero_map():

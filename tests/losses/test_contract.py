@@ -2,14 +2,14 @@
 
 import copy
 import inspect
-from math import prod
+from math import inf, nan, prod
 
 import pytest
 import torch
 from tests.losses.every import LOSSES, Case
 
 import nst.losses
-from nst.losses import CrossEntropy, TransferLoss
+from nst.losses import AT, CC, CRD, DIST, DKD, KD, NST, PKT, RKD, VID, CrossEntropy, FitNet, ReviewKD, TransferLoss
 
 every = pytest.mark.parametrize("name", LOSSES)
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
@@ -157,3 +157,59 @@ def test_summaries_are_as_small_as_the_docs_say():
     assert sizes["SDD"] == [50]
     assert sizes["MGD"] == [40 * 64]
     assert sizes["SP"] == sizes["VID"] == sizes["FitNet"] == sizes["ReviewKD"] == [40 * 64]
+
+
+@every
+def test_half_precision_and_autocast(name):
+    """Autocast changes nothing but what learned convolutions compute; half features give a float32 value near the exact one."""
+    case = Case(name, batch=6)
+    expected, *_ = case.step(case.targets())
+    convolves = any(isinstance(module, torch.nn.Conv2d) for module in case.loss.modules())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, *_ = case.step(case.targets())
+        assert convolves or torch.equal(value, expected)
+        case.students, case.teachers = ([x.bfloat16() for x in side] for side in (case.students, case.teachers))
+        half, *_ = case.step(case.targets())
+    assert value.dtype == half.dtype == torch.float32
+    for found in (value, half):
+        torch.testing.assert_close(found, expected, rtol=5e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AT", "AT zoo", "FitNet", "KD", "DKD", "DIST", "SP", "RKD", "RKD crd", "PKT", "PKT crd", "NST gram", "NST crd"],
+)
+def test_zero_at_equality(name):
+    loss = LOSSES[name]()
+    x = torch.randn(5, 10) if loss.on_logits else torch.randn(5, 4, 3, 3)
+    extra = {"labels": torch.tensor([0, 1, 2, 0, 1]), "epoch": torch.tensor(9.0)}
+    assert abs(loss(x, loss.target(x) | extra).item()) < 1e-6
+
+
+NUMBERS = {
+    (AT, "p"): (nan, inf, -1.0, 0.5),
+    **{(make, "temperature"): (0.0, -1.0, nan, inf) for make in (KD, DKD, DIST, CRD)},
+    **{(DKD, name): (-1.0, nan, inf) for name in ("alpha", "beta", "warmup")},
+    **dict.fromkeys(((DIST, "beta"), (DIST, "gamma"), (RKD, "distance"), (RKD, "angle")), (-1.0, nan, inf)),
+    (VID, "initial_variance"): (0.0, nan),
+    (VID, "eps"): (6.0, 0.0),
+    (CC, "dim"): (0, 1.5),
+    (CC, "gamma"): (nan, 0.0),
+    (CC, "order"): (1.5, 0),
+    **{(CRD, name): (0, 1.5) for name in ("dim", "negatives")},
+    (CRD, "momentum"): (1.0, nan),
+    (CRD, "sampling"): ("exact",),
+    (ReviewKD, "warmup"): (-1, inf),
+    (ReviewKD, "channels"): (0, 1.5),
+    (ReviewKD, "pooled"): (1,),
+    (KD, "standardize"): (1,),
+    (FitNet, "regressor"): ("linear",),
+    **{(make, "convention"): ("code",) for make in (AT, NST, FitNet, KD, DKD, DIST, RKD, PKT, CC, VID)},
+}
+
+
+@pytest.mark.parametrize(("make", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_arguments_out_of_range_are_named(make, name):
+    for value in NUMBERS[make, name]:
+        with pytest.raises(ValueError, match=f"^{name} is"):
+            make(**{name: value})

@@ -90,21 +90,6 @@ def test_equals_the_loops(name, shapes):
 
 
 @every
-def test_half_features_and_autocast(name):
-    student, teacher = torch.randn(4, 8, 3, 3).requires_grad_(True), torch.randn(4, 5, 3, 3)
-    if name == "cc plain":
-        teacher = torch.randn(4, 8, 3, 3)
-    loss = built(CASES[name][0](), student, teacher)
-    expected = loss(student, loss.target(teacher))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(student.bfloat16(), loss.target(teacher.bfloat16()))
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, expected, rtol=5e-2, atol=1e-3)
-    value.backward()
-    assert all(p.grad.isfinite().all() for p in loss.parameters())
-
-
-@every
 @pytest.mark.parametrize("kind", ["zeros", "equal images", "one image"])
 def test_degenerate_batches_are_finite(name, kind):
     batch = 1 if kind == "one image" else 4
@@ -138,21 +123,10 @@ def test_vid_at_another_size():
     assert pooled(teacher, pooled.target(student, (5, 8, 8))).isfinite()
 
 
-def test_what_is_missing_or_out_of_range():
+def test_what_is_missing():
     x = torch.randn(2, 3, 4, 4)
     with pytest.raises(ValueError, match="call setup"):
         VID()(x, VID().target(x))
     loss = CC(convention="crd")
     with pytest.raises(ValueError, match="call setup"):
         loss(x, loss.target(torch.randn(2, 5, 4, 4)))
-    for make, name, value in (
-        (VID, "initial_variance", 0.0),
-        (VID, "eps", 6.0),
-        (CC, "dim", 0),
-        (CC, "gamma", float("nan")),
-        (CC, "order", 1.5),
-    ):
-        with pytest.raises(ValueError, match=f"^{name} is"):
-            make(**{name: value})
-    with pytest.raises(ValueError, match="paper, crd"):
-        CC(convention="official")  # type: ignore[arg-type]

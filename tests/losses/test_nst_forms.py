@@ -48,7 +48,6 @@ def test_the_gram_summary_is_its_upper_triangle():
         ({"degree": 1.5}, "whole number"),
         ({"kernel": "gaussian", "sigma2": 0.0}, "sigma2 is 0.0.*more than 0"),
         ({"kernel": "gaussian", "sigma2": "median"}, "pairs, joint"),
-        ({"convention": "code"}, "paper, official, crd"),
         ({"kernel": "linear", "implementation": "gram"}, "mean, stream"),
     ],
 )

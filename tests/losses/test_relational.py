@@ -59,9 +59,7 @@ def test_gradcheck_and_second_derivatives(name):
 
 
 @every
-def test_zero_at_equality_and_for_one_image(name):
-    x = torch.randn(5, 4, 3, 3)
-    assert abs(value(make(name), x, x).item()) < 1e-6
+def test_zero_for_one_image(name):
     one = torch.randn(1, 4, 3, 3, requires_grad=True)
     found = value(make(name), one, torch.randn(1, 6, 3, 3))
     found.backward()
@@ -94,23 +92,6 @@ def test_coinciding_images_are_finite(name, kind):
 
 
 @every
-def test_half_precision_autocast_and_layout(name):
-    student, teacher = torch.randn(6, 8, 3, 3), torch.randn(6, 5, 3, 3)
-    expected = value(make(name), student, teacher)
-    assert expected.dtype == torch.float32
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(value(make(name), student, teacher), expected)
-    for dtype in (torch.bfloat16, torch.float16):
-        half = value(make(name), student.to(dtype), teacher.to(dtype))
-        assert half.dtype == torch.float32
-        exact = value(make(name), student.to(dtype).double(), teacher.to(dtype).double())
-        torch.testing.assert_close(half.double(), exact, rtol=1e-4, atol=1e-6)
-    x = student.to(memory_format=torch.channels_last).requires_grad_(True)
-    found = value(make(name), x, teacher.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-
-
-@every
 def test_large_features_do_not_become_zero(name):
     student, teacher = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3)
     found = value(make(name), student * 1e15, teacher * 1e15)
@@ -124,26 +105,3 @@ def test_the_angles_of_rkd_come_in_blocks(monkeypatch):
     expected = value_and_gradient(lambda x: value(RKD(), x, teacher), student)
     monkeypatch.setattr("nst.losses.rkd.BLOCK_BYTES", 8 * 81 * 2)
     torch.testing.assert_close(value_and_gradient(lambda x: value(RKD(), x, teacher), student), expected)
-
-
-@every
-def test_summary_and_errors(name):
-    loss = make(name)
-    target = loss.target(torch.randn(4, 5, 3, 3), (8, 2, 2))
-    spec = loss.spec((8, 2, 2), (5, 3, 3))
-    assert {key: tuple(v.shape[1:]) for key, v in target.items()} == spec.target
-    assert loss.relational
-    with pytest.raises(ValueError, match="batch is 3"):
-        loss(torch.randn(3, 8, 2, 2), target)
-    with pytest.raises(ValueError, match="shape"):
-        loss.target(torch.randn(4, 5, 3))
-
-
-def test_arguments_out_of_range():
-    for name in ("distance", "angle"):
-        for number in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=f"^{name} is"):
-                RKD(**{name: number})
-    for loss in (RKD, PKT):
-        with pytest.raises(ValueError, match="paper, crd"):
-            loss(convention="official")

@@ -114,17 +114,6 @@ def test_inner_channels_are_the_deepest_students_at_most():
     assert built().stages[-1].attention is None
 
 
-def test_half_features_autocast_and_cached_maps():
-    own, others = batch(STUDENT, dtype=torch.float32), batch(TEACHER, seed=1, dtype=torch.float32)
-    loss = built(dtype=torch.float32)
-    expected = value(loss, own, others)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = value(loss, [x.bfloat16() for x in own], [x.bfloat16() for x in others])
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, expected, rtol=3e-2, atol=1e-2)
-    torch.testing.assert_close(value(loss, own, [x.half() for x in others]), expected, rtol=1e-2, atol=1e-3)
-
-
 def test_degenerate_batches():
     loss, others = built(dtype=torch.float32), batch(TEACHER, dtype=torch.float32)
     own = [torch.zeros(3, *shape, requires_grad=True) for shape in STUDENT]
@@ -149,6 +138,3 @@ def test_plan_and_what_is_missing():
         loss(own, [loss.target(teacher) for teacher in others])
     with pytest.raises(ValueError, match="C, H, W"):
         ReviewKD().setup([(10, 4)], [(10, 4)])
-    for name, number in (("warmup", -1), ("channels", 0), ("pooled", 1)):
-        with pytest.raises(ValueError, match=f"^{name} is"):
-            ReviewKD(**{name: number})
