@@ -17,7 +17,7 @@ from torch import nn
 from nst import build
 from nst.cli.errors import explain
 from nst.config import CONFIGS, ExportConfig
-from nst.models import resnet8
+from nst.models import resnet8, wrn16_2
 from nst.optim import make_optimizer
 from nst.runs.folder import run_folder
 
@@ -255,6 +255,19 @@ def test_stages_are_those_that_both_networks_have(compose: Compose) -> None:
     named = compose("loss=[at,fitnet]", "loss.at.layers=stages", "layers={last: stage2, stages: last_pre_relu}")
     pairs = {t.name: [p.teacher for p in t.pairs] for t in build.networks(build.settings(named)).distiller.terms}
     assert (pairs["at"], pairs["fitnet"]) == (["last_pre_relu"], ["stage2"])
+    mixed = (
+        "loss.at.layers=[{teacher: stages_pre_relu, student: stages, weight: 0.5}, {teacher: pooled, student: pooled}]"
+    )
+    (term,) = (
+        t for t in build.terms(build.settings(compose("loss=at", mixed)), [resnet8(), wrn16_2()]) if t.name == "at"
+    )
+    assert [(p.teacher, p.student, p.weight) for p in term.pairs] == [
+        *((f"stage{k}_pre_relu", f"stage{k}", 0.5) for k in (1, 2, 3)), ("pooled", "pooled", 1.0)
+    ]  # fmt: skip
+    half = build.settings(compose("loss=at"))
+    half.loss["at"]["layers"] = [{"teacher": "stages", "student": "last"}]
+    with pytest.raises(ValueError, match="name all stages on both sides"):
+        build.terms(half)
 
 
 @pytest.mark.parametrize("key", ["layers", "loss.nst_poly.layers"])

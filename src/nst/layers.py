@@ -28,7 +28,7 @@ Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images'
 
 
 def resolve(model: nn.Module, layer: str) -> str:
-    """The module path behind a layer: a role in `model.named_layers`, a module's own name, or a map of logits, which is added.
+    """The module path behind a layer: a name in `model.named_layers`, a module's own name, or a map of logits, which is added.
 
     Raises:
         ValueError: if the model has none of them; names the nearest ones.
@@ -59,7 +59,7 @@ class LayerHooks:
         """Attach to `model`.
 
         Args:
-            layers: roles or module names; see the module's docstring. `"logits"` needs no hook and is ignored here.
+            layers: names of layers or modules; see the module's docstring. `"logits"` needs no hook and is ignored here.
 
         Raises:
             ValueError: for a name the model does not have.

@@ -69,12 +69,12 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
 def resolve_layers(run: RunConfig) -> None:
     """Resolve the run's key `layers` into the layers of every loss.
 
-    `layers` applies to all losses without their own, even where their node has no such key: a list of pairs, a role that both
+    `layers` applies to all losses without their own, even where their node has no such key: a list of pairs, a layer that both
     networks have, or a mapping from the names that losses use to either.
     """
     if not run.layers:
         raise ValueError(
-            f"layers={run.layers}: a role such as last or stages, or at least one pair of layers is needed"
+            f"layers={run.layers}: a layer such as last, pooled or stages, or at least one pair of layers is needed"
         )
     named = run.layers if isinstance(run.layers, Mapping) else {"last": run.layers}
     for name in named:
@@ -116,7 +116,9 @@ def _pairs(key: str, layers: Any, models: Sequence[nn.Module]) -> tuple[Pair, ..
     if isinstance(layers, str):
         return _of_stages(key, Pair(layers, layers), models)
     if not isinstance(layers, list | tuple) or not layers:
-        raise ValueError(f"{key}={layers!r}: a role such as last or stages, or a list of pairs of layers is needed")
+        raise ValueError(
+            f"{key}={layers!r}: a layer such as last, pooled or stages, or a list of pairs of layers is needed"
+        )
     return tuple(pair for node in layers for pair in _of_stages(key, _pair(key, node), models))
 
 
