@@ -113,13 +113,20 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     data = next((key for key in roots if any(key in word for word in words)), None) or (
         "cifar100" if any("crd" in word for word in words) else "digits"
     )  # cifar100 stands before cifar10
-    run = build.settings(composed(*words, *roots[data], "trainer.batch_size=2", "trainer.compile=false"))
-    networks, dataset = build.networks(run), cached_data(run, str(roots[data]))
+    larger = (
+        ["data.size=160", "data.resize=160"] if "loss.wkd_f.grid=4" in words else []
+    )  # of a grid a cell needs two positions
+    small = [*roots[data], *larger, "trainer.batch_size=2", "trainer.compile=false"]
+    run = build.settings(composed(*words, *small))
+    networks, dataset = build.networks(run), cached_data(run, str(small[:-2]))
     sources = []
     if networks.teacher is not None:
         sources = [LiveTeacher(networks.teacher, networks.distiller.target_specs)]
     loader = dataset.split("train").loader(2, train=True)
     build.init_memory(run, networks.distiller, len(dataset.train))
+    for loss in networks.distiller.losses.values():
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.eye(dataset.num_classes))
     trainer = build.trainer(run, networks.distiller, Teacher(sources), loader, Dist(0, 1, torch.device("cpu")))
     for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
         trainer.step(batch)

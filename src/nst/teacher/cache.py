@@ -85,7 +85,7 @@ def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
         return "its loss does not say what its target depends on (target_key)"
     values = sum(prod(shape) for shape in spec.loss.spec(spec.student_shape, teacher_shape).target.values())
     feature = prod((teacher_shape[0], *spec.student_shape[1:]))  # at the size at which it is compared
-    if large or spec.layer == LOGITS or values < feature:
+    if large or spec.loss.on_logits or spec.layer == LOGITS or values < feature:
         return None
     return f"its target has {values:,} values an image and view, the feature {feature:,}; cache.large=true caches it all the same"
 
