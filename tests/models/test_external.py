@@ -9,7 +9,7 @@ from torch import nn
 import nst.models as models
 from nst.layers import LayerHooks, feature_shapes
 from nst.models import external
-from nst.models.roles import torchvision_layers
+from nst.models.named_layers import torchvision_layers
 
 
 @pytest.mark.usefixtures("meta")
@@ -124,6 +124,9 @@ def test_pretrained_classifier_is_replaced_where_classes_differ(arch, num_classe
     before = classifier(original(arch, **({"init_weights": False} if arch == "googlenet" else {})))
     model = models.torchvision_model(arch, num_classes=num_classes, pretrained=True)
     after = classifier(model)
+    assert model.input_format.mean == (0.485, 0.456, 0.406)
+    assert (model.input_format.size, model.input_format.interpolation) == (224, "bilinear")
+    assert "_Weights.IMAGENET1K_V1" in model.input_format.source
     assert model is built[0]
     assert type(before) is type(after)
     assert after.weight.shape == (num_classes, *before.weight.shape[1:])
@@ -238,9 +241,9 @@ def test_constructor_arguments():
         (
             "vit_tiny_patch16_224",
             "drop_path_rte",
-            r"drop_path_rte: timm's .* no such argument; nearest: drop_path_rate",
+            r"cannot build arch=vit_tiny.* with arguments .*drop_path_rte",
         ),
-        ("deit_tiny_distilled_patch16_224", "dept", "nearest: depth"),
+        ("deit_tiny_distilled_patch16_224", "dept", "unexpected keyword argument 'dept'"),
         ("vit_tiny_patch16_224", "img_size", "use the key input_size"),
         ("resnet18", "layers", r"cannot build arch=resnet18 .*layers"),
     ],
@@ -249,6 +252,20 @@ def test_wrong_arguments_are_named(arch, name, message):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=message):
         models.timm_model(arch, 5, arguments={name: 1})
+
+
+def test_timm_weights_say_which_images_they_are_made_for(monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def without_download(name, **options):
+        return create(name, **{**options, "pretrained": False})
+
+    monkeypatch.setattr(timm, "create_model", without_download)
+    model = models.timm_model("vit_tiny_patch16_224", 5, pretrained=True, arguments={"depth": 1})
+    assert model.input_format == external.InputFormat(
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, "bicubic", "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    )
 
 
 @pytest.mark.parametrize(

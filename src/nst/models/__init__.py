@@ -1,7 +1,7 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
 Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
-to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.roles.name_layers`). A
+to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.named_layers.name_layers`). A
 layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 
@@ -10,6 +10,7 @@ from nst.models.inception_bn import InceptionBN, InceptionBNSmall, inception_bn,
 from nst.models.mobilenet_v2 import CifarMobileNetV2, mobilenet_v2_half
 from nst.models.preact import CifarPreactResNet, PreactResNet, preact_resnet101, preact_resnet164, preact_resnet1001
 from nst.models.resnet import (
+    CifarBottleneckResNet,
     CifarResNet,
     resnet8,
     resnet8x4,
@@ -18,12 +19,11 @@ from nst.models.resnet import (
     resnet32,
     resnet32x4,
     resnet44,
+    resnet50_cifar,
     resnet56,
     resnet110,
 )
-from nst.models.resnet_bottleneck import CifarBottleneckResNet, resnet50_cifar
-from nst.models.shufflenet_v1 import CifarShuffleNetV1, shufflenet_v1
-from nst.models.shufflenet_v2 import CifarShuffleNetV2, shufflenet_v2
+from nst.models.shufflenet import CifarShuffleNetV1, CifarShuffleNetV2, shufflenet_v1, shufflenet_v2
 from nst.models.vgg import CifarVGG, vgg8, vgg13
 from nst.models.wrn import WideResNet, wrn16_2, wrn40_1, wrn40_2
 

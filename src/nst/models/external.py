@@ -5,21 +5,20 @@ Activations are set to work out of place. Additions and activations that such a 
 output they overwrite can't be named; layer the input of the layer behind it.
 """
 
-import dataclasses
 import difflib
 import importlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.models.layout import feature_layout
-from nst.models.roles import further_layers, timm_layers, torchvision_layers
+from nst.models.named_layers import further_layers, timm_layers, torchvision_layers
 
 _RESERVED = {  # constructor arguments with their own keys
     "num_classes": "num_classes",
@@ -31,6 +30,17 @@ _RESERVED = {  # constructor arguments with their own keys
     "image_size": "input_size",
     "input_size": "input_size",
 }
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """The images that pretrained weights were made for, as their library records them."""
+
+    mean: tuple[float, ...]  # by channel, of pixels in 0…1
+    std: tuple[float, ...]
+    size: int
+    interpolation: str  # "bilinear", "bicubic", …
+    source: str  # the library and its name of the weights
 
 
 class Resize:
@@ -69,11 +79,12 @@ def torchvision_model(
         arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `layers`: see `nst.models.roles`.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with named layers (see `nst.models.named_layers`) and,
+        if pretrained, an `InputFormat` as `input_format`.
 
     Raises:
         ValueError: torchvision cannot be imported, no such name, argument or size, pretrained weights for other than 3
-            channels, or they cannot be downloaded.
+                channels, or they cannot be downloaded.
     """
     from nst.vision import models
 
@@ -81,8 +92,7 @@ def torchvision_model(
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
     build = models.get_model
-    extra = dict(arguments or {})
-    _check_arguments("torchvision", arch, extra, lambda: build(arch, weights=None))
+    extra = _extra(arguments)
     size = _checked_size(image_size, input_size)
     options: dict[str, Any] = dict(extra)
     if arch in ("googlenet", "inception_v3"):
@@ -94,6 +104,11 @@ def torchvision_model(
         model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
     if pretrained:
         _replace_classifier(model, num_classes)
+        chosen = models.get_model_weights(arch)["DEFAULT"]
+        how = chosen.transforms()
+        model.input_format = InputFormat(  # pyright: ignore[reportArgumentType]
+            tuple(how.mean), tuple(how.std), how.crop_size[0], how.interpolation.value, f"torchvision's {chosen}"
+        )
     if in_channels != 3:
         _replace_stem(model, in_channels)
     return _prepare(model, torchvision_layers(model), input_size)
@@ -120,7 +135,8 @@ def timm_model(
         arguments: further arguments of the network's constructor there, such as {"drop_path_rate": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with `layers`: see `nst.models.roles`.
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with named layers (see `nst.models.named_layers`) and,
+        if pretrained, an `InputFormat` as `input_format`.
 
     Raises:
         ValueError: timm is not installed, has no such name, argument or size, or its weights cannot be downloaded.
@@ -128,8 +144,7 @@ def timm_model(
     timm = _import_timm()
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    extra = dict(arguments or {})
-    _check_arguments("timm", arch, extra, lambda: timm.create_model(arch))
+    extra = _extra(arguments)
     size = _checked_size(image_size, input_size)
     options: dict[str, Any] = dict(extra)
     config = timm.models.get_pretrained_cfg(arch)
@@ -139,7 +154,21 @@ def timm_model(
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     if "img_size" in options:
         _check_patches(arch, model, options["img_size"])
+    if pretrained:
+        how = model.pretrained_cfg
+        name = ".".join(part for part in (how["architecture"], how["tag"]) if part)
+        model.input_format = InputFormat(
+            tuple(how["mean"]), tuple(how["std"]), how["input_size"][-1], how["interpolation"], f"timm's {name}"
+        )
     return _prepare(model, timm_layers(model), input_size)
+
+
+def _extra(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further arguments of a constructor. Raises ValueError for one that has its own key."""
+    for name in arguments or {}:
+        if name in _RESERVED:
+            raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
+    return dict(arguments or {})
 
 
 def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
@@ -180,44 +209,6 @@ def _check_patches(arch: str, model: nn.Module, size: int) -> None:
         f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
         f"input_size={sizes} resizes them for this network"
     )
-
-
-def _check_arguments(library: str, arch: str, arguments: Mapping[str, Any], build: Callable[[], nn.Module]) -> None:
-    """Raises ValueError for an argument that the network's constructor does not have; names the nearest."""
-    if not arguments:
-        return
-    for name in arguments:
-        if name in _RESERVED:
-            raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
-    try:
-        with torch.device("meta"):
-            network_class = type(build())
-    except NotImplementedError:  # its initialisation reads values
-        network_class = type(build())
-    names = [
-        name for name in _parameters(network_class) if name not in _RESERVED and name not in ("cfg", "device", "dtype")
-    ]
-    for name in arguments:
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            hint = f"nearest: {', '.join(nearest)}" if nearest else f"it has {', '.join(names)}"
-            raise ValueError(f"arguments.{name}: {library}'s {arch} has no such argument; {hint}")
-
-
-def _parameters(network_class: type[nn.Module]) -> list[str]:
-    """The arguments of a constructor, also those that it passes to its base class or to a dataclass `cfg`."""
-    names: list[str] = []
-    for level in network_class.__mro__[: network_class.__mro__.index(nn.Module)]:
-        if "__init__" not in vars(level):
-            continue
-        parameters = inspect.signature(level.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
-        if all(p.kind != p.VAR_KEYWORD for p in parameters):
-            break
-        if "cfg" in names:
-            config = get_type_hints(level.__init__)["cfg"]
-            names += [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    return list(dict.fromkeys(names))
 
 
 @contextmanager

@@ -15,10 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nst.models.batch_norm import BN_EPS, set_bn_eps
-from nst.models.initialise import xavier_gaussian_
-from nst.models.input_norm import input_norm
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import BN_EPS, input_norm, set_bn_eps, xavier_gaussian_
 
 Pooling = Literal["ceil", "valid"]
 
@@ -196,17 +194,5 @@ class InceptionBN(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def inception_bn_small(num_classes: int = 10, in_channels: int = 3) -> InceptionBNSmall:
-    """Inception-BN for small images: the paper's CIFAR student."""
-    return InceptionBNSmall(num_classes, in_channels)
-
-
-def inception_bn(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    input_bn: bool = False,
-    pooling: Pooling = "ceil",
-    bn_eps: float = BN_EPS,
-) -> InceptionBN:
-    """Inception-BN for ImageNet: the paper's ImageNet student; its code has `pooling="valid"`, `bn_eps=2e-5`."""
-    return InceptionBN(num_classes, in_channels, input_bn, pooling, bn_eps)
+inception_bn_small = InceptionBNSmall
+inception_bn = InceptionBN

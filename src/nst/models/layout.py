@@ -160,8 +160,8 @@ def _known_layout(module: nn.Module) -> bool | None:
 
 
 def _no_map(model: nn.Module, path: str, value: Tensor, why: str) -> ValueError:
-    roles = getattr(model, "named_layers", {})
+    named = getattr(model, "named_layers", {})
     return ValueError(
         f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
-        f"layer {'one of ' + ', '.join(roles) if roles else 'another layer'}"
+        f"choose {'one of ' + ', '.join(named) if named else 'another layer'}"
     )

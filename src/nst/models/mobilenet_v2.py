@@ -11,10 +11,12 @@ last convolution. The stages are linear, no ReLU ends them, so there are no name
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from nst.models.initialise import he_normal_
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import he_normal_
 
 _GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels at full width, blocks, stride of the first block."""
@@ -90,6 +92,4 @@ class CifarMobileNetV2(nn.Module):
         return self.classifier(self.avgpool(x).flatten(1))
 
 
-def mobilenet_v2_half(num_classes: int = 10, in_channels: int = 3) -> CifarMobileNetV2:
-    """MobileNetV2 of half width for small images: a student of CRD's benchmark."""
-    return CifarMobileNetV2(0.5, num_classes, in_channels)
+mobilenet_v2_half = partial(CifarMobileNetV2, 0.5)

@@ -10,12 +10,12 @@ so ReLUs that are not in place cost no stored activation. Training ResNet-1001 k
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from nst.models.batch_norm import BN_EPS, set_bn_eps
-from nst.models.initialise import he_normal_, xavier_gaussian_
-from nst.models.input_norm import input_norm
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import BN_EPS, he_normal_, input_norm, set_bn_eps, xavier_gaussian_
 
 
 class PreactBottleneck(nn.Module):
@@ -170,18 +170,6 @@ def _layers(stages: int) -> dict[str, str]:
     )
 
 
-def preact_resnet164(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:
-    """Pre-activation ResNet-164 for small images, 1.7 M parameters."""
-    return CifarPreactResNet(164, num_classes, in_channels, bn_eps)
-
-
-def preact_resnet1001(num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> CifarPreactResNet:
-    """Pre-activation ResNet-1001 for small images, 10.2 M parameters: the paper's CIFAR teacher."""
-    return CifarPreactResNet(1001, num_classes, in_channels, bn_eps)
-
-
-def preact_resnet101(
-    num_classes: int = 1000, in_channels: int = 3, input_bn: bool = False, bn_eps: float = BN_EPS
-) -> PreactResNet:
-    """Pre-activation ResNet-101 for ImageNet, 44.5 M parameters: the paper's ImageNet teacher."""
-    return PreactResNet((3, 4, 23, 3), num_classes, in_channels, input_bn, bn_eps)
+preact_resnet164 = partial(CifarPreactResNet, 164)
+preact_resnet1001 = partial(CifarPreactResNet, 1001)  # the paper's CIFAR teacher
+preact_resnet101 = partial(PreactResNet, (3, 4, 23, 3))  # the paper's ImageNet teacher

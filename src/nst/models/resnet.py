@@ -1,4 +1,4 @@
-"""ResNets for small images: He et al. (2015, section 4.2), and the four times wider ones of CRD's benchmark.
+"""ResNets for small images: He et al. (2015, section 4.2), and those of CRD's benchmark (Tian et al., 2020).
 
 Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that most published weights use; with projection
 shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
@@ -6,13 +6,14 @@ shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.models.initialise import he_normal_
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import he_normal_
 
 Shortcut = Literal["A", "B"]
 Init = Literal["zero_bias", "crd"]
@@ -70,16 +71,16 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A stem, three stages of basic blocks at full, half and quarter resolution, global average, one linear layer.
 
-    CRD's benchmark (Tian et al., 2020; RepDistiller's `models/resnet.py`) has `shortcut="B"` and `init="crd"`.
+    CRD's benchmark (RepDistiller's `models/resnet.py`) has `shortcut="B"` and `init="crd"`.
 
     Args:
         depth: 6n + 2 weighted layers, n blocks a stage.
-        widths: channels of the stem and of the three stages.
-        shortcut: where the width or size changes, "A" pads with zeros, "B" projects.
         num_classes: number of logits.
         in_channels: channels of the images.
+        shortcut: where the width or size changes, "A" pads with zeros, "B" projects.
         init: the linear layer's bias starts at zero ("zero_bias") or as PyTorch draws it, uniformly within
             ±1 / sqrt(fan-in) ("crd"). All other weights of a seed are the same.
+        widths: channels of the stem and of the three stages.
 
     Raises:
         ValueError: the depth is not 6n + 2, or `shortcut` or `init` is none of its values.
@@ -88,11 +89,11 @@ class CifarResNet(nn.Module):
     def __init__(
         self,
         depth: int,
-        widths: tuple[int, int, int, int] = (16, 16, 32, 64),
-        shortcut: Shortcut = "A",
         num_classes: int = 10,
         in_channels: int = 3,
+        shortcut: Shortcut = "A",
         init: Init = "zero_bias",
+        widths: tuple[int, int, int, int] = (16, 16, 32, 64),
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -134,60 +135,91 @@ def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, shortc
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
 
 
-def resnet8(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-8 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(8, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
+class Bottleneck(nn.Module):
+    """conv 1x1 - BN - ReLU - conv 3x3 - BN - ReLU - conv 1x1 - BN, plus the shortcut, then ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        middle: channels of the 3x3 convolution, a quarter of the output's.
+        stride: of the 3x3 convolution and the projection.
+    """
+
+    def __init__(self, in_channels: int, middle: int, stride: int) -> None:
+        super().__init__()
+        out_channels = 4 * middle
+        self.conv1 = nn.Conv2d(in_channels, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.relu2 = nn.ReLU()
+        self.conv3 = nn.Conv2d(middle, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else projection(in_channels, out_channels, stride)
+        self.relu3 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, 4 middle, H / stride, W / stride]."""
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.relu2(self.bn2(self.conv2(out)))
+        return self.relu3(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
-def resnet14(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-14 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(14, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
+class CifarBottleneckResNet(nn.Module):
+    """ResNet-50 for small images, as CRD's benchmark builds it (RepDistiller's `models/resnetv2.py`): a teacher there.
+
+    The ImageNet network with a 3x3 stem of stride 1 and no max pooling: its four stages run at 1, 1/2, 1/4 and 1/8 of the
+    image's resolution. Parameter names and initialisation are those of that benchmark (`layer1.0.shortcut.0`, `linear`).
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        blocks: blocks of the four stages.
+    """
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.layer1 = _bottlenecks(blocks[0], 64, 64, 1)
+        self.layer2 = _bottlenecks(blocks[1], 256, 128, 2)
+        self.layer3 = _bottlenecks(blocks[2], 512, 256, 2)
+        self.layer4 = _bottlenecks(blocks[3], 1024, 512, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(2048, num_classes)
+        self.named_layers = name_layers(
+            [f"layer{k}" for k in (1, 2, 3, 4)],
+            pre_relu=[f"layer{k}.{count - 1}.relu3:input" for k, count in enumerate(blocks, start=1)],
+            pooled="linear:input",
+        )
+        he_normal_(self, zero_linear_bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.relu(self.bn1(self.conv1(x)))  # [B, 64, H, W]
+        x = self.layer1(x)  # [B, 256, H, W]
+        x = self.layer2(x)  # [B, 512, H/2, W/2]
+        x = self.layer3(x)  # [B, 1024, H/4, W/4]
+        x = self.layer4(x)  # [B, 2048, H/8, W/8]
+        return self.linear(self.avgpool(x).flatten(1))
 
 
-def resnet20(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-20 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(20, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
+def _bottlenecks(blocks: int, in_channels: int, middle: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(in_channels, middle, stride)
+    return nn.Sequential(first, *(Bottleneck(4 * middle, middle, 1) for _ in range(blocks - 1)))
 
 
-def resnet32(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-32 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(32, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
-
-
-def resnet44(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-44 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(44, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
-
-
-def resnet56(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-56 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(56, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
-
-
-def resnet110(
-    num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "A", init: Init = "zero_bias"
-) -> CifarResNet:
-    """ResNet-110 for small images; `shortcut="B"`, `init="crd"` is the network of CRD's benchmark."""
-    return CifarResNet(110, shortcut=shortcut, num_classes=num_classes, in_channels=in_channels, init=init)
-
-
-def resnet8x4(num_classes: int = 10, in_channels: int = 3, init: Init = "zero_bias") -> CifarResNet:
-    """ResNet-8, four times as wide, with projections: with `init="crd"` the network of CRD's benchmark."""
-    return CifarResNet(8, (32, 64, 128, 256), "B", num_classes, in_channels, init)
-
-
-def resnet32x4(num_classes: int = 10, in_channels: int = 3, init: Init = "zero_bias") -> CifarResNet:
-    """ResNet-32, four times as wide, with projections: with `init="crd"` the network of CRD's benchmark."""
-    return CifarResNet(32, (32, 64, 128, 256), "B", num_classes, in_channels, init)
+resnet8 = partial(CifarResNet, 8)
+resnet14 = partial(CifarResNet, 14)
+resnet20 = partial(CifarResNet, 20)
+resnet32 = partial(CifarResNet, 32)
+resnet44 = partial(CifarResNet, 44)
+resnet56 = partial(CifarResNet, 56)
+resnet110 = partial(CifarResNet, 110)
+resnet8x4 = partial(CifarResNet, 8, shortcut="B", widths=(32, 64, 128, 256))
+resnet32x4 = partial(CifarResNet, 32, shortcut="B", widths=(32, 64, 128, 256))
+resnet50_cifar = CifarBottleneckResNet

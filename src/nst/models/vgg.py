@@ -6,10 +6,12 @@ layers are blocks 1 to 4: "stage1" to "stage4" here.
 Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from nst.models.initialise import he_normal_
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import he_normal_
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
@@ -70,11 +72,5 @@ def _block(convolutions: int, in_channels: int, out_channels: int) -> nn.Sequent
     return nn.Sequential(*layers)
 
 
-def vgg8(num_classes: int = 10, in_channels: int = 3) -> CifarVGG:
-    """VGG-8: one convolution a block."""
-    return CifarVGG(1, num_classes, in_channels)
-
-
-def vgg13(num_classes: int = 10, in_channels: int = 3) -> CifarVGG:
-    """VGG-13: two convolutions a block."""
-    return CifarVGG(2, num_classes, in_channels)
+vgg8 = partial(CifarVGG, 1)
+vgg13 = partial(CifarVGG, 2)

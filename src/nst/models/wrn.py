@@ -7,11 +7,12 @@ Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
 from collections import OrderedDict
+from functools import partial
 
 from torch import Tensor, nn
 
-from nst.models.initialise import he_normal_
-from nst.models.roles import name_layers
+from nst.models.named_layers import name_layers
+from nst.models.parts import he_normal_
 
 
 class WideBlock(nn.Module):
@@ -89,16 +90,6 @@ def _group(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.
     return nn.Sequential(OrderedDict(layer=layer))
 
 
-def wrn16_2(num_classes: int = 10, in_channels: int = 3) -> WideResNet:
-    """WRN-16-2."""
-    return WideResNet(16, 2, num_classes, in_channels)
-
-
-def wrn40_1(num_classes: int = 10, in_channels: int = 3) -> WideResNet:
-    """WRN-40-1."""
-    return WideResNet(40, 1, num_classes, in_channels)
-
-
-def wrn40_2(num_classes: int = 10, in_channels: int = 3) -> WideResNet:
-    """WRN-40-2."""
-    return WideResNet(40, 2, num_classes, in_channels)
+wrn16_2 = partial(WideResNet, 16, 2)
+wrn40_1 = partial(WideResNet, 40, 1)
+wrn40_2 = partial(WideResNet, 40, 2)

@@ -46,7 +46,7 @@ def name_layers(
 
 
 def timm_layers(model: nn.Module) -> dict[str, str]:
-    """The roles of a network of timm, from its `feature_info`; {} where that names no module that is called."""
+    """The named layers of a network of timm, from its `feature_info`; {} where that names no module that is called."""
     if layers := residual_layers(model):
         return layers
     if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes in parallel, joined at the end
@@ -67,7 +67,7 @@ def timm_layers(model: nn.Module) -> dict[str, str]:
 
 
 def torchvision_layers(model: nn.Module) -> dict[str, str]:
-    """The roles of a network of torchvision."""
+    """The named layers of a network of torchvision."""
     if layers := residual_layers(model):
         return layers
     kind = qualified(model)
@@ -98,7 +98,7 @@ def further_layers(model: nn.Module, layers: dict[str, str]) -> dict[str, str]:
 
 
 def residual_layers(model: nn.Module) -> dict[str, str]:
-    """Roles of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
+    """Named layers of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
     stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]
     if len(stages) < 3:
         return {}
@@ -107,8 +107,8 @@ def residual_layers(model: nn.Module) -> dict[str, str]:
     return layers | relus if len(relus) == len(stages) + 1 else {}
 
 
-def _named(role: str, names: list[str]) -> dict[str, str]:
-    layers = {f"{role}{k}": name for k, name in enumerate(names, start=1)}
+def _named(kind: str, names: list[str]) -> dict[str, str]:
+    layers = {f"{kind}{k}": name for k, name in enumerate(names, start=1)}
     return layers | {"last": names[-1]} if names else {}
 
 
@@ -117,7 +117,7 @@ def _pre_relu(model: nn.Module, layers: dict[str, str], families: Iterable[str] 
     if families is not None and qualified(model).partition(".")[0] not in families:
         return {}
     relus: dict[str, str] = {}
-    for role, name in layers.items():
+    for layer, name in layers.items():
         blocks = list(model.get_submodule(name).named_children())
         if not blocks:
             continue
@@ -125,7 +125,7 @@ def _pre_relu(model: nn.Module, layers: dict[str, str], families: Iterable[str] 
         kinds: Any = nn.Module if families is None else nn.ReLU
         relu = next((r for r in _LAST_RELU if isinstance(getattr(block, r, None), kinds)), None)
         if relu is not None:
-            relus[f"{role}_pre_relu"] = f"{name}.{inner}.{relu}:input"
+            relus[f"{layer}_pre_relu"] = f"{name}.{inner}.{relu}:input"
     return relus
 
 
