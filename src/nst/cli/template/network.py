@@ -22,6 +22,8 @@ class SmallNet(nn.Module):
         self.named_layers = {
             "last": "body",
             "last_pre_relu": "body.3:input",
+            "last_out": "body",
+            "pooled": "fc:input",
         }  # names for layers; any module's name works too
 
     def forward(self, x: Tensor) -> Tensor:
