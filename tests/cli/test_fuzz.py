@@ -1,15 +1,15 @@
-"""A few of the fuzzer's lines (benchmarks/fuzz_commands.py), in one process with everything imported."""
+"""A few of the fuzzer's lines (tests/cli/fuzz.py), in one process with everything imported."""
 
 import os
 import subprocess
 import sys
 
-from benchmarks.fuzz_commands import Case, cases, judge
+from tests.cli.fuzz import Case, cases, judge
 from tests.conftest import ROOT
 
 CODE = """
 import sklearn.datasets, nst.cli.train, nst.runs.run
-from benchmarks.fuzz_commands import outcome
+from tests.cli.fuzz import outcome
 from tests.cli.test_fuzz import CHOSEN
 for case in CHOSEN:
     result, text = outcome(case)
@@ -35,7 +35,6 @@ CHOSEN = [
         (True, ("train", "optim.lr=nan")),
         (True, ("train", "seed=${nothing}")),
         (True, ("train", "loss.nst_poly=null")),
-        (True, ("runs", "outputs=nowhere")),
         (True, ("layers", "model=nothing")),
         (False, ("train", "teacher=null", "loss=ce", DRY)),
         (False, ("train", "model=resnet14", "-m", "seed=1,2", DRY)),
@@ -55,7 +54,7 @@ def test_twenty_lines() -> None:
 
 def test_the_fuzzer_has_every_kind_of_line() -> None:
     found = list(cases())
-    assert len(found) > 900
+    assert len(found) > 700
     assert {True, False, None} == {case.wrong for case in found}
     keys = " ".join(word for case in found for word in case.words)
     assert all(key in keys for key in ("trainer.epochs=", "cache.large=", "loss.kd.temperature=", "optim.lr="))

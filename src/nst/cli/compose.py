@@ -198,7 +198,9 @@ def as_override(argument: str) -> str:
         parsed = OverridesParser.create().parse_override(argument)
     except HydraException:
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-    if isinstance(parsed.value(), list) and (CONFIGS / key).is_dir() and key not in LISTS:
+    if argument == "teacher=null":
+        return "teacher=none"
+    if (value == "null" or isinstance(parsed.value(), list)) and (CONFIGS / key).is_dir() and key not in LISTS:
         raise ValueError(f"{argument}: one choice is needed, {key}=NAME")
     return argument
 

@@ -1,6 +1,6 @@
 """Command lines that nobody should type, by the hundred: each gives a clear error before any work, or runs.
 
-python -m benchmarks.fuzz_commands [--only TEXT] [--seed 0] [--cases 0]
+python -m tests.cli.fuzz [--only TEXT] [--seed 0] [--cases 250]
 
 Made from the schema (every key with values of wrong types, ranges and sizes), from the groups, and from a list of odd words.
 Each line is a forked child in an empty folder. A traceback, a child of more than 30 s, and a run that ends well with a value that
@@ -61,8 +61,12 @@ ODD: tuple[tuple[bool | None, tuple[str, ...]], ...] = (
     (True, ("train", "+tracker.x._target_=print", *DRY)), (True, ("train", "teacher.weights=nowhere.pt", "loss=kd", "data.limit=20")),
     (True, ("train", "teacher.weights=.", "loss=kd", "data.limit=20")), (True, ("train", "data=cifar10", "data.root=nowhere", *TINY[:2])),
     (True, ("train", "data=folder", "data.root=nowhere", "data.num_classes=3", *TINY[:2])), (True, ("train", "data=folder")),
-    (True, ("train", "cache.views=0")), (True, ("train", "cache.views=many")),
-    (True, ("train", "cache.views=4")), (True, ("train", "knowledge=nowhere")), (True, ("train", "experiment=nowhere")),
+    (True, ("train", "cache.views=-1")), (True, ("train", "cache.views=many")), (True, ("train", "cache.dtype=float32")),
+    (True, ("train", "knowledge=stored")), (True, ("train", "knowledge.views=4")), (True, ("train", "teacher.recipe.trainer.epochs=1")),
+    (True, ("train", "loss.nst_poly.taps=last")), (True, ("export", "run=x", "allow=[a.B]")),
+    (False, ("train", "outputs=a=b (1) [2] {3} ü's", *TINY)), (False, ("train", "data.root=/my folder/x", *DRY)),
+    (True, ("train", "teacher.weights=epoch=6 (best).pt", "loss=kd", "data.limit=20")), (False, ("train", "loss=[kd,", "at]", *DRY)),
+    (True, ("train", "experiment=nowhere")),
     (True, ("train", "experiment=crd")), (True, ("train", "hydra/launcher=nowhere", "-m", "seed=1,2")), (True, ("train", "--nothing")),
     (True, ("train", "-x")), (True, ("train", "--config-dir")), (True, ("train", "--config-dir", "nowhere")),
     (True, ("train", "--config-name", "nowhere")), (None, ("train", "--cfg")), (None, ("train", "--cfg", "all")), (True, ("train", "-1")),
@@ -76,7 +80,7 @@ ODD: tuple[tuple[bool | None, tuple[str, ...]], ...] = (
     (True, ("export", "run=", "images=0")), (True, ("export", "nothing=1")), (True, ("export", "run=nowhere", "formats=[x]")), (True, ("evaluate",)),
     (True, ("evaluate", "run=nowhere")), (True, ("evaluate", "weights=nowhere", "model=resnet8", "data=digits")), (True, ("evaluate", "batch_size=0", "run=.")),
     (True, ("evaluate", "weights=.", "model=resnet8", "data=digits")), (True, ("predict",)), (True, ("predict", "model=.", "images=.")),
-    (True, ("predict", "model=", "images=")), (True, ("predict", "model=nowhere", "images=nowhere")), (True, ("runs",)), (True, ("runs", "outputs=nowhere")),
+    (True, ("predict", "model=", "images=")), (True, ("predict", "model=nowhere", "images=nowhere")), (None, ("runs",)), (None, ("runs", "outputs=nowhere")),
     (True, ("runs", "x")), (True, ("runs", "nothing=1", "outputs=.")), (True, ("runs", "sort=nothing", "outputs=.")), (True, ("reproduce", "table=nowhere")),
     (True, ("reproduce", "table=../../etc")), (True, ("reproduce", "table=quick/digits", "seeds=0")), (True, ("reproduce", "table=quick/digits", "epochs=2")),
     (True, ("reproduce", "tabel=quick/digits")), (True, ("benchmark", "nothing")), (True, ("nothing",)), (True, ("",)), (False, ()), (False, ("--version",)),
@@ -208,7 +212,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="lines that hold this text")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=0, help="so many lines, drawn by the seed (0: all)")
+    parser.add_argument("--cases", type=int, default=250, help="so many lines, drawn by the seed (0: all)")
     arguments = parser.parse_args()
     import sklearn.datasets  # noqa: F401  (what every child needs)
     import torch
