@@ -16,6 +16,7 @@ from nst import build
 from nst.config import CONFIGS, RunConfig
 from nst.distiller import Distiller, Targets
 from nst.layers import LOGITS, LayerHooks
+from nst.losses import ABKD, CATKD, DKD, KD, MGD, NKD, OFA, RLD, SDD, TTM, WKDF, WKDL, TransferLoss
 from nst.teacher import Teacher
 
 PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
@@ -26,6 +27,31 @@ LOSSES = {name: (f"loss=crd/{name}",) for name in ("kd", "dkd", "dist", "at", "f
 for _name in ("nst_linear", "nst_poly", "nst_gaussian"):
     LOSSES[_name] = (f"loss={_name}", f"loss.{_name}.layers=stages", f"loss.{_name}.convention=crd")
 LOSSES |= {name: (f"loss=crd/{name}",) for name in ("sp", "rkd", "pkt", "cc", "vid", "crd", "review")}
+LOSSES |= {
+    name: (f"loss={name}",) for name in ("ttm", "wttm", "nkd", "rld", "abkd", "wkd_l", "wkd_f", "cat_kd", "sdd", "mgd")
+}
+_layers = [f"{{teacher: logits, student: {layer}}}" for layer in ("stage1", "stage2", "stage3", "logits")]
+LOSSES["ofa"] = ("loss=ofa", f"loss.ofa.layers=[{','.join(_layers)}]")
+
+# What each loss takes of an image at 1,000 classes: ResNet-34 → ResNet-18 on ImageNet.
+LAST, MAP, LOGITS_1000 = (512, 7, 7), (1000, 7, 7), (1000,)
+LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    "kd": (KD(), [LOGITS_1000], [LOGITS_1000]),
+    "dkd": (DKD(), [LOGITS_1000], [LOGITS_1000]),
+    "ttm": (TTM(), [LOGITS_1000], [LOGITS_1000]),
+    "wttm": (TTM(weighted=True), [LOGITS_1000], [LOGITS_1000]),
+    "nkd": (NKD(), [LOGITS_1000], [LOGITS_1000]),
+    "rld": (RLD(), [LOGITS_1000], [LOGITS_1000]),
+    "abkd": (ABKD(), [LOGITS_1000], [LOGITS_1000]),
+    "wkd_l": (WKDL(temperature=2.0, transport=30.0), [LOGITS_1000], [LOGITS_1000]),
+    "wkd_f": (WKDF(2.0, 4, "bottleneck"), [LAST], [LAST]),
+    "cat_kd": (CATKD(4, normalize=False), [MAP], [MAP]),
+    "sdd": (SDD(), [MAP], [MAP]),
+    "sdd dkd": (SDD("dkd", (1, 2, 4), 1.0, 1.0, 0.5), [MAP], [MAP]),
+    "mgd": (MGD(), [LAST], [LAST]),
+    "ofa": (OFA(), [(64, 56, 56), (128, 28, 28), (256, 14, 14), LAST, LOGITS_1000], [LOGITS_1000] * 5),
+}
+LARGE_BATCH = 256
 
 Row = dict
 Turn = tuple[float, float, float, float]  # seconds and processor seconds of the loss, then of the plain step
@@ -54,6 +80,9 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
     distiller, teacher = networks.distiller, networks.teacher
     assert teacher is not None
     build.init_memory(settings, distiller, images)
+    for loss in distiller.losses.values():
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.rand(CLASSES, CLASSES))  # pyright: ignore[reportCallIssue]
     distiller.to(device).to(memory_format=torch.channels_last).train()
     batch = torch.randn(BATCH, *IMAGE, device=device).to(memory_format=torch.channels_last)
     (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
@@ -99,6 +128,36 @@ def measure(losses: list[str], device: str, seconds: float, repeats: int) -> lis
             turns[name].append((*timed(step, device), *beside))
         done += 1
     return [{**rows[name], "n": done, **summarise(turns[name])} for name in losses]
+
+
+def measure_memory(losses: list[str], device: str) -> list[Row]:
+    """What forward and backward of each loss need besides features and targets at 1,000 classes and batch 256, and what it states."""
+    rows: list[Row] = []
+    for name in losses:
+        loss, students, teachers = LARGE[name]
+        torch.manual_seed(0)
+        loss.setup(*((students, teachers) if loss.all_layers else (students[0], teachers[0])))
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.rand(1000, 1000))
+        loss.to(device)
+        inputs = [torch.randn(LARGE_BATCH, *shape, device=device, requires_grad=True) for shape in students]
+        targets = [
+            loss.target(torch.randn(LARGE_BATCH, *shape, device=device), own)
+            for own, shape in zip(students, teachers, strict=True)
+        ]
+        context = {
+            "labels": torch.randint(1000, (LARGE_BATCH,), device=device), "index": torch.arange(LARGE_BATCH, device=device),
+            "epoch": torch.tensor(1.0, device=device), "seed": torch.tensor(1),
+        }  # fmt: skip
+        given = [target | {key: context[key] for key in loss.inputs} for target in targets]
+        arguments = (inputs, given) if loss.all_layers else (inputs[0], given[0])
+        loss(*arguments).backward()  # gradients are there: only what comes and goes is measured
+        before = forget_peak(device)
+        loss(*arguments).backward()
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+        stated = sum(loss.spec(*shapes).workspace for shapes in zip(students, teachers, strict=True)) * LARGE_BATCH
+        rows.append({"loss": name, "extra_mb": (peak - before) / 1e6, "stated_mb": stated / 1e6})
+    return rows
 
 
 def describe(step: Callable[[], torch.Tensor], distiller: Distiller, device: str) -> Row:
@@ -151,3 +210,13 @@ def cells(row: Row) -> list[str]:
         row["loss"], layers[0] if len(layers) == 1 else f"{len(layers)} stages", f"{row['median_ms']:.2f}",
         f"{row['share']:.1%}", f"{row['share_by_processor_time']:.1%}", f"{row['extra_mb']:.1f}", f"{row['state_mb']:.1f}",
     ]  # fmt: skip
+
+
+def print_memory(rows: list[Row]) -> None:
+    """One line a loss."""
+    table = Table(title=f"1,000 classes, batch {LARGE_BATCH}: memory of forward and backward")
+    for column in ("loss", "MB", "stated, MB"):
+        table.add_column(column, justify="left" if column == "loss" else "right")
+    for row in rows:
+        table.add_row(row["loss"], f"{row['extra_mb']:.0f}", f"{row['stated_mb']:.0f}")
+    Console().print(table)

@@ -24,7 +24,7 @@ ALLOCATORS = {
     # glibc keeps large blocks instead of returning each to the system: no page is touched anew on every call
     "lifted": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"},
 }
-PARTS = ("implementations", "steps")
+PARTS = ("implementations", "steps", "memory")
 HELP = "the losses: NST's implementations beside the broadcast one, and every loss beside a training step"
 Row = dict
 
@@ -32,7 +32,11 @@ Row = dict
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `losses`."""
     parser.add_argument(
-        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="implementations of NST; losses beside steps"
+        "--parts",
+        nargs="+",
+        default=list(PARTS),
+        choices=PARTS,
+        help="implementations of NST; losses beside steps; memory at 1,000 classes",
     )
     parser.add_argument("--losses", nargs="+", default=list(loss_steps.LOSSES), choices=list(loss_steps.LOSSES))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -56,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     if "steps" in arguments.parts:
         say(f"{loss_steps.PAIR} · {', '.join(arguments.losses)}")
         report["steps"] = loss_steps.measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
+    if "memory" in arguments.parts:
+        report["memory"] = loss_steps.measure_memory(list(loss_steps.LARGE), arguments.device)
     if rows and arguments.device == "cuda":
         report["ceilings"] = add_rooflines(rows)
     if arguments.json:
@@ -66,6 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
         print_tables(report)
     if "steps" in report:
         loss_steps.print_steps(report["steps"])
+    if "memory" in report:
+        loss_steps.print_memory(report["memory"])
 
 
 def measure_forms(arguments: argparse.Namespace) -> list[Row]:

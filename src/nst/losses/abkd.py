@@ -1,7 +1,7 @@
 """ABKD, distillation by the α-β-divergence (Wang, Yang, Wang, Wang, Xu & Huang, ICML 2025)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class ABKD(LogitLoss):
     Raises:
         ValueError: an argument out of range.
     """
+
+    rows: ClassVar[int] = 18
 
     def __init__(
         self,

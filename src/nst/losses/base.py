@@ -385,6 +385,8 @@ class LogitLoss(TransferLoss):
     """A loss between logits `[B, classes]` of one number of classes."""
 
     on_logits: ClassVar[bool] = True
+    rows: ClassVar[int] = 6
+    """About how many tensors `[B, classes]` its forward and backward pass hold at once."""
 
     def __init__(self, standardize: bool) -> None:
         super().__init__()
@@ -430,7 +432,7 @@ class LogitLoss(TransferLoss):
                 f"the student's logits are {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; "
                 f"{type(self).__name__} needs both to be (classes,) with one number of classes"
             )
-        return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 24 * teacher_shape[0])
+        return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 4 * self.rows * teacher_shape[0])
 
 
 def expectation(p: Tensor, values: Tensor) -> Tensor:

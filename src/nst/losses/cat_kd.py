@@ -80,8 +80,8 @@ class CATKD(TransferLoss):
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: the pooled maps. Raises ValueError when the numbers of classes differ."""
         check_classes(student_shape, teacher_shape, "CAT-KD", "cam")
-        classes, pooled = teacher_shape[0], self.resolution**2
-        workspace = 4 * classes * (student_shape[1] * student_shape[2] + 6 * pooled)
+        classes, pooled = teacher_shape[0], (6 if self.normalize else 2) * self.resolution**2
+        workspace = 4 * classes * (student_shape[1] * student_shape[2] + pooled)
         return LossSpec("pooled maps", {"maps": (classes, self.resolution, self.resolution)}, workspace)
 
 

@@ -26,6 +26,7 @@ class NKD(LogitLoss):
         ValueError: an argument out of range.
     """
 
+    rows: ClassVar[int] = 14
     inputs: ClassVar[tuple[Input, ...]] = ("labels",)
 
     def __init__(self, temperature: float = 1.0, gamma: float = 1.5) -> None:

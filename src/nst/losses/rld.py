@@ -40,6 +40,7 @@ class RLD(LogitLoss):
         ValueError: an argument out of range.
     """
 
+    rows: ClassVar[int] = 20
     inputs: ClassVar[tuple[Input, ...]] = ("labels", "epoch")
 
     def __init__(

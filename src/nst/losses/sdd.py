@@ -148,5 +148,5 @@ class SDD(TransferLoss):
         """Target: the rows. Raises ValueError when the numbers of classes differ."""
         check_classes(student_shape, teacher_shape, "SDD", "logit_map")
         classes, cells = teacher_shape[0], sum(scale**2 for scale in self.scales)
-        workspace = 4 * classes * (student_shape[1] * student_shape[2] + SCALES[-1] ** 2 + 12 * cells)
+        workspace = 4 * classes * (student_shape[1] * student_shape[2] + SCALES[-1] ** 2 + 22 * cells)
         return LossSpec("rows", {"rows": (cells, classes)}, workspace)

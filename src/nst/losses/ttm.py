@@ -1,6 +1,7 @@
 """Transformed teacher matching, TTM and WTTM (Zheng & Yang, Knowledge Distillation Based on Transformed Teacher Matching, ICLR 2024)."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +27,8 @@ class TTM(LogitLoss):
     Raises:
         ValueError: an argument out of range.
     """
+
+    rows: ClassVar[int] = 9
 
     def __init__(self, gamma: float = 0.1, weighted: bool = False) -> None:
         super().__init__(standardize=False)

@@ -166,5 +166,5 @@ class WKDF(TransferLoss):
             self.check_grid(shape, owner)
         channels, positions = teacher_shape[0], student_shape[1] * student_shape[2]
         moments = (channels, self.grid, self.grid)
-        hidden = 2 * HIDDEN if self.kind == "bottleneck" else 0
-        return LossSpec("moments", {"mean": moments, "deviation": moments}, 8 * positions * (4 * channels + hidden))
+        hidden = 3 * HIDDEN if self.kind == "bottleneck" else 0
+        return LossSpec("moments", {"mean": moments, "deviation": moments}, 8 * positions * (5 * channels + hidden))
