@@ -1,12 +1,15 @@
 """Do two commits give the same result? The same short runs in both, compared step by step and weight by weight.
 
-python benchmarks/parity.py A B [key=value ...]
+python benchmarks/parity.py A B [--keep FOLDER] [--cifar FOLDER] [--only TEXT] [key=value ...]
 
 A and B are commits (or "." for the working tree). Without settings, a list of configurations is run: every loss, live and cached,
-fp32 and bf16, gradient accumulation, each schedule, two ranks. Each run ends "equal" or with its first step that differs; the
-exit status is 1 if any differs. Settings of before 0.2 are translated for the older side (`schedule=` was `optim=`).
+fp32 and bf16, gradient accumulation, clipping, averaged weights, mixing, each schedule, two ranks; with --cifar also CIFAR-10, whose
+files are in FOLDER. Each run ends "equal" or with the first step that differs; the exit status is 1 if any differs. --only runs the
+cases with TEXT in their name, --keep keeps the runs of commits for the next time. Settings are written in today's words and are
+translated for commits of 0.2.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -20,24 +23,49 @@ SHORT = [
     "data.limit=200", "trainer.epochs=2", "teacher.train.epochs=1", "teacher.min_accuracy=0", "trainer.log_every=1",
     "trainer.heatmaps=false", "trainer.compile=false", "trainer.device=cpu", "trainer.batch_size=64",
 ]  # fmt: skip
+LOSSES = (
+    "ce", "kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian", "sp", "pkt", "rkd", "cc", "vid", "crd", "dkd", "dist",
+    "review", "kd_nst_poly", "crd/nst", "crd/kd", "crd/at", "crd/fitnet", "crd/sp", "crd/pkt", "crd/cc", "crd/vid",
+)  # fmt: skip
 CACHED = ["cache.views=3"]
+SUM = "loss=[kd,at,fitnet,nst_poly]"
 CASES: dict[str, list[str]] = {
-    **{loss: [f"loss={loss}"] for loss in ("ce", "kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian")},
+    **{loss: [f"loss={loss}"] for loss in LOSSES},
     "sum": ["loss=[kd,fitnet,nst_poly]"],
     "sum, two stages": [
         "loss=[kd,nst_poly]",
         "loss.nst_poly.layers=[{teacher: stage2, student: stage2, weight: 0.5}, {teacher: last, student: last}]",
     ],
-    "sum, bf16": ["loss=[kd,at,fitnet,nst_poly]", "trainer.precision=bf16"],
-    "sum, accumulate": ["loss=[kd,at,fitnet,nst_poly]", "trainer.accumulate=3"],
-    "sum, clipped": ["loss=[kd,at,nst_poly]", "trainer.clip_grad_norm=2"],
+    "sum, bf16": [SUM, "trainer.precision=bf16"],
+    "sum, bf16 teacher": [SUM, "trainer.precision=bf16", "teacher.precision=bf16"],
+    "sum, accumulate": [SUM, "trainer.accumulate=3"],
+    "sum, clipped": [SUM, "trainer.clip_grad_norm=2"],
+    "sum, averaged": [SUM, "trainer.ema=0.9"],
+    "sum, without channels_last": [SUM, "trainer.channels_last=false"],
+    "sum, batch statistics": [SUM, "teacher.batch_statistics=true"],
+    "validation": [SUM, "data.validation=0.2"],
+    "mixup": [SUM, "trainer.mixup=1.0"],
+    "cutmix": [SUM, "trainer.cutmix=1.0"],
+    "mixup and cutmix": [SUM, "trainer.mixup=0.4", "trainer.cutmix=1.0"],
     "cached": ["loss=[kd,at,nst_linear,nst_poly]", *CACHED],
+    "cached, all views": ["loss=[kd,at,nst_linear,nst_poly]", "cache.views=all", "cache.dtype=float32"],
     "cached, large": ["loss=[fitnet,nst_gaussian]", *CACHED, "cache.large=true"],
+    "cached, mixed": ["loss=[kd,fitnet,nst_gaussian]", *CACHED],
     "cached, bf16": ["loss=[kd,nst_poly]", "trainer.precision=bf16", *CACHED],
-    "cosine": ["loss=[kd,nst_poly]", "schedule=cosine"],
+    "cosine, adamw": ["loss=[kd,nst_poly]", "schedule=cosine", "optim=adamw"],
     "onecycle": ["loss=[kd,nst_poly]", "schedule=onecycle", "optim.nesterov=true"],
-    "two ranks": ["loss=[kd,at,fitnet,nst_poly]", "trainer.batch_size=50"],
-    "two ranks, sync_bn": ["loss=[kd,nst_poly]", "trainer.sync_bn=true"],
+    "two ranks": [SUM, "trainer.batch_size=50"],
+    "two ranks, relational": ["loss=[kd,sp,rkd,crd]", "trainer.batch_size=50"],
+    "two ranks, cached": ["loss=[kd,nst_poly]", *CACHED],
+}
+CIFAR = ["data=cifar10", "data.limit=500", "trainer.epochs=1", "model=resnet8", "teacher=resnet20"]
+CIFAR_CASES = {
+    "cifar": [SUM],
+    "cifar, bf16, clipped, averaged": [SUM, "trainer.precision=bf16", "trainer.clip_grad_norm=2", "trainer.ema=0.9"],
+    "cifar, accumulate": [SUM, "trainer.accumulate=2"],
+    "cifar, mixup": [SUM, "trainer.mixup=1.0"],
+    "cifar, cached": ["loss=[kd,at,nst_poly]", "cache.views=4"],
+    "cifar, two ranks": [SUM],
 }
 
 
@@ -49,52 +77,71 @@ class Side:
         self.outputs = folder / "outputs"
         if commit != ".":
             self.tree = folder / "tree"
-            subprocess.run(["git", "clone", "-q", str(ROOT), str(self.tree)], check=True)
+            if not self.tree.is_dir():
+                subprocess.run(["git", "clone", "-q", str(ROOT), str(self.tree)], check=True)
             subprocess.run(["git", "checkout", "-q", commit], cwd=self.tree, check=True)
+        self.old = (self.tree / "configs" / "knowledge").is_dir()
 
     def run(self, name: str, words: Sequence[str], ranks: int) -> Path:
         """Train; the run's folder."""
         outputs = self.outputs / "".join(c if c.isalnum() else "_" for c in name)
         words = [*SHORT, *words, f"outputs={outputs}"]
-        if not (self.tree / "configs" / "schedule").is_dir():
-            words = [word.replace("schedule=", "optim=") for word in words]
         start = [sys.executable]
         if ranks > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        environment = {**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*start, str(self.tree / "train.py"), *words],
-            cwd=self.tree,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(f"{self.commit}, {name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
-        loss = next((w.partition("=")[2] for w in words if w.startswith("loss=")), "")
-        taught = loss != "ce"
-        (target,) = [
+        if self.commit == "." or not list(outputs.glob("*/*/*/*/summary.json")):
+            done = subprocess.run(
+                [*start, str(self.tree / "train.py"), *(in_old_words(words) if self.old else words)],
+                cwd=self.tree,
+                env={**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(f"{self.commit}, {name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+        taught = "loss=ce" not in words
+        (summary,) = [
             file
-            for file in outputs.glob("*/*/*/*/target.json")
+            for file in outputs.glob("*/*/*/*/summary.json")
             if not taught or not file.parents[2].name.startswith("none-")
         ]
-        return target.parent
+        return summary.parent
+
+
+def in_old_words(words: Sequence[str]) -> list[str]:
+    """Settings as 0.2 spells them."""
+    old: list[str] = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "cache.views":
+            old += ["knowledge=stored"]
+            old += [] if "cache.large=true" in words else ["knowledge.allow_large=false"]
+        key = key.replace("cache.large", "knowledge.allow_large").replace("cache.", "knowledge.")
+        key = key.replace(".layers", ".taps").replace("layers", "taps")
+        if key.startswith("teacher.train."):
+            name = key.removeprefix("teacher.train.")
+            part = "trainer." if name in ("epochs", "batch_size", "precision", "sync_bn") else ""
+            key = f"teacher.recipe.{part}{name}"
+        old.append(f"{key}={value}")
+    return old
 
 
 def first_difference(a: Path, b: Path) -> str | None:
     """Where two runs part; None: nowhere."""
-    for number, (one, other) in enumerate(zip(losses(a), losses(b), strict=True), start=1):
-        if one != other:
-            return f"step {number}: loss {one!r} and {other!r}"
+    for kind, name in (("train", "loss"), ("eval", "loss"), ("eval", "top1")):
+        pairs = zip(logged(a, kind, name), logged(b, kind, name), strict=True)
+        for number, (one, other) in enumerate(pairs, start=1):
+            if one != other:
+                return f"{kind} {number}: {name} {one!r} and {other!r}"
     if weights(a) != weights(b):
         return "weights differ after equal losses"
     return None
 
 
-def losses(run: Path) -> list[float]:
-    """The loss of every step."""
+def logged(run: Path, kind: str, name: str) -> list[float]:
+    """A value of every line of a kind."""
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [event["loss"] for event in events if event["kind"] == "train"]
+    return [event[name] for event in events if event["kind"] == kind]
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -106,19 +153,28 @@ def weights(run: Path) -> dict[str, bytes]:
 
 def main(arguments: Sequence[str]) -> int:
     """Compare; the exit status."""
-    if len(arguments) < 2 or "=" in arguments[0] + arguments[1]:
-        print((__doc__ or "").strip())
-        return 2
-    a, b, *own = arguments
-    cases = {"as given": own} if own else CASES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs=2, metavar="COMMIT")
+    parser.add_argument("--keep", type=Path, help="keep the runs of commits here")
+    parser.add_argument("--cifar", help="folder of CIFAR-10")
+    parser.add_argument("--only", default="", help="cases with this text in their name")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args(arguments)
+    cases = {"as given": options.settings} if options.settings else dict(CASES)
+    if options.cifar and not options.settings:
+        cases |= {name: [*CIFAR, f"data.root={options.cifar}", *case] for name, case in CIFAR_CASES.items()}
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        sides = [Side(commit, Path(folder) / name) for commit, name in ((a, "a"), (b, "b"))]
+        keep = (options.keep or Path(folder)).absolute()
+        sides = [
+            Side(commit, Path(folder) / name if commit == "." else keep / commit)
+            for commit, name in zip(options.commits, "ab", strict=True)
+        ]
         for name, case in cases.items():
-            ranks = 2 if "two ranks" in name else 1
-            found = first_difference(*(side.run(name, case, ranks) for side in sides))
-            failed += found is not None
-            print(f"{name:24} {found or 'equal'}", flush=True)
+            if options.only in name:
+                found = first_difference(*(side.run(name, case, 2 if "two ranks" in name else 1) for side in sides))
+                failed += found is not None
+                print(f"{name:32} {found or 'equal'}", flush=True)
     return int(failed > 0)
 
 
