@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cifar", help="folder of CIFAR-10")
     parser.add_argument("--only", default="", help="cases with this text in their name")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     cases = {"as given": options.settings} if options.settings else dict(CASES)
     if options.cifar and not options.settings:
         cases |= {name: [*CIFAR, f"data.root={options.cifar}", *case] for name, case in CIFAR_CASES.items()}

@@ -25,6 +25,7 @@ from nst.data.views import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, TargetSpec, Term
 from nst.layers import LOGITS, feature_shapes, resolve
+from nst.loop import Training
 from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
 from nst.optim import Constant
 from nst.reproduce.estimate import FixedSummaries
@@ -39,7 +40,6 @@ from nst.teacher import (
     kept_live,
     write_cache,
 )
-from nst.training.trainer import Trainer
 
 HELP = "a training step: plain, with a live teacher, with a teacher cache"
 
@@ -98,7 +98,8 @@ class Case:
 
     loss: str
     knowledge: str  # plain | live | stored | given (the targets are there already: what the loss itself costs)
-    trainer: Trainer
+    training: Training
+    source: TargetSource
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
     peak: int = 0  # bytes that a step adds
@@ -106,7 +107,7 @@ class Case:
     def batches(self) -> Iterator[Batch]:
         """Endless."""
         while True:
-            yield from self.trainer.loader.epoch(0)
+            yield from self.training.loader.epoch(0)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -193,17 +194,17 @@ def case(
     loader = split.loader(
         arguments.batch_size, train=True, device=arguments.device, channels_last=True, views=subset
     )  # fmt: skip
-    return Case(loss, kind, make_trainer(student, knowledge, loader, arguments.device, arguments.compile))
+    return Case(loss, kind, make_training(student, loader, arguments.device, arguments.compile), knowledge)
 
 
-def make_trainer(student: Distiller, knowledge: TargetSource, loader: Loader, device: str, compile: bool) -> Trainer:
+def make_training(student: Distiller, loader: Loader, device: str, compile: bool) -> Training:
     """In training mode; a learning rate of 0 keeps the noise from doing harm."""
-    trainer = Trainer(
-        student, knowledge, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
-        settings=TrainerConfig(epochs=1_000_000, compile=compile), ranks=Dist(0, 1, torch.device(device)), seed=0,
+    training = Training(
+        student, loader, optimizer=partial(torch.optim.SGD, lr=0.0), schedule=Constant(),
+        settings=TrainerConfig(epochs=1_000_000, compile=compile), dist=Dist(0, 1, torch.device(device)),
     )  # fmt: skip
-    trainer.distiller.train()
-    return trainer
+    training.distiller.train()
+    return training
 
 
 def written_cache(
@@ -268,7 +269,7 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
     for turn in range(arguments.repeats + 2):  # the first one warms up, the second one is for the memory
         for one, stream in zip(cases, streams, strict=True):
             base = forget_peak(device) if turn == 1 else 0
-            seconds, processor = timed(lambda one=one, stream=stream: one.trainer.step(next(stream)), device)
+            seconds, processor = timed(lambda one=one, stream=stream: one.step(next(stream)), device)
             if turn == 1:
                 peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
                 one.peak = peak - base
@@ -286,7 +287,7 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
         row: Row = {
             "loss": one.loss,
             "knowledge": one.knowledge,
-            "compiled": one.trainer.forward.chosen,
+            "compiled": one.training.compiled is not None,
             "images_per_second": arguments.batch_size / median(one.seconds),
             "ratio_to_plain": median(a / b for a, b in zip(one.seconds, plain.seconds, strict=True)),
             "ratio_by_processor_time": median(a / b for a, b in zip(one.processor, plain.processor, strict=True)),

@@ -74,7 +74,9 @@ def test_mistakes_are_named_with_what_would_be_right(
     monkeypatch.setattr("sys.argv", ["train.py", override])
     monkeypatch.setattr(build, "dataset", lambda run: pytest.fail("data was read"))
     with pytest.raises((ValueError, HydraException)) as caught:
-        build.networks(build.settings(compose(override)))
+        run = build.settings(compose(override))
+        build.check(run)
+        build.networks(run)
     message = explain(caught.value)
     assert all(part in message for part in MISTAKES[override]), message
 
@@ -208,7 +210,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
 )
 def test_what_cannot_be_right_is_refused_before_any_work(compose: Compose, overrides: list[str], told: str) -> None:
     with pytest.raises((ValueError, ConfigCompositionException), match=told):
-        build.settings(compose(*overrides))
+        build.check(build.settings(compose(*overrides)))
 
 
 def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) -> None:
@@ -239,10 +241,12 @@ def test_the_runs_taps_apply_to_a_loss_whose_node_has_no_layers(compose: Compose
 @pytest.mark.parametrize("schedule", ["step", "cosine", "onecycle", "constant"])
 def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str, schedule: str) -> None:
     run = build.settings(compose(f"optim={choice}", f"schedule={schedule}"))
-    make, no_decay = build.optimizer(run)
-    optimizer = make_optimizer(make, nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), no_decay)
+    made = build.optimization(run)
+    optimizer = make_optimizer(
+        made["optimizer"], nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), made["no_decay"]
+    )
     assert type(optimizer).__name__.lower() == choice
-    assert 0 < build.schedule(run)(0.1, 0, 100) <= 0.1
+    assert 0 < made["schedule"](0.1, 0, 100) <= 0.1
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == ([0.05, 0.0] if choice == "adamw" else [run.optim["weight_decay"]])
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,10 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.cli.train import run
+from nst.loop import Training
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.runs.folder import run_folder
-from nst.runs.teacher import teacher_run
-from nst.training.loop import Loop
-from nst.training.trainer import Trainer
 
 
 def events(folder: str, kind: str) -> list[dict[str, object]]:
@@ -63,18 +62,17 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(compose(*tiny, "loss=nst_poly", "seed=3", "outputs=" + compose().outputs + "/whole"))
-    step, evaluations = Trainer.step, Loop.finish_epoch
+    step = Training.step
 
-    def die_at_five(self: Trainer, batch: object) -> None:
-        step(self, batch)  # pyright: ignore[reportArgumentType]
+    def die_at_five(self: Training, batch: object, targets: Any) -> None:
+        step(self, batch, targets)  # pyright: ignore[reportArgumentType]
         if self.progress.step == 5 and self.steps == 6:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(Trainer, "step", die_at_five)
+    monkeypatch.setattr(Training, "step", die_at_five)
     with pytest.raises(RuntimeError, match="power cut"):
         run(compose(*tiny, "loss=nst_poly", "seed=3"))
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Loop, "finish_epoch", evaluations)
+    monkeypatch.setattr(Training, "step", step)
     continued = run(compose(*tiny, "loss=nst_poly", "seed=3"))
 
     def comparable(summary: dict[str, str], kind: str) -> list[dict[str, object]]:
@@ -114,11 +112,14 @@ def test_validation_images_are_held_out_and_the_test_set_is_measured_once(compos
     assert summary["evaluated_on"] == "val"
     assert summary["test"]["images"] == 360
     assert summary["last"]["images"] < 360
+    assert summary["test_best"]["images"] == 360
+    with safe_open(Path(summary["folder"]) / "best.safetensors", framework="pt") as f:
+        assert f.metadata()["epoch"] == str(summary["best"]["epoch"])
 
 
 def test_the_teacher_does_not_depend_on_how_the_student_is_trained(compose: Compose, tiny: list[str]) -> None:
     def teacher(*overrides: str) -> Path:
-        return run_folder(asdict(teacher_run(build.settings(compose(*tiny, "loss=kd", *overrides)))))
+        return run_folder(asdict(build.teacher_run(build.settings(compose(*tiny, "loss=kd", *overrides)))))
 
     same = ["trainer.clip_grad_norm=5", "trainer.precision=bf16", "trainer.compile=false", "trainer.accumulate=2"]
     assert teacher(*same, "seed=4", "optim.lr=0.3", "trainer.epochs=9") == teacher()
@@ -137,29 +138,6 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_weights(
     save_weights(weights, resnet8(num_classes=10, in_channels=1), {})
     with pytest.raises(ValueError, match="is finished, with a teacher of SHA-256"):
         run(compose(*tiny, "loss=kd", f"teacher.weights={weights}"))
-
-
-def test_a_finished_run_says_which_of_ones_own_code_has_changed(
-    compose: Compose,
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Started again."""
-    source = tmp_path / "smallnet.py"
-    source.write_text(
-        "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self, **settings):\n"
-        "        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    settings = [*tiny, "loss=kd", "model._target_=smallnet.Small"]
-    run(compose(*settings))
-    assert run(compose(*settings))["was_finished"]
-    assert "smallnet" not in caplog.text
-    source.write_text(source.read_text() + "\n# another line\n")
-    assert run(compose(*settings))["was_finished"]
-    assert f"{source} has changed since this run; its results are of the earlier source" in caplog.text
 
 
 def test_outputs_that_cannot_be_made_are_named(compose: Compose, tiny: list[str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nst.evaluate import Metrics, evaluate
     from nst.export import load_student
     from nst.layers import LayerHooks, feature_shapes
+    from nst.loop import Loop, Training
     from nst.losses import (
         AT,
         CC,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     )
     from nst.models.weights import load_weights, save_weights
     from nst.teacher import LiveTeacher, Normalization
-    from nst.training.trainer import Trainer
 
 __version__ = "0.2.0"
 
@@ -58,14 +58,15 @@ __all__ = [
     "FitNet",
     "LayerHooks",
     "LiveTeacher",
+    "Loop",
     "MemorySplit",
     "Metrics",
     "Normalization",
     "Pair",
     "ReviewKD",
     "Term",
-    "Trainer",
     "TrainerConfig",
+    "Training",
     "TransferLoss",
     "ViewScheme",
     "evaluate",
@@ -90,7 +91,7 @@ _HOMES = {
     "nst.layers": ("LayerHooks", "feature_shapes"),
     "nst.dist": ("Dist",),
     "nst.evaluate": ("Metrics", "evaluate"),
-    "nst.training.trainer": ("Trainer",),
+    "nst.loop": ("Loop", "Training"),
     "nst.models.weights": ("load_weights", "save_weights"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

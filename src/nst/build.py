@@ -1,19 +1,26 @@
-"""Configuration → objects. The only place that instantiates components; all other modules take objects."""
+"""Configuration → objects: the only place that instantiates components. All modules below take objects."""
 
 import difflib
+import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import hydra.utils
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nst.config import (
+    UNNAMED,
     CacheConfig,
     EvaluateConfig,
     RunConfig,
-    TeacherTrainConfig,
+    TeacherConfig,
+    TrainerConfig,
     check_numbers,
     check_pair,
     check_ranges,
@@ -24,17 +31,17 @@ from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.dist import Dist
-from nst.distiller import Distiller, TargetSpec, Term
+from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.weights import check_saveable
-from nst.optim import MakeOptimizer, Schedule, check_optimizer
+from nst.optim import check_optimizer
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
 from nst.seeds import seeded
-from nst.teacher import Teacher
-from nst.terms import check_name, instantiate, resolve_layers, terms
-from nst.training.trainer import Trainer
+
+# names that the shipped losses use for their layers
+LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Networks:
 
 
 def settings(cfg: DictConfig) -> RunConfig:
-    """The composed configuration, resolved and checked.
+    """The composed configuration, resolved and checked as far as that goes without making an object (see `check`).
 
     A teacher that no term needs is dropped, so that `loss=ce` is plain training with any `teacher`.
 
@@ -62,42 +69,58 @@ def settings(cfg: DictConfig) -> RunConfig:
     check_values(run)
     for group in ("model", "data"):
         _check_component(group, getattr(run, group))
-    _check_sizes(run.data)
-    resolve_layers(run)
-    loss_terms = terms(run)
-    if not loss_terms:
+    for key in ("num_classes", "channels", "size"):
+        if isinstance(number := run.data.get(key), int) and number < 1:
+            raise ValueError(f"data.{key}={number}: at least 1 is needed")
+    losses = {name: loss_class(name, node) for name, node in run.loss.items()}
+    used = [name for name in losses if run.loss[name]["weight"] > 0]
+    if not used:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
-    teacher_terms = [term.name for term in loss_terms if term.loss.source == "teacher"]
-    if not teacher_terms:
-        run.teacher.model, run.teacher.weights = None, None
-        run.cache = CacheConfig()
+    _resolve_layers(run, losses)
+    taught = [name for name in used if losses[name].source == "teacher"]
+    if not taught:
+        run.teacher.model, run.teacher.weights, run.cache = None, None, CacheConfig()
     elif run.teacher.model is None:
         raise ValueError(
-            f"loss.{teacher_terms[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
+            f"loss.{taught[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
         )
     else:
         _check_component("teacher.model", run.teacher.model)
         check_pair("teacher.", run.teacher, run.data["channels"])
-    _check_classes_agree(run)
-    _check_kinds(run, loss_terms)
-    _check_training(run)
-    trackers(run)
+    classes = {
+        f"{key}.num_classes": node["num_classes"]
+        for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
+        if node is not None and "num_classes" in node
+    }
+    if len(set(classes.values())) > 1:
+        values = ", ".join(f"{key}={value}" for key, value in classes.items())
+        raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
+    mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
+    for name in used:
+        if losses[name].relational and run.trainer.accumulate > 1:
+            raise ValueError(
+                f"loss.{name} relates the images of a batch, so gradient accumulation would change it; "
+                f"trainer.accumulate={run.trainer.accumulate}, 1 is needed"
+            )
+        if mixing and (needed := [need for need in losses[name].inputs if need in ("labels", "index")]):
+            raise ValueError(
+                f"{mixing[0]}: loss.{name} needs the {needed[0]} of each image, and a mixed image has two; "
+                "omit mixing or that loss"
+            )
     return run
 
 
-def _check_sizes(data: Mapping[str, Any]) -> None:
-    for key in ("num_classes", "channels", "size"):
-        if isinstance(number := data.get(key), int) and number < 1:
-            raise ValueError(f"data.{key}={number}: at least 1 is needed")
+def check(run: RunConfig) -> None:
+    """Make losses, optimizers, schedules and trackers, so that a wrong argument of one fails before any work.
 
-
-def _check_training(run: RunConfig) -> None:
-    """Raises ValueError for a wrong optimizer or schedule of the student, or of a teacher that is trained first."""
-    optimizer(run)
-    schedule(run)
+    Raises:
+        ValueError: names the component's key and the argument.
+    """
+    terms(run)
+    optimization(run)
+    trackers(run)
     if run.teacher.model is not None and run.teacher.weights is None:
-        optimizer(run.teacher.train, "teacher.train.optim")
-        schedule(run.teacher.train, "teacher.train.schedule")
+        optimization(teacher_run(run), "teacher.train.")
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
@@ -118,90 +141,188 @@ def _check_component(key: str, node: Any) -> None:
         raise ValueError(
             f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key.partition('.')[0]}"
         )
-    check_name(f"{key}.name", node.get("name"))
+    _check_name(f"{key}.name", node.get("name"))
 
 
-def _check_classes_agree(run: RunConfig) -> None:
-    classes = {
-        f"{key}.num_classes": node["num_classes"]
-        for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
-        if node is not None and "num_classes" in node
-    }
-    if len(set(classes.values())) > 1:
-        values = ", ".join(f"{key}={value}" for key, value in classes.items())
-        raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
+def _check_name(key: str, name: Any) -> None:
+    """Raises ValueError unless `name` can be one component of a path."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
+        raise ValueError(
+            f"{key} is {name!r}; it is part of folder names, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
+            "a letter or digit"
+        )
 
 
-def _check_kinds(run: RunConfig, loss_terms: Sequence[Term]) -> None:
-    """Check the requirements that the terms declare against the settings of the run."""
-    for term in loss_terms:
-        if term.loss.relational and run.trainer.accumulate > 1:
-            raise ValueError(
-                f"loss.{term.name} relates the images of a batch, so gradient accumulation would change it; "
-                f"trainer.accumulate={run.trainer.accumulate}, 1 is needed"
+def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
+    """Call a node's `_target_`, or with `partial` return it as a partial; the error of a wrong argument names `key`."""
+    try:
+        return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
+    except InstantiationException as error:
+        _check_target(f"{key}._target_", node.get("_target_"))
+        raise ValueError(f"{key}: {error.__cause__ or error}") from error
+
+
+def _check_target(key: str, target: Any) -> None:
+    """Raises ValueError for a name that its module, which could be imported, does not have; names the nearest that it has."""
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    loaded = sys.modules.get(module)
+    if loaded is not None and not hasattr(loaded, name):
+        nearest = difflib.get_close_matches(name, [known for known in vars(loaded) if not known.startswith("_")], n=1)
+        hint = f"; did you mean {module}.{nearest[0]}?" if nearest else ""
+        raise ValueError(f"{key}={target}: {getattr(loaded, '__file__', module)} has no {name}{hint}")
+
+
+def loss_class(name: str, node: Any) -> type[TransferLoss]:
+    """The class of a term's loss, whose attributes say what it needs. Raises ValueError for a node that is no term."""
+    key = f"loss.{name}"
+    _check_name(f"{key}: its name", name)
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(
+            f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
+            "pairs of layers for all losses at once: layers=[{teacher: last, student: last}]"
+        )
+    weight = node.get("weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
+    try:
+        found = hydra.utils.get_object(node["_target_"])
+    except Exception as error:  # whatever importing a user's module raises
+        _check_target(f"{key}._target_", node["_target_"])
+        raise ValueError(f"{key}._target_={node['_target_']}: {error.__cause__ or error}") from error
+    if not isinstance(found, type) or not issubclass(found, TransferLoss):
+        raise ValueError(f"{key}._target_={node['_target_']}: a subclass of nst.losses.TransferLoss is needed")
+    if found.on_logits and node.get("layers"):
+        raise ValueError(f"{key}.layers: this loss works on the logits and takes no layers")
+    return found
+
+
+def _resolve_layers(run: RunConfig, losses: Mapping[str, type[TransferLoss]]) -> None:
+    """Resolve the run's key `layers` into the layers of every loss.
+
+    `layers` applies to all losses without their own, even where their node has no such key: a list of pairs, a layer that both
+    networks have, or a mapping from the names that losses use to either.
+    """
+    if not run.layers:
+        raise ValueError(f"layers={run.layers}: a layer such as last, pooled or stages, or at least one pair is needed")
+    named = run.layers if isinstance(run.layers, Mapping) else {"last": run.layers}
+    for name in named:
+        nearest = difflib.get_close_matches(str(name), LAYER_NAMES, n=1, cutoff=0.5)
+        if name not in LAYER_NAMES and not any(node.get("layers") == name for node in run.loss.values()):
+            hint = (
+                f"did you mean {nearest[0]}?"
+                if nearest
+                else f"losses use {', '.join(LAYER_NAMES)}, or the names in their own layers"
             )
-        if term.loss.all_layers and any(pair.weight != 1 for pair in term.pairs):
-            raise ValueError(
-                f"loss.{term.name}.layers: this loss compares all layers at once, so a pair cannot have its own weight"
-            )
-    _check_mixing(run, loss_terms)
+            raise ValueError(f"layers.{name}: no loss uses this name; {hint}")
+    for name, node in run.loss.items():
+        # A run whose layers are the default keeps its name: nothing is added.
+        if "layers" not in node and named.get("last", "last") != "last" and not losses[name].on_logits:
+            node["layers"] = None
+        if "layers" in node:
+            layers = "last" if node["layers"] is None else node["layers"]
+            node["layers"] = named.get(layers, layers) if isinstance(layers, str) else layers
+            _pairs(f"loss.{name}.layers", node["layers"], ())
 
 
-def _check_mixing(run: RunConfig, loss_terms: Sequence[Term]) -> None:
-    """Raises ValueError for settings that mixup and cutmix exclude: whatever needs single images."""
-    mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
-    if not mixing:
-        return
-    for term in loss_terms:
-        if needed := [need for need in term.loss.inputs if need in ("labels", "index")]:
-            raise ValueError(
-                f"{mixing[0]}: loss.{term.name} needs the {needed[0]} of each image, and a mixed image has two; "
-                "omit mixing or that loss"
-            )
-
-
-def optimizer(run: RunConfig | TeacherTrainConfig, key: str = "optim") -> tuple[MakeOptimizer, tuple[str, ...]]:
-    """A factory of the optimizer of a run or of the teacher's training, and which parameters are excluded from weight decay.
+def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
+    """The terms of the run's loss, in order; those of weight 0 are left out.
 
     Args:
-        key: of its node, for errors.
+        models: student and teacher, to resolve `stages`; without them `stages` is one pair.
+    """
+    made: list[Term] = []
+    with seeded(run.seed):
+        for name, node in run.loss.items():
+            key = f"loss.{name}"
+            loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "layers")})
+            on_layers = () if loss.on_logits else _pairs(f"{key}.layers", node.get("layers", "last"), models)
+            if loss.all_layers and any(pair.weight != 1 for pair in on_layers):
+                raise ValueError(
+                    f"{key}.layers: this loss compares all layers at once, so a pair cannot have its own weight"
+                )
+            made.append(Term(name, loss, float(node["weight"]), on_layers or (Pair(LOGITS, LOGITS),)))
+    return [term for term in made if term.weight > 0]
+
+
+def _pairs(key: str, layers: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+    """The pairs of a loss: of a list, or of a layer's name on both sides."""
+    if isinstance(layers, str):
+        return _of_stages(key, Pair(layers, layers), models)
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ValueError(f"{key}={layers!r}: a layer such as last, pooled or stages, or a list of pairs is needed")
+    return tuple(pair for node in layers for pair in _of_stages(key, _pair(key, node), models))
+
+
+def _of_stages(key: str, pair: Pair, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
+    """`stages`, `stages_pre_relu` and `stages_out` stand for all stages that both networks have so; any other pair for itself."""
+    matches = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
+    if not any(matches):
+        return (pair,)
+    if not all(matches):
+        raise ValueError(
+            f"{key}: teacher {pair.teacher}, student {pair.student}: name all stages on both sides, or one layer"
+        )
+    student, teacher = (match.group(1) for match in matches if match)
+    named = [getattr(model, "named_layers", {}) for model in models]
+    stages = [
+        k
+        for k in range(1, 100 if models else 2)
+        if all(f"stage{k}{suffix}" in names for names, suffix in zip(named, (student, teacher), strict=False))
+    ]
+    if not stages:
+        raise ValueError(
+            f"{key}={pair.teacher if pair.teacher == pair.student else pair}: teacher and student have no stages in common; name pairs of "
+            "layers, `nst layers` lists them"
+        )
+    return tuple(Pair(f"stage{k}{teacher}", f"stage{k}{student}", pair.weight) for k in stages)
+
+
+def _pair(key: str, node: Any) -> Pair:
+    names = ("teacher", "student", "weight")
+    if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node):
+        raise ValueError(
+            f"{key}: {node!r} found, entries like {{teacher: last, student: last, weight: 1.0}} are needed"
+        )
+    for name in node:
+        if name not in names:
+            nearest = difflib.get_close_matches(str(name), names, n=1)
+            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {nearest[0]}?' if nearest else ''}")
+    weight = node.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"{key}: weight={weight!r}: a positive number is needed")
+    return Pair(str(node["teacher"]), str(node["student"]), float(weight))
+
+
+def optimization(run: RunConfig, prefix: str = "") -> dict[str, Any]:
+    """What `nst.loop.Training` needs to optimise: `optimizer`, a factory; `schedule`; `no_decay`, the parameters without weight decay.
+
+    Args:
+        prefix: of the keys `optim` and `schedule` in errors.
 
     Raises:
-        ValueError: unknown optimizer, or an argument that it does not accept.
+        ValueError: unknown optimizer or schedule, or an argument that it does not accept.
     """
-    node = run.optim
-    _check_chosen(key, node, "adamw")
-    no_decay = node.get("no_decay") or ()
-    make = instantiate(key, {k: v for k, v in node.items() if k != "no_decay"}, partial=True)
+    for name, example in (("optim", "adamw"), ("schedule", "cosine")):
+        node = getattr(run, name)
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            choice = node if isinstance(node, str) else example
+            group = f"{name}@{prefix}{name}" if prefix else name
+            raise ValueError(
+                f"{prefix}{name} is {node!r}; a node with a `_target_` is needed, for example {group}={choice}"
+            )
+    key, no_decay = f"{prefix}optim", run.optim.get("no_decay") or ()
+    make = instantiate(key, {k: v for k, v in run.optim.items() if k != "no_decay"}, partial=True)
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
     try:
         check_optimizer(make, no_decay)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    return make, tuple(no_decay)
-
-
-def schedule(run: RunConfig | TeacherTrainConfig, key: str = "schedule") -> Schedule:
-    """The learning-rate schedule of a run or of the teacher's training.
-
-    Args:
-        key: of its node, for errors.
-
-    Raises:
-        ValueError: there is none, or an argument is wrong.
-    """
-    _check_chosen(key, run.schedule, "cosine")
-    return instantiate(key, run.schedule)
-
-
-def _check_chosen(key: str, node: Any, example: str) -> None:
-    """Raises ValueError unless a component is a node with a `_target_`; shows how one is chosen from its group."""
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        group = key.rpartition(".")[2]
-        name = node if isinstance(node, str) else example
-        choice = f"{group}={name}" if group == key else f"{group}@{key}={name}"
-        raise ValueError(f"{key} is {node!r}; a node with a `_target_` is needed, for example {choice}")
+    return {
+        "optimizer": make,
+        "schedule": instantiate(f"{prefix}schedule", run.schedule),
+        "no_decay": tuple(no_decay),
+    }
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
@@ -221,87 +342,114 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     return model
 
 
-def networks(run: RunConfig) -> Networks:
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's node that needs no download to be built: `pretrained` off."""
+    return {**node, "pretrained": False} if "pretrained" in node else dict(node)
+
+
+def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
     """Student and teacher with layers and losses, checked by a forward pass of one blank image through each.
+
+    Args:
+        dist: with several ranks and `trainer.sync_bn`, batch norms over the global batch; None: one process.
 
     Raises:
         ValueError: unknown layer, a layer whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
     """
-    image = (run.data["channels"], run.data["size"], run.data["size"])
     student = network("model", run.model, run.seed)
+    synchronised = run.trainer.sync_bn and dist is not None and dist.world > 1
+    if synchronised:
+        student = _synchronised(student, dist)
     teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
-    loss_terms = terms(run, [student] if teacher is None else [student, teacher])
-    _check_layers(loss_terms, "student", student)
-    student_shapes = _shapes("student", student, [p.student for t in loss_terms for p in t.pairs], image)
-    _check_classes("model", student_shapes, run.data["num_classes"])
-    teacher_shapes = {}
-    if teacher is not None:
-        teacher_terms = [t for t in loss_terms if t.loss.source == "teacher"]
-        _check_layers(teacher_terms, "teacher", teacher)
-        teacher_shapes = _shapes("teacher", teacher, [p.teacher for t in teacher_terms for p in t.pairs], image)
-        _check_classes("teacher.model", teacher_shapes, run.data["num_classes"])
-        if run.cache.views:
-            _check_cacheable(teacher)
-    with seeded(run.seed):
-        distiller = Distiller(student, loss_terms, student_shapes, teacher_shapes)
-    for spec in distiller.target_specs:
-        _check_plan(spec, teacher_shapes[spec.layer])
-    check_saveable(student)
-    check_resumable(distiller)
-    return Networks(distiller, teacher, student_shapes, teacher_shapes)
-
-
-def _check_plan(spec: TargetSpec, teacher_shape: Shape) -> None:
-    """Raises ValueError if a loss cannot compare two shapes."""
-    name, shapes = spec.key.split(":")[0], (spec.student_shape, teacher_shape)
-    try:
-        spec.loss.spec(*shapes)
-        if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
-            raise ValueError(
-                f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
-                "scaled to unit length is always the same: name earlier layers as "
-                f"loss.{name}.layers=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
-            )
-    except ValueError as error:
-        raise ValueError(f"loss.{name}, teacher layer '{spec.layer}': {error}") from error
-
-
-def _check_layers(loss_terms: list[Term], side: str, model: nn.Module) -> None:
-    for term in loss_terms:
-        for pair in term.pairs:
-            try:
-                resolve(model, pair.student if side == "student" else pair.teacher)
-            except ValueError as error:
-                raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
-
-
-def _shapes(side: str, model: nn.Module, layers: list[str], image: tuple[int, int, int]) -> dict[str, Shape]:
-    for name, p in model.named_parameters():
-        if p.is_floating_point() and p.dtype != torch.float32:
-            raise ValueError(
-                f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
-            )
-    try:
-        return feature_shapes(model, [*layers, LOGITS], image, trained=side == "student")
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{side} on images of shape {image}: {error}") from error
-
-
-def _check_classes(key: str, shapes: dict[str, Shape], classes: int) -> None:
-    if shapes[LOGITS] != (classes,):
-        raise ValueError(
-            f"{key}: its output has shape {shapes[LOGITS]} an image, data.num_classes={classes} needs ({classes},)"
-        )
-
-
-def _check_cacheable(teacher: nn.Module) -> None:
-    """Raises ValueError for a teacher whose output for an image depends on its batch."""
-    for name, module in teacher.named_modules():
+    made = terms(run, [student] if teacher is None else [student, teacher])
+    student_shapes = _shapes(run, "student", student, made)
+    teacher_shapes = {} if teacher is None else _shapes(run, "teacher", teacher, made)
+    for name, module in [] if teacher is None or not run.cache.views else teacher.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"teacher.model: its batch norm {name} has no running statistics, so its output for an image depends on the batch "
                 "and cannot be cached; use cache.views=0"
             )
+    with seeded(run.seed):
+        distiller = Distiller(student, made, student_shapes, teacher_shapes)
+    for loss in distiller.losses.values() if synchronised else ():
+        if not getattr(loss, "relational", False):  # a relational one has the global batch already
+            _synchronised(loss, dist)
+    for spec in distiller.target_specs:
+        name, shapes = spec.key.split(":")[0], (spec.student_shape, teacher_shapes[spec.layer])
+        try:
+            spec.loss.spec(*shapes)
+            if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
+                raise ValueError(
+                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
+                    "scaled to unit length is always the same: name earlier layers as "
+                    f"loss.{name}.layers=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
+                )
+        except ValueError as error:
+            raise ValueError(f"loss.{name}, teacher layer '{spec.layer}': {error}") from error
+    check_saveable(student)
+    check_resumable(distiller)
+    return Networks(distiller, teacher, student_shapes, teacher_shapes)
+
+
+def _synchronised(model: nn.Module, dist: Dist | None) -> nn.Module:
+    """The model with torch's `SyncBatchNorm`; its parameters are the same. Raises ValueError where that would not do the same."""
+    if dist is None or dist.device.type != "cuda":
+        raise ValueError(
+            "trainer.sync_bn=true: torch synchronises batch norms on CUDA devices only; use it there, or one rank"
+        )
+    for name, module in model.named_modules():
+        plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) not in plain:
+            raise ValueError(
+                f"trainer.sync_bn=true: layer {name} is a {type(module).__name__}; torch's own BatchNorm layers only can be "
+                "synchronised, so use trainer.sync_bn=false with this model"
+            )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -> dict[str, Shape]:
+    """The shapes of a network's features. Raises ValueError for an unknown layer, and a network that does not fit the data."""
+    names: list[str] = []
+    for term in made:
+        for pair in term.pairs if side == "student" or term.loss.source == "teacher" else ():
+            names.append(pair.student if side == "student" else pair.teacher)
+            try:
+                resolve(model, names[-1])
+            except ValueError as error:
+                raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise ValueError(
+                f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
+            )
+    image, classes = (run.data["channels"], run.data["size"], run.data["size"]), run.data["num_classes"]
+    try:
+        shapes = feature_shapes(model, [*names, LOGITS], image, trained=side == "student")
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{side} on images of shape {image}: {error}") from error
+    if shapes[LOGITS] != (classes,):
+        raise ValueError(
+            f"{'model' if side == 'student' else 'teacher.model'}: its output has shape {shapes[LOGITS]} an image, "
+            f"data.num_classes={classes} needs ({classes},)"
+        )
+    return shapes
+
+
+def teacher_run(run: RunConfig) -> RunConfig:
+    """The run that trains the teacher: its own recipe and seed, independent of the student's.
+
+    From the student's trainer it takes only keys that do not change the result.
+    """
+    train = run.teacher.train
+    shared = [key.removeprefix("trainer.") for key in UNNAMED if key.startswith("trainer.")]
+    own = {key: getattr(train, key) for key in ("epochs", "batch_size", "precision", "sync_bn")}
+    trainer = TrainerConfig(**{key: getattr(run.trainer, key) for key in shared}, **own)
+    return replace(
+        run, model=run.teacher.model, teacher=TeacherConfig(), cache=CacheConfig(), optim=train.optim, schedule=train.schedule,
+        loss={"ce": {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}}, trainer=replace(trainer, profile=False),
+        seed=run.teacher.seed,
+    )  # fmt: skip
 
 
 def check_evaluation(settings: EvaluateConfig) -> None:
@@ -326,8 +474,8 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     return instantiate("data", run.data)
 
 
-def loader(run: RunConfig, ranks: Dist, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
-    """This rank's loader of a split: "train" shuffled and augmented, the others unchanged.
+def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor | None = None) -> Loader:
+    """This rank's loader of a split: "train" shuffled, augmented and mixed, the others unchanged.
 
     Args:
         views: [images, K], the training views to draw from; None: all.
@@ -337,9 +485,9 @@ def loader(run: RunConfig, ranks: Dist, data: Dataset, split: str, views: Tensor
         run.trainer.batch_size if train else run.trainer.eval_batch_size,
         train=train,
         seed=run.seed,
-        rank=ranks.rank,
-        world=ranks.world,
-        device=ranks.device,
+        rank=dist.rank,
+        world=dist.world,
+        device=dist.device,
         channels_last=run.trainer.channels_last,
         views=views,
         workers=run.trainer.workers,
@@ -347,15 +495,6 @@ def loader(run: RunConfig, ranks: Dist, data: Dataset, split: str, views: Tensor
     if not train or not (run.trainer.mixup or run.trainer.cutmix):
         return batches
     return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
-
-
-def trainer(run: RunConfig, distiller: Distiller, source: Teacher, loader: Loader, ranks: Dist) -> Trainer:
-    """The trainer of the run's student, with its optimizer and schedule."""
-    make, no_decay = optimizer(run)
-    return Trainer(
-        distiller, source, loader, optimizer=make, schedule=schedule(run),
-        settings=run.trainer, ranks=ranks, seed=run.seed, no_decay=no_decay,
-    )  # fmt: skip
 
 
 def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:
@@ -369,8 +508,3 @@ def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Values of all parameters, trainable or not."""
     return sum(p.numel() for p in model.parameters())
-
-
-def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's node that needs no download to be built: `pretrained` off."""
-    return {**node, "pretrained": False} if "pretrained" in node else dict(node)

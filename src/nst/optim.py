@@ -62,8 +62,8 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
 def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[str] = ()) -> torch.optim.Optimizer:
     """The optimizer over the trainable parameters of `module`, in their order.
 
-    Each group stores its initial rate as `initial_lr`. Fused code is used where the class has it: there a step with
-    `found_inf` is skipped on the device; see `step_unless`.
+    Each group stores its initial rate as `initial_lr`. Fused code is used where the class has it: there a scaler of gradients skips
+    a step on the device.
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     undecayed = {id(p) for p in _spared(module, no_decay)}
@@ -103,16 +103,6 @@ def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Paramet
             norm = "norm" in no_decay and isinstance(submodule, NORMS)
             if parameter.requires_grad and (norm or ("bias" in no_decay and name == "bias")):
                 yield parameter
-
-
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step, skipped if `bad` (a bool scalar on the device) is true; no host sync if the code is fused."""
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-        optimizer.step()
-    elif not bad:
-        optimizer.step()
 
 
 class Schedule(Protocol):
@@ -215,18 +205,17 @@ class AveragedWeights(nn.Module):
         return list(chain(network.named_parameters(), network.named_buffers()))
 
     @torch.no_grad()
-    def update(self, skipped: Tensor) -> None:
-        """Add the network's weights to the average, unless `skipped` (a bool scalar on the device) is true; no host sync."""
+    def update(self) -> None:
+        """Add the network's weights to the average; no host sync."""
         averaged: list[Tensor] = []
         weights: list[Tensor] = []
         for name, value in self._weights():
             average = self.values[name]
-            new = torch.where(skipped, average, value)  # an average with itself is itself
             if average.is_floating_point():
                 averaged.append(average)
-                weights.append(new)
+                weights.append(value)
             else:
-                average.copy_(new)
+                average.copy_(value)
         self._average(averaged, weights, 0)
 
     def forward(self, images: Tensor) -> Tensor:

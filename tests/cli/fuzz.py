@@ -218,7 +218,7 @@ def main() -> int:
     import torch
 
     import nst.cli.train
-    import nst.runs.run  # noqa: F401
+    import nst.run  # noqa: F401
 
     torch.set_num_threads(1)
     selected = [case for case in cases() if arguments.only in " ".join(case.words)]

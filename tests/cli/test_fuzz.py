@@ -8,7 +8,7 @@ from tests.cli.fuzz import Case, cases, judge
 from tests.conftest import ROOT
 
 CODE = """
-import sklearn.datasets, nst.cli.train, nst.runs.run
+import sklearn.datasets, nst.cli.train, nst.run
 from tests.cli.fuzz import outcome
 from tests.cli.test_fuzz import CHOSEN
 for case in CHOSEN:

@@ -19,8 +19,8 @@ from nst.cli.main import command
 from nst.cli.sweep import read_sweep
 from nst.cli.train import run
 from nst.files import write_whole
+from nst.loop import Training
 from nst.runs.folder import RunFolder
-from nst.training.trainer import Trainer
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
 
@@ -89,19 +89,19 @@ def test_a_stopped_sweep_continues_where_it_was(
     sweep: Sweep, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished runs are skipped, the interrupted one goes on from its step, the others start."""
-    step = Trainer.step
+    step = Training.step
 
-    def stop_at_four(self: Trainer, batch: Any) -> None:
-        step(self, batch)
+    def stop_at_four(self: Training, batch: Any, targets: Any) -> None:
+        step(self, batch, targets)
         if self.seed == 1 and self.progress.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "step", stop_at_four)
+    monkeypatch.setattr(Training, "step", stop_at_four)
     status, jobs = sweep(*ALONE, "seed=0,1,2")
     assert status == 128 + signal.SIGTERM
     assert [job["state"] for job in jobs] == ["finished", "interrupted"]
     capfd.readouterr()
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Training, "step", step)
     status, jobs = sweep(*ALONE, "seed=0,1,2")
     printed = capfd.readouterr().out
     assert status == 0

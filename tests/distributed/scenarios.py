@@ -20,10 +20,10 @@ from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import evaluate
 from nst.layers import LOGITS, feature_shapes
+from nst.loop import Training
 from nst.losses import AT, CC, CRD, DIST, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet
 from nst.optim import Step
-from nst.teacher import LiveTeacher
-from nst.training.trainer import Trainer
+from nst.teacher import LiveTeacher, Teacher
 
 IMAGES, BATCH, STEPS = 51, 16, 6  # the fourth batch of an epoch has 3 images: parts of 1 and 2
 
@@ -82,9 +82,9 @@ def chosen(losses: str) -> list[Term]:
             ]
 
 
-def trainer(
+def training(
     here: Dist, *, bn: bool = False, with_labels: bool = True, losses: str = "maps", **settings: Any
-) -> Trainer:
+) -> tuple[Training, Teacher]:
     """Several losses at once, from a teacher with more channels."""
     logits = (Pair(LOGITS, LOGITS),)
     terms = chosen(losses)
@@ -100,55 +100,52 @@ def trainer(
     loader: Any = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
     if "mixup" in settings:
         loader = MixingLoader(loader, data(), 10, settings["mixup"], settings["cutmix"])
-    return Trainer(
+    training = Training(
         distiller,
-        LiveTeacher(teacher, distiller.requests),
         loader,
         optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3),
         schedule=Step(),
         settings=TrainerConfig(
             epochs=2, batch_size=BATCH, channels_last=False, compile=False, clip_grad_norm=5.0, **settings
         ),
-        ranks=here,
-        seed=0,
+        dist=here,
     )
+    return training, Teacher((LiveTeacher(teacher, distiller.target_specs),))
 
 
-def train(it: Trainer) -> dict[str, Any]:
+def train(it: Training, teacher: Teacher) -> dict[str, Any]:
     """What the log would say of each of the first steps, and what they make of the student."""
     logged: list[dict[str, Any]] = []
     seen: list[Tensor] = []
     it.distiller.train()
     while it.progress.step < STEPS:
-        for batch in it.loader.epoch(*divmod(it.progress.step, it.loader.steps)):
-            it.step(batch)
-            logged.append(it.window())
+        for batch, targets in teacher.targets(it.loader.epoch(*divmod(it.progress.step, it.loader.steps))):
+            it.step(batch, targets)
+            logged.append(it.means())
             seen.append(batch.indices)
             if it.progress.step == STEPS:
                 break
-    it.ranks.broadcast_buffers(it.distiller)
+    it.dist.broadcast_buffers(it.distiller)
     state = it.distiller.state_dict()
     if it.average is not None:
-        it.ranks.broadcast(it.average.values.values())
+        it.dist.broadcast(it.average.values.values())
         state |= {f"average {name}": value for name, value in it.average.values.items()}
     return {"logged": logged, "state": state, "seen": seen}
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "sync_bn": {"bn": True, "sync_bn": True},
     "parts": {"accumulate": 3},
-    "parts_sync_bn": {"bn": True, "sync_bn": True, "accumulate": 2},
     "no_label": {"with_labels": False},
     "kinds": {"losses": "kinds"},
     "relations": {"losses": "relations"},
-    "recipe": {"bn": True, "sync_bn": True, "mixup": 1.0, "cutmix": 1.0, "ema": 0.8},
+    "recipe": {"mixup": 1.0, "cutmix": 1.0, "ema": 0.8},
 }
 
 
 def results(here: Dist) -> dict[str, Any]:
     """Everything, on this rank."""
-    found: dict[str, Any] = {name: train(trainer(here, **kind)) for name, kind in SCENARIOS.items()}
+    found: dict[str, Any] = {name: train(*training(here, **kind)) for name, kind in SCENARIOS.items()}
     torch.manual_seed(0)
     evaluation = data().loader(20, train=False, rank=here.rank, world=here.world, device=here.device)
     found["evaluation"] = vars(evaluate(Network(6, True).to(here.device), evaluation.epoch(0), here))

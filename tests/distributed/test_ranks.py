@@ -30,11 +30,7 @@ def one() -> Found:
     return scenarios.results(ONE)
 
 
-# In the part of a step that synchronised BN sees, two ranks have other images than one process has.
-COMPARABLE = [name for name in scenarios.SCENARIOS if name != "parts_sync_bn"]
-
-
-@pytest.mark.parametrize("name", COMPARABLE)
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
 def test_losses_gradients_and_weights_are_those_of_one_process(name: str, ranks: list[Found], one: Found) -> None:
     """Loss terms, gradient norm and accuracy of every step; then weights, what losses learn and BN statistics."""
     for two_ranks, single in zip(ranks[0][name]["logged"], one[name]["logged"], strict=True):
@@ -79,9 +75,9 @@ def test_numbers_are_gathered_by_rank(ranks: list[Found], one: Found) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_give_what_one_process_gives(one: Found, tmp_path: Path) -> None:
-    """With NCCL and torch's own synchronised BN, in the arithmetic of the GPU."""
+    """With NCCL, in the arithmetic of the GPU."""
     [job] = torchrun(SCENARIOS, str(tmp_path), "cuda", ranks=2)
     output(job)
     found = torch.load(tmp_path / "rank0.pt", weights_only=False, map_location="cpu")
-    for name in COMPARABLE:
+    for name in scenarios.SCENARIOS:
         torch.testing.assert_close(found[name]["state"], one[name]["state"], rtol=1e-2, atol=1e-3)

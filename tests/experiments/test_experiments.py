@@ -14,7 +14,7 @@ from tests.data.samples import encode, noise, write_shard
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
-from nst.dist import Dist
+from nst.loop import Training
 from nst.reproduce.table import read_table
 from nst.teacher import LiveTeacher, Teacher
 
@@ -127,14 +127,14 @@ def test_composes_builds_and_takes_two_steps(words, roots):
     for loss in networks.distiller.losses.values():
         if loss.teacher_layer is not None:
             loss.init_teacher(torch.eye(dataset.num_classes))
-    trainer = build.trainer(run, networks.distiller, Teacher(sources), loader, Dist(0, 1, torch.device("cpu")))
-    for _, batch in zip(range(STEPS), loader.epoch(0), strict=False):
-        trainer.step(batch)
-    logged = trainer.window()
+    training = Training(networks.distiller, loader, **build.optimization(run), settings=run.trainer)
+    for _, (batch, targets) in zip(range(STEPS), Teacher(sources).targets(loader.epoch(0)), strict=False):
+        training.step(batch, targets)
+    logged = training.means()
     networks.distiller.hooks.remove()
     for live in sources:
         live.hooks.remove()
-    assert trainer.progress.step == STEPS
+    assert training.progress.step == STEPS
     assert set(logged["terms"]) == {name for name, node in run.loss.items() if node["weight"]}
     assert np.isfinite(logged["loss"])
 

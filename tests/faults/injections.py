@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from nst import loop
 from nst.data import memory
 from nst.data.memory import MemoryLoader
 from nst.runs import folder, record
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import cache
-from nst.training import compiled, loop, trainer
 
 
 def me(rank: int) -> bool:
@@ -27,17 +27,17 @@ def me(rank: int) -> bool:
 
 def around_step(number: int, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
     """Do something before or after the step that is the run's `number`-th, counted from 1."""
-    step = trainer.Trainer.step
+    step = loop.Training.step
 
-    def patched(self: trainer.Trainer, batch: Any) -> None:
+    def patched(self: loop.Training, batch: Any, targets: Any) -> None:
         now = self.progress.step + 1 == number
         if now:
             before()
-        step(self, batch)
+        step(self, batch, targets)
         if now:
             after()
 
-    trainer.Trainer.step = patched
+    loop.Training.step = patched
 
 
 def die() -> None:
@@ -75,8 +75,8 @@ def signal_in_evaluation(epoch: int, signum: int) -> None:
 def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
     finish = loop.Loop.finish_epoch
 
-    def patched(self: loop.Loop, flag: Any) -> None:
-        if self.trainer.progress.epoch + 1 == epoch:
+    def patched(self: loop.Loop) -> None:
+        if self.training.progress.epoch + 1 == epoch:
             batches = MemoryLoader.batches
 
             def some(loader: MemoryLoader, *args: Any) -> Any:
@@ -86,7 +86,7 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
                     yield batch
 
             MemoryLoader.batches = some
-        finish(self, flag)
+        finish(self)
 
     loop.Loop.finish_epoch = patched
 
@@ -111,7 +111,7 @@ def signal_in_compilation(signum: int) -> None:
         os.kill(os.getpid(), signum)
         raise RuntimeError("the compiler was interrupted")
 
-    compiled.disagreement = failing
+    loop.disagreement = failing
 
 
 def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:
@@ -137,30 +137,30 @@ def wait_in_step(number: int, seconds: float) -> None:
 
 def nan_in_step(number: int, rank: int = 0) -> None:
     """Images of one step that are not finite, on one rank."""
-    step = trainer.Trainer.step
+    step = loop.Training.step
 
-    def patched(self: trainer.Trainer, batch: Any) -> None:
+    def patched(self: loop.Training, batch: Any, targets: Any) -> None:
         if me(rank) and self.progress.step + 1 == number:
             batch = batch._replace(images=torch.full_like(batch.images, float("nan")))
-        step(self, batch)
+        step(self, batch, targets)
 
-    trainer.Trainer.step = patched
+    loop.Training.step = patched
 
 
 def infinite_term(number: int, name: str) -> None:
     """One term is infinite in one step, though its gradient is finite."""
-    step = trainer.Trainer.step
+    step = loop.Training.step
 
-    def patched(self: trainer.Trainer, batch: Any) -> None:
+    def patched(self: loop.Training, batch: Any, targets: Any) -> None:
         (term,) = (t for t in self.distiller.terms if t.name == name)
         if self.progress.step + 1 == number:
             handle = term.loss.register_forward_hook(lambda loss, inputs, value: value + float("inf"))
-            step(self, batch)
+            step(self, batch, targets)
             handle.remove()
         else:
-            step(self, batch)
+            step(self, batch, targets)
 
-    trainer.Trainer.step = patched
+    loop.Training.step = patched
 
 
 class Points:
@@ -267,14 +267,14 @@ def no_space_for_logs(step: int) -> None:
         def close(self) -> None:
             self.file.close()
 
-    log = record.RunRecord.log
+    log = record.Record.log
 
-    def patched(self: record.RunRecord, kind: str, number: int, values: Any) -> None:
+    def patched(self: record.Record, kind: str, number: int, values: Any) -> None:
         if number >= step and not isinstance(self._lines, Full):
             self._lines = Full(self._lines)
         log(self, kind, number, values)
 
-    record.RunRecord.log = patched
+    record.Record.log = patched
 
 
 def read_only() -> None:
@@ -301,19 +301,6 @@ def impatient() -> None:
 def other_data() -> None:
     """The data have changed under the run."""
     memory.MemorySplit.fingerprint = "0" * 64  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def leave_out_step(number: int) -> None:
-    """One batch is seen and nothing done with it."""
-    step = trainer.Trainer.step
-
-    def patched(self: trainer.Trainer, batch: Any) -> None:
-        if self.progress.step + 1 == number:
-            self.progress.step += 1
-        else:
-            step(self, batch)
-
-    trainer.Trainer.step = patched
 
 
 def only_rank_0_writes() -> None:

@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tests.faults import injections
 
-import nst.runs.run  # noqa: F401  (all that a run imports, before it is forked)
+import nst.run  # noqa: F401  (all that a run imports, before it is forked)
 from nst.cli.errors import readable_errors
 from nst.cli.train import run
 

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place, Server
 
-from nst.report.runs import diverged
 from nst.runs.checkpoint import Checkpoints
 
 
@@ -14,10 +12,7 @@ def test_stops_with_step_term_and_checkpoint(place: Place) -> None:
     assert place.run("nan_in_step", 7, args=["trainer.log_every=5"]) == 1
     assert "step 7: the loss or its gradient is not finite; terms not finite: ce, nst_poly; " in place.text()
     assert "the last good checkpoint is" in place.text()
-    assert (
-        "step-00000006.ckpt; trainer.clip_grad_norm=2 or a lower optim.lr may prevent it; trainer.skip_nonfinite=true"
-        in place.text()
-    )
+    assert "step-00000006.ckpt; trainer.clip_grad_norm=2 or a lower optim.lr may prevent it" in place.text()
     found = Checkpoints(place.path).latest()
     assert found is not None
     assert found[0].name == "step-00000006.ckpt"
@@ -36,25 +31,6 @@ def test_infinite_loss_with_finite_gradient(place: Place) -> None:
     assert "step 3: the loss or its gradient is not finite; terms not finite: nst_poly; " in place.text()
 
 
-def test_skipped_and_counted(place: Place, server: Server, tmp_path: Path) -> None:
-    """Weights, momentum and BN statistics are those of a run without such steps, whichever step it is."""
-    assert place.run("nan_in_step", 7) == 1
-    assert str(diverged(place.path)).startswith("step 7: the loss or its gradient is not finite")
-    assert place.run("nan_in_step", 7, args=["trainer.skip_nonfinite=true"]) == 0, place.text()
-    assert diverged(place.path) is None
-    assert "continuing after step 6" in place.text()
-    counts = [row["skipped"] for row in rows(place.path) if row["kind"] == "train"]
-    assert counts == [0] * 6 + [1] * 6
-    assert outcome(place.path)[".progress.skipped"] == 1
-    for step in (1, 2):
-        skipping = Place(server, tmp_path / f"skipping{step}", [*place.args, "trainer.skip_nonfinite=true"])
-        leaving = Place(server, tmp_path / f"leaving{step}", skipping.args)
-        assert skipping.run("nan_in_step", step) == 0, skipping.text()
-        assert leaving.run("leave_out_step", step) == 0, leaving.text()
-        differ = differing(outcome(skipping.path), outcome(leaving.path))
-        assert set(differ) <= {"metrics", "board", ".progress.skipped"}
-
-
 def test_any_rank(server: Server, tiny: list[str], tmp_path: Path) -> None:
     """No rank takes the step; the reason is reported once."""
     place = Place(server, tmp_path / "here", [*tiny, "trainer.checkpoint_every=2 steps"])
@@ -63,5 +39,3 @@ def test_any_rank(server: Server, tiny: list[str], tmp_path: Path) -> None:
     assert texts.count("step 5: the loss or its gradient is not finite; terms not finite: ce, nst_poly") == 1
     assert texts.count("step-00000004.ckpt") == 1
     assert "Traceback" not in texts
-    assert place.ranks("nan_in_step", 5, 1, args=["trainer.skip_nonfinite=true"]) == [0, 0], place.text(0)
-    assert [row["skipped"] for row in rows(place.path) if row["kind"] == "train"] == [0] * 4 + [1] * 8

@@ -16,10 +16,10 @@ from tests.data.samples import encode, noise
 from nst import build
 from nst.cli.train import run
 from nst.data.batch import Batch
-from nst.dist import Dist, Interrupted
+from nst.dist import Interrupted
 from nst.distiller import Distiller, Targets
+from nst.loop import Training
 from nst.teacher import LiveTeacher, Teacher
-from nst.training.trainer import Trainer
 
 CLASSES, TRAIN, TEST = 4, 2000, 200  # images
 
@@ -50,18 +50,18 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(
     ]
     whole = run(compose(*settings, "trainer.workers=2"))
     assert whole["test"]["images"] == TEST
-    step = Trainer.step
+    step = Training.step
 
-    def stop_at_five(self: Trainer, batch: Batch) -> None:
-        step(self, batch)
+    def stop_at_five(self: Training, batch: Batch, targets: Any) -> None:
+        step(self, batch, targets)
         if self.progress.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     settings += [f"teacher.weights={whole['teacher']['weights']}", "trainer.workers=0", f"outputs={tmp_path}/again"]
-    monkeypatch.setattr(Trainer, "step", stop_at_five)
+    monkeypatch.setattr(Training, "step", stop_at_five)
     with pytest.raises(Interrupted):
         run(compose(*settings))
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Training, "step", step)
     continued = run(compose(*settings))
 
     weights = [load_file(Path(it["folder"]) / "student.safetensors") for it in (whole, continued)]
@@ -114,9 +114,9 @@ def test_all_methods_of_table_3_take_two_steps_at_224(compose: Compose, tree: Pa
         student = build.network("model", settings.model, seed=0)
         shapes = networks.student_shapes, networks.teacher_shapes
         distiller = Distiller(student, [terms["ce"], *(terms[name] for name in losses)], *shapes)
-        trainer = build.trainer(settings, distiller, Known(about=known), loader, Dist(0, 1, torch.device("cpu")))
+        training = Training(distiller, loader, **build.optimization(settings), settings=settings.trainer)
         for batch in batches:
-            trainer.step(batch)
-        values = trainer.window()  # raises for a loss or gradient that is not finite
+            training.step(batch, known)
+        values = training.means()  # raises for a loss or gradient that is not finite
         assert list(values["terms"]) == ["ce", *losses], method
         assert all(value > 0 for value in values["terms"].values()), method

@@ -19,6 +19,7 @@ from nst.reproduce.command import reproduce
 from nst.reproduce.evidence import missing_layers
 from nst.reproduce.plan import Plan, finished, make_plan
 from nst.reproduce.request import Request, parse
+from nst.run import execute as execute_run
 from nst.runs.folder import RunFolder, RunLockedError, run_folder
 
 TINY = (
@@ -299,7 +300,7 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
     diverging, taken = students[0], students[1]
     tried = []
 
-    def distil(run: RunConfig, *args: object, wait: bool = False) -> None:
+    def execute(run: RunConfig, *args: object, wait: bool = False) -> None:
         folder = run_folder(asdict(run))
         if wait and folder.exists():
             return
@@ -313,7 +314,7 @@ def test_a_run_that_diverges_or_is_taken_stops_no_other(crd: Plan, monkeypatch: 
         if run is taken:
             raise RunLockedError
 
-    monkeypatch.setattr(execute, "attempt", partial(execute.attempt, do=distil))
+    monkeypatch.setattr(execute, "attempt", partial(execute.attempt, do=execute_run))
     monkeypatch.setattr(execute, "dataset", lambda run, sets: None)
     outcome = execute.execute(crd, Dist(0, 1, torch.device("cpu")))
     assert tried == list(dict.fromkeys(run_folder(asdict(run)) for run in [*crd.teachers, *students]))

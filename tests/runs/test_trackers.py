@@ -14,9 +14,9 @@ from tests.conftest import Compose
 from torch import Tensor
 
 from nst.cli.train import run
+from nst.loop import Training
 from nst.runs.record import _cut, last_steps
 from nst.runs.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB
-from nst.training.trainer import Trainer
 
 CONFIG = {"seed": 0, "loss": {"kd": {"weight": 16.0}}}
 
@@ -176,22 +176,22 @@ def test_a_tracker_that_one_start_does_without_keeps_its_history(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorBoard's files are cut back to what the last checkpoint with TensorBoard knew, not deleted."""
-    step = Trainer.step
+    step = Training.step
     words = [*tiny, "loss=ce", "trainer.checkpoint_every=1 steps", "trainer.log_every=1"]
 
     def stop_after(number: int, *more: str) -> None:
-        def patched(self: Trainer, batch: Any) -> None:
+        def patched(self: Training, batch: Any, targets: Any) -> None:
             if self.progress.step == number:
                 raise KeyboardInterrupt
-            step(self, batch)
+            step(self, batch, targets)
 
-        monkeypatch.setattr(Trainer, "step", patched)
+        monkeypatch.setattr(Training, "step", patched)
         with pytest.raises(KeyboardInterrupt):
             run(compose(*words, *more))
 
     stop_after(2)
     stop_after(4, "tracker=[]")
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Training, "step", step)
     folder = Path(run(compose(*words))["folder"])
     seen = [number for name, number, _ in board(folder) if name == "train/loss"]
     assert seen == [1, 2, 5, 6]

@@ -10,7 +10,7 @@ from tests.data.samples import write_tree
 from nst import build
 from nst.cli.train import run
 from nst.dist import Dist
-from nst.runs.run import prepare_teacher
+from nst.run import prepare_teacher
 
 ONE = Dist(0, 1, torch.device("cpu"))
 CACHED = ["loss=[kd,at]", "cache.views=3", "cache.dtype=float32"]

@@ -25,7 +25,7 @@ def task(cfg: DictConfig) -> None:
     with readable_errors():
         from nst import build
         from nst.dist import join
-        from nst.runs.run import write_teacher_cache
+        from nst.run import write_teacher_cache
 
         cfg.cache.views = cfg.cache.views or 16
         settings = build.settings(cfg)

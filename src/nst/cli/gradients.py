@@ -55,9 +55,9 @@ def show(settings: RunConfig) -> None:
     from nst.dist import join
     from nst.evaluate import compare_gradients
     from nst.models.weights import load_weights
+    from nst.run import prepare_teacher
     from nst.runs.checkpoint import Checkpoints, read_checkpoint
     from nst.runs.folder import STUDENT, SUMMARY, run_folder
-    from nst.runs.run import prepare_teacher
 
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")

@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     from nst import build
     from nst.dist import join
-    from nst.runs.run import distil
+    from nst.run import execute
 
     settings = build.settings(cfg)
     if settings.dry_run:
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return {}
     with join(settings.trainer.device, settings.trainer.timeout) as dist:
         dist.check_same_settings(asdict(settings))
-        summary = distil(settings, dist)
+        summary = execute(settings, dist)
         if dist.main:
             print_result(settings, summary)
         return summary
@@ -69,6 +69,7 @@ def dry_run(settings: RunConfig) -> None:
     if settings.teacher.model is not None:
         settings.teacher.model = build.without_weights(settings.teacher.model)
     networks = build.networks(settings)
+    build.check(settings)
     if networks.teacher is not None and settings.teacher.weights is not None:
         load_weights(networks.teacher, settings.teacher.weights)
     console = Console()
@@ -116,8 +117,8 @@ def _terms_table(settings: RunConfig, networks: "Networks") -> Table:
 def _plan(settings: RunConfig) -> list[str]:
     """The length of training, the images, and what comes before the student."""
     from nst import build
+    from nst.build import teacher_run
     from nst.runs.folder import SUMMARY, run_folder
-    from nst.runs.teacher import teacher_run
 
     epochs, rate = settings.trainer.epochs, settings.optim.get("lr")
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))

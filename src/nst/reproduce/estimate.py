@@ -17,6 +17,7 @@ from nst.data.views import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Targets
 from nst.layers import resolve
+from nst.loop import Training
 from nst.reproduce.plan import Plan, cache_key, finished
 from nst.teacher import LiveTeacher, Teacher, TeacherCache
 from nst.teacher.prepare import plan_cache
@@ -122,8 +123,10 @@ def pace(run: RunConfig, device: torch.device) -> Pace:
             source = FixedSummaries(live(images))
     build.init_memory(run, networks.distiller, batch)
     eager = replace(run, trainer=replace(run.trainer, compile=False))
-    trainer = build.trainer(eager, networks.distiller, source, loader, Dist(0, 1, device))
-    return Pace(_seconds(lambda: trainer.step(images), device) / batch, teacher / batch)
+    training = Training(
+        networks.distiller, loader, **build.optimization(eager), settings=eager.trainer, dist=Dist(0, 1, device)
+    )
+    return Pace(_seconds(lambda: training.step(images, source(images)), device) / batch, teacher / batch)
 
 
 class FixedSummaries(Teacher):

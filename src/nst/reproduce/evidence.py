@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst import build
+from nst.build import teacher_run
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.files import sha256_of, write_whole
@@ -31,7 +32,6 @@ from nst.reproduce.plan import Cell, Plan, finished
 from nst.reproduce.table import Group
 from nst.runs.folder import STUDENT, run_folder
 from nst.runs.heatmaps import heatmaps
-from nst.runs.teacher import teacher_run
 from nst.teacher import Normalization
 from nst.teacher.prepare import expected_normalization
 

@@ -17,8 +17,9 @@ from nst.dist import Dist
 from nst.models.weights import load_weights
 from nst.report.runs import diverged
 from nst.reproduce.plan import Plan, finished
+from nst.run import execute as execute_run
+from nst.run import write_teacher_cache
 from nst.runs.folder import PATIENCE, STUDENT, RunFolder, RunLockedError, run_folder
-from nst.runs.run import distil, write_teacher_cache
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def attempt(
     outcome: Outcome,
     ranks: Dist,
     sets: dict[str, Dataset],
-    do: Callable[..., object] = distil,
+    do: Callable[..., object] = execute_run,
     **options: Any,
 ) -> None:
     """Do a run, unless another process has taken it; report it if it diverges."""

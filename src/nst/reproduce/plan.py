@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
+from nst.build import teacher_run
 from nst.cli.compose import composed
 from nst.cli.errors import explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
@@ -22,7 +23,6 @@ from nst.reproduce.headings import group_title, table_title
 from nst.reproduce.request import Request
 from nst.reproduce.table import Group, Row, Table, read_table
 from nst.runs.folder import SUMMARY, run_folder
-from nst.runs.teacher import teacher_run
 from nst.teacher import why_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.

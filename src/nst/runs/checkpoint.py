@@ -3,7 +3,6 @@
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,39 +128,3 @@ def check_resumable(module: nn.Module) -> None:
                 f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
                 "tensors, numbers, text, or lists and dictionaries of these"
             ) from error
-
-
-_NUMBERS = {  # the numeric plain fields of a checkpoint, and their types
-    "progress": {"step", "skipped", "epoch", "best_top1", "best_epoch", "seconds"},
-    "last": {"top1", "top5", "loss", "images"},
-}
-_FIELDS = {
-    "progress": dict, "distiller": dict, "optimizer": dict, "compiled": bool | None, "meter": dict, "last": dict | None,
-    "logs": dict, "about": dict, "environment": dict,
-}  # fmt: skip
-
-
-def check_fields(path: Path, state: Mapping[str, Any]) -> None:
-    """Raises ValueError for a checkpoint with a missing field or one of a wrong type."""
-    problems = [f"it has no {name}" for name in _FIELDS if name not in state]
-    problems += [
-        f"{name} is a {type(state[name]).__name__}"
-        for name, kind in _FIELDS.items()
-        if name in state and not isinstance(state[name], kind)
-    ]
-    if not isinstance(state.get("sources", {}), dict):  # not in checkpoints of earlier versions
-        problems.append("sources is no dictionary")
-    if not problems:
-        for name, keys in _NUMBERS.items():
-            values = state[name]
-            if values is not None and (values.keys() != keys or not all(_is_count(v) for v in values.values())):
-                problems.append(f"{name} is {values!r}"[:200])
-        logs = state["logs"]
-        if not _is_count(logs.get("metrics")) or not isinstance(logs.get("trackers"), dict):
-            problems.append(f"logs is {logs!r}"[:200])
-    if problems:
-        raise ValueError(f"checkpoint {path} is of another version, or damaged: {'; '.join(problems)}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not value < 0  # the loss of an evaluation may be NaN

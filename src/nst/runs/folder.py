@@ -21,6 +21,7 @@ from nst.files import write_whole
 Config = dict[str, Any]
 
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
+BEST = "best.safetensors"  # the weights of the best epoch
 METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
 DIVERGED = "diverged.json"  # step and reason, if a non-finite loss or gradient stopped the run
 SUMMARY = "summary.json"  # of a finished run
@@ -55,7 +56,7 @@ def _of_schema(schema: Any, values: Config) -> Config:
         elif isinstance(value, dict):
             unnamed = f.metadata.get("unnamed", ())
             key[f.name] = _without_defaults({name: v for name, v in value.items() if name not in unnamed})
-        elif value != (f.default_factory() if f.default is MISSING else f.default):
+        elif value != (f.default if f.default_factory is MISSING else f.default_factory()):
             key[f.name] = value
     return key
 

@@ -58,7 +58,7 @@ def heatmaps(
     """
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
-    named = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "layers", {})}
+    named = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "named_layers", {})}
     maps = {name: last_maps(network, inputs) for name, (network, inputs) in named.items()}
     figures = {
         name: drawing(name, pictures, channels, labels) for name, channels in choose(named, maps, neurons).items()

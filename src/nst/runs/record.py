@@ -3,40 +3,43 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+import torch.distributed
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nst.config import differences
+from nst.evaluate import Metrics
 from nst.files import naming, write_whole
-from nst.runs.checkpoint import Checkpoints, check_fields, read_checkpoint
-from nst.runs.folder import DIVERGED, METRICS
-from nst.runs.provenance import changed_sources
+from nst.models.weights import save_weights
+from nst.runs.checkpoint import Checkpoints, read_checkpoint
+from nst.runs.folder import BEST, DIVERGED, METRICS
 from nst.runs.trackers import RunInfo, Tracker
-from nst.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from nst.loop import Training
 
 log = logging.getLogger(__name__)
 
 Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
 
 
-class RunRecord:
-    """Writes a run's logs and checkpoints; in a continued run each step appears once. See `training.loop.Record`."""
+class Record:
+    """Writes a run's logs and checkpoints; in a continued run each step appears once. Every rank calls it."""
 
     def __init__(
         self,
-        trainer: Trainer,
+        training: "Training",
         info: RunInfo,
         trackers: Mapping[str, Tracker] | None = None,
         *,
         about: Mapping[str, Any] | None = None,
-        sources: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
         draw: Draw | None = None,
         show: bool = True,
     ) -> None:
@@ -44,65 +47,54 @@ class RunRecord:
 
         Args:
             about: plain values that must be equal in every start of the run; saved in its checkpoints.
-            sources: the user's own code that the run uses, see `user_sources`; logged where it has changed since the checkpoint.
+            metadata: of weights files.
             draw: makes pictures, before the first step and after the last.
             show: print progress.
 
         Raises:
             ValueError: every checkpoint is damaged, or they are of another run (the fields are named).
         """
-        self.settings, self.ranks, self.folder = trainer.settings, trainer.ranks, info.folder
-        self.about = {**(about or {}), "ranks": self.ranks.world}
-        self.draw, self.show = draw, show
+        self.settings, self.dist, self.folder = training.settings, training.dist, info.folder
+        self.about = {**(about or {}), "ranks": self.dist.world}
+        self.draw, self.show, self.metadata = draw, show, dict(metadata or {})
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
-        self.sources = dict(sources or {})
         state = self._newest()
+        self.last: Metrics | None = None  # the last evaluation of an earlier start
+        self.trackers = dict(trackers or {}) if self.dist.main else {}
+        self.tracker_states: dict[str, Any] = {}  # of trackers that this start does not use, too: a later start may
         if state is not None:
-            self._load(trainer, state)
-        self.last: dict[str, Any] | None = None if state is None else state["last"]
-        self.trackers = dict(trackers or {}) if self.ranks.main else {}
-        # of trackers that this start does not use, too: a later start may
-        self.tracker_states: dict[str, Any] = {} if state is None else dict(state["logs"]["trackers"])
-        if self.ranks.main:
-            self._open(trainer, info, None if state is None else state["logs"])
+            try:
+                training.load_state(state)
+                self.last = None if state["last"] is None else Metrics(**state["last"])
+                self.tracker_states |= state["logs"]["trackers"]
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                reason = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise ValueError(
+                    f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {reason}; delete it to use the "
+                    f"one before it, or {self.folder} to start over"
+                ) from error
+        if self.dist.main:
+            self._open(training, info, None if state is None else state["logs"])
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest intact checkpoint: rank 0 finds it, all ranks read the same file."""
-        newest = self.checkpoints.latest() if self.ranks.main else None
+        newest = self.checkpoints.latest() if self.dist.main else None
         if newest is not None:
             path, state = newest
-            check_fields(path, state)
-            if changed := differences(state["about"], self.about):
+            if changed := differences(state.get("about"), self.about):
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
-            if changed := differences(state["environment"], environment(self.ranks.device)):
+            if changed := differences(state.get("environment"), environment(self.dist.device)):
                 log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
-            for file in changed_sources(state.get("sources", {}), self.sources):
-                log.warning(
-                    "%s has changed since %s was written; the run continues with the present source", file, path.name
-                )
-        if self.ranks.world == 1:
+        if self.dist.world == 1:
             return newest[1] if newest else None
         names = [str(newest[0]) if newest else None]
-        dist.broadcast_object_list(names, 0)
+        torch.distributed.broadcast_object_list(names, 0)
         if names[0] is None:
             return None
         return newest[1] if newest else read_checkpoint(Path(names[0]))
 
-    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        """Raises ValueError for a checkpoint that does not fit the run's networks, optimizer or logs."""
-        try:
-            trainer.load_state(state)
-            if trainer.progress.step > trainer.steps:
-                raise ValueError(f"it is of step {trainer.progress.step}, the run has {trainer.steps}")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(
-                f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {reason}; delete it to use the one "
-                f"before it, or {self.folder} to start over"
-            ) from error
-
-    def _open(self, trainer: Trainer, info: RunInfo, logs: Mapping[str, Any] | None) -> None:
-        step, steps = trainer.progress.step, trainer.steps
+    def _open(self, training: "Training", info: RunInfo, logs: Mapping[str, Any] | None) -> None:
+        step, steps = training.progress.step, training.steps
         (self.folder / DIVERGED).unlink(missing_ok=True)
         logged_steps = last_steps(self.folder / METRICS)
         _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
@@ -112,14 +104,18 @@ class RunRecord:
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
         )
-        self._bar.set_postfix_str(f"epoch {step / trainer.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
-        self.print(batch_line(trainer))
+        self._bar.set_postfix_str(f"epoch {step / training.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
+        self.print(batch_line(training))
         if logs is not None:
             self.print(f"continuing after step {step} of {steps}")
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl."""
-        if not self.ranks.main:
+        """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl.
+
+        Args:
+            kind: "train" or "eval".
+        """
+        if not self.dist.main:
             return
         for tracker in self.trackers.values():
             tracker.scalars(kind, step, flat(values, kind))
@@ -136,44 +132,48 @@ class RunRecord:
                     tracker.image(name, grid, step)
 
     def advance(self, text: str = "") -> None:
-        """One step done; see `training.loop.Record`."""
-        if self.ranks.main:
+        """One step done; `text` is shown at the progress bar."""
+        if self.dist.main:
             if text:
                 self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self.ranks.main and self.show:
+        if self.dist.main and self.show:
             self._bar.write(text)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint with the lengths of the logs, which are synced to disk first."""
-        if not self.ranks.main:
+        if not self.dist.main:
             return
         self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
         logs = {"metrics": _on_disk(self.folder / METRICS), "trackers": self.tracker_states}
-        extra = {
-            "logs": logs,
-            "about": self.about,
-            "environment": environment(self.ranks.device),
-            "sources": self.sources,
-        }
+        extra = {"logs": logs, "about": self.about, "environment": environment(self.dist.device)}
         self.checkpoints.save(step, state | extra)
 
-    def diverged(self, step: int, error: FloatingPointError) -> FloatingPointError:
-        """Write `diverged.json`; return the error with the last good checkpoint and a remedy."""
-        if self.ranks.main:
-            write_whole(self.folder / DIVERGED, json.dumps({"step": step, "reason": str(error)}).encode())
-        hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it"
-        return FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}")
+    def save_best(self, student: nn.Module, epoch: int) -> None:
+        """Write the student's weights as those of the best epoch so far. Before the checkpoint that knows of them: a killed run repeats the epoch."""
+        if self.dist.main:
+            save_weights(self.folder / BEST, student, self.metadata | {"epoch": str(epoch)})
 
-    def __enter__(self) -> "RunRecord":
+    @contextmanager
+    def ending_when_nonfinite(self) -> Iterator[None]:
+        """A block in which a non-finite step ends the run: writes `diverged.json`, names the last good checkpoint and a remedy."""
+        try:
+            yield
+        except FloatingPointError as error:
+            if self.dist.main:
+                write_whole(self.folder / DIVERGED, json.dumps({"reason": str(error)}).encode())
+            hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it"
+            raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
+
+    def __enter__(self) -> "Record":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Flush and close everything; an error here does not hide an earlier one."""
-        if not self.ranks.main:
+        if not self.dist.main:
             return
         with nullcontext() if kind is None else suppress(Exception):
             self._bar.close()
@@ -222,10 +222,10 @@ def _on_disk(file: Path) -> int:
     return file.stat().st_size
 
 
-def batch_line(trainer: Trainer) -> str:
+def batch_line(training: "Training") -> str:
     """The global and per-rank batch size and learning rate."""
-    batch, world = trainer.loader.batch_size, trainer.ranks.world
-    lr, steps = trainer.optimizer.param_groups[0]["initial_lr"], trainer.settings.accumulate
+    batch, world = training.loader.batch_size, training.dist.world
+    lr, steps = training.optimizer.param_groups[0]["initial_lr"], training.settings.accumulate
     accumulation = f", in {steps} gradient accumulation steps of {batch / world / steps:g}" if steps > 1 else ""
     if world == 1:
         return f"batch size {batch}{accumulation}; learning rate {lr:g}"

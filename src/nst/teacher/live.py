@@ -1,5 +1,6 @@
 """The teacher beside the student: its targets are computed batch by batch, as deep in the network as a term needs."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,7 +263,9 @@ def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()
     for norm, conv in pairs.items():
         if calls[norm] == calls[conv] == 1 and conv not in named and f"{norm}:input" not in named:
             originals |= {name: model.get_submodule(name) for name in (conv, norm)}
-            model.set_submodule(conv, fuse_conv_bn_eval(originals[conv], originals[norm]))  # pyright: ignore[reportArgumentType]
+            exact: list[Any] = [copy.deepcopy(originals[name]).double() for name in (conv, norm)]
+            dtype = next(originals[conv].parameters()).dtype
+            model.set_submodule(conv, fuse_conv_bn_eval(exact[0], exact[1]).to(dtype).requires_grad_(False))
             model.set_submodule(norm, nn.Identity())
     after = _features(model, images, layers)
     if all((after[k] - value).abs().max() <= FOLDING_TOLERANCE * value.abs().max() for k, value in before.items()):

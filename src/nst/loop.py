@@ -1,0 +1,612 @@
+"""The training loop and its step: what happens to a batch is read here from top to bottom.
+
+`Training` holds all that changes from step to step, and takes the step; `Loop` brings it to the last epoch: log lines,
+evaluations, checkpoints, stop signals.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn, profiler
+from torch.nn.parallel import DistributedDataParallel
+
+from nst.config import TrainerConfig, parse_every
+from nst.data.batch import Batch, Loader
+from nst.dist import Dist, gather_rows
+from nst.distiller import Distiller, Targets
+from nst.evaluate import Metrics, evaluate, has_collapsed
+from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
+from nst.precision import autocast
+from nst.runs.record import Record
+from nst.seeds import seed_draws
+from nst.signals import Interrupted, StopFlag, stop_flag
+from nst.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+ONE = Dist(0, 1, torch.device("cpu"))
+SYNC_SECONDS, SYNC_STEPS = 1.0, 64  # with several ranks: how often they agree on whether to stop or save
+Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
+SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
+
+
+@dataclass
+class Progress:
+    """The progress of a run; saved in every checkpoint."""
+
+    step: int = 0  # batches seen
+    epoch: int = 0  # epochs finished, evaluation included
+    best_top1: float = 0.0
+    best_epoch: int = 0
+    seconds: float = 0.0  # spent so far, over all starts
+
+
+class Training:
+    """A student in training: its distiller, optimizer and progress, and the step."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        loader: Loader,
+        *,
+        optimizer: MakeOptimizer,
+        schedule: Schedule,
+        settings: TrainerConfig,
+        dist: Dist = ONE,
+        seed: int = 0,
+        no_decay: Sequence[str] = (),
+    ) -> None:
+        """Move the distiller to the device and make its optimizer.
+
+        Args:
+            loader: of the training images; it fixes the number of steps.
+            optimizer: makes one from parameters, such as `partial(torch.optim.SGD, lr=0.1)`.
+            seed: every draw of a step is a function of it and the step's number.
+            no_decay: parameters without weight decay, see `nst.optim.NoDecay`.
+        """
+        self.distiller = distiller.to(dist.device)
+        if settings.channels_last:
+            distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.loader, self.schedule, self.settings, self.dist, self.seed = loader, schedule, settings, dist, seed
+        self.progress, self.steps = Progress(), settings.epochs * loader.steps
+        self.parameters = [p for p in distiller.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.scaler = torch.amp.GradScaler(dist.device.type) if settings.precision == "fp16" else None
+        self.average = None if settings.ema is None else AveragedWeights(distiller.student, settings.ema)
+        self.inputs = {name for term in distiller.terms for name in term.loss.inputs}
+        self.relational = [term for term in distiller.terms if term.loss.relational]
+        self.names: tuple[str, ...] = ()  # of the values in `sums`
+        self.sums = torch.zeros(0, device=dist.device, dtype=torch.float64)  # of this rank since the last log line
+        self.nonfinite = torch.zeros(1, device=dist.device, dtype=torch.float64)  # first bad step: number, its values
+        self.forward: nn.Module = distiller
+        self.checked = dist.world == 1  # whether the ranks have been compared in this start
+        if dist.world > 1:
+            distiller.gather = lambda rows: gather_rows(rows, dist, self.images_in(self.progress.step))
+            # Without a term on the logits the last layer has no gradient.
+            unused = not any(term.loss.on_logits for term in distiller.terms)
+            devices = [dist.device] if dist.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(distiller, device_ids=devices, find_unused_parameters=unused)
+            # BN does not read its statistics in training, and evaluation starts by broadcasting those of rank 0.
+            self.forward.broadcast_buffers = False
+        # Compiled code is for full batches; an epoch's last one gathers another number of rows over the ranks, so with a relational
+        # loss it would be compiled again and again.
+        enabled = dist.device.type == "cuda" if settings.compile is None else settings.compile
+        self.compiles: bool | None = None if enabled and not (dist.world > 1 and self.relational) else False
+        self.compiled: tuple[int, Forward] | None = None  # for how many images; compiled `forward`
+
+    def step(self, batch: Batch, targets: Targets) -> None:
+        """One optimizer step on this rank's images of a global batch.
+
+        Args:
+            targets: the teacher's, of this batch; {} without a teacher.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; on a GPU the next call of `means` or `check` raises it.
+        """
+        step, settings, distiller, dist = self.progress.step, self.settings, self.distiller, self.dist
+
+        # rate and draws: functions of the step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
+        seed_draws(_seed(self.seed, step, dist.rank))
+        context = self.context(batch)
+
+        # forward, losses, backward
+        sums: dict[str, Tensor] = {}
+        parts = self.parts(len(batch.labels))
+        for rows in parts:
+            part, labels = batch.images[rows], batch.labels[rows]
+            forward = self.forward if self.compiled is None or len(part) != self.compiled[0] else self.compiled[1]
+            taught = {key: {name: value[rows] for name, value in target.items()} for key, target in targets.items()}
+            inputs = {name: value[rows] if value.ndim else value for name, value in context.items()}
+            # several ranks exchange gradients once a step, in its last backward pass
+            replicas = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+            with nullcontext() if replicas is None or rows is parts[-1] else replicas.no_sync():
+                with autocast(dist.device, settings.precision):
+                    logits, values = forward(part, labels, taught, inputs)
+                loss = distiller.total(values)
+                scaled = self.ddp_scale(loss, values, len(part))
+                (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+            for name, value in measure(logits, labels, loss, values).items():
+                sums[name] = sums.get(name, 0) + value
+
+        # clipping, update
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None], foreach=True)
+        if settings.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, settings.clip_grad_norm, norm, foreach=True)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:  # skips a step whose gradient overflows, and lowers the scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if not self.checked:
+            self.check_ranks()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+
+        # log: sums on the device, read with the next log line; a non-finite step ends the run
+        self.progress.step += 1
+        bad = ~torch.isfinite(norm if self.scaler is None else sums["loss"])
+        counts = {"steps": torch.ones_like(norm), "images": torch.full_like(norm, len(batch.labels))}
+        row = counts | {"grad_norm": norm if self.scaler is None else norm.nan_to_num(posinf=0)} | sums
+        values = torch.stack([value.detach().double() for value in row.values()])
+        if not self.names:
+            self.names, self.sums = tuple(row), torch.zeros_like(values)
+            self.nonfinite = torch.zeros_like(values)
+        self.sums = self.sums + values
+        values[0] = self.progress.step
+        self.nonfinite = torch.where(bad & (self.nonfinite[0] == 0), values, self.nonfinite)
+        if dist.device.type == "cpu":  # where looking does not make the host wait
+            self.check()
+
+    def ddp_scale(self, loss: Tensor, values: Mapping[str, Tensor], images: int) -> Tensor:
+        """The value for backward: the gradients of ranks and accumulation steps then sum to that of the global batch.
+
+        DDP averages gradients over ranks, and parts of a batch may differ in size, so means over images get a factor. Relational terms
+        see the global batch on every rank. A non-finite loss makes the result NaN, and with it every gradient on every rank.
+        """
+        nan = 0 * loss.detach()
+        factor = images * self.dist.world / self.images_in(self.progress.step) + nan
+        if not self.relational:
+            return loss * factor
+        related = self.distiller.total(values, relational=True) * (1 + nan)
+        if len(self.relational) == len(self.distiller.terms):
+            return related
+        return self.distiller.total(values, relational=False) * factor + related
+
+    def context(self, batch: Batch) -> dict[str, Tensor]:
+        """What losses may need besides the teacher, for this step; see `nst.losses.base.Input`."""
+        step, device, context = self.progress.step, self.dist.device, {}
+        if "index" in self.inputs:
+            context["index"] = batch.indices
+        if "epoch" in self.inputs:
+            context["epoch"] = torch.full((), step / self.loader.steps, device=device)
+        if "progress" in self.inputs:
+            context["progress"] = torch.full((), step / self.steps, device=device)
+        if "seed" in self.inputs:
+            context["seed"] = torch.full((), _seed(self.seed, step), dtype=torch.int64)
+        return context
+
+    def images_in(self, step: int) -> int:
+        """Images of the global batch of a step; the last batch of an epoch may be smaller."""
+        first = step % self.loader.steps * self.loader.batch_size
+        return min(self.loader.batch_size, self.loader.num_images - first)
+
+    def parts(self, images: int) -> list[slice]:
+        """This rank's images of a step in `trainer.accumulate` parts; fewer, on all ranks, if a rank has fewer images."""
+        count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.dist.world) or 1
+        return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
+
+    def means(self) -> dict[str, Any]:
+        """Means over all ranks since the last call: the content of a log line. The only host sync of the loop on a GPU.
+
+        Raises:
+            FloatingPointError: see `check`.
+        """
+        self.check()
+        sums = dict(zip(self.names, self.dist.sum(self.sums).tolist(), strict=True))
+        self.sums = torch.zeros_like(self.sums)
+        steps, images = sums.pop("steps", 0) or 1, sums.pop("images", 0) or 1
+        means = {name: value / (steps if name == "grad_norm" else images) for name, value in sums.items()}
+        terms = {name.removeprefix("terms/"): means.pop(name) for name in list(means) if name.startswith("terms/")}
+        weighted = {term.name: term.weight * terms[term.name] for term in self.distiller.terms if terms}
+        return {**means, "terms": terms, "weighted": weighted, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def check(self) -> None:
+        """Raises FloatingPointError with the number of the first non-finite step, and its terms that are not finite on any rank.
+
+        With fp16 a gradient that is not finite is no error while the scale of the loss can still be lowered.
+        """
+        (step,) = (
+            self.dist.max(int(self.nonfinite[0].item())) if self.dist.device.type != "cpu" else [int(self.nonfinite[0])]
+        )
+        if step:
+            flags = self.dist.sum((~torch.isfinite(self.nonfinite)).double()).tolist()
+            terms = [
+                n.removeprefix("terms/") for n, bad in zip(self.names, flags, strict=True) if bad and "terms/" in n
+            ]
+            raise FloatingPointError(
+                f"step {step}: the loss or its gradient is not finite; terms not finite: {', '.join(terms) or 'none, so the backward pass'}"
+            )
+        if self.scaler is not None and self.scaler.get_scale() < 1:
+            raise FloatingPointError(
+                f"step {self.progress.step}: the gradient overflows fp16 at any scale of the loss; trainer.precision=bf16 has more range"
+            )
+
+    def check_ranks(self) -> None:
+        """After the first step of a start: checks that several ranks can train this as one process does.
+
+        Raises:
+            ValueError: a parameter has no gradient, or a module has written other values into its buffers on other ranks.
+        """
+        self.checked = True
+        unused = [name for name, p in self.distiller.named_parameters() if p.requires_grad and p.grad is None]
+        if unused and any(term.loss.on_logits for term in self.distiller.terms):
+            raise ValueError(
+                f"{', '.join(name.removeprefix('student.') for name in unused[:3])}: no gradient reaches this parameter, so "
+                "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
+            )
+        modules = dict(self.distiller.named_modules())
+        for path, buffer in self.distiller.named_buffers():
+            if isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm) or self.dist.equal(buffer):
+                continue
+            if path.startswith("student."):
+                raise ValueError(
+                    f"model: its buffer {path.removeprefix('student.')} differs between ranks, since each sees other images, and "
+                    "checkpoints hold that of one; use one process"
+                )
+            _, key, name = path.split(".", 2)
+            raise ValueError(
+                f"loss.{key.split(':')[0]}: its buffer {name} differs between ranks, since each sees other images; "
+                "declare relational = True in its class, so that every rank sees the global batch, or use one process"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, equal on every rank. A collective call."""
+        return {
+            "progress": asdict(self.progress),
+            "distiller": self.distiller.state_dict(),
+            "unsaved_buffers": self._unsaved_buffers(),
+            "optimizer": self.optimizer.state_dict(),
+            "compiled": self.compiles,
+            "sums": {"names": list(self.names), "values": self.dist.stack(self.sums)},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "ema": None if self.average is None else self.average.values,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state()` of as many ranks. Raises ValueError where it does not fit."""
+        self.progress = Progress(**state["progress"])
+        if self.progress.step > self.steps:
+            raise ValueError(f"it is of step {self.progress.step}, the run has {self.steps}")
+        self.distiller.load_state_dict(state["distiller"])
+        buffers = self._unsaved_buffers()
+        if buffers.keys() != state["unsaved_buffers"].keys():
+            raise ValueError(f"buffers {sorted(state['unsaved_buffers'])} there, {sorted(buffers)} now")
+        for name, buffer in buffers.items():
+            buffer.copy_(state["unsaved_buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.compiles = state["compiled"]
+        self.names = tuple(state["sums"]["names"])
+        self.sums = state["sums"]["values"][self.dist.rank].to(self.dist.device).clone()
+        self.nonfinite = torch.zeros_like(self.sums)
+        if len(self.names) != len(self.sums):
+            raise ValueError(f"{len(self.sums)} sums for {len(self.names)} values")
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load(state["ema"])
+
+    def _unsaved_buffers(self) -> dict[str, Tensor]:
+        """The buffers that a state dict leaves out (`persistent=False`): a step may still depend on them."""
+        saved = self.distiller.state_dict()
+        return {name: buffer for name, buffer in self.distiller.named_buffers() if name not in saved}
+
+
+def measure(logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over these images; the log holds their means over the training images. Add a metric here only.
+
+    Args:
+        logits: `[B, classes]`.
+        labels: `[B]`; of mixed images `[B, classes]` probabilities.
+        values: of the terms, means over the images.
+    """
+    images = len(labels)
+    labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixed image: its larger class
+    hits = (logits.detach().argmax(1) == labels).sum()
+    sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
+    return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
+
+
+def _seed(*numbers: int) -> int:
+    """A seed derived from these numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Loop:
+    """One start of a run: from the training's current step to the last one."""
+
+    def __init__(
+        self,
+        training: Training,
+        teacher: Teacher,
+        evaluation: Loader,
+        record: Record,
+        *,
+        split: str = "test",
+        chance: float = 0.0,
+        profile: Path | None = None,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            evaluation: evaluated every `trainer.eval_every` epochs and at the end.
+            record: of the run, which holds the last evaluation of an earlier start.
+            split: what `evaluation` is called in messages.
+            chance: chance-level accuracy, in percent.
+            profile: folder of a profiler trace; None: no tracing.
+        """
+        self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
+        self.split, self.chance, self.profile = split, chance, profile
+        self.last = record.last
+        self.every_steps, self.every_seconds = parse_every(training.settings.checkpoint_every)
+        self.flag = StopFlag()
+        self.started = time.monotonic() - training.progress.seconds
+        self.saved = self.logged = self.synced = time.monotonic()
+        self.sync_step, self.next_sync = training.progress.step, 0
+        self.images, self.waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
+
+    def run(self) -> Metrics:
+        """Train, evaluate, save, until the last epoch is done.
+
+        Returns:
+            The last evaluation.
+
+        Raises:
+            Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
+            FloatingPointError: a non-finite loss or gradient; names the step, the terms and the last good checkpoint.
+        """
+        training, record = self.training, self.record
+        settings, progress, loader = training.settings, training.progress, training.loader
+        with stop_flag() as self.flag, tracing(self.profile) as traced, record.ending_when_nonfinite():
+            if progress.step == 0:
+                record.draw_heatmaps(0)
+            while progress.epoch < settings.epochs:
+                training.distiller.train()
+                self.logged = time.monotonic()  # images/s exclude evaluating and saving
+                for batch, targets in self.teacher.targets(self.rest_of_epoch()):
+                    if training.compiles is not False and training.compiled is None and len(batch.labels):
+                        self.compile(batch)
+                    training.step(batch, targets)
+                    traced()
+                    self.images += len(batch.labels)
+                    last = progress.step % loader.steps == 0
+                    if last or progress.step % settings.log_every == 0:
+                        self.log()
+                    else:
+                        record.advance()
+                    if not last:  # after the last step the epoch is evaluated first
+                        asked = self.asked()
+                        if asked or (self.every_steps and progress.step % self.every_steps == 0):
+                            self.save()
+                        if asked >= STOP:
+                            raise Interrupted(asked - STOP)
+                self.finish_epoch()
+                if (asked := self.asked()) >= STOP:
+                    raise Interrupted(asked - STOP)
+        assert self.last is not None
+        return self.last
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches of the current epoch that are still to come; sums the time spent waiting for them."""
+        progress, loader = self.training.progress, self.training.loader
+        if progress.step == (progress.epoch + 1) * loader.steps:  # stopped while it was evaluated
+            return
+        batches = loader.epoch(*divmod(progress.step, loader.steps))
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def finish_epoch(self) -> None:
+        """Evaluate, keep the best accuracy, save."""
+        training, record = self.training, self.record
+        progress, settings, dist = training.progress, training.settings, training.dist
+        epoch = progress.epoch + 1
+        if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+            dist.broadcast_buffers(training.distiller)
+            model: nn.Module = training.distiller.student
+            if training.average is not None:
+                dist.broadcast(training.average.values.values())
+                model = training.average
+            self.last = evaluate(model, self.until_stopped(), dist, settings.precision)
+            top1, best = self.last.top1, progress.best_top1
+            if has_collapsed(top1, best, self.chance):
+                clip = settings.clip_grad_norm
+                smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
+                record.print(
+                    f"the run has collapsed: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
+                    f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
+                )
+            if top1 > best or not progress.best_epoch:
+                progress.best_top1, progress.best_epoch = top1, epoch
+                with nullcontext() if training.average is None else training.average.adopted():
+                    record.save_best(training.distiller.student, epoch)
+            record.log(
+                "eval", progress.step, {"epoch": epoch, "loss": self.last.loss, "top1": top1, "top5": self.last.top5}
+            )
+            record.print(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {top1:.2f} %")
+        progress.epoch = epoch
+        if epoch == settings.epochs:
+            record.draw_heatmaps(progress.step)
+        self.save()
+
+    def until_stopped(self) -> Iterator[Batch]:
+        """The evaluation's batches; a signal on any rank ends them: the epoch's steps are saved, its evaluation is not."""
+        for batch in self.evaluation.epoch(0):
+            yield batch
+            (signum,) = self.training.dist.max(self.flag.signum)
+            if signum:
+                self.save()
+                raise Interrupted(signum)
+
+    def log(self) -> None:
+        """Write the means since the last log line."""
+        training, dist = self.training, self.training.dist
+        values, progress, now = training.means(), training.progress, time.monotonic()
+        spent, self.logged, progress.seconds = now - self.logged, now, now - self.started
+        rates, waits = zip(*dist.gather(self.images / spent, self.waited / spent), strict=True)
+        self.images, self.waited = 0, 0.0
+        rate, epoch = sum(rates), progress.step / training.loader.steps
+        timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
+        timing["waiting_for_data"] = round(max(waits), 4)  # fraction of the time, on the rank that waits most
+        if dist.world > 1:
+            timing |= {f"images_per_second_rank{r}": round(rank_rate, 1) for r, rank_rate in enumerate(rates)}
+        self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
+        self.record.advance(
+            f"epoch {epoch:.1f}/{training.settings.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "
+            f"{rate:.0f} images/s"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, logs included; never after a non-finite step."""
+        training = self.training
+        training.check()
+        training.progress.seconds = time.monotonic() - self.started
+        last = None if self.last is None else asdict(self.last)
+        self.record.save(training.progress.step, training.state() | {"last": last})
+        self.saved = time.monotonic()
+
+    def asked(self) -> int:
+        """The most that any rank asks for: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
+
+        Several ranks agree about once a second, at steps that all of them compute alike.
+        """
+        training, dist, now = self.training, self.training.dist, time.monotonic()
+        step = training.progress.step
+        if dist.world > 1 and step < self.next_sync and step % training.loader.steps:
+            return 0
+        dist.report(step)
+        mine = STOP + self.flag.signum if self.flag.signum else SAVE * (now - self.saved > self.every_seconds)
+        pace = int(1e6 * (now - self.synced) / max(1, step - self.sync_step))  # microseconds a step
+        asked, pace = dist.max(mine, pace)
+        self.synced, self.sync_step = now, step
+        self.next_sync = step + min(max(int(1e6 * SYNC_SECONDS) // max(pace, 1), 1), SYNC_STEPS)
+        return asked
+
+    def compile(self, batch: Batch) -> None:
+        """Compile the step if this is the first full batch; a signal meanwhile ends the run before the step, with nothing to save.
+
+        The result of the comparison is not kept then: Ctrl-C also kills the C++ compiler.
+        """
+        training = self.training
+        if training.images_in(training.progress.step) != training.images_in(0):
+            return
+        self.record.print(
+            "compiling the step; the first time this takes up to a few minutes (trainer.compile=false disables it)"
+        )
+        compile_step(training, self.teacher, batch)
+        (signum,) = training.dist.max(self.flag.signum)
+        if signum:
+            raise Interrupted(signum)
+
+
+LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative
+GRADIENT_TOLERANCE = {"fp32": 2e-2, "bf16": 2e-1, "fp16": 1e-1}  # norm of the difference over the norm
+
+
+def compile_step(training: Training, teacher: Teacher, batch: Batch) -> None:
+    """Compile the forward pass and the teacher for batches of this size, and use both if loss and gradients agree with eager code.
+
+    Wrong gradients of compiled code have been seen (torch 2.15, bf16). Weights, statistics and gradients stay as they were.
+    """
+    distiller, precision, dist = training.distiller, training.settings.precision, training.dist
+    rows = training.parts(len(batch.labels))[0]
+
+    def attempt(forward: Forward) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients of one forward and backward pass."""
+        before = [buffer.clone() for buffer in distiller.buffers()]
+        seed_draws(0)
+        try:
+            taught = {key: {n: v[rows] for n, v in target.items()} for key, target in teacher(batch).items()}
+            inputs = {name: value[rows] if value.ndim else value for name, value in training.context(batch).items()}
+            with autocast(dist.device, precision):
+                _, values = forward(batch.images[rows], batch.labels[rows], taught, inputs)
+            loss = distiller.total(values)
+            (loss if training.scaler is None else training.scaler.scale(loss)).backward()
+            return loss.detach(), [p.grad.clone() for p in distiller.parameters() if p.grad is not None]
+        finally:
+            for p in distiller.parameters():
+                p.grad = None
+            for buffer, old in zip(distiller.buffers(), before, strict=True):
+                buffer.copy_(old)
+
+    eager = attempt(training.forward)
+    teacher.compile(len(batch.labels))
+    # CUDA graphs need one backward pass a step, in one process. Dropout must draw as in eager code, else the two cannot be compared.
+    graphs = dist.device.type == "cuda" and training.settings.accumulate == 1 and dist.world == 1
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
+    compiled: Any = torch.compile(training.forward, dynamic=False, options=options)
+
+    def forward(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*inputs)
+
+    try:
+        reason = disagreement(attempt(forward), eager, precision)
+    except Exception as error:  # no C++ compiler, an operator that does not compile, …: all end in eager code
+        reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+    training.compiles = dist.max(int(reason is not None)) == [0]
+    if training.compiles:
+        training.compiled = (rows.stop - rows.start, forward)
+    else:
+        teacher.compile(0)
+        log.warning("the step is not compiled: %s", reason or "it fails on another rank")
+
+
+def disagreement(
+    compiled: tuple[Tensor, list[Tensor]], eager: tuple[Tensor, list[Tensor]], precision: str
+) -> str | None:
+    """How loss and gradients of the compiled step differ from those of the eager one; None: by rounding only."""
+    (loss, gradients), (eager_loss, eager_gradients) = compiled, eager
+    bad = sum(not bool(torch.isfinite(g).all()) for g in gradients)
+    if bad and all(bool(torch.isfinite(g).all()) for g in eager_gradients):
+        return f"compiled code gives non-finite gradients in {bad} of {len(gradients)} parameters, eager code does not"
+    change = float((loss - eager_loss).abs() / eager_loss.abs().clamp(min=1e-12))
+    if not change <= LOSS_TOLERANCE[precision]:
+        return f"compiled and eager loss differ by {change:.1e} of its value"
+    difference = torch.stack([(g - e).float().norm() for g, e in zip(gradients, eager_gradients, strict=True)]).norm()
+    change = float(difference / torch.stack([e.float().norm() for e in eager_gradients]).norm().clamp(min=1e-12))
+    if not change <= GRADIENT_TOLERANCE[precision]:
+        return f"compiled and eager gradient differ by {change:.1e} of its norm"
+    return None
+
+
+@contextmanager
+def tracing(folder: Path | None) -> Iterator[Callable[[], object]]:
+    """A block that writes a trace of five of its steps into `folder`, for TensorBoard or https://ui.perfetto.dev; None: of none.
+
+    Yields:
+        What to call after each step.
+    """
+    if folder is None:
+        yield lambda: None
+        return
+    steps = profiler.schedule(wait=3, warmup=2, active=5, repeat=1)  # the first steps are slower than the rest
+    write = profiler.tensorboard_trace_handler(str(folder))
+    with profiler.profile(schedule=steps, on_trace_ready=write, record_shapes=True) as trace:
+        yield trace.step

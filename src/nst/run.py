@@ -1,0 +1,354 @@
+"""A run from its first line to its last: check, data, teacher, train, write."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from nst import build
+from nst.config import RunConfig
+from nst.data.dataset import Dataset
+from nst.dist import Dist
+from nst.evaluate import evaluate
+from nst.files import sha256_of, write_whole
+from nst.loop import Loop, Training
+from nst.models.weights import load_weights, save_weights
+from nst.precision import check_precision
+from nst.runs.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
+from nst.runs.heatmaps import heatmaps
+from nst.runs.provenance import provenance
+from nst.runs.record import Record
+from nst.runs.trackers import RunInfo
+from nst.teacher import Normalization, Teacher, make_teacher
+from nst.teacher.prepare import cached_teacher_sha256
+
+
+def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
+    """Train the student of `settings`; first its teacher, if that has no weights yet.
+
+    Args:
+        data: the data set, if it is already in memory.
+        wait: if another process has locked this run, wait for its result.
+
+    Returns:
+        The run's summary; with `was_finished` if it was finished before.
+
+    Raises:
+        ValueError: for whatever makes the run impossible.
+        FloatingPointError: the loss was not finite; names the step, the terms and the last good checkpoint.
+        Interrupted: stopped by a signal, saved.
+    """
+    # check
+    config, name = asdict(settings), settings.model["name"]
+    for key, precision in (("trainer", settings.trainer.precision), ("teacher", settings.teacher.precision)):
+        check_precision(f"{key}.precision", precision, dist.device)
+    folder = RunFolder(run_folder(config))
+    networks = None if is_finished(folder, dist) else build.networks(settings, dist)
+    trackers = build.trackers(settings) if networks is not None else {}
+    check_files(settings, dist)
+
+    # data
+    data = data or build.dataset(settings)
+    check_same_data(data, dist)
+    if networks is None:
+        return finished(settings, folder, data)
+    check_batches(settings, networks, data, dist)
+    evaluated = "val" if data.val is not None else "test"
+
+    # teacher
+    teacher = prepare_teacher(settings, networks, dist, data)
+
+    # train
+    lock(folder, config, dist, wait)
+    try:
+        if is_finished(folder, dist):  # by another process in the meantime
+            return finished(settings, folder, data)
+        build.init_memory(settings, networks.distiller, len(data.train))
+        training = Training(
+            networks.distiller,
+            build.loader(settings, dist, data, "train", teacher.views),
+            **build.optimization(settings),
+            settings=settings.trainer,
+            dist=dist,
+            seed=settings.seed,
+        )
+        about = {  # must be equal in every start of the run, by rank 0
+            "config": run_key(config),
+            "teacher": {"sha256": teacher.about["sha256"]} if teacher.about else None,
+            "data": {"sha256": data.fingerprint} if dist.main else None,
+        }
+        metadata = {
+            "arch": name,
+            "dataset": data.name,
+            "mean": ",".join(str(v) for v in data.mean),
+            "std": ",".join(str(v) for v in data.std),
+        } | ({} if settings.trainer.ema is None else {"ema": str(settings.trainer.ema)})
+        info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
+        draw = drawing(training, teacher, data) if settings.trainer.heatmaps and dist.main and trackers else None
+        made_with = provenance(dist.device, dist.world)
+        if dist.main:
+            print(data_line(data))
+        with Record(training, info, trackers, about=about, metadata=metadata, draw=draw) as record:
+            evaluation = build.loader(settings, dist, data, evaluated)
+            trace = folder.path / "profile" if settings.trainer.profile and dist.main else None
+            loop = Loop(
+                training, teacher, evaluation, record, split=evaluated, chance=100 / data.num_classes, profile=trace
+            )
+            last = loop.run()
+
+        # write: the weights, then the summary, which says that the run is finished
+        student, progress = networks.distiller.student, training.progress
+        if training.average is not None:
+            training.average.adopt()
+        for key, value in student.state_dict().items():  # the last step may have made it so
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(
+                    f"the trained student is not finite: {key}; a lower optim.lr or trainer.clip_grad_norm=2 may prevent it"
+                )
+        test, test_best = last, None
+        if evaluated == "val":  # the test images are looked at once, with the last and with the best weights
+            images = build.loader(settings, dist, data, "test")
+            test = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
+            weights = {key: value.clone() for key, value in student.state_dict().items()}
+            load_weights(student, folder.path / BEST)
+            test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
+            student.load_state_dict(weights)
+        about_student: dict[str, Any] = {"name": name, "parameters": build.count_parameters(student)}
+        if settings.trainer.ema is not None:
+            average = f"exponential moving average over the steps, decay {settings.trainer.ema}"
+            about_student["weights"] = average
+        if dist.main:
+            save_weights(folder.path / STUDENT, student, metadata | {"test_accuracy": f"{test.top1 / 100:.4f}"})
+            about_student["sha256"] = sha256_of(folder.path / STUDENT)
+        summary = {
+            "finished": True,
+            "folder": str(folder.path),
+            "test": asdict(test),
+            "test_best": None if test_best is None else asdict(test_best),
+            "evaluated_on": evaluated,
+            "last": asdict(last),
+            "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},
+            "teacher": teacher.about,
+            "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
+            "student": about_student,
+            "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
+            "steps": progress.step,
+            "compiled": training.compiles is True,
+            "seconds": round(progress.seconds, 2),
+            **made_with,
+            "config": config,
+        }
+        if dist.main:
+            write_whole(folder.path / SUMMARY, json.dumps(summary, indent=1).encode())
+        dist.barrier()
+        return summary
+    finally:
+        folder.close()
+
+
+def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, data: Dataset) -> Teacher:
+    """The teacher of a run; one without weights is trained first, a missing cache is written.
+
+    Raises:
+        ValueError: as `make_teacher`, or from the run that trains the teacher.
+    """
+    weights = settings.teacher.weights
+    if weights is None and settings.teacher.model is not None:
+        training = build.teacher_run(settings)
+        folder = RunFolder(run_folder(asdict(training)))
+        known = is_finished(folder, dist)
+        if known or not cached_teacher_sha256(settings.cache.path):
+            if dist.main and not known:
+                print(
+                    f"teacher {training.model['name']} has no weights yet: it is trained first, {training.trainer.epochs} epochs "
+                    f"by teacher.train, and kept in {folder.path}"
+                )
+            weights = str(Path(execute(training, dist, data, wait=True)["folder"]) / STUDENT)
+    node = settings.teacher.model
+    return make_teacher(
+        networks.teacher,
+        weights,
+        networks.distiller.target_specs,
+        networks.teacher_shapes,
+        data,
+        dist,
+        name=node["name"] if node else "none",
+        arguments=not_default(node, ("name", "num_classes", "in_channels")) if node else {},
+        settings=settings.teacher,
+        cache=settings.cache,
+        trainer=settings.trainer,
+        outputs=settings.outputs,
+    )
+
+
+def write_teacher_cache(settings: RunConfig, dist: Dist, data: Dataset | None = None) -> Teacher:
+    """Write the teacher cache for these settings.
+
+    Raises:
+        ValueError: nothing to cache, a cache that does not match, a disk that is too small, a damaged file.
+    """
+    if settings.teacher.model is None:
+        raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
+    networks, data = build.networks(settings, dist), data or build.dataset(settings)
+    check_same_data(data, dist)
+    return prepare_teacher(settings, networks, dist, data)
+
+
+def is_finished(folder: RunFolder, dist: Dist) -> bool:
+    """Rank 0 decides for all: another process may finish the run at any moment."""
+    return dist.max(int(dist.main and folder.summary() is not None)) == [1]
+
+
+def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        ValueError: its data, teacher weights or named teacher cache differ from the settings, or its student's file has changed.
+    """
+    summary = folder.summary()
+    assert summary is not None
+    redo = f"delete {folder.path} to run it again"
+    if (digest := summary["data"]["sha256"]) != data.fingerprint:
+        raise ValueError(
+            f"{folder.path} is finished, on images of fingerprint {digest[:16]}…; data={data.name} now has "
+            f"{data.fingerprint[:16]}…. Give the new images another data.name or outputs, or {redo}"
+        )
+    if (digest := sha256_of(folder.path / STUDENT)) != summary["student"]["sha256"]:
+        raise ValueError(
+            f"{folder.path / STUDENT} has SHA-256 {digest}, not {summary['student']['sha256']}; restore it, or {redo}"
+        )
+    weights, teacher = settings.teacher.weights, summary["teacher"]
+    if teacher is not None and weights is not None and (digest := sha256_of(weights)) != teacher["sha256"]:
+        raise ValueError(
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {digest}. "
+            f"Give the new weights another name, or {redo}"
+        )
+    cached = cached_teacher_sha256(settings.cache.path)
+    if teacher is not None and cached is not None and cached != teacher["sha256"]:
+        raise ValueError(
+            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache cache.path="
+            f"{settings.cache.path} is of a teacher of {cached}. Name another cache, or {redo}"
+        )
+    return {**summary, "was_finished": True}
+
+
+def lock(folder: RunFolder, config: dict[str, Any], dist: Dist, wait: bool) -> None:
+    """Rank 0 locks the folder; the others poll, so that no collective call times out.
+
+    Raises:
+        RunLockedError: another process has it, and `wait` is false.
+    """
+    printed = False
+    while True:
+        locked = None
+        try:
+            if dist.main:
+                folder.open(config)
+        except RunLockedError as error:
+            locked = error
+            if wait and not printed:
+                print(f"waiting: {error}", flush=True)
+            printed = True
+        if dist.max(int(locked is not None)) == [0]:
+            return
+        if not wait:
+            raise locked or RunLockedError(f"{folder.path} is being written by another process")
+
+
+def check_files(settings: RunConfig, dist: Dist) -> None:
+    """Raises ValueError, before any work, for a teacher's weights that are not there and a cache's folder that cannot be made."""
+    if settings.teacher.weights is not None and not Path(settings.teacher.weights).is_file():
+        raise ValueError(f"teacher.weights={settings.teacher.weights}: no such file")
+    if settings.cache.path is not None and dist.main:
+        try:
+            Path(settings.cache.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cache.path={settings.cache.path}: no such folder can be made ({error.strerror})"
+            ) from error
+
+
+def check_same_data(data: Dataset, dist: Dist) -> None:
+    """Raises ValueError, on every rank, where one has other images or labels than rank 0."""
+    if dist.world == 1:
+        return
+    first, *others = dist.gather(int(data.fingerprint[:12], 16))  # 48 bits, which float64 holds
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            raise ValueError(
+                f"data={data.name}: rank {rank} has other images or labels than rank 0. All machines need the same files in "
+                "data.root; a data set of your own must give the same images in every process: use a generator with a fixed seed"
+            )
+
+
+def check_batches(settings: RunConfig, networks: build.Networks, data: Dataset, dist: Dist) -> None:
+    """Raises ValueError for a batch size whose last batch has too few images for the ranks, or a single one for batch norm."""
+    images, batch, world = len(data.train), settings.trainer.batch_size, dist.world
+    tail = images % batch or batch
+    if min(batch, tail) < world:
+        raise ValueError(
+            f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
+            f"too few for {world} ranks; choose another batch size"
+        )
+
+    def smallest(size: int) -> int:
+        """Images of the smallest forward pass with batches of `size`: of a rank, in one gradient accumulation step."""
+        counts = [part // world for part in (min(size, images), images % size) if part]
+        return min(count // (min(settings.trainer.accumulate, count) or 1) for count in counts)
+
+    if smallest(batch) > 1 or (settings.trainer.sync_bn and world > 1):
+        return
+    student = networks.distiller.student  # batch norm of maps of 1×1 has one value per channel
+    values = {key: value.clone() for key, value in chain(student.named_parameters(), student.named_buffers())}
+    image = torch.zeros(1, data.channels, data.size, data.size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            functional_call(student.train(), values, (image,))
+    except (ValueError, RuntimeError) as error:
+        sizes = (size for step in range(1, batch + 1) for size in (batch + step, batch - step) if size > 1)
+        nearest = next((size for size in sizes if smallest(size) > 1), 0)
+        advice = f"trainer.batch_size={nearest} leaves none" if nearest >= world else "choose another one"
+        raise ValueError(
+            f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
+            f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); {advice}"
+        ) from error
+    finally:
+        networks.distiller.hooks.read()
+
+
+def data_line(data: Dataset) -> str:
+    """How many images each part has, and on which of them the best epoch is chosen."""
+    if data.val is None:
+        parts = (
+            f"{len(data.test):,} test images of {data.num_classes} classes; the best epoch is chosen on the test images"
+        )
+    else:
+        parts = (
+            f"{len(data.val):,} validation images, which choose the best epoch, and {len(data.test):,} test images of "
+            f"{data.num_classes} classes"
+        )
+    return f"{data.name}: {len(data.train):,} training, {parts}"
+
+
+def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[], dict[str, Tensor]]:
+    """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
+    first = torch.arange(min(8, len(data.test)), device=training.dist.device)
+    images = data.test.render(first, torch.full_like(first, data.test.unaugmented))
+    networks = {"student": (training.distiller.student, images)}
+    if teacher.live is not None:
+        networks["teacher"] = (teacher.live.model, teacher.live.convert(images))
+    numbers = data.test.labels[: len(images)].tolist()
+    labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
+
+    def draw() -> dict[str, Tensor]:
+        with nullcontext() if training.average is None else training.average.adopted():
+            return heatmaps(images, networks, Normalization(data.mean, data.std), labels=labels)
+
+    return draw

@@ -1,1 +1,0 @@
-"""The training loop: steps, ranks, evaluation, compilation, signals."""

@@ -1,0 +1,314 @@
+"""One step: the files and functions it passes through, what it counts, clips and averages; when it is compiled; when a run says more."""
+
+import copy
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import Compose
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import nst
+from nst import build, loop
+from nst.config import TrainerConfig
+from nst.data.memory import MemoryLoader, MemorySplit
+from nst.data.views import ViewScheme
+from nst.dist import Dist
+from nst.distiller import Distiller, Pair, Term
+from nst.evaluate import Metrics, has_collapsed
+from nst.layers import LOGITS, feature_shapes
+from nst.loop import Loop, Training, disagreement, measure
+from nst.losses import NST, CrossEntropy
+from nst.optim import Step
+from nst.run import prepare_teacher
+from nst.teacher import LiveTeacher, Teacher
+
+BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
+WAITS = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
+"""What waits on a GPU: a tensor made from Python's numbers, a tensor's value in Python, a size that depends on values."""
+
+
+class Net(nn.Module):
+    """One named convolution with its norm, and a classifier with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(4, 3)
+        self.named_layers = {"last": "relu"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.relu(self.bn(self.conv(x))).mean((2, 3))))
+
+
+def loader() -> MemoryLoader:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    split = MemorySplit(pixels, torch.arange(IMAGES) % 3, ViewScheme(4, 1, False), (0.5,), (0.5,))
+    return split.loader(BATCH, train=True)
+
+
+def training(device: str = "cpu", **settings: Any) -> tuple[Training, Teacher]:
+    torch.manual_seed(0)
+    student, teacher = Net(), Net()
+    terms = [
+        Term("ce", CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),)),
+        Term("nst", NST(), 50.0, (Pair("last", "last"),)),
+    ]
+    shapes = feature_shapes(student, ["last", LOGITS], (1, 4, 4))
+    distiller = Distiller(student, terms, shapes, shapes)
+    made = Training(
+        distiller, loader(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), schedule=Step(),
+        settings=TrainerConfig(**{"epochs": 2, "batch_size": BATCH, "compile": False, **settings}),
+        dist=Dist(0, 1, torch.device(device)),
+    )  # fmt: skip
+    return made, Teacher((LiveTeacher(teacher.to(device), distiller.target_specs),))
+
+
+def take(it: Training, teacher: Teacher, steps: int) -> dict[str, Tensor]:
+    """Some steps as a loop takes them, compiled where that is asked for; the state they lead to."""
+    record: Any = SimpleNamespace(last=None, print=lambda _: None)
+    around = Loop(it, teacher, loader(), record)
+    it.distiller.train()
+    for _ in range(steps):
+        batch, targets = next(teacher.targets(it.loader.epoch(*divmod(it.progress.step, it.loader.steps))))
+        if it.compiles is not False and it.compiled is None:
+            around.compile(batch)
+        it.step(batch, targets)
+    return copy.deepcopy(it.distiller.state_dict())
+
+
+def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_a_step_is_read_in_nine_files(compose: Compose, tiny: list[str]) -> None:
+    """From its batch to its update, NST with a live teacher at plain settings; docs/concepts.md names the files."""
+    settings = build.settings(compose(*tiny, "loss=nst_poly"))
+    dist, data, networks = Dist(0, 1, torch.device("cpu")), build.dataset(settings), build.networks(settings)
+    teacher = prepare_teacher(settings, networks, dist, data)
+    it = Training(
+        networks.distiller, build.loader(settings, dist, data, "train"), **build.optimization(settings), settings=settings.trainer
+    )  # fmt: skip
+    pairs = teacher.targets(it.loader.epoch(0))
+    it.step(*next(pairs))  # what is set up by the first one
+    package = str(Path(nst.__file__).parent)
+    seen: set[tuple[str, str]] = set()
+
+    def trace(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            seen.add((frame.f_code.co_filename.removeprefix(f"{package}/"), frame.f_code.co_qualname))
+
+    sys.setprofile(trace)
+    try:
+        it.step(*next(pairs))
+    finally:
+        sys.setprofile(None)
+    files = sorted({file for file, _ in seen})
+    functions = sorted({f"{file}: {name}" for file, name in seen if not name.endswith((">", "<lambda>"))})
+    assert len(files) <= 9, (files, functions)
+    assert len(functions) <= 45, functions
+    page = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
+    assert all(f"`{file}`" in page for file in files), files
+
+
+class Calls(TorchDispatchMode):
+    """Collects the names of the operators called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_grad_norm": 0.1, "accumulate": 2, "ema": 0.9}])
+def test_no_operator_of_a_step_waits(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Training, "check", lambda self: None)  # at each step on a CPU only, where nothing waits
+    it, teacher = training(**settings)
+    pair = next(teacher.targets(it.loader.epoch(0)))
+    with Calls() as calls:
+        it.step(*pair)
+    assert "aten::_fused_sgd_" in calls.names
+    assert not calls.names & WAITS
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_never_waits_for_the_gpu() -> None:
+    it, teacher = training("cuda", clip_grad_norm=0.1)
+    batches = [type(batch)(*(values.cuda() for values in batch)) for batch in it.loader.epoch(0)]
+    pairs = teacher.targets(batches)
+    it.step(*next(pairs))  # libraries start
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        it.step(*next(pairs))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_gradients_are_clipped_only_where_that_is_asked_for() -> None:
+    """The first step moves the weights by the learning rate times the gradient."""
+    moved, logged = {}, {}
+    for limit in (None, 0.1, 1e6):
+        it, teacher = training(clip_grad_norm=limit)
+        for group in it.optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        before = [p.detach().clone() for p in it.parameters]
+        take(it, teacher, 1)
+        means = it.means()
+        moves = [(old - p.detach()).flatten() for p, old in zip(it.parameters, before, strict=True)]
+        moved[limit], logged[limit] = float(torch.cat(moves).norm()) / means["lr"], means["grad_norm"]
+    assert logged[None] == logged[0.1] == logged[1e6] > 0.2
+    assert moved[None] == moved[1e6] == pytest.approx(logged[None], rel=1e-4)
+    assert moved[0.1] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_training_accuracy_of_mixed_images_counts_the_larger_part() -> None:
+    labels = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.9, 0.0], [0.0, 0.4, 0.6]])
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
+    assert measure(logits, labels, torch.zeros(()), {})["top1"] == 200
+    assert measure(logits, labels.argmax(1), torch.zeros(()), {})["top1"] == 200
+
+
+def test_the_average_is_what_its_equation_says() -> None:
+    it, teacher = training(ema=0.8)
+    assert it.average is not None
+    by_hand = copy.deepcopy(it.distiller.student.state_dict())
+    for _ in range(3):
+        take(it, teacher, 1)
+        for name, value in it.distiller.student.state_dict().items():
+            by_hand[name] = 0.8 * by_hand[name] + 0.2 * value if value.is_floating_point() else value.clone()
+    torch.testing.assert_close(it.average.values, by_hand)
+
+
+Sizes = list[int]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], Sizes]:
+    """Puts `change(output)` in the place of compiled code of the student; gives the batch sizes it sees."""
+
+    def install(change: Callable[..., Any] = lambda output: output) -> Sizes:
+        sizes: Sizes = []
+
+        def fake_compile(function: Any, **_: Any) -> Any:
+            def run(*inputs: Any) -> Any:
+                output = function(*inputs)
+                if not isinstance(function, Distiller):
+                    return output
+                sizes.append(len(inputs[0]))
+                return change(output)
+
+            return run
+
+        monkeypatch.setattr(torch, "compile", fake_compile)
+        return sizes
+
+    return install
+
+
+def test_comparing_leaves_no_trace_and_the_tail_batch_stays_eager(fake: Any) -> None:
+    sizes = fake()
+    assert_equal(take(*training(compile=True), 6), take(*training(), 6))
+    assert set(sizes) == {BATCH}
+    assert len(sizes) == 1 + 4  # the comparison, and the full batches of two epochs
+
+
+def doubled(output: Any) -> Any:
+    logits, values = output
+    return logits, {**values, "ce": 2 * values["ce"]}
+
+
+def not_finite(output: Any) -> Any:
+    logits, values = output
+    return logits, {**values, "ce": values["ce"] + 0 * (values["ce"] - values["ce"]).sqrt()}
+
+
+def failing(output: Any) -> Any:
+    raise RuntimeError("no C++ compiler here\nand more")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (doubled, "loss differ"),
+        (not_finite, "non-finite gradients in"),
+        (failing, "RuntimeError: no C++ compiler here"),
+    ],
+)
+def test_disagreement_or_failure_is_logged_once_and_eager_code_is_used(
+    fake: Any, caplog: pytest.LogCaptureFixture, change: Any, message: str
+) -> None:
+    fake(change)
+    it, teacher = training(compile=True)
+    with caplog.at_level(logging.WARNING):
+        assert_equal(take(it, teacher, 4), take(*training(), 4))
+    assert it.compiles is False
+    assert len(caplog.records) == 1
+    assert message in caplog.text
+    again, teacher = training(compile=True)  # a continued run does not try again
+    again.load_state(copy.deepcopy(it.state()))
+    sizes = fake()
+    take(again, teacher, 1)
+    assert sizes == []
+
+
+def test_gradients_are_compared() -> None:
+    loss, gradient = torch.tensor(1.0), [torch.ones(3), torch.ones(2)]
+    assert disagreement((loss, gradient), (loss, gradient), "fp32") is None
+    assert "gradient differ by 1.0e" in str(disagreement((loss, [2 * g for g in gradient]), (loss, gradient), "fp32"))
+
+
+@pytest.mark.compiles
+def test_compiled_steps_do_what_eager_steps_do() -> None:
+    """Dropout and the eager tail batches included; that a killed run continues compiled is in tests/faults/test_kill.py."""
+    it, teacher = training(compile=True)
+    found = take(it, teacher, 5)
+    assert it.compiles is True
+    for key, value in take(*training(), 5).items():
+        torch.testing.assert_close(value, found[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("best", "top1", "chance", "collapsed"),
+    [
+        (70.0, 31.0, 10.0, True),
+        (70.0, 41.0, 10.0, False),  # a bit less than half
+        (14.0, 10.0, 10.0, False),  # noise near chance
+        (16.0, 12.0, 10.0, True),
+        (2.5, 1.0, 1.0, False),  # 100 classes: 1.5 points are noise there too
+        (90.0, 55.0, 50.0, True),  # two classes
+    ],
+)
+def test_half_of_what_was_won_over_chance(best: float, top1: float, chance: float, collapsed: bool) -> None:
+    assert has_collapsed(top1, best, chance) is collapsed
+
+
+def test_a_run_says_that_it_has_collapsed_and_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two classes, where the best accuracy is never twice chance."""
+    lines: list[str] = []
+
+    def nothing(*_: Any) -> None: ...
+
+    record: Any = SimpleNamespace(
+        last=None, print=lines.append, log=nothing, draw_heatmaps=nothing, save=nothing, save_best=nothing
+    )
+    it, teacher = training(epochs=3)
+    around = Loop(it, teacher, it.loader, record, chance=50.0)
+    accuracies = iter((90.0, 88.0, 52.5))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 99.0, 100))
+    for _ in range(3):
+        around.finish_epoch()
+    (line,) = [line for line in lines if "collapsed" in line]
+    assert line.startswith("the run has collapsed: top-1 52.50 % after 90.00 % at best.")
+    assert "trainer.clip_grad_norm=2" in line
