@@ -49,18 +49,6 @@ def test_equals_the_cpu_in_float64(loss, compiled):
     assert (gradient.cpu() - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_changes_nothing(dtype):
-    for loss in LOSSES:
-        student, teacher = (x.float().cuda() for x in inputs(loss))
-        shape = tuple(student.shape[1:])
-        expected = loss(student, loss.target(teacher, shape))
-        with torch.autocast("cuda", dtype=dtype):
-            value = loss(student, loss.target(teacher, shape))
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, expected)
-
-
 def test_no_pair_tensor_for_the_gram_form():
     loss, student, teacher = NST(), torch.randn(16, 512, 7, 7).cuda(), torch.randn(16, 512, 7, 7).cuda()
     student.requires_grad_(True)
