@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from nst import cli
 from nst.cli.compose import as_override, composed
 from nst.cli.errors import EXTRAS, explain
 from nst.cli.main import COMMANDS
+from nst.config import EvaluateConfig, ExportConfig
 
 # Modules that commands are made of.
 PARTS = {"compose", "errors", "layer_listing", "main", "suggest", "sweep"}
@@ -38,6 +40,12 @@ def test_help_is_the_commands_own(name: str, nst: Nst) -> None:
     others = {other for other in COMMANDS if re.search(rf"\bnst {other}\b", said.out)} - {name, "train"}
     assert not others
     assert "python scripts" not in said.out
+
+
+@pytest.mark.parametrize(("name", "schema"), [("export", ExportConfig), ("evaluate", EvaluateConfig)])
+def test_help_lists_every_key(name: str, schema: type, nst: Nst) -> None:
+    shown = nst(name, "--help").out
+    assert [field.name for field in fields(schema) if f"{field.name}=" not in shown] == []
 
 
 def test_help_of_training(nst: Nst) -> None:
@@ -131,6 +139,12 @@ def test_a_path_is_accepted_as_the_shell_hands_it_over(text: str) -> None:
     override = as_override(f"teacher.weights={text}")
     assert composed([f"teacher.weights={text}"]).teacher.weights == text
     assert composed([override]).teacher.weights == text
+
+
+def test_a_single_value_is_a_list_of_one() -> None:
+    assert composed(["formats=onnx", "int8_exclude=conv1", "run=x"], "export").formats == ["onnx"]
+    assert composed(["formats=[onnx, torch]", "run=x"], "export").formats == ["onnx", "torch"]
+    assert composed(["formats=null", "run=x"], "export").formats is None
 
 
 def test_what_hydra_reads_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

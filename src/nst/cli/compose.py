@@ -30,6 +30,7 @@ from nst.cli.errors import known_keys, nearest_keys, readable_errors, required
 from nst.config import CONFIGS
 
 LISTS = ("loss", "tracker", "metric")  # the groups of which several may be chosen
+PLAIN_LISTS = ("formats", "int8_exclude")  # keys that take a single value without brackets, too
 
 
 def user_folders() -> list[Path]:
@@ -198,6 +199,8 @@ def as_override(argument: str) -> str:
         parsed = OverridesParser.create().parse_override(argument)
     except HydraException:
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    if key in PLAIN_LISTS and value and isinstance(parsed.value(), str):
+        return f"{key}=[{value}]"
     if argument == "teacher=null":
         return "teacher=none"
     if (value == "null" or isinstance(parsed.value(), list)) and (CONFIGS / key).is_dir() and key not in LISTS:

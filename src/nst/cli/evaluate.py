@@ -3,10 +3,16 @@
 nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
 
-run=… uses the run's network, weights, data and normalisation. data=… measures its student on other images, root=FOLDER names the
-folder of its data if it has moved. Further keys: split=test (or train,
-val), mean=[…] std=[…] (of the network's inputs), weights_key, to, batch_size, device,
-precision.
+run=FOLDER       of a finished run: its network, weights, data and normalisation
+root=FOLDER      of the run's data, if it has moved
+data=NAME        with run=…: other images for its student
+model=NAME       without a run: a network, with weights=FILE (weights_key=NAME where it holds several states) and data=NAME
+split=test       or train, val
+mean=[…] std=[…] of the network's inputs; default: as stored with the weights, else the data's
+to=FOLDER        of evaluation.json; default: the run's; without a run nothing is written
+device=auto      or cpu, cuda
+batch_size=500
+precision=fp32   or bf16
 """
 
 from collections.abc import Sequence
