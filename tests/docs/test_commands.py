@@ -8,19 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from blocks import PAGES, ROOT, Command, blocks, commands
-from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
-from nst.cli.cache import KEYS, parse
+from nst.cli.compose import composed, hydra_arguments
 from nst.cli.main import COMMANDS, command
 from nst.cli.train import run
-from nst.report.list_runs import list_runs
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",
@@ -31,7 +28,6 @@ NOT_RUN = {
     r"bash \.ci/": "installs the package and runs these tests",
     r"(ruff|pyright|pre-commit) ": "checks of the source, run beside the tests",
 }
-FLAGS = ("--help", "--resolve", "--multirun", "-m")  # of Hydra, without a value
 SHRUNKEN = (
     "trainer.epochs=1", "trainer.batch_size=16", "trainer.heatmaps=false", "data.limit=40",
     "teacher.min_accuracy=0", "teacher.train.epochs=1", "teacher.train.batch_size=16",
@@ -78,52 +74,48 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
         assert script is not None, f"{typed}: say in tests/docs/test_commands.py how this is checked"
         name, arguments = script.stem, words[words.index(str(script)) + 1 :]
     page = own / Path(typed.page).stem
-    monkeypatch.syspath_prepend(page)
+    if page.is_dir():
+        monkeypatch.chdir(page)  # the page's own folder, with the files it describes
     if name == "train":
-        check_train(arguments, page, outputs, several=several)
+        check_train(arguments, outputs, several=several)
     elif name in COMMANDS:
-        check_command(name, arguments, page, outputs, monkeypatch)
+        check_command(name, arguments, outputs, monkeypatch)
     else:
         check_script(ROOT / "scripts" / f"{name}.py", arguments, monkeypatch)
 
 
-def overrides_of(arguments: list[str], page: Path) -> list[str]:
-    """The overrides among the words of a Hydra command, given in the page's own folder."""
-    found, words = [f"hydra.searchpath=[file://{page}]"] if page.is_dir() else [], iter(arguments)
-    for word in words:
-        if word == "--config-dir" or word in ("--cfg", "-c"):
-            next(words)
-        elif word not in FLAGS:
-            found.append(word)
-    return found
+def overrides_of(arguments: list[str], config_name: str = "config") -> list[str]:
+    """The overrides among the words of a Hydra command, whose options stand in front of them."""
+    return [word for word in hydra_arguments(arguments, config_name) if "=" in word and not word.startswith("-")]
 
 
-def composed(config: str, overrides: list[str]) -> Any:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return hydra.compose(config, overrides)
-
-
-def check_train(arguments: list[str], page: Path, outputs: Path, *, several: bool) -> None:
+def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
     """One job: run, on embedded or invented data; a sweep's jobs, and jobs on other data, are composed and built."""
-    overrides = [f"outputs={outputs}", *overrides_of(arguments, page)]
+    overrides = [f"outputs={outputs}", *overrides_of(arguments)]
     if {"-m", "--multirun"} & set(arguments):
         own_keys = [word for word in overrides if word.startswith(("hydra", "+hydra"))]
         parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in own_keys])
         searched = any(word.startswith("hydra/sweeper=") for word in own_keys)
         jobs = [first_values(parsed)] if searched else BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         for job in (job for job in jobs if not {"seed=1", "seed=2"} & {*job}):  # seeds differ in nothing else
-            build.settings(composed("config", list(job)))
+            build.settings(composed(list(job)))
         return
-    cfg = composed("config", overrides)
-    settings = build.settings(cfg)
-    if settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder")) or several or "--help" in arguments:
-        settings.model = {**settings.model, **({"pretrained": False} if "pretrained" in settings.model else {})}
-        if settings.teacher.model is not None and "pretrained" in settings.teacher.model:
-            settings.teacher.model = {**settings.teacher.model, "pretrained": False}
+    settings = build.settings(composed(overrides))
+    if (
+        (
+            settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder", "nst.data.sources"))
+            and settings.data["name"] != "digits"
+        )
+        or several
+        or "--help" in arguments
+    ):
+        settings.model = build.without_weights(settings.model)
+        if settings.teacher.model is not None:
+            settings.teacher.model = build.without_weights(settings.teacher.model)
         if settings.data["name"] != "imagenet":  # the networks of the ImageNet runs are built in tests/experiments
             build.networks(settings)
         return
-    run(composed("config", [*overrides, *SHRUNKEN]))
+    run(composed([*overrides, *SHRUNKEN]))
 
 
 def first_values(parsed: list[Override]) -> list[str]:
@@ -140,20 +132,18 @@ def first_values(parsed: list[Override]) -> list[str]:
     return job
 
 
-def check_command(name: str, arguments: list[str], page: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_command(name: str, arguments: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command other than training: its words are composed or parsed, by whatever it does that with."""
-    if name == "cache" and arguments[0] in KEYS:
-        parse(arguments[0], arguments[1:])
-    elif name in ("cache", "gradients", "layers"):
-        build.settings(composed("config", [o for o in overrides_of(arguments, page) if not o.startswith("all=")]))
+    if name in ("cache", "gradients", "layers"):
+        build.settings(composed(overrides_of([word for word in arguments if not word.startswith("all=")])))
     elif name in ("evaluate", "export"):
-        composed(name, overrides_of(arguments, page))
+        composed(overrides_of(arguments, name), name)
     elif name == "benchmark":
         parse_only(monkeypatch)
         with pytest.raises(Parsed):
             command(name, arguments)
     elif name == "runs":
-        list_runs([*arguments, f"outputs={outputs}"])
+        command(name, [*arguments, f"outputs={outputs}"])
     elif arguments:
         importlib.import_module({"reproduce": "nst.reproduce.request", "predict": "nst.cli.predict"}[name]).parse(
             arguments

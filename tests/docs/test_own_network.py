@@ -12,6 +12,7 @@ import torch
 from blocks import PAGES, Command, blocks, commands
 from PIL import Image
 
+from nst.cli.compose import composed
 from nst.cli.main import command
 
 PAGE = next(page for page in PAGES if page.name == "own_network.md")
@@ -59,10 +60,15 @@ def start(
     command(typed.words[1], [*(word for word in typed.words[2:] if not word.startswith(leave_out)), *more])
 
 
-def test_ten_lines_of_yaml_and_a_short_file() -> None:
-    python, yaml = (next(b for b in blocks(PAGE, language)) for language in ("python", "yaml"))
-    assert len(yaml.text.splitlines()) == 10
-    assert len(python.text.splitlines()) <= 30
+def test_a_short_file_and_a_few_lines_of_yaml() -> None:
+    assert sum(len(block.text.splitlines()) for block in blocks(PAGE, "yaml")) <= 13
+    assert sum(len(block.text.splitlines()) for block in blocks(PAGE, "python")) <= 30
+
+
+def test_a_network_of_the_command_line_replaces_that_of_the_experiment(own: Path) -> None:
+    other = "layers=[{teacher: stage3, student: last}]"
+    assert composed(["experiment=mine"]).model.name == "smallnet"
+    assert composed(["experiment=mine", "model=resnet20", other]).model.name == "resnet20"
 
 
 def test_layers_as_printed_on_the_page(
@@ -129,7 +135,7 @@ def test_other_losses_compare_the_same_layers(
     assert ("stage3" in shown) == (fragment not in ("loss=kd", "loss=ce"))
 
 
-def test_taps_of_one_loss_say_what_to_do_under_another(
+def test_layers_of_one_loss_say_what_to_do_under_another(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As an experiment that names them for the loss it chooses."""
