@@ -1,185 +1,212 @@
-"""`nst benchmark data`: the input paths, in memory and of photographs, beside torchvision's transforms in a DataLoader."""
+"""`nst benchmark data`: images in memory, photographs on disk and the start of a run, each beside what it is compared with."""
 
 import argparse
+import io
 import json
 import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from benchmarks.machine import describe
-from benchmarks.photographs import (
-    Row,
-    decoder,
-    exhaust,
-    measure_loaders,
-    measure_parts,
-    photo,
-    target,
-    written,
-)
+from nst.data.sources import load_images
+
+HELP = "the input path: images in memory, photographs on disk, the start of a run"
+HERE = Path(__file__).resolve().parents[1]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Row = dict
+
+IN_MEMORY = """
+import sys, time, numpy, torch
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
+images, batch, seconds, channels_last = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
+pixels = torch.from_numpy(numpy.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), dtype=numpy.uint8))
+split = MemorySplit(pixels, torch.arange(images) % 10, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
+loader, used, passes = split.loader(batch, train=True, channels_last=channels_last), 0.0, -1
+while used < seconds:
+    start = time.process_time()
+    for _ in loader.epoch(max(passes, 0)):
+        pass
+    passes += 1
+    used += (time.process_time() - start) * (passes > 0)  # the first pass is a warm-up
+print(passes * images / used)
+"""
 
-HELP = "the input path: CIFAR-shaped images in memory, photographs on disk"
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+START = """
+import sys, time
+start, used = time.perf_counter(), time.process_time()
+from omegaconf import OmegaConf
+from hydra.utils import instantiate
+data = instantiate(OmegaConf.merge(OmegaConf.load(sys.argv[1]), {"root": sys.argv[2]}), _convert_="all")
+data.fingerprint
+print(time.perf_counter() - start, time.process_time() - used)
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--images", type=int, default=20_000, help="CIFAR-shaped images in memory; 0: none")
+    parser.add_argument("--old", type=Path, help="a checkout of another version, for images in memory")
     parser.add_argument(
         "--photographs", type=Path, help="a folder of train/<class>/* and val/<class>/*; else JPEGs are made"
     )
     parser.add_argument("--limit", type=int, help="of these photographs, images an epoch (default: all)")
-    parser.add_argument("--jpegs", type=int, default=64, help="JPEGs of 500×375 pixels to make; 0: no photographs")
+    parser.add_argument("--jpegs", type=int, default=256, help="JPEGs of 500×375 pixels to make; 0: no photographs")
     parser.add_argument("--size", type=int, default=224, help="of the photographs' crops, in pixels")
+    parser.add_argument("--cifar10", type=Path, help="a folder of CIFAR-10, to time the second start of a run")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=cores, help="processes of the DataLoaders (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores, help="processes that decode (default: all cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns timed of each")
     parser.add_argument("--seconds", type=float, default=2.0, help="least length of a turn in memory")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="write everything measured here")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
-    report: Row = {"machine": describe(arguments.device)}
+    report: Row = {"machine": describe("cpu")}
+    torch.set_num_threads(1)  # as in a worker process
     if arguments.images:
-        report["memory"] = measure_memory(arguments)
+        report["memory"] = in_memory(arguments)
     if arguments.photographs or arguments.jpegs:
-        report["photographs"] = measure_photographs(arguments)
+        report["photographs"] = photographs(arguments)
+    if arguments.cifar10:
+        report["start"] = starts(arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
-    print_tables(report, arguments)
-
-
-def measure_memory(arguments: argparse.Namespace) -> list[Row]:
-    """Images/s: a PIL DataLoader, then ours, in turns; the first turn, a warm-up, does not count."""
-    count, batch, device = arguments.images, arguments.batch_size, arguments.device
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
-    split = MemorySplit(images, torch.arange(count) % 10, ViewScheme(32, 4, True), MEAN, STD)
-    epochs: dict[str, Callable[[], Iterator]] = {}
-    for workers in sorted({0, arguments.workers}):
-        loader = pil_loader(images, batch, workers)
-        epochs[f"PIL DataLoader, {workers} workers"] = loader.__iter__
-    for channels_last in (False, True):
-        ours = split.loader(batch, train=True, device=device, channels_last=channels_last)
-        epochs["ours" + ", channels_last" * channels_last] = lambda ours=ours: ours.epoch(0)
-    speeds: dict[str, list[float]] = {name: [] for name in epochs}
-    for repeat in range(arguments.repeats + 1):
-        for name, epoch in epochs.items():
-            passes, seconds = 0, 0.0
-            while seconds < (arguments.seconds if repeat else 0.1):  # one pass of ours is too short on a busy machine
-                seconds += seconds_of(lambda epoch=epoch: exhaust(epoch()), device)
-                passes += 1
-            if repeat:
-                speeds[name].append(passes * count / seconds)
-    rows = [target(name, values) for name, values in speeds.items()]
-    base = max(row["images_per_second"] for row in rows if row["name"].startswith("PIL"))
-    return [{**row, "times_pil": row["images_per_second"] / base} for row in rows]
-
-
-def pil_loader(images: torch.Tensor, batch: int, workers: int) -> DataLoader:
-    """What most CIFAR training code does: one PIL image at a time, torchvision's transforms, worker processes."""
-    return DataLoader(
-        PilImages(images), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0, drop_last=False
-    )
-
-
-class PilImages(Dataset):
-    """torchvision's CIFAR dataset, without the files."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(Image.fromarray(self.images[index])), index % 10
-
-
-def measure_photographs(arguments: argparse.Namespace) -> Row:
-    """The loaders over a folder of photographs, or over JPEGs made here; of these also the parts of the work."""
-    sizes = arguments.batch_size, arguments.workers, arguments.repeats
-    timings: Row = {"decoder": decoder(), "size": arguments.size}
-    if arguments.photographs:
-        return {**timings, "loaders": measure_loaders(arguments.photographs, arguments.size, arguments.limit, *sizes)}
-    encoded = [photo(seed) for seed in range(arguments.jpegs)]
-    copies = max(1, 256 // len(encoded)) if arguments.workers else 1  # enough for workers to be busy
-    with written(encoded, copies) as root:
-        timings["loaders"] = measure_loaders(root, arguments.size, None, *sizes)
-    timings["bytes_per_image"] = sum(map(len, encoded)) / len(encoded)
-    return {**timings, "one_core": measure_parts(encoded, arguments.repeats)}
-
-
-def seconds_of(work: Callable[[], object], device: str) -> float:
-    """Seconds, the device's queue included."""
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def print_tables(report: Row, arguments: argparse.Namespace) -> None:
-    """One table for images in memory, one or two for photographs."""
     console = Console()
-    console.print(" · ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    if "memory" in report:
-        memory = Table(
-            "32×32 in memory, crop and flip", title=f"batch {arguments.batch_size}, {arguments.images} images"
-        )
-        for column in ("images/s (range)", "n", "PIL DataLoader ="):
-            memory.add_column(column, justify="right")
-        for row in report["memory"]:
-            memory.add_row(*cells(row), f"{row['times_pil']:.1f}×")
-        console.print(memory)
-    if "photographs" in report:
-        print_photographs(console, report["photographs"])
+    console.print(" · ".join(f"{key} {value}" for key, value in report.pop("machine").items()))
+    for name, rows in report.items():
+        table = Table(name, *(key.replace("_", " ") for key in list(rows[0])[1:]))
+        for row in rows:
+            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(table)
 
 
-def print_photographs(console: Console, timings: Row) -> None:
-    """The loaders, and the parts of the work where they were measured."""
-    loaders = Table("crop, flip, normalise", title=f"photographs, crops of {timings['size']}, {timings['decoder']}")
-    for column in ("workers", "images/s (range)", "n", "images/s of processor time", "torchvision ="):
-        loaders.add_column(column, justify="right")
-    for row in timings["loaders"]:
-        name, *speed = cells(row)
-        used = f"{row['images_per_processor_second']:,.0f}"
-        loaders.add_row(name, str(row["workers"]), *speed, used, f"{row['times_torchvision']:.2f}×")
-    console.print(loaders)
-    if "one_core" not in timings:
-        return
-    parts = Table("one core", title=f"JPEG 500×375, {timings['bytes_per_image'] / 1e3:.0f} kB")
-    for column in ("images/s (range)", "n", "ms an image", "cores for 1000 images/s"):
-        parts.add_column(column, justify="right")
-    for row in timings["one_core"]:
-        speed = row["images_per_second"]
-        parts.add_row(*cells(row), f"{1e3 / speed:.2f}", f"{1e3 / speed:.1f}")
-    console.print(parts)
+def in_memory(arguments: argparse.Namespace) -> list[Row]:
+    """Images a second of processor time, of this version and of another in turns, each turn a process of its own."""
+    rows = []
+    for channels_last in (False, True):
+        checkouts = {"this version": HERE} | ({"other version": arguments.old} if arguments.old else {})
+        settings = map(str, (arguments.images, arguments.batch_size, arguments.seconds, channels_last))
+        command = [sys.executable, "-c", IN_MEMORY, *settings]
+
+        def speed(checkout: Path, command: list[str] = command) -> float:
+            return float(output(command, checkout))
+
+        speeds = turns({name: lambda path=path: speed(path) for name, path in checkouts.items()}, arguments.repeats)
+        rows += compared(speeds, list(checkouts)[-1], {"layout": "channels last" if channels_last else "contiguous"})
+    return rows
 
 
-def cells(row: Row) -> list[str]:
-    """Name, speed with its range, n."""
-    low, high = row["range"]
-    return [row["name"], f"{row['images_per_second']:,.0f} ({low:,}–{high:,})", str(row["n"])]
+def photographs(arguments: argparse.Namespace) -> list[Row]:
+    """Images a second: torchvision's ImageFolder, v2 and DataLoader beside ours, over the same files, in turns.
+
+    Without workers of processor time, which other work on the machine harms least; with workers by the clock.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        root = arguments.photographs or written(Path(made), arguments.jpegs)
+        classes = sum(entry.is_dir() for entry in (root / "train").iterdir())
+        split = load_images(
+            "photographs", classes, 3, arguments.size, MEAN, STD, 0.0, arguments.limit, flip=True, root=str(root)
+        ).train
+        rows = []
+        for workers in sorted({0, arguments.workers}):
+            clock = time.perf_counter if workers else time.process_time
+            epochs: dict[str, Callable[[], Iterable]] = {}
+            for name, transform in torchvision_transforms(arguments.size).items():
+                files = torch.utils.data.Subset(ImageFolder(root / "train", transform), range(len(split)))
+                loader = DataLoader(
+                    files, arguments.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+                )
+                epochs[name] = loader.__iter__
+            ours = split.loader(arguments.batch_size, train=True, workers=workers)
+            epochs["ours"] = lambda ours=ours: ours.epoch(0)
+
+            def speed(epoch: Callable[[], Iterable], clock: Callable[[], float] = clock) -> float:
+                start = clock()
+                for _ in epoch():
+                    pass
+                return len(split) / (clock() - start)
+
+            speeds = turns(
+                {name: lambda epoch=epoch: speed(epoch) for name, epoch in epochs.items()}, arguments.repeats, 1
+            )
+            rows += compared(speeds, "torchvision", {"workers": workers})
+    return rows
+
+
+def starts(arguments: argparse.Namespace) -> list[Row]:
+    """Seconds that a run's start takes for CIFAR-10, imports and fingerprint included: the first, and later ones."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-c", START, str(HERE / "configs" / "data" / "cifar10.yaml"), str(arguments.cifar10)]
+        times = [output(command, HERE, HF_HOME=home).split() for _ in range(arguments.repeats + 1)]
+    seconds = [(float(clock), float(processor)) for clock, processor in times]
+    later = [statistics.median(values) for values in zip(*seconds[1:], strict=True)]
+    named = (("first", *seconds[0]), ("later, median", *later))
+    return [{"start": name, "seconds": clock, "processor_seconds": processor} for name, clock, processor in named]
+
+
+def output(command: list[str], checkout: Path, **environment: str) -> str:
+    """What a command prints that uses the package of a checkout, with one thread."""
+    variables = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def turns(work: dict[str, Callable[[], float]], repeats: int, warm_up: int = 0) -> dict[str, list[float]]:
+    """Each measured `repeats` times, in turns, after `warm_up` turns that do not count."""
+    speeds = [{name: measure() for name, measure in work.items()} for _ in range(warm_up + repeats)][warm_up:]
+    return {name: [turn[name] for turn in speeds] for name in work}
+
+
+def compared(speeds: dict[str, list[float]], base: str, about: Row) -> list[Row]:
+    """Medians with their range, and the median over the turns of how many times the base's speed they are."""
+    return [
+        {
+            "name": name, **about, "images_per_second": statistics.median(values), "lowest": min(values), "highest": max(values),
+            "n": len(values), f"times_{base.replace(' ', '_')}": statistics.median(a / b for a, b in zip(values, speeds[base], strict=True)),
+        }
+        for name, values in speeds.items()
+    ]  # fmt: skip
+
+
+def torchvision_transforms(size: int) -> dict[str, v2.Compose]:
+    """Crop, flip and normalise: on PIL images as most code has it, and on tensors."""
+    crops = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    return {
+        "torchvision": v2.Compose([*crops, v2.ToImage(), *floats]),
+        "torchvision, ToImage first": v2.Compose([v2.ToImage(), *crops, *floats]),
+    }
+
+
+def written(root: Path, count: int) -> Path:
+    """A folder of JPEGs of 500×375 pixels with detail at all scales, as photographs have; about as large as ImageNet's."""
+    for part, images in (("train", count), ("val", 1)):
+        (root / part / "photos").mkdir(parents=True)
+        for i in range(images):
+            draw = np.random.default_rng(i % 16)
+            image = draw.normal(128, 19, (375, 500, 3)).astype(np.float32)
+            for scale in (4, 8, 16, 32, 64, 128):
+                blocks = draw.normal(0, 5 * scale**0.5, (375 // scale + 2, 500 // scale + 2, 3)).astype(np.float32)
+                for channel in range(3):
+                    layer = Image.fromarray(blocks[..., channel]).resize((500, 375), Image.Resampling.BICUBIC)
+                    image[..., channel] += np.asarray(layer)
+            file = io.BytesIO()
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+            (root / part / "photos" / f"{i}.jpg").write_bytes(file.getvalue())
+    return root

@@ -1,6 +1,7 @@
 """What all tests share: composing the real configs, shrunken."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,10 @@ Compose = Callable[..., DictConfig]
 
 
 def pytest_configure() -> None:
-    """One thread in each process, also in those that tests start: several of them share the cores."""
+    """One thread in each process, also in those that tests start: several of them share the cores. Arrow files go to a folder of
+    the tests', not into the user's cache.
+    """
+    os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir()) / "nst-tests-huggingface"))
     threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(threads))
 

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nst
 from nst import build, loop
 from nst.config import TrainerConfig
-from nst.data.memory import MemoryLoader, MemorySplit
+from nst.data.batch import Loader
+from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
@@ -48,7 +49,7 @@ class Net(nn.Module):
         return self.fc(self.drop(self.relu(self.bn(self.conv(x))).mean((2, 3))))
 
 
-def loader() -> MemoryLoader:
+def loader() -> Loader:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (IMAGES, 1, 4, 4), generator=generator, dtype=torch.uint8)
     split = MemorySplit(pixels, torch.arange(IMAGES) % 3, ViewScheme(4, 1, False), (0.5,), (0.5,))

@@ -129,7 +129,7 @@ class CacheConfig:
 class RunConfig:
     """One run: a student, the data, the losses and, with most losses, a teacher."""
 
-    data: Any = setting(None, unnamed=("root", "download", "unpacked", "max_pixels"))
+    data: Any = setting(None, unnamed=("root", "path", "cache_dir", "download"))
     model: Any = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

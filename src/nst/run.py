@@ -94,7 +94,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         draw = drawing(training, teacher, data) if settings.trainer.heatmaps and dist.main and trackers else None
         made_with = provenance(dist.device, dist.world)
         if dist.main:
-            print(data_line(data))
+            print(data.describe())
         with Record(training, info, trackers, about=about, metadata=metadata, draw=draw) as record:
             evaluation = build.loader(settings, dist, data, evaluated)
             trace = folder.path / "profile" if settings.trainer.profile and dist.main else None
@@ -321,20 +321,6 @@ def check_batches(settings: RunConfig, networks: build.Networks, data: Dataset, 
         ) from error
     finally:
         networks.distiller.hooks.read()
-
-
-def data_line(data: Dataset) -> str:
-    """How many images each part has, and on which of them the best epoch is chosen."""
-    if data.val is None:
-        parts = (
-            f"{len(data.test):,} test images of {data.num_classes} classes; the best epoch is chosen on the test images"
-        )
-    else:
-        parts = (
-            f"{len(data.val):,} validation images, which choose the best epoch, and {len(data.test):,} test images of "
-            f"{data.num_classes} classes"
-        )
-    return f"{data.name}: {len(data.train):,} training, {parts}"
 
 
 def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[], dict[str, Tensor]]:

@@ -1,20 +1,32 @@
 """Tiny data sets written as their publishers write them."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from nst.data.dataset import Dataset
+from nst.data.sources import load_images
 
-def encode(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB") -> bytes:
+SETTINGS: dict[str, Any] = {
+    "name": "images", "num_classes": 3, "channels": 3, "size": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "validation": 0.0,
+    "limit": None, "flip": True, "resize": 20, "jitter": 0.4, "pca_noise": 0.1,
+}  # fmt: skip
+
+
+def load(root: Path | str, **changes: Any) -> Dataset:
+    """Images of three classes, as `data=folder` reads them."""
+    place = {} if "path" in changes else {"root": str(root)}
+    return load_images(**(SETTINGS | place | changes))
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB", **settings: Any) -> bytes:
     """[H, W, 3] uint8 → an image file's bytes."""
     file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, kind)
+    Image.fromarray(pixels).convert(mode).save(file, kind, **settings)
     return file.getvalue()
 
 
@@ -22,31 +34,29 @@ def noise(n: int, size: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
+def table(
+    images: list[Any], labels: list[Any], image: str = "img", label: str = "label", names: list[str] | None = None
+) -> datasets.Dataset:
+    """A table as on the Hub: encoded images and labels, with their names if there are any."""
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    features = datasets.Features({image: datasets.Image(), label: kind})
+    rows = {image: [None if data is None else {"bytes": data, "path": None} for data in images], label: labels}
+    return datasets.Dataset.from_dict(rows, features)
+
+
 def write_shard(path: Path, images: list[Any], labels: list[Any], **more: Any) -> None:
-    """A parquet shard as the Hub's: a struct of bytes and path, a label, names in the metadata."""
-    image, label, names = more.get("image", "img"), more.get("label", "label"), more.get("names")
-    struct = pa.array(
-        [{"bytes": data, "path": None} for data in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    )
-    table = pa.table({image: struct, label: pa.array(labels, pa.int64())})
-    if names:
-        features = {label: {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        table, path, row_group_size=more.get("row_group_size", 4), compression=more.get("compression", "snappy")
-    )
+    table(images, labels, **more).to_parquet(path)
 
 
-def write_tree(root: Path, classes: int = 3, images: int = 6, kind: str = "JPEG") -> None:
-    """train/<class>/* and val/<class>/*: JPEGs of many sizes, some grayscale, some CMYK."""
+def write_tree(root: Path, parts: tuple[str, ...] = ("train", "val"), classes: int = 3, images: int = 6) -> None:
+    """<part>/<class>/*: JPEGs of many sizes, some grayscale, some CMYK; half as many in all parts but the first."""
     draw = np.random.default_rng(0)
-    for part, count in (("train", images), ("val", images // 2)):
+    for part in parts:
         for label in range(classes):
             folder = root / part / f"class{label}"
             folder.mkdir(parents=True)
-            for i in range(count):
+            for i in range(images if part == parts[0] else images // 2):
                 height, width = draw.integers(30, 60, 2)
                 pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                mode = ("RGB", "L", "CMYK")[i % 3]
-                (folder / f"{i}.{kind}").write_bytes(encode(pixels, kind, mode))
+                (folder / f"{i}.JPEG").write_bytes(encode(pixels, "JPEG", ("RGB", "L", "CMYK")[i % 3]))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nst.data.dataset import Dataset
-from nst.data.digits import load_digits
 from nst.data.memory import MemorySplit
+from nst.data.sources import load_digits
 
 
 def load(**changes: Any) -> Dataset:
@@ -41,9 +41,8 @@ def test_validation_and_limit() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 5}, "row 5: label 5, but data.num_classes=5 allows 0 to 4"),
-        ({"num_classes": 12}, "no training image of class 10, 11"),
-        ({"size": 32}, "the digits are 1 channel of 8×8"),
+        ({"num_classes": 12}, "data.num_classes=12, .* the digits are of 10 classes"),
+        ({"size": 32}, "data.size=32: the digits are of 10 classes, 1 channel and 8×8"),
         ({"root": "data"}, "data.root: 'data'; the digits are embedded"),
         ({"limit": 2000}, "data.limit: 2000"),
     ],

@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.data.samples import write_tree
-from tests.data.test_folder import load
+from tests.data.samples import load, write_tree
 from tests.data.test_memory import make_split
 from torch import Tensor
 
 from nst.data.batch import Batch
-from nst.data.mixing import MixingLoader
-from nst.data.views import Mixture, epoch_mixture
+from nst.data.mixing import MixingLoader, Mixture, epoch_mixture
 
 KINDS = [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)]
 

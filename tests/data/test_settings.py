@@ -22,32 +22,35 @@ ANY: dict[str, list[Any]] = {
     "limit": [0, -5, 40.0, "all", True, 5],
     "name": [None, "", 7, ["cifar10"]],
 }
-IN_MEMORY: dict[str, list[Any]] = {"pad": [-1, 4.0, "4", True, None, 64, 2**70], "flip": [1, "yes", None]}
+IN_MEMORY: dict[str, list[Any]] = {"pad": [-1, 4.0, "4", True, 64, 2**70], "flip": [1, "yes", None]}
 BAD: dict[str, dict[str, list[Any]]] = {
     "digits": ANY | IN_MEMORY | {"root": ["data", 5], "size": [16], "channels": [3]},
     "cifar10": ANY
     | IN_MEMORY
     | {
-        "mean": [[0.5, 0.5, None], [0.5, 0.5, "0.5"], [0.5, 0.5, NAN], [0.5, 0.5, True]],
+        "mean": [[0.5, 0.5, None], [0.5, 0.5, "0.5"], [0.5, 0.5, NAN]],
         "std": [[0.5, 0.5, 0.0], [0.5, 0.5, -1], [0.5, 0.5, 1e-300], [0.5, 0.5, INF]],
-        "name": ["cifar11", "..", "../cifar10", "cifar10/", ".", None, 7, ["cifar10"]],
+        "name": ["cifar11", "..", None, 7, ["cifar10"]],
         "padding_mode": ["mirror", 5, None],
-        "download": ["yes", 1, None],
         "root": [None, "", " ", 5, ["data"], "a\0b", "~nobody-of-this-name/x", "x" * 5000],
     },
     "folder": ANY
     | {
         "root": [None, "", 5, "a\0b", "~nobody-of-this-name/x"],
-        "resize": [0, 10, 256.0, "256", True, None, 100_000],
-        "size": [0, 224.0, 20_000, None],
+        "resize": [0, 10, 256.0, "256", True],
+        "size": [0, 224.0, None],
         "area": [0.5, [1], [0.5, "1"], [NAN, 1.0], [1.0, 0.5], [0, 1.0], [0.5, 1.5], None, "01"],
         "aspect": [1, [1], [0.0, 1.0], [1.0, INF], [2, 1], None],
-        "jitter": ["0.4", -0.1, 1.1, NAN, None, True],
+        "jitter": ["0.4", -0.1, 1.1, NAN, None],
         "pca_noise": ["0.1", -1, NAN, INF, None],
         "flip": [1, "yes", None],
-        "label_column": [None, "", 5],
-        "unpacked": ["", 5, "a\0b", "~nobody-of-this-name/x"],
-        "max_pixels": [0, -1, 1e8, "many", True, None],
+        "interpolation": ["cubic", None],
+        "antialias": ["no", None],
+        "aspect_sampling": ["uniform", None],
+        "augment": ["auto", 1],
+        "erase": [1.5, "often", None],
+        "background": ["white", [255, 255], [256, 0, 0], [0.5, 0.5, 0.5], None],
+        "pad": [-1, 4.0, "4", 64],
     },
 }
 
@@ -55,7 +58,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
 def dataset(config: str, **changes: Any) -> Any:
     node = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "data" / f"{config}.yaml"))
     assert isinstance(node, dict)
-    needed = {"num_classes": 12, "root": "nowhere"} if config == "folder" else {}
+    needed = {"num_classes": 12, "root": "."} if config == "folder" else {}
     return build.dataset(EvaluateConfig(data={**node, **needed, **changes}))
 
 
@@ -75,6 +78,6 @@ def test_an_unknown_key_is_named() -> None:
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for config in ("cifar10", "folder"):
-        with pytest.raises(ValueError, match=rf"data\.root={tmp_path}/images: no such folder"):
-            dataset(config, root="~/images")
+    (tmp_path / "images" / "learn").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/images: there is no test part"):
+        dataset("folder", root="~/images")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nst.data.subset import balanced, hold_out, training_parts
+from nst.data.dataset import balanced, hold_out, training_parts
 
 LABELS = torch.tensor([0] * 10 + [1] * 20 + [2] * 3)[torch.randperm(33, generator=torch.Generator().manual_seed(1))]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.data.test_folder import load
+from tests.data.samples import load
 from tests.teacher.test_cache import KEY, MAP, POLY, VIEWS, arrays_for, resnet8, split
 
 from nst.data.batch import Batch

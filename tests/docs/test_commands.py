@@ -102,10 +102,7 @@ def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
         return
     settings = build.settings(composed(overrides))
     if (
-        (
-            settings.data["_target_"].startswith(("nst.data.cifar", "nst.data.folder", "nst.data.sources"))
-            and settings.data["name"] != "digits"
-        )
+        settings.data["_target_"].startswith(("nst.data.sources.load_cifar", "nst.data.sources.load_images"))
         or several
         or "--help" in arguments
     ):

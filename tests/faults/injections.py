@@ -14,7 +14,7 @@ import torch
 
 from nst import loop
 from nst.data import memory
-from nst.data.memory import MemoryLoader
+from nst.data.batch import Loader
 from nst.runs import folder, record
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import cache
@@ -77,15 +77,15 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
 
     def patched(self: loop.Loop) -> None:
         if self.training.progress.epoch + 1 == epoch:
-            batches = MemoryLoader.batches
+            batches = Loader.batches
 
-            def some(loader: MemoryLoader, *args: Any) -> Any:
+            def some(loader: Loader, *args: Any) -> Any:
                 for i, batch in enumerate(batches(loader, *args)):
                     if i == 1:
                         happens()
                     yield batch
 
-            MemoryLoader.batches = some
+            Loader.batches = some
         finish(self)
 
     loop.Loop.finish_epoch = patched

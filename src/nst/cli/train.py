@@ -132,7 +132,7 @@ def _plan(settings: RunConfig) -> list[str]:
         steps = -(-count // batch)
         lines += [
             f"training: {epochs} epochs of {steps:,} steps ({epochs * steps:,} in all), {optimizer} at {rate}, {schedule}",
-            f"images: {count:,} to train, {len(data.val) if data.val else 0:,} held out, {len(data.test):,} to test",
+            f"images: {data.describe()}",
         ]
     if settings.teacher.model is not None and settings.teacher.weights is None:
         teacher = teacher_run(settings)

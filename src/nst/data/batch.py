@@ -4,10 +4,11 @@ Which images a step has, and in which views, is decided here alone: order and vi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64; of mixed images [B, classes] float32, probabilities
     indices: Tensor  # [B] int64, position of the image in its split: the stable key of the image
     views: Tensor  # [B] int64, number of the image's view; in evaluation the unaugmented one
+
+
+Stream = Callable[[Tensor, Tensor, Sequence[slice]], Iterator[Tensor]]
+"""Order and views of an epoch, both [n] int64, and parts of these → normalised images of each part."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,16 @@ class Schedule:
             yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
 
 
-class Loader(ABC):
-    """One rank's loader of a split. The global batch size fixes the number of steps, the same on every rank."""
+class Loader:
+    """One rank's loader of a split. The global batch size fixes the number of steps, the same on every rank.
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    Args:
+        labels: [n], on the device of the batches.
+        stream: as `Split.stream` gives it.
+    """
+
+    def __init__(self, schedule: Schedule, labels: Tensor, stream: Stream) -> None:
+        self.schedule, self.labels, self.stream = schedule, labels, stream
 
     @property
     def num_images(self) -> int:
@@ -116,34 +126,58 @@ class Loader(ABC):
         parts = islice(self.schedule.parts(first_step), 0, None, stride)
         return self.batches(torch.arange(self.num_images), views.long(), parts)
 
-    @abstractmethod
     def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
+        parts, device = list(parts), self.labels.device
+        images = self.stream(order, views, parts)
+        order, views = order.to(device), views.to(device)  # one copy an epoch
+        for part, pixels in zip(parts, images, strict=True):
+            indices = order[part]
+            yield Batch(pixels, self.labels[indices], indices, views[part])
 
 
-class Split(Protocol):
-    """The images of one part of a data set (training, validation or test)."""
+class Split(ABC):
+    """The images of one part of a data set (training, validation or test).
 
-    labels: Tensor  # [n] int64, on the CPU; −1: not labelled
+    Attributes:
+        labels: [n] int64, on the CPU; −1: not labelled.
+        mean, std: of the C channels, on the scale 0 … 1.
+        num_views: of an image; None: they cannot be enumerated.
+        unaugmented: number of the view used in evaluation.
+        view_key: identity of the numbering of views, for a manifest: equal keys number the same views.
+        fingerprint: SHA-256 of the images and labels, hex.
+    """
 
-    @property
-    def num_views(self) -> int | None: ...  # None: cannot be enumerated
-    @property
-    def unaugmented(self) -> int: ...  # number of the view used in evaluation
-    @property
-    def view_key(self) -> str: ...  # identity of the view numbering, for a manifest
-    @property
-    def fingerprint(self) -> str: ...  # SHA-256 of the images and labels, hex
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_views: int | None
+    unaugmented: int
+    view_key: str
 
-    def __len__(self) -> int: ...
+    @cached_property
+    @abstractmethod
+    def fingerprint(self) -> str: ...
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
     def view_subset(self, k: int) -> Tensor:
         """[n, k]: the k views of each image in a cache with k views per image. The same for every seed."""
-        ...
 
+    @abstractmethod
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
         """Normalised images [B, C, H, W] float32 for any (index, view) pairs, on the device of `indices`."""
-        ...
+
+    @abstractmethod
+    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
+        """What renders the batches of a loader: (order, views, parts) → images of each part, on the device.
+
+        Args:
+            workers: processes that decode images, where there are any to decode.
+            keep: whether they stay from one epoch to the next.
+        """
 
     def loader(
         self,
@@ -166,4 +200,6 @@ class Split(Protocol):
             views: [n, K] from `view_subset(K)`: show each image in these, in turn.
             workers: processes that decode images, where there are any to decode.
         """
-        ...
+        schedule = Schedule(len(self), batch_size, train, seed, rank, world, self.num_views, self.unaugmented, views)
+        stream = self.stream(torch.device(device), channels_last, workers, keep=train)
+        return Loader(schedule, self.labels.to(device), stream)

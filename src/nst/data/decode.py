@@ -1,114 +1,82 @@
-"""Encoded image → uint8 pixels. Uses Pillow, because torchvision's decoders are deprecated (since 0.29).
-
-If simplejpeg is installed, it decodes JPEGs, faster and to the same pixels: both use libjpeg-turbo.
-"""
+"""Encoded image → uint8 pixels, by Pillow: one rule for training, evaluation and `nst predict`."""
 
 import io
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, features
+from PIL import ExifTags, Image
 from torch import Tensor
 
-SIMPLEJPEG = find_spec("simplejpeg") is not None and (features.version("libjpeg_turbo") or "").startswith("3.")
-"""simplejpeg decodes JPEGs: the extra `jpeg` is installed, and Pillow has the same library of the same major version, with which
-the pixels were found to be the same."""
-
-_simplejpeg: Any = import_module("simplejpeg") if SIMPLEJPEG else None
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """File names that count as images."""
 
-MAX_PIXELS = 100_000_000
-"""Default of `data.max_pixels`: above nearly any camera's photograph, 300 MB as RGB."""
+WHITE = (255, 255, 255)
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # naming them halves the time of a small image
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # naming them halves the time of a small image
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
+_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """JPEG, PNG, WebP, GIF or BMP bytes → [H, W, channels] uint8; grayscale, CMYK and palette images are converted.
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image. Names that begin with a dot are not: `._1.jpg` is a Mac's shadow of `1.jpg`."""
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def decode(data: bytes, channels: int, background: Sequence[int] = WHITE) -> np.ndarray:
+    """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes → [H, W, channels] uint8, upright.
+
+    Of an animation the first picture; CMYK, palettes and grey become RGB (`channels` 3), colours become grey (1). Where an
+    image is transparent, `background` (R, G, B) shines through. Of 16 bits a channel the upper 8 are taken.
 
     Raises:
-        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, have 16-bit channels or, by
-            their header, more than `max_pixels` pixels. The message says why, not which file.
+        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or hold floats or numbers of
+            more than 16 bits. The message says why, not which file.
     """
-    if channels == 3 and SIMPLEJPEG and (pixels := _jpeg(data, max_pixels)) is not None:
-        return pixels
-    image = _open(data)
-    if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"has {image.width}×{image.height} pixels by its header, more than data.max_pixels={max_pixels} "
-            f"({len(data)} bytes); raise that if the image is meant to be so large"
-        )
-    return _pixels(image, data, channels)
-
-
-def decode_all(encoded: Sequence[bytes], channels: int, size: int, where: Callable[[int], str]) -> Tensor:
-    """Images of one size: [n, channels, size, size] uint8. About 60 µs a CIFAR image; threads do not help at this size.
-
-    Raises:
-        ValueError: an image is broken or, by its header, of another size; `where(i)` names image i's file and row.
-    """
-    images = []
-    for i, data in enumerate(encoded):
-        try:
-            image = _open(data)
-            if image.size != (size, size):
-                found = f"{image.width}×{image.height}"
-                raise ValueError(f"is {found} pixels, data.size={size} needs {size}×{size}")
-            images.append(_pixels(image, data, channels))
-        except ValueError as error:
-            raise ValueError(f"{where(i)}: the image {error}") from None
-    pixels = np.stack(images) if images else np.empty((0, size, size, channels), np.uint8)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """A JPEG's pixels by simplejpeg; None where Pillow is to decode it, or to say what is wrong with it."""
-    if not data.startswith(b"\xff\xd8"):
-        return None
     try:
-        height, width, space, _ = _simplejpeg.decode_jpeg_header(data)
-        if height * width > max_pixels or space not in ("YCbCr", "RGB", "Gray"):  # CMYK: Pillow converts otherwise
-            return None
-        return _simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:  # damaged, or a kind that the TurboJPEG interface does not know
-        return None
-
-
-def _open(data: bytes) -> Image.Image:
-    """The image's header; nothing is decoded yet. Its size is for the caller to check, so Pillow's own limit is lifted."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError …
-        raise _cannot_be_decoded(error, data) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _pixels(image: Image.Image, data: bytes, channels: int) -> np.ndarray:
-    if image.mode not in _MODES:
-        raise ValueError(f"has pixels of mode {image.mode!r}; convert it to 8 bits a channel")
-    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         image.load()
-        if image.mode in ("P", "PA"):  # a palette with transparency goes by RGBA
+        if image.mode.startswith("I"):
+            image = _upper_byte(image)
+        elif image.mode not in _MODES:
+            raise ValueError(f"has pixels of mode {image.mode!r}; convert it to 8 bits a channel")
+        if (turn := _UPRIGHT.get(_orientation(image))) is not None:
+            image = image.transpose(turn)
+        if image.has_transparency_data:
             image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
         mode = "RGB" if channels == 3 else "L"
         pixels = np.array(image if image.mode == mode else image.convert(mode))
-    except Exception as error:
-        raise _cannot_be_decoded(error, data) from None
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError …
+        reason = f"is no {', '.join(_FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"cannot be decoded ({reason or type(error).__name__}; {len(data)} bytes)") from None
     return pixels.reshape(image.height, image.width, channels)
 
 
-def _cannot_be_decoded(error: Exception, data: bytes) -> ValueError:
-    reason = "no JPEG, PNG, WebP, GIF or BMP" if isinstance(error, Image.UnidentifiedImageError) else error
-    return ValueError(f"cannot be decoded ({reason or type(error).__name__}; {len(data)} bytes)")
+def _upper_byte(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits → 8 bits, as Pillow itself reduces colours of 16 bits."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"holds numbers from {values.min()} to {values.max()}; convert it to 8 or 16 bits a channel")
+    reduced = Image.fromarray((values >> 8).astype(np.uint8))
+    reduced.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return reduced
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 … 8; 1, upright, where EXIF is missing or damaged: a viewer shows such an image, too."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

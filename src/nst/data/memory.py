@@ -1,19 +1,19 @@
 """Data sets that fit in memory: one uint8 tensor on the device; crop, flip and normalisation run on whole batches."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nst.data.batch import Batch, Loader, Schedule
+from nst.data.batch import Split, Stream
 from nst.data.decode import scale_and_shift
 from nst.data.views import ViewScheme, view_subset
 
 
-class MemorySplit:
+class MemorySplit(Split):
     """Images of one size, in memory.
 
     Args:
@@ -28,30 +28,12 @@ class MemorySplit:
     ) -> None:
         self.images, self.labels, self.scheme = images, labels, scheme
         self.mean, self.std = tuple(mean), tuple(std)
+        self.num_views, self.unaugmented, self.view_key = scheme.num_views, scheme.unaugmented, scheme.key
         self._renderers: dict[tuple[torch.device, bool], Renderer] = {}
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_views(self) -> int:
-        return self.scheme.num_views
-
-    @property
-    def unaugmented(self) -> int:
-        return self.scheme.unaugmented
-
-    @property
-    def view_key(self) -> str:
-        return self.scheme.key
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shape, labels and pixels, hex."""
-        return self._fingerprint
-
-    @cached_property  # behind a property, since `Split` declares one
-    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.labels.contiguous().numpy().data)
         digest.update(self.images.contiguous().numpy().data)
@@ -59,7 +41,7 @@ class MemorySplit:
 
     def view_subset(self, k: int) -> Tensor:
         """[n, k] int16: k distinct views of each image, the same for every seed."""
-        return view_subset(len(self), k, self.num_views)
+        return view_subset(len(self), k, self.scheme.num_views)
 
     def renderer(self, device: torch.device | str, channels_last: bool = False) -> "Renderer":
         """The split on a device, put there once."""
@@ -69,27 +51,18 @@ class MemorySplit:
         return self._renderers[key]
 
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
-        """Normalised images [B, C, size, size] float32 for (index, view) pairs, on the device of `indices`."""
+        """As `Split.render`."""
         return self.renderer(indices.device, channels_last)(indices, views)
 
-    def loader(
-        self,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        views: Tensor | None = None,
-        workers: int = 0,
-    ) -> "MemoryLoader":
-        """A loader of this split; `views` as in `MemoryLoader`. Nothing is decoded, so `workers` is ignored."""
-        schedule = Schedule(
-            len(self), batch_size, train, seed, rank, world, self.num_views, self.unaugmented, subset=views
-        )
-        return MemoryLoader(self, schedule, device, channels_last)
+    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
+        """As `Split.stream`. Nothing is decoded, so `workers` is ignored."""
+        render = self.renderer(device, channels_last)
+
+        def images(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
+            order, views = order.to(device), views.to(device)  # one copy an epoch
+            return (render(order[part], views[part]) for part in parts)
+
+        return images
 
 
 class Renderer:
@@ -141,25 +114,3 @@ class Renderer:
         lines *= self.scale.numpy()
         lines += self.shift.numpy()
         return torch.from_numpy(lines.reshape(crops.shape))
-
-
-class MemoryLoader(Loader):
-    """Batches of a `MemorySplit` on its device.
-
-    With `schedule.train` the order and the views follow (seed, epoch); else every image comes in order, unchanged. With
-    `schedule.subset` ([n, K], from `view_subset`) K epochs show each of an image's K views once.
-    """
-
-    def __init__(
-        self, split: MemorySplit, schedule: Schedule, device: torch.device | str, channels_last: bool = False
-    ) -> None:
-        super().__init__(schedule)
-        self.device = torch.device(device)
-        self.render = split.renderer(device, channels_last)
-        self.labels = split.labels.to(device)
-
-    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
-        order, views = order.to(self.device), views.to(self.device)  # one copy an epoch
-        for part in parts:
-            indices = order[part]
-            yield Batch(self.render(indices, views[part]), self.labels[indices], indices, views[part])

@@ -4,14 +4,51 @@ torchvision's transforms mix the batch of one process, by one number from torch'
 run would depend on the number of ranks and on restarts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nst.data.batch import Batch, Loader, Split
-from nst.data.views import Mixture, epoch_mixture
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How images are mixed with their partners."""
+
+    share: Tensor  # [n] float32 in 0 … 1: λ, the weight of the image itself
+    boxed: Tensor  # [n] bool: a box is replaced; else all is averaged
+    centre: Tensor  # [n, 2] float32 in 0 … 1: of the box, by rows and columns
+
+    def of(self, indices: Tensor) -> "Mixture":
+        """That of some images."""
+        return Mixture(self.share[indices], self.boxed[indices], self.centre[indices])
+
+    def boxes(self, height: int, width: int) -> list[Tensor]:
+        """Top, bottom, left, right [n] int64: a box of 1 − λ of the area, clipped at the border."""
+        side, sides = (1 - self.share).sqrt(), []
+        for axis, size in enumerate((height, width)):
+            middle, half = self.centre[:, axis] * size, side * size / 2
+            sides += [(middle + reach).round().clamp(0, size).long() for reach in (-half, half)]
+        return sides
+
+    def shares(self, height: int, width: int) -> Tensor:
+        """[n] float32: λ for an image of this size, corrected where a box is clipped at the border."""
+        top, bottom, left, right = self.boxes(height, width)
+        kept = 1 - (bottom - top) * (right - left) / (height * width)
+        return torch.where(self.boxed, kept, self.share)
+
+
+def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> Mixture:
+    """The mixing of each of n images in an epoch, by index: λ from Beta(α, α) with the α of mixup or cutmix (0: off)."""
+    draw = np.random.default_rng([seed, epoch, 2])
+    boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
+    share = np.where(boxed, draw.beta(cutmix or 1, cutmix or 1, n), draw.beta(mixup or 1, mixup or 1, n))
+    centre = draw.random((n, 2), dtype=np.float32)
+    return Mixture(torch.from_numpy(share).float(), torch.from_numpy(boxed), torch.from_numpy(centre))
 
 
 class MixingLoader(Loader):
@@ -30,25 +67,20 @@ class MixingLoader(Loader):
             loader: of `split`, in training.
             mixup, cutmix: α of each; 0: off.
         """
-        super().__init__(loader.schedule)
-        self.loader, self.split, self.num_classes = loader, split, num_classes
-        self.mixup, self.cutmix = mixup, cutmix
+        super().__init__(loader.schedule, loader.labels, loader.stream)
+        self.split, self.num_classes, self.mixup, self.cutmix = split, num_classes, mixup, cutmix
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """As of the loader, mixed."""
         schedule = self.schedule
         order, views = schedule.plan(epoch)
         mixture = epoch_mixture(self.num_images, schedule.seed, epoch, self.mixup, self.cutmix)
-        batches = zip(schedule.parts(first_step), self.loader.epoch(epoch, first_step), strict=True)
+        batches = zip(schedule.parts(first_step), super().epoch(epoch, first_step), strict=True)
         for step, (part, batch) in enumerate(batches, first_step):
             start = step * self.batch_size
             partners = partner_positions(part, start, min(start + self.batch_size, self.num_images))
             others = self.partner_images(batch, part, partners, order, views)
             yield self.mixed(batch, others, self.split.labels[order[partners]], mixture.of(order[part]))
-
-    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
-        """As of the loader; not mixed."""
-        return self.loader.batches(order, views, parts)
 
     def partner_images(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
         """[B, C, H, W]: from the batch itself, except for one or two in another rank's part."""

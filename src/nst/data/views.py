@@ -1,6 +1,8 @@
 """A view (augmentation) of an image is a number, and the view in an epoch is a function of (seed, epoch, index)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,16 @@ UNLISTED_VIEWS = 2**63 - 1
 """The number of view numbers if the views of an image cannot be enumerated (random-sized crops)."""
 
 _SUBSET_SEED = 0x5EED  # the views in a cache do not depend on the seed of a run
+
+
+def check(key: str, value: Any, right: str, holds: Callable[[Any], bool]) -> None:
+    """Raises ValueError for the setting `data.<key>` unless the value holds; one of another type, which cannot be tested, does not."""
+    try:
+        good = holds(value)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"data.{key}: {value!r}; it must be {right}")
 
 
 @dataclass(frozen=True)
@@ -27,12 +39,10 @@ class ViewScheme:
     padding_mode: str = "constant"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pad, int) or not 0 <= self.pad <= 63:
-            raise ValueError(f"data.pad: {self.pad!r}; it is from 0 (no crops) to 63 pixels")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"data.flip: {self.flip!r}; it is true or false")
-        if self.padding_mode not in ("constant", "reflect"):
-            raise ValueError(f"data.padding_mode: {self.padding_mode!r}; it is constant (zeros) or reflect")
+        check("pad", self.pad, "from 0 (no crops) to 63 pixels", lambda v: type(v) is int and 0 <= v <= 63)
+        check("flip", self.flip, "true or false", lambda v: isinstance(v, bool))
+        modes = ("constant", "reflect")
+        check("padding_mode", self.padding_mode, "constant (zeros) or reflect", lambda v: v in modes)
         if self.padding_mode == "reflect" and self.pad >= self.size:
             raise ValueError(f"data.pad: {self.pad}; reflect padding needs fewer pixels than data.size={self.size}")
 
@@ -89,42 +99,6 @@ def epoch_slots(n: int, seed: int, epoch: int, k: int) -> Tensor:
     """
     start = torch.from_numpy(np.random.default_rng([seed, 0, 1]).integers(0, k, n))
     return (start + epoch) % k
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How images are mixed with their partners."""
-
-    share: Tensor  # [n] float32 in 0 … 1: λ, the weight of the image itself
-    boxed: Tensor  # [n] bool: a box is replaced; else all is averaged
-    centre: Tensor  # [n, 2] float32 in 0 … 1: of the box, by rows and columns
-
-    def of(self, indices: Tensor) -> "Mixture":
-        """That of some images."""
-        return Mixture(self.share[indices], self.boxed[indices], self.centre[indices])
-
-    def boxes(self, height: int, width: int) -> list[Tensor]:
-        """Top, bottom, left, right [n] int64: a box of 1 − λ of the area, clipped at the border."""
-        side, sides = (1 - self.share).sqrt(), []
-        for axis, size in enumerate((height, width)):
-            middle, half = self.centre[:, axis] * size, side * size / 2
-            sides += [(middle + reach).round().clamp(0, size).long() for reach in (-half, half)]
-        return sides
-
-    def shares(self, height: int, width: int) -> Tensor:
-        """[n] float32: λ for an image of this size, corrected where a box is clipped at the border."""
-        top, bottom, left, right = self.boxes(height, width)
-        kept = 1 - (bottom - top) * (right - left) / (height * width)
-        return torch.where(self.boxed, kept, self.share)
-
-
-def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> Mixture:
-    """The mixing of each of n images in an epoch, by index: λ from Beta(α, α) with the α of mixup or cutmix (0: off)."""
-    draw = np.random.default_rng([seed, epoch, 2])
-    boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
-    share = np.where(boxed, draw.beta(cutmix or 1, cutmix or 1, n), draw.beta(mixup or 1, mixup or 1, n))
-    centre = draw.random((n, 2), dtype=np.float32)
-    return Mixture(torch.from_numpy(share).float(), torch.from_numpy(boxed), torch.from_numpy(centre))
 
 
 def view_subset(n: int, k: int, num_views: int) -> Tensor:

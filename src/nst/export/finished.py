@@ -120,7 +120,7 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None) -> F
         raise ValueError(f"{file}: its settings are not those of a run of this version: {error}") from error
     _check_sha256(folder / STUDENT, digest, file)
     if data_root is not None:
-        settings.data = {**settings.data, "root": data_root}
+        settings.data = {**settings.data, "path" if "path" in settings.data else "root": data_root}
     return FinishedRun(folder, settings, summary)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nst.data.decode import SUFFIXES, decode, scale_and_shift
+from nst.data.decode import SUFFIXES, WHITE, decode, is_image, scale_and_shift
 from nst.export.finished import REBUILD, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
 from nst.runs.folder import SUMMARY
@@ -29,6 +29,7 @@ class Preprocessing:
     antialias: bool
     mean: tuple[float, ...]  # by channel, on the scale 0 … 1
     std: tuple[float, ...]
+    background: tuple[int, ...] = WHITE  # R, G, B behind transparent images
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -36,15 +37,13 @@ class Preprocessing:
 
     def __call__(self, encoded: bytes) -> Tensor:
         """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
-        from nst.data.augment import UNAUGMENTED, Augmentation
+        from nst.data.augment import centre_crop
 
         side = self.size if self.resize is None else self.resize
-        crop = Augmentation(
-            self.size, side, area=(1.0, 1.0), aspect=(1.0, 1.0), jitter=0.0, pca_noise=0.0, flip=False,
-            interpolation=self.interpolation, antialias=self.antialias,
-        )  # fmt: skip
+        pixels = decode(encoded, self.channels, self.background)
+        crop = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
         scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
-        return crop(decode(encoded, self.channels), 0, UNAUGMENTED).to(torch.float32).mul_(scale).add_(shift)
+        return crop.to(torch.float32).mul_(scale).add_(shift)
 
     def __str__(self) -> str:
         mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))
@@ -61,8 +60,10 @@ class Preprocessing:
 def preprocessing(node: Mapping[str, Any]) -> Preprocessing:
     """Of a run's `data`, or of `input` in a `model.json`."""
     how = node.get("interpolation", "bilinear"), node.get("antialias", True)
+    resize = None if node.get("pad") is not None else node.get("resize")  # what is padded stays as it is in evaluation
+    background = tuple(node.get("background", WHITE))
     return Preprocessing(
-        node["channels"], node["size"], node.get("resize"), *how, tuple(node["mean"]), tuple(node["std"])
+        node["channels"], node["size"], resize, *how, tuple(node["mean"]), tuple(node["std"]), background
     )
 
 
@@ -110,9 +111,9 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise ValueError(f"images={folder}: no such folder or file")
-    images = sorted(file for file in folder.iterdir() if file.name.lower().endswith(SUFFIXES) and file.is_file())
+    images = sorted(file for file in folder.iterdir() if is_image(file.name) and file.is_file())
     if not images:
-        inner = sorted(file.parent for file in folder.glob("[!.]*/*") if file.name.lower().endswith(SUFFIXES))
+        inner = sorted(file.parent for file in folder.glob("[!.]*/*") if is_image(file.name))
         hint = f"; only the folder itself is read: images={inner[0]}" if inner else ""
         raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)}){hint}")
     return images
