@@ -1,8 +1,14 @@
 """The package as a library: light to import, Hydra untouched, every public name there and typed."""
 
+import dataclasses
+import importlib
+import inspect
 import subprocess
 import sys
+import typing
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
@@ -43,3 +49,33 @@ def test_every_loss_is_public() -> None:
 
 def test_unknown_names_are_attribute_errors() -> None:
     assert not hasattr(nst, "registry")
+
+
+PUBLIC = ("nst", "nst.export", "nst.export.predict", "nst.models", "nst.models.weights", "nst.teacher")
+
+
+def parts(annotation: Any) -> list[Any]:
+    """The types of a union, or of what a list holds."""
+    if typing.get_origin(annotation) is PathLike or not typing.get_args(annotation):
+        return [annotation]
+    return [part for inner in typing.get_args(annotation) for part in parts(inner)]
+
+
+def test_every_path_may_be_text() -> None:
+    """Of public functions and constructors, by their annotations: what takes a Path takes `str | PathLike`."""
+    taking: set[str] = set()
+    for home in PUBLIC:
+        module = importlib.import_module(home)
+        for name in getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")]):
+            public = getattr(module, name)
+            if not hasattr(module, "__all__") and getattr(public, "__module__", "") != home:
+                continue
+            if not inspect.isroutine(public) and not (isinstance(public, type) and public.__module__.startswith("nst")):
+                continue
+            for parameter in inspect.signature(public).parameters.values():
+                kinds = parts(parameter.annotation)
+                if any("Path" in str(kind) for kind in kinds) and not dataclasses.is_dataclass(public):
+                    taking.add(name)
+                    assert str in kinds, f"{home}.{name}({parameter})"
+                    assert PathLike[str] in kinds, f"{home}.{name}({parameter})"
+    assert {"load_weights", "save_weights", "load_student", "finished_run", "classifier"} <= taking

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from nst.config import (
+    START,
     UNNAMED,
     CacheConfig,
     EvaluateConfig,
@@ -34,7 +35,8 @@ from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes, resolve, shown
 from nst.losses import Shape, TransferLoss
-from nst.models.weights import check_saveable
+from nst.models.parts import freeze
+from nst.models.weights import check_saveable, load_weights
 from nst.optim import check_optimizer
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
@@ -334,17 +336,33 @@ def trackers(run: RunConfig) -> dict[str, Tracker]:
 
 
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
-    """A model, initialised by `seed` alone."""
+    """A model, initialised by `seed` alone; then `weights` are loaded into all but the parts `drop`, and the parts `freeze` are fixed.
+
+    Raises:
+        ValueError: a wrong argument, weights that do not fit, an unknown part.
+    """
     with seeded(seed):
-        model = instantiate(key, {k: v for k, v in node.items() if k != "name"})
+        model = instantiate(key, {k: v for k, v in node.items() if k not in ("name", *START)})
     if not isinstance(model, nn.Module):
         raise ValueError(f"{key}._target_={node['_target_']} made a {type(model).__name__}, not a torch.nn.Module")
+    try:
+        if node.get("weights") is not None:
+            load_weights(model, node["weights"], node.get("weights_key"), node.get("drop") or ())
+        if node.get("freeze"):
+            freeze(model, node["freeze"])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     return model
 
 
-def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
     """A model's node that needs no download to be built: `pretrained` off."""
     return {**node, "pretrained": False} if "pretrained" in node else dict(node)
+
+
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's node that needs no download and no file to be built: `pretrained` off, how it started left out."""
+    return {key: value for key, value in without_download(node).items() if key not in START}
 
 
 def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
@@ -360,6 +378,8 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
     synchronised = run.trainer.sync_bn and dist is not None and dist.world > 1
     if synchronised:
         student = _synchronised(student, dist)
+        if run.model.get("freeze"):  # the new modules
+            freeze(student, run.model["freeze"])
     teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
     made = terms(run, [student] if teacher is None else [student, teacher])
     student_shapes = _shapes(run, "student", student, made)

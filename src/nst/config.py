@@ -48,6 +48,11 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+START = ("weights", "weights_key", "drop", "freeze")
+"""Keys of any `model` that are no arguments of its constructor: the file it starts from and the state in it, the parts that start anew, the
+parts that stay fixed."""
+
+
 @dataclass
 class RecipeConfig:
     """Settings for a data set: defaults of optimizer, schedule and trainer."""

@@ -27,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from nst.cli.errors import known_keys, nearest_keys, readable_errors, required
-from nst.config import CONFIGS
+from nst.config import CONFIGS, START
 
 LISTS = ("loss", "tracker", "metric")  # the groups of which several may be chosen
 PLAIN_LISTS = ("formats", "int8_exclude")  # keys that take a single value without brackets, too
@@ -194,6 +194,8 @@ def as_override(argument: str) -> str:
         )
     if value.startswith("~"):
         value = str(Path(value).expanduser())
+    if key in [f"model.{name}" for name in START]:  # of any network, so in no network's own file
+        key = f"++{key}"
     argument = f"{key}{equals}{value}"
     try:
         parsed = OverridesParser.create().parse_override(argument)

@@ -50,10 +50,10 @@ def show(run: RunConfig, list_all: bool, key: str) -> None:
     from nst.cli.layer_listing import describe, layers, matching, pairs_text
 
     image = (run.data["channels"], run.data["size"], run.data["size"])
-    student = layers(build.network("model", build.without_weights(run.model), 0), image)
+    student = layers(build.network("model", build.without_download(run.model), 0), image)
     print(describe("student", run.model["name"], student, list_all))
     if run.teacher.model is not None:
-        teacher = layers(build.network("teacher.model", build.without_weights(run.teacher.model), 0), image)
+        teacher = layers(build.network("teacher.model", build.without_download(run.teacher.model), 0), image)
         print("\n" + describe("teacher", run.teacher.model["name"], teacher, list_all))
         named = any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run))
         print("\n" + pairs_text(matching(teacher, student), key if named else None))

@@ -65,9 +65,9 @@ def dry_run(settings: RunConfig) -> None:
     from nst import build
     from nst.models.weights import load_weights
 
-    settings.model = build.without_weights(settings.model)
+    settings.model = build.without_download(settings.model)
     if settings.teacher.model is not None:
-        settings.teacher.model = build.without_weights(settings.teacher.model)
+        settings.teacher.model = build.without_download(settings.teacher.model)
     networks = build.networks(settings)
     build.check(settings)
     if networks.teacher is not None and settings.teacher.weights is not None:

@@ -1,6 +1,6 @@
 """A trained student on image files: the probability of each class."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -121,7 +121,7 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
 
 @torch.no_grad()
 def predict(
-    student: Classifier, files: list[Path], top: int, batch_size: int, device: str = "cpu"
+    student: Classifier, files: Sequence[str | PathLike[str]], top: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
     """For each file its `top` most probable classes, with softmax probabilities.
 
@@ -129,7 +129,7 @@ def predict(
         ValueError: a file that is no image, by name.
     """
     for start in range(0, len(files), batch_size):
-        batch, images = files[start : start + batch_size], []
+        batch, images = [Path(file) for file in files[start : start + batch_size]], []
         for file in batch:
             try:
                 images.append(student.prepare(file.read_bytes()))

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def readable_bytes(size: float) -> str:
 class TeacherCache:
     """The cached targets of one teacher on one training set."""
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], images: int, views: int, dtype: str) -> None:
+    def __init__(
+        self, folder: str | PathLike[str], key: Mapping[str, Any], images: int, views: int, dtype: str
+    ) -> None:
         """Open a cache, or describe one that does not exist yet; nothing is written.
 
         Args:
@@ -124,7 +127,7 @@ class TeacherCache:
         Raises:
             ValueError: the folder holds a cache with another key (the fields are named), or is damaged.
         """
-        self.folder, self.images, self.views, self.dtype = folder, images, views, np.dtype(dtype)
+        self.folder, self.images, self.views, self.dtype = Path(folder), images, views, np.dtype(dtype)
         self.key = {"version": VERSION, **json.loads(json.dumps(key))}
         self.teacher: dict[str, Any] | None = None  # name, weights and accuracy of the teacher
         self.state: dict[str, dict[str, Any]] = {}  # array → shape of a row, rows written
