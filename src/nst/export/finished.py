@@ -151,7 +151,8 @@ def check_code(node: Any, file: Path) -> None:
         return any(name == home or name.startswith(f"{home}.") for home in CALLABLE) or own(name)
 
     try:  # looked up only below a known name; its own home counts, too, since a module of ours imports others
-        allowed = known(target) and known(str(getattr(get_object(target), "__module__", None)))
+        found = get_object(target) if known(target) else None
+        allowed = known(str(getattr(getattr(found, "func", found), "__module__", None)))  # of a partial, its function
     except (ImportError, ValueError) as error:
         raise ValueError(f"{file} names {target[:80]!r}, which cannot be imported: {error}") from error
     if not allowed:
