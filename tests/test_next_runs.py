@@ -38,7 +38,9 @@ def test_their_sum_from_a_cache_equals_the_live_one_bit_for_bit(compose: Compose
     assert live["last"] == cached["last"]
     assert all(torch.equal(by_live[key], by_cache[key]) for key in by_live)
     arrays = [path.name for path in Path(cached["folder"]).parents[2].glob("cache/*/*")]
-    assert len([name for name in arrays if name.startswith("logits.")]) == 2  # one array for all losses on logits, and its checksums
+    assert (
+        len([name for name in arrays if name.startswith("logits.")]) == 2
+    )  # one array for all losses on logits, and its checksums
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(

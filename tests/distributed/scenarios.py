@@ -21,7 +21,28 @@ from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import evaluate
 from nst.layers import LOGITS, feature_shapes
 from nst.loop import Training
-from nst.losses import AT, CC, CRD, DIST, KD, NST, PKT, RKD, SP, CrossEntropy, FitNet
+from nst.losses import (
+    ABKD,
+    AT,
+    CATKD,
+    CC,
+    CRD,
+    DIST,
+    KD,
+    MGD,
+    NKD,
+    NST,
+    OFA,
+    PKT,
+    RKD,
+    RLD,
+    SDD,
+    SP,
+    TTM,
+    WKDL,
+    CrossEntropy,
+    FitNet,
+)  # fmt: skip
 from nst.optim import Step
 from nst.teacher import LiveTeacher, Teacher
 
@@ -37,13 +58,14 @@ class Network(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels) if bn else nn.Identity()
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=not bn)
         self.bn2 = nn.BatchNorm2d(channels) if bn else nn.Identity()
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, 10)
-        self.named_layers = {"last": "bn2"}
+        self.named_layers = {"last": "bn2", "pooled": "fc:input"}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         x = self.bn2(self.conv2(self.bn1(x).relu()))
-        return self.fc(x.relu().mean((2, 3)))
+        return self.fc(self.pool(x.relu()).flatten(1))
 
 
 def data() -> MemorySplit:
@@ -53,7 +75,7 @@ def data() -> MemorySplit:
 
 
 def chosen(losses: str) -> list[Term]:
-    """`maps`; `kinds`: one that learns, one that relates images, one that remembers, …; `relations`: those between images."""
+    """`maps`; `kinds`: one that learns, one that relates images, one that remembers, …; `next`: of 2022 to 2025; `relations`: those between images."""
     logits, last = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
     match losses:
         case "maps":
@@ -70,6 +92,19 @@ def chosen(losses: str) -> list[Term]:
                 Term("remembering", Remembering(), 1.0, last),
                 Term("ramped", Ramped(), 1.0, last),
                 Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), Pair("last", "last"))),
+            ]
+        case "next":  # without those that have batch norms, which see the images of a rank
+            own = (Pair(LOGITS, "last"), Pair(LOGITS, LOGITS))
+            return [
+                Term("wttm", TTM(0.3, weighted=True), 1.0, logits),
+                Term("nkd", NKD(), 0.5, logits),
+                Term("rld", RLD(), 0.5, logits),
+                Term("abkd", ABKD(), 1.0, logits),
+                Term("wkd_l", WKDL(2.0, 30.0, decay_from=1, epochs=2), 0.5, logits),
+                Term("cat_kd", CATKD(), 1.0, (Pair("cam", "cam"),)),
+                Term("sdd", SDD("dkd"), 1.0, (Pair("logit_map", "logit_map"),)),
+                Term("mgd", MGD(), 0.01, last),
+                Term("ofa", OFA(), 0.5, own),
             ]
         case _:
             return [
@@ -92,10 +127,14 @@ def training(
         terms += [Term("ce", CrossEntropy(), 1.0, logits), Term("kd", KD(), 4.0, logits)]
     torch.manual_seed(0)
     student, teacher = Network(6, bn), Network(8, True)
-    shapes = [feature_shapes(net, ["conv1", "last", LOGITS], (1, 8, 8)) for net in (student, teacher)]
+    shapes = [
+        feature_shapes(net, ["conv1", "last", "logit_map", "cam", LOGITS], (1, 8, 8)) for net in (student, teacher)
+    ]
     distiller = Distiller(student, terms, *shapes)
     for loss in distiller.losses.values():
         loss.init_memory(IMAGES)  # type: ignore[operator]
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.rand(10, 10))  # type: ignore[operator]
     teacher.to(here.device)
     loader: Any = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
     if "mixup" in settings:
@@ -139,6 +178,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "no_label": {"with_labels": False},
     "kinds": {"losses": "kinds"},
     "relations": {"losses": "relations"},
+    "next": {"losses": "next"},
+    "next_parts": {"losses": "next", "accumulate": 3},
     "recipe": {"mixup": 1.0, "cutmix": 1.0, "ema": 0.8},
 }
 

@@ -62,9 +62,10 @@ def test_evaluation_counts_each_image_once(ranks: list[Found], one: Found) -> No
         torch.testing.assert_close(rank["evaluation"], one["evaluation"], rtol=1e-6, atol=0)
 
 
-def test_accumulated_parts_give_the_gradient_of_the_whole_batch(one: Found) -> None:
+@pytest.mark.parametrize(("parts", "whole"), [("parts", "plain"), ("next_parts", "next")])
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(parts: str, whole: str, one: Found) -> None:
     """Without BN, which sees each part alone."""
-    torch.testing.assert_close(one["parts"]["state"], one["plain"]["state"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one[parts]["state"], one[whole]["state"], rtol=1e-4, atol=1e-6)
 
 
 def test_numbers_are_gathered_by_rank(ranks: list[Found], one: Found) -> None:

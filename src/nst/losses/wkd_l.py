@@ -56,7 +56,7 @@ class WKDL(LogitLoss):
     """
 
     inputs: ClassVar[tuple[Input, ...]] = ("labels", "epoch")
-    teacher_layer: ClassVar[str | None] = "last"
+    teacher_layer: ClassVar[str | None] = "pooled"
     cost: Tensor
 
     def __init__(
