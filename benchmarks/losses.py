@@ -1,4 +1,4 @@
-"""`scripts/benchmark.py losses`: time and memory of forward + backward.
+"""`nst benchmark losses`: time and memory of forward + backward.
 
 NST's implementations beside the broadcast implementation, and every loss beside a training step.
 """

@@ -23,12 +23,11 @@ from nst.data.batch import Batch, Loader
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.dist import Dist
-from nst.distiller import Distiller, Pair, TargetSpec, Term
+from nst.distiller import Distiller, Pair, Targets, TargetSpec, Term
 from nst.layers import LOGITS, feature_shapes, resolve
 from nst.loop import Training
 from nst.losses import AT, CRD, KD, NST, SP, VID, CrossEntropy, FitNet, TransferLoss
 from nst.optim import Constant
-from nst.reproduce.estimate import FixedSummaries
 from nst.teacher import (
     CachedTeacher,
     LiveTeacher,
@@ -42,6 +41,17 @@ from nst.teacher import (
 )
 
 HELP = "a training step: plain, with a live teacher, with a teacher cache"
+
+
+class FixedTargets(NoTeacher):
+    """Precomputed targets, the same for every batch."""
+
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+
+    def __call__(self, batch: Batch) -> Targets:
+        """See `TargetSource`."""
+        return self.targets
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         cases = [case(arguments, split, "ce", "plain", distiller(arguments, [], shapes), NoTeacher())]
         for name, student in students.items():
             own = LiveTeacher(copy.deepcopy(teacher), student.target_specs)  # with no hooks but its own
-            given = FixedSummaries(own(first))
+            given = FixedTargets(own(first))
             cases.append(case(arguments, split, name, "live", student, own))
             cases.append(case(arguments, split, name, "given", distiller(arguments, [name], shapes), given))
             arrays_of = [a for a in needed if a.spec in {r.key for r in student.target_specs}]

@@ -1,55 +1,362 @@
 """Keep what was measured in results/, and write it into the pages.
 
 python scripts/results.py add outputs/cifar10 results/cifar10.jsonl    # one line for each run that finished or diverged
-python scripts/results.py pages                                        # README.md and docs/measured.md
+python scripts/results.py pages                                        # README.md, docs/measured.md, docs/tables/, docs/images/
 
-Runs of several machines and days gather in one file: a run that is in it already stays as it is.
+Runs of several machines and days gather in one file: a run that is in it already stays as it is. A line is a row of the frame of
+runs, without the folders of the machine.
 A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
 results/FILE that were evaluated on that split ("test" or "val"), if given those of the baseline and of some methods, such as
 `kd kd+nst_poly`. So it is between `<!-- gains: FILE SPLIT -->` and `<!-- end of gains -->`: the gain over the baseline by the number of
-training images, and its figure in docs/images/. `<!-- published: FILE SPLIT of TABLE -->` to `<!-- end of published -->`: beside the
-published figures of configs/table/TABLE.yaml.
+training images. `<!-- published: FILE SPLIT of TABLE -->` to `<!-- end of published -->`: beside the published figures of
+configs/table/TABLE.yaml. The figures are those of `result_figures.py`.
 """
 
 import json
-import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nst.config import CONFIGS
-from nst.report.along import gains
-from nst.report.gain_figure import gain_figure
-from nst.report.page import gain_file
-from nst.reproduce.table import read_table
-from result_tables import by_images, gain_section, published_section, section, terms
-from run_lines import Record, add
+import pandas as pd
+
+from nst.report.markdown import markdown_row, plain
+from nst.report.text import Grid, gain_grid, nst_grid
+from nst.tables.file import Table, read_table
+from nst.tables.frame import flat, has_collapsed, read_frame
+from nst.tables.settings import as_text, rate
+from nst.tables.statistics import GAIN, Frame, Series, gains, paired, sample
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
-IMAGES = ROOT / "docs" / "images"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", *sorted((ROOT / "docs" / "tables").glob("*.md")))
 SECTION = re.compile(
     r"(<!-- (?P<kind>results|gains|published): (?P<file>\S+) (?P<split>test|val)(?: of (?P<of>[\w+ /]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
     re.S,
 )
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")  # of a path only the last part is kept
+BASELINE, CONTROL = "baseline", "baseline on the cached views"
+NEGLIGIBLE = 1e-6  # a weight that only has the run read the cache, so that it sees the same views
+NAMES = {
+    "kd": "KD", "fitnet": "FitNet", "at": "AT", "nst_linear": "NST (linear)", "nst_poly": "NST (poly)",
+    "nst_gaussian": "NST (Gaussian)", "review": "ReviewKD",
+}  # in the order of rows; others follow, in capitals  # fmt: skip
+SHOWN = (  # settings that columns show; those of losses and the views of the cache are in the names of rows
+    "model.name", "optim.lr", "schedule._target_", "optim.weight_decay", "trainer.clip_grad_norm", "data.limit",
+    "trainer.epochs", "trainer.precision", "loss.", "cache.views", "cache.large", "cache.path", "trainer.compile",
+)  # fmt: skip
+DEFAULTS = {"trainer.ema": None, "trainer.batch_size": None}
+Row = Any  # of the frame
 
 
-def chosen(found: re.Match[str]) -> list[Record]:
+def add(folder: Path, target: Path) -> None:
+    """Add to `target` the runs below `folder` that are over and not in it.
+
+    Raises:
+        ValueError: a run differs from one in `target` only in what tables do not show, such as the batch size.
+    """
+    lines = target.read_text().splitlines() if target.is_file() else []
+    kept = {_name(as_row(json.loads(line))): line for line in lines}
+    runs = read_frame(file.parent for file in sorted(folder.rglob("config.json")))
+    over = runs[(runs["state"] == "finished") | runs["diverged"].notna()]
+    for place, run in zip(over["folder"], over.drop(columns="folder").to_dict("records"), strict=True):
+        line = FOLDERS.sub("", json.dumps({key: None if _is_nan(value) else value for key, value in run.items()}))
+        known = kept.setdefault(_name(as_row(json.loads(line))), line)
+        if mixed := hidden_differences(pd.DataFrame([as_row(json.loads(one)) for one in (known, line)])):
+            raise ValueError(f"{place}: {target.name} has a run that differs in {mixed} alone; use another file")
+    target.write_text("".join(line + "\n" for line in kept.values()))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _name(run: Mapping[str, Any]) -> str:
+    """Equal for equal runs, as far as tables show their settings."""
+    shown = {key: value for key, value in run["settings"].items() if key.startswith(SHOWN) or key == "data.validation"}
+    return json.dumps([run["seed"], run["data"], run["teacher"], shown, run.get("views")], sort_keys=True)
+
+
+def read_lines(file: Path) -> Frame:
+    """The runs of a file of results/ as a frame; empty where it is not there yet."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return pd.DataFrame([as_row(json.loads(line)) for line in lines])
+
+
+def as_row(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as a row of the frame; those that 0.2 has written get today's columns and keys."""
+    if "settings" in line:
+        return line | {"curve": {float(epoch): top1 for epoch, top1 in line["curve"].items()}}
+    optim, knowledge = dict(line["optim"]), line["knowledge"] or {}
+    own = {key: optim.pop(key) for key in ("lr", "momentum", "nesterov", "weight_decay") if key in optim}
+    schedule = {"_target_": f"nst.optim.{optim.pop('schedule')}", **optim}
+    views = knowledge.get("views", 0) if knowledge.get("mode") == "stored" else 0
+    nodes = {
+        "data": line["data"], "model": {"name": line["student"]}, "loss": line["loss"], "optim": own, "schedule": schedule,
+        "trainer": {"epochs": line["epochs"], "precision": line["precision"], "clip_grad_norm": line.get("clip")},
+        "cache": {"views": views, "dtype": knowledge.get("dtype") if views else None},
+        **(line.get("others", {})), **line.get("teacher_settings", {}),
+    }  # fmt: skip
+    renamed = {
+        key.replace(f"model.{line['student']}.", "model.").replace("teacher.recipe.recipe.", "teacher.train.")
+        .replace("teacher.recipe.trainer.", "teacher.train.").replace("teacher.recipe.", "teacher.train.")
+        .replace(".taps", ".layers"): value
+        for key, value in flat(nodes).items() if value is not None
+    }  # fmt: skip
+    weights = {name: node["weight"] for name, node in line["loss"].items()}
+    curve, chance = {float(epoch): top1 for epoch, top1 in line["top1_by_epoch"].items()}, line.get("chance") or 10.0
+    return {
+        **{key: line.get(key) for key in ("seed", "epochs", "evaluated_on", "diverged", "seconds", "steps", "commit", "hardware", "versions", "views")},
+        "data": line["data"]["name"], "model": line["student"], "teacher": line["teacher"] or "none", "settings": renamed,
+        "weights": {name: weight for name, weight in weights.items() if name != "ce" or weight != 1},
+        "curve": curve, "chance": chance, "train": line["crops_top1"], "test": line["test_top1"],
+        "collapsed": has_collapsed(curve.values(), chance),
+    }  # fmt: skip
+
+
+def hidden_differences(runs: Frame) -> str:
+    """The settings beside columns and names of rows in which runs differ, as text; "" if there are none.
+
+    A setting that a run lacks is left out: the run is of a version without it, has no teacher, or another student. But what a
+    trainer's setting lacks is its default.
+    """
+    values: dict[str, list[Any]] = {"teacher": [name for name in runs["teacher"] if name != "none"]}
+    rows = [run for run in runs["settings"] if any(key.startswith("trainer.") and key not in SHOWN for key in run)]
+    for key in {key for settings in runs["settings"] for key in settings}:
+        several = len({*runs["model"]}) > 1 and key.startswith("model.")
+        if not key.startswith(SHOWN) and not several:
+            having = rows if key.startswith("trainer.") else [s for s in runs["settings"] if key in s]
+            values[key] = [settings.get(key, "the default") for settings in having]
+    differing = {key: sorted({json.dumps(value) for value in several}) for key, several in values.items()}
+    return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)
+
+
+def named(runs: Frame) -> Frame:
+    """The runs with what a table tells: method, columns of settings and the accuracy at the last epoch, in the order of its rows.
+
+    Raises:
+        ValueError: runs that differ in what neither a column nor the name of a row shows.
+    """
+    if mixed := hidden_differences(runs):
+        raise ValueError(f"runs that differ in {mixed} do not belong in one table")
+    values = [list(curve.values())[-1] if curve else None for curve in runs["curve"]]
+    shown = [_stated(settings) for settings in runs["settings"]]
+    found = runs.assign(
+        value=pd.Series(values, index=runs.index, dtype=float).where(runs["diverged"].isna()),
+        at=0.0,
+        method=[method(run, runs) for _, run in runs.iterrows()],
+        shown=shown,
+    )
+    order = [(*_place(run), [shown[i][key] for key in shown[i]]) for i, (_, run) in enumerate(runs.iterrows())]
+    return found.iloc[sorted(range(len(found)), key=lambda i: order[i])]
+
+
+def _stated(settings: Mapping[str, Any]) -> dict[str, str]:
+    clip = settings.get("trainer.clip_grad_norm")
+    return {
+        "student": settings["model.name"], "learning rate": rate(settings) or "–",
+        "weight decay": f"{settings['optim.weight_decay']:g}", "gradient norm clipped at": "–" if clip is None else f"{clip:g}",
+        "training images": f"{settings.get('data.limit') or 'all'}", "epochs": str(settings["trainer.epochs"]),
+        "precision": settings["trainer.precision"],
+    }  # fmt: skip
+
+
+def _terms(run: Row) -> list[str]:
+    """Names of the terms beside the cross-entropy; none for the baseline on the cached views."""
+    return [name for name, weight in run["weights"].items() if name != "ce" and weight > NEGLIGIBLE]
+
+
+def _place(run: Row) -> tuple[Any, ...]:
+    """Few terms first, in the order of NAMES, large weights first."""
+    terms = _terms(run)
+    return (
+        len(terms), run["teacher"] != "none", [list(NAMES).index(t) if t in NAMES else len(NAMES) for t in terms],
+        [-run["weights"][term] for term in terms],
+    )  # fmt: skip
+
+
+def method(run: Row, runs: Frame, beside: Frame | None = None) -> str:
+    """The terms with their weights, and of a term's options those that differ from most runs that have it.
+
+    Args:
+        beside: the runs of which a different source of the targets is named; None: all.
+    """
+    if run["teacher"] == "none":
+        return BASELINE
+    texts = []
+    for term in _terms(run):
+        others = [s for s in runs["settings"] if f"loss.{term}.weight" in s]
+        options = []
+        for key, value in run["settings"].items():
+            if key.startswith(f"loss.{term}.") and not key.endswith((".weight", "._target_")):
+                counts, own = Counter(json.dumps(s.get(key)) for s in others), json.dumps(value)
+                if any(count >= counts[own] for text, count in counts.items() if text != own):
+                    options.append(f"{key.rpartition('.')[2]}={as_text(value)}")
+        texts.append(" ".join([NAMES.get(term, term.upper()), f"{run['weights'][term]:g}", *options]))
+    beside = runs if beside is None else beside
+    sources = {_source(settings) for settings in beside[beside["teacher"] != "none"]["settings"]}
+    return (" + ".join(texts) or CONTROL) + (f", {_source(run['settings'])}" if len(sources) > 1 else "")
+
+
+def _source(settings: Mapping[str, Any]) -> str:
+    """Where the teacher's targets came from."""
+    return f"cached, {settings['cache.views']} views" if settings.get("cache.views") else "live"
+
+
+def section(runs: Frame, short: bool = False) -> str:
+    """A table of the runs: a row for equal settings, a column for each setting in which they differ.
+
+    Args:
+        short: without the median, which else stands where a row has several seeds, and without the number of runs that
+            collapsed, which else stands where there are any.
+    """
+    runs = named(runs)
+    varying = [key for key in runs["shown"].iloc[0] if len({shown[key] for shown in runs["shown"]}) > 1]
+    columns = [runs["method"], *(pd.Series([shown[k] for shown in runs["shown"]], index=runs.index) for k in varying)]
+    rows: dict[tuple[str, ...], Frame] = dict([*runs.groupby(columns, sort=False)])
+    compared = [BASELINE, CONTROL] if any(key[0] == CONTROL for key in rows) else [BASELINE]
+    held_out = runs["evaluated_on"].iloc[0] == "val"
+    several = not short and any(len(group) > 1 for group in rows.values())
+    counted = not short and bool(runs["collapsed"].any())
+    header = ["method, λ", *varying, "last epoch", *(["median"] * several), *(["collapsed"] * counted)]
+    header += [*(f"Δ vs. {name}" for name in compared), "training accuracy", *(["test accuracy"] * held_out)]
+    grid = [header]
+    for key, group in rows.items():
+        texts = [*key, accuracy(group)]
+        values = by_seed(group)
+        texts += ([f"{values.median():.2f}" if len(values) else "–"] * several) + (
+            [f"{group['collapsed'].sum()} of {len(group)}"] * counted
+        )
+        for name in compared:
+            other = rows.get((name, *key[1:]))
+            found = None if other is None or other is group else paired(values, by_seed(other))
+            texts.append(found.signed if found else "–")
+        for column, digits in (("train", 1), *([("test", 2)] * held_out)):
+            mean = group[column].dropna().astype(float).mean()
+            texts.append("–" if mean != mean else f"{mean:.{digits}f}")
+        grid.append(texts)
+    added = nst_adds(runs) if not short and not varying else []
+    return "\n".join([*markdown(grid), *added, "", about(runs, varying)])
+
+
+def nst_adds(runs: Frame) -> list[str]:
+    """A table of what NST adds to the baseline, and to sums without it whose targets come from the same source."""
+    grid, baseline = [["what NST adds", GAIN]], runs[runs["teacher"] == "none"]
+    for source in dict.fromkeys(_source(settings) for settings in runs[runs["teacher"] != "none"]["settings"]):
+        of_source = runs[(runs["teacher"] != "none") & (runs["settings"].map(_source) == source)]
+        if len(baseline):
+            found = gains(pd.concat([baseline, of_source]), lower_is_better=False, of_nst=True)
+            grid += [[gain.label, gain.points[0.0].gain if gain.points else "–"] for gain in found]
+    return ["", *markdown(grid)] if len(grid) > 1 else []
+
+
+def by_images(runs: Frame) -> Frame:
+    """The runs by number of training images, the baseline first, for the gains.
+
+    Raises:
+        ValueError: runs that differ in more than that, their methods, their length and their seed.
+    """
+    runs = named(runs)
+    runs["at"] = [float(settings.get("data.limit") or 0) for settings in runs["settings"]]
+    for images, same in runs.groupby("at"):
+        if not images or same["epochs"].nunique() > 1:
+            raise ValueError(
+                f"training images: {images or 'all'}: gains need data.limit, and one number of epochs for each"
+            )
+        runs.loc[same.index, "method"] = [method(run, runs, same) for _, run in same.iterrows()]
+    _check_one_setting(runs, ("training images", "epochs"))
+    return runs
+
+
+def gain_section(runs: Frame) -> str:
+    """The gain over the baseline of the same number of images, and what NST adds."""
+    runs = by_images(runs)
+    grid = gain_grid(runs, gains(runs, lower_is_better=False), "training images")
+    added = nst_grid(runs, gains(runs, lower_is_better=False, of_nst=True), "training images")
+    return "\n".join([
+        f"Gain over the baseline of the same images, in percentage points: {GAIN}.", "", *markdown(grid), "",
+        "What NST adds, alone and in sums; the last column is the mean of the others, seed by seed:", "", *markdown(added), "",
+        about(runs, ("training images", "epochs")),
+    ])  # fmt: skip
+
+
+def published_section(runs: Frame, table: Table) -> str:
+    """The published figures of a table's group beside the measured accuracies of the best and of the last epoch.
+
+    The best epoch is chosen on the images that measure it. A row's runs are those with the term of its name, or with none for `student`.
+
+    Raises:
+        ValueError: a table of errors, or runs of several settings.
+    """
+    runs = named(runs)
+    _check_one_setting(runs)
+    if table.metric != "accuracy":
+        raise ValueError(f"{table.title}: its published figures are errors, those of the runs are accuracies")
+    grid = [["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]]
+    names = pd.Series(["+".join(_terms(run)) or "student" for _, run in runs.iterrows()], index=runs.index)
+    for row in table.groups[0].rows:
+        own, base = runs[names == row.name], runs[names == "student"]
+        if own["method"].nunique() > 1:
+            raise ValueError(f"a row of {row.name} has runs of several settings: {', '.join(sorted({*own['method']}))}")
+        best = sample([max(curve.values()) for curve in own[own["diverged"].isna()]["curve"]])
+        found = paired(by_seed(own), by_seed(base)) if row.name != "student" else None
+        last = accuracy(own) if len(own) else "not run to the end"
+        grid.append([row.label, f"{row.published:.2f}", str(best or "–"), last, found.signed if found else "–"])
+    return "\n".join([*markdown(grid), "", about(runs)])
+
+
+def _check_one_setting(runs: Frame, varying: tuple[str, ...] = ()) -> None:
+    first = runs["shown"].iloc[0]
+    if mixed := [key for key in first if key not in varying and len({shown[key] for shown in runs["shown"]}) > 1]:
+        raise ValueError(f"runs of one setting are needed, these differ in {', '.join(mixed)}")
+
+
+def by_seed(runs: Frame) -> Series:
+    """Seed → accuracy of the last epoch, of the runs that reached it.
+
+    Raises:
+        ValueError: two runs of one seed, that no column distinguishes.
+    """
+    if runs["seed"].duplicated().any():
+        raise ValueError(
+            f"a row of {runs['method'].iloc[0]} has two runs of a seed: {sorted(runs['seed'])}; no column distinguishes them"
+        )
+    return runs.set_index("seed")["value"].dropna()
+
+
+def accuracy(runs: Frame) -> str:
+    """Mean ± standard deviation (seeds), and how many diverged."""
+    values, lost = sample(by_seed(runs)), int(runs["diverged"].notna().sum())
+    return "; ".join([*([str(values)] if values else []), *([f"diverged ({lost})"] if lost else [])])
+
+
+def about(runs: Frame, varying: tuple[str, ...] | list[str] = ()) -> str:
+    """Settings that all runs share, and where they come from."""
+    shared = "; ".join(f"{key}: {text}" for key, text in runs["shown"].iloc[0].items() if key not in varying)
+    origins = dict.fromkeys(
+        f"commit {commit[:7]}{' with changes' if commit.endswith('+dirty') else ''} on {machine['device']}, threads: {machine['threads']}"
+        for commit, machine in zip(runs["commit"].sort_index(), runs["hardware"].sort_index(), strict=True)
+        if isinstance(commit, str)
+    )
+    return f"{shared}. Measured with {'; '.join(origins)}."
+
+
+def markdown(grid: Grid) -> list[str]:
+    """The lines of a GitHub table: numbers from the second column on."""
+    header, *rows = ([plain(text) for text in row] for row in grid)
+    return [markdown_row(header), markdown_row(["---", *("---:" for _ in header[1:])]), *map(markdown_row, rows)]
+
+
+def chosen(found: re.Match[str]) -> Frame:
     """The runs that a page's comment names; none where their file is not there yet."""
-    file = ROOT / "results" / found["file"]
-    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    runs = read_lines(ROOT / "results" / found["file"])
+    if not len(runs):
+        return runs
+    runs = runs[runs["evaluated_on"] == found["split"]]
     methods = found["of"].split() if found["kind"] == "results" and found["of"] else None
-    return [
-        run
-        for run in runs
-        if run["evaluated_on"] == found["split"]
-        and (not methods or not run["knowledge"] or "+".join(terms(run)) in methods)
-    ]
-
-
-def figure_of(found: re.Match[str]) -> Path:
-    """The file of a section's figure."""
-    return IMAGES / f"{Path(found['file']).stem}.svg"
+    keep = [not methods or run["teacher"] == "none" or "+".join(_terms(run)) in methods for _, run in runs.iterrows()]
+    return runs[keep]
 
 
 def written(page: Path) -> str:
@@ -57,26 +364,17 @@ def written(page: Path) -> str:
 
     def anew(found: re.Match[str]) -> str:
         runs = chosen(found)
-        if not runs:
+        if not len(runs):
             text = "Not measured yet."
         elif found["kind"] == "gains":
-            text = gain_section(runs, os.path.relpath(figure_of(found), page.parent))
+            text = gain_section(runs)
         elif found["kind"] == "published":
-            text = published_section(runs, read_table(found["of"], CONFIGS))
+            text = published_section(runs, read_table(found["of"]))
         else:
             text = section(runs, short=page.name == "README.md")
         return f"{found[1]}{text}\n{found[6]}"
 
     return SECTION.sub(anew, page.read_text())
-
-
-def drawn(page: Path) -> dict[Path, str]:
-    """The figures of a page's sections, by file."""
-    sections = [found for found in SECTION.finditer(page.read_text()) if found["kind"] == "gains" and chosen(found)]
-    figures = {
-        figure_of(found): gain_figure(gains(by_images(chosen(found)), False), "data.limit") for found in sections
-    }
-    return {file: gain_file(figure) for file, figure in figures.items() if figure is not None}
 
 
 def main(words: list[str]) -> None:
@@ -85,10 +383,11 @@ def main(words: list[str]) -> None:
         case ["add", folder, target]:
             add(Path(folder), Path(target))
         case ["pages"]:
+            import result_figures
+
             for page in PAGES:
                 page.write_text(written(page))
-                for file, figure in drawn(page).items():
-                    file.write_text(figure)
+            result_figures.write()
         case _:
             sys.exit(__doc__)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nst.reproduce.table import read_table
 from nst.yaml_files import check_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +33,6 @@ def test_what_is_not_read(tmp_path: Path, kind: str) -> None:
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=rf"(?s)own\.yaml: .*({message})"):
         check_yaml(file)
-    with pytest.raises(ValueError, match=r"own\.yaml: "):
-        read_table("own", tmp_path)
 
 
 def test_every_file_of_the_project_is_read(tmp_path: Path) -> None:

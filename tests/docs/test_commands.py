@@ -142,7 +142,7 @@ def check_command(name: str, arguments: list[str], outputs: Path, monkeypatch: p
     elif name == "runs":
         command(name, [*arguments, f"outputs={outputs}"])
     elif arguments:
-        importlib.import_module({"reproduce": "nst.reproduce.request", "predict": "nst.cli.predict"}[name]).parse(
+        importlib.import_module({"reproduce": "nst.tables.request", "predict": "nst.cli.predict"}[name]).parse(
             arguments
         )
 

@@ -23,9 +23,15 @@ def measured(file: str) -> Any:
     return json.loads((ROOT / "results" / file).read_text())
 
 
+def results() -> str:
+    """The page of results with the pages of its tables."""
+    pages = (ROOT / "docs" / "measured.md", *sorted((ROOT / "docs" / "tables").glob("*.md")))
+    return "\n".join(page.read_text() for page in pages)
+
+
 def table(page: str, header: str, heading: str = "") -> dict[str, list[str]]:
     """First cell → the other cells, of the first table with that header below the heading."""
-    text = (ROOT / "docs" / page).read_text()
+    text = results() if page == "measured.md" else (ROOT / "docs" / page).read_text()
     lines = text[text.index(heading) :].split(header)[1].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
     return {row[0]: row[1:] for row in rows}
@@ -115,7 +121,7 @@ def test_terms_were_scaled_by_their_gradients_norms() -> None:
         )
         for term, weight in USUAL.items()
     }
-    page = (ROOT / "docs" / "measured.md").read_text()
+    page = results()
     told = (
         f"KD {found['kd']:.1f}, AT {found['at']:.0f}, FitNet {found['fitnet']:.1f}, NST poly {found['nst_poly']:.1f};"
     )
@@ -169,7 +175,7 @@ def test_the_gains_that_the_readme_cites() -> None:
     """Its figures are those of the page, which are written from the runs."""
     header = "| training images | 1,000 | 2,500 | 5,000 | 10,000 | 25,000 | 50,000 |"
     gains = [float(cell.split()[0]) for cell in table("measured.md", header)["NST (poly) 50"]]
-    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "measured.md").read_text()
+    readme, page = (ROOT / "README.md").read_text(), results()
     assert f"gains {', '.join(f'{gain:.1f}' for gain in gains)} points" in readme
     added = table("measured.md", f"{header} mean |")
     means = [f"{float(cells[-1].split()[0]):.1f} ± {float(cells[-1].split()[2]):.1f}" for cells in added.values()]
@@ -189,13 +195,13 @@ def gain(cell: str, sign: str = "") -> str:
 def test_what_nst_adds_where_the_readme_says_so() -> None:
     readme = (ROOT / "README.md").read_text()
     column = "| what NST adds |"
-    few = table("measured.md", column, "## Does it help with a tenth of the images?")
+    few = table("measured.md", column, "\n# Does it help with a tenth of the images?")
     beside_kd, beside_at = (gain(few[f"{rest} + NST (poly) 50 − {rest}"][0]) for rest in ("KD 16", "AT 1000"))
     assert f"- NST (poly) adds {beside_kd} to KD here and {beside_at} to AT;" in readme
     best = table("measured.md", BEST)
     with_nst, alone = (best[method][2].split()[0] for method in ("KD + NST poly", "KD"))
     assert f"nothing ({float(with_nst):.1f} and {float(alone):.1f} % on held-out images)" in readme
-    photographs = "## Does it help on photographs?"
+    photographs = "\n# Does it help on photographs?"
     of_baseline = table("measured.md", "| method, λ |", photographs)["KD 16 + NST (poly) 50, cached, 15 views"][3]
     of_kd = table("measured.md", column, photographs)[
         "KD 16 + NST (poly) 50, cached, 15 views − KD 16, cached, 15 views"
@@ -205,7 +211,7 @@ def test_what_nst_adds_where_the_readme_says_so() -> None:
 
 def test_what_the_readme_says_of_all_images() -> None:
     readme = (ROOT / "README.md").read_text()
-    rows = table("measured.md", "| method, λ |", "## Does it help with all images and more epochs?")
+    rows = table("measured.md", "| method, λ |", "\n# Does it help with all images and more epochs?")
     clipped = ("KD 16", "KD 16 + NST (poly) 50", "NST (poly) 50")
     kd, both, nst = (gain(rows[method][-2], "+") for method in clipped)
     assert all(rows[method][0].endswith("(3)") for method in clipped)
@@ -217,7 +223,7 @@ def test_what_the_readme_says_of_all_images() -> None:
 
 def test_the_published_column() -> None:
     """What the pages say of the baseline, its best epoch and the published gains."""
-    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "measured.md").read_text()
+    readme, page = (ROOT / "README.md").read_text(), results()
     rows = table("measured.md", "| method | published, best epoch |")
     published, best, last, _ = rows["Baseline (the teacher)"]
     (best, seeds), last = best.split(" ("), last.partition(" (")[0]

@@ -15,7 +15,7 @@ import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
 from nst.loop import Training
-from nst.reproduce.table import read_table
+from nst.tables.file import read_table
 from nst.teacher import LiveTeacher, Teacher
 
 FOLDER = CONFIGS / "experiment"
@@ -98,7 +98,7 @@ def cells() -> list[list[str]]:
     """The overrides of every row of every table; of CRD's pairs and of sizes one with all methods, the others with NST."""
     found = []
     for name in TABLES:
-        table = read_table(name, CONFIGS)
+        table = read_table(name)
         for group in table.groups:
             for row in group.rows:
                 words = [*table.overrides, *row.run]

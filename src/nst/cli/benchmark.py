@@ -1,4 +1,4 @@
-"""Measure speed and memory: `nst benchmark losses`, data, step or curves; from a clone of the repository."""
+"""Measure speed and memory: `nst benchmark losses`, data or step; from a clone of the repository."""
 
 import sys
 from collections.abc import Sequence

@@ -88,17 +88,20 @@ def gradient_tables(when: str, gradients: "Sequence[TermGradient]") -> None:
     from nst.report.gradients import cosines, norms
 
     console, terms = Console(), [asdict(gradient) for gradient in gradients]
-    lengths, grid = Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"), norms(terms)
+    lengths, (header, *rows) = (
+        Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"),
+        norms(terms),
+    )
     # without vertical lines ten terms fit into 80 columns
     matrix = Table("term", title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in grid.header:
+    for column in header:
         lengths.add_column(column, justify="left" if column == "term" else "right")
-    for row in grid.rows:
+    for row in rows:
         lengths.add_row(*row)
     for number, _ in enumerate(terms, 1):
         matrix.add_column(str(number), justify="right", no_wrap=True)
-    for number, (name, row) in enumerate(cosines(terms), 1):
-        matrix.add_row(f"{number} {name}", *(text for text, _ in row))
+    for number, row in enumerate(cosines(terms), 1):
+        matrix.add_row(f"{number} {terms[number - 1]['term']}", *(f"{cosine:+.2f}" for cosine in row))
     console.print(lengths)
     console.print(matrix)
 

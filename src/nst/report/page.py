@@ -5,165 +5,141 @@ folder from somebody else.
 """
 
 import base64
-import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nst.report import along, figures
-from nst.report.gain_figure import GainFigure, gain_figure
-from nst.report.runs import read_json
-from nst.report.sections import (
-    Grid,
-    configurations,
-    cost,
-    curve_panels,
-    mmd,
-    neuron_pictures,
-    origin,
-    result_rows,
-    result_table,
-    tsne_panels,
-)
-from nst.report.text import DEFAULT, NOT_TUNED, label, notes, settings_text, teacher_text, title, untuned
+from nst.report import figures
+from nst.report.render import html_page
+from nst.report.text import DEFAULT, along, banner, grid, headline, notes, settings_text, teacher_text, title
+from nst.tables.result import GroupResult, Result, RowResult
+from nst.tables.statistics import GAIN
 
-Record = dict[str, Any]
-
-COARSE = 0.1  # percentage points of one test image, from which the headline states them
-
-PLOT = {
-    "width": figures.WIDTH,
-    "height": figures.HEIGHT,
-    "left": figures.LEFT,
-    "right": figures.WIDTH - figures.RIGHT,
-}
+KERNELS = {"linear": "linear", "polynomial": "polynomial (xᵀy)²", "gaussian": "Gaussian"}
 
 
-def page(result: Record, folder: Path, outputs: Path) -> str:
+def page(result: Result, folder: Path) -> str:
     """The whole page as HTML.
 
     Args:
-        result: from `read_table`.
         folder: the table's own; `evidence/` lies there.
-        outputs: the folder of all runs, for their curves.
 
     Raises:
-        ValueError: a damaged file of the evidence or of a run.
+        ValueError: a damaged file of the evidence.
     """
-    templates = environment()
-    style = templates.get_template("style.css").render()
-    return templates.get_template("page.html").render(
+    gains = along(result)
+    return html_page(
+        "page.html",
         title=title(result),
-        policy=policy(style),
-        style=Markup(style),  # the package's own file
-        about=about(result),
-        banner=label(result),
-        along=_along(result),
-        groups=[_group(result, group, folder, outputs) for group in result["groups"]],
+        result=result,
+        banner=banner(result),
+        along=gains,
+        gain=GAIN,
+        gain_figure=_figure(figures.gain_lines(gains["gains"], gains["axis"])) if gains else None,
+        groups=[_group(result, group, folder) for group in result.groups],
         notes=notes(result),
-        command=result["command"],
-        origin=origin(result),
-        configurations=configurations(result, outputs),
-        plot=PLOT,
-        scatter_size=figures.SIZE,
+        configurations=[_configuration(result, group, row) for group in result.groups for row in group.rows],
     )
 
 
-def environment() -> Environment:
-    """The package's templates; whatever they are given is escaped."""
-    return Environment(
-        loader=PackageLoader("nst.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+def _figure(svg: str | None) -> Markup | None:
+    """A drawing of this package: matplotlib has escaped its texts."""
+    return None if svg is None else Markup(svg)
 
 
-def gain_file(figure: GainFigure) -> str:
-    """The figure as an SVG file of its own, with the page's style."""
-    templates = environment()
-    style = templates.get_template("style.css").render()
-    return templates.get_template("gains.html").render(figure=figure, style=Markup(style)).strip() + "\n"
-
-
-def _along(result: Record) -> Record | None:
-    """What the page shows of a table whose groups are values of one setting."""
-    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
-    if not values:
-        return None
-    header, *rows = along.gain_rows(values, lower, key)
-    nst_header, *nst = along.nst_rows(values, lower, key)
-    return {
-        "heading": f"Gain over the baseline, by {along.axis_name(key)}",
-        "note": f"Gain over the baseline of the same {along.axis_name(key)} in percentage points: {along.CELL}.",
-        "figure": gain_figure(along.gains(values, lower), key),
-        "gains": Grid(header, rows),
-        "nst": Grid(nst_header, nst),
-    }
-
-
-def policy(style: str) -> str:
-    """The content-security policy: this one style, pictures inside of the page, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
-def about(result: Record) -> str:
-    """One line: the metric and the source of the published figures."""
-    metric = "Top-1 error in percent" if result["metric"] == "error" else "Top-1 accuracy in percent"
-    source = result["source"]
-    return (
-        f"{metric}. Published figures: {source}."
-        if source != "nothing published"
-        else f"{metric}. No published figures exist."
-    )
-
-
-def _group(result: Record, group: Record, folder: Path, outputs: Path) -> Record:
+def _group(result: Result, group: GroupResult, folder: Path) -> dict[str, Any]:
     """The content of the page for a group."""
-    file = folder / "evidence" / f"{group['name']}.json"
-    evidence = read_json(file) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
-    rows = group["rows"]
+    rows, file = group.rows, folder / "evidence" / f"{group.name}.json"
+    try:
+        evidence = json.loads(file.read_bytes()) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    drawn = [row for row in rows if row.curve]
+    errors = [value for row in drawn for values in row.curve.values() for value in values]
+    extent = (max(max(row.curve) for row in drawn), min(errors), max(errors)) if drawn else (0.0, 0.0, 0.0)
+    header, *lines = grid(group)
     return {
-        "title": group["title"],
-        "headline": headline(group, result["metric"]),
+        "title": group.title,
+        "headline": headline(group, result.metric),
         "settings": settings_text(group),
-        "teacher": f"{teacher_text(group['teacher'])} %." if group["teacher"] else "",
-        "table": result_table(group),
-        "footnote": f"{NOT_TUNED} {DEFAULT}." if untuned(rows) else "",
-        "metric": result["metric"],
-        "results": result_rows(group),
-        "published": any(row["published"] is not None for row in rows),
-        "curves": curve_panels(group, outputs),
-        "split": "/".join(sorted({name for row in rows for name in row["evaluated_on"]})) or "test",
-        "mmd": mmd(group, evidence),
-        "layers": group["layers"],
+        "teacher": teacher_text(group),
+        "grid": [header, *lines],
+        "best": next((i for i, row in enumerate(rows) if row.rank == 1), None),
+        "words": header[-1] == "verdict",
+        "footnote": DEFAULT if any(row.weights and not row.tuned for row in rows) else "",
+        "kinds": [*dict.fromkeys(row.kind for row in rows)],
+        "published": any(row.published is not None for row in rows),
+        "points": _figure(_points(rows, result.metric)),
+        "curves": [(row.label, _figure(figures.curves(row, rows[0], extent))) for row in drawn],
+        "split": "/".join(sorted({name for row in rows for name in row.evaluated_on})) or "test",
+        "mmd": _mmd(rows, evidence["mmd"]),
+        "layers": group.layers,
         "images": evidence["images"],
-        "neurons": neuron_pictures(group, folder),
-        "tsne": tsne_panels(group, evidence),
-        "cost": cost(group),
+        "neurons": _pictures(group, file),
+        "tsne": [_tsne(row, evidence["tsne"][row.name]) for row in rows if row.name in evidence["tsne"]],
+        "cost": _cost(rows),
     }
 
 
-def headline(group: Record, metric: str) -> str:
-    """The result in a sentence or two."""
-    rows = [row for row in group["rows"] if row["last"]]
-    if not rows:
-        return "No run of this group is finished."
-    best, first = min(rows, key=lambda row: row["rank"]), group["rows"][0]
-    text = f"Best mean at the last epoch: {best['label']}, {best['last']['mean']:.2f} % {metric}"
-    if best is not first and first["last"]:
-        text += f"; baseline {first['last']['mean']:.2f} %"
-        if (best["paired"] or {}).get("half_width") is not None:
-            text += f". {_against_baseline(best)}"
-    return f"{text}."
+def _points(rows: list[RowResult], metric: str) -> str | None:
+    """The figure of results; None where nothing is finished and nothing published."""
+    if not any(row.last or row.published is not None for row in rows):
+        return None
+    texts = [f"{row.label}: {f'mean {row.last.mean:.2f}' if row.last else 'not run'}" for row in rows]
+    lines = [figures.Point(row.label, row.kind, row.by_seed.values(), row.last, row.published) for row in rows]
+    return figures.points(lines, f"{metric} in percent: {'; '.join(texts)}")
 
 
-def _against_baseline(row: Record) -> str:
-    """The paired difference of a row of two seeds or more, beside the variation between seeds and one test image."""
-    pair, images = row["paired"], row["test_images"]
-    sure = "more" if abs(pair["mean"]) > pair["half_width"] else "no more"
-    text = f"Over the same {pair['n']} seeds that is {pair['mean']:+.2f} ± {pair['half_width']:.2f} points: {sure} than the variation between seeds explains"
-    if images and 100 / images >= COARSE:
-        count = abs(pair["mean"]) * images / 100
-        text += f", and {count:.1f} of the {images:,} test images"
-    return text
+def _mmd(rows: list[RowResult], measured: dict[str, Any]) -> dict[str, Any] | None:
+    """MMD² between teacher and student, before and after training: drawn, and as numbers for every kernel."""
+    found = [row for row in rows if measured.get(row.name, {}).get("polynomial", {}).get("after")]
+    if not found:
+        return None
+    means = {
+        (row.name, kernel): [sum(values) / len(values) for values in (pair["before"], pair["after"])]
+        for row in found
+        for kernel, pair in measured[row.name].items()
+    }
+    before, after = zip(*(means[row.name, "polynomial"] for row in found), strict=True)
+    lines = [(row.label, row.kind, b, a) for row, b, a in zip(found, before, after, strict=True)]
+    header = ["method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after"))]
+    texts = [[row.label, *(f"{v:.3g}" for kernel in KERNELS for v in means[row.name, kernel])] for row in found]
+    return {"figure": _figure(figures.changes(lines, "MMD² before and after training")), "grid": [header, *texts]}
+
+
+def _pictures(group: GroupResult, file: Path) -> list[tuple[str, str]]:
+    """The paper's Figure 2, heat maps of single neurons on real images: (network, PNG in base64)."""
+    names = {"teacher": "Teacher", **{row.name: row.label for row in group.rows}}
+    files = {label: file.with_name(f"{group.name}-{name}.png") for name, label in names.items()}
+    return [(label, base64.b64encode(file.read_bytes()).decode()) for label, file in files.items() if file.is_file()]
+
+
+def _tsne(row: RowResult, places: dict[str, Any]) -> tuple[str, Markup | None]:
+    """The paper's Figure 5: channels of teacher and student."""
+    drawing = figures.scatter({"published": places["teacher"], row.kind: places["student"]}, f"channels of {row.label}")
+    return row.label, _figure(drawing)
+
+
+def _cost(rows: list[RowResult]) -> list[list[str]] | None:
+    """Seconds and steps of a run, measured."""
+    lines, first = [], None
+    for row in rows:
+        if row.seconds and row.steps:
+            step = row.seconds.mean / row.steps
+            first = first or step
+            ratio = f"{step / first:.2f}×" if first else "–"
+            lines.append([row.label, f"{row.seconds.mean:.1f}", f"{row.steps:,}", f"{1000 * step:.2f}", ratio])
+    return [["method", "seconds a run", "steps", "ms a step", "of the first row"], *lines] if lines else None
+
+
+def _configuration(result: Result, group: GroupResult, row: RowResult) -> dict[str, str]:
+    """A method's command, run folders and whole configuration."""
+    file = Path(row.runs[0], "config.json")
+    return {
+        "name": f"{group.title}: {row.label}" if len(result.groups) > 1 else row.label,
+        "command": row.command,
+        "runs": ", ".join(row.runs),
+        "config": file.read_text(errors="replace") if file.is_file() else "not run",
+    }

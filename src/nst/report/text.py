@@ -1,298 +1,276 @@
-"""A table's result as text: cells, notes, Markdown, CSV."""
+"""A table's result as text: columns, notes, headline; for the terminal, and as Markdown, CSV and JSON."""
 
-import csv
-import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from nst.report import along
-from nst.report.markdown import code, markdown_row, plain
-from nst.report.settings import number
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-Record = dict[str, Any]
+from nst.report.figures import number
+from nst.report.render import environment
+from nst.tables.result import GroupResult, Result, RowResult
+from nst.tables.settings import weights_text
+from nst.tables.statistics import GAIN, Frame, Gain, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
 NOT_TUNED = "†"
-DEFAULT = "default weight, not tuned for these networks and data (or the weight in the row's label)"
+DEFAULT = f"{NOT_TUNED} default weight, not tuned for these networks and data (or the weight in the row's label)."
 WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
+AXES = {"data.limit": "training images"}  # names of settings along which groups lie
+COARSE = 0.1  # percentage points of one test image, from which the headline states them
 
-VERDICT = (
-    " The verdict compares with the published figure: reproduced means that this figure, itself of an unknown number of "
-    "runs, lies in the interval."
-)
+Grid = list[list[str]]
+"""A table as text: the header, then the rows."""
 
 
-def cells(row: Record) -> dict[str, str]:
+def grid(group: GroupResult) -> Grid:
+    """A group's table without the columns that say nothing: settings that all rows share, counts of lost runs that are 0."""
+    rows, compared = [cells(row) for row in group.rows], any(row.published is not None for row in group.rows)
+    shared = shared_settings(group)
+    varying = [key for key in dict.fromkeys(key for row in group.rows for key in row.settings) if key not in shared]
+    lost = [name for name in ("collapsed", "diverged") if any(getattr(row, name) for row in group.rows)]
+    weighted = ["λ"] if any(row.weights for row in group.rows) else []
+    names = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
+    names += ["published", PUBLISHED, "rank (published)", "verdict"] if compared else ["rank"]
+    return [names, *([row.get(name, "–") for name in names] for row in rows)]
+
+
+def cells(row: RowResult) -> dict[str, str]:
     """One row as text, by column; settings besides."""
-    last = row["last"]
-    top5 = f" / {row['top5']['mean']:.2f}" if row["top5"] and row["published_top5"] is not None else ""
-    rank = "–" if row["rank"] is None else str(row["rank"])
-    if row["published_rank"] is not None:
-        rank += f" ({row['published_rank']})"
+    last = row.last
+    top5 = f" / {row.top5.mean:.2f}" if last and row.top5 and row.published_top5 is not None else ""
+    rank = "–" if row.rank is None else str(row.rank)
+    published = published_text(row.published, row.published_top5)
+    compared = "best" if row.published_epoch == "best" else "last"
     return {
-        "method": row["label"],
-        BASELINE: "–" if row["paired"] is None else signed(row["paired"]),
-        "λ": weights_text(row),
-        "last epoch": spread(last) + (top5 if last else ""),
-        "median": "–" if last is None else f"{last['median']:.2f}",
-        "95 % interval": interval(last),
-        "best epoch": spread(row["best"]),
-        "fell back": f"{row['fell_back']} of {row['planned']}",
-        "diverged": f"{row['diverged']} of {row['planned']}",
-        "published": published_text(row) + ("" if row["published"] is None else f" ({row['published_epoch']})"),
-        PUBLISHED: "–" if row["difference"] is None else f"{row['difference']:+.2f} ({compared(row)})",
-        "rank (published)": rank,
+        "method": row.label,
+        BASELINE: row.paired.signed if row.paired else "–",
+        "λ": f"{weights_text(row.weights)}{'' if row.tuned else f' {NOT_TUNED}'}" if row.weights else "–",
+        "last epoch": f"{last}{top5}" if last else "–",
+        "median": f"{last.median:.2f}" if last else "–",
+        "95 % interval": last.interval if last else "–",
+        "best epoch": str(row.best or "–"),
+        "collapsed": f"{row.collapsed} of {row.planned}",
+        "diverged": f"{row.diverged} of {row.planned}",
+        "published": published if row.published is None else f"{published} ({row.published_epoch})",
+        PUBLISHED: "–" if row.difference is None else f"{row.difference:+.2f} ({compared})",
+        "rank (published)": rank if row.published_rank is None else f"{rank} ({row.published_rank})",
         "rank": rank,
-        "verdict": row["verdict"],
-        **row["settings"],
+        "verdict": row.verdict,
+        **row.settings,
     }
 
 
-def columns(group: Record) -> list[str]:
-    """The columns of `cells` that are not trivial: settings that differ, lost runs, published figures."""
-    rows = group["rows"]
-    published = any(row["published"] is not None for row in rows)
-    varying = [key for key in settings(rows) if key not in shared(rows)]
-    lost = [name for name, key in (("fell back", "fell_back"), ("diverged", "diverged")) if any(r[key] for r in rows)]
-    weighted = ["λ"] if any(row["weights"] for row in rows) else []
-    names = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
-    return [*names, *(["published", PUBLISHED, "rank (published)", "verdict"] if published else ["rank"])]
+def published_text(top1: float | None, top5: float | None) -> str:
+    """A published figure, top-5 beside it where there is one."""
+    return "–" if top1 is None else f"{top1:.2f}" + ("" if top5 is None else f" / {top5:.2f}")
 
 
-def settings(rows: Sequence[Record]) -> list[str]:
-    """The names of the settings that rows state."""
-    return list(dict.fromkeys(key for row in rows for key in row["settings"]))
-
-
-def shared(rows: Sequence[Record]) -> dict[str, str]:
+def shared_settings(group: GroupResult) -> dict[str, str]:
     """The settings that are equal in all rows that have them; rows without a finished run lack some."""
-    values_of = {key: [row["settings"][key] for row in rows if key in row["settings"]] for key in settings(rows)}
-    return {key: values[0] for key, values in values_of.items() if len({*values}) == 1}
+    values: dict[str, set[str]] = {}
+    for key, text in (item for row in group.rows for item in row.settings.items()):
+        values.setdefault(key, set()).add(text)
+    return {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
 
 
-def settings_text(group: Record) -> str:
+def settings_text(group: GroupResult) -> str:
     """The settings that all rows of a group share, in a line; "" before the first run."""
-    texts = [f"{key} {text}" for key, text in shared(group["rows"]).items()]
-    seeds = list(dict.fromkeys(seed for row in group["rows"] for seed in row["by_seed"]))
-    texts += [f"seeds {', '.join(str(seed) for seed in seeds)}"] if seeds else []
-    return "; ".join(texts)
-
-
-def weights_text(row: Record) -> str:
-    """Each term's weight, marked if it was not tuned."""
-    texts = [f"{name} {number(weight)}" for name, weight in row["weights"].items()]
-    return " + ".join(texts) + ("" if row["tuned"] else f" {NOT_TUNED}") if texts else "–"
-
-
-def untuned(rows: Sequence[Record]) -> bool:
-    """Whether a row's weight was not tuned."""
-    return any(row["weights"] and not row["tuned"] for row in rows)
-
-
-def compared(row: Record) -> str:
-    """Which epoch is compared with the published figure: the best if that is of the best, else the last."""
-    return "best" if row["published_epoch"] == "best" else "last"
-
-
-def title(result: Record) -> str:
-    """The table's title, marked if its runs differ from the table's settings."""
-    if result["comparable"]:
-        return result["title"]
-    return f"{result['title']} ({'reduced' if result['reduced'] else 'changed'})"
-
-
-def spread(statistics: Record | None) -> str:
-    """Mean ± standard deviation (number of seeds)."""
-    if statistics is None:
-        return "–"
-    return (
-        f"{statistics['mean']:.2f}"
-        + ("" if statistics["std"] is None else f" ± {statistics['std']:.2f}")
-        + f" ({statistics['n']})"
+    seeds = ", ".join(dict.fromkeys(str(seed) for row in group.rows for seed in row.by_seed))
+    return "; ".join(
+        f"{key} {text}" for key, text in (shared_settings(group) | ({"seeds": seeds} if seeds else {})).items()
     )
 
 
-def interval(statistics: Record | None) -> str:
-    """The 95 % interval of the mean, as far as it is a percentage."""
-    if statistics is None or statistics["half_width"] is None:
-        return "–"
-    low, high = (
-        max(statistics["mean"] - statistics["half_width"], 0),
-        min(statistics["mean"] + statistics["half_width"], 100),
-    )
-    return f"{low:.2f} … {high:.2f}"
-
-
-def signed(difference: Record) -> str:
-    """A paired difference with half the width of its 95 % interval."""
-    return f"{difference['mean']:+.2f}" + (
-        "" if difference["half_width"] is None else f" ± {difference['half_width']:.2f}"
-    )
-
-
-def published_text(row: Record) -> str:
-    """The published figure, top-5 beside it where there is one."""
-    if row["published"] is None:
-        return "–"
-    return f"{row['published']:.2f}" + (f" / {row['published_top5']:.2f}" if row["published_top5"] is not None else "")
-
-
-def teacher_text(teacher: Record) -> str:
-    """The teacher's figure beside the published one."""
-    text = f"teacher {teacher['name']}: {teacher['figure']:.2f}"
-    if teacher["published_top5"] is not None and teacher["top5"] is not None:
+def teacher_text(group: GroupResult) -> str:
+    """The teacher's figure beside the published one; "" before the first run."""
+    teacher, theirs = group.teacher, group.published
+    if teacher is None:
+        return ""
+    text = f"Teacher {teacher['name']}: {teacher['figure']:.2f}"
+    if theirs.published_top5 is not None and teacher["top5"] is not None:
         text += f" / {teacher['top5']:.2f}"
-    text += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
-    return text + f" (published {published_text(teacher)})" if teacher["published"] is not None else text
+    text += " %" if teacher["evaluated_on"] == "test" else f" % on the {teacher['evaluated_on']} images"
+    published = published_text(theirs.published, theirs.published_top5)
+    return f"{text} (published {published})." if theirs.published is not None else f"{text}."
 
 
-def notes(result: Record) -> list[str]:
+def headline(group: GroupResult, metric: str) -> str:
+    """The result in a sentence or two."""
+    rows = [row for row in group.rows if row.last]
+    if not rows:
+        return "No run of this group is finished."
+    best, first = min(rows, key=lambda row: row.rank or 0), group.rows[0]
+    assert best.last is not None
+    text = f"Best mean at the last epoch: {best.label}, {best.last.mean:.2f} % {metric}"
+    if best is not first and first.last:
+        text += f"; baseline {first.last.mean:.2f} %"
+        if best.paired and best.paired.half_width is not None:
+            sure = "more" if abs(best.paired.mean) > best.paired.half_width else "no more"
+            text += f". Over the same {best.paired.n} seeds that is {best.paired.signed} points: {sure} than the variation between seeds explains"
+            if best.test_images and 100 / best.test_images >= COARSE:
+                count = round(abs(best.paired.mean) * best.test_images / 100)
+                text += f", and about {count} of the {best.test_images:,} test images"
+    return f"{text}."
+
+
+def along(result: Result) -> dict[str, Any] | None:
+    """What is shown of a table whose groups are values of one setting: its name, the gains, and grids of them and of what NST adds."""
+    if result.along is None or not len(result.frame):
+        return None
+    axis, lower, frame = AXES.get(result.along, result.along), result.lower, result.frame
+    found, added = gains(frame, lower), gains(frame, lower, of_nst=True)
+    return {"axis": axis, "gains": found, "grid": gain_grid(frame, found, axis), "added": nst_grid(frame, added, axis)}
+
+
+def gain_grid(runs: Frame, found: Sequence[Gain], axis: str) -> Grid:
+    """The baseline as it is, then each method's gain, with the counts of lost runs."""
+    places, base = sorted(runs["at"].unique()), []
+    for at in places:
+        here = runs[runs["at"] == at]
+        own = here[here["method"] == here["method"].iloc[0]]
+        values = sample(own["value"].dropna())
+        spread = "" if values is None or values.std is None else f" ± {values.std:.2f} [{values.median:.2f}]"
+        base.append((f"{values.mean:.2f}{spread} ({values.n})" if values else "–") + lost_text(own))
+    rows = [[gain.label, *(_at(gain, at) + gain.lost.get(at, "") for at in places)] for gain in found]
+    return [[axis, *map(number, places)], ["baseline, %", *base], *rows]
+
+
+def nst_grid(runs: Frame, found: Sequence[Gain], axis: str) -> Grid:
+    """What NST adds, the last column its mean; the header alone if no method has NST."""
+    places = sorted(runs["at"].unique())
+    rows = [
+        [gain.label, *(_at(gain, at) for at in places), gain.overall.gain if gain.overall else "–"] for gain in found
+    ]
+    return [[axis, *map(number, places), "mean"], *rows]
+
+
+def _at(gain: Gain, at: float) -> str:
+    return gain.points[at].gain if at in gain.points else "–"
+
+
+def title(result: Result) -> str:
+    """The table's title, marked if its runs differ from the table's settings."""
+    if all(row.comparable for row in result.rows):
+        return result.title
+    return f"{result.title} ({'reduced' if any(row.reduced for row in result.rows) else 'changed'})"
+
+
+def banner(result: Result) -> str:
+    """The first line of every rendering if the runs differ from the table's settings; else empty."""
+    if not result.changes:
+        return ""
+    comparable, reduced = (all(row.comparable for row in result.rows), any(row.reduced for row in result.rows))
+    kind = "Reduced" if reduced else "Computed otherwise" if comparable else "Changed"
+    return f"{kind}: {'; '.join(result.changes)}.{'' if comparable else ' Not comparable with published figures.'}"
+
+
+def notes(result: Result) -> list[str]:
     """Notes on how to read the figures."""
-    lower = result["metric"] == "error"
-    rows = [row for group in result["groups"] for row in group["rows"]]
-    published = any(row["published"] is not None for row in rows)
-    kind = "Top-1 error in %, lower is better" if lower else "Top-1 accuracy in %, higher is better"
+    rows = result.rows
+    published = any(row.published is not None for row in rows)
+    kind = "Top-1 error in %, lower is better" if result.lower else "Top-1 accuracy in %, higher is better"
     texts = [
         f"{kind}: mean ± standard deviation (number of seeds), and the median. A seed sets the student's initial weights, the "
         "order of the images and their crops; the teacher is one network for all.",
-        f"The 95 % interval is Student's t over the seeds.{VERDICT if published else ''}",
+        "The 95 % interval is Student's t over the seeds."
+        + " The verdict compares with the published figure: reproduced means that this figure, itself of an unknown number of "
+        "runs, lies in the interval." * published,
         f"{BASELINE}: mean difference to the baseline (student trained without a teacher), the first row, over the same "
-        "seeds, ± half its 95 % interval. The interval does not account for selecting the best of several "
-        "methods.",
+        "seeds, ± half its 95 % interval. The interval does not account for selecting the best of several methods.",
     ]
-    if untuned(rows):
-        texts.append(f"λ: weight of each term. {NOT_TUNED} {DEFAULT}: another weight may give a better result.")
-    return [*texts, *_about_epochs(rows, published), *_about_losses(rows), *_about_code(rows)]
-
-
-def _about_epochs(rows: Sequence[Record], published: bool) -> list[str]:
-    """Which epoch counts."""
-    split = sorted({name for row in rows for name in row["evaluated_on"]})
-    chosen = "test images, so it is optimistic" if split == ["test"] else f"{' and '.join(split)} images"
-    texts = []
+    if any(row.weights and not row.tuned for row in rows):
+        texts.append(f"λ: weight of each term. {DEFAULT} Another weight may give a better result.")
     if published:
         texts.append(
             f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
             "unknown epoch, with our last. The epoch is in brackets."
         )
-    if split:
+    if splits := sorted({name for row in rows for name in row.evaluated_on}):
+        chosen = "test images, so it is optimistic" if splits == ["test"] else f"{' and '.join(splits)} images"
         use = "Best epoch is shown beside" + (", compared only with published figures of the best epoch" * published)
         texts.append(f"{use}: it is selected on the {chosen}.")
-    return texts
-
-
-def _about_losses(rows: Sequence[Record]) -> list[str]:
-    """Counts of runs that fell back, diverged, or are missing."""
-    fell_back, diverged = sum(row["fell_back"] for row in rows), sum(row["diverged"] for row in rows)
-    text = f"Runs that fell back: {fell_back}; that diverged: {diverged}."
-    if fell_back:
-        text += " Fell back: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
+    collapsed, diverged = (sum(getattr(row, name) for row in rows) for name in ("collapsed", "diverged"))
+    text = f"Runs that collapsed: {collapsed}; that diverged: {diverged}."
+    if collapsed:
+        text += " Collapsed: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
     if diverged:
         text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
-    missing = [(row["label"], row["planned"] - row["diverged"] - (row["last"] or {"n": 0})["n"]) for row in rows]
-    incomplete = [f"{name} {count}" for name, count in missing if count]
-    return [text, *([f"Runs missing, by method: {', '.join(incomplete)}."] if incomplete else [])]
+    missing = {row.label: row.planned - row.diverged - (row.last.n if row.last else 0) for row in rows}
+    incomplete = ", ".join(f"{label} {count}" for label, count in missing.items() if count)
+    return [*texts, text, *([f"Runs missing, by method: {incomplete}."] if incomplete else [])]
 
 
-def _about_code(rows: Sequence[Record]) -> list[str]:
-    """Which of the user's own modules have changed between the runs."""
-    texts = []
-    for module in dict.fromkeys(module for row in rows for module in row["sources"]):
-        versions = {digest for row in rows for digest in row["sources"].get(module, ())}
-        if len(versions) > 1:
-            mixed = [row["label"] for row in rows if len(row["sources"].get(module, ())) > 1]
-            within = f", also between the seeds of {', '.join(mixed)}" if mixed else ""
-            texts.append(f"Not all runs are of the same code: {module} has changed between them{within}.")
-    return texts
-
-
-def label(result: Record) -> str:
-    """The first line of every rendering if the runs differ from the table's settings; else empty."""
-    if not result["changes"]:
-        return ""
-    kind = "Reduced" if result["reduced"] else "Computed otherwise" if result["comparable"] else "Changed"
-    tail = "" if result["comparable"] else " Not comparable with published figures."
-    return f"{kind}: {'; '.join(result['changes'])}.{tail}"
-
-
-def as_markdown(result: Record) -> str:
+def as_markdown(result: Result) -> str:
     """GitHub's tables."""
-    lines = [f"# {plain(title(result))}", ""]
-    if label(result):
-        lines += [f"**{plain(label(result))}**", ""]
-    lines += _along(result)
-    for group in result["groups"]:
-        lines += [f"## {plain(group['title'])}", "", *as_table(group), ""]
-        if group["teacher"]:
-            text = teacher_text(group["teacher"])
-            lines += [f"{plain(text[:1].upper() + text[1:])}.", ""]
-        if settings_text(group):
-            lines += [f"Settings: {plain(settings_text(group))}.", ""]
-    lines += [f"- {plain(note)}" for note in notes(result)]
-    lines += [f"- Published figures: {plain(result['source'])}.", f"- {code(result['command'])}", ""]
-    return "\n".join(lines)
-
-
-def _along(result: Record) -> list[str]:
-    """Gains over the baseline and by NST, if the groups are values of one setting."""
-    values, key, lower = along.from_result(result), result["along"], result["metric"] == "error"
-    if not values:
-        return []
-    lines = [
-        f"## Gain over the baseline, by {plain(along.axis_name(key))}",
-        "",
-        f"Percentage points: {plain(along.CELL)}.",
-        "",
-    ]
-    lines += [*text_table(along.gain_rows(values, lower, key)), ""]
-    if len(nst := along.nst_rows(values, lower, key)) > 1:
-        lines += [
-            "What NST adds, alone and in sums; the last column is the mean of the others, seed by seed:",
-            "",
-            *text_table(nst),
-            "",
-        ]
-    return lines
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a GitHub table of text: the header first, numbers from the second column on."""
-    header, *others = ([plain(text) for text in row] for row in rows)
-    return [markdown_row(header), markdown_row(["---", *("---:" for _ in header[1:])]), *map(markdown_row, others)]
-
-
-def as_table(group: Record) -> list[str]:
-    """The lines of a group's GitHub table."""
-    names = columns(group)
-    alignment = ["---" if name in WORDS else "---:" for name in names]
-    rows = [markdown_row([plain(cells(row).get(name, "–")) for name in names]) for row in group["rows"]]
-    return [markdown_row(names), markdown_row(alignment), *rows]
-
-
-def as_csv(result: Record) -> str:
-    """One line a method, numbers unrounded."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(
-        [
-            "table", "group", "method", "metric", "n", "mean", "std", "half_width_95", "median", "best_epoch_mean", "fell_back",
-            "diverged", "published", "published_epoch", "compared", "difference", "paired_mean", "paired_half_width_95", "rank",
-            "published_rank", "verdict", "reduced", "seconds", "weights", "tuned",
-        ]
+    return environment().get_template("table.md").render(
+        title=title(result), banner=banner(result), along=along(result), gain=GAIN, result=result, notes=notes(result), words=WORDS,
+        groups=[
+            {"title": g.title, "grid": grid(g), "teacher": teacher_text(g), "settings": settings_text(g)} for g in result.groups
+        ],
     )  # fmt: skip
-    for group in result["groups"]:
-        for row in group["rows"]:
-            last, pair = row["last"] or {}, row["paired"] or {}
-            out.writerow(
-                [
-                    result["table"], group["name"], row["name"], result["metric"], last.get("n", 0), last.get("mean"),
-                    last.get("std"), last.get("half_width"), last.get("median"), (row["best"] or {}).get("mean"),
-                    row["fell_back"], row["diverged"], row["published"], row["published_epoch"],
-                    compared(row) if row["published"] is not None else None, row["difference"], pair.get("mean"),
-                    pair.get("half_width"), row["rank"], row["published_rank"], row["verdict"], row["reduced"],
-                    (row["seconds"] or {}).get("mean"), " ".join(f"{k}={number(w)}" for k, w in row["weights"].items()),
-                    row["tuned"],
-                ]
-            )  # fmt: skip
-    return text.getvalue()
+
+
+def as_csv(result: Result) -> str:
+    """One line a method, numbers unrounded."""
+    lines = []
+    for group in result.groups:
+        for row in group.rows:
+            statistics = {
+                f"{name}_{key}": getattr(value, key) if value else None
+                for name, value in (
+                    ("last", row.last),
+                    ("best", row.best),
+                    ("paired", row.paired),
+                    ("seconds", row.seconds),
+                )
+                for key in ("n", "mean", "std", "half_width", "median")
+            }
+            plain = (
+                "published",
+                "published_epoch",
+                "difference",
+                "rank",
+                "published_rank",
+                "verdict",
+                "collapsed",
+                "diverged",
+                "reduced",
+                "tuned",
+            )
+            lines.append(
+                {"table": result.table, "group": group.name, "method": row.name, "metric": result.metric, **statistics}
+                | {key: getattr(row, key) for key in plain}
+                | {"weights": weights_text(row.weights)}
+            )
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+def as_json(result: Result) -> str:
+    """All of it, for a program."""
+    return json.dumps(result.as_json(), indent=1, ensure_ascii=False, default=float) + "\n"
+
+
+def print_result(result: Result) -> None:
+    """The tables, for the terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=220)
+    for group in result.groups:
+        header, *rows = grid(group)
+        table = Table(title=Text(f"{title(result)}\n{group.title}"), caption=Text(teacher_text(group)))
+        for name in header:
+            table.add_column(name, justify="left" if name in WORDS else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        if settings_text(group):
+            console.print(Text(f"settings: {settings_text(group)}"))
+    if banner(result):
+        console.print(Text(banner(result), style="bold"))
+    for note in notes(result):
+        console.print(Text(note, style="dim"))

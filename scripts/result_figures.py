@@ -1,0 +1,91 @@
+"""The figures of docs/measured.md, drawn from results/: a file a question, in docs/images/."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nst.report import figures
+from nst.tables.statistics import gains, sample
+from results import BASELINE, ROOT, by_images, by_seed, named, read_lines
+
+IMAGES = ROOT / "docs" / "images"
+RATES, NORMS = (0.2, 0.4, 0.8), (None, 5, 2, 1)
+METHODS = {  # of the comparison of recipes: name → weights that were given
+    "baseline": {}, "KD": {"kd": 16}, "FitNet": {"fitnet": 10}, "AT": {"at": 1000}, "NST (poly)": {"nst_poly": 50},
+    "KD + AT": {"kd": 16, "at": 1000}, "KD + NST (poly)": {"kd": 16, "nst_poly": 50},
+}  # fmt: skip
+
+
+def drawn() -> Iterator[tuple[Path, str, str]]:
+    """Each figure: its file, the digest of what it is drawn from, and its text."""
+    for name, source, draw in (
+        ("images.svg", "images.jsonl", gain_by_images),
+        ("cifar10_5000.svg", "cifar10_5000_clipped.jsonl", methods),
+        ("recipe.svg", "recipe.jsonl", recipes),
+        ("cosines.svg", "gradients_recipe.json", cosines),
+    ):
+        file = ROOT / "results" / source
+        digest = f"results/{source}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        yield IMAGES / name, digest, figures.as_file(draw(file), digest)
+
+
+def gain_by_images(file: Path) -> str:
+    """When does it help: the gain over the baseline, by number of training images."""
+    drawing = figures.gain_lines(gains(by_images(read_lines(file)), lower_is_better=False), "training images")
+    assert drawing is not None
+    return drawing
+
+
+def methods(file: Path) -> str:
+    """With a tenth of the images: each method with its seeds and interval."""
+    rows = []
+    for name, runs in named(read_lines(file)).groupby("method", sort=False):
+        terms = runs["weights"].iloc[0]
+        kind = (
+            "baseline" if name.startswith(BASELINE) else "nst" if any(t.startswith("nst") for t in terms) else "other"
+        )
+        rows.append(figures.Point(name, kind, [*by_seed(runs)], sample(by_seed(runs))))
+    rows.sort(key=lambda row: -row.sample.mean if row.sample else 0.0)
+    return figures.points(rows, "test accuracy in percent by method")
+
+
+def recipes(file: Path) -> str:
+    """Which recipe: held-out accuracy of seed 0 at each learning rate and norm of clipping."""
+    runs = read_lines(file)
+    runs = runs[runs["seed"] == 0]
+    values = []
+    for weights in METHODS.values():
+        own = [run for run in runs.to_dict("records") if run["weights"] == weights]
+        values.append([_accuracy(own, rate, norm) for norm in NORMS for rate in RATES])
+    columns = [f"{'no clip' if norm is None else f'norm {norm}'}\n{rate:g}" for norm in NORMS for rate in RATES]
+    return figures.matrix(
+        values, [*METHODS], columns, "held-out accuracy in percent by norm of clipping and learning rate"
+    )
+
+
+def _accuracy(runs: list[dict[Any, Any]], rate: float, norm: float | None) -> float | None:
+    same = [
+        r for r in runs if r["settings"]["optim.lr"] == rate and r["settings"].get("trainer.clip_grad_norm") == norm
+    ]
+    return [*same[0]["curve"].values()][-1] if same else None
+
+
+def cosines(file: Path) -> str:
+    """Is NST another thing: cosines between the gradients of the terms before training, mean of the seeds."""
+    runs = [
+        {term["term"]: term["cosines"] for term in run["measured"]["before training"]}
+        for run in json.loads(file.read_text())
+    ]
+    names = {"ce": "cross-entropy", "kd": "KD", "at": "AT", "fitnet": "FitNet", "nst_poly": "NST (poly)"}
+    values = [[sum(run[one][other] for run in runs) / len(runs) for other in names] for one in names]
+    return figures.matrix(
+        values, [*names.values()], [*names.values()], "cosines between gradients", form="{:+.2f}", signed=True
+    )
+
+
+def write() -> None:
+    """Draw all figures anew."""
+    for file, _, text in drawn():
+        file.write_text(text)

@@ -1,0 +1,159 @@
+"""The statistics of the tables. Every figure is in percent; a sample is one value a seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+Frame = Any
+"""A `pandas.DataFrame`, whose annotations leave open what a selection of it is."""
+Series = Any
+"""A `pandas.Series`."""
+
+LEVEL = 0.95
+GAIN = "mean over the seeds ± half its 95 % interval [median] (seeds)"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Mean, standard deviation (n − 1), half the width of the 95 % interval of the mean (None where n < 2), median."""
+
+    n: int
+    mean: float
+    std: float | None
+    half_width: float | None
+    median: float
+
+    def __str__(self) -> str:
+        """Mean ± standard deviation (number of seeds)."""
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}") + f" ({self.n})"
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval of the mean, as far as it is a percentage."""
+        if self.half_width is None:
+            return "–"
+        return f"{max(self.mean - self.half_width, 0):.2f} … {min(self.mean + self.half_width, 100):.2f}"
+
+    @property
+    def signed(self) -> str:
+        """A difference with half the width of its 95 % interval."""
+        return f"{self.mean:+.2f}" + ("" if self.half_width is None else f" ± {self.half_width:.2f}")
+
+    @property
+    def gain(self) -> str:
+        """A difference with half the width of its 95 % interval, its median and the number of seeds, see `GAIN`."""
+        return self.signed + ("" if self.half_width is None else f" [{self.median:+.2f}]") + f" ({self.n})"
+
+
+def sample(values: Sequence[float] | Series) -> Sample | None:
+    """Summarise values, one a seed; None where there are none. The interval is Student's t."""
+    found = np.asarray(values, dtype=float)
+    if not len(found):
+        return None
+    mean, median = float(found.mean()), float(np.median(found))
+    if len(found) == 1:
+        return Sample(1, mean, None, None, median)
+    error = float(found.std(ddof=1) / len(found) ** 0.5)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
+    return Sample(len(found), mean, float(found.std(ddof=1)), half_width, median)
+
+
+def paired(values: Series, baseline: Series) -> Sample | None:
+    """Differences to the baseline over the seeds that both have; None if there are none.
+
+    Args:
+        values, baseline: indexed by seed.
+    """
+    return sample((values - baseline).dropna())
+
+
+def verdict(ours: Sample, published: float | None, lower_is_better: bool, hindrance: str | None = None) -> str:
+    """Ours beside the published figure.
+
+    "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
+    interval, so no verdict but the difference.
+
+    Args:
+        hindrance: why the two cannot be compared ("reduced"), or None.
+    """
+    if published is None:
+        return "nothing published"
+    if hindrance is not None:
+        return f"not comparable: {hindrance}"
+    short = ours.mean - published if lower_is_better else published - ours.mean
+    text = f"{'short' if short > 0 else 'better'} by {abs(short):.2f}"
+    if ours.half_width is None:
+        return f"{text} (one seed: no interval)"
+    return "reproduced" if abs(short) <= ours.half_width else text
+
+
+def ranks(values: Sequence[float | None], lower_is_better: bool) -> list[int | None]:
+    """1 for the best; equal values share the better rank; None stays None."""
+    found = pd.Series([*values], dtype=float).rank(method="min", ascending=lower_is_better)
+    return [None if pd.isna(rank) else int(rank) for rank in found]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The gain of a method over another one, by value of the setting along which the groups of a table lie."""
+
+    label: str
+    nst: bool  # whether NST is one of its terms
+    points: dict[float, Sample]  # at each value at which some seed has both
+    lost: dict[float, str]  # "; collapsed: 1", if runs collapsed or diverged
+    overall: Sample | None  # averaged over the values, of the seeds that have all of them
+
+
+def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain]:
+    """Each method's gain over the baseline, or what NST adds: alone over the baseline, in a sum over the same sum without it.
+
+    A gain is a mean of differences between runs of the same seed, in percentage points, positive where it is better.
+
+    Args:
+        runs: a row a run, the baseline's first, with at (a number), method, seed, value (NaN where it has none), weights
+            (λ by term beside the cross-entropy), collapsed and diverged.
+        of_nst: what NST adds. A sum of which no method, or more than one, is the same without NST has no gain.
+    """
+    values = {
+        key: group.set_index("seed")["value"].dropna() for key, group in runs.groupby(["at", "method"], sort=False)
+    }
+    weights = {key: group["weights"].iloc[0] for key, group in runs.groupby(["at", "method"], sort=False)}
+    places = sorted(runs["at"].unique())
+    sides: dict[str, dict[float, tuple[Series, Series]]] = {}
+    lost: dict[str, dict[float, str]] = {}
+    with_nst: set[str] = set()
+    for at in places:
+        methods = [method for place, method in values if place == at]
+        for method in methods:
+            own, reference = weights[at, method], methods[0]
+            rest = {term: weight for term, weight in own.items() if not term.startswith("nst")}
+            label = method
+            if of_nst:
+                same = [m for m in methods if weights[at, m] == rest] if rest else methods[:1]
+                if rest == own or len(same) != 1:
+                    continue
+                reference, label = same[0], f"{method} − {same[0]}"
+            elif method == reference:
+                continue
+            first, second = values[at, method], values[at, reference]
+            sides.setdefault(label, {})[at] = (second, first) if lower_is_better else (first, second)
+            lost.setdefault(label, {})[at] = lost_text(runs[(runs["at"] == at) & (runs["method"] == method)])
+            if rest != own:
+                with_nst.add(label)
+    found = []
+    for label, pairs in sides.items():
+        points = {at: gain for at, pair in pairs.items() if (gain := paired(*pair)) is not None}
+        whole: Frame = pd.concat([first - second for first, second in pairs.values()], axis=1).dropna()
+        overall = sample(whole.mean(axis=1)) if len(pairs) == len(places) else None
+        found.append(Gain(label, label in with_nst, points, lost[label], overall))
+    return found
+
+
+def lost_text(runs: Frame) -> str:
+    """Counts of runs that collapsed or diverged, "" if none did."""
+    counts = (("collapsed", int(runs["collapsed"].sum())), ("diverged", int(runs["diverged"].notna().sum())))
+    return "".join(f"; {name}: {count}" for name, count in counts if count)

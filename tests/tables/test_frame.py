@@ -1,0 +1,125 @@
+"""The frame of runs and its listing: what is read of a folder, what differs, means over seeds, formats, damage."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tests.tables.written import change, runs_of, write_table
+
+from nst.tables.frame import check_agreement, has_collapsed, read_frame, read_run
+from nst.tables.listing import list_runs
+from nst.tables.plan import folder_of
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    list_runs(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_run_is_read_once(tmp_path: Path) -> None:
+    plan = write_table(tmp_path)
+    run = read_run(runs_of(plan, "kd")[2])
+    assert (run["loss"], run["seed"], run["state"], run["test"], run["best"], run["best_epoch"]) == (
+        "kd",
+        2,
+        "finished",
+        94.0,
+        97.0,
+        1,
+    )
+    assert (run["curve"], run["train"], run["weights"], run["collapsed"]) == (
+        {1: 97.0, 2: 94.0},
+        70.0,
+        {"kd": 16.0},
+        False,
+    )
+    unfinished = read_run(runs_of(plan, "nst_poly")[2])
+    assert (unfinished["state"], unfinished["last"], unfinished["seconds"]) == ("epoch 1 of 2", 91.0, 1.5)
+    frame = read_frame(folder_of(run) for cell in plan.cells for run in cell.runs)
+    assert len(frame) == 9
+    assert frame["test"].notna().sum() == 8
+
+
+def test_noise_near_chance_is_no_collapse() -> None:
+    assert not has_collapsed([12.0, 10.5, 60.0, 36.0], 10.0)
+    assert has_collapsed([12.0, 60.0, 34.0, 80.0], 10.0)
+    assert not has_collapsed([60.0, 3.0], None)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("summary.json", "test", {"top1": "96"}, "summary.json is damaged: test.top1 is '96'"),
+        ("summary.json", "teacher", {"name": "big"}, "summary.json is damaged: teacher.top1 is missing"),
+        ("config.json", "loss.kd", {}, "config.json is damaged: loss.kd.weight is missing"),
+    ],
+)
+def test_a_damaged_run_is_named_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, key: str, value: object, message: str) -> None:  # fmt: skip
+    folder = runs_of(write_table(tmp_path), "kd")[1]
+    change(folder / file, key, value)
+    with pytest.raises(ValueError, match=rf"seed1-\w+/{message}"):
+        read_run(folder)
+    text = listed(capsys, f"outputs={tmp_path / 'outputs'}")
+    assert message in text.replace("\n", "")
+    assert "8 runs in" in text
+
+
+@pytest.mark.parametrize("kind", ["data", "teacher"])
+def test_runs_of_other_images_or_of_another_teacher_do_not_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:  # fmt: skip
+    """A file changed between two runs of the same settings; the listing shows it as a setting in which they differ."""
+    first, second, _ = runs_of(write_table(tmp_path), "kd")
+    check_agreement(read_frame([first, second]))
+    change(second / "summary.json", f"{kind}.sha256", "another")
+    with pytest.raises(
+        ValueError, match=rf"cannot stand in one table: their settings of the {kind} are the same.*another…"
+    ):
+        check_agreement(read_frame([first, second]))
+    assert f"{kind}.sha256=another" in listed(capsys, f"outputs={tmp_path / 'outputs'}", "loss=kd").replace(" ", "")
+
+
+def test_seeds_of_a_configuration_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = write_table(tmp_path)
+    text = listed(capsys, f"outputs={plan.request.outputs}")
+    assert "9 runs in" in text
+    assert "digits: resnet20 → resnet8" in text
+    (line,) = [line for line in text.splitlines() if "kd 16" in line]
+    assert [cell.strip() for cell in line.split("│")][1:6] == ["kd 16", "0.05 (step)", "2", "95.00 ± 1.00 (3)", "95.00"]
+    assert "1 epoch 1 of 2, 2 finished" in text
+    for folder in runs_of(plan, "kd")[1:]:
+        change(folder / "config.json", "trainer.batch_size", 512)
+    text = listed(capsys, f"outputs={plan.request.outputs}", "loss=kd,at", "sort=seed")
+    assert "trainer.batch_size=512" in text
+    assert "trainer.batch_size=64" in text
+
+
+def test_formats_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = write_table(tmp_path).request.outputs
+    groups = json.loads(listed(capsys, f"outputs={outputs}", "format=json"))
+    (kd,) = [group for group in groups if group["loss"] == "kd"]
+    assert (kd["n"], kd["seeds"], kd["last"]["mean"], kd["states"]) == (3, [0, 1, 2], 95.0, {"finished": 3})
+    rows = [*csv.DictReader(io.StringIO(listed(capsys, f"outputs={outputs}", "format=csv", "each=true", "loss=kd")))]
+    assert [row["last"] for row in rows] == ["96.0", "95.0", "94.0"]  # the best first
+    assert all((Path(outputs) / row["folder"]).is_dir() for row in rows)
+
+
+def test_no_run_yet_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "0 runs yet in" in listed(capsys, f"outputs={tmp_path / 'nowhere'}")
+    assert listed(capsys, f"outputs={tmp_path / 'nowhere'}", "format=json").strip() == "[]"
+
+
+def test_control_characters_of_a_terminal_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = write_table(tmp_path)
+    for folder in runs_of(plan, "kd"):
+        change(folder / "config.json", "loss", {"ce": {"weight": 1.0}, "kd\x1b[31m": {"weight": 2.0}})
+    assert "\x1b" not in listed(capsys, f"outputs={plan.request.outputs}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("los=kd", "no such field"), ("each=maybe", "false, true is needed"), ("format=xml", "table, json, csv"), ("now", "key=value"), ("sort=x", "sort=x")],
+)  # fmt: skip
+def test_wrong_arguments_are_named(tmp_path: Path, argument: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list_runs([argument, f"outputs={tmp_path}"])

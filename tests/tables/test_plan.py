@@ -1,0 +1,199 @@
+"""What a table's request asks for, and the runs that it needs."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nst.data.batch import Schedule
+from nst.tables.evidence import missing_layers
+from nst.tables.file import read_table
+from nst.tables.plan import folder_of, make_plan
+from nst.tables.request import Request, parse
+
+SMALL = """title: Digits, 20 and 40 images
+source: nothing published
+metric: accuracy
+seeds: 2
+along: data.limit
+overrides: [data=digits, model=resnet8, teacher=resnet8, cache.views=2]
+pairs:
+  - {name: "40", title: 40 images, overrides: [data.limit=40, trainer.epochs=1]}
+  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}
+methods:
+  - {name: student, label: Baseline, overrides: [loss=ce]}
+  - {name: at, label: AT, overrides: [loss=at]}
+  - {name: nst, label: NST, overrides: [loss=nst_poly]}
+  - {name: at_nst, label: AT + NST, overrides: ["loss=[at,nst_poly]"]}
+"""
+
+
+def test_request() -> None:
+    settings = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
+    assert (settings.table, settings.seeds, settings.epochs, settings.plan) == ("paper/cifar10", 3, 0.1, True)
+    assert settings.overrides == ("data.limit=2000", "data.root=x")
+    assert settings.folder == Path("outputs/tables/paper/cifar10/epochs=0.1,data.limit=2000")
+    assert parse(["table=quick/digits"]).folder == Path("outputs/tables/quick/digits/full")
+    assert parse(["table=x", "optim=adamw", "layers=last", "experiment=own"]).overrides == (
+        "optim=adamw",
+        "layers=last",
+        "experiment=own",
+    )
+    given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.layers=[{a: b}]"])
+    assert given.folder.name == "loss.kd.layers=-a-b-,teacher.weights=t.pt"
+    assert settings.command == ("nst reproduce table=paper/cifar10 seeds=3 epochs=0.1 data.limit=2000 data.root=x")
+    arguments = ["table=quick/digits", "layers=[{teacher: last, student: last}]", "data.root=/it's here"]
+    assert shlex.split(parse(arguments).command)[2:] == arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seeds=3"], "which table"),
+        (["table=x", "seeds=0"], "whole number"),
+        (["table=x", "epochs=3"], "fraction"),
+        (["table=x", "epochs=ten"], "fraction"),
+        (["table=x", "seed=3"], "seeds=N"),
+        (["table=x", "seds=3"], "seds=3: unknown key; did you mean seeds?"),
+        (["table=x", "epoch=0.1"], "did you mean epochs?"),
+        (["table=x", "now"], "key=value"),
+        (["table=x", "plan=maybe"], "true or false"),
+        (["table=x", "page=maybe"], "true or false"),
+        (["table=x", "plan=true", "page=true"], "one of them"),
+    ],
+)
+def test_request_errors(words, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(words)
+
+
+def own_table(folder: Path, overrides: list[str]) -> Path:
+    """The file of a table of a baseline and KD with these overrides."""
+    file = folder / "own.yaml"
+    file.write_text(
+        "title: t\nsource: s\nmetric: accuracy\nseeds: 1\ngroups:\n  - name: g\n    title: g\n    rows:\n"
+        "      - {name: student, label: B, run: [loss=ce]}\n"
+        f"      - {{name: kd, label: KD, run: {json.dumps(['loss=kd', *overrides])}}}\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("optim.lrr=1", "Did you mean optim.lr"), ("recipe=foo", "foo: no such recipe"), ("optim.lr=abc", "lr is 'abc'")],
+)
+def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, message: str) -> None:
+    file = own_table(tmp_path, [override])
+    with pytest.raises(ValueError, match=rf"table={file}: groups: g: rows: kd: .*") as error:
+        make_plan(Request(str(file)))
+    assert message in str(error.value)
+
+
+def test_missing_taps_are_reported_before_the_runs(tmp_path: Path) -> None:
+    file = own_table(tmp_path, [])
+    assert not [*missing_layers(make_plan(Request(str(file))))]
+    file.write_text(file.read_text().replace("rows:", "layers: {teacher: last, student: stage9}\n    rows:"))
+    (line,) = missing_layers(make_plan(Request(str(file))))
+    assert "layers.student=stage9 of g in the table's file: unknown layer 'stage9'" in line
+
+
+def test_plan_of_the_paper_s_table() -> None:
+    plan = make_plan(Request("paper/cifar10", 3))
+    assert [cell.row.published for cell in plan.cells] == [5.80, 4.47, 4.75, 4.64, 4.87, 4.39, 4.48, 4.54, 4.21, 4.54]
+    (teacher,) = plan.teachers
+    assert (teacher.model["name"], teacher.teacher.model, teacher.trainer.epochs) == ("preact_resnet1001", None, 200)
+    for cell in plan.cells:
+        assert [run.seed for run in cell.runs] == [0, 1, 2]
+        assert {run.teacher.seed for run in cell.runs} == {0}
+        assert cell.comparable
+        assert not cell.changes
+    assert len({folder_of(run) for cell in plan.cells for run in cell.runs}) == 30
+
+
+def test_a_reduced_plan_says_so() -> None:
+    plan = make_plan(Request("quick/digits", 1, 0.4, overrides=("data.limit=200", "data.root=null")))
+    assert all(cell.reduced and not cell.comparable for cell in plan.cells)
+    assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
+    assert "trainer.epochs=2" in plan.cells[1].command
+    assert "teacher.train.epochs=6" in plan.cells[1].command
+    (teacher,) = plan.teachers
+    assert teacher.trainer.epochs == 6
+
+
+def test_a_limit_of_the_tables_own_reduces_nothing() -> None:
+    plan = make_plan(Request("quick/cifar10_5000", 1))
+    assert all(cell.comparable and not cell.reduced for cell in plan.cells)
+    fewer = make_plan(Request("quick/cifar10_5000", 1, overrides=("data.limit=500",)))
+    assert all(cell.reduced for cell in fewer.cells)
+
+
+def test_how_a_run_is_computed_leaves_it_comparable() -> None:
+    overrides = ("trainer.precision=bf16", "teacher.weights=/home/me/t.pt")
+    plan = make_plan(Request("quick/digits", 1, overrides=overrides))
+    assert all(cell.comparable and not cell.reduced for cell in plan.cells)
+    assert "trainer.precision: bf16 (table: fp32)" in plan.cells[0].changes
+    assert "teacher.weights: t.pt (table: null)" in plan.cells[1].changes
+    assert plan.teachers == []
+    other = make_plan(Request("quick/digits", 1, overrides=("optim.lr=0.07",)))
+    assert not any(cell.comparable or cell.reduced for cell in other.cells)
+
+
+@pytest.mark.parametrize(("views", "comparable"), [("4", False), ("5", True), ("all", True)])
+def test_fewer_views_than_epochs_are_another_experiment(views: str, comparable: bool) -> None:
+    overrides = (f"cache.views={views}",)
+    plan = make_plan(Request("quick/digits", 1, overrides=overrides))
+    assert {cell.comparable for cell in plan.cells if cell.runs[0].cache.views} == {comparable}
+    assert plan.cells[0].comparable  # the baseline
+
+
+def test_the_teacher_cache_is_written_once_for_all_rows() -> None:
+    """Rows whose targets are as large as the features, or that ask for none, stay live."""
+    plan = make_plan(Request("quick/digits", 2, overrides=("cache.views=all",)))
+    live = {cell.row.name for cell in plan.cells if not cell.runs[0].cache.views}
+    assert live == {"student", "fitnet", "nst_gaussian"}
+    (cache,) = plan.caches
+    assert sorted(node["_target_"].split(".")[-1] for node in cache.loss.values()) == [
+        "AT",
+        "CrossEntropy",
+        "KD",
+        "NST",
+        "NST",
+    ]
+    assert all(cell.comparable for cell in plan.cells)
+    assert "cache" not in plan.cells[2].command
+    assert "cache.views=all" in plan.cells[1].command
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "overrides", "message"),
+    [
+        ("along: data.limit", "along: data.limt", (), r"along: data.limt: runs have no such setting; did you mean data.limit"),
+        ("along: data.limit", "along: data.name", (), r"it is digits in group 40; a number above 0 is needed"),
+        ("data.limit=20, ", "", (), r"data.limit: it is null in group 20; a number above 0 is needed"),
+        ("data.limit=20", "data.limit=40", (), r"it is 40 in groups 40 and 20; each needs a value of its own"),
+        ("[loss=at]", "[loss=at, data.limit=30]", (), r"it is 40 and 30 in group 40; all rows of a group need the same"),
+        ("label: AT,", "label: Baseline,", (), r"two have the label .Baseline."),
+        ("seeds: 2", "seeds: 1", ("data.limit=30",), r"it is 30 in groups 40 and 20; .*an override cannot set it"),
+        ('  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}\n', "", (), "there is one group"),
+    ],
+)  # fmt: skip
+def test_what_is_no_axis_is_named(tmp_path: Path, old: str, new: str, overrides: tuple[str, ...], message: str) -> None:
+    assert old in SMALL
+    two_methods = SMALL.split("  - {name: nst")[0]
+    (tmp_path / "sizes.yaml").write_text(two_methods.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        make_plan(Request(str(tmp_path / "sizes.yaml"), overrides=overrides))
+
+
+def test_the_sizes_of_the_study_have_equally_many_steps() -> None:
+    table = read_table("study/images")
+    steps = []
+    for group in table.groups:
+        words = dict(word.split("=", 1) for word in group.rows[0].run)
+        images, epochs = int(words["data.limit"]), int(words["trainer.epochs"])
+        steps.append(Schedule(images, 128, True, 0, 0, 1, 162, 0).steps * epochs)
+        assert images * epochs == 200_000
+        assert epochs / int(words["trainer.eval_every"]) == (8 if images == 5000 else 4)
+        assert int(words["cache.views"]) == min(epochs, 40)
+    assert steps == [1600, 1600, 1600, 1580, 1568, 1564]
