@@ -3,8 +3,10 @@
 from shlex import join
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
+from nst.cli.compose import as_override
 from nst.config import RunConfig
 
 
@@ -20,7 +22,7 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
         if hydra.mode == RunMode.MULTIRUN:
             return None
         folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-        typed = [*(f"--config-dir={path}" for path in folders), *hydra.overrides.task]
+        typed = [*(f"--config-dir={path}" for path in folders), *map(_as_typed, hydra.overrides.task)]
         teacher = hydra.runtime.choices.get("teacher")
     if settings.teacher.model is None:
         kept = _without(typed, "loss", "cache")
@@ -35,6 +37,13 @@ def next_command(settings: RunConfig, folder: str) -> str | None:
     if any(str(node["_target_"]).endswith(".TensorBoard") for node in settings.tracker.values()):
         return join(["tensorboard", "--logdir", settings.outputs])
     return join(["nst", "export", f"run={folder}"])
+
+
+def _as_typed(override: str) -> str:
+    """An override without the quotes of Hydra's grammar, where `as_override` adds them again."""
+    value = OverridesParser.create().parse_override(override).value()
+    plain = f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
+    return plain if as_override(plain) == override else override
 
 
 def _without(arguments: list[str], *groups: str) -> list[str]:

@@ -70,29 +70,22 @@ def dry_run(settings: RunConfig) -> None:
         settings.teacher.model = build.without_download(settings.teacher.model)
     networks = build.networks(settings)
     build.check(settings)
-    if networks.teacher is not None and settings.teacher.weights is not None:
-        load_weights(networks.teacher, settings.teacher.weights)
+    sizes = Table("", "name", "parameters", title="networks")
+    if networks.teacher is not None:
+        if settings.teacher.weights is not None:
+            load_weights(networks.teacher, settings.teacher.weights)
+        sizes.add_row("teacher", settings.teacher.model["name"], f"{build.count_parameters(networks.teacher):,}")
+    sizes.add_row("student", settings.model["name"], f"{build.count_parameters(networks.distiller.student):,}")
+    sizes.add_row("losses", "", f"{build.count_parameters(networks.distiller.losses):,}")
     console = Console()
-    console.print(_networks_table(settings, networks))
-    console.print(_terms_table(settings, networks))
+    console.print(sizes)
+    console.print(_terms(settings, networks))
     for line in _plan(settings):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _networks_table(settings: RunConfig, networks: "Networks") -> Table:
-    from nst.build import count_parameters
-
-    table = Table(title="networks")
-    for column in ("", "name", "parameters"):
-        table.add_column(column)
-    if networks.teacher is not None:
-        table.add_row("teacher", settings.teacher.model["name"], f"{count_parameters(networks.teacher):,}")
-    table.add_row("student", settings.model["name"], f"{count_parameters(networks.distiller.student):,}")
-    table.add_row("losses", "", f"{count_parameters(networks.distiller.losses):,}")
-    return table
-
-
-def _terms_table(settings: RunConfig, networks: "Networks") -> Table:
+def _terms(settings: RunConfig, networks: "Networks") -> Table:
+    """The terms of the loss: weight, layers with their shapes, the teacher's target and memory."""
     from nst.layers import shown
 
     table = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
@@ -117,29 +110,24 @@ def _terms_table(settings: RunConfig, networks: "Networks") -> Table:
 def _plan(settings: RunConfig) -> list[str]:
     """The length of training, the images, and what comes before the student."""
     from nst import build
-    from nst.build import teacher_run
     from nst.runs.folder import SUMMARY, run_folder
 
-    epochs, rate = settings.trainer.epochs, settings.optim.get("lr")
+    epochs, batch, rate = settings.trainer.epochs, settings.trainer.batch_size, settings.optim.get("lr")
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
-    lines = []
     try:
         data = build.dataset(settings)
-    except (ValueError, OSError) as error:
-        lines += [f"training: {epochs} epochs, {optimizer} at {rate}, {schedule}", f"images: not read: {error}"]
-    else:
-        count, batch = len(data.train), settings.trainer.batch_size
-        steps = -(-count // batch)
-        lines += [
-            f"training: {epochs} epochs of {steps:,} steps ({epochs * steps:,} in all), {optimizer} at {rate}, {schedule}",
-            f"images: {data.describe()}",
-        ]
+        steps = -(-len(data.train) // batch)
+        length = f"{epochs} epochs of {steps:,} steps, {epochs * steps:,} in all"
+        images = data.describe()
+    except (ValueError, OSError) as error:  # such as a folder that is on another machine
+        length, images = f"{epochs} epochs", f"not read: {error}"
+    lines = [f"training: {length}; batch {batch}, {optimizer} at {rate}, {schedule}", f"images: {images}"]
     if settings.teacher.model is not None and settings.teacher.weights is None:
-        teacher = teacher_run(settings)
+        teacher = build.teacher_run(settings)
         folder = run_folder(asdict(teacher))
         known = (folder / SUMMARY).is_file()
         first = "was trained before" if known else f"is trained first, {teacher.trainer.epochs} epochs, and kept"
-        lines.append(f"teacher: {teacher.model['name']} has no teacher.weights: it {first} in {folder}")
+        lines.append(f"teacher: no teacher.weights; {teacher.model['name']} {first}: {folder}")
     if settings.cache.views:
         lines.append(f"cache: {settings.cache.views} views of each image, {settings.cache.dtype}")
     return lines
@@ -147,25 +135,22 @@ def _plan(settings: RunConfig) -> list[str]:
 
 def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     """Print the results of a run, its folder, and a next command."""
-    console, teacher, test = Console(), summary["teacher"], summary["test"]
+    teacher, student, test, best = (summary[key] for key in ("teacher", "student", "test", "best"))
     title = "finished earlier; nothing was run" if summary.get("was_finished") else "finished"
     table = Table(title=title, show_header=False)
-    for role, network, result, note in (
-        ("teacher", teacher, teacher, ""),
-        ("student", summary["student"], test, " (last epoch)"),
-    ):
-        if network is None:
-            continue
-        if role == "teacher" and teacher["evaluated_on"] != "test":
-            note = f" (on the {teacher['evaluated_on']} images)"
-        table.add_row(
-            role, f"{network['name']}, {network['parameters']:,} parameters: {result['top1']:.2f} % top-1{note}"
-        )
+    if teacher is not None:
+        held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
+        size = f"{teacher['name']}, {teacher['parameters']:,} parameters"
+        table.add_row("teacher", f"{size}: {teacher['top1']:.2f} % top-1{held_out}")
+    size = f"{student['name']}, {student['parameters']:,} parameters"
+    table.add_row("student", f"{size}: {test['top1']:.2f} % top-1 (last epoch)")
     table.add_row("evaluated on", f"{test['images']:,} test images")
-    best, split = summary["best"], summary["evaluated_on"]
-    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {split} images)")
+    table.add_row(
+        "best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {summary['evaluated_on']} images)"
+    )
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
+    console = Console()
     console.print(table)
-    console.print(f"written to: {summary['folder']}", highlight=False, soft_wrap=True, markup=False)
-    if (following := next_command(settings, summary["folder"])) is not None:
-        console.print(f"next: {following}", highlight=False, soft_wrap=True, markup=False)
+    following = next_command(settings, summary["folder"])
+    for line in (f"written to: {summary['folder']}", *([f"next: {following}"] if following else [])):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
