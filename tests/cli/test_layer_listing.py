@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.build import without_weights
+from nst.build import without_download
 from nst.cli.layer_listing import describe, layers, matching, pairs_text
 from nst.layers import feature_shapes
 from nst.models import resnet8, timm_model, torchvision_model
@@ -104,6 +104,6 @@ def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
 
 def test_no_weights_are_loaded_to_list_layers() -> None:
     node = {"_target_": "nst.models.timm_model", "arch": "resnet18", "pretrained": True}
-    assert without_weights(node) == {**node, "pretrained": False}
+    assert without_download(node) == {**node, "pretrained": False}
     assert node["pretrained"]
-    assert without_weights({"_target_": "mynet.Net"}) == {"_target_": "mynet.Net"}
+    assert without_download({"_target_": "mynet.Net"}) == {"_target_": "mynet.Net"}

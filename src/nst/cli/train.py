@@ -1,5 +1,6 @@
 """Train a student with or without a teacher: `nst train model=resnet20 loss=nst_poly`, `nst train --help`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
@@ -114,6 +115,9 @@ def _plan(settings: RunConfig) -> list[str]:
 
     epochs, batch, rate = settings.trainer.epochs, settings.trainer.batch_size, settings.optim.get("lr")
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+    if "download" in settings.data:
+        settings.data["download"] = False
     try:
         data = build.dataset(settings)
         steps = -(-len(data.train) // batch)
