@@ -438,6 +438,13 @@ def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -
                 resolve(model, names[-1])
             except ValueError as error:
                 raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
+        if side == "teacher" and term.loss.teacher_layer is not None:
+            try:
+                resolve(model, term.loss.teacher_layer)
+            except ValueError as error:
+                raise ValueError(
+                    f"loss.{term.name} needs the teacher's layer {term.loss.teacher_layer}: {error}"
+                ) from error
     for name, p in model.named_parameters():
         if p.is_floating_point() and p.dtype != torch.float32:
             raise ValueError(

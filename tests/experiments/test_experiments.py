@@ -66,7 +66,7 @@ def build_each_network_once() -> Iterator[None]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(build, "network", once)
-    patch.setattr(build, "_shapes", cache_shapes(build._shapes))
+    patch.setattr(build, "feature_shapes", cache_shapes(build.feature_shapes))
     yield
     patch.undo()
 
@@ -82,10 +82,10 @@ def settle(network: torch.nn.Module, channels: int) -> None:
 
 def cache_shapes(find: Any) -> Any:
     @cache
-    def cached(who: str, model: torch.nn.Module, layers: tuple[str, ...], image: tuple[int, int, int]) -> Any:
-        return find(who, model, list(layers), image)
+    def cached(model: torch.nn.Module, layers: tuple[str, ...], image: tuple[int, int, int], trained: bool) -> Any:
+        return find(model, list(layers), image, trained)
 
-    return lambda who, model, layers, image: cached(who, model, tuple(layers), image)
+    return lambda model, layers, image, trained=False: cached(model, tuple(layers), image, trained)
 
 
 def composed(*overrides: str) -> Any:
