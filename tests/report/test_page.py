@@ -1,0 +1,179 @@
+"""From runs to numbers, text, files and the page, whose every value from a file stays text."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.tables.written import change, runs_of, write_evidence, write_table
+
+from nst.report.markdown import code, plain
+from nst.report.page import page
+from nst.report.text import as_csv, as_json, as_markdown, cells, grid, headline, notes, print_result, settings_text
+from nst.tables.result import read_result
+
+PAYLOAD = """</style><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7*7 }}{% x %}&lt;|`$x$"""
+
+
+class Structure(HTMLParser):
+    """The tags of a page with their attributes' names, and what a reader sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, ...]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, *(name for name, _ in attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_numbers(tmp_path: Path) -> None:
+    (group,) = read_result(write_table(tmp_path)).groups
+    student, kd, nst = group.rows
+    assert student.last is not None
+    assert (student.last.mean, student.last.std) == pytest.approx((6.0, 1.0))  # errors 6, 5, 7
+    assert cells(kd)["last epoch"] == "5.00 ± 1.00 (3)"
+    assert cells(kd)["best epoch"] == "4.00 ± 1.00 (3)"  # seed 2's best is epoch 1, which nothing else uses
+    assert kd.paired is not None
+    assert (kd.paired.signed, kd.paired.n, kd.verdict) == ("-1.00 ± 0.00", 3, "reproduced")
+    assert nst.last is not None
+    assert (nst.last.n, nst.planned, nst.last.mean) == (2, 3, pytest.approx(4.45))
+    assert [(row.rank, row.published_rank) for row in group.rows] == [(3, 3), (2, 2), (1, 1)]
+    assert group.teacher is not None
+    assert group.teacher["figure"] == pytest.approx(4.0)
+
+
+def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
+    (group,) = read_result(write_table(tmp_path, metric="accuracy")).groups
+    assert [row.rank for row in group.rows] == [3, 2, 1]
+    assert cells(group.rows[1])["Δ vs. baseline"] == "+1.00 ± 0.00"
+    assert headline(group, "accuracy").endswith(
+        "Over the same 2 seeds that is +1.05 ± 5.72 points: no more than the variation between seeds explains, and about 4 of "
+        "the 360 test images."
+    )
+
+
+def test_all_files_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = read_result(write_table(tmp_path))
+    assert grid(result.groups[0])[2] == [
+        "KD", "-1.00 ± 0.00", "5.00 ± 1.00 (3)", "5.00", "kd 16 †", "2.52 … 7.48", "4.00 ± 1.00 (3)", "4.47 (unknown)",
+        "+0.53 (last)", "2 (2)", "reproduced",
+    ]  # fmt: skip
+    assert "| KD | -1.00 ± 0.00 | 5.00 ± 1.00 (3) | 5.00 | kd 16 † |" in as_markdown(result)
+    (line,) = [row for row in csv.DictReader(as_csv(result).splitlines()) if row["method"] == "kd"]
+    assert (float(line["last_mean"]), float(line["published"])) == (pytest.approx(5), 4.47)
+    assert json.loads(as_json(result))["groups"][0]["rows"][1]["by_seed"] == pytest.approx(
+        {"0": 5.0, "1": 4.0, "2": 6.0}
+    )
+    print_result(result)
+    assert "Runs missing, by method: NST <poly> 1." in capsys.readouterr().out
+    assert "epochs 2; learning rate 0.05 (step)" in settings_text(result.groups[0])
+    assert as_markdown(read_result(write_again(tmp_path))) == as_markdown(result)
+
+
+def write_again(tmp_path: Path):
+    """The plan of the same table, whose runs are there."""
+    from nst.tables.plan import make_plan
+    from nst.tables.request import Request
+
+    return make_plan(Request(str(tmp_path / "table.yaml"), outputs=str(tmp_path / "outputs")))
+
+
+def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
+    result = read_result(write_table(tmp_path, overrides=("data.limit=200",)))
+    texts = [as_markdown(result), page(result, tmp_path)]
+    assert all("digits, 200 training images, 2 epochs, test error (reduced)" in text for text in texts)
+    assert all("data.limit: 200 (table: null)" in text for text in texts)
+    assert all("not comparable: reduced" in text for text in (*texts, as_csv(result), as_json(result)))
+
+
+def test_lost_runs_are_counted(tmp_path: Path) -> None:
+    """From 90 % to 40 % where chance is 10 %: more than half of the lead. A diverged run has no accuracy."""
+    plan = write_table(tmp_path)
+    first, second, _ = runs_of(plan, "kd")
+    (first / "summary.json").unlink()
+    (first / "diverged.json").write_text('{"step": 3, "reason": "step 3: not finite"}')
+    lines = (second / "metrics.jsonl").read_text()
+    (second / "metrics.jsonl").write_text(
+        '{"kind": "eval", "epoch": 0.5, "top1": 90.0}\n{"kind": "eval", "epoch": 0.7, "top1": 40.0}\n' + lines
+    )
+    result = read_result(plan)
+    row = result.rows[1]
+    assert (row.diverged, row.collapsed, row.last and row.last.n) == (1, 1, 2)
+    assert "Runs that collapsed: 1; that diverged: 1." in " ".join(notes(result))
+
+
+def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Path) -> None:
+    """Unless that was chosen on held-out images, and the published one on test images."""
+    plan = write_table(tmp_path)
+    plan.cells[1].row.epoch = "best"
+    row = read_result(plan).rows[1]
+    assert (cells(row)["published"], cells(row)["Δ vs. published"]) == ("4.47 (best)", "-0.47 (best)")
+    for folder in runs_of(plan, "kd"):
+        change(folder / "summary.json", "evaluated_on", "val")
+    row = read_result(plan).rows[1]
+    assert (row.difference, row.verdict) == (None, "not comparable: our best epoch is one on validation images")
+
+
+def test_a_table_without_runs(tmp_path: Path) -> None:
+    plan = write_table(tmp_path)
+    for file in tmp_path.rglob("summary.json"):
+        file.unlink()
+    result = read_result(plan)
+    assert "not run" in as_markdown(result)
+    assert "No run of this group is finished" in page(result, tmp_path)
+
+
+def test_no_string_becomes_markup(tmp_path: Path) -> None:
+    """The same tags with a payload in every text of the table and its runs as without, and no script or style of another."""
+    found = []
+    for name, text in (("harmless", "nst"), ("injected", PAYLOAD)):
+        (tmp_path / name).mkdir()
+        plan = write_table(tmp_path / name, label=text.replace('"', ""))
+        plan.table.title = plan.table.source = plan.table.groups[0].title = text
+        for file in (tmp_path / name).rglob("summary.json"):
+            change(file, "commit", text)
+            change(file, "versions", {text: text})
+        write_evidence(plan.request.folder)
+        result = read_result(plan)
+        shown = Structure()
+        shown.feed(page(result, plan.request.folder))
+        found.append((shown, as_markdown(result)))
+    (harmless, _), (injected, markdown) = found
+    assert injected.tags == harmless.tags
+    assert PAYLOAD in injected.text
+    assert not [tag for tag in injected.tags if tag[0] in ("script", "iframe") or "style" in tag[1:]]
+    outside = re.sub(r"(?<!\\)(`+) ?.*?(?<!`)\1(?!`)", "", markdown)
+    assert not re.search(r"<\s*[a-z/!]", outside, re.I)
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_figures_follow_the_page_and_fetch_nothing(tmp_path: Path) -> None:
+    plan = write_table(tmp_path)
+    write_evidence(plan.request.folder)
+    text = page(read_result(plan), plan.request.folder)
+    assert text.count("<svg") == 7  # results, three curves, MMD, two of t-SNE
+    assert set(re.findall(r"#01[0-9a-f]{4}", text)) == set()  # every colour became a variable of the style
+    assert "var(--nst)" in text
+    assert not re.findall(r"https?://(?!www\.w3\.org/)|url\((?!#)", text)
+
+
+def test_the_page_shows_the_methods_that_are_there(tmp_path: Path) -> None:
+    plan = write_table(tmp_path)
+    plan.table.groups[0].rows.pop()
+    few = type(plan)(plan.request, plan.table, plan.cells[:2])
+    text = page(read_result(few), tmp_path)
+    assert "other methods" in text
+    assert "methods with NST" not in text
+
+
+def test_markdown_is_neutralised() -> None:
+    assert plain("a|b <b>\n[x](javascript:1) `c` *d* \\") == r"a\|b &lt;b&gt; \[x\](javascript:1) \`c\` \*d\* " + "\\\\"
+    assert code("a`b") == "`` a`b ``"
+    assert code("x | y") == r"`x \| y`"
