@@ -158,7 +158,7 @@ class EvaluateConfig:
     root: str | None = None  # with `run`: folder of its data; null: as in the run
     data: Any = None  # null: the run's
     model: Any = None
-    weights: str | None = None
+    weights: str | None = None  # a file; with `run`: last or best, its epoch
     weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
     to: str | None = None  # folder of evaluation.json; null: the run's; without a run nothing is written
     mean: list[float] | None = None  # of the network's inputs; null: as stored with the weights, else the data's
@@ -174,6 +174,7 @@ class ExportConfig:
     """What `nst export` writes."""
 
     run: str = MISSING  # folder of a finished run
+    weights: str = setting("last", one_of=("last", "best"))  # of the last or of the best epoch
     to: str | None = None  # folder of the files; null: export/ in the run's folder
     formats: list[str] | None = (
         None  # of safetensors, torch, onnx, onnx_int8; null: all but the last, onnx where it is installed

@@ -1,5 +1,6 @@
 """An exported student is the trained student: same logits, from files that need none of our code."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from PIL import Image
 from torch import nn
@@ -16,7 +18,7 @@ from torch import nn
 from nst.config import ExportConfig
 from nst.export import export, finished_run, load_student
 from nst.export.formats import capture, formats_to_write, int8_bytes, onnx_bytes
-from nst.export.measure import class_accuracies, cost, latencies
+from nst.export.measure import class_accuracies, confusion_matrix, cost, latencies
 from nst.export.predict import classifier, predict, preprocessing
 from nst.models import resnet8
 from nst.models.resnet import CifarResNet
@@ -119,6 +121,24 @@ def test_what_evaluation_did_to_images_is_written_down(exported: tuple[Path, dic
     assert "shorter side resized to 40 pixels (bicubic, without antialiasing), then the centre crop of 32 × 32" in said
 
 
+def test_image_files_are_read_as_in_training() -> None:
+    """Turned as their EXIF tag says, transparent ones on the data's background."""
+    prepare = preprocessing({"channels": 3, "size": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "background": [0, 0, 0]})
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    def encoded(image: Image.Image, **options: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, "PNG", **options)
+        return file.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright: to be turned by a quarter
+    assert torch.equal(prepare(encoded(image.rotate(90), exif=exif)), prepare(encoded(image)))
+    transparent = image.convert("RGBA")
+    transparent.putalpha(0)
+    assert torch.equal(prepare(encoded(transparent)), torch.full((3, 8, 8), -2.5))
+
+
 def test_the_files_may_normalise_themselves(finished: Path, tmp_path: Path) -> None:
     to = tmp_path / "pixels"
     report = export(
@@ -207,9 +227,29 @@ def test_flops_and_parameters_by_hand() -> None:
     }
 
 
-def test_the_worst_classes_come_first() -> None:
-    found = class_accuracies(torch.tensor([0, 0, 1, 1, 3]), torch.tensor([0, 0, 0, 1, 1]), 4)
-    assert found == [{"class": 1, "images": 2, "top1": 50.0}, {"class": 0, "images": 3, "top1": pytest.approx(200 / 3)}]
+def test_confusion_and_worst_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, answers = (torch.randint(4, (50,), generator=generator) for _ in range(2))
+    labels[labels == 2] = 3  # a class without images
+    found = confusion_matrix(answers, labels, 4)
+    assert found.tolist() == sklearn.metrics.confusion_matrix(labels, answers, labels=range(4)).tolist()
+    recalls = sklearn.metrics.recall_score(labels, answers, labels=range(4), average=None, zero_division=0)
+    expected = sorted((100 * recall, name) for name, recall in zip("abcd", recalls, strict=True) if name != "c")
+    worst = class_accuracies(found, "abcd")
+    assert [entry["class"] for entry in worst] == [name for _, name in expected]
+    assert [entry["top1"] for entry in worst] == pytest.approx([top1 for top1, _ in expected])
+
+
+def test_the_weights_of_the_best_epoch(finished: Path, tmp_path: Path) -> None:
+    run = finished_run(finished, weights="best")
+    report = export(
+        ExportConfig(run=str(finished), weights="best", formats=["safetensors"], repeats=1, to=str(tmp_path))
+    )
+    assert torch.equal(load_student(tmp_path)(IMAGES), run.student()(IMAGES))
+    assert report["test"]["top1"] == pytest.approx(run.summary["best"]["top1"])  # all test images
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert f"student, best epoch ({run.summary['best']['epoch']})" in card
+    assert "chosen by its accuracy on the test images" in card
 
 
 def test_latency_is_a_median_over_turns() -> None:

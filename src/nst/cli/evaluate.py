@@ -45,6 +45,7 @@ def check_subject(settings: DictConfig) -> None:
     """Raises ValueError unless either a run or a model with weights and data is named."""
     named = [key for key in ("model", "weights") if getattr(settings, key) is not None]
     if settings.run is not None:
+        named = [key for key in named if settings[key] not in ("last", "best")]
         if named:
             raise ValueError(f"run={settings.run} has its own model and weights; remove {' and '.join(named)}")
         if settings.root is not None and settings.data is not None:

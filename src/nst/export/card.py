@@ -47,12 +47,12 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
         "percent": "{:.2f} %".format,
         "grouped": "{:,}".format,
     }
-    settings, test, teacher = run.settings, run.summary["test"], run.summary["teacher"]
+    settings, test, teacher = run.settings, report["test"], run.summary["teacher"]
     columns = [("top-1", "top1"), ("top-5", "top5")][: 2 if data.num_classes > 5 else 1]
-    networks = [("student, last epoch", test, "test")]
+    epoch = "last epoch" if run.epoch == "last" else f"best epoch ({run.summary['best']['epoch']})"
+    networks = [(f"student, {epoch}", test, "test")]
     networks += [("teacher", teacher, teacher["evaluated_on"])] if teacher else []
     interval = binomtest(round(test["top1"] * test["images"] / 100), test["images"]).proportion_ci(method="wilson")
-    names = run.classes(data) or [str(k) for k in range(data.num_classes)]
     return environment.get_template("model_card.md").render(
         run=run,
         report=report,
@@ -77,7 +77,7 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
             [name, *(f"{of[key]:.2f} %" for _, key in columns), f"{of['loss']:.4f}", f"{of['images']:,} {split}"]
             for name, of, split in networks
         ],
-        worst=[{**entry, "name": names[entry["class"]]} for entry in report["classes"][:WORST]],
+        worst=report["classes"][:WORST],
         costs=cost_rows(run, report),
         footnote=footnote(run, report),
         lost=lost_in_8_bits(report),

@@ -18,9 +18,9 @@ from nst.evaluate import evaluate
 from nst.export.card import WORST
 from nst.export.finished import FinishedRun, finished_run
 from nst.export.formats import Rescaled
+from nst.export.measure import class_accuracies, confusion_matrix
 from nst.files import sha256_of, write_whole
 from nst.models.weights import load_weights
-from nst.runs.folder import STUDENT
 from nst.teacher.prepare import expected_normalization
 
 REPORT = "evaluation.json"
@@ -59,8 +59,8 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     """
     run: FinishedRun | None = None
     if settings.run is not None:
-        run = finished_run(settings.run, settings.root)
-        weights, data = str(run.folder / STUDENT), settings.data or run.settings.data
+        run = finished_run(settings.run, settings.root, settings.weights or "last")
+        weights, data = str(run.weights), settings.data or run.settings.data
         settings = replace(
             settings, model=run.settings.model, weights=weights, data=data, to=settings.to or settings.run
         )
@@ -69,8 +69,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     model = build.network("model", build.without_weights(settings.model), seed=0)
     metadata = load_weights(model, settings.weights, settings.weights_key)
     data = build.dataset(settings)
-    classes = run.classes(data) if run is not None else data.classes
-    names = list(classes or map(str, range(data.num_classes)))
+    names = list((run.classes(data) if run is not None else data.classes) or map(str, range(data.num_classes)))
     expects = expected_normalization(settings.mean, settings.std, metadata)
     if expects is not None and (expects.mean, expects.std) != (tuple(data.mean), tuple(data.std)):
         # from the data's normalisation to the network's
@@ -82,21 +81,15 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
         )
         metrics = evaluate(recorded, recorded.noting(batches.epoch(0)), dist, settings.precision)
-        pairs = torch.cat(recorded.labels) * data.num_classes + torch.cat(recorded.answers)
-        confusion = dist.sum(torch.bincount(pairs, minlength=data.num_classes**2).double())
+        matrix = confusion_matrix(torch.cat(recorded.answers), torch.cat(recorded.labels), data.num_classes)
+        matrix = dist.sum(matrix.double()).long().cpu()
         main = dist.main
-    confusion = confusion.reshape(data.num_classes, -1).long().cpu()
-    images, right = confusion.sum(1), confusion.diagonal()
-    per_class = [
-        {"class": name, "images": int(n), "top1": 100 * int(hits) / int(n)}
-        for name, n, hits in zip(names, images, right, strict=True)
-        if n
-    ]
+    classes = class_accuracies(matrix, names)
     report = {
         "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
         "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
-        **asdict(metrics), "macro": sum(entry["top1"] for entry in per_class) / len(per_class),
-        "classes": per_class, "confusion": confusion.tolist(),
+        **asdict(metrics), "macro": sum(entry["top1"] for entry in classes) / len(classes),
+        "classes": classes, "confusion": matrix.tolist(),
     }  # fmt: skip
     if main:
         if settings.to is not None:
@@ -111,11 +104,11 @@ def _print(report: dict[str, Any], run: FinishedRun | None, folder: str | None) 
         f"{report['model']} ({report['weights']}) on {report['images']:,} {data['split']} images of {data['name']}: "
         f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, cross-entropy {report['loss']:.4f}"
     )
-    if run is not None and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
-        before = run.summary["test"]["top1"]
+    if run is not None and run.test and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
+        before = run.test["top1"]
         text += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""
     print(text)
-    worst = sorted(report["classes"], key=lambda entry: entry["top1"])[:WORST]
+    worst = report["classes"][:WORST]
     print("worst classes: " + ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in worst))
     if folder is not None:
         print(f"every class and the confusion matrix: {Path(folder) / REPORT}")

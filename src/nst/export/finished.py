@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -17,7 +17,7 @@ from nst.config import RunConfig, check_values
 from nst.data.dataset import Dataset
 from nst.files import sha256_of
 from nst.models.weights import load_weights
-from nst.runs.folder import STUDENT, SUMMARY, read_json
+from nst.runs.folder import BEST, STUDENT, SUMMARY, read_json
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,17 @@ class FinishedRun:
     folder: Path
     settings: RunConfig
     summary: dict[str, Any]
+    epoch: Literal["last", "best"] = "last"  # of its weights
+
+    @property
+    def weights(self) -> Path:
+        """The student's file."""
+        return self.folder / (STUDENT if self.epoch == "last" else BEST)
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """Its accuracies on the test images; None for the best epoch where they have chosen it."""
+        return self.summary["test" if self.epoch == "last" else "test_best"]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,7 +77,7 @@ class FinishedRun:
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
         model = build.network("model", build.without_weights(self.settings.model), self.settings.seed)
-        load_weights(model, self.folder / STUDENT)
+        load_weights(model, self.weights)
         return model.eval()
 
     def teacher(self) -> nn.Module | None:
@@ -75,12 +86,13 @@ class FinishedRun:
         return None if node is None else build.network("teacher.model", build.without_weights(node), 0).eval()
 
 
-def finished_run(folder: str | PathLike[str], data_root: str | None = None) -> FinishedRun:
+def finished_run(folder: str | PathLike[str], data_root: str | None = None, weights: str = "last") -> FinishedRun:
     """Read a run's folder. Its losses, optimizer and trackers are read as plain values: nothing calls them.
 
     Args:
         folder: `outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`.
         data_root: folder of the data, if it has moved.
+        weights: "last" or "best": of the last epoch, or of the best one by the validation images, else by the test images.
 
     Raises:
         ValueError: there is no such folder, its run is not finished, its summary or its student is damaged, or it names code
@@ -121,7 +133,12 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None) -> F
     _check_sha256(folder / STUDENT, digest, file)
     if data_root is not None:
         settings.data = {**settings.data, "path" if "path" in settings.data else "root": data_root}
-    return FinishedRun(folder, settings, summary)
+    if weights not in ("last", "best"):
+        raise ValueError(f"weights={weights}: with run=… one of last, best is needed")
+    run = FinishedRun(folder, settings, summary, weights)
+    if not run.weights.is_file():
+        raise ValueError(f"weights=best: {run.weights} is missing; the last epoch's are there (weights=last)")
+    return run
 
 
 def check_code(node: Any, file: Path) -> None:

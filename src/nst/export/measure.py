@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,17 @@ def compare(expected: Tensor, found: Tensor, labels: Tensor) -> Agreement:
     )
 
 
-def class_accuracies(answers: Tensor, labels: Tensor, num_classes: int) -> list[dict[str, Any]]:
-    """For each class that has images: its number, images and accuracy in percent. The worst come first."""
-    images = torch.bincount(labels, minlength=num_classes).tolist()
-    right = torch.bincount(labels[answers == labels], minlength=num_classes).tolist()
+def confusion_matrix(answers: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """`[classes, classes]` int64: images by label (row) and answer (column)."""
+    return torch.bincount(labels * num_classes + answers, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def class_accuracies(confusion: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Name, number of images and accuracy in percent of each class that has images, the worst first."""
     found = [
-        {"class": k, "images": n, "top1": 100 * hits / n}
-        for k, (n, hits) in enumerate(zip(images, right, strict=True))
-        if n
+        {"class": name, "images": sum(row), "top1": 100 * row[k] / sum(row)}
+        for k, (name, row) in enumerate(zip(names, confusion.tolist(), strict=True))
+        if sum(row)
     ]
     return sorted(found, key=lambda entry: entry["top1"])
 

@@ -39,11 +39,11 @@ class Preprocessing:
         """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
         from nst.data.augment import centre_crop
 
+        pixels = decode(encoded, self.channels, tuple(self.background))
         side = self.size if self.resize is None else self.resize
-        pixels = decode(encoded, self.channels, self.background)
-        crop = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
+        cropped = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
         scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
-        return crop.to(torch.float32).mul_(scale).add_(shift)
+        return cropped.to(torch.float32).mul_(scale).add_(shift)
 
     def __str__(self) -> str:
         mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))

@@ -10,11 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional as F
 
 from nst import build
 from nst.config import ExportConfig, check_ranges
 from nst.data.dataset import Dataset
 from nst.data.decode import scale_and_shift
+from nst.evaluate import Metrics, correct
 from nst.export.card import cost_rows, footnote, model_card
 from nst.export.finished import REBUILD, FinishedRun, finished_run
 from nst.export.formats import (
@@ -28,7 +30,7 @@ from nst.export.formats import (
     onnx_bytes,
     torch_bytes,
 )
-from nst.export.measure import class_accuracies, compare, cost, latencies, logits_of, sample_images
+from nst.export.measure import class_accuracies, compare, confusion_matrix, cost, latencies, logits_of, sample_images
 from nst.export.predict import preprocessing
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
@@ -52,7 +54,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device")
     formats = formats_to_write(settings.formats)
-    run = finished_run(settings.run, settings.root)
+    run = finished_run(settings.run, settings.root, settings.weights)
     data = build.dataset(run.settings)
     run.classes(data)  # which checks them
     folder = Path(settings.to) if settings.to else run.folder / "export"
@@ -69,7 +71,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
 def _write(folder: Path, run: FinishedRun, data: Dataset, formats: list[str], settings: ExportConfig) -> None:
     student = run.student()
     if "safetensors" in formats:
-        save_weights(folder / STUDENT, student, read_weights(run.folder / STUDENT).metadata)
+        save_weights(folder / STUDENT, student, read_weights(run.weights).metadata)
     if {*formats} - {"safetensors"}:
         # The captured files take images as the loader gives them, or with `normalize` pixels in 0…1.
         scale, shift = scale_and_shift(data.mean, data.std)
@@ -112,6 +114,7 @@ def _measure(
     batches = list(sample_images(data.test, settings.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
     student, teacher = run.student(), run.teacher()
+    names = run.classes(data) or [str(k) for k in range(data.num_classes)]
     expected = logits_of(student, images)
     loaded = {name: load(folder, name) for name in formats}
     files = {}
@@ -133,8 +136,9 @@ def _measure(
         "int8_exclude": settings.int8_exclude,
         "files": files,
         "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
+        "test": run.test or asdict(evaluated(expected, labels)),
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
-        "classes": class_accuracies(expected.argmax(1), labels, data.num_classes),
+        "classes": class_accuracies(confusion_matrix(expected.argmax(1), labels, data.num_classes), names),
     }
     timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
     timed["student"] = student.to(settings.device)
@@ -147,6 +151,12 @@ def _measure(
             name: asdict(value) for name, value in latencies(timed, example, settings.repeats).items()
         }
     return {**report, "latency": latency, **provenance(torch.device(settings.device), 1)}
+
+
+def evaluated(logits: Tensor, labels: Tensor) -> Metrics:
+    """Accuracies and cross-entropy of logits `[n, classes]`."""
+    top1, top5 = (100 * correct(logits, labels, k).item() / len(labels) for k in (1, 5))
+    return Metrics(F.cross_entropy(logits, labels).item(), top1, top5, len(labels))
 
 
 def _pixels(images: Tensor, data: Dataset) -> Tensor:
