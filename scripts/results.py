@@ -46,7 +46,6 @@ SHOWN = (  # settings that columns show; those of losses and the views of the ca
     "model.name", "optim.lr", "schedule._target_", "optim.weight_decay", "trainer.clip_grad_norm", "data.limit",
     "trainer.epochs", "trainer.precision", "loss.", "cache.views", "cache.large", "cache.path", "trainer.compile",
 )  # fmt: skip
-DEFAULTS = {"trainer.ema": None, "trainer.batch_size": None}
 Row = Any  # of the frame
 
 
