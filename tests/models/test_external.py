@@ -1,198 +1,205 @@
+"""Networks of torchvision and timm: their named layers are the family's own maps, their weights fit, wrong keys are named."""
+
 import copy
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import nst.models as models
 from nst.layers import LayerHooks, feature_shapes
+from nst.losses import NST
 from nst.models import external
-from nst.models.named_layers import torchvision_layers
+
+SIZE = 64
+SMALL_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+TIMM: dict[str, dict[str, Any]] = {
+    # feature maps [B, C, H, W]
+    "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    "densenet121": {"block_config": [1, 1, 1, 1]},
+    "edgenext_xx_small": {},
+    "fastvit_t8": {},
+    "ghostnet_050": {},
+    "hrnet_w18_small": {},
+    "mobilenetv4_conv_small_035": {},
+    "mobilevit_xxs": {},
+    "regnetx_002": {},
+    "resnet18": {"channels": [8, 16, 24, 32]},
+    "test_byobnet": {},
+    "test_efficientnet": {},
+    "test_maxvit": {},
+    "vgg11": {"mlp_ratio": 0.01},
+    # [B, H, W, C]
+    "mambaout_femto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    "sequencer2d_s": {"layers": [1, 1, 1, 1], "embed_dims": [16, 24, 24, 24]},
+    "swin_tiny_patch4_window7_224": {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 2, 2, 2]},
+    # tokens [B, N, C]
+    "beit_base_patch16_224": SMALL_VIT,
+    "cait_xxs24_224": {"depth": 2},
+    "coat_lite_tiny": {},
+    "deit_tiny_distilled_patch16_224": {"depth": 2},
+    "eva02_tiny_patch14_224": {"depth": 2},
+    "hiera_tiny_224": {"embed_dim": 24, "stages": [1, 1, 1, 1]},
+    "levit_128s": {},
+    "pit_ti_224": {"depth": [1, 1, 1]},
+    "twins_svt_small": {"depths": [2, 2, 2, 2]},
+    "vit_small_patch14_reg4_dinov2": SMALL_VIT,
+    "vit_small_patch16_dinov3": SMALL_VIT,
+    "vit_tiny_patch16_224": {"depth": 2},
+    "xcit_nano_12_p16_224": {"depth": 2},
+}
+OWN_SIZE = {"eva02_tiny_patch14_224": 56, "vit_small_patch14_reg4_dinov2": 56}
+both = pytest.mark.parametrize("make", [models.timm_model, models.torchvision_model])
 
 
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize(("arch", "parameters"), [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
-def test_torchvision_parameters(arch, parameters):
-    """Counts of torchvision's documentation, 1000 classes."""
-    model = models.torchvision_model(arch, num_classes=1000)
-    assert sum(p.numel() for p in model.parameters()) == parameters
+def looked_at(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The features of all named layers."""
+    hooks = LayerHooks(model, model.named_layers)  # pyright: ignore[reportArgumentType]
+    model(images)
+    hooks.remove()
+    return hooks.read()
 
 
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize(("arch", "channels"), [("resnet18", 512), ("resnet50", 2048), ("wide_resnet50_2", 2048)])
-def test_torchvision_resnet_layers(arch, channels, capture):
-    model = models.torchvision_model(arch, num_classes=5, in_channels=1).eval()
-    logits, features = capture(model, torch.empty(1, 1, 224, 224))
-    assert logits.shape == (1, 5)
-    stages = ["last", *(f"stage{k}" for k in range(1, 5))]
-    assert set(features) == {"pooled"} | {f"{stage}{s}" for stage in stages for s in ("", "_pre_relu", "_out")}
-    assert features["pooled"].shape == (1, channels)
-    assert features["last"].shape == features["last_pre_relu"].shape == (1, channels, 7, 7)
-    assert features["stage1"].shape[-1] == 56
-
-
-def test_taps_are_the_two_sides_of_one_relu(capture):
-    model = models.torchvision_model("resnet18", num_classes=5)
-    _, features = capture(model, torch.randn(2, 3, 64, 64))
-    for role in ("last", "stage1", "stage2", "stage3", "stage4"):
-        torch.testing.assert_close(features[role], features[f"{role}_pre_relu"].relu(), rtol=0, atol=0)
-        assert features[f"{role}_pre_relu"].min() < 0
-        assert features[role]._version == 0
-
-
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize("arch", ["mobilenet_v2", "vgg11_bn", "squeezenet1_1", "googlenet", "vit_b_32"])
-def test_other_families_run(arch, capture):
-    model = models.torchvision_model(arch, num_classes=5, in_channels=1)
-    logits, features = capture(model, torch.empty(2, 1, 224, 224))  # in training mode: no auxiliary outputs either
-    assert logits.shape == (2, 5)
-    assert "last" in features
-    assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
-
-
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize(
-    "arch",
-    ["convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5", "mobilenet_v2",
-     "mobilenet_v3_small", "swin_t", "swin_v2_t", "vgg11_bn"],
-)  # fmt: skip
-def test_torchvision_stages(arch):
-    """A quarter of the image on, each stage half as large."""
-    model = models.torchvision_model(arch, num_classes=5)
-    shapes = feature_shapes(model, model.named_layers, (3, 224, 224))
-    assert [shapes[f"stage{k}"][1:] for k in range(1, 5)] == [(n, n) for n in (56, 28, 14, 7)]
-    assert shapes["last"] == shapes["stage4"]
-    assert all(shape[0] not in (7, 14, 28, 56) for shape in shapes.values())
-    assert len(shapes["pooled"]) == 1
-
-
-def test_torchvision_regnet_has_both_sides_of_its_relus():
-    model = models.torchvision_model("regnet_y_400mf", num_classes=5)
-    features = looked_at(model, torch.randn(1, 3, 64, 64))
-    assert {f"stage{k}" for k in range(1, 5)} < {*features}
-    for role in ("stage1", "stage2", "stage3", "stage4", "last"):
-        assert torch.equal(features[f"{role}_pre_relu"].relu(), features[role])
-
-
-def test_torchvision_vit_and_swin_yield_maps():
-    images = torch.randn(2, 3, 64, 64)
-    small = torchvision.models.VisionTransformer(64, 32, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48)
-    vit = external._prepare(small, torchvision_layers(small), None).eval()
-    tokens = vit.encoder.layers[0](_embedded(vit, images))  # [B, 1 + 2 * 2, C]
-    features = looked_at(vit, images)
-    assert list(features) == ["block1", "block2", "last", "last_out", "pooled"]
-    torch.testing.assert_close(features["block1"], tokens[:, 1:].transpose(1, 2).reshape(2, 24, 2, 2))
-    small = torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 1, 1, 1], [7, 7])
-    swin = external._prepare(small, torchvision_layers(small), None).eval()
-    torch.testing.assert_close(looked_at(swin, images)["stage1"], swin.features[:2](images).permute(0, 3, 1, 2))
-
-
-def _embedded(vit, images):
-    tokens = vit._process_input(images)
-    return torch.cat([vit.class_token.expand(2, -1, -1), tokens], dim=1) + vit.encoder.pos_embedding
-
-
-def looked_at(model, images):
-    layers = LayerHooks(model, model.named_layers)
-    with torch.no_grad():
-        model(images)
-    layers.remove()
-    return layers.read()
-
-
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "vgg11", "googlenet"])
-@pytest.mark.parametrize("num_classes", [5, 1000])
-def test_pretrained_classifier_is_replaced_where_classes_differ(arch, num_classes, monkeypatch):
-    original = torchvision.models.get_model
-    built: list[nn.Module] = []
-
-    def without_download(name, weights, **options):
-        assert weights == "DEFAULT"
-        assert "num_classes" not in options
-        if name == "googlenet":
-            options["init_weights"] = False
-        built.append(original(name, weights=None, **options))
-        return built[0]
-
-    def classifier(model):
-        return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-
-    monkeypatch.setattr(torchvision.models, "get_model", without_download)
-    before = classifier(original(arch, **({"init_weights": False} if arch == "googlenet" else {})))
-    model = models.torchvision_model(arch, num_classes=num_classes, pretrained=True)
-    after = classifier(model)
-    assert model.input_format.mean == (0.485, 0.456, 0.406)
-    assert (model.input_format.size, model.input_format.interpolation) == (224, "bilinear")
-    assert "_Weights.IMAGENET1K_V1" in model.input_format.source
-    assert model is built[0]
-    assert type(before) is type(after)
-    assert after.weight.shape == (num_classes, *before.weight.shape[1:])
-    assert model.eval()(torch.empty(2, 3, 224, 224)).shape == (2, num_classes)
-
-
-def test_unknown_name_gives_the_nearest():
-    with pytest.raises(ValueError, match=r"arch='resnet81': torchvision .* nearest names: .*resnet18"):
-        models.torchvision_model("resnet81", num_classes=10)
-    with pytest.raises(ValueError, match=r"arch='zzzz': torchvision .* it has \d+, such as alexnet"):
-        models.torchvision_model("zzzz", num_classes=10)
-
-
-def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
-    def offline(*_args, **_kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"resnet18: torchvision's pretrained.*no network.*pretrained=false"):
-        models.torchvision_model("resnet18", num_classes=10, pretrained=True)
-
-
-def test_pretrained_weights_have_three_channels():
-    with pytest.raises(ValueError, match=r"in_channels=1: .* 3 channels"):
-        models.torchvision_model("resnet18", num_classes=10, in_channels=1, pretrained=True)
-
-
-@pytest.mark.parametrize(("arch", "channels"), [("resnet18", 512), ("seresnet50", 2048), ("resnet50.a1_in1k", 2048)])
-def test_timm_resnet_layers(arch, channels, capture):
+@pytest.mark.parametrize("arch", TIMM)
+def test_named_layers_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
     pytest.importorskip("timm")
-    with torch.device("meta"):
-        model = models.timm_model(arch, num_classes=5, in_channels=1).eval()
-        logits, features = capture(model, torch.empty(1, 1, 224, 224))
-    assert logits.shape == (1, 5)
-    assert features["last"].shape == features["last_pre_relu"].shape == (1, channels, 7, 7)
-    assert {f"stage{k}_pre_relu" for k in range(1, 5)} < set(features)
-    assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
+    torch.manual_seed(0)
+    size = OWN_SIZE.get(arch)
+    model: Any = models.timm_model(arch, 4, image_size=SIZE, input_size=size, arguments=TIMM[arch]).eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        features, logits = looked_at(model, images), model(images)
+        at_size = images if size is None else nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        own = model.forward_intermediates(at_size, intermediates_only=True)
+    assert "last" in features
+    assert {"stage1", "stage2"} <= {*features} or {"block1", "block2"} <= {*features}
+    for role, feature in features.items():
+        if role.endswith("_pre_relu"):
+            assert torch.equal(feature.relu(), features[role.removesuffix("_pre_relu")])
+        elif role == "pooled":
+            classifier = model.get_submodule(model.named_layers[role].removesuffix(":input"))
+            torch.testing.assert_close(classifier(feature), logits)
+        elif (arch, role.removesuffix("_out")) != ("hrnet_w18_small", "last"):  # joined from all stages
+            assert any(torch.equal(feature, map_) for map_ in own), role
+    shapes = {role: tuple(feature.shape[1:]) for role, feature in features.items()}
+    assert shapes == feature_shapes(model, [*features], (3, SIZE, SIZE))
+
+    cnn, loss = models.resnet8(4), NST()
+    for teacher, student in ((model, cnn), (cnn, model)):
+        target, feature = (
+            next(f for role, f in looked_at(net, images).items() if role in ("stage2", "block2"))
+            for net in (teacher.eval(), student.train())
+        )
+        loss(feature, loss.target(target.detach(), tuple(feature.shape[1:]))).backward()
+        stem = next(p for p in student.parameters() if p.ndim == 4)  # of the first convolution
+        assert stem.grad is not None
+        assert stem.grad.abs().sum() > 0
 
 
-def test_timm_networks_that_join_maps_of_all_sizes_have_no_stages():
+def test_timm_networks_that_join_maps_of_all_sizes_have_no_stages() -> None:
     pytest.importorskip("timm")
     with torch.device("meta"):
         assert models.timm_model("crossvit_tiny_240", num_classes=5).named_layers == {}
         assert models.timm_model("coat_tiny", num_classes=5).named_layers == {"pooled": "head:input"}
 
 
-def test_timm_unknown_name_gives_the_nearest():
-    pytest.importorskip("timm")
-    with pytest.raises(ValueError, match=r"arch='resnet-50': timm .* nearest names: .*resnet50"):
-        models.timm_model("resnet-50", num_classes=10)
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(
+    "arch",
+    ["convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5", "mobilenet_v2",
+     "mobilenet_v3_small", "resnet18", "swin_t", "swin_v2_t", "vgg11_bn", "wide_resnet50_2"],
+)  # fmt: skip
+def test_torchvision_stages(arch: str) -> None:
+    """A quarter of the image on, each stage half as large; nothing in place, no auxiliary outputs."""
+    model: Any = models.torchvision_model(arch, num_classes=5, in_channels=1)
+    shapes = feature_shapes(model, model.named_layers, (1, 224, 224))
+    assert [shapes[f"stage{k}"][1:] for k in range(1, 5)] == [(n, n) for n in (56, 28, 14, 7)]
+    assert shapes["last"] == shapes["stage4"]
+    assert all(shape[0] not in (7, 14, 28, 56) for shape in shapes.values())
+    assert len(shapes["pooled"]) == 1
+    assert model(torch.empty(2, 1, 224, 224)).shape == (2, 5)  # in training mode
+    assert not [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
 
 
-def test_timm_missing_says_how_to_get_it(monkeypatch):
+@pytest.mark.parametrize("arch", ["resnet18", "regnet_y_400mf"])
+def test_torchvision_names_both_sides_of_a_relu(arch: str) -> None:
+    features = looked_at(models.torchvision_model(arch, num_classes=5), torch.randn(2, 3, 64, 64))
+    for role in ("stage1", "stage2", "stage3", "stage4", "last"):
+        assert torch.equal(features[f"{role}_pre_relu"].relu(), features[role])
+        assert features[f"{role}_pre_relu"].min() < 0
+
+
+def test_torchvision_tokens_become_maps() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    vit: Any = models.torchvision_model("vit_b_32", 5, image_size=64).eval()
+    tokens: list[Tensor] = []
+    vit.encoder.layers[0].register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    with torch.no_grad():
+        features = looked_at(vit, images)
+    assert {"block1", "block12", "last", "pooled"} <= {*features}
+    torch.testing.assert_close(features["block1"], tokens[0][:, 1:].transpose(1, 2).reshape(2, 768, 2, 2))
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "googlenet"])
+@pytest.mark.parametrize("num_classes", [5, 1000])
+def test_torchvisions_weights(arch: str, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier is replaced where the classes differ; the images they are made for are known."""
+    original = torchvision.models.get_model
+
+    def without_download(name: str, weights: str, **options: Any) -> nn.Module:
+        assert weights == "DEFAULT"
+        return original(name, weights=None, **options, **({"init_weights": False} if name == "googlenet" else {}))
+
+    monkeypatch.setattr(torchvision.models, "get_model", without_download)
+    model: Any = models.torchvision_model(arch, num_classes=num_classes, pretrained=True)
+    assert model.input_format.mean == (0.485, 0.456, 0.406)
+    assert (model.input_format.size, model.input_format.interpolation) == (224, "bilinear")
+    assert "_Weights.IMAGENET1K_V1" in model.input_format.source
+    assert model.eval()(torch.empty(2, 3, 224, 224)).shape == (2, num_classes)
+
+
+def test_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False}))
+    model: Any = models.timm_model("vit_tiny_patch16_224", 5, pretrained=True, arguments={"depth": 1})
+    assert model.input_format == external.InputFormat(
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, "bicubic", "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    )
+
+
+def failing(error: Exception) -> Any:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", failing(OSError("no network")))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"resnet18: torchvision's pretrained.*no network.*pretrained=false"):
+        models.torchvision_model("resnet18", num_classes=10, pretrained=True)
+    monkeypatch.setattr(timm, "create_model", failing(OSError("no network")))
+    with pytest.raises(ValueError, match=r"arch=resnet18: .*could not be downloaded.*no network.*pretrained=false"):
+        models.timm_model("resnet18", 5, pretrained=True)
+    monkeypatch.setattr(timm, "create_model", failing(RuntimeError("size mismatch for pos_embed")))
+    with pytest.raises(ValueError, match=r"do not fit arch=resnet18.*input_size"):
+        models.timm_model("resnet18", 5, pretrained=True)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'nst\[timm\]'"):
         models.timm_model("resnet18", num_classes=10)
 
 
-@pytest.mark.parametrize("make", [models.timm_model, models.torchvision_model])
-def test_an_input_size_resizes_the_images_for_this_network(make):
+@both
+def test_an_input_size_resizes_the_images_for_this_network(make: Any) -> None:
     pytest.importorskip("timm")
-    torch.manual_seed(0)
-    plain = make("resnet18", 5).eval()
-    resizing = make("resnet18", 5, image_size=64, input_size=96).eval()
-    assert list(resizing.state_dict()) == list(plain.state_dict())
+    plain, resizing = make("resnet18", 5).eval(), make("resnet18", 5, image_size=64, input_size=96).eval()
     assert resizing.named_layers == plain.named_layers
     resizing.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
@@ -203,84 +210,42 @@ def test_an_input_size_resizes_the_images_for_this_network(make):
     assert feature_shapes(resizing, ["last"], (3, 64, 64))["last"] == (512, 3, 3)
 
 
-@pytest.mark.parametrize("keys", [{"image_size": 0}, {"input_size": 224.0}, {"image_size": 32, "input_size": True}])
-def test_sizes_are_whole_numbers(keys):
-    with pytest.raises(ValueError, match=r"_size=.*: a positive whole number of pixels"):
-        models.torchvision_model("resnet18", 5, **keys)
-
-
-def test_a_vit_is_built_for_the_size_of_the_images():
+def test_constructor_arguments() -> None:
     pytest.importorskip("timm")
-    small = models.timm_model("vit_tiny_patch16_224", 5, image_size=48, arguments={"depth": 1})
-    assert small(torch.randn(1, 3, 48, 48)).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"images of 40×40 .* 16×16 patches; input_size=32 or 48"):
-        models.timm_model("vit_tiny_patch16_224", 5, image_size=40)
-    with pytest.raises(ValueError, match=r"vit_b_32 for images of 40×40"):
-        models.torchvision_model("vit_b_32", 5, image_size=40)
-    with pytest.raises(ValueError, match=r"VisionTransformer cannot take images of \(3, 64, 64\).*input_size=224"):
-        feature_shapes(small, ["last"], (3, 64, 64))
-
-
-def test_pretrained_torchvision_vits_keep_their_size():
-    with pytest.raises(ValueError, match=r"vit_b_16: .* 224×224, not 160×160; input_size=224"):
-        models.torchvision_model("vit_b_16", 1000, pretrained=True, image_size=160)
-
-
-def test_constructor_arguments():
-    pytest.importorskip("timm")
-    model = models.timm_model("vit_tiny_patch16_224", 5, arguments={"depth": 2, "drop_path_rate": 0.5})
+    model: Any = models.timm_model("vit_tiny_patch16_224", 5, arguments={"depth": 2, "drop_path_rate": 0.5})
     assert model.blocks[1].drop_path1.drop_prob == 0.5
     assert models.timm_model("test_byobnet", 5, arguments={"act_layer": "silu"}).named_layers  # a field of its `cfg`
-    deep = models.torchvision_model("convnext_tiny", 5, arguments={"stochastic_depth_prob": 0.3})
+    deep: Any = models.torchvision_model("convnext_tiny", 5, arguments={"stochastic_depth_prob": 0.3})
     assert deep.features[7][-1].stochastic_depth.p == 0.3
 
 
-@pytest.mark.parametrize(
-    ("arch", "name", "message"),
-    [
-        (
-            "vit_tiny_patch16_224",
-            "drop_path_rte",
-            r"cannot build arch=vit_tiny.* with arguments .*drop_path_rte",
-        ),
-        ("deit_tiny_distilled_patch16_224", "dept", "unexpected keyword argument 'dept'"),
-        ("vit_tiny_patch16_224", "img_size", "use the key input_size"),
-        ("resnet18", "layers", r"cannot build arch=resnet18 .*layers"),
-    ],
-)
-def test_wrong_arguments_are_named(arch, name, message):
+VIT = "vit_tiny_patch16_224"
+WRONG: list[tuple[str, str, dict[str, Any], str]] = [
+    ("torchvision", "resnet81", {}, r"arch='resnet81': torchvision .* nearest names: .*resnet18"),
+    ("torchvision", "zzzz", {}, r"arch='zzzz': torchvision .* it has \d+, such as alexnet"),
+    ("timm", "resnet-50", {}, r"arch='resnet-50': timm .* nearest names: .*resnet50"),
+    ("torchvision", "resnet18", {"in_channels": 1, "pretrained": True}, r"in_channels=1: .* 3 channels"),
+    ("torchvision", "resnet18", {"image_size": 0}, r"_size=.*: a positive whole number of pixels"),
+    ("torchvision", "resnet18", {"input_size": 224.0}, r"_size=.*: a positive whole number of pixels"),
+    ("timm", VIT, {"image_size": 40}, r"images of 40×40 .* 16×16 patches; input_size=32 or 48"),
+    ("torchvision", "vit_b_32", {"image_size": 40}, r"vit_b_32 for images of 40×40"),
+    ("torchvision", "vit_b_16", {"pretrained": True, "image_size": 160}, r"224×224, not 160×160; input_size=224"),
+    ("timm", VIT, {"arguments": {"drop_path_rte": 1}}, r"cannot build arch=vit_tiny.* with arguments .*drop_path_rte"),
+    ("timm", VIT, {"arguments": {"img_size": 1}}, "use the key input_size"),
+    ("timm", "resnet18", {"arguments": {"layers": 1}}, r"cannot build arch=resnet18 .*layers"),
+]
+
+
+@pytest.mark.parametrize(("library", "arch", "arguments", "message"), WRONG)
+def test_wrong_keys_are_named(library: str, arch: str, arguments: dict[str, Any], message: str) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=message):
-        models.timm_model(arch, 5, arguments={name: 1})
+        getattr(models, f"{library}_model")(arch, **{"num_classes": 1000, **arguments})
 
 
-def test_timm_weights_say_which_images_they_are_made_for(monkeypatch):
-    timm = pytest.importorskip("timm")
-    create = timm.create_model
-
-    def without_download(name, **options):
-        return create(name, **{**options, "pretrained": False})
-
-    monkeypatch.setattr(timm, "create_model", without_download)
-    model = models.timm_model("vit_tiny_patch16_224", 5, pretrained=True, arguments={"depth": 1})
-    assert model.input_format == external.InputFormat(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, "bicubic", "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError("no network"), "arch=resnet18: .*could not be downloaded.*no network.*pretrained=false"),
-        (RuntimeError("size mismatch for pos_embed"), "do not fit arch=resnet18.*input_size"),
-    ],
-)
-def test_timm_weights_that_cannot_be_had(error, message, monkeypatch):
-    timm = pytest.importorskip("timm")
-
-    def fail(*_args, **_kwargs):
-        raise error
-
-    monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ValueError, match=message):
-        models.timm_model("resnet18", 5, pretrained=True)
+def test_images_that_a_vit_cannot_take_are_named() -> None:
+    pytest.importorskip("timm")
+    small: Any = models.timm_model(VIT, 5, image_size=48, arguments={"depth": 1})
+    assert small(torch.randn(1, 3, 48, 48)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"VisionTransformer cannot take images of \(3, 64, 64\).*input_size=224"):
+        feature_shapes(small, ["last"], (3, 64, 64))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nst.models import resnet8, timm_model
+from nst.models import resnet8
 from nst.models.parts import freeze
 
 
@@ -23,7 +23,6 @@ def test_frozen_parts_stay_as_they_are() -> None:
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if name.startswith(("layer2", "layer3"))} | {"fc.weight"}
     assert model.layer2.training
-    assert model.bn1 is not resnet8().bn1
 
 
 def test_dropout_of_a_frozen_part_is_drawn_as_before() -> None:
@@ -31,7 +30,6 @@ def test_dropout_of_a_frozen_part_is_drawn_as_before() -> None:
     freeze(model, ["0"])
     model.train()
     assert [module.training for module in model[0]] == [False, True]
-    assert not any(module.training for module in model.eval().modules())
 
 
 def test_what_cannot_be_frozen_is_said() -> None:
@@ -39,13 +37,3 @@ def test_what_cannot_be_frozen_is_said() -> None:
         freeze(resnet8(), ["layer4"])
     with pytest.raises(ValueError, match="nothing of Linear is left to train"):
         freeze(nn.Linear(2, 2), ["weight", "bias"])
-
-
-def test_a_network_of_timm_can_be_frozen() -> None:
-    pytest.importorskip("timm")
-    model = timm_model("vit_tiny_patch16_224", 5, image_size=32, arguments={"depth": 2})
-    freeze(model, ["patch_embed", "blocks.0"])
-    assert {name.partition(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == {
-        "patch_embed",
-        "blocks",
-    }

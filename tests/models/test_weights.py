@@ -31,14 +31,6 @@ def net(classes: int = 3) -> nn.Module:
     return model
 
 
-class Wrapped(nn.Module):
-    """A network whose only child is called `model`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = net()
-
-
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
@@ -56,34 +48,23 @@ ADAM = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(4)}}, "param
 HABITS: dict[str, Callable[[State], Any]] = {
     "plain": lambda s: s,
     "linear": lambda s: renamed(s, "linear"),
-    "classifier": lambda s: renamed(s, "classifier"),
     "head": lambda s: renamed(s, "head"),
     "DataParallel": lambda s: under("module.", s),
-    "compiled": lambda s: under("_orig_mod.", s),
     "compiled, then DDP": lambda s: under("module._orig_mod.", s),
-    "DDP, then compiled": lambda s: under("_orig_mod.module.", s),
     "three times": lambda s: under("model._orig_mod.module.", s),
-    "twice the same": lambda s: under("module.module.", s),
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best_acc1": 93.0},
-    "model": lambda s: {"model": s, "optimizer": ADAM},
-    "model_state": lambda s: {"model_state": s, "step": 7},
+    "model": lambda s: {"model": s, "epoch": 240, "accuracy": torch.tensor([72.3]), "optimizer": ADAM},
     "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": ADAM},
     "net": lambda s: {"net": s, "acc": 95.5, "epoch": 199},
-    "state_dict and DDP": lambda s: {"state_dict": under("module.", s), "arch": "resnet"},
     "nested": lambda s: {"checkpoint": {"model": {"state_dict": under("module.", s)}}},
     "ema alone": lambda s: {"ema": under("module.", s), "updates": 9},
-    "state_dict_ema alone": lambda s: {"state_dict_ema": s},
-    "model_ema alone": lambda s: {"model_ema": under("module.", s) | {"n_averaged": torch.tensor(5)}},
     "averaged": lambda s: under("module.", s) | {"n_averaged": torch.tensor(5)},
-    "averaged, prefix off": lambda s: s | {"n_averaged": torch.tensor(5)},
     "with its average": lambda s: {"state_dict": s, "state_dict_ema": under("", OTHER)},
     "average first": lambda s: {"model_ema": under("module.", OTHER), "model": s},
     "Lightning": lambda s: {"state_dict": under("model.", s) | {"loss.weight": torch.ones(3)}, "hparams_name": "kwargs"},
-    "Lightning, another name": lambda s: {"state_dict": under("backbone.", s) | {"metric.total": torch.ones(())}},
     "Lightning and a teacher": lambda s: {"state_dict": under("model.", s) | under("teacher.", OTHER)},
     "arguments": lambda s: {"model": s, "opt": argparse.Namespace(lr=0.1, name="a")},
     "numpy": lambda s: {"state_dict": s, "best": np.float64(93.1), "epoch": np.int64(3)},
-    "plain values": lambda s: {"state_dict": s, "size": torch.Size([1]), "type": torch.float16, "seen": {1}, "raw": b"a"},
     "no counters": lambda s: {key: value for key, value in s.items() if not key.endswith("num_batches_tracked")},
     "half": lambda s: {key: value.half() if value.is_floating_point() else value for key, value in s.items()},
 }  # fmt: skip
@@ -115,20 +96,49 @@ def flat(content: Any, name: str = "") -> State:
     return result
 
 
-def test_names_that_fit_are_used_as_they_are(tmp_path: Path) -> None:
-    """Although `model.` and `module.` are prefixes that wrappers leave."""
-    source, target = Wrapped(), Wrapped()
-    for prefix in ("", "module.", "model."):
-        torch.save({"state_dict": under(prefix, source.state_dict())}, tmp_path / "w.pt")
-        target = Wrapped()
-        load_weights(target, tmp_path / "w.pt")
-        assert same(source, target)
-    averaged, again = AveragedModel(net()), AveragedModel(net())
-    averaged.n_averaged += 3
-    save_weights(tmp_path / "a.safetensors", averaged)
-    load_weights(again, tmp_path / "a.safetensors")
-    assert same(averaged, again)
-    assert again.n_averaged == 3
+class Tied(nn.Module):
+    """Two layers with one weight, and a child whose name is a prefix that wrappers leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.model.weight
+
+
+class WithState(nn.Linear):
+    """Has state of its own beside its weights."""
+
+    def __init__(self, state: Any = None) -> None:
+        super().__init__(2, 2)
+        self.own = torch.randn(3) if state is None else state
+
+    def get_extra_state(self) -> Any:
+        return self.own
+
+    def set_extra_state(self, state: Any) -> None:
+        self.own = state
+
+
+@pytest.mark.parametrize("make", [net, lambda: AveragedModel(net()), Tied, WithState])
+def test_what_is_saved_loads_with_its_metadata(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    source, target = make(), make()
+    save_weights(str(tmp_path / "w.safetensors"), source, {"arch": "x"})
+    assert load_weights(target, str(tmp_path / "w.safetensors")) == {"arch": "x"}
+    assert same(source, target)
+    if isinstance(target, Tied):
+        assert target.second.weight is target.model.weight
+        once = {k: v for k, v in source.state_dict().items() if k != "second.weight"}  # as other tools write them
+        torch.save(once, tmp_path / "once.pt")
+        load_weights(again := Tied(), tmp_path / "once.pt")
+        assert same(source, again)
+
+
+def test_a_checkpoint_of_a_run_gives_its_student(tmp_path: Path) -> None:
+    source, target = net(), net()
+    distiller = under("student.", source.state_dict()) | {"losses.fitnet:0.weight": torch.ones(2)}
+    path = Checkpoints(tmp_path).save(3, {"progress": {"step": 3}, "distiller": distiller, "optimizer": ADAM})
+    load_weights(target, path)
+    assert same(source, target)
 
 
 def test_of_two_states_one_is_named_and_a_key_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,8 +155,6 @@ def test_of_two_states_one_is_named_and_a_key_chooses(tmp_path: Path, caplog: py
     torch.save(under("online.", plain.state_dict()) | under("momentum.", average.state_dict()), path)
     with pytest.raises(ValueError, match="online and momentum, which all fit; weights_key=online"):
         load_weights(target, path)
-    load_weights(target, path, key="momentum")
-    assert same(average, target)
 
 
 def test_parts_that_stay_new(tmp_path: Path) -> None:
@@ -161,33 +169,6 @@ def test_parts_that_stay_new(tmp_path: Path) -> None:
     assert torch.equal(target.get_submodule("fc").weight, before)
     with pytest.raises(ValueError, match=r"drop=\['fcc'\]: neither Sequential nor .* has a part fcc"):
         load_weights(target, tmp_path / "w.pt", drop=["fcc"])
-
-
-def test_a_checkpoint_of_a_run_gives_its_student(tmp_path: Path) -> None:
-    source, target = net(), net()
-    distiller = under("student.", source.state_dict()) | {"losses.fitnet:0.weight": torch.ones(2)}
-    path = Checkpoints(tmp_path).save(3, {"progress": {"step": 3}, "distiller": distiller, "optimizer": ADAM})
-    load_weights(target, path)
-    assert same(source, target)
-
-
-def test_safetensors_round_trip_with_metadata(tmp_path: Path) -> None:
-    source, target = net(), net()
-    save_weights(str(tmp_path / "w.safetensors"), source, {"arch": "x"})
-    assert load_weights(target, str(tmp_path / "w.safetensors")) == {"arch": "x"}
-    assert same(source, target)
-
-
-def test_another_architecture_is_refused_by_key_and_shape(tmp_path: Path) -> None:
-    model, path = net(), tmp_path / "w.safetensors"
-    save_weights(path, model)
-    with pytest.raises(ValueError, match=r"fc\.weight: \[3, 4\] in the file, \[5, 4\] in the model"):
-        load_weights(net(5), path)
-    with pytest.raises(ValueError, match=r"missing: 0\.weight.*not in the model: .*conv1"):
-        load_weights(nn.Sequential(nn.Linear(2, 2)), path)
-    torch.save({k: v.int() for k, v in model.state_dict().items()}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"conv1\.weight: torch\.int32 in the file, torch\.float32 in the model"):
-        load_weights(net(), tmp_path / "w.pt")
 
 
 class Evil:
@@ -234,7 +215,7 @@ def test_damaged_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
         torch.save({"model": net().state_dict()}, path, _use_new_zipfile_serialization=name == "w.pt")
     whole, errors = path.read_bytes(), []
     contents = [whole[:0], whole[:10], whole[:200], b"Weights: see the other folder.\n"]
-    for _ in range(100):
+    for _ in range(60):
         content = bytearray(whole)
         for _ in range(draw.choice([1, 2, 10])):
             content[draw.randrange(min(len(content), 1500))] = draw.randrange(256)
@@ -245,59 +226,24 @@ def test_damaged_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
             load_weights(net(), path)
         except ValueError as error:
             errors.append(str(error))
-    assert len(errors) > 60
+    assert len(errors) > 30
     assert all(str(path) in text for text in errors)
 
 
-def test_what_is_no_weights_file_is_an_error(tmp_path: Path) -> None:
+def test_what_does_not_fit_or_is_no_weights_file_is_named(tmp_path: Path) -> None:
+    state, path = net().state_dict(), tmp_path / "w.pt"
+    wrong: list[tuple[Any, nn.Module, str]] = [
+        (state, nn.Sequential(nn.Linear(2, 2)), r"missing: 0\.weight.*not in the model: .*conv1"),
+        ({k: v.int() for k, v in state.items()}, net(), r"conv1\.weight: torch\.int32 in the file, torch\.float32 in"),
+        ([1, 2], net(), r"holds no state dict \(found list\)"),
+    ]
+    for content, model, message in wrong:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            load_weights(model, path)
     with pytest.raises(ValueError, match=r"nowhere\.pt does not exist"):
         read_weights(tmp_path / "nowhere.pt")
     with pytest.raises(ValueError, match="it is a folder"):
         read_weights(tmp_path)
-    torch.save([1, 2], tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"holds no state dict \(found list\)"):
-        read_weights(tmp_path / "w.pt")
-
-
-class Tied(nn.Module):
-    """Two layers with one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-
-
-def test_shared_weights_are_saved_and_shared_again(tmp_path: Path) -> None:
-    source, target, other = Tied(), Tied(), Tied()
-    save_weights(tmp_path / "w.safetensors", source)
-    load_weights(target, tmp_path / "w.safetensors")
-    assert same(source, target)
-    assert target.second.weight is target.first.weight
-    once = {k: v for k, v in source.state_dict().items() if k != "second.weight"}  # as other tools write them
-    torch.save(once, tmp_path / "once.pt")
-    load_weights(other, tmp_path / "once.pt")
-    assert same(source, other)
-
-
-class WithState(nn.Linear):
-    """Has state of its own beside its weights."""
-
-    def __init__(self, state: Any) -> None:
-        super().__init__(2, 2)
-        self.own = state
-
-    def get_extra_state(self) -> Any:
-        return self.own
-
-    def set_extra_state(self, state: Any) -> None:
-        self.own = state
-
-
-def test_state_of_a_models_own(tmp_path: Path) -> None:
-    save_weights(tmp_path / "w.safetensors", WithState(torch.ones(3)))
-    target = WithState(torch.zeros(3))
-    load_weights(target, tmp_path / "w.safetensors")
-    assert torch.equal(target.own, torch.ones(3))
     with pytest.raises(ValueError, match=r"WithState: its state _extra_state is a dict"):
         check_saveable(WithState({"count": 1}))

@@ -1,0 +1,244 @@
+"""What every network of our own owes: published numbers of parameters and initial weights, shapes of its layers, nothing in place."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nst.models as models
+from nst.models.inception_bn import Factory
+from nst.models.preact import CifarPreactResNet, PreactBottleneck
+from nst.models.resnet import CifarResNet
+from nst.models.wrn import WideResNet
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ", PAGE.read_text(), flags=re.MULTILINE)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# CRD's benchmark (Tian et al., 2020): the networks of its published code, 100 classes.
+CRD = {
+    "resnet8": 83_892,
+    "resnet14": 181_108,
+    "resnet20": 278_324,
+    "resnet32": 472_756,
+    "resnet44": 667_188,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+    "wrn16_2": 703_284,
+    "wrn40_1": 569_780,
+    "wrn40_2": 2_255_156,
+    "vgg8": 3_965_028,
+    "vgg13": 9_462_180,
+    "resnet50_cifar": 23_705_252,
+    "mobilenet_v2_half": 812_836,
+    "shufflenet_v1": 949_258,
+    "shufflenet_v2": 1_355_528,
+}
+# 10 classes: He et al. (2015), table 6 (option A; the exact numbers of 8 and 14 follow from the same sum), Zagoruyko & Komodakis
+# (2016), table 4, and of He et al. (2016), table 4, the counts of every published reimplementation (imgclsmob's PreResNet-164(BN)
+# and -1001). inception_bn_small: MXNet's inception-bn-28-small, summed by hand.
+PAPERS = {
+    "resnet8": (75_290, None),
+    "resnet14": (172_506, None),
+    "resnet20": (269_722, "0.27"),
+    "resnet32": (464_154, "0.46"),
+    "resnet44": (658_586, "0.66"),
+    "resnet56": (853_018, "0.85"),
+    "resnet110": (1_727_962, "1.7"),
+    "wrn40_1": (563_930, "0.6"),
+    "wrn40_2": (2_243_546, "2.2"),
+    "preact_resnet164": (1_703_258, "1.7"),
+    "preact_resnet1001": (10_327_706, "10.3"),
+    "inception_bn_small": (1_651_114, None),
+}
+
+
+def crd(name: str) -> nn.Module:
+    """As CRD's experiments have it, 100 classes."""
+    plain = name.removeprefix("resnet").isdigit()
+    arguments = {"shortcut": "B", "init": "crd"} if plain else {"init": "crd"} if name.endswith("x4") else {}
+    return getattr(models, name)(num_classes=100, **arguments)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", sorted({*CRD, *PAPERS}))
+def test_published_numbers_of_parameters(name: str) -> None:
+    if name in CRD:
+        assert count(crd(name)) == CRD[name]
+    if name in PAPERS:
+        parameters, millions = PAPERS[name]
+        assert count(getattr(models, name)(num_classes=10)) == parameters
+        if millions is not None:
+            assert f"{parameters / 1e6:.{len(millions.partition('.')[2])}f}" == millions
+
+
+@pytest.mark.usefixtures("meta")
+def test_published_numbers_of_parameters_of_imagenet() -> None:
+    """Caffe's and MXNet's Inception-BN has biases in its 10,016 convolution channels, which do nothing before a normalisation, and counts
+    11,295,240 (imgclsmob: BN-Inception). Gluon's resnet101_v2 counts 44,639,412 with running statistics and an input normalisation."""
+    inception, resnet = models.inception_bn(), models.preact_resnet101(input_bn=True)
+    biases = sum(module.out_channels for module in inception.modules() if isinstance(module, nn.Conv2d))
+    assert (biases, count(inception) + biases) == (10_016, 11_295_240)
+    assert (
+        sum(p.numel() for p in models.inception_bn(input_bn=True).parameters() if p.requires_grad)
+        == count(inception) + 3
+    )
+    statistics = sum(b.numel() for name, b in resnet.named_buffers() if not name.endswith("num_batches_tracked"))
+    assert count(resnet) + statistics == 44_639_412
+
+
+@pytest.mark.usefixtures("meta")
+def test_the_page_lists_every_network_with_its_parameters() -> None:
+    configs = {path.stem for path in (PAGE.parents[1] / "configs" / "model").glob("*.yaml")}
+    assert {name for name, _ in ROWS} == configs - {"timm", "torchvision"}
+    for name, parameters in ROWS:
+        assert f"{count(getattr(models, name)()):,}" == parameters, name
+
+
+# MXNet's pooling rounds down where nothing else is said (`pooling_convention=valid`), Caffe's up.
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize(("pooling", "side"), [("ceil", 28), ("valid", 27)])
+def test_shapes_and_pools_of_inception_bn(pooling: Any, side: int, capture: Any) -> None:
+    model = models.inception_bn(num_classes=7, in_channels=1, pooling=pooling).eval()
+    logits, features = capture(model, torch.empty(2, 1, 224, 224))
+    assert logits.shape == (2, 7)
+    stages = {"stage1": (320, side), "stage2": (608, 14), "stage3": (1024, 7), "last": (1024, 7)}
+    expected = {f"{role}{end}": (2, c, n, n) for role, (c, n) in stages.items() for end in ("", "_out", "_pre_relu")}
+    assert {role: tuple(feature.shape) for role, feature in features.items()} == expected | {"pooled": (2, 1024)}
+    pools = {name: m.branches["pool"] for name, m in model.named_children() if isinstance(m, Factory)}
+    averaged = {name for name, pool in pools.items() if isinstance(pool, nn.Sequential) and "AvgPool2d" in str(pool)}
+    assert averaged == {"in3a", "in3b", "in4a", "in4b", "in4c", "in4d", "in5a"}
+
+
+SMALL = {
+    **{name: getattr(models, name) for name in ("resnet8", "wrn16_2", "vgg8", "inception_bn_small")},
+    **{name: getattr(models, name) for name in ("mobilenet_v2_half", "shufflenet_v1", "shufflenet_v2")},
+    "preact": partial(CifarPreactResNet, 11),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_survive_the_forward_pass_channels_last_and_compilation(name: str, capture: Any) -> None:
+    """Nothing overwrites a feature, gradients reach every weight before it, a layout stays, and one graph is the whole network."""
+    torch.manual_seed(0)
+    model, x = SMALL[name](), torch.randn(2, 3, 16, 16)
+    _, features = capture(model, x)
+    assert {role: feature._version for role, feature in features.items()} == dict.fromkeys(features, 0)
+    sum(feature.square().mean() for feature in features.values()).backward()
+    classifier = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    assert all(p.grad is not None for n, p in model.named_parameters() if not n.startswith(classifier))
+    with torch.no_grad():
+        expected = model.double().eval()(x.double())
+        if name in ("resnet8", "shufflenet_v2"):
+            compiled = torch.compile(model, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(x.double()), expected)
+        last = x.double().contiguous(memory_format=torch.channels_last)
+        logits, features = capture(model.to(memory_format=torch.channels_last), last)
+    torch.testing.assert_close(logits, expected)
+    for role, feature in features.items():
+        assert role == "pooled" or feature.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_initial_weights_follow_the_stated_law() -> None:
+    """N(0, 2 / (outputs · size²)), depthwise too; in Inception-BN by the inputs; in the ShuffleNets uniform within ± 1 / sqrt(fan-in)."""
+    torch.manual_seed(0)
+    blocks, student = models.mobilenet_v2_half().blocks, models.inception_bn_small()
+    deviations = [
+        (models.resnet32x4().layer3[1].conv1.weight, 2 / (256 * 9)),
+        (models.resnet50_cifar().layer3[1].conv2.weight, 2 / (256 * 9)),
+        (blocks.get_submodule("6.0.conv.3").weight, 2 / (480 * 9)),
+        (blocks.get_submodule("6.0.conv.6").weight, 2 / 160),
+        (student.in5b.branches["conv3"].conv.weight, 2 / (336 * 9)),
+        (student.fc.weight, 2 / 336),
+        (crd("vgg8").classifier.weight, 0.01**2),
+        (crd("mobilenet_v2_half").classifier[0].weight, 0.01**2),
+    ]
+    for weight, variance in deviations:
+        assert weight.std().item() == pytest.approx(variance**0.5, rel=0.05)
+    assert all(not p.any() for n, p in student.named_parameters() if n.endswith("bias"))
+    pointwise = models.shufflenet_v2().conv2.weight  # 1024 x 464
+    assert 0.99 * 464**-0.5 < pointwise.abs().max() <= 464**-0.5
+    assert all(not [*crd(name).parameters()][-1].any() for name in ("wrn16_2", "vgg8", "mobilenet_v2_half"))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet8x4", "resnet50_cifar", "shufflenet_v1", "shufflenet_v2"])
+def test_last_layer_as_crds_code_draws_it(name: str) -> None:
+    """Where it leaves PyTorch's draw: weights and biases uniform within ± 1 / sqrt(fan-in)."""
+    torch.manual_seed(0)
+    layer = [module for module in crd(name).modules() if isinstance(module, nn.Linear)][-1]
+    bound = layer.in_features**-0.5
+    for values in (layer.weight, layer.bias):
+        assert 0.9 * bound < values.abs().max() <= bound
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+def test_init_changes_the_last_bias_alone() -> None:
+    """A seed draws the same weights whatever `init` says, and the default bias is zero."""
+    states = []
+    for arguments in ({}, {"init": "crd"}):
+        torch.manual_seed(3)
+        states.append(models.resnet20(shortcut="B", **arguments).state_dict())
+    assert {key for key, value in states[0].items() if not torch.equal(value, states[1][key])} == {"fc.bias"}
+    assert not states[0]["fc.bias"].any()
+
+
+def test_input_bn_normalises_with_a_fixed_scale() -> None:
+    norm = models.preact_resnet101(input_bn=True).input_bn
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert (norm.weight.requires_grad, norm.bias.requires_grad) == (False, True)
+    out = norm(torch.rand(4, 3, 9, 9) * 255)
+    torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.var(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", ["inception_bn", "preact_resnet164", "preact_resnet101"])
+def test_eps_of_every_normalisation(name: str) -> None:
+    model = getattr(models, name)(bn_eps=2e-5, **({} if name == "preact_resnet164" else {"input_bn": True}))
+    assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {2e-5}
+
+
+def test_stored_activations_are_the_least_without_recomputing() -> None:
+    """A block with C input channels at full size stores C twice (BN input, ReLU output) and C/4 four times."""
+    block = PreactBottleneck(64, 64, (1, 1))
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    stored: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if tensor.dim() == 4 and pointer not in weights:
+            stored[pointer] = tensor.shape[1]
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = block(torch.randn(2, 64, 8, 8))
+    assert sorted(stored.values()) == [16, 16, 16, 16, 64, 64]
+    assert out.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (CifarResNet, {"depth": 18}, r"depth=18: .* 6n \+ 2"),
+        (CifarPreactResNet, {"depth": 111}, r"depth=111: .* 9n \+ 2"),
+        (WideResNet, {"depth": 20, "width": 2}, r"depth=20: .* 6n \+ 4"),
+        (WideResNet, {"depth": 16, "width": 0}, "width=0"),
+        (models.resnet20, {"shortcut": "C"}, "shortcut='C': use 'A'"),
+        (models.resnet20, {"init": "zero"}, "init='zero'"),
+        (models.inception_bn, {"pooling": "full"}, "pooling='full': use 'ceil'"),
+        (models.inception_bn, {"bn_eps": 0.0}, r"bn_eps=0\.0"),
+    ],
+)
+def test_impossible_arguments_are_named(make: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
