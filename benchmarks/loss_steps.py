@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loss_cases import forget_peak, resident
-from benchmarks.step import IMAGE, make_trainer, noise, timed
+from benchmarks.step import IMAGE, noise, timed
 from nst import build
 from nst.config import CONFIGS, RunConfig
+from nst.dist import Dist
 from nst.distiller import Distiller, Targets
 from nst.layers import LOGITS, LayerHooks
+from nst.loop import Training
 from nst.losses import ABKD, CATKD, DKD, KD, MGD, NKD, OFA, RLD, SDD, TTM, WKDF, WKDL, TransferLoss
-from nst.teacher import Teacher
 
 PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
 IMAGES = 50_000  # of the training set: the rows of CRD's memory banks
@@ -65,11 +66,13 @@ def settings_of(*overrides: str) -> RunConfig:
 
 def plain_step(device: str) -> Callable[[], object]:
     """A training step of the student without a teacher, its batch included."""
-    student = build.networks(settings_of("loss=ce")).distiller
-    loader = noise(4 * BATCH, CLASSES).loader(BATCH, train=True, device=device, channels_last=True)
-    trainer = make_trainer(student, Teacher(), loader, device, compile=False)
+    settings = settings_of("loss=ce", "optim.lr=0")  # the noise does no harm
+    student = build.networks(settings).distiller
+    loader = noise(4 * BATCH, CLASSES).train.loader(BATCH, train=True, device=device, channels_last=True)
+    dist = Dist(0, 1, torch.device(device))
+    training = Training(student, loader, **build.optimization(settings), settings=settings.trainer, dist=dist)
     batches = (batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
-    return lambda: trainer.step(next(batches))
+    return lambda: training.step(next(batches), {})
 
 
 def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[], torch.Tensor], Distiller]:
