@@ -161,7 +161,7 @@ def test_workers_end_with_the_main_process(tree: Path, tmp_path: Path, killed: b
         if killed:
             assert all(map(runs, workers))
             main.kill()
-        assert main.wait(60) == (-signal.SIGKILL if killed else 0)
+        assert main.wait(300) == (-signal.SIGKILL if killed else 0)
     deadline = time.monotonic() + 30  # a fraction of a second is enough
     while any(map(runs, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)

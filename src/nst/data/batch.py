@@ -98,21 +98,9 @@ class Loader:
 
     def __init__(self, schedule: Schedule, labels: Tensor, stream: Stream) -> None:
         self.schedule, self.labels, self.stream = schedule, labels, stream
-
-    @property
-    def num_images(self) -> int:
-        """In the whole split."""
-        return self.schedule.num_images
-
-    @property
-    def batch_size(self) -> int:
-        """Of the global batch."""
-        return self.schedule.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Of an epoch; the last batch may be smaller, and empty on some ranks."""
-        return self.schedule.steps
+        self.num_images = schedule.num_images  # in the whole split
+        self.batch_size = schedule.batch_size  # of the global batch
+        self.steps = schedule.steps  # of an epoch; the last batch may be smaller, and empty on some ranks
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch of the epoch, from `first_step` on. Steps skipped cost nothing."""

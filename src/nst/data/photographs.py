@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -25,8 +26,8 @@ from nst.data.parts import Encoded
 FINGERPRINTED = 1000
 """Images of a split whose content its fingerprint reads; of the others it has the names and sizes."""
 
-_PRELOAD = ["torch", "torchvision.transforms.v2", "PIL.Image", "datasets", "nst.data.photographs"]
-"""Modules that are imported before workers fork. Names that cannot be imported are ignored."""
+_PRELOAD = ["nst.data.photographs", "datasets"]
+"""Modules that are imported before workers fork; `datasets` only where it reads the images."""
 
 _SHIELDED = ("SIGINT", "SIGTERM", "SIGUSR1")  # sent to whole process groups; the run then still needs its batches
 
@@ -140,11 +141,12 @@ class Workers:
         if count < 0:
             raise ValueError(f"trainer.workers: {count}; it must not be negative")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.count, self.tasks = min(count, cores), _Tasks()
+        self.count = min(count, cores)
+        self.tasks: list[Task] = []  # of one run
         self.loader = DataLoader(
             _Decoding(decode),
             batch_size=None,  # a task is a batch already
-            sampler=self.tasks,
+            sampler=self.tasks,  # a list: what it holds when a run starts
             num_workers=self.count,
             persistent_workers=keep and count > 0,
             pin_memory=pin,
@@ -160,7 +162,7 @@ class Workers:
             ValueError: an image is bad.
             RuntimeError: a worker process died.
         """
-        self.tasks.tasks = tasks
+        self.tasks[:] = tasks
         if not tasks:
             return
         if self.count:
@@ -181,18 +183,6 @@ class Workers:
                 'trains with workers has no `if __name__ == "__main__":`; fewer trainer.workers '
                 f"(now {self.count}) need less memory. torch says: {error!r}"
             ) from None
-
-
-class _Tasks:
-    """A sampler of batches, which change from epoch to epoch."""
-
-    tasks: Sequence[Task] = ()
-
-    def __iter__(self) -> Iterator[Task]:
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
 
 
 class _Decoding(Dataset[Tensor | str]):
@@ -226,7 +216,7 @@ def _start_server() -> None:
         return
     from multiprocessing import forkserver, resource_tracker
 
-    forkserver.set_forkserver_preload(_PRELOAD)
+    forkserver.set_forkserver_preload([name for name in _PRELOAD if name in sys.modules])
     resource_tracker.ensure_running()  # starting it would lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _SHIELDED])
     try:

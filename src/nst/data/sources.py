@@ -123,7 +123,7 @@ def load_cifar(
             f"torchvision's ({error}). data.download=true downloads {name} into it; data.root=… names another folder"
         ) from None
     parts = memory_splits(
-        *(tensor for part in (train, test) for tensor in (_channels_first(part.data), torch.tensor(part.targets))),
+        *(tensor for part in (train, test) for tensor in (torch.tensor(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))),
         num_classes=num_classes, scheme=scheme, mean=mean, std=std, validation=validation, limit=limit,
     )  # fmt: skip
     _check_classes(train.classes, num_classes, f"data.root={root}")
@@ -249,10 +249,6 @@ def _folder(key: str, value: str | None, exists: bool) -> Path:
             "or of train-*.parquet and validation-*.parquet"
         ) from None
     return folder
-
-
-def _channels_first(images: object) -> Tensor:
-    return torch.as_tensor(images).permute(0, 3, 1, 2).contiguous()
 
 
 def _check_part(part: Part, classes: tuple[str, ...] | None, num_classes: int | None) -> None:
