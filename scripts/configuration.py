@@ -41,7 +41,8 @@ def reference() -> str:
     for name, node in classes.items():
         schema = getattr(nst.config, name)
         if dataclasses.is_dataclass(schema):
-            parts.append(_section(schema, node, source, prefixes.get(name)))
+            bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+            parts.append(_section(schema, [*bases, node], source, prefixes.get(name)))
     parts.append("## Groups\n")
     parts += [_group(folder) for folder in _groups()]
     return "\n".join(part for part in parts if part)
@@ -57,19 +58,25 @@ def _prefixes(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
     yield from names.items()
 
 
-def _section(schema: Any, node: ast.ClassDef, source: list[str], prefixes: list[str] | None) -> str:
+def _section(schema: Any, nodes: list[ast.ClassDef], source: list[str], prefixes: list[str] | None) -> str:
     summary = inspect.getdoc(schema) or ""
     if prefixes is None:
         title = "".join(re.findall("`[^`]+`", summary)[:1])  # the command
     else:
         title = " and ".join(f"`{prefix.removesuffix('.')}`" for prefix in sorted(prefixes) if prefix) or "A run"
     lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
-    types = {s.target.id: s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+    types = {
+        s.target.id: s
+        for node in nodes
+        for s in node.body
+        if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
+    }
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(field.type):
             continue
         statement = types[field.name]
         comment = source[(statement.end_lineno or 1) - 1].partition("  # ")[2]
+        comment = "; ".join(filter(None, [", ".join(field.metadata.get("one_of") or ()), comment]))
         kind = ast.unparse(statement.annotation)
         lines.append(f"| `{field.name}` | {_cell(kind)} | {_default(field)} | {_cell(comment)} |")
     return "\n".join(lines) + "\n" if len(lines) > 4 else ""
