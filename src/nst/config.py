@@ -111,6 +111,7 @@ class TeacherConfig:
 
     model: Any = None  # a node like `model`; null: no teacher
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
+    weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
     mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
     std: list[float] | None = setting(None, above=0)
     precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of its forward pass; targets in fp32; fp16: CUDA

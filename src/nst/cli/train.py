@@ -74,7 +74,7 @@ def dry_run(settings: RunConfig) -> None:
     sizes = Table("", "name", "parameters", title="networks")
     if networks.teacher is not None:
         if settings.teacher.weights is not None:
-            load_weights(networks.teacher, settings.teacher.weights)
+            load_weights(networks.teacher, settings.teacher.weights, settings.teacher.weights_key)
         sizes.add_row("teacher", settings.teacher.model["name"], f"{build.count_parameters(networks.teacher):,}")
     sizes.add_row("student", settings.model["name"], f"{build.count_parameters(networks.distiller.student):,}")
     sizes.add_row("losses", "", f"{build.count_parameters(networks.distiller.losses):,}")

@@ -112,7 +112,7 @@ class Analysis:
         self.labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
         self.normalization = Normalization(data.mean, data.std)
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
-        metadata = load_weights(self.teacher, weights)
+        metadata = load_weights(self.teacher, weights, run.teacher.weights_key)
         self.teacher.to(device).eval()
         expects = expected_normalization(run.teacher.mean, run.teacher.std, metadata) or self.normalization
         scale, shift = (torch.tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(expects))

@@ -43,7 +43,8 @@ def check_teachers(plan: Plan) -> None:
         assert teacher.weights is not None
         if not Path(teacher.weights).is_file():
             raise ValueError(f"teacher.weights={teacher.weights}: no such file")
-        load_weights(build.network("teacher.model", teacher.model, teacher.seed), teacher.weights)
+        model = build.network("teacher.model", teacher.model, teacher.seed)
+        load_weights(model, teacher.weights, teacher.weights_key)
 
 
 def execute(plan: Plan, dist: Dist) -> Outcome:

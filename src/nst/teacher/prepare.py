@@ -102,7 +102,7 @@ def make_teacher(
     folder = Path(outputs) / data.name
     live, expects = None, expected_normalization(settings.mean, settings.std, {})
     if weights is not None:
-        metadata = load_weights(model, weights)
+        metadata = load_weights(model, weights, settings.weights_key)
         expects = expected_normalization(settings.mean, settings.std, metadata)
         about = {"name": name, "weights": weights, "parameters": sum(p.numel() for p in model.parameters())}
         about["sha256"] = sha256_of(weights)
