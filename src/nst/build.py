@@ -94,7 +94,7 @@ def settings(cfg: DictConfig) -> RunConfig:
         for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
         if node is not None and "num_classes" in node
     }
-    if len(set(classes.values())) > 1:
+    if len(set(map(repr, classes.values()))) > 1:
         values = ", ".join(f"{key}={value}" for key, value in classes.items())
         raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
     mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]

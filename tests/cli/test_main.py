@@ -91,7 +91,8 @@ MISTAKES = (
         (("export",), "`run` is required: pass run=…"),
         (("export", "zzz=1"), "There are run, to, formats"),
         (("predict",), "`model` and `images` are required: pass model=… images=…"),
-        (("layers", "all=yes"), "all=yes: true or false is needed"),
+        (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
+    (("layers", "all=yes"), "all=yes: true or false is needed"),
 )  # fmt: skip
 # Each line's exit status and message, in one process in which torch cannot be imported: that would take seconds.
 EACH = """
@@ -122,12 +123,9 @@ def test_mistakes_are_clear_errors_without_importing_torch(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [(("runs", "finished"), "'finished': key=value is needed"), (("reproduce", "table=quick/digit"), "did you mean quick/digits")],
-)  # fmt: skip
-def test_mistakes_of_commands_with_arguments_of_their_own(words: tuple[str, ...], told: str, nst: Nst) -> None:
-    assert told in nst(*words).error
+def test_runs_before_any_run_and_a_word_that_is_no_filter(nst: Nst) -> None:
+    assert "0 runs yet" in nst("runs").out
+    assert "'finished': key=value is needed" in nst("runs", "finished").error
 
 
 @pytest.mark.parametrize(

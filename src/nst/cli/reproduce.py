@@ -11,12 +11,13 @@ __all__ = ["USAGE", "main"]
 
 def main(arguments: Sequence[str]) -> None:
     """Plan, run what is missing, report."""
-    with readable_errors():
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(USAGE)
-            return
+    if not arguments:
+        print(USAGE)
+        return
+    with readable_errors(status=2):
         request = parse(arguments)
         read_table(request.table)  # a misspelt name fails at once; the imports below take seconds
+    with readable_errors():
         from nst.tables.command import reproduce
 
         reproduce(request)
