@@ -60,9 +60,9 @@ MISTAKES = {
     "optim.lr=-1": ("optim: Invalid learning rate: -1",),
     "trainer.precision=fp8": ("trainer.precision=fp8", "bf16, fp16"),
     "trainer.checkpoint_every=5": ("trainer.checkpoint_every=5", "500 steps"),
-    "trainer.clip_grad_norm=0": ("trainer.clip_grad_norm=0", "positive"),
-    "teacher.min_accuracy=101": ("teacher.min_accuracy=101", "percentage"),
-    "seed=-1": ("seed=-1", "from 0 to"),
+    "trainer.clip_grad_norm=0": ("trainer.clip_grad_norm=0", "above 0"),
+    "teacher.min_accuracy=101": ("teacher.min_accuracy=101", "at most 100"),
+    "seed=-1": ("seed=-1", "at least 0"),
     "~loss.nst_poly.weight": ("loss.nst_poly.weight", "None"),
 }
 
@@ -73,10 +73,14 @@ def test_mistakes_are_named_with_what_would_be_right(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", override])
     monkeypatch.setattr(build, "dataset", lambda run: pytest.fail("data was read"))
-    with pytest.raises((ValueError, HydraException)) as caught:
+
+    def make() -> None:
         run = build.settings(compose(override))
         build.check(run)
         build.networks(run)
+
+    with pytest.raises((ValueError, HydraException)) as caught:
+        make()
     message = explain(caught.value)
     assert all(part in message for part in MISTAKES[override]), message
 
@@ -93,8 +97,9 @@ def test_a_loss_of_labels_alone_drops_the_teacher(compose: Compose) -> None:
     assert build.networks(run).teacher is None
 
 
-@pytest.mark.parametrize("loss", sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml")))
+@pytest.mark.parametrize("loss", sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml") if p.stem != "ofa"))
 def test_every_loss_builds(loss: str, compose: Compose) -> None:
+    """But OFA, whose layers are those of networks with four stages."""
     networks = build.networks(build.settings(compose(f"loss={loss}")))
     names = [term.name for term in networks.distiller.terms]
     assert names[0] == "ce"

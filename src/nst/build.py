@@ -2,13 +2,16 @@
 
 import difflib
 import math
+import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import hydra.utils
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -34,13 +37,13 @@ from nst.data.mixing import MixingLoader
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.layers import LOGITS, feature_shapes, resolve, shown
+from nst.loop import seed_draws
 from nst.losses import Shape, TransferLoss
 from nst.models.parts import freeze
 from nst.models.weights import check_saveable, load_weights
 from nst.optim import check_optimizer
 from nst.runs.checkpoint import check_resumable
 from nst.runs.trackers import Tracker
-from nst.seeds import seeded
 
 # names that the shipped losses use for their layers
 LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
@@ -54,6 +57,19 @@ class Networks:
     teacher: nn.Module | None
     student_shapes: dict[str, Shape]  # layer → (C, H, W) of one image
     teacher_shapes: dict[str, Shape]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block whose draws depend on `seed` alone; afterwards the CPU's generators continue as if there had been none."""
+    numpy_state, state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            seed_draws(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(state)
 
 
 def settings(cfg: DictConfig) -> RunConfig:

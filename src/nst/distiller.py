@@ -104,7 +104,11 @@ class Distiller(nn.Module):
 
         Args:
             labels: `[B]` int64; of mixed images `[B, classes]` probabilities.
+            targets: the teacher's, by spec key; see `target_specs`.
             context: what losses need besides labels and the teacher, by name; see `losses.base.Input`.
+
+        Raises:
+            ValueError: no gradient flows from a term's features to the student, or its value is not a number.
         """
         logits = self.student(images)
         features = self.hooks.read() | {LOGITS: logits}
@@ -121,43 +125,33 @@ class Distiller(nn.Module):
             context: what the losses need besides the teacher, including the labels.
 
         Raises:
-            ValueError: no gradient flows from its features to the student, so the term would train nothing.
+            ValueError: no gradient flows from its features to the student, so the term would train nothing; it is no number.
         """
         if torch.is_grad_enabled() and not any(features[pair.student].requires_grad for pair in term.pairs):
             raise ValueError(
                 f"loss.{term.name}: no gradient flows from the student's {', '.join(pair.student for pair in term.pairs)}, so this term would "
-                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Layer a later "
+                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Name a later "
                 "layer, or set the term's weight to 0"
             )
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
-            value = value + instance.weight * self._value(instance, features, targets, context)
-        return value
-
-    def _value(
-        self,
-        instance: Instance,
-        features: Mapping[str, Tensor],
-        targets: Targets,
-        context: Mapping[str, Tensor],
-    ) -> Tensor:
-        loss = self.losses[instance.keys[0]]
-        assert isinstance(loss, TransferLoss)
-        labelled = loss.source == "labels"
-        extra = {name: context[name] for name in (("labels",) if labelled else loss.inputs)}
-        inputs = [extra if labelled else {**targets[key], **extra} for key in instance.keys]
-        student_features = [features[pair.student] for pair in instance.pairs]
-        if loss.relational:
-            student_features = [loss.reduce_student(feature) for feature in student_features]
-            if (gather := self.gather) is not None:
-                student_features = [gather(feature) for feature in student_features]
-                inputs = [{name: gather(t) if t.ndim else t for name, t in target.items()} for target in inputs]
-        value = loss(student_features, inputs) if loss.all_layers else loss(student_features[0], inputs[0])
-        if value.ndim:
-            raise ValueError(
-                f"loss.{instance.keys[0].split(':')[0]}: its forward gives shape {tuple(value.shape)}; one number, the mean over the "
-                "batch, is needed"
-            )
+            loss = self.losses[instance.keys[0]]
+            assert isinstance(loss, TransferLoss)
+            labelled = loss.source == "labels"
+            extra = {name: context[name] for name in (("labels",) if labelled else loss.inputs)}
+            inputs = [extra if labelled else {**targets[key], **extra} for key in instance.keys]
+            student = [features[pair.student] for pair in instance.pairs]
+            if loss.relational:
+                student = [loss.reduce_student(feature) for feature in student]
+                if (gather := self.gather) is not None:
+                    student = [gather(feature) for feature in student]
+                    inputs = [{name: gather(t) if t.ndim else t for name, t in target.items()} for target in inputs]
+            part = loss(student, inputs) if loss.all_layers else loss(student[0], inputs[0])
+            if part.ndim:
+                raise ValueError(
+                    f"loss.{term.name}: its forward gives shape {tuple(part.shape)}; one number, the mean over the batch, is needed"
+                )
+            value = value + instance.weight * part
         return value
 
     def total(self, values: Mapping[str, Tensor], relational: bool | None = None) -> Tensor:

@@ -5,6 +5,7 @@ evaluations, checkpoints, stop signals.
 """
 
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,7 +26,6 @@ from nst.evaluate import Metrics, evaluate, has_collapsed
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.precision import autocast
 from nst.runs.record import Record
-from nst.seeds import seed_draws
 from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.teacher import Teacher
 
@@ -115,12 +115,15 @@ class Training:
         # rate and draws: functions of the step
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
-        seed_draws(_seed(self.seed, step, dist.rank))
-        context = self.context(batch)
+        seed_draws(int(np.random.SeedSequence((self.seed, step, dist.rank)).generate_state(1)[0]))
+        context = self.context(batch) if self.inputs else {}
 
         # forward, losses, backward
         sums: dict[str, Tensor] = {}
-        parts = self.parts(len(batch.labels))
+        parts = self.parts(len(batch.labels)) if settings.accumulate > 1 else [slice(0, len(batch.labels))]
+        plain = (
+            dist.world == len(parts) == 1 and not self.relational
+        )  # the loss of this part is that of the global batch
         for rows in parts:
             part, labels = batch.images[rows], batch.labels[rows]
             forward = self.forward if self.compiled is None or len(part) != self.compiled[0] else self.compiled[1]
@@ -129,10 +132,10 @@ class Training:
             # several ranks exchange gradients once a step, in its last backward pass
             replicas = self.forward if isinstance(self.forward, DistributedDataParallel) else None
             with nullcontext() if replicas is None or rows is parts[-1] else replicas.no_sync():
-                with autocast(dist.device, settings.precision):
+                with nullcontext() if settings.precision == "fp32" else autocast(dist.device, settings.precision):
                     logits, values = forward(part, labels, taught, inputs)
-                loss = distiller.total(values)
-                scaled = self.ddp_scale(loss, values, len(part))
+                loss = torch.stack([term.weight * values[term.name] for term in distiller.terms]).sum()
+                scaled = loss if plain else self.ddp_scale(loss, values, len(part))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             for name, value in measure(logits, labels, loss, values).items():
                 sums[name] = sums.get(name, 0) + value
@@ -156,7 +159,7 @@ class Training:
 
         # log: sums on the device, read with the next log line; a non-finite step ends the run
         self.progress.step += 1
-        bad = ~torch.isfinite(norm if self.scaler is None else sums["loss"])
+        bad = ~torch.isfinite(sums["loss"] if self.scaler is not None else sums["loss"] + norm)
         counts = {"steps": torch.ones_like(norm), "images": torch.full_like(norm, len(batch.labels))}
         row = counts | {"grad_norm": norm if self.scaler is None else norm.nan_to_num(posinf=0)} | sums
         values = torch.stack([value.detach().double() for value in row.values()])
@@ -166,7 +169,7 @@ class Training:
         self.sums = self.sums + values
         values[0] = self.progress.step
         self.nonfinite = torch.where(bad & (self.nonfinite[0] == 0), values, self.nonfinite)
-        if dist.device.type == "cpu":  # where looking does not make the host wait
+        if dist.device.type == "cpu" and self.nonfinite[0]:  # on a GPU looking would make the host wait
             self.check()
 
     def ddp_scale(self, loss: Tensor, values: Mapping[str, Tensor], images: int) -> Tensor:
@@ -194,7 +197,8 @@ class Training:
         if "progress" in self.inputs:
             context["progress"] = torch.full((), step / self.steps, device=device)
         if "seed" in self.inputs:
-            context["seed"] = torch.full((), _seed(self.seed, step), dtype=torch.int64)
+            draw = np.random.SeedSequence((self.seed, step))  # the same on every rank
+            context["seed"] = torch.full((), int(draw.generate_state(1)[0]), dtype=torch.int64)
         return context
 
     def images_in(self, step: int) -> int:
@@ -326,11 +330,6 @@ def measure(logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, T
     hits = (logits.detach().argmax(1) == labels).sum()
     sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
     return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
-
-
-def _seed(*numbers: int) -> int:
-    """A seed derived from these numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class Loop:
@@ -522,6 +521,13 @@ class Loop:
         (signum,) = training.dist.max(self.flag.signum)
         if signum:
             raise Interrupted(signum)
+
+
+def seed_draws(seed: int) -> None:
+    """Seed torch, numpy and `random`, which users' code may draw from as well: draws of a step or a network depend on this alone."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator, which users' code draws from)
+    random.seed(seed)
 
 
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative

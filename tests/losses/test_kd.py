@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.losses import reference
 from torch.nn import functional as F
 
-from nst.losses import KD, CrossEntropy
+from nst.losses import DKD, KD, CrossEntropy
 
 
 @pytest.mark.parametrize(("convention", "power"), [("paper", 0), ("official", 0), ("crd", 2)])
@@ -72,3 +72,20 @@ def test_label_smoothing_and_mixed_labels() -> None:
     for wrong in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="label_smoothing is"):
             CrossEntropy(label_smoothing=wrong)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_class_that_the_teacher_does_not_know_adds_nothing(standardize: bool) -> None:
+    """A logit of −∞: 0 · log 0 = 0, and standardised over the classes that it knows; finite gradients, in KD and DKD."""
+    teacher = torch.tensor([[1.0, 2.0, -torch.inf], [0.3, -0.2, 0.7]], dtype=torch.float64)
+    student = torch.tensor([[0.5, 0.2, 0.1], [0.1, 0.4, -0.3]], dtype=torch.float64, requires_grad=True)
+    loss = KD(temperature=1.0, standardize=standardize)
+    value = loss(student[:1], loss.target(teacher[:1]))
+    rows = [row if not standardize else (row - row.mean()) / (row.std() + 1e-7) for row in (teacher[0, :2], student[0])]
+    p_t = torch.cat((rows[0].softmax(0), torch.zeros(1, dtype=torch.float64)))
+    torch.testing.assert_close(value, F.kl_div(rows[1].log_softmax(0)[None], p_t[None], reduction="batchmean"))
+    for kind in (loss, DKD(standardize=standardize, warmup=0)):
+        for labels in ((0, 1), (2, 0)):
+            target = kind.target(teacher) | {"labels": torch.tensor(labels), "epoch": torch.tensor(0.0)}
+            (gradient,) = torch.autograd.grad(kind(student, target), student)
+            assert gradient.isfinite().all()

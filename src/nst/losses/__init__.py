@@ -9,11 +9,10 @@ loss = cross_entropy + 50 * nst(student_feature, target)
 
 from nst.losses.abkd import ABKD
 from nst.losses.attention import AT
-from nst.losses.base import Convention, Input, LossSpec, Shape, TransferLoss
+from nst.losses.base import Convention, CrossEntropy, Input, LossSpec, Shape, TransferLoss
 from nst.losses.cat_kd import CATKD
 from nst.losses.cc import CC
 from nst.losses.crd import CRD
-from nst.losses.cross_entropy import CrossEntropy
 from nst.losses.dist import DIST
 from nst.losses.dkd import DKD
 from nst.losses.fitnet import FitNet

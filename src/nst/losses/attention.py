@@ -21,7 +21,7 @@ from nst.losses.base import (
     target_tensor,
     working_dtype,
 )
-from nst.losses.blocks import first_order, image_blocks, join
+from nst.losses.mmd import first_order, image_blocks, join
 
 ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
 ZOO_EPS = 1e-6

@@ -373,12 +373,24 @@ def standardise(logits: Tensor) -> Tensor:
     """Zero mean and unit deviation over the classes of an image: (z − z̄) / (1e-7 + std z), `[B, classes]`.
 
     As in the code of Sun et al. (2024), with the deviation over classes − 1. Logits that are equal but for rounding, and
-    those of one class, become zeros, and get no gradient.
+    those of one class, become zeros, and get no gradient. A class of −∞, which a teacher does not know, counts as none.
     """
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    squared = centred.square().sum(dim=1, keepdim=True) / max(1, logits.shape[1] - 1)
+    unknown = logits == -torch.inf
+    known, classes = (~unknown).sum(dim=1, keepdim=True), logits.shape[1]
+    logits = logits.masked_fill(unknown, 0.0)
+    centred = (logits - logits.mean(dim=1, keepdim=True) * (classes / known.clamp(min=1))).masked_fill(unknown, 0.0)
+    squared = centred.square().sum(dim=1, keepdim=True) / max(1, classes - 1)
+    squared = squared * (max(1, classes - 1) / (known - 1).clamp(min=1))  # 1 where all classes are known
     flat = squared <= (4 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1, keepdim=True)) ** 2
-    return torch.where(flat, 0.0, centred) / (torch.where(flat, 1.0, squared).sqrt() + STANDARD_EPS)
+    standard = torch.where(flat, 0.0, centred) / (torch.where(flat, 1.0, squared).sqrt() + STANDARD_EPS)
+    return standard.masked_fill(unknown, -torch.inf)
+
+
+def kl_divergence(log_s: Tensor, log_t: Tensor) -> Tensor:
+    """KL(p_T ‖ p_S) of log-probabilities `[B, n]`, mean over the batch. 0 · log 0 = 0: a class that the teacher does not know adds nothing."""
+    unknown = log_t == -torch.inf
+    log_s, log_t = log_s.masked_fill(unknown, 0.0), log_t.masked_fill(unknown, -1e4)  # e to this power is 0
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 class LogitLoss(TransferLoss):
@@ -458,3 +470,41 @@ def log_binary(logits: Tensor, index: Tensor) -> Tensor:
     none = (others == -torch.inf).all(dim=1)
     rest = others.masked_fill(none[:, None], 0.0).logsumexp(dim=1).masked_fill(none, -torch.inf)
     return torch.stack((logarithms.gather(1, index[:, None])[:, 0], rest), dim=1)
+
+
+class CrossEntropy(TransferLoss):
+    """H(y, p_S) = −Σ_c y_c log softmax(z_S)[c], mean over the batch.
+
+    `forward(logits, {"labels": labels})` with logits `[B, classes]` and int64 labels `[B]`, or `[B, classes]` probabilities of
+    images that are mixtures.
+
+    Args:
+        label_smoothing: ε, 0 <= ε < 1: each class gets ε / classes of the target (Szegedy et al., 2016).
+
+    Raises:
+        ValueError: ε outside its range.
+    """
+
+    source: ClassVar[Literal["teacher", "labels"]] = "labels"
+    on_logits: ClassVar[bool] = True
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; 0 (none) or more, and below 1, is needed")
+        self.label_smoothing = float(label_smoothing)
+
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """Raises TypeError: labels come from the data, not from a teacher."""
+        raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its target")
+
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy. Raises ValueError when the labels are missing or of another batch size."""
+        labels = target_tensor(target, "labels", student_feature.shape[0])
+        with no_autocast(student_feature):
+            logits = student_feature.to(working_dtype(student_feature))
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Labels are no part of a teacher's target."""
+        return LossSpec("cross-entropy", {}, 8 * student_shape[0])

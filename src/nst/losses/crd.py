@@ -19,7 +19,7 @@ from nst.losses.base import (
     target_tensor,
     unit_rows,
 )
-from nst.losses.blocks import blocks_of, first_order
+from nst.losses.mmd import blocks_of, first_order
 
 EPS = 1e-7
 BLOCK_BYTES = 64 << 20

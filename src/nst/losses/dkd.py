@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import Input, LogitLoss, check_convention, check_number, no_autocast, target_tensor, warmup_factor
+from nst.losses.base import (
+    Input,
+    LogitLoss,
+    check_convention,
+    check_number,
+    kl_divergence,
+    no_autocast,
+    target_tensor,
+    warmup_factor,
+)
 
 
 class DKD(LogitLoss):
@@ -67,7 +76,7 @@ class DKD(LogitLoss):
                 return student.sum() * 0
             target_s, other_s = decouple(student / self.temperature, labels)
             target_t, other_t = decouple(teacher / self.temperature, labels)
-            value = self.alpha * F.kl_div(target_s, target_t, reduction="batchmean", log_target=True)
+            value = self.alpha * kl_divergence(target_s, target_t)
             value = value + self.beta * (other_t.exp() * (finite(other_t) - finite(other_s))).sum(dim=1).mean()
             return self.scale * ramp * value
 
@@ -78,7 +87,8 @@ def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     others = logits.masked_fill(mask, -torch.inf)
     total, remainder = logits.logsumexp(dim=1, keepdim=True), others.logsumexp(dim=1, keepdim=True)
     target = logits.gather(1, labels[:, None])
-    return torch.cat((target - total, remainder - total), dim=1), others - remainder
+    others = (others - remainder).masked_fill(others == -torch.inf, -torch.inf)  # also where there is no other class
+    return torch.cat((target - total, remainder - total), dim=1), others
 
 
 def finite(logarithms: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import LogitLoss, check_convention, check_number, no_autocast
+from nst.losses.base import LogitLoss, check_convention, check_number, kl_divergence, no_autocast
 
 
 class KD(LogitLoss):
@@ -45,4 +45,4 @@ class KD(LogitLoss):
             student, teacher = self.read(student_feature, target)
             log_s = F.log_softmax(student / self.temperature, dim=1)
             log_t = F.log_softmax(teacher / self.temperature, dim=1)
-            return self.scale * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+            return self.scale * kl_divergence(log_s, log_t)

@@ -86,6 +86,7 @@ class NST(TransferLoss):
         self.convention = convention
         self.teacher_term = convention != "official"
         self.scale = 0.5 if convention == "paper" else 1.0
+        self.needs_mean = isinstance(self.kernel, Polynomial) and self.kernel.c != 0  # by the Gram implementation
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
     def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Implementation:
@@ -128,37 +129,25 @@ class NST(TransferLoss):
         """`[B, C_S, H, W]` → scalar. Raises ValueError when the target is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
-            implementation, main = self.read(target, student_feature.shape[0])
+            names = () if isinstance(target, Tensor) else target.keys()
+            supported: list[Implementation] = [key for key in KEYS if key in self.implementations and key in names]
+            implementation = supported[0] if supported else self.implementations[0]
+            main = target_tensor(target, implementation, student_feature.shape[0])
             count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)
-            dtype = working_dtype(x)
-            if implementation in ("pairs", "stream"):
-                teacher = {"units": laid_out_like(main.to(dtype), x)}
+            kernel, term, eps, dtype = self.kernel, self.teacher_term, self.eps, working_dtype(x)
+            c = kernel.c if isinstance(kernel, Polynomial) else 0.0
+            if implementation == "stream":
+                value = streamed_mmd(x, laid_out_like(main.to(dtype), x), kernel, term, eps)
+            elif implementation == "mean":
+                value = mean_mmd(x, main.to(dtype), c, term, eps)
             else:
-                teacher = {key: value.to(dtype) for key, value in target.items()}
-            return self.scale * self.mmd2(x, teacher, implementation).mean()
-
-    def read(self, target: Mapping[str, Tensor], batch: int) -> tuple[Implementation, Tensor]:
-        """A target's implementation and its main tensor."""
-        names = () if isinstance(target, Tensor) else target.keys()
-        supported: list[Implementation] = [key for key in KEYS if key in self.implementations and key in names]
-        implementation = supported[0] if supported else self.implementations[0]
-        return implementation, target_tensor(target, implementation, batch)
-
-    def mmd2(self, x: Tensor, teacher: Mapping[str, Tensor], implementation: Implementation) -> Tensor:
-        """MMD² of each image `[B]` (without the teacher's own term where the settings say so)."""
-        kernel, term, eps = self.kernel, self.teacher_term, self.eps
-        if implementation == "stream":
-            return streamed_mmd(x, teacher["units"], kernel, term, eps)
-        assert isinstance(kernel, Polynomial)
-        if implementation == "mean":
-            return mean_mmd(x, teacher["mean"], kernel.c, term, eps)
-        return quadratic_mmd(x, teacher, kernel.c, term, eps)
-
-    @property
-    def needs_mean(self) -> bool:
-        """Whether the Gram implementation also needs the mean map."""
-        return isinstance(self.kernel, Polynomial) and self.kernel.c != 0
+                if implementation == "pairs":
+                    teacher = {"units": laid_out_like(main.to(dtype), x)}
+                else:
+                    teacher = {key: value.to(dtype) for key, value in target.items()}
+                value = quadratic_mmd(x, teacher, c, term, eps)
+            return self.scale * value.mean()
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Implementation, target and memory for shapes (C, H, W). Raises ValueError as `target` does."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst.losses.base import PooledLoss, check_convention, check_number, no_autocast
-from nst.losses.blocks import blocks_of, first_order
+from nst.losses.mmd import blocks_of, first_order
 
 SAME = 1e-13
 """‖x − y‖² up to this share of ‖x‖² + ‖y‖² is rounding of float32 features: the two images are one point."""

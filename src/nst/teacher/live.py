@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from nst.data.batch import Batch
 from nst.distiller import Targets, TargetSpec
 from nst.layers import LOGITS, LayerHooks, resolve
 from nst.precision import autocast
+
+if TYPE_CHECKING:
+    from nst.teacher.cache import CachedTeacher, TeacherCache
 
 BatchAndTargets = tuple[Batch, Targets]
 
@@ -59,11 +62,11 @@ class _Depth:
         if self.running and self.events == self.last:
             raise _LastLayerReached
 
-    def run(self, forward: Callable[[], Tensor]) -> None:
-        """`forward()` as far as needed."""
+    def run(self, forward: Callable[[Tensor], Tensor], images: Tensor) -> None:
+        """`forward(images)` as far as needed."""
         self.events, self.running = 0, True
         try:
-            forward()
+            forward(images)
             self.last = self.events
         except _LastLayerReached:
             return
@@ -137,10 +140,11 @@ class LiveTeacher:
 
     def logits(self, images: Tensor) -> Tensor:
         """The teacher's own output for images `[B, C, H, W]` of the data's normalisation."""
+        images = images if self._convert is None else self.convert(images)
         if self.precision == "fp32":
-            return self.model(self.convert(images))
+            return self.model(images)
         with autocast(images.device, self.precision):
-            return self.model(self.convert(images))
+            return self.model(images)
 
     def __call__(self, batch: Batch) -> Targets:
         """Targets of a batch, by spec key."""
@@ -150,7 +154,7 @@ class LiveTeacher:
         """Each batch with its targets added; on a GPU those of the next batch are started before a batch is yielded."""
         if self._stream is None:
             for batch, targets in batches:
-                yield batch, targets | self(batch)
+                yield batch, targets | self.targets(batch.images)
             return
         current = torch.cuda.current_stream(self._stream.device)
         started: BatchAndTargets | None = None
@@ -182,7 +186,7 @@ class LiveTeacher:
             return self._compiled(images)
         if self._depth is None:
             return self._full_forward(images)
-        self._depth.run(lambda: self.logits(images))
+        self._depth.run(self.logits, images)
         return self._make_targets(self.hooks.read())
 
     def compile(self, batch_size: int) -> None:
@@ -216,6 +220,34 @@ class LiveTeacher:
                     'such as {"map": feature}'
                 )
         return targets
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where a run's targets come from, and what is known of the teacher. Without arguments: no teacher, so no targets."""
+
+    sources: "Sequence[LiveTeacher | CachedTeacher]" = ()
+    about: dict[str, Any] | None = None  # name, weights and accuracy of the teacher, for summary.json
+    live: LiveTeacher | None = None  # the teacher, if it was loaded
+    views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
+    cache: "TeacherCache | None" = None
+
+    def targets(self, batches: Iterable[Batch]) -> Iterator[BatchAndTargets]:
+        """Each batch with its targets, by spec key. Reads or computes those of later batches ahead."""
+        pairs: Iterable[BatchAndTargets] = ((batch, {}) for batch in batches)
+        for source in self.sources:
+            pairs = source.add_targets(pairs)
+        return iter(pairs)
+
+    def __call__(self, batch: Batch) -> Targets:
+        """Targets of a single batch, by spec key."""
+        return {key: target for source in self.sources for key, target in source(batch).items()}
+
+    def compile(self, batch_size: int) -> None:
+        """Compile a live teacher for batches of this size (0: eager again)."""
+        for source in self.sources:
+            if isinstance(source, LiveTeacher):
+                source.compile(batch_size)
 
 
 def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()) -> int:

@@ -3,21 +3,20 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 
 from nst.config import CacheConfig, TeacherConfig, TrainerConfig
-from nst.data.batch import Batch
 from nst.data.dataset import Dataset
 from nst.data.progress import counted
 from nst.dist import Dist
-from nst.distiller import Targets, TargetSpec
+from nst.distiller import TargetSpec
 from nst.evaluate import evaluate
 from nst.files import sha256_of, write_whole
 from nst.layers import resolve
@@ -35,38 +34,10 @@ from nst.teacher.cache import (
     why_live,
     write_cache,
 )
-from nst.teacher.live import BatchAndTargets, LiveTeacher, Normalization, fold_batch_norm
+from nst.teacher.live import LiveTeacher, Normalization, Teacher, fold_batch_norm
 from nst.teacher.statistics import init_teacher_statistics
 
 COMPARED_IMAGES = 8  # of which a cache is compared with its teacher at each start
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Where a run's targets come from, and what is known of the teacher. Without arguments: no teacher, so no targets."""
-
-    sources: Sequence[LiveTeacher | CachedTeacher] = ()
-    about: dict[str, Any] | None = None  # name, weights and accuracy of the teacher, for summary.json
-    live: LiveTeacher | None = None  # the teacher, if it was loaded
-    views: Tensor | None = None  # [images, K]: the views that epochs show; None: all
-    cache: TeacherCache | None = None
-
-    def targets(self, batches: Iterable[Batch]) -> Iterator[BatchAndTargets]:
-        """Each batch with its targets, by spec key. Reads or computes those of later batches ahead."""
-        pairs: Iterable[BatchAndTargets] = ((batch, {}) for batch in batches)
-        for source in self.sources:
-            pairs = source.add_targets(pairs)
-        return iter(pairs)
-
-    def __call__(self, batch: Batch) -> Targets:
-        """Targets of a single batch, by spec key."""
-        return {key: target for source in self.sources for key, target in source(batch).items()}
-
-    def compile(self, batch_size: int) -> None:
-        """Compile a live teacher for batches of this size (0: eager again)."""
-        for source in self.sources:
-            if isinstance(source, LiveTeacher):
-                source.compile(batch_size)
 
 
 def make_teacher(
