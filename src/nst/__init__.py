@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         TransferLoss,
     )
     from nst.models.weights import load_weights, save_weights
-    from nst.teacher import LiveTeacher, Normalization
+    from nst.teacher import LiveTeacher, Normalization, Teacher
 
 __version__ = "0.2.0"
 
@@ -84,6 +84,7 @@ __all__ = [
     "Normalization",
     "Pair",
     "ReviewKD",
+    "Teacher",
     "Term",
     "TrainerConfig",
     "Training",
@@ -103,7 +104,7 @@ _HOMES = {
     "nst.data.views": ("ViewScheme",),
     "nst.distiller": ("Distiller", "Pair", "Term"),
     "nst.export": ("load_student",),
-    "nst.teacher": ("LiveTeacher", "Normalization"),
+    "nst.teacher": ("LiveTeacher", "Normalization", "Teacher"),
     "nst.losses": (
         "ABKD", "AT", "CATKD", "CC", "CRD", "DIST", "DKD", "KD", "MGD", "NKD", "NST", "OFA", "PKT", "RKD", "RLD", "SDD", "SP", "TTM",
         "VID", "WKDF", "WKDL", "CrossEntropy", "FitNet", "ReviewKD", "TransferLoss",
