@@ -50,7 +50,9 @@ def outcome(run: Path) -> dict[str, Any]:
         "test": summary["test"],
         "best": summary["best"],
         "steps": summary["steps"],
-        **tensors({key: state[key] for key in ("progress", "distiller", "optimizer", "sums", "scaler", "last", "about")}),
+        **tensors(
+            {key: state[key] for key in ("progress", "distiller", "optimizer", "sums", "scaler", "last", "about")}
+        ),
     }
 
 

@@ -51,17 +51,6 @@ def die_after_step(number: int, rank: int = 0) -> None:
         around_step(number, after=die)
 
 
-def own_code() -> None:
-    """No fault: modules in the working directory are found, as the command line has it."""
-    sys.path.insert(0, str(Path.cwd()))
-
-
-def own_code_and_die(number: int) -> None:
-    """SIGKILL after a step of a run with code of one's own."""
-    own_code()
-    die_after_step(number)
-
-
 def die_in_evaluation(epoch: int) -> None:
     """SIGKILL in the evaluation that ends an epoch."""
     dead_in_evaluation(epoch, die)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,11 +91,10 @@ def test_no_checkpoint_left(place: Place) -> None:
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "it has no logs": lambda state: state.pop("logs"),
-    "logs is {'metrics': 'x'": lambda state: state["logs"].update(metrics="x"),
+    "it has no 'logs'": lambda state: state.pop("logs"),
     "it is of step 1000, the run has 12": lambda state: state["progress"].update(step=1000),
-    "last is {'a': 1}": lambda state: state.update(last={"a": 1}),
-    "sums for ": lambda state: state["meter"].update(sums=torch.zeros(1, 1)),
+    "unexpected keyword argument 'a'": lambda state: state.update(last={"a": 1}),
+    "sums for ": lambda state: state["sums"].update(values=torch.zeros(1, 1)),
     "buffers ['a'] there, [] now": lambda state: state.update(unsaved_buffers={"a": torch.zeros(1)}),
 }
 
@@ -200,7 +198,7 @@ def test_killed_in_every_place_of_a_save(server: Server, tmp_path: Path) -> None
 
 
 def test_another_run(place: Place, tmp_path: Path, half: Place) -> None:
-    """Other data under the same name, another teacher under the same name, another world, a configuration changed."""
+    """Other data under the same name, another teacher under the same name, another world."""
     teacher = next(arg for arg in place.args if arg.startswith("teacher.weights=")).split("=")[1]
     own = Path(shutil.copy(teacher, tmp_path / "teacher.safetensors"))
     run = Place(half.server, tmp_path / "own", [*place.args, f"teacher.weights={own}"])
@@ -217,8 +215,3 @@ def test_another_run(place: Place, tmp_path: Path, half: Place) -> None:
     assert "is of another run: ranks: 1 there, 2 now" in run.text(0)
     assert "error:" not in run.text(1)
     assert "Traceback" not in run.text(1)
-    config = json.loads((run.path / "config.json").read_text())
-    config["optim"]["momentum"] = 0.5
-    (run.path / "config.json").write_text(json.dumps(config))
-    assert run.run() == 1
-    assert "holds a run of another configuration: optim.momentum: 0.5 there, 0.9 now" in run.text()

@@ -88,20 +88,6 @@ def test_a_network_that_draws_and_remembers_by_itself(server: Server, tiny: list
     assert differing(outcome(killed.path), outcome(alone.path)) == []
 
 
-def test_an_edited_network_is_a_warning(server: Server, tiny: list[str], tmp_path: Path) -> None:
-    """The run continues with it."""
-    place = Place(
-        server, tmp_path / "killed", [*tiny, "loss=ce", "model._target_=mynet.Net", "trainer.checkpoint_every=2 steps"]
-    )
-    place.folder.mkdir()
-    source = "from tests.faults.small import Small\n\n\nclass Net(Small):\n    pass\n"
-    (place.folder / "mynet.py").write_text(source)
-    assert place.run("own_code_and_die", 3) == KILLED, place.text()
-    (place.folder / "mynet.py").write_text(source + "\n\nEDITED = True\n")
-    assert place.run("own_code") == 0, place.text()
-    assert f"{place.folder}/mynet.py has changed since step-00000002.ckpt was written" in place.text()
-
-
 def test_a_loss_whose_buffers_differ_between_ranks_is_refused(server: Server, tiny: list[str], tmp_path: Path) -> None:
     place = Place(server, tmp_path / "here", [*tiny, *own_loss("Unequal")])
     assert place.ranks() == [1, 1]

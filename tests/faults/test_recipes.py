@@ -12,7 +12,7 @@ from nst.runs.checkpoint import Checkpoints
 
 KILLED = -9
 RECIPES = {
-    "ema": ["loss=[ce,nst_poly]", "trainer.ema=0.8", "trainer.skip_nonfinite=true"],
+    "ema": ["loss=[ce,nst_poly]", "trainer.ema=0.8"],
     "mixing": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16"],
 }
 

@@ -1,7 +1,6 @@
 """Checkpoints: what was saved comes back, the last few stay, nothing damaged is used and nothing lost is passed over."""
 
 import hashlib
-import importlib
 import io
 import logging
 from pathlib import Path
@@ -11,10 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nst.files import sha256_of
-from nst.models import resnet8
 from nst.runs.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
-from nst.runs.provenance import user_sources
 
 
 def state(step: int) -> dict[str, Any]:
@@ -143,11 +139,3 @@ def test_state_that_cannot_come_back_is_refused() -> None:
     for state in (Path("x"), nn.Linear(1, 1), lambda: 0):
         with pytest.raises(ValueError, match=r"the state _extra_state is a .* that no checkpoint can hold"):
             check_resumable(Own(state))
-
-
-def test_only_sources_of_ones_own_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "written_here.py").write_text("from torch import nn\n\n\nclass Own(nn.Linear):\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    kind = importlib.import_module("written_here").Own
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), resnet8(), kind(1, 1))
-    assert user_sources(network) == {"written_here": sha256_of(tmp_path / "written_here.py")}

@@ -1,20 +1,12 @@
 """Provenance of a result: commit, versions, hardware, the user's own code."""
 
-import inspect
 import os
 import platform
 import subprocess
-import sys
-import sysconfig
-from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from nst.files import sha256_of
 
 PACKAGES = ("nst", "torch", "torchvision", "hydra-core", "numpy")
 
@@ -65,21 +57,3 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def user_sources(*networks: nn.Module | None) -> dict[str, str]:
-    """SHA-256 of each source file of the user that defines a layer or loss, by module name; installed packages are left out."""
-    installed = [Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith("lib")]
-    installed.append(Path(__file__).resolve().parents[1])
-    digests: dict[str, str] = {}
-    for module_class in {type(module) for network in networks if network is not None for module in network.modules()}:
-        with suppress(TypeError, OSError):  # defined interactively, or compiled
-            file = Path(inspect.getsourcefile(module_class) or "").resolve()
-            if file.is_file() and not any(file.is_relative_to(folder) for folder in installed):
-                digests[module_class.__module__] = sha256_of(file)
-    return dict(sorted(digests.items()))
-
-
-def changed_sources(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The files of modules that both results of `user_sources` have, with another content."""
-    return [str(sys.modules[module].__file__) for module, digest in before.items() if now.get(module, digest) != digest]
