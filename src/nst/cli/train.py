@@ -72,7 +72,7 @@ def dry_run(settings: RunConfig) -> None:
     networks = build.networks(settings)
     build.check(settings)
     sizes = Table("", "name", "parameters", title="networks")
-    if networks.teacher is not None:
+    if networks.teacher is not None and settings.teacher.model is not None:
         if settings.teacher.weights is not None:
             load_weights(networks.teacher, settings.teacher.weights, settings.teacher.weights_key)
         sizes.add_row("teacher", settings.teacher.model["name"], f"{build.count_parameters(networks.teacher):,}")
