@@ -108,8 +108,8 @@ def settings(cfg: DictConfig) -> RunConfig:
     classes = {
         f"{key}.num_classes": node["num_classes"]
         for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
-        if node is not None and "num_classes" in node
-    }
+        if node is not None and "num_classes" in node and (node["num_classes"] or key != "teacher.model")
+    }  # of a teacher 0: it has no classifier
     if len(set(map(repr, classes.values()))) > 1:
         values = ", ".join(f"{key}={value}" for key, value in classes.items())
         raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
@@ -351,6 +351,14 @@ def trackers(run: RunConfig) -> dict[str, Tracker]:
     return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
 
 
+def _constructor(node: Any) -> Any:
+    """A network's node, and those of an ensemble's members, without what is no argument of its constructor."""
+    if not isinstance(node, Mapping):
+        return node
+    ours = ("name", *START) if "_target_" in node else ()
+    return {key: _constructor(value) for key, value in node.items() if key not in ours}
+
+
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     """A model, initialised by `seed` alone; then `weights` are loaded into all but the parts `drop`, and the parts `freeze` are fixed.
 
@@ -358,7 +366,7 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
         ValueError: a wrong argument, weights that do not fit, an unknown part.
     """
     with seeded(seed):
-        model = instantiate(key, {k: v for k, v in node.items() if k not in ("name", *START)})
+        model = instantiate(key, _constructor(node))
     if not isinstance(model, nn.Module):
         raise ValueError(f"{key}._target_={node['_target_']} made a {type(model).__name__}, not a torch.nn.Module")
     try:
@@ -372,8 +380,9 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
 
 
 def without_download(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's node that needs no download to be built: `pretrained` off."""
-    return {**node, "pretrained": False} if "pretrained" in node else dict(node)
+    """A model's node that needs no download to be built: `pretrained` off, also in the networks of an ensemble."""
+    nested = {key: without_download(value) if isinstance(value, Mapping) else value for key, value in node.items()}
+    return nested | ({"pretrained": False} if "pretrained" in node else {})
 
 
 def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -471,10 +480,15 @@ def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -
         shapes = feature_shapes(model, [*names, LOGITS], image, trained=side == "student")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{side} on images of shape {image}: {error}") from error
-    if shapes[LOGITS] != (classes,):
+    compared = [
+        term.name
+        for term in made
+        if any(pair.teacher == LOGITS for pair in term.pairs) and term.loss.source == "teacher"
+    ]
+    if shapes[LOGITS] != (classes,) and (side == "student" or compared):
+        network = "model" if side == "student" else f"loss.{compared[0]} compares logits, teacher.model"
         raise ValueError(
-            f"{'model' if side == 'student' else 'teacher.model'}: its output has shape {shapes[LOGITS]} an image, "
-            f"data.num_classes={classes} needs ({classes},)"
+            f"{network}: its output has shape {shapes[LOGITS]} an image, data.num_classes={classes} needs ({classes},)"
         )
     return shapes
 

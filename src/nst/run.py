@@ -18,6 +18,7 @@ from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.evaluate import evaluate
 from nst.files import sha256_of, write_whole
+from nst.layers import LOGITS
 from nst.loop import Loop, Training
 from nst.models.weights import load_weights, save_weights
 from nst.precision import check_precision
@@ -27,7 +28,7 @@ from nst.runs.provenance import provenance
 from nst.runs.record import Record
 from nst.runs.trackers import RunInfo
 from nst.teacher import Normalization, Teacher, make_teacher
-from nst.teacher.prepare import cached_teacher_sha256
+from nst.teacher.prepare import cached_teacher_sha256, comes_trained
 
 
 def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -160,7 +161,8 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, d
         ValueError: as `make_teacher`, or from the run that trains the teacher.
     """
     weights = settings.teacher.weights
-    if weights is None and settings.teacher.model is not None:
+    network, output = networks.teacher, networks.teacher_shapes.get(LOGITS, ())
+    if weights is None and network is not None and not comes_trained(network, output, data.num_classes):
         training = build.teacher_run(settings)
         folder = RunFolder(run_folder(asdict(training)))
         known = is_finished(folder, dist)

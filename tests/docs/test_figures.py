@@ -51,7 +51,7 @@ def test_the_share_of_each_loss_in_a_step() -> None:
 
 def test_the_time_of_cached_steps() -> None:
     shown = table(
-        "knowledge.md", "| loss | live | live, processor time | cached | cached, processor time | loss alone |"
+        "cost.md", "| loss | live | live, processor time | cached | cached, processor time | loss alone |"
     )
     rows = [row for row in measured("steps_crd.json")["rows"] if row["knowledge"] in ("live", "stored")]
     assert {row["loss"] for row in rows} == set(shown)

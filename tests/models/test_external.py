@@ -168,7 +168,7 @@ def test_timms_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False}))
     model: Any = models.timm_model("vit_tiny_patch16_224", 5, pretrained=True, arguments={"depth": 1})
     assert model.input_format == external.InputFormat(
-        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, "bicubic", "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224, "bicubic", "timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k", 1000
     )
 
 

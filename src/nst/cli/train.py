@@ -66,6 +66,7 @@ def dry_run(settings: RunConfig) -> None:
     from nst import build
     from nst.models.weights import load_weights
 
+    published = bool((settings.teacher.model or {}).get("pretrained"))
     settings.model = build.without_download(settings.model)
     if settings.teacher.model is not None:
         settings.teacher.model = build.without_download(settings.teacher.model)
@@ -75,13 +76,17 @@ def dry_run(settings: RunConfig) -> None:
     if networks.teacher is not None and settings.teacher.model is not None:
         if settings.teacher.weights is not None:
             load_weights(networks.teacher, settings.teacher.weights, settings.teacher.weights_key)
+        for member in getattr(networks.teacher, "members", {}).values():  # of an ensemble
+            if member.weights is not None:
+                load_weights(member.network, member.weights)
+        assert settings.teacher.model is not None
         sizes.add_row("teacher", settings.teacher.model["name"], f"{build.count_parameters(networks.teacher):,}")
     sizes.add_row("student", settings.model["name"], f"{build.count_parameters(networks.distiller.student):,}")
     sizes.add_row("losses", "", f"{build.count_parameters(networks.distiller.losses):,}")
     console = Console()
     console.print(sizes)
     console.print(_terms(settings, networks))
-    for line in _plan(settings):
+    for line in _plan(settings, networks, published):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -108,10 +113,12 @@ def _terms(settings: RunConfig, networks: "Networks") -> Table:
     return table
 
 
-def _plan(settings: RunConfig) -> list[str]:
+def _plan(settings: RunConfig, networks: "Networks", published: bool) -> list[str]:
     """The length of training, the images, and what comes before the student."""
     from nst import build
+    from nst.layers import LOGITS
     from nst.runs.folder import SUMMARY, run_folder
+    from nst.teacher.prepare import cache_report, comes_trained
 
     epochs, batch, rate = settings.trainer.epochs, settings.trainer.batch_size, settings.optim.get("lr")
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
@@ -123,17 +130,22 @@ def _plan(settings: RunConfig) -> list[str]:
         steps = -(-len(data.train) // batch)
         length = f"{epochs} epochs of {steps:,} steps, {epochs * steps:,} in all"
         images = data.describe()
+        if networks.teacher is not None and settings.cache.views:
+            specs, shapes = networks.distiller.target_specs, networks.teacher_shapes
+            images += "\n" + cache_report(networks.teacher, specs, shapes, settings.cache, data, settings.outputs)
     except (ValueError, OSError) as error:  # such as a folder that is on another machine
         length, images = f"{epochs} epochs", f"not read: {error}"
     lines = [f"training: {length}; batch {batch}, {optimizer} at {rate}, {schedule}", f"images: {images}"]
-    if settings.teacher.model is not None and settings.teacher.weights is None:
+    if networks.teacher is None or settings.teacher.weights is not None:
+        return lines
+    if published:
+        lines.append("teacher: published weights; trained first only if they are of another number of classes")
+    elif not comes_trained(networks.teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
         teacher = build.teacher_run(settings)
         folder = run_folder(asdict(teacher))
         known = (folder / SUMMARY).is_file()
         first = "was trained before" if known else f"is trained first, {teacher.trainer.epochs} epochs, and kept"
         lines.append(f"teacher: no teacher.weights; {teacher.model['name']} {first}: {folder}")
-    if settings.cache.views:
-        lines.append(f"cache: {settings.cache.views} views of each image, {settings.cache.dtype}")
     return lines
 
 
@@ -145,7 +157,8 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     if teacher is not None:
         held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
         size = f"{teacher['name']}, {teacher['parameters']:,} parameters"
-        table.add_row("teacher", f"{size}: {teacher['top1']:.2f} % top-1{held_out}")
+        measure = "by nearest neighbours" if teacher["measure"] == "knn" else "top-1"
+        table.add_row("teacher", f"{size}: {teacher['top1']:.2f} % {measure}{held_out}")
     size = f"{student['name']}, {student['parameters']:,} parameters"
     table.add_row("student", f"{size}: {test['top1']:.2f} % top-1 (last epoch)")
     table.add_row("evaluated on", f"{test['images']:,} test images")

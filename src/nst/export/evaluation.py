@@ -21,7 +21,7 @@ from nst.export.formats import Rescaled
 from nst.export.measure import class_accuracies, confusion_matrix
 from nst.files import sha256_of, write_whole
 from nst.models.weights import load_weights
-from nst.teacher.prepare import expected_normalization
+from nst.teacher import expected_normalization
 
 REPORT = "evaluation.json"
 

@@ -41,21 +41,26 @@ class InputFormat:
     size: int
     interpolation: str  # "bilinear", "bicubic", …
     source: str  # the library and its name of the weights
+    classes: int  # of their classifier
 
 
 class Resize:
-    """A hook before a network's `forward`: images `[B, C, H, W]` at its own size, `[B, C, size, size]`."""
+    """A hook before a network's `forward`: images `[B, C, H, W]` at its own size, `[B, C, size, size]`.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    Args:
+        size: height and width.
+        interpolation: "bicubic" or, for any other, "bilinear"; with antialiasing where the images shrink.
+    """
+
+    def __init__(self, size: int, interpolation: str = "bilinear") -> None:
+        self.size, self.mode = size, "bicubic" if interpolation == "bicubic" else "bilinear"
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Bilinear, with antialiasing where the images shrink."""
         images, *others = inputs
         if images.shape[-2:] == (self.size, self.size):
             return inputs
         size = (self.size, self.size)
-        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True), *others
+        return F.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True), *others
 
 
 def torchvision_model(
@@ -64,18 +69,19 @@ def torchvision_model(
     in_channels: int = 3,
     pretrained: bool = False,
     image_size: int | None = None,
-    input_size: int | None = None,
+    input_size: int | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A classification network of torchvision.
 
     Args:
         arch: its name there, such as "resnet50".
-        num_classes: number of logits; the classifier is replaced where the weights have another number.
+        num_classes: number of logits; the classifier is replaced where the weights have another number, and left out for 0.
         in_channels: channels of the images.
         pretrained: start from torchvision's default weights for ImageNet (downloaded once).
         image_size: height and width of the images in pixels; None: those of the network's default.
-        input_size: the size at which the network looks at the images, resized inside it; None: as they come.
+        input_size: the size at which the network looks at the images, resized inside it; None: as they come; "auto": that of
+            the pretrained weights, without those as they come.
         arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
@@ -92,26 +98,33 @@ def torchvision_model(
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
     build = models.get_model
-    extra = _extra(arguments)
+    extra, record = _extra(arguments), None
+    if pretrained:
+        chosen = models.get_model_weights(arch)["DEFAULT"]
+        how, classes = chosen.transforms(), len(chosen.meta["categories"])
+        record = InputFormat(
+            tuple(how.mean),
+            tuple(how.std),
+            how.crop_size[0],
+            how.interpolation.value,
+            f"torchvision's {chosen}",
+            classes,
+        )
+    input_size = _own_size(input_size, record)
     size = _checked_size(image_size, input_size)
     options: dict[str, Any] = dict(extra)
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
-    if not pretrained:
+    if not pretrained and num_classes:
         options["num_classes"] = num_classes
     options |= _torchvision_size(arch, size, pretrained)
     with _building("torchvision", arch, pretrained, size, extra):
         model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
-    if pretrained:
+    if pretrained or not num_classes:
         _replace_classifier(model, num_classes)
-        chosen = models.get_model_weights(arch)["DEFAULT"]
-        how = chosen.transforms()
-        model.input_format = InputFormat(  # pyright: ignore[reportArgumentType]
-            tuple(how.mean), tuple(how.std), how.crop_size[0], how.interpolation.value, f"torchvision's {chosen}"
-        )
     if in_channels != 3:
         _replace_stem(model, in_channels)
-    return _prepare(model, torchvision_layers(model), input_size)
+    return _prepare(model, torchvision_layers(model), input_size, record)
 
 
 def timm_model(
@@ -120,18 +133,19 @@ def timm_model(
     in_channels: int = 3,
     pretrained: bool = False,
     image_size: int | None = None,
-    input_size: int | None = None,
+    input_size: int | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A classification network of timm (an optional extra).
 
     Args:
         arch: its name there, with or without a tag: "resnet50", "resnet50.a1_in1k".
-        num_classes: number of logits.
+        num_classes: number of logits; 0: without a classifier, the output is the pooled features.
         in_channels: channels of the images; timm adapts pretrained weights to it.
         pretrained: start from timm's weights (downloaded once); timm adapts a ViT's position embedding to the size.
         image_size: height and width of the images in pixels; None: those of the network's default.
-        input_size: the size at which the network looks at the images, resized inside it; None: as they come.
+        input_size: the size at which the network looks at the images, resized inside it; None: as they come; "auto": that of
+            the pretrained weights, without those as they come.
         arguments: further arguments of the network's constructor there, such as {"drop_path_rate": 0.1}.
 
     Returns:
@@ -144,23 +158,28 @@ def timm_model(
     timm = _import_timm()
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    extra = _extra(arguments)
+    extra, record = _extra(arguments), None
+    config = timm.models.get_pretrained_cfg(arch)
+    if pretrained and config is not None:
+        name = ".".join(part for part in (config.architecture, config.tag) if part)
+        record = InputFormat(
+            tuple(config.mean),
+            tuple(config.std),
+            config.input_size[-1],
+            config.interpolation,
+            f"timm's {name}",
+            config.num_classes,
+        )
+    input_size = _own_size(input_size, record)
     size = _checked_size(image_size, input_size)
     options: dict[str, Any] = dict(extra)
-    config = timm.models.get_pretrained_cfg(arch)
     if size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = size
     with _building("timm", arch, pretrained, size, extra):
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     if "img_size" in options:
         _check_patches(arch, model, options["img_size"])
-    if pretrained:
-        how = model.pretrained_cfg
-        name = ".".join(part for part in (how["architecture"], how["tag"]) if part)
-        model.input_format = InputFormat(
-            tuple(how["mean"]), tuple(how["std"]), how["input_size"][-1], how["interpolation"], f"timm's {name}"
-        )
-    return _prepare(model, timm_layers(model), input_size)
+    return _prepare(model, timm_layers(model), input_size, record)
 
 
 def _extra(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -169,6 +188,13 @@ def _extra(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         if name in _RESERVED:
             raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
     return dict(arguments or {})
+
+
+def _own_size(input_size: int | str | None, record: InputFormat | None) -> int | None:
+    """The input size in pixels behind "auto"; any other text is left to be refused."""
+    if input_size != "auto":
+        return input_size  # pyright: ignore[reportReturnType]
+    return None if record is None else record.size
 
 
 def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
@@ -253,9 +279,11 @@ def _check_name(library: str, arch: str, names: list[str]) -> None:
 
 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
-    """Replace the last layer (linear, or SqueezeNet's 1x1 convolution), if the number of classes differs."""
+    """Replace the last layer (linear, or SqueezeNet's 1x1 convolution), if the number of classes differs; 0: take it out."""
     name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    if isinstance(last, nn.Linear):
+    if not num_classes:
+        model.set_submodule(name, nn.Identity())
+    elif isinstance(last, nn.Linear):
         if last.out_features != num_classes:
             model.set_submodule(name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     elif last.out_channels != num_classes:
@@ -270,12 +298,16 @@ def _replace_stem(model: nn.Module, in_channels: int) -> None:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
 
 
-def _prepare(model: nn.Module, layers: dict[str, str], input_size: int | None) -> nn.Module:
+def _prepare(
+    model: nn.Module, layers: dict[str, str], input_size: int | None, record: InputFormat | None = None
+) -> nn.Module:
     for module in model.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     model.named_layers = layers | further_layers(model, layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     model.feature_layout = feature_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    if record is not None:
+        model.input_format = record  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     if input_size is not None:
-        model.register_forward_pre_hook(Resize(input_size))
+        model.register_forward_pre_hook(Resize(input_size, record.interpolation if record is not None else "bilinear"))
     return model

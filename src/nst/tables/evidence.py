@@ -30,8 +30,7 @@ from nst.runs.folder import STUDENT, SUMMARY
 from nst.runs.heatmaps import heatmaps
 from nst.tables.file import Group
 from nst.tables.plan import Cell, Plan, finished, folder_of
-from nst.teacher import Normalization
-from nst.teacher.prepare import expected_normalization
+from nst.teacher import Normalization, expected_normalization
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps

@@ -1,7 +1,7 @@
 """The teacher beside the student: its targets are computed batch by batch, as deep in the network as a term needs."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from nst.data.batch import Batch
 from nst.distiller import Targets, TargetSpec
 from nst.layers import LOGITS, LayerHooks, resolve
+from nst.models.external import InputFormat
 from nst.precision import autocast
 
 if TYPE_CHECKING:
@@ -30,11 +31,48 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}"
+
     def onto(self, other: "Normalization") -> tuple[list[float], list[float]]:
         """Scale and shift per channel that turn images normalised by `self` into images normalised by `other`."""
         scale = [s / o for s, o in zip(self.std, other.std, strict=True)]
         shift = [(m - o) / s for m, o, s in zip(self.mean, other.mean, other.std, strict=True)]
         return scale, shift
+
+
+def expected_normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, metadata: Mapping[str, str]
+) -> Normalization | None:
+    """The normalisation that weights were trained with: as given, else as stored with them (metadata), else unknown."""
+    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
+    mean, std = mean or stored.get("mean"), std or stored.get("std")
+    return Normalization(tuple(mean), tuple(std)) if mean and std else None
+
+
+def input_normalization(
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    metadata: Mapping[str, str],
+    images: Normalization,
+) -> tuple[Normalization, str]:
+    """The normalisation of a teacher's inputs, and in words where it is from.
+
+    Args:
+        mean, std: as the user gives them.
+        metadata: of its weights file.
+        images: the data's, for a teacher of which nothing else is known.
+    """
+    if mean and std:
+        return Normalization(tuple(mean), tuple(std)), "as given"
+    if (stored := expected_normalization(None, None, metadata)) is not None:
+        return stored, "as stored with its weights"
+    record: InputFormat | None = getattr(model, "input_format", None)
+    if record is not None:
+        return Normalization(record.mean, record.std), f"by the record of {record.source}"
+    return images, "as the data, since its weights say nothing else"
 
 
 class _LastLayerReached(Exception):

@@ -1,27 +1,23 @@
 """The teacher of a run: its weights, its accuracy, and where its targets come from."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from nst.config import CacheConfig, TeacherConfig, TrainerConfig
 from nst.data.dataset import Dataset
-from nst.data.progress import counted
 from nst.dist import Dist
 from nst.distiller import TargetSpec
-from nst.evaluate import evaluate
-from nst.files import sha256_of, write_whole
-from nst.layers import resolve
+from nst.files import sha256_of
+from nst.layers import LOGITS, resolve
 from nst.losses import Shape
+from nst.models.external import InputFormat
 from nst.models.weights import load_weights
+from nst.teacher.accuracy import check_accuracy, digest, measured_accuracy
 from nst.teacher.cache import (
     MANIFEST,
     CachedArray,
@@ -34,7 +30,8 @@ from nst.teacher.cache import (
     why_live,
     write_cache,
 )
-from nst.teacher.live import LiveTeacher, Normalization, Teacher, fold_batch_norm
+from nst.teacher.ensemble import Ensemble, state_sha256
+from nst.teacher.live import LiveTeacher, Normalization, Teacher, fold_batch_norm, input_normalization
 from nst.teacher.statistics import init_teacher_statistics
 
 COMPARED_IMAGES = 8  # of which a cache is compared with its teacher at each start
@@ -59,9 +56,9 @@ def make_teacher(
 
     Args:
         model: the teacher; None: no term needs one.
-        weights: its file; None if `cache.path` names a complete cache.
+        weights: its file; None for an ensemble, for published weights (`pretrained`), and if `cache.path` names a complete cache.
         target_specs: of the student's terms.
-        shapes: of one image's feature, by layer of the teacher.
+        shapes: of one image's feature, by layer of the teacher, the logits included.
         arguments: of the network, as far as the weights do not contain them (an ε, for example).
         outputs: the folder of all runs.
 
@@ -70,42 +67,47 @@ def make_teacher(
     """
     if model is None:
         return Teacher()
-    folder = Path(outputs) / data.name
-    live, expects = None, expected_normalization(settings.mean, settings.std, {})
-    if weights is not None:
-        metadata = load_weights(model, weights, settings.weights_key)
-        expects = expected_normalization(settings.mean, settings.std, metadata)
-        about = {"name": name, "weights": weights, "parameters": sum(p.numel() for p in model.parameters())}
-        about["sha256"] = sha256_of(weights)
-        live = _live(model, _layers(target_specs), data, ranks, settings, expects, trainer.channels_last)
-    else:
-        about = {"sha256": cached_teacher_sha256(cache.path)}
-    of: dict[str, Any] = {
-        "teacher": {
-            "name": name,
-            "sha256": about["sha256"],
-            "arguments": dict(arguments),
-            "precision": settings.precision,
-        },
+    live, about = None, {"name": name, "sha256": cached_teacher_sha256(cache.path)}
+    if weights is not None or comes_trained(model, shapes[LOGITS], data.num_classes):
+        live, about = _load(model, weights, _layers(target_specs), data, ranks, name, settings, trainer.channels_last)
+    facts = {"name": name, "sha256": about["sha256"], "arguments": _without_files(arguments)}
+    key: dict[str, Any] = {
+        "teacher": facts | {"precision": settings.precision},
         "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
         "teacher_input": {"mean": settings.mean, "std": settings.std},
     }
+    folder, classifies = Path(outputs) / data.name, shapes[LOGITS] == (data.num_classes,)
+
+    def evaluated(live: LiveTeacher) -> dict[str, Any]:
+        """What is known of the teacher, with its accuracy and that of its members."""
+        found, members = dict(about), {}
+        for member, facts in about.get("members", {}).items():
+            network = LiveTeacher(model.get_submodule(member), (), precision=settings.precision)
+            members[member] = facts | measured_accuracy(
+                network, f"{name}.{member}", key, classifies, data, ranks, trainer, folder / "teachers"
+            )
+        if members:
+            found["members"] = members
+        found |= measured_accuracy(live, name, key, classifies, data, ranks, trainer, folder / "teachers")
+        return found
+
     if not cache.views:
         assert live is not None
-        about = _with_accuracy(live, about, of, data, ranks, trainer, folder / "teachers")
+        about = evaluated(live)
         check_accuracy(about, data, settings, trained_here=settings.weights is None)
-        init_teacher_statistics(target_specs, live, of, data, ranks, trainer, folder / "teachers")
+        init_teacher_statistics(target_specs, live, key, data, ranks, trainer, folder / "teachers")
         live.set_target_specs(target_specs)
         if settings.batch_statistics:
             live.use_batch_statistics()
         return Teacher((live,), about, live)
+
     views = count_views(cache.views, data.train.num_views, data.name)
-    of_cache = of | {"dtype": cache.dtype, "views": {"scheme": data.train.view_key, "number": views}}
-    of_cache["data"] = of["data"] | {"sha256": data.train.fingerprint}
-    place = Path(cache.path) if cache.path else folder / "cache" / f"{name}-{_digest(of_cache)}"
-    store = TeacherCache(place, of_cache, len(data.train), views, cache.dtype)
-    layers = {spec.layer: resolve(model, spec.layer) for spec in target_specs}
-    cached, arrays, report = plan_cache(store, target_specs, layers, shapes, cache.large)
+    key_of_cache = key | {"dtype": cache.dtype, "views": {"scheme": data.train.view_key, "number": views}}
+    key_of_cache["data"] = key["data"] | {"sha256": data.train.fingerprint}
+    place = Path(cache.path) if cache.path else folder / "cache" / f"{name}-{digest(key_of_cache)}"
+    store = TeacherCache(place, key_of_cache, len(data.train), views, cache.dtype)
+    paths = {spec.layer: resolve(model, spec.layer) for spec in target_specs}
+    cached, arrays, report = plan_cache(store, target_specs, paths, shapes, cache.large)
     (incomplete,) = ranks.max(int(bool(store.missing(arrays))))
     if ranks.main:
         print(f"{report}\n{_views_shown(views, data.train.num_views, trainer.epochs)}".strip(), flush=True)
@@ -114,18 +116,18 @@ def make_teacher(
             f"the teacher cache {place} does not have all targets of this run, so the teacher itself is needed: "
             "name its teacher.weights"
         )
-    subset = data.train.view_subset(views)
-    if live is None or (store.teacher is not None and not incomplete):
-        about = store.teacher or about
-    else:
-        about = _with_accuracy(live, about, of, data, ranks, trainer, folder / "teachers")
+    if live is not None and (incomplete or store.teacher is None):
+        about = evaluated(live)
+    elif store.teacher is not None:
+        about = store.teacher
     check_accuracy(about, data, settings, trained_here=settings.weights is None and cache.path is None)
-    init_teacher_statistics(target_specs, live, of, data, ranks, trainer, place)
+    init_teacher_statistics(target_specs, live, key, data, ranks, trainer, place)
+    subset = data.train.view_subset(views)
     if live is not None and arrays:
         live.set_target_specs(cached)
         first = torch.arange(min(COMPARED_IMAGES, len(data.train)), device=ranks.device)
-        images = data.train.render(first, subset[: len(first), 0].long().to(ranks.device), trainer.channels_last)
-        compare_with_teacher(store, live, images, arrays)
+        some = data.train.render(first, subset[: len(first), 0].long().to(ranks.device), trainer.channels_last)
+        compare_with_teacher(store, live, some, arrays)
         if incomplete:
             store.teacher = about
             loader = data.train.loader(
@@ -141,30 +143,78 @@ def make_teacher(
     return Teacher(sources, about, live, None if views == data.train.num_views else subset, store)
 
 
-def _live(
+def comes_trained(model: nn.Module, output: Shape, classes: int) -> bool:
+    """Whether a teacher without a weights file is used as it is, rather than trained first.
+
+    So are an ensemble, whose members name their files, and published weights (`pretrained`) with their own classifier or none.
+
+    Args:
+        output: shape of the network's output for one image.
+        classes: of the data.
+
+    Raises:
+        ValueError: a network without a classifier and without weights, which cannot be trained here.
+    """
+    if isinstance(model, Ensemble):
+        return True
+    record: InputFormat | None = getattr(model, "input_format", None)
+    if record is not None and (output != (classes,) or record.classes == classes):
+        return True
+    if output != (classes,):
+        raise ValueError(
+            f"teacher.model gives {output} values an image, data.num_classes={classes}: a network without a classifier of these classes cannot "
+            "be trained here: name its teacher.weights, or use published ones (teacher.model.pretrained=true)"
+        )
+    return False
+
+
+def _load(
     model: nn.Module,
+    weights: str | None,
     layers: Sequence[str],
     data: Dataset,
     ranks: Dist,
+    name: str,
     settings: TeacherConfig,
-    expects: Normalization | None,
     channels_last: bool,
-) -> LiveTeacher:
-    """The teacher on its device, its batch norms folded into its convolutions."""
+) -> tuple[LiveTeacher, dict[str, Any]]:
+    """The teacher with its weights, on its device, its batch norms folded into its convolutions; and what is known of it."""
+    images = Normalization(data.mean, data.std)
+    expects, inputs = images, {}
+    about: dict[str, Any] = {"name": name, "parameters": sum(p.numel() for p in model.parameters())}
+    if isinstance(model, Ensemble):
+        members = model.load(images)
+        about |= {"weights": f"those of {', '.join(members)}", "members": members}
+        about["sha256"] = digest({member: facts["sha256"] for member, facts in members.items()}, 64)
+        inputs = {f"{name}.{member}": facts["input"] for member, facts in members.items()}
+    else:
+        metadata = {} if weights is None else load_weights(model, weights, settings.weights_key)
+        expects, source = input_normalization(model, settings.mean, settings.std, metadata, images)
+        about |= {"weights": weights or "pretrained", "sha256": sha256_of(weights) if weights else state_sha256(model)}
+        inputs[name] = f"{expects}, {source}"
+    if ranks.main:
+        for network, line in inputs.items():
+            print(f"teacher {network}: images normalised by {line}")
     model.to(ranks.device).eval()
     if channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if not settings.batch_statistics:
         first = torch.arange(min(8, len(data.test)), device=ranks.device)
         fold_batch_norm(model, data.test.render(first, torch.full_like(first, data.test.unaugmented)), layers)
-    images = Normalization(data.mean, data.std)
-    return LiveTeacher(model, (), images=images, expects=expects or images, precision=settings.precision)
+    return LiveTeacher(model, (), images=images, expects=expects, precision=settings.precision), about
 
 
 def _layers(target_specs: Sequence[TargetSpec]) -> list[str]:
     """The teacher's layers whose features are needed."""
     once = [spec.loss.teacher_layer for spec in target_specs if spec.loss.teacher_layer is not None]
     return [*(spec.layer for spec in target_specs), *once]
+
+
+def _without_files(node: Any) -> Any:
+    """Nested settings of a network without the paths of weights, which their SHA-256 stands for."""
+    if isinstance(node, Mapping):
+        return {key: _without_files(value) for key, value in node.items() if key != "weights"}
+    return node
 
 
 def plan_cache(
@@ -204,6 +254,21 @@ def plan_cache(
     return cached, arrays, "\n".join(lines)
 
 
+def cache_report(
+    model: nn.Module,
+    target_specs: Sequence[TargetSpec],
+    shapes: Mapping[str, Shape],
+    cache: CacheConfig,
+    data: Dataset,
+    outputs: str,
+) -> str:
+    """What a cache of these targets would hold, as `plan_cache` says it, before anything is loaded or written."""
+    views = count_views(cache.views, data.train.num_views, data.name)
+    empty = TeacherCache(Path(outputs) / data.name / "cache", {}, len(data.train), views, cache.dtype)
+    paths = {spec.layer: resolve(model, spec.layer) for spec in target_specs}
+    return plan_cache(empty, target_specs, paths, shapes, cache.large)[2]
+
+
 def count_views(requested: int | str, num_views: int | None, data: str) -> int:
     """How many of an image's `num_views` views to cache. Raises ValueError for all of views that cannot be enumerated (None)."""
     if num_views is None and requested == "all":
@@ -233,95 +298,4 @@ def cached_teacher_sha256(path: str | None) -> str | None:
     """SHA-256 of the weights of the teacher whose cache `cache.path` names; None: there is no cache. Raises ValueError if it is damaged."""
     if path is None or not (Path(path) / MANIFEST).is_file():
         return None
-    return read_manifest(Path(path))["key"]["teacher"]["sha256"]
-
-
-def _digest(of: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _with_accuracy(
-    live: LiveTeacher,
-    about: dict[str, Any],
-    of: Mapping[str, Any],
-    data: Dataset,
-    ranks: Dist,
-    trainer: TrainerConfig,
-    folder: Path,
-) -> dict[str, Any]:
-    """`about` with the teacher's accuracy on the held-out images if there are any, else on the test images.
-
-    It is measured once and kept in `folder`, beside all that it depends on.
-    """
-    split = "val" if data.val is not None else "test"
-    images = data.split(split)
-    of = {**of, "images": {"split": split, "sha256": images.fingerprint}}
-    file = folder / f"{about['name']}-{_digest(of)}.json"
-    kept = torch.zeros(4, dtype=torch.float64)
-    if ranks.main and file.is_file():
-        accuracy = json.loads(file.read_text())["accuracy"]
-        kept += torch.tensor([accuracy[key] for key in ("loss", "top1", "top5", "images")], dtype=kept.dtype)
-    loss, top1, top5, count = ranks.sum(kept.to(ranks.device)).tolist()
-    if not count:
-        batches = images.loader(
-            trainer.eval_batch_size, train=False, rank=ranks.rank, world=ranks.world, device=ranks.device,
-            channels_last=trainer.channels_last, workers=trainer.workers,
-        ).epoch(0)  # fmt: skip
-        total = len(images) // ranks.world
-        batches = counted(batches, f"evaluating the teacher {about['name']} on {total:,} images", total)
-        metrics = evaluate(TeacherOutput(live).eval(), batches, ranks)
-        loss, top1, top5, count = metrics.loss, metrics.top1, metrics.top5, metrics.images
-        if ranks.main:
-            accuracy = asdict(metrics)
-            write_whole(file, json.dumps({"of": of, "accuracy": accuracy}, indent=1).encode())
-    if ranks.main:
-        print(f"teacher {about['name']}: top-1 {top1:.2f} % on the {split} images ({about['weights']})")
-    return about | {"evaluated_on": split, "loss": loss, "top1": top1, "top5": top5, "images": int(count)}
-
-
-def check_accuracy(about: Mapping[str, Any], data: Dataset, settings: TeacherConfig, trained_here: bool) -> None:
-    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that is not better than chance.
-
-    Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
-    """
-    minimum, top1, split = settings.min_accuracy, about["top1"], about["evaluated_on"]
-    if minimum is not None:
-        reason = f"teacher.min_accuracy={minimum} is required" if top1 < minimum else None
-    else:
-        labels = data.split(split).labels
-        chance = float(torch.bincount(labels).max() / len(labels))
-        hits = round(top1 * len(labels) / 100)
-        reason = None
-        if binomtest(hits, len(labels), chance, alternative="greater").pvalue > 0.01:
-            reason = f"predicting the most frequent class gives {100 * chance:.2f} %, so it may be at chance: "
-            if trained_here:
-                reason += "trained here: more epochs (teacher.train.epochs), or another learning rate?"
-            else:
-                reason += "wrong weights, classes in another order, or another normalisation (teacher.mean, .std)?"
-    if reason is not None:
-        raise ValueError(
-            f"the teacher ({about['weights']}) scores {top1:.2f} % on the {split} images; {reason} "
-            "teacher.min_accuracy=0 accepts any teacher"
-        )
-
-
-class TeacherOutput(nn.Module):
-    """A teacher as a plain module from images of the data's normalisation to logits, for evaluation."""
-
-    def __init__(self, live: LiveTeacher) -> None:
-        super().__init__()
-        self.live = live
-
-    def forward(self, images: Any) -> Any:
-        logits = self.live.logits(images)
-        self.live.hooks.read()
-        return logits
-
-
-def expected_normalization(
-    mean: Sequence[float] | None, std: Sequence[float] | None, metadata: Mapping[str, str]
-) -> Normalization | None:
-    """The normalisation that weights were trained with: as given, else as stored with them (metadata), else unknown."""
-    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
-    mean, std = mean or stored.get("mean"), std or stored.get("std")
-    return Normalization(tuple(mean), tuple(std)) if mean and std else None
+    return read_manifest(Path(path))["key"].get("teacher", {}).get("sha256")

@@ -1,0 +1,101 @@
+"""Teachers without a classifier: measured by their nearest neighbours, refused where a term compares logits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import Compose
+from torch import Tensor
+
+from nst.cli.train import run
+from nst.data.memory import MemorySplit
+from nst.data.views import ViewScheme
+from nst.models import resnet8, timm_model
+from nst.models.external import InputFormat
+from nst.models.weights import save_weights
+from nst.teacher.accuracy import knn_accuracy
+from nst.teacher.live import Normalization, input_normalization
+from nst.teacher.prepare import comes_trained
+
+DATA = Normalization((0.4, 0.4, 0.4), (0.3, 0.3, 0.3))
+HEADLESS = [
+    "teacher=timm", "teacher.model.arch=vit_tiny_patch16_224", "teacher.model.num_classes=0", "teacher.model.image_size=32",
+    "teacher.model.input_size=32",
+]  # fmt: skip
+POLY = ["loss=nst_poly", "loss.nst_poly.layers=[{teacher: blocks.5, student: last}]"]
+
+
+def split(images: int, seed: int) -> MemorySplit:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (images,), generator=generator)
+    noise = torch.randint(0, 90, (images, 3, 4, 4), generator=generator)
+    pixels = (noise + 12 * torch.stack([labels == c for c in range(3)], 1)[:, :, None, None]).to(torch.uint8)
+    return MemorySplit(pixels, labels, ViewScheme(4, 0, False), (0.5,) * 3, (0.5,) * 3)
+
+
+def test_nearest_neighbours_by_hand() -> None:
+    known, asked = split(60, 0), split(40, 1)
+
+    def features(images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    accuracy, count = knn_accuracy(features, known, asked, 16, device=torch.device("cpu"))
+    rows = [
+        features(s.render(torch.arange(len(s)), torch.zeros(len(s), dtype=torch.long))).double() for s in (known, asked)
+    ]
+    unit = [(row / row.norm(dim=1, keepdim=True)).numpy() for row in rows]
+    nearest = np.argsort(1 - unit[1] @ unit[0].T, axis=1, kind="stable")[:, :20]
+    votes = np.stack([(known.labels.numpy()[nearest] == c).sum(1) for c in range(3)], 1)
+    assert count == 40
+    assert accuracy == pytest.approx(100 * float((votes.argmax(1) == asked.labels.numpy()).mean()))
+    assert 50 < accuracy < 100
+
+
+def test_a_teacher_without_a_classifier(
+    compose: Compose, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "vit.safetensors"
+    torch.manual_seed(0)
+    save_weights(file, timm_model("vit_tiny_patch16_224", 0, in_channels=1, image_size=32), {})
+    weights = f"teacher.weights={file}"
+    summary = run(compose(*tiny, *HEADLESS, *POLY, weights))
+    assert "accuracy of the 20 nearest neighbours" in capsys.readouterr().out
+    assert summary["teacher"]["measure"] == "knn"
+    with pytest.raises(ValueError, match=r"loss\.kd compares logits: teacher\.model: its output has shape \(192,\)"):
+        run(compose(*tiny, *HEADLESS, *POLY, weights, "loss=[kd,nst_poly]"))
+    with pytest.raises(
+        ValueError, match=r"without a classifier of these classes cannot be trained here: name its teacher\.weights"
+    ):
+        run(compose(*tiny, *HEADLESS, *POLY))
+    with pytest.raises(
+        ValueError, match=r"scores \d+\.\d+ % on the test images; teacher\.min_accuracy=99\.9 is required"
+    ):
+        run(compose(*tiny, *HEADLESS, *POLY, weights, "teacher.min_accuracy=99.9"))
+
+
+def test_the_normalisation_is_read_in_this_order() -> None:
+    """As given, as stored with the weights, as the library says of published weights, as the data."""
+    model, record = resnet8(10), InputFormat((0.5,) * 3, (0.6,) * 3, 224, "bicubic", "timm's vit", 1000)
+    metadata = {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
+    found, source = input_normalization(model, None, None, {}, DATA)
+    assert found == DATA
+    assert source.startswith("as the data")
+    model.input_format = record  # pyright: ignore[reportAttributeAccessIssue]
+    found, source = input_normalization(model, None, None, {}, DATA)
+    assert found == Normalization(record.mean, record.std)
+    assert source == "by the record of timm's vit"
+    found, source = input_normalization(model, None, None, metadata, DATA)
+    assert (found.mean, source) == ((0.1, 0.2, 0.3), "as stored with its weights")
+    found, source = input_normalization(model, [0.7] * 3, [0.8] * 3, metadata, DATA)
+    assert (found.mean, source) == ((0.7,) * 3, "as given")
+
+
+def test_which_teachers_are_trained_first() -> None:
+    """Published weights with other classes, and networks without weights; not published ones with these classes, or with none."""
+    model = resnet8(10)
+    assert not comes_trained(model, (10,), 10)
+    model.input_format = InputFormat((0.5,) * 3, (0.5,) * 3, 224, "bilinear", "timm's", 1000)  # pyright: ignore[reportAttributeAccessIssue]
+    assert not comes_trained(model, (10,), 10)
+    assert comes_trained(model, (1000,), 1000)
+    assert comes_trained(model, (64,), 10)
