@@ -89,10 +89,11 @@ def test_a_rectangle_is_filled_with_the_colour_as_often_as_the_settings_say() ->
 
 @pytest.mark.parametrize(("name", "transform"), [("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)])
 def test_auto_augment_is_torchvisions(name: Any, transform: Any) -> None:
-    (first, *_, last) = augmentation(**PLAIN, augment=name)._random.transforms
-    assert type(first) is v2.RandomResizedCrop
-    assert type(last) is transform
-    assert last.interpolation.value == "bilinear"
+    augment = augmentation(**PLAIN, augment=name)
+    (step,) = augment._colours
+    assert type(augment._crop) is v2.RandomResizedCrop
+    assert type(step) is transform
+    assert step.interpolation.value == "bilinear"
 
 
 def linear(x: float) -> float:
