@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -344,7 +344,7 @@ class Loop:
         *,
         split: str = "test",
         chance: float = 0.0,
-        profile: Path | None = None,
+        profile: str | PathLike[str] | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -603,7 +603,7 @@ def disagreement(
 
 
 @contextmanager
-def tracing(folder: Path | None) -> Iterator[Callable[[], object]]:
+def tracing(folder: str | PathLike[str] | None) -> Iterator[Callable[[], object]]:
     """A block that writes a trace of five of its steps into `folder`, for TensorBoard or https://ui.perfetto.dev; None: of none.
 
     Yields:
