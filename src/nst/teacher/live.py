@@ -199,7 +199,7 @@ class LiveTeacher:
         for batch, targets in batches:
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                upcoming = batch, targets | self(batch)
+                upcoming = batch, targets | self.targets(batch.images)
             if started is not None:
                 yield self._finished(started)
             started = upcoming
