@@ -16,7 +16,13 @@ SUM = [
     "loss=[ttm,nkd,rld,abkd,wkd_l,wkd_f,cat_kd,sdd,mgd,ofa]", OFA, "loss.ttm.weight=0.1", "loss.abkd.weight=1",
     "loss.wkd_l.transport=1", "loss.cat_kd.weight=0.1", "loss.rld.beta=1", "loss.wkd_l.decay_from=1", "loss.ofa.weight=0.1",
 ]  # fmt: skip
-NAMES = ("ttm", "wttm", "nkd", "rld", "abkd", "wkd_l", "wkd_f", "cat_kd", "sdd", "mgd", "ofa")
+NAMES = (
+    "wttm",
+    "wkd_l",
+    "wkd_f",
+    "cat_kd",
+    "ofa",
+)  # one of each kind: logits, what a teacher is asked once, learned, maps of classes, several layers
 
 
 def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Tensor]]:
