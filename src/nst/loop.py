@@ -167,7 +167,7 @@ class Training:
             self.names, self.sums = tuple(row), torch.zeros_like(values)
             self.nonfinite = torch.zeros_like(values)
         self.sums = self.sums + values
-        values[0] = self.progress.step
+        values[0].fill_(self.progress.step)
         self.nonfinite = torch.where(bad & (self.nonfinite[0] == 0), values, self.nonfinite)
         if dist.device.type == "cpu" and self.nonfinite[0]:  # on a GPU looking would make the host wait
             self.check()
