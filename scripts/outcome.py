@@ -51,7 +51,10 @@ def outcome(run: Path) -> dict[str, Any]:
         "best": summary["best"],
         "steps": summary["steps"],
         **tensors(
-            {key: state[key] for key in ("progress", "distiller", "optimizer", "sums", "scaler", "last", "about")}
+            {
+                key: state[key]
+                for key in ("progress", "distiller", "optimizer", "sums", "scaler", "ema", "last", "about")
+            }
         ),
     }
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Child:
     pid: int
     output: Path
 
-    def wait(self, seconds: float = 60) -> int | None:
+    def wait(self, seconds: float = 180) -> int | None:
         """Its exit status; -signal when killed; None when it hung."""
         return self.server.ask(wait=self.pid, seconds=seconds)
 
@@ -107,7 +107,7 @@ class Place:
         return self.start(*fault, args=args).wait()
 
     def ranks(
-        self, *fault: Any, world: int = 2, args: list[str] | None = None, seconds: float = 60
+        self, *fault: Any, world: int = 2, args: list[str] | None = None, seconds: float = 180
     ) -> list[int | None]:
         """The command on several ranks, which meet as torchrun lets them: the exit statuses."""
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it, not a rank
@@ -157,7 +157,7 @@ def tiny(teacher: Path) -> list[str]:
     return [*TINY, "teacher=resnet14", f"teacher.weights={teacher}", "teacher.min_accuracy=0"]
 
 
-@pytest.fixture
-def place(server: Server, tmp_path: Path, tiny: list[str]) -> Place:
-    """A place for a small run that saves every second step."""
-    return Place(server, tmp_path / "here", [*tiny, "trainer.checkpoint_every=2 steps"])
+@pytest.fixture(scope="session")
+def make_place(server: Server, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]:
+    """`make_place(*overrides)`: a new place for a small run."""
+    return lambda *overrides: Place(server, tmp_path_factory.mktemp("place"), [*tiny, *overrides])

@@ -5,7 +5,6 @@ import itertools
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from nst import loop
 from nst.data import memory
 from nst.data.batch import Loader
-from nst.runs import folder, record
+from nst.losses import NST
+from nst.runs import record
 from nst.runs.checkpoint import Checkpoints
 from nst.teacher import cache
 
@@ -51,17 +51,8 @@ def die_after_step(number: int, rank: int = 0) -> None:
         around_step(number, after=die)
 
 
-def die_in_evaluation(epoch: int) -> None:
-    """SIGKILL in the evaluation that ends an epoch."""
-    dead_in_evaluation(epoch, die)
-
-
 def signal_in_evaluation(epoch: int, signum: int) -> None:
     """A signal in the evaluation that ends an epoch."""
-    dead_in_evaluation(epoch, lambda: os.kill(os.getpid(), signum))
-
-
-def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
     finish = loop.Loop.finish_epoch
 
     def patched(self: loop.Loop) -> None:
@@ -71,7 +62,7 @@ def dead_in_evaluation(epoch: int, happens: Callable[[], None]) -> None:
             def some(loader: Loader, *args: Any) -> Any:
                 for i, batch in enumerate(batches(loader, *args)):
                     if i == 1:
-                        happens()
+                        os.kill(os.getpid(), signum)
                     yield batch
 
             Loader.batches = some
@@ -119,11 +110,6 @@ def raise_in_step(number: int, rank: int) -> None:
         around_step(number, before=fail)
 
 
-def wait_in_step(number: int, seconds: float) -> None:
-    """A run that is still there."""
-    around_step(number, before=lambda: time.sleep(seconds))
-
-
 def nan_in_step(number: int, rank: int = 0) -> None:
     """Images of one step that are not finite, on one rank."""
     step = loop.Training.step
@@ -136,20 +122,10 @@ def nan_in_step(number: int, rank: int = 0) -> None:
     loop.Training.step = patched
 
 
-def infinite_term(number: int, name: str) -> None:
-    """One term is infinite in one step, though its gradient is finite."""
-    step = loop.Training.step
-
-    def patched(self: loop.Training, batch: Any, targets: Any) -> None:
-        (term,) = (t for t in self.distiller.terms if t.name == name)
-        if self.progress.step + 1 == number:
-            handle = term.loss.register_forward_hook(lambda loss, inputs, value: value + float("inf"))
-            step(self, batch, targets)
-            handle.remove()
-        else:
-            step(self, batch, targets)
-
-    loop.Training.step = patched
+def infinite_term(number: int) -> None:
+    """NST's term is infinite in one step, though its gradient is finite."""
+    forward, calls = NST.forward, itertools.count(1)
+    NST.forward = lambda *args: forward(*args) + (float("inf") if next(calls) == number else 0.0)
 
 
 class Points:
@@ -231,39 +207,29 @@ def save_and_die(folder: str, number: int) -> None:
     sys.exit(0)
 
 
-def no_space(step: int) -> None:
-    """From the save after a step on, checkpoints meet a full disk half-way."""
+def no_space(step: int, log: bool = False) -> None:
+    """From a step on, checkpoints (half-way) or log rows meet a full disk."""
 
-    def happens(passed: int) -> None:
+    def full(*_args: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    class Full:
+        write, close = staticmethod(full), staticmethod(lambda: None)
+
+    write_row = record.Record.log
+
+    def logging(self: record.Record, *args: Any) -> None:
+        self._lines.close()
+        self._lines = Full()
+        write_row(self, *args)
+
     def fill() -> None:
-        Path.open = Points(lambda passed: happens(passed) if passed % 2 else None).in_writes(Path.open)
+        if log:
+            record.Record.log = logging
+        else:
+            Path.open = Points(lambda passed: full() if passed % 2 else None).in_writes(Path.open)
 
     around_step(step, after=fill)
-
-
-def no_space_for_logs(step: int) -> None:
-    """From a step on, log rows meet a full disk."""
-
-    class Full:
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def write(self, line: bytes) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def close(self) -> None:
-            self.file.close()
-
-    log = record.Record.log
-
-    def patched(self: record.Record, kind: str, number: int, values: Any) -> None:
-        if number >= step and not isinstance(self._lines, Full):
-            self._lines = Full(self._lines)
-        log(self, kind, number, values)
-
-    record.Record.log = patched
 
 
 def read_only() -> None:
@@ -273,18 +239,6 @@ def read_only() -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     Path.mkdir = refuse
-
-
-def small_files(size: int) -> None:
-    """The operating system lets no file grow beyond `size` bytes."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def impatient() -> None:
-    """Do not wait for a lock."""
-    folder.PATIENCE = 0.0
 
 
 def other_data() -> None:
