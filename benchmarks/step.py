@@ -120,7 +120,8 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
     teacher = Teacher()
     if networks.teacher is not None:
         if not weights.exists():  # random ones, whose features are of the size of trained ones
-            networks.teacher.train()(data.train.render(torch.arange(64), torch.zeros(64, dtype=torch.long)))
+            some = torch.arange(min(64, len(data.train)))
+            networks.teacher.train()(data.train.render(some, torch.zeros_like(some)))
             save_weights(weights, networks.teacher, {})
         teacher = prepare_teacher(settings, networks, dist, data)
     build.init_memory(settings, networks.distiller, REMEMBERED)
