@@ -62,13 +62,11 @@ def test_zero_for_one_image(name):
 
 
 @every
-@pytest.mark.parametrize("kind", ["zeros", "equal images", "two equal images", "zero image", "opposite"])
+@pytest.mark.parametrize("kind", ["zeros", "two equal images", "zero image", "opposite"])
 def test_coinciding_images_are_finite(name, kind):
     x = torch.randn(4, 4, 2, 2)
     if kind == "zeros":
         x = torch.zeros(4, 4, 2, 2)
-    elif kind == "equal images":
-        x = x[:1].repeat(4, 1, 1, 1)
     elif kind == "two equal images":
         x[1] = x[0]
     elif kind == "zero image":
