@@ -107,13 +107,6 @@ def test_the_warm_up_counts_epochs_from_one():
     torch.testing.assert_close(value(built(warmup=0), own, others, 0.0), full)
 
 
-def test_inner_channels_are_the_deepest_students_at_most():
-    assert built().stages[0].enter[0].out_channels == 6
-    assert built([*STUDENT, (20,)], [*TEACHER, (8,)], pooled=False).stages[0].enter[0].out_channels == 20
-    assert built(channels=2).stages[0].enter[0].out_channels == 2
-    assert built().stages[-1].attention is None
-
-
 def test_degenerate_batches():
     loss, others = built(dtype=torch.float32), batch(TEACHER, dtype=torch.float32)
     own = [torch.zeros(3, *shape, requires_grad=True) for shape in STUDENT]
