@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
+import pytest
+from benchmarks.loss_steps import LARGE, LARGE_BATCH
 from tests.conftest import ROOT
 
 NAMES = {
@@ -15,7 +17,14 @@ NAMES = {
     "nst_linear": "NST linear",
     "nst": "NST poly",
 }
-NAMES |= {"nst_poly": "NST poly", "nst_gaussian": "NST Gaussian"}
+NAMES |= {
+    "nst_poly": "NST poly",
+    "nst_gaussian": "NST Gaussian",
+    "wkd_l": "WKD-L",
+    "wkd_f": "WKD-F",
+    "cat_kd": "CAT-KD",
+}
+NAMES |= {"sdd": "SDD of KD, 5 cells", "sdd dkd": "SDD of DKD, 21 cells", "ofa": "OFA-KD"}
 SUMS = ("NST (poly) 50", "KD 16 + NST (poly) 50", "AT 1000 + NST (poly) 50")
 
 
@@ -37,9 +46,10 @@ def table(page: str, header: str, heading: str = "") -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_the_share_of_each_loss_in_a_step() -> None:
-    shown = table("cost.md", "| loss | layers | share of the step | ms | extra memory | kept | why more than 5 % |")
-    steps = measured("losses_crd_methods.json")["steps"]
+@pytest.mark.parametrize(("first", "file"), [("loss", "losses_crd_methods.json"), ("newer loss", "losses_next.json")])
+def test_the_share_of_each_loss_in_a_step(first: str, file: str) -> None:
+    shown = table("cost.md", f"| {first} | layers | share of the step | ms | extra memory | kept | why more than 5 % |")
+    steps = measured(file)["steps"]
     assert len(steps) == len(shown)
     for step in steps:
         _, share, ms, memory, _, reason = shown[NAMES.get(step["loss"], step["loss"].upper())]
@@ -49,10 +59,21 @@ def test_the_share_of_each_loss_in_a_step() -> None:
         assert bool(reason) == (step["share_by_processor_time"] >= 0.05)
 
 
+def test_memory_at_1000_classes() -> None:
+    shown = table("cost.md", "| loss | measured | stated |")
+    rows = measured("losses_next.json")["memory"]
+    assert len(rows) == len(shown)
+    for row in rows:
+        name = NAMES.get(row["loss"], row["loss"].upper()).split(",")[0]
+        (cells,) = (cells for shown_name, cells in shown.items() if shown_name.split(",")[0] == name)
+        assert cells[0] == f"{row['extra_mb']:,.0f} MB"
+        loss, students, teachers = LARGE[row["loss"]]
+        stated = sum(loss.spec(*shapes).workspace for shapes in zip(students, teachers, strict=True)) * LARGE_BATCH
+        assert cells[1] == f"{stated / 1e6:,.0f} MB"
+
+
 def test_the_time_of_cached_steps() -> None:
-    shown = table(
-        "cost.md", "| loss | live | live, processor time | cached | cached, processor time | loss alone |"
-    )
+    shown = table("cost.md", "| loss | live | live, processor time | cached | cached, processor time | loss alone |")
     rows = [row for row in measured("steps_crd.json")["rows"] if row["knowledge"] in ("live", "stored")]
     assert {row["loss"] for row in rows} == set(shown)
     for row in rows:

@@ -40,6 +40,7 @@ class DKD(LogitLoss):
         ValueError: an argument out of range.
     """
 
+    rows: ClassVar[int] = 16
     inputs: ClassVar[tuple[Input, ...]] = ("labels", "epoch")
 
     def __init__(
