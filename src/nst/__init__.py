@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from nst.models.weights import load_weights, save_weights
     from nst.teacher import LiveTeacher, Normalization, Teacher
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "ABKD",

@@ -525,10 +525,15 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     """Read the data.
 
     Raises:
-        ValueError: names the file or key at fault.
+        ValueError: names the file or key at fault; images without labels, on which no run can train or be evaluated.
     """
     check_numbers(run.data, "data")
-    return instantiate("data", run.data)
+    data = instantiate("data", run.data)
+    if isinstance(data, Dataset) and not data.labeled:
+        raise ValueError(
+            f"data={data.name}: its images have no labels, which a run needs for training and for every accuracy"
+        )
+    return data
 
 
 def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor | None = None) -> Loader:

@@ -106,7 +106,7 @@ def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
         or several
         or "--help" in arguments
     ):
-        settings.model = build.without_download(settings.model)
+        settings.model = build.without_weights(settings.model)
         if settings.teacher.model is not None:
             settings.teacher.model = build.without_download(settings.teacher.model)
         if settings.data["name"] != "imagenet":  # the networks of the ImageNet runs are built in tests/experiments

@@ -46,7 +46,7 @@ def list_runs(arguments: Sequence[str]) -> None:
             raise ValueError(f"{key}: runs have no such field; there are {', '.join(FIELDS)}")
     runs, damaged = read_all(outputs)
     for key, patterns in given.items():
-        runs = runs[[any(fnmatchcase(str(v), p) for p in patterns.split(",")) for v in runs[key]]]
+        runs = runs.loc[[any(fnmatchcase(str(v), p) for p in patterns.split(",")) for v in runs[key]]]
     each, by = options["each"] == "true", options["sort"]
     runs = runs.sort_values(by, ascending=by not in ("last", "best"), kind="stable", na_position="last")
     sections = {key: section(same, each, by) for key, same in runs.groupby(["data", "teacher", "model"])}
