@@ -28,10 +28,10 @@ pairs:
   - {name: b, title: B, overrides: [model=resnet14]}
 methods:
   - {name: student, label: Baseline, overrides: [loss=ce]}
-  - {name: kd, label: KD, overrides: [loss=kd], tuned: true}
-  - {name: at, label: AT, overrides: [loss=at], pairs: [b]}
+  - {name: kd, label: KD, overrides: [loss=kd], tuned: true, by: third party}
+  - {name: at, label: AT, by: third party, overrides: [loss=at], pairs: [b]}
 published:
-  a: {student: 69.1, kd: {published: 70.7, epoch: best}}
+  a: {student: 69.1, kd: {published: 70.7, epoch: best, by: authors}}
   b: {at: 71}
 """
 
@@ -56,6 +56,7 @@ def test_pairs_times_methods(folder: Path) -> None:
         (70.7, "best", True),
     ]
     assert [row.published for row in second.rows] == [None, None, 71]
+    assert [row.by for row in (*first.rows, second.rows[2])] == [None, "authors", "third party"]
     assert (first.teacher.published, first.teacher.epoch, first.layers.student) == (72.3, "last", "stage3")
 
 
@@ -83,7 +84,7 @@ def test_pairs_times_methods(folder: Path) -> None:
         (GROUP, MATRIX.replace("b: {at: 71}", "b: {att: 71}"), "published.b: att is not among them; did you mean at"),
         (GROUP, MATRIX.replace("b: {at: 71}", "c: {at: 71}"), "published: c is not among them"),
         (GROUP, MATRIX.replace("at: 71", "at: high"), "published.b.at: a number or .*found 'high'"),
-        (GROUP, MATRIX.replace("epoch: best}", "epok: best}"), "published.a.kd: a number or"),
+        (GROUP, MATRIX.replace("epoch: best", "epok: best"), "published.a.kd: a number or"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(folder: Path, old: str, new: str, message: str) -> None:

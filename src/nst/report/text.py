@@ -45,6 +45,7 @@ def cells(row: RowResult) -> dict[str, str]:
     top5 = f" / {row.top5.mean:.2f}" if last and row.top5 and row.published_top5 is not None else ""
     rank = "–" if row.rank is None else str(row.rank)
     published = published_text(row.published, row.published_top5)
+    about = ", ".join(filter(None, (row.published_epoch, row.published_by)))
     compared = "best" if row.published_epoch == "best" else "last"
     return {
         "method": row.label,
@@ -56,7 +57,7 @@ def cells(row: RowResult) -> dict[str, str]:
         "best epoch": str(row.best or "–"),
         "collapsed": f"{row.collapsed} of {row.planned}",
         "diverged": f"{row.diverged} of {row.planned}",
-        "published": published if row.published is None else f"{published} ({row.published_epoch})",
+        "published": published if row.published is None else f"{published} ({about})",
         PUBLISHED: "–" if row.difference is None else f"{row.difference:+.2f} ({compared})",
         "rank (published)": rank if row.published_rank is None else f"{rank} ({row.published_rank})",
         "rank": rank,
@@ -189,6 +190,8 @@ def notes(result: Result) -> list[str]:
         texts.append(
             f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
             "unknown epoch, with our last. The epoch is in brackets."
+            + " So is whose figure it is: that of the method's authors or of a third party's run; unverified: recalled, its source not "
+            "read." * any(row.published_by for row in rows)
         )
     if splits := sorted({name for row in rows for name in row.evaluated_on}):
         chosen = "test images, so it is optimistic" if splits == ["test"] else f"{' and '.join(splits)} images"
@@ -233,6 +236,7 @@ def as_csv(result: Result) -> str:
             plain = (
                 "published",
                 "published_epoch",
+                "published_by",
                 "difference",
                 "rank",
                 "published_rank",

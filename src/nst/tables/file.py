@@ -27,11 +27,14 @@ class Layers:
 
 @dataclass
 class Published:
-    """A published figure in percent, top-1 and top-5, and of which epoch it is; null where there is none."""
+    """A published figure in percent, top-1 and top-5, of which epoch it is and whose; null where there is none."""
 
     published: float | None = None
     published_top5: float | None = None
     epoch: str | None = None  # last | best | unknown; null: the table's own
+    by: str | None = (
+        None  # in a word or two: authors (of the method), third party, …; ", unverified" where its source was not read
+    )
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Method:
     overrides: list[str] = MISSING
     pairs: list[str] | None = None
     tuned: bool = False
+    by: str | None = None  # whose its published figures are, unless one says otherwise
 
 
 @dataclass
@@ -184,7 +188,7 @@ def _readable(error: OmegaConfBaseException) -> str:
 
 
 def _pairs_times_methods(table: Table, path: Path) -> list[Group]:
-    """Groups of rows, with the published figure of each cell: a number, or `{published: …, epoch: …}`."""
+    """Groups of rows, with the published figure of each cell: a number, or `{published: …, epoch: …, by: …}`."""
     if table.groups:
         raise ValueError(f"{path}: groups exclude pairs and methods; a table has either groups, or pairs and methods")
     if not table.pairs or not table.methods:
@@ -207,8 +211,9 @@ def _pairs_times_methods(table: Table, path: Path) -> list[Group]:
                 figure: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), given))
             except OmegaConfBaseException as error:
                 raise ValueError(
-                    f"{path}: published.{pair.name}.{method.name}: a number or {{published: …, epoch: …}} is needed, found {value!r}"
+                    f"{path}: published.{pair.name}.{method.name}: a number or {{published: …, epoch: …, by: …}} is needed, found {value!r}"
                 ) from error
+            figure.by = figure.by or method.by
             overrides = [*pair.overrides, *method.overrides]
             rows.append(Row(**vars(figure), name=method.name, label=method.label, run=overrides, tuned=method.tuned))
         groups.append(Group(pair.name, pair.title, pair.teacher, pair.layers, rows))

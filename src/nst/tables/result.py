@@ -47,6 +47,7 @@ class RowResult:
     paired: Sample | None = None  # to the baseline
     rank: int | None = None
     published_rank: int | None = None
+    published_by: str | None = None
 
     @property
     def kind(self) -> str:
@@ -168,7 +169,7 @@ def _row(cell: Cell, runs: Frame, lower: bool) -> RowResult:
         seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
         command=cell.command, runs=[str(folder_of(run)) for run in cell.runs],
-        changes=list(cell.changes), reduced=cell.reduced, comparable=cell.comparable,
+        changes=list(cell.changes), reduced=cell.reduced, comparable=cell.comparable, published_by=row.by,
     )  # fmt: skip
 
 
