@@ -112,7 +112,7 @@ class TeacherConfig:
     model: Any = None  # a node like `model`; null: no teacher
     weights: str | None = None  # .safetensors or a .pt / .pth / .th with tensors only; null: trained once and kept
     weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
-    mean: list[float] | None = None  # of its inputs; null: as stored with the weights, else the data's
+    mean: list[float] | None = None  # of its inputs; null: as its weights say, else its library, else the data's
     std: list[float] | None = setting(None, above=0)
     precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of its forward pass; targets in fp32; fp16: CUDA
     batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
@@ -128,7 +128,7 @@ class CacheConfig:
     views: int | str = 0  # of each image: a number (16, say), or all; 0: no cache, the teacher runs beside the student
     dtype: str = setting("float16", one_of=("float16", "float32"))
     path: str | None = setting(None, key=False)  # its folder; null: outputs/<data>/cache/<teacher>-<hash>
-    large: bool = False  # cache also targets larger than the teacher's feature; else they are computed live
+    large: bool = False  # cache also targets as large as the teacher's feature; else they are computed live
 
 
 @dataclass
@@ -177,9 +177,7 @@ class ExportConfig:
     run: str = MISSING  # folder of a finished run
     weights: str = setting("last", one_of=("last", "best"))  # of the last or of the best epoch
     to: str | None = None  # folder of the files; null: export/ in the run's folder
-    formats: list[str] | None = (
-        None  # of safetensors, torch, onnx, onnx_int8; null: all but the last, onnx where it is installed
-    )
+    formats: list[str] | None = None  # safetensors, torch, onnx, onnx_int8; null: the first three, onnx if installed
     normalize: bool = False  # the torch and onnx files take pixels in 0…1 and normalise them themselves
     images: int = setting(1000, least=1)  # test images to verify on, evenly spaced over the split
     repeats: int = setting(50, least=1)  # timed calls a batch size; fewer where they take more than 10 s
