@@ -121,7 +121,7 @@ def test_a_compiled_student_hands_over_maps_with_gradient() -> None:
     ("layer", "words"),
     [
         ("blocks.0.attn.k_norm", "separate attention heads"),
-        ("blocks.0.attn.q_norm", "layer one of block1, block2, last"),
+        ("blocks.0.attn.q_norm", "choose one of block1, block2, last"),
     ],
 )
 def test_what_is_no_map_is_refused(layer: str, words: str) -> None:

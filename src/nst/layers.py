@@ -33,19 +33,19 @@ def resolve(model: nn.Module, layer: str) -> str:
     Raises:
         ValueError: if the model has none of them; names the nearest ones.
     """
-    roles: dict[str, str] = getattr(model, "named_layers", {})
-    path = roles.get(layer, layer)
+    named: dict[str, str] = getattr(model, "named_layers", {})
+    path = named.get(layer, layer)
     modules = dict(model.named_modules())
     name = path.removesuffix(":input")
     if path == LOGITS or (name and name in modules):
         return path
     if layer in LOGIT_MAPS:
         return add_logit_map(model, layer)
-    nearest = difflib.get_close_matches(layer, [*roles, *(m for m in modules if m)], n=4, cutoff=0.4)
+    nearest = difflib.get_close_matches(layer, [*named, *(m for m in modules if m)], n=4, cutoff=0.4)
     raise ValueError(
         f"unknown layer '{layer}' in {type(model).__name__}: "
         f"{'nearest names: ' + ', '.join(nearest) + '; ' if nearest else ''}"
-        f"named layers: {', '.join(roles) or 'none'}; any module name works too, `nst layers` lists them"
+        f"named layers: {', '.join(named) or 'none'}; any module name works too, `nst layers` lists them"
     )
 
 
@@ -171,7 +171,7 @@ def feature_shapes(
         if layer in recorder.versions and features[layer]._version != recorder.versions[layer]:
             raise ValueError(
                 f"layer '{layer}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU or dropout: "
-                "layer that layer, or make it inplace=False"
+                "name the layer that overwrites it, or make that one inplace=False"
             )
     return {layer: tuple(features[layer].shape[1:]) for layer in layers}
 

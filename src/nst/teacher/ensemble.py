@@ -69,8 +69,8 @@ class Ensemble(nn.Module):
             if member.input_size is not None:
                 member.network.register_forward_pre_hook(Resize(member.input_size), prepend=True)
             member.network.register_forward_pre_hook(self._note_shape(name))
-            roles: dict[str, str] = getattr(member.network, "named_layers", {})
-            self.named_layers |= {f"{name}.{role}": f"{name}.{path}" for role, path in roles.items()}
+            named: dict[str, str] = getattr(member.network, "named_layers", {})
+            self.named_layers |= {f"{name}.{layer}": f"{name}.{path}" for layer, path in named.items()}
 
     def _note_shape(self, name: str) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
