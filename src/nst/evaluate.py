@@ -113,10 +113,10 @@ def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targe
 
 
 def _context(batch: Batch, number: int) -> dict[str, Any]:
-    """The context of losses (see `losses.base.Input`) at the end of a run."""
-    end = torch.full((), 1e6, device=batch.images.device)
+    """The context of losses (see `losses.base.Input`) at the end of a run, before anything has fallen."""
+    epoch = torch.full((), torch.inf, device=batch.images.device)
     return {
-        "index": batch.indices, "epoch": end, "progress": torch.ones_like(end),
+        "index": batch.indices, "epoch": epoch, "progress": torch.ones_like(epoch),
         "seed": torch.full((), number, dtype=torch.int64),
     }  # fmt: skip
 

@@ -358,6 +358,19 @@ def test_wkd_f(convention, projector, grid, size, epoch):
     torch.testing.assert_close(gradient, slope)
 
 
+def test_at_no_moment_of_a_run_everything_is_at_full_strength():
+    """What comparing the terms' gradients needs: neither a ramp before its end nor a decay after its start."""
+    student, teacher, extra = batch_of(0, 3, CLASSES, torch.inf)
+    for falling, constant in (
+        (Transport(epochs=EPOCHS, decay_from=0), Transport(epochs=None)),
+        (RLD(warmup=20), RLD(warmup=0)),
+    ):
+        for loss in (falling, constant):
+            loss.setup((CLASSES,), (CLASSES,))
+        target = falling.target(teacher) | extra
+        assert falling(student, target) == constant(student, target) != 0
+
+
 def test_mgd():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 4, 3, 3).double(), torch.randn(3, 6, 3, 3).double()
@@ -473,21 +486,41 @@ KINDS = ("certain", "wrong", "excluded", "excluded by the teacher", "one class i
 @pytest.mark.parametrize("name", [n for n in LOGITS if "negative" not in n and "+" not in n and "α = " not in n])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 2), (3, CLASSES)])
-def test_degenerate_logits_are_finite(name, kind, shape):
+def test_degenerate_logits(name, kind, shape):
+    """Value and gradient are finite, and the equation's where it can be written out in float64: no 0 / 0, no 0 · ∞."""
     if name == "wkd_l" and shape[1] != CLASSES:
         return  # its cost is of five classes
     if name.startswith("dkd") and kind == "excluded" and shape[1] == 2:
         return  # no other class is left that the student could give a probability
     student, teacher = degenerate(kind, *shape)
-    loss = LOGITS[name][0]()
+    make, expected = LOGITS[name]
+    loss = make()
     loss.setup((shape[1],), (shape[1],))
     loss.float()
     extra = {"labels": torch.zeros(shape[0], dtype=torch.int64), "epoch": torch.tensor(5.0)}
+    wanted, slope = value_and_gradient(lambda x: expected(x, teacher.double(), extra), student.double())
     student.requires_grad_(True)
     value = loss(student, loss.target(teacher) | extra)
     value.backward()
     assert value.isfinite()
     assert student.grad.isfinite().all()
+    if "standardised" not in name and wanted.isfinite() and slope.isfinite().all():
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(student.grad.double(), slope, rtol=1e-3, atol=1e-4 * float(1 + slope.abs().max()))
+
+
+@pytest.mark.parametrize("make", [lambda: WKDF(4.0, 2), lambda: WKDF(4.0, 1, "bottleneck"), MGD])
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_constant_maps_of_one_image(make, level):
+    """A deviation of 0 has a finite gradient."""
+    student, teacher = torch.full((1, 3, 4, 4), level, requires_grad=True), torch.full((1, 5, 4, 4), level)
+    loss = make()
+    loss.setup((3, 4, 4), (5, 4, 4))
+    _, _, extra = batch_of(0, 1, 2)
+    value = loss(student, loss.target(teacher, (3, 4, 4)) | extra)
+    value.backward()
+    assert value.isfinite()
+    assert all(x.grad.isfinite().all() for x in (student, *loss.parameters()))
 
 
 @pytest.mark.parametrize("name", MAPS)

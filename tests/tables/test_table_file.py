@@ -128,13 +128,13 @@ def test_where_tables_are_looked_for(folder: Path) -> None:
         read_table("mini")
     (own.parent / "quick").mkdir()
     own.rename(own.parent / "quick" / "digits.yaml")
-    with pytest.raises(ValueError, match=r"both .* pass the path: table=configs/table/quick/digits.yaml"):
+    with pytest.raises(ValueError, match=r"both .* pass the path: table=.*configs/table/quick/digits.yaml"):
         read_table("quick/digits")
 
 
 def test_a_name_is_no_path(folder: Path) -> None:
     (folder / "x.yaml").write_text(HEAD + GROUP)
-    assert parse(["table=configs/../x.yaml"]).folder == "x/full"
+    assert parse(["table=configs/../x.yaml"]).folder == Path("outputs/tables/x/full")
     for name in ("../x", "/x", "quick/../../x", "", "quick//digits"):
         with pytest.raises(ValueError, match="a name such as quick/digits is needed"):
             parse([f"table={name}"])

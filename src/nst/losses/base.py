@@ -20,7 +20,8 @@ FEATURE_KEY = "feature-as-it-is"
 
 Input = Literal["labels", "index", "epoch", "progress", "seed"]
 """What a loss may need besides the teacher's target: the images' labels `[B]` int64 and their positions in the training set `[B]`
-int64; the epochs done so far and the fraction of the run done so far (float32 scalars, equal for all images of a step); a
+int64; the epochs done so far and the fraction of the run done so far (float32 scalars, equal for all images of a step; an infinite
+number of epochs stands for no moment of a run, where whatever rises or falls during it is at its full strength); a
 number for random draws, another one each step and the same on every rank (int64 scalar on the CPU)."""
 
 
@@ -199,8 +200,9 @@ def cosine_decay_factor(target: Mapping[str, Tensor], start: float, epochs: floa
     """1 in the e-th epoch up to `start`, counted from 1, then half a cosine to 0 in the last of `epochs`; 1 where that is null."""
     if epochs is None or start >= epochs:
         return 1.0
-    done = ((scalar(target, "epoch").floor() + 1 - start) / (epochs - start)).clamp(0.0, 1.0)
-    return 0.5 * (1 + torch.cos(pi * done))
+    epoch = scalar(target, "epoch")
+    done = ((epoch.floor() + 1 - start) / (epochs - start)).clamp(0.0, 1.0)
+    return torch.where(epoch.isinf(), 1.0, 0.5 * (1 + torch.cos(pi * done)))
 
 
 def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
