@@ -8,18 +8,20 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "src" / "nst"
 # part → parts it may not import
 FORBIDDEN = {
-    "files": "config losses models data layers teacher distiller training build runs report reproduce export commands",
-    "losses": "models data layers teacher distiller training build runs report reproduce export commands config",
-    "models": "losses data layers teacher distiller training build runs report reproduce export commands config",
-    "data": "losses models layers teacher distiller training build runs report reproduce export commands config",
-    "layers": "losses models data teacher distiller training build runs report reproduce export commands config",
-    "distiller": "models data teacher training build runs report reproduce export commands",
-    "teacher": "models training build runs report reproduce export commands",
-    "training": "models losses build runs report reproduce export commands",
-    "runs": "report reproduce export commands",
-    "report": "losses models data layers teacher distiller training build runs reproduce export commands",
-    "reproduce": "export commands",
-    "export": "reproduce commands",
+    "files": "config losses models data layers teacher distiller loop run build runs report tables export cli",
+    "losses": "models data layers teacher distiller loop run build runs report tables export cli config",
+    "models": "losses data layers teacher distiller loop run build runs report tables export cli",
+    "data": "losses models layers teacher distiller loop run build runs report tables export cli config",
+    "layers": "losses data teacher distiller loop run build runs report tables export cli config",
+    "distiller": "models data teacher loop run build runs report tables export cli config",
+    "teacher": "loop run build runs report tables export cli",
+    "optim": "models losses data teacher loop run build runs report tables export cli",
+    "loop": "models losses run build report tables export cli",
+    "runs": "run build report tables export cli",
+    "report": "losses models data layers teacher distiller loop run build runs export cli",
+    "build": "run report tables export cli",
+    "tables": "export",
+    "export": "tables",
 }
 
 

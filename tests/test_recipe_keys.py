@@ -23,7 +23,7 @@ def test_patient_composes_and_takes_two_steps(compose: Compose, tiny: list[str])
     assert whole.schedule["_target_"] == "nst.optim.Cosine"
     assert (whole.trainer.epochs, whole.trainer.mixup, whole.trainer.clip_grad_norm) == (1200, 1.0, 1.0)
     teacher = whole.teacher.train
-    assert (teacher.optim["_target_"], teacher.optim["lr"], teacher.trainer.epochs) == ("torch.optim.SGD", 0.05, 240)
+    assert (teacher.optim["_target_"], teacher.optim["lr"], teacher.epochs) == ("torch.optim.SGD", 0.05, 240)
     loss = ["loss=kd", "loss.ce.weight=0", "loss.kd.weight=1", "loss.kd.temperature=1"]
     summary = run(compose(*tiny, "recipe=patient", *loss, "data.limit=32", "trainer.epochs=1"))
     assert summary["steps"] == 2

@@ -1,11 +1,13 @@
 """Beside a torchvision that cannot be imported: what needs none of it runs, the rest says what to install."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import process
+from tests.conftest import ROOT
 
 from nst import models
 
@@ -20,13 +22,22 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+def process(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A command in a process of its own, in which torchvision is broken."""
+    code = f"import sys\nsys.argv = ['nst', *sys.argv[1:]]\n{BROKEN}\nfrom nst.cli.main import main\nmain()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 def test_digits_need_no_torchvision(tmp_path: Path) -> None:
     words = ("teacher=none", "loss=ce", "model=resnet8", "data.limit=40", "trainer.epochs=1", "trainer.heatmaps=false")
-    said = process("train", *words, folder=tmp_path, code=BROKEN)
-    assert said.status == 0, said.err
+    said = process("train", *words, folder=tmp_path)
+    assert said.returncode == 0, said.stderr
     [folder] = tmp_path.glob("outputs/digits/none-resnet8/ce/*")
-    exported = process("export", f"run={folder}", "formats=[safetensors]", folder=tmp_path, code=BROKEN)
-    assert exported.status == 0, exported.err
+    exported = process("export", f"run={folder}", "formats=[safetensors]", folder=tmp_path)
+    assert exported.returncode == 0, exported.stderr
 
 
 def test_what_needs_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nst.data.views import ViewScheme
     from nst.dist import Dist
     from nst.distiller import Distiller, Pair, Term
-    from nst.evaluate import Metrics, evaluate
+    from nst.evaluate import Metrics
     from nst.export import load_student
     from nst.layers import LayerHooks, feature_shapes
     from nst.loop import Loop, Training
@@ -90,7 +90,6 @@ __all__ = [
     "Training",
     "TransferLoss",
     "ViewScheme",
-    "evaluate",
     "feature_shapes",
     "load_student",
     "load_weights",
@@ -111,7 +110,7 @@ _HOMES = {
     ),
     "nst.layers": ("LayerHooks", "feature_shapes"),
     "nst.dist": ("Dist",),
-    "nst.evaluate": ("Metrics", "evaluate"),
+    "nst.evaluate": ("Metrics",),
     "nst.loop": ("Loop", "Training"),
     "nst.models.weights": ("load_weights", "save_weights"),
 }  # fmt: skip

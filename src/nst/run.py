@@ -52,6 +52,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         check_precision(f"{key}.precision", precision, dist.device)
     folder = RunFolder(run_folder(config))
     networks = None if is_finished(folder, dist) else build.networks(settings, dist)
+    optimization = build.optimization(settings) if networks is not None else {}  # before a teacher is trained
     trackers = build.trackers(settings) if networks is not None else {}
     check_files(settings, dist)
 
@@ -75,7 +76,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         training = Training(
             networks.distiller,
             build.loader(settings, dist, data, "train", teacher.views),
-            **build.optimization(settings),
+            **optimization,
             settings=settings.trainer,
             dist=dist,
             seed=settings.seed,

@@ -89,7 +89,7 @@ MISTAKES = (
         (("evaluate",), "`run` or `weights` is required"),
         (("evaluate", "prec=bf16"), "Did you mean precision?"),
         (("export",), "`run` is required: pass run=…"),
-        (("export", "zzz=1"), "There are run, to, formats"),
+        (("export", "zzz=1"), "There are run, weights, to, formats"),
         (("predict",), "`model` and `images` are required: pass model=… images=…"),
         (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
     (("layers", "all=yes"), "all=yes: true or false is needed"),

@@ -3,6 +3,7 @@
 nst export run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
 
 run=FOLDER       of a finished run (required)
+weights=last     or best: of the last epoch, or of the best one
 to=FOLDER        of the files; default: export/ in the run's folder
 formats=[…]      of safetensors, torch, onnx, onnx_int8; default: all but the last, onnx where it is installed
 normalize=true   the torch and onnx files take pixels in 0…1 and normalise them themselves

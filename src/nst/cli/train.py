@@ -157,7 +157,7 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     if teacher is not None:
         held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
         size = f"{teacher['name']}, {teacher['parameters']:,} parameters"
-        measure = "by nearest neighbours" if teacher["measure"] == "knn" else "top-1"
+        measure = "by nearest neighbours" if teacher.get("measure") == "knn" else "top-1"
         table.add_row("teacher", f"{size}: {teacher['top1']:.2f} % {measure}{held_out}")
     size = f"{student['name']}, {student['parameters']:,} parameters"
     table.add_row("student", f"{size}: {test['top1']:.2f} % top-1 (last epoch)")
