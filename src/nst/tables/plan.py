@@ -158,6 +158,7 @@ def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
 def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
     """A run and its overrides, without those of a teacher cache that would cache none of its targets: it stays live."""
     run = build.settings(composed(overrides))
+    build.optimization(run)  # whose values are checked where they are used
     if run.cache.views:
         networks = build.networks(run)
         reasons = [
