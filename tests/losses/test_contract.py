@@ -154,7 +154,7 @@ def test_the_value_is_a_mean_over_images_unless_it_relates_them(name):
     torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_summaries_are_as_small_as_the_docs_say():
+def test_targets_are_as_small_as_the_docs_say():
     sizes = {}
     for name in LOSSES:
         case = Case(name)

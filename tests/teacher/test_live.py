@@ -59,7 +59,7 @@ def test_features_are_not_kept() -> None:
 
 
 @pytest.mark.compiles
-def test_compiled_summaries_equal_eager_ones() -> None:
+def test_compiled_targets_equal_eager_ones() -> None:
     live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
     eager, tail = live(batch()), live(batch(3))
     live.compile(4)
