@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 from tests.conftest import Compose
 from tests.kinds import Drawing
 from torch import nn
@@ -154,6 +156,16 @@ def test_settings_are_plain_data(compose: Compose) -> None:
     assert isinstance(run.loss["nst_poly"], dict)
 
 
+def test_images_without_labels_are_refused(compose: Compose, tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    run = build.settings(
+        compose("data=images", f"data.path={tmp_path}", "data.size=8", "data.validation=0.5", "loss=kd")
+    )
+    with pytest.raises(ValueError, match="data=images: its images have no labels"):
+        build.dataset(run)
+
+
 @pytest.mark.parametrize("loss", ["nst_poly", "at"])
 def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
@@ -229,7 +241,7 @@ def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) 
     assert run_folder(asdict(build.settings(own))) == run_folder(asdict(run))
 
 
-def test_the_runs_taps_apply_to_a_loss_whose_node_has_no_layers(compose: Compose) -> None:
+def test_the_runs_layers_apply_to_a_loss_whose_node_has_no_layers(compose: Compose) -> None:
     at = "++loss.at={weight: 1, _target_: nst.losses.AT}"
     plain = compose("loss=kd", at)
     for layers in ("[{teacher: stage2, student: stage1}]", "{last: [{teacher: stage2, student: stage1}]}"):

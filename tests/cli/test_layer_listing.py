@@ -44,13 +44,13 @@ def test_an_output_that_is_overwritten_is_marked_and_never_paired() -> None:
 
 
 @pytest.mark.parametrize("layer", ["conv", "relu:input"])
-def test_a_tap_that_is_overwritten_is_refused(layer: str) -> None:
+def test_a_layer_that_is_overwritten_is_refused(layer: str) -> None:
     with pytest.raises(ValueError, match=f"layer '{layer}' of Overwriting is overwritten"):
         feature_shapes(Overwriting(), [layer], (1, 8, 8))
     assert feature_shapes(Overwriting(), ["relu", "logits"], (1, 8, 8))["relu"] == (6, 4, 4)
 
 
-def test_a_tap_that_dropout_overwrites_in_training_is_refused_for_a_student() -> None:
+def test_a_layer_that_dropout_overwrites_in_training_is_refused_for_a_student() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.5, inplace=True), nn.BatchNorm2d(4), nn.Flatten())
     before, state = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
     assert feature_shapes(net, ["1"], (1, 8, 8))["1"] == (4, 6, 6)  # as a teacher it runs without dropout
@@ -90,7 +90,7 @@ def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
     assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), list_all=False).splitlines()) == 4
 
 
-def test_layers_of_a_vit_have_the_shapes_that_taps_hand_over() -> None:
+def test_layers_of_a_vit_have_the_shapes_that_hooks_hand_over() -> None:
     pytest.importorskip("timm")
     small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
     found = {

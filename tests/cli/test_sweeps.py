@@ -181,7 +181,7 @@ SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.layers
 
 
 @pytest.mark.filterwarnings("ignore")  # Optuna's own
-def test_a_search_over_weights_taps_and_temperature_repeats_itself(sweep: Sweep) -> None:
+def test_a_search_over_weights_layers_and_temperature_repeats_itself(sweep: Sweep) -> None:
     """The same command proposes the same runs, which are finished then."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'nst[optuna]'")
     arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "loss=kd_nst_poly", *SEARCH, "trainer.epochs=1"]

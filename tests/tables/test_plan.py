@@ -90,7 +90,7 @@ def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, messag
     assert message in str(error.value)
 
 
-def test_missing_taps_are_reported_before_the_runs(tmp_path: Path) -> None:
+def test_missing_layers_are_reported_before_the_runs(tmp_path: Path) -> None:
     file = own_table(tmp_path, [])
     assert not [*missing_layers(make_plan(Request(str(file))))]
     file.write_text(file.read_text().replace("rows:", "layers: {teacher: last, student: stage9}\n    rows:"))
