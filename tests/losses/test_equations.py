@@ -623,7 +623,10 @@ def test_what_is_not_set_up_or_does_not_fit():
     with pytest.raises(ValueError, match="call setup"):
         OFA()([x], [OFA().target(logits) | labels])
     with pytest.raises(ValueError, match="single position in a cell"):
-        WKDF(grid=4).spec((3, 4, 4), (3, 8, 8))
+        WKDF(grid=4).spec((3, 8, 8), (3, 4, 4))
+    with pytest.raises(ValueError, match="student's map of 4×4 has a single position"):
+        WKDF(grid=4, projector="bottleneck").spec((3, 4, 4), (3, 8, 8))
+    assert WKDF(grid=4).spec((3, 4, 4), (3, 8, 8)).target["mean"] == (3, 4, 4)  # projected to 8×8
     with pytest.raises(ValueError, match="maps of one size"):
         MGD().spec((3, 4, 4), (3, 8, 8))
     with pytest.raises(ValueError, match="one channel for each class"):

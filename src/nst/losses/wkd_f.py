@@ -44,7 +44,7 @@ class WKDF(TransferLoss):
 
     Args:
         ratio: ρ, at least 0.
-        grid: g, at least 1; a cell needs two positions of both maps.
+        grid: g, at least 1; a cell needs two positions of the projected map and of the teacher's.
         projector: "conv_bn_relu": FitNet's, a 1×1 convolution with batch norm and ReLU where the maps have one size. "bottleneck": 1×1 to 256
             channels, 3×3, 1×1, batch norm and ReLU at the end.
         decay_from: epochs before λ falls, at least 0.
@@ -163,9 +163,12 @@ class WKDF(TransferLoss):
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: the moments. Memory: the projector's maps and their gradients."""
-        for shape, owner in ((student_shape, "student"), (teacher_shape, "teacher")):
-            self.check_grid(shape, owner)
-        channels, positions = teacher_shape[0], student_shape[1] * student_shape[2]
+        check_shape(student_shape, "student")
+        self.check_grid(teacher_shape, "teacher")
+        if self.kind == "bottleneck":  # the other projector brings the student's map to the teacher's size
+            self.check_grid(student_shape, "student")
+        height, width = (student_shape if self.kind == "bottleneck" else teacher_shape)[1:]
+        channels, positions = teacher_shape[0], height * width
         moments = (channels, self.grid, self.grid)
         hidden = 3 * HIDDEN if self.kind == "bottleneck" else 0
         return LossSpec("moments", {"mean": moments, "deviation": moments}, 8 * positions * (5 * channels + hidden))
