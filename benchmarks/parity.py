@@ -58,10 +58,12 @@ CASES: dict[str, list[str]] = {
     "two ranks, relational": ["loss=[kd,sp,rkd,crd]", "trainer.batch_size=50"],
     "two ranks, cached": ["loss=[kd,nst_poly]", *CACHED],
 }
-CIFAR = ["data=cifar10", "data.limit=500", "trainer.epochs=1", "model=resnet8", "teacher=resnet20"]
+CIFAR = [  # clipped: at its recipe's rate the hints of a hardly trained teacher diverge
+    "data=cifar10", "data.limit=500", "trainer.epochs=1", "model=resnet8", "teacher=resnet20", "trainer.clip_grad_norm=2",
+]  # fmt: skip
 CIFAR_CASES = {
     "cifar": [SUM],
-    "cifar, bf16, clipped, averaged": [SUM, "trainer.precision=bf16", "trainer.clip_grad_norm=2", "trainer.ema=0.9"],
+    "cifar, bf16, averaged": [SUM, "trainer.precision=bf16", "trainer.ema=0.9"],
     "cifar, accumulate": [SUM, "trainer.accumulate=2"],
     "cifar, mixup": [SUM, "trainer.mixup=1.0"],
     "cifar, cached": ["loss=[kd,at,nst_poly]", "cache.views=4"],
