@@ -98,11 +98,13 @@ def test_a_restart_inside_an_epoch_gives_the_same_batches() -> None:
 def test_a_sweep_shows_every_image_in_the_view_asked_for() -> None:
     split = make_split(11)
     views = split.view_subset(3)[:, 1]
-    parts = [list(split.loader(4, train=True, rank=rank, world=2).sequential(views)) for rank in range(2)]
+    loaders = [split.loader(4, train=True, rank=rank, world=2) for rank in range(2)]
+    parts = [list(loader.batches(torch.arange(11), views.long(), loader.schedule.parts())) for loader in loaders]
     batches = [batch for step in zip(*parts, strict=True) for batch in step]
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
     assert torch.cat([batch.views for batch in batches]).tolist() == views.tolist()
-    assert len(list(split.loader(4, train=True).sequential(views, first_step=2))) == 1
+    whole = split.loader(4, train=True)
+    assert len(list(whole.batches(torch.arange(11), views.long(), whole.schedule.parts(first_step=2)))) == 1
 
 
 def test_the_data_path_leaves_the_global_generators_alone() -> None:

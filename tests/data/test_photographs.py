@@ -74,7 +74,8 @@ def test_a_cache_may_hold_some_views(tree: Path) -> None:
     subset = train.view_subset(2)
     batches = [b for epoch in range(8) for b in train.loader(9, train=True, views=subset).epoch(epoch)]
     assert {view for batch in batches for view in batch.views.tolist()} == {0, 1}
-    second = list(train.loader(9, train=True).sequential(subset[:, 1], first_step=1))
+    loader = train.loader(9, train=True)
+    second = list(loader.batches(torch.arange(len(train)), subset[:, 1].long(), loader.schedule.parts(first_step=1)))
     assert torch.equal(second[0].images, train.render(torch.arange(9, 18), torch.ones(9, dtype=torch.int64)))
 
 

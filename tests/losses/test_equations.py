@@ -235,6 +235,20 @@ def test_losses_on_logits(name, seed, batch, classes, epoch):
     check(make, expected, student, teacher, extra, rough)
 
 
+@pytest.mark.parametrize(("convention", "power", "eps"), [("paper", 0, 0.0), ("official", 2, 1e-8)])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), batch=st.integers(2, 5), classes=st.integers(2, 6), t=st.sampled_from([1.0, 4.0]))
+def test_dist_in_single_precision(convention, power, eps, seed, batch, classes, t):
+    """Its gradient is ill-conditioned where probabilities hardly vary, so it is compared by its norm."""
+    student, teacher, _ = batch_of(seed, batch, classes)
+    student, teacher = student * 2 / 3, teacher * 2 / 3
+    wanted, slope = value_and_gradient(lambda x: dist(t, 1.5, 0.7, power, eps)(x, teacher, {}), student)
+    loss = DIST(t, 1.5, 0.7, convention)
+    value, gradient = value_and_gradient(lambda x: loss(x, loss.target(teacher.float())), student.float())
+    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+    assert (gradient - slope).norm() <= 1e-2 * slope.norm() + 1e-5
+
+
 def rows_of(x: Tensor, scales: tuple[int, ...]) -> Tensor:
     """`[B, classes, 4, 4]` → the means over the cells, `[B, M, classes]`."""
     rows = []

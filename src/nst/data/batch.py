@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -105,14 +104,6 @@ class Loader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This rank's part of each global batch of the epoch, from `first_step` on. Steps skipped cost nothing."""
         return self.batches(*self.schedule.plan(epoch), self.schedule.parts(first_step))
-
-    def sequential(self, views: Tensor, first_step: int = 0, stride: int = 1) -> Iterator[Batch]:
-        """Every image once, in order, each in the view given for it (`views`: [num_images] int64).
-
-        With `stride` only every `stride`-th batch from `first_step` on; the others cost nothing.
-        """
-        parts = islice(self.schedule.parts(first_step), 0, None, stride)
-        return self.batches(torch.arange(self.num_images), views.long(), parts)
 
     def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
