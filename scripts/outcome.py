@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-from nst.runs.checkpoint import Checkpoints
+from nst.storage.checkpoint import Checkpoints
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

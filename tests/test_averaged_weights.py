@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nst.cli.train import run
 from nst.optim import AveragedWeights
-from nst.runs.checkpoint import Checkpoints
+from nst.storage.checkpoint import Checkpoints
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from nst.cli.errors import explain
 from nst.config import CONFIGS, ExportConfig
 from nst.models import resnet8, wrn16_2
 from nst.optim import make_optimizer
-from nst.runs.folder import run_folder
+from nst.storage.folder import run_folder
 
 MISTAKES = {
     # override: what the message must hold
@@ -220,7 +220,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["teacher.mean=[0.5]", "teacher.std=[0]"], "teacher.std"),
         (["teacher.mean=[0.5,0.5]", "teacher.std=[1,1]"], "2 values, but the images have 1 channel"),
         (
-            ["tracker.tensorboard._target_=nst.runs.trackers.TensorBoard", "+tracker.tensorboard.x=1"],
+            ["tracker.tensorboard._target_=nst.storage.trackers.TensorBoard", "+tracker.tensorboard.x=1"],
             "tracker.tensorboard",
         ),
     ],

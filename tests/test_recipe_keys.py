@@ -10,7 +10,7 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.cli.train import run
-from nst.runs.folder import run_folder
+from nst.storage.folder import run_folder
 
 
 def test_patient_composes_and_takes_two_steps(compose: Compose, tiny: list[str]) -> None:

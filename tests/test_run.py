@@ -15,7 +15,7 @@ from nst.cli.train import run
 from nst.loop import Training
 from nst.models import resnet8
 from nst.models.weights import save_weights
-from nst.runs.folder import run_folder
+from nst.storage.folder import run_folder
 
 
 def events(folder: str, kind: str) -> list[dict[str, object]]:

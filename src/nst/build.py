@@ -42,8 +42,8 @@ from nst.losses import Shape, TransferLoss
 from nst.models.parts import freeze
 from nst.models.weights import check_saveable, load_weights
 from nst.optim import check_optimizer
-from nst.runs.checkpoint import check_resumable
-from nst.runs.trackers import Tracker
+from nst.storage.checkpoint import check_resumable
+from nst.storage.trackers import Tracker
 
 # names that the shipped losses use for their layers
 LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")

@@ -38,7 +38,7 @@ def setting(
         default: of the key; it must never change where `key` is true: a new default is a new key.
         least, above, most, below: range of a number; null is always allowed where the type allows it.
         one_of: the allowed texts.
-        key: whether the value is part of the run's name (see `nst.runs.folder.run_key`). False: it does not change the result,
+        key: whether the value is part of the run's name (see `nst.storage.folder.run_key`). False: it does not change the result,
             or acts through another key.
         unnamed: arguments of the component in this key that are no part of the name.
     """

@@ -25,8 +25,8 @@ from nst.distiller import Distiller, Targets
 from nst.evaluate import Metrics, evaluate, has_collapsed
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.precision import autocast
-from nst.runs.record import Record
 from nst.signals import Interrupted, StopFlag, stop_flag
+from nst.storage.record import Record
 from nst.teacher import Teacher
 
 log = logging.getLogger(__name__)

@@ -22,11 +22,11 @@ from nst.layers import LOGITS
 from nst.loop import Loop, Training
 from nst.models.weights import load_weights, save_weights
 from nst.precision import check_precision
-from nst.runs.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
-from nst.runs.heatmaps import heatmaps
-from nst.runs.provenance import provenance
-from nst.runs.record import Record
-from nst.runs.trackers import RunInfo
+from nst.report.heatmaps import heatmaps
+from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
+from nst.storage.provenance import provenance
+from nst.storage.record import Record
+from nst.storage.trackers import RunInfo
 from nst.teacher import Normalization, Teacher, make_teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained
 

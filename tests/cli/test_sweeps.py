@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from tests.conftest import ROOT, Compose
 
-import nst.runs.folder
+import nst.storage.folder
 from nst.cli.main import command
 from nst.cli.sweep import read_sweep
 from nst.cli.train import run
 from nst.files import write_whole
 from nst.loop import Training
-from nst.runs.folder import RunFolder
+from nst.storage.folder import RunFolder
 
 Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
 
@@ -153,7 +153,7 @@ def test_a_run_waits_for_the_teacher_that_another_trains(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It says so, and takes the other's result."""
-    monkeypatch.setattr(nst.runs.folder, "PATIENCE", 0.05)
+    monkeypatch.setattr(nst.storage.folder, "PATIENCE", 0.05)
     teacher = Path(run(compose(*tiny, "loss=kd"))["teacher"]["weights"]).parent
     summary, metrics = teacher / "summary.json", (teacher / "metrics.jsonl").stat()
     content = summary.read_bytes()

@@ -15,8 +15,8 @@ from nst import loop
 from nst.data import memory
 from nst.data.batch import Loader
 from nst.losses import NST
-from nst.runs import record
-from nst.runs.checkpoint import Checkpoints
+from nst.storage import record
+from nst.storage.checkpoint import Checkpoints
 from nst.teacher import cache
 
 

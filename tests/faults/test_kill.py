@@ -12,7 +12,7 @@ from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place
 
 from nst.models import resnet8
-from nst.runs.checkpoint import Checkpoints
+from nst.storage.checkpoint import Checkpoints
 
 KILLED = -9
 EVERY_LOSS = "loss=[kd,at,fitnet,nst_linear,nst_poly,nst_gaussian]"

@@ -12,7 +12,7 @@ import pytest
 from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
 
-from nst.runs.checkpoint import Checkpoints
+from nst.storage.checkpoint import Checkpoints
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 MakePlace = Callable[..., Place]

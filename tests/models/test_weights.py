@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nst.models.weights import check_saveable, load_weights, read_weights, save_weights
-from nst.runs.checkpoint import Checkpoints
+from nst.storage.checkpoint import Checkpoints
 
 State = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor, nn
 
-from nst.runs.heatmaps import SIZE, Channels, choose, drawing, heatmaps, last_maps, nearest
+from nst.report.heatmaps import SIZE, Channels, choose, drawing, heatmaps, last_maps, nearest
 from nst.teacher import Normalization
 
 NORMALIZATION = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

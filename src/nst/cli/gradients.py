@@ -56,8 +56,8 @@ def show(settings: RunConfig) -> None:
     from nst.evaluate import compare_gradients
     from nst.models.weights import load_weights
     from nst.run import prepare_teacher
-    from nst.runs.checkpoint import Checkpoints, read_checkpoint
-    from nst.runs.folder import STUDENT, SUMMARY, run_folder
+    from nst.storage.checkpoint import Checkpoints, read_checkpoint
+    from nst.storage.folder import STUDENT, SUMMARY, run_folder
 
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
@@ -112,7 +112,7 @@ def write_page(
     """Write `gradients.json` and `gradients.html` to the run's folder, and print their paths."""
     from nst.files import write_whole
     from nst.report.gradients import gradient_page
-    from nst.runs.provenance import commit
+    from nst.storage.provenance import commit
 
     result = {
         "run": "/".join(folder.parts[-4:]),

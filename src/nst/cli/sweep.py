@@ -85,7 +85,7 @@ class Sweep(Callback):
 def _result(job: JobReturn) -> dict[str, Any]:
     """Of a successful job: its run folder and its accuracy."""
     from nst import build  # late: these import torch, which the job has done by now
-    from nst.runs.folder import run_folder
+    from nst.storage.folder import run_folder
 
     assert job.cfg is not None
     if job.return_value is None:  # no training

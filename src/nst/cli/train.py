@@ -117,7 +117,7 @@ def _plan(settings: RunConfig, networks: "Networks", published: bool) -> list[st
     """The length of training, the images, and what comes before the student."""
     from nst import build
     from nst.layers import LOGITS
-    from nst.runs.folder import SUMMARY, run_folder
+    from nst.storage.folder import SUMMARY, run_folder
     from nst.teacher.prepare import cache_report, comes_trained
 
     epochs, batch, rate = settings.trainer.epochs, settings.trainer.batch_size, settings.optim.get("lr")

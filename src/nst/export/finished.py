@@ -17,7 +17,7 @@ from nst.config import RunConfig, check_values
 from nst.data.dataset import Dataset
 from nst.files import sha256_of
 from nst.models.weights import load_weights
-from nst.runs.folder import BEST, STUDENT, SUMMARY, read_json
+from nst.storage.folder import BEST, STUDENT, SUMMARY, read_json
 
 log = logging.getLogger(__name__)
 

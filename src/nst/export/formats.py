@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nst.export.finished import load_student
-from nst.runs.folder import STUDENT
+from nst.storage.folder import STUDENT
 
 FILES = {
     "safetensors": STUDENT,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nst.data.decode import SUFFIXES, WHITE, decode, is_image, scale_and_shift
 from nst.export.finished import REBUILD, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
-from nst.runs.folder import SUMMARY
+from nst.storage.folder import SUMMARY
 
 if TYPE_CHECKING:  # torchvision, which only a call needs
     from nst.data.augment import Interpolation

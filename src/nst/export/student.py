@@ -34,8 +34,8 @@ from nst.export.measure import class_accuracies, compare, confusion_matrix, cost
 from nst.export.predict import preprocessing
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
-from nst.runs.folder import STUDENT
-from nst.runs.provenance import provenance
+from nst.storage.folder import STUDENT
+from nst.storage.provenance import provenance
 
 BATCHES = (1, 32)  # sizes that are timed
 TOLERANCE = 1e-3  # of the largest logit: more than rounding in 32 bits

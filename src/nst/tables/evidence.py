@@ -26,8 +26,8 @@ from nst.files import sha256_of, write_whole
 from nst.layers import LayerHooks, resolve
 from nst.losses import NST
 from nst.models.weights import load_weights
-from nst.runs.folder import STUDENT, SUMMARY
-from nst.runs.heatmaps import heatmaps
+from nst.report.heatmaps import heatmaps
+from nst.storage.folder import STUDENT, SUMMARY
 from nst.tables.file import Group
 from nst.tables.plan import Cell, Plan, finished, folder_of
 from nst.teacher import Normalization, expected_normalization

@@ -16,7 +16,7 @@ from nst.dist import Dist
 from nst.models.weights import load_weights
 from nst.run import execute as execute_run
 from nst.run import write_teacher_cache
-from nst.runs.folder import DIVERGED, PATIENCE, STUDENT, RunFolder, RunLockedError
+from nst.storage.folder import DIVERGED, PATIENCE, STUDENT, RunFolder, RunLockedError
 from nst.tables.plan import Plan, finished, folder_of
 
 Runs = Mapping[str, RunConfig]

@@ -16,7 +16,7 @@ from nst.build import teacher_run
 from nst.cli.compose import composed
 from nst.cli.errors import explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
-from nst.runs.folder import SUMMARY, run_folder
+from nst.storage.folder import SUMMARY, run_folder
 from nst.tables.file import Group, Row, Table, nearest, read_table
 from nst.tables.frame import flat
 from nst.tables.request import OF_THE_TABLE, Request

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nst.runs.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
+from nst.storage.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
 
 
 def state(step: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.config import differences
-from nst.runs import folder
-from nst.runs.folder import RunFolder, RunLockedError, run_folder
+from nst.storage import folder
+from nst.storage.folder import RunFolder, RunLockedError, run_folder
 
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("run_names.json").read_text())
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nst.runs import provenance
+from nst.storage import provenance
 
 
 def test_the_commit_of_a_repository_that_only_contains_the_installed_package_is_not_taken(

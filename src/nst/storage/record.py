@@ -17,9 +17,9 @@ from nst.config import differences
 from nst.evaluate import Metrics
 from nst.files import naming, write_whole
 from nst.models.weights import save_weights
-from nst.runs.checkpoint import Checkpoints, read_checkpoint
-from nst.runs.folder import BEST, DIVERGED, METRICS
-from nst.runs.trackers import RunInfo, Tracker
+from nst.storage.checkpoint import Checkpoints, read_checkpoint
+from nst.storage.folder import BEST, DIVERGED, METRICS
+from nst.storage.trackers import RunInfo, Tracker
 
 if TYPE_CHECKING:
     from nst.loop import Training

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nst.cli.train import run
 from nst.loop import Training
-from nst.runs.record import _cut, last_steps
-from nst.runs.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB
+from nst.storage.record import _cut, last_steps
+from nst.storage.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB
 
 CONFIG = {"seed": 0, "loss": {"kd": {"weight": 16.0}}}
 
@@ -150,7 +150,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nst.runs.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("nst.storage.trackers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'nst\[wandb\]'"):
         WandB()
     with pytest.raises(ValueError, match=r"pip install 'nst\[mlflow\]'"):

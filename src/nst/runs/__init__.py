@@ -1,1 +1,0 @@
-"""A run from start to finish, and the files in its folder."""
