@@ -9,28 +9,22 @@ loss = cross_entropy + 50 * nst(student_feature, target)
 
 from nst.losses.abkd import ABKD
 from nst.losses.attention import AT
-from nst.losses.base import Convention, CrossEntropy, Input, LossSpec, Shape, TransferLoss
-from nst.losses.cat_kd import CATKD
-from nst.losses.cc import CC
+from nst.losses.base import Convention, Input, LossSpec, Shape, TransferLoss
+from nst.losses.class_maps import CATKD, SDD
 from nst.losses.crd import CRD
 from nst.losses.dist import DIST
-from nst.losses.dkd import DKD
+from nst.losses.dkd import DKD, RLD
 from nst.losses.fitnet import FitNet
-from nst.losses.kd import KD
+from nst.losses.kd import KD, NKD, TTM
+from nst.losses.logits import CrossEntropy
 from nst.losses.mgd import MGD
-from nst.losses.nkd import NKD
 from nst.losses.nst import NST
 from nst.losses.ofa import OFA
-from nst.losses.pkt import PKT
+from nst.losses.relational import CC, PKT, SP
 from nst.losses.review import ReviewKD
 from nst.losses.rkd import RKD
-from nst.losses.rld import RLD
-from nst.losses.sdd import SDD
-from nst.losses.sp import SP
-from nst.losses.ttm import TTM
 from nst.losses.vid import VID
-from nst.losses.wkd_f import WKDF
-from nst.losses.wkd_l import WKDL
+from nst.losses.wkd import WKDF, WKDL
 
 __all__ = [
     "ABKD",

@@ -1,13 +1,13 @@
 """ABKD, distillation by the α-β-divergence (Wang, Yang, Wang, Wang, Xu & Huang, ICML 2025)."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import LogitLoss, check_convention, check_number, no_autocast
+from nst.losses.base import check_choice, check_numbers
+from nst.losses.logits import LogitLoss
 
 
 class ABKD(LogitLoss):
@@ -35,7 +35,7 @@ class ABKD(LogitLoss):
         ValueError: an argument out of range.
     """
 
-    rows: ClassVar[int] = 18
+    rows = 18
 
     def __init__(
         self,
@@ -44,23 +44,20 @@ class ABKD(LogitLoss):
         temperature: float = 4.0,
         convention: Literal["paper", "official"] = "paper",
     ) -> None:
-        super().__init__(standardize=False)
-        check_number("alpha", alpha)
-        check_number("beta", beta)
-        check_number("temperature", temperature, above=0)
-        check_convention(convention, ("paper", "official"))
+        super().__init__()
+        check_numbers(alpha=alpha, beta=beta)
+        check_numbers(above=0, temperature=temperature)
+        check_choice("convention", convention, ("paper", "official"))
         self.alpha, self.beta, self.temperature = float(alpha), float(beta), float(temperature)
         self.official = convention == "official"
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Student logits `[B, classes]` → scalar. Raises ValueError when the class counts differ."""
-        with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, target)
-            log_q, log_p = (F.log_softmax(z / self.temperature, dim=1) for z in (student, teacher))
-            terms = self.divergence(log_p, log_q)
-            if self.official:
-                terms = terms.masked_fill(student.isinf() | teacher.isinf(), 0.0)
-            return terms.sum(dim=1).mean()
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of logits `[B, classes]`."""
+        log_q, log_p = (F.log_softmax(z / self.temperature, dim=1) for z in (student, teacher))
+        terms = self.divergence(log_p, log_q)
+        if self.official:
+            terms = terms.masked_fill(student.isinf() | teacher.isinf(), 0.0)
+        return terms.sum(dim=1).mean()
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """The terms of the sum over the classes, `[B, classes]`, from logarithms of the teacher's p and the student's q."""

@@ -10,18 +10,14 @@ from nst.losses.base import (
     LossSpec,
     Shape,
     TransferLoss,
-    check_convention,
-    check_map,
-    check_number,
+    check_choice,
+    check_numbers,
     no_autocast,
-    resize_key,
-    resize_student,
-    resize_teacher,
-    shared_size,
     target_tensor,
     working_dtype,
 )
-from nst.losses.mmd import first_order, image_blocks, join
+from nst.losses.blocks import first_order, image_blocks, join
+from nst.losses.maps import check_map, resize_key, resize_student, resize_teacher, shared_size
 
 ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
 ZOO_EPS = 1e-6
@@ -93,10 +89,9 @@ class AT(TransferLoss):
 
     def __init__(self, p: float = 2.0, convention: ATConvention = "paper") -> None:
         super().__init__()
-        check_number("p", p, least=1)
-        check_convention(convention, get_args(ATConvention))
-        self.p = float(p)
-        self.convention = convention
+        check_numbers(least=1, p=p)
+        check_choice("convention", convention, get_args(ATConvention))
+        self.p, self.convention = float(p), convention
         self.scale = 0.5 if convention in ("paper", "official") else 1.0
         self.signed = convention == "crd" and self.p % 2 == 1
         self.eps = ZOO_EPS if convention == "zoo" else 0.0

@@ -1,31 +1,20 @@
 """Contrastive representation distillation (Tian, Krishnan & Isola, ICLR 2020)."""
 
-from collections.abc import Mapping
 from math import log, log1p, sqrt
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    Input,
-    PooledLoss,
-    Shape,
-    check_choice,
-    check_number,
-    no_autocast,
-    scalar,
-    target_tensor,
-    unit_rows,
-)
-from nst.losses.mmd import blocks_of, first_order
+from nst.losses.base import Shape, check_choice, check_numbers
+from nst.losses.blocks import blocks_of, first_order
+from nst.losses.maps import unit_rows
+from nst.losses.relational import PooledLoss
 
 EPS = 1e-7
 BLOCK_BYTES = 64 << 20
 """Scores against the bank held at a time."""
-
-
 FACTOR = -7046029254386353131
 """2⁶⁴ over the golden ratio, odd."""
 
@@ -61,7 +50,7 @@ class CRD(PooledLoss):
         ValueError: an argument out of range.
     """
 
-    inputs: ClassVar[tuple[Input, ...]] = ("labels", "index", "seed")
+    inputs = ("labels", "index", "seed")
     labels: Tensor
     student_bank: Tensor
     teacher_bank: Tensor
@@ -76,10 +65,9 @@ class CRD(PooledLoss):
         sampling: Literal["classes", "images"] = "classes",
     ) -> None:
         super().__init__()
-        check_number("dim", dim, least=1, whole=True)
-        check_number("negatives", negatives, least=1, whole=True)
-        check_number("temperature", temperature, above=0)
-        check_number("momentum", momentum, least=0, below=1)
+        check_numbers(least=1, whole=True, dim=dim, negatives=negatives)
+        check_numbers(above=0, temperature=temperature)
+        check_numbers(least=0, below=1, momentum=momentum)
         check_choice("sampling", sampling, ("classes", "images"))
         self.dim, self.negatives, self.temperature, self.momentum = dim, negatives, temperature, momentum
         self.by_class = sampling == "classes"
@@ -103,42 +91,35 @@ class CRD(PooledLoss):
         self.register_buffer("labels", torch.full((num_images,), -1, dtype=torch.int64))
         self.register_buffer("log_z", torch.full((2,), torch.nan))
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C, H, W]` or `[B, C]` of the global batch → scalar. In training mode it updates the banks.
+    def value(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor, seed: Tensor) -> Tensor:
+        """Of pooled features `[B, C_S]` and `[B, C_T]`. In training mode it updates the banks.
 
         Args:
-            target: "pooled" `[B, C_T]`, "labels" and "index" `[B]` int64, "seed" a whole number.
+            labels, index: `[B]` int64.
+            seed: a whole number.
 
         Raises:
-            ValueError: before `setup` and `init_memory`; something is missing or of another batch.
+            ValueError: before `setup` and `init_memory`.
         """
         if self.embed_student is None or self.embed_teacher is None or not self.images:
             raise ValueError(
                 "CRD learns and remembers: call setup(student_shape, teacher_shape) and init_memory(images) first"
             )
-        with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, target)
-            labels, index = (target_tensor(target, name, len(student)) for name in ("labels", "index"))
-            seed = scalar(target, "seed").to(index.device)
-            e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
-            if self.training:
-                self.labels.index_copy_(0, index, labels)
-            draw = Draw(self, index, labels, seed)
-            self._set_z(draw, e_s.detach(), e_t.detach())
-            value: Tensor = Contrast.apply(  # type: ignore[assignment]
-                e_s, e_t, self.teacher_bank, self.student_bank, self.log_z.clone(), draw
-            )
-            if self.training:
-                self.remember(self.student_bank, e_s, index)
-                self.remember(self.teacher_bank, e_t, index)
-            return value
-
-    @torch.no_grad()
-    def _set_z(self, draw: "Draw", e_s: Tensor, e_t: Tensor) -> None:
-        """Set what is not yet set. Checked in each step: a first step may be undone, and one host sync costs little."""
-        if bool(self.log_z.isnan().any()):
-            self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
-            self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
+        e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
+        if self.training:
+            self.labels.index_copy_(0, index, labels)
+        draw = Draw(self, index, labels, seed.to(index.device))
+        if bool(self.log_z.isnan().any()):  # in each step: a first one may be undone, and one host sync costs little
+            with torch.no_grad():
+                self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
+                self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
+        value: Tensor = Contrast.apply(  # type: ignore[assignment]
+            e_s, e_t, self.teacher_bank, self.student_bank, self.log_z.clone(), draw
+        )
+        if self.training:
+            self.remember(self.student_bank, e_s, index)
+            self.remember(self.teacher_bank, e_t, index)
+        return value
 
     @torch.no_grad()
     def remember(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:

@@ -1,12 +1,12 @@
 """DIST, knowledge distillation from a stronger teacher (Huang, You, Wang, Qian & Xu, NeurIPS 2022)."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nst.losses.base import LogitLoss, check_convention, check_number, no_autocast
+from nst.losses.base import check_choice, check_flags, check_numbers
+from nst.losses.logits import LogitLoss
 
 OFFICIAL_EPS = 1e-8
 
@@ -32,7 +32,7 @@ class DIST(LogitLoss):
         ValueError: an argument out of range.
     """
 
-    relational: ClassVar[bool] = True
+    relational = True
 
     def __init__(
         self,
@@ -42,23 +42,21 @@ class DIST(LogitLoss):
         convention: Literal["paper", "official"] = "paper",
         standardize: bool = False,
     ) -> None:
-        super().__init__(standardize)
-        check_number("temperature", temperature, above=0)
-        check_number("beta", beta, least=0)
-        check_number("gamma", gamma, least=0)
-        check_convention(convention, ("paper", "official"))
-        self.temperature, self.beta, self.gamma = float(temperature), beta, gamma
+        super().__init__()
+        check_numbers(above=0, temperature=temperature)
+        check_numbers(least=0, beta=beta, gamma=gamma)
+        check_choice("convention", convention, ("paper", "official"))
+        check_flags(standardize=standardize)
+        self.temperature, self.beta, self.gamma, self.standardize = float(temperature), beta, gamma, standardize
         self.scale = self.temperature**2 if convention == "official" else 1.0
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Student logits `[B, classes]` of the global batch → scalar. Raises ValueError when the class counts differ."""
-        with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, target)
-            p_s, p_t = ((z / self.temperature).softmax(dim=1) for z in (student, teacher))
-            inter = 1 - pearson(p_s, p_t, self.eps).mean()
-            intra = 1 - pearson(p_s.T, p_t.T, self.eps).mean()
-            return self.scale * (self.beta * inter + self.gamma * intra)
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of logits `[B, classes]` of the global batch."""
+        p_s, p_t = ((z / self.temperature).softmax(dim=1) for z in (student, teacher))
+        inter = 1 - pearson(p_s, p_t, self.eps).mean()
+        intra = 1 - pearson(p_s.T, p_t.T, self.eps).mean()
+        return self.scale * (self.beta * inter + self.gamma * intra)
 
 
 def pearson(a: Tensor, b: Tensor, eps: float) -> Tensor:

@@ -1,27 +1,19 @@
-"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu & Liang, CVPR 2022)."""
+"""Decoupled losses on logits, of the label and of the other classes: DKD and RLD."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    Input,
-    LogitLoss,
-    check_convention,
-    check_number,
-    kl_divergence,
-    no_autocast,
-    target_tensor,
-    warmup_factor,
-)
+from nst.losses.base import check_choice, check_flags, check_numbers, warmup_factor
+from nst.losses.logits import LogitLoss, expectation, kl_divergence, log_binary, log_softmax_without
 
 
 class DKD(LogitLoss):
     """min(1, epoch / warmup) · (α · TCKD + β · NCKD); mean over the batch.
 
+    Decoupled knowledge distillation (Zhao, Cui, Song, Qiu & Liang, CVPR 2022).
     With p = softmax(z / T) and the image's label y: TCKD = KL(b_T ‖ b_S) of the two numbers b = (p_y, 1 − p_y), NCKD =
     KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. The equation is recalled from the paper; its
     authors' code has the same. KD is TCKD + (1 − p_y of the teacher) · NCKD.
@@ -40,8 +32,7 @@ class DKD(LogitLoss):
         ValueError: an argument out of range.
     """
 
-    rows: ClassVar[int] = 16
-    inputs: ClassVar[tuple[Input, ...]] = ("labels", "epoch")
+    rows = 16
 
     def __init__(
         self,
@@ -52,41 +43,34 @@ class DKD(LogitLoss):
         convention: Literal["paper", "official"] = "paper",
         standardize: bool = False,
     ) -> None:
-        super().__init__(standardize)
-        check_number("temperature", temperature, above=0)
-        for name, value in (("alpha", alpha), ("beta", beta), ("warmup", warmup)):
-            check_number(name, value, least=0)
-        check_convention(convention, ("paper", "official"))
+        super().__init__()
+        check_numbers(above=0, temperature=temperature)
+        check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
+        check_choice("convention", convention, ("paper", "official"))
+        check_flags(standardize=standardize)
         self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
         self.scale = self.temperature**2 if convention == "official" else 1.0
+        self.standardize = standardize
+        self.inputs = ("labels", "epoch") if warmup else ("labels",)
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Student logits `[B, classes]` → scalar; 0 with one class.
-
-        Args:
-            target: "logits" `[B, classes]`, "labels" `[B]` int64, "epoch", the epochs done so far.
-
-        Raises:
-            ValueError: the class counts differ, or labels or epoch are missing.
-        """
-        labels = target_tensor(target, "labels", student_feature.shape[0])
-        ramp = warmup_factor(target, self.warmup)
-        with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, target)
-            if student.shape[1] == 1:
-                return student.sum() * 0
-            target_s, other_s = decouple(student / self.temperature, labels)
-            target_t, other_t = decouple(teacher / self.temperature, labels)
-            value = self.alpha * kl_divergence(target_s, target_t)
-            value = value + self.beta * (other_t.exp() * (finite(other_t) - finite(other_s))).sum(dim=1).mean()
-            return self.scale * ramp * value
+    def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
+        """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far; 0 with one class."""
+        target_s, other_s = decouple(student / self.temperature, labels)
+        target_t, other_t = decouple(teacher / self.temperature, labels)
+        value = self.alpha * kl_divergence(target_s, target_t)
+        value = value + self.beta * (other_t.exp() * (finite(other_t) - finite(other_s))).sum(dim=1).mean()
+        return self.scale * warmup_factor(epoch, self.warmup) * value
 
 
 def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B, classes]` → logarithms of (p_y, 1 − p_y) `[B, 2]` and of the others' distribution `[B, classes]`, −∞ at y."""
-    mask = F.one_hot(labels, logits.shape[1]).bool()
-    others = logits.masked_fill(mask, -torch.inf)
-    total, remainder = logits.logsumexp(dim=1, keepdim=True), others.logsumexp(dim=1, keepdim=True)
+    """`[B, classes]` → logarithms of (p_y, 1 − p_y) `[B, 2]` and of the others' distribution `[B, classes]`, −∞ at y.
+
+    Where no other class has a probability, the logarithms of both are −∞, without gradient.
+    """
+    others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
+    none = (others == -torch.inf).all(dim=1, keepdim=True)
+    remainder = others.masked_fill(none, 0.0).logsumexp(dim=1, keepdim=True).masked_fill(none, -torch.inf)
+    total = logits.logsumexp(dim=1, keepdim=True)
     target = logits.gather(1, labels[:, None])
     others = (others - remainder).masked_fill(others == -torch.inf, -torch.inf)  # also where there is no other class
     return torch.cat((target - total, remainder - total), dim=1), others
@@ -95,3 +79,55 @@ def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def finite(logarithms: Tensor) -> Tensor:
     """−∞ becomes 0, without gradient."""
     return logarithms.masked_fill(logarithms == -torch.inf, 0.0)
+
+
+class RLD(LogitLoss):
+    """min(1, epoch / warmup) · (α · T_α² · KL(b_T ‖ b_S) + β · T² · KL(q_T ‖ q_S)); mean over the batch.
+
+    Refined logit distillation (Sun, Chen, Lyu, Chen, Chen & Wang, Knowledge Distillation with Refined Logits, ICCV 2025).
+    A teacher that is wrong is used without its error. Sample confidence, at the temperature T_α: b_T = (max p_T, 1 − max p_T), whichever
+    class that is, and b_S = (p_S[y], 1 − p_S[y]) of the label y. Masked correlation, at T: q = softmax over the classes whose
+    teacher's logit is below that of y; 0 for an image without any.
+
+    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 α 1, β 8, T 4, T_α 1, warm-up over 20
+    epochs; on ImageNet β 0.5 (ResNet-34 → 18) or 2, T = T_α = 1, warm-up 1.
+
+    Args:
+        temperature: T > 0.
+        alpha, beta: at least 0.
+        alpha_temperature: T_α > 0.
+        warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
+        standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    rows = 20
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        alpha_temperature: float = 1.0,
+        warmup: float = 20,
+        standardize: bool = False,
+    ) -> None:
+        super().__init__()
+        check_numbers(above=0, temperature=temperature, alpha_temperature=alpha_temperature)
+        check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
+        check_flags(standardize=standardize)
+        self.temperature, self.alpha_temperature = float(temperature), float(alpha_temperature)
+        self.alpha, self.beta, self.warmup, self.standardize = alpha, beta, warmup, standardize
+        self.inputs = ("labels", "epoch") if warmup else ("labels",)
+
+    def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
+        """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far."""
+        b_t = log_binary(teacher / self.alpha_temperature, teacher.argmax(dim=1))
+        b_s = log_binary(student / self.alpha_temperature, labels)
+        confidence = self.alpha_temperature**2 * expectation(b_t.exp(), b_t - b_s).mean()
+        left_out = teacher >= teacher.gather(1, labels[:, None])
+        q_t, q_s = (log_softmax_without(z / self.temperature, left_out) for z in (teacher, student))
+        correlation = self.temperature**2 * expectation(torch.exp(q_t), q_t - q_s).mean()
+        return warmup_factor(epoch, self.warmup) * (self.alpha * confidence + self.beta * correlation)

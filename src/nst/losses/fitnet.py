@@ -1,26 +1,12 @@
 """Hints (Romero et al., FitNets, 2015), method FitNet of the paper's tables."""
 
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    LossSpec,
-    MapLoss,
-    Shape,
-    check_choice,
-    check_convention,
-    check_map,
-    check_shape,
-    laid_out_like,
-    no_autocast,
-    resize_student,
-    shared_size,
-    target_tensor,
-    working_dtype,
-)
+from nst.losses.base import Convention, LossSpec, Shape, check_choice, no_autocast
+from nst.losses.maps import MapLoss, check_shapes, resize_student
 
 Regressor = Literal["conv1x1", "conv_bn_relu", "none"]
 
@@ -43,11 +29,9 @@ class FitNet(MapLoss):
             not twice as large ("conv_bn_relu").
     """
 
-    def __init__(
-        self, convention: Literal["paper", "official", "crd"] = "paper", regressor: Regressor = "conv1x1"
-    ) -> None:
+    def __init__(self, convention: Convention = "paper", regressor: Regressor = "conv1x1") -> None:
         super().__init__()
-        check_convention(convention)
+        check_choice("convention", convention, get_args(Convention))
         check_choice("regressor", regressor, get_args(Regressor))
         self.convention, self.own_size = convention, regressor == "conv_bn_relu"
         self.kind = regressor
@@ -61,43 +45,33 @@ class FitNet(MapLoss):
         elif self.kind == "conv_bn_relu":
             self.regressor = conv_bn_relu(student_shape, teacher_shape)
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar. Raises ValueError when channels (after r), sizes or batches differ."""
-        check_map(student_feature, "student")
-        teacher = target_tensor(target, "feature", student_feature.shape[0])
-        student_feature = self.regressor(student_feature)
+    def project(self, student_feature: Tensor, teacher: Tensor) -> Tensor:
+        """r(F_S), `[B, C_T, H, W]`."""
+        regressed = self.regressor(student_feature)
+        if self.own_size:
+            return regressed
         with no_autocast(student_feature):
-            student = student_feature
-            if not self.own_size:
-                student = resize_student(student, teacher.shape[2] * teacher.shape[3], self.convention)
-            if student.shape != teacher.shape:
-                raise ValueError(
-                    f"the student's feature has shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
-                    "FitNet compares equal shapes: call setup(student_shape, teacher_shape) first, which makes its regressor"
-                )
-            dtype = working_dtype(student_feature)
-            return self.scale * F.mse_loss(student.to(dtype), laid_out_like(teacher.to(dtype), student))
+            return resize_student(regressed, teacher.shape[2] * teacher.shape[3], self.convention)
+
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of maps of one shape."""
+        return self.scale * F.mse_loss(student, teacher)
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the feature itself, at the size of the comparison."""
+        """Target: the teacher's map, at the size of the comparison. Raises ValueError where r does not fit."""
         if self.own_size:
             convolution(student_shape, teacher_shape)
-            height, width = teacher_shape[1:]
-        else:
-            height, width = shared_size(student_shape, teacher_shape, self.convention)
-        channels = teacher_shape[0]
-        if self.kind == "none" and student_shape[0] != channels:
+        elif self.kind == "none" and student_shape[0] != teacher_shape[0]:
             raise ValueError(
-                f"regressor 'none' compares equal channels: the student has {student_shape[0]}, the teacher {channels}; "
+                f"regressor 'none' compares equal channels: the student has {student_shape[0]}, the teacher {teacher_shape[0]}; "
                 "take regressor 'conv1x1'"
             )
-        return LossSpec("feature", {"feature": (channels, height, width)}, 8 * channels * height * width)
+        return super().spec(student_shape, teacher_shape)
 
 
 def convolution(student_shape: Shape, teacher_shape: Shape) -> dict[str, Any]:
     """How a convolution brings the student's map to the teacher's size, as CRD's benchmark has it."""
-    check_shape(student_shape, "student")
-    check_shape(teacher_shape, "teacher")
+    check_shapes(student_shape, teacher_shape)
     (_, h_s, w_s), (_, h_t, w_t) = student_shape, teacher_shape
     if (h_s, w_s) == (2 * h_t, 2 * w_t):
         return {"kernel_size": 3, "stride": 2, "padding": 1}

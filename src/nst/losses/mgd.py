@@ -1,25 +1,12 @@
 """Masked generative distillation, MGD (Yang, Li, Shao, Shi, Yuan & Yuan, ECCV 2022)."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nst.losses.base import (
-    Input,
-    LossSpec,
-    MapLoss,
-    Shape,
-    check_map,
-    check_number,
-    check_shape,
-    laid_out_like,
-    no_autocast,
-    scalar,
-    target_tensor,
-    working_dtype,
-)
+from nst.losses.base import LossSpec, Shape, check_numbers, made
 from nst.losses.crd import random_keys
+from nst.losses.maps import MapLoss, check_shapes
 
 
 class MGD(MapLoss):
@@ -39,11 +26,12 @@ class MGD(MapLoss):
         ValueError: an argument out of range; in `spec`, maps of different height and width.
     """
 
-    inputs: ClassVar[tuple[Input, ...]] = ("index", "seed")
+    inputs = ("index", "seed")
+    maps: ClassVar[int] = 8
 
     def __init__(self, mask: float = 0.15) -> None:
         super().__init__()
-        check_number("mask", mask, least=0, below=1)
+        check_numbers(least=0, below=1, mask=mask)
         self.mask = float(mask)
         self.align: nn.Module = nn.Identity()
         self.generate: nn.Module | None = None
@@ -57,32 +45,20 @@ class MGD(MapLoss):
             nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
         )
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar.
+    def project(self, student_feature: Tensor, teacher: Tensor, index: Tensor, seed: Tensor) -> Tensor:
+        """G(m ⊙ a(F_S)), `[B, C_T, H, W]`.
 
         Args:
-            target: "feature" `[B, C_T, H, W]`, "index" `[B]` int64, "seed" a whole number.
-
-        Raises:
-            ValueError: before `setup`; sizes or batch differ, or something is missing.
+            index: `[B]` int64.
+            seed: a whole number.
         """
-        check_map(student_feature, "student")
-        teacher, index = (target_tensor(target, name, len(student_feature)) for name in ("feature", "index"))
-        if self.generate is None:
-            raise ValueError("MGD learns to generate the teacher's map: call setup(student_shape, teacher_shape) first")
+        generate = made(self.generate, "MGD learns to generate the teacher's map")
         aligned = self.align(student_feature)
-        generated = self.generate(
-            aligned * self.kept(scalar(target, "seed"), index, teacher.shape[1]).to(aligned.dtype)
-        )
-        if generated.shape != teacher.shape:
-            raise ValueError(
-                f"the student's map has {tuple(generated.shape[2:])} positions, the teacher's {tuple(teacher.shape[2:])}; MGD "
-                "compares maps of one size"
-            )
-        with no_autocast(student_feature):
-            dtype = working_dtype(student_feature)
-            difference = generated.to(dtype) - laid_out_like(teacher.to(dtype), generated)
-            return difference.square().sum(dim=(1, 2, 3)).mean()
+        return generate(aligned * self.kept(seed, index, teacher.shape[1]).to(aligned.dtype))
+
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of maps of one shape."""
+        return (student - teacher).square().sum(dim=(1, 2, 3)).mean()
 
     def kept(self, seed: Tensor, index: Tensor, channels: int) -> Tensor:
         """Which channels are not masked, `[B, channels, 1, 1]` bool."""
@@ -91,12 +67,10 @@ class MGD(MapLoss):
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: the teacher's map. Memory: the maps of a and G, and their gradients."""
-        check_shape(student_shape, "student")
-        check_shape(teacher_shape, "teacher")
+        check_shapes(student_shape, teacher_shape)
         if tuple(student_shape[1:]) != tuple(teacher_shape[1:]):
             raise ValueError(
                 f"the student's map is {student_shape[1]}×{student_shape[2]}, the teacher's {teacher_shape[1]}×{teacher_shape[2]}; MGD "
                 "compares maps of one size: take another pair of layers"
             )
-        channels, height, width = teacher_shape
-        return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * 8 * channels * height * width)
+        return super().spec(student_shape, teacher_shape)

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from nst.losses.base import no_autocast, working_dtype
-from nst.losses.mmd import (
-    blocks_of,
-    first_order,
-    image_blocks,
-    inverse_norms,
-    join,
-    map_blocks,
-    matmul_like,
-    scale_maps,
-    unit_gradient,
-)
+from nst.losses.blocks import blocks_of, first_order, image_blocks, join, map_blocks
+from nst.losses.mmd import inverse_norms, matmul_like, scale_maps, unit_gradient
 
 SIGMA2_FLOOR = 1e-4
 """σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""

@@ -1,7 +1,7 @@
 """Neuron Selectivity Transfer (Huang & Wang, 2017, arXiv 1707.01219): MMD between channel maps, cheapest implementation first."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,18 +11,13 @@ from nst.losses.base import (
     LossSpec,
     Shape,
     TransferLoss,
-    check_convention,
-    check_map,
-    check_number,
-    laid_out_like,
+    check_choice,
+    check_numbers,
     no_autocast,
-    resize_key,
-    resize_student,
-    resize_teacher,
-    shared_size,
     target_tensor,
     working_dtype,
 )
+from nst.losses.maps import check_map, laid_out_like, resize_key, resize_student, resize_teacher, shared_size
 from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positions, quadratic_mmd
 from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
 
@@ -72,7 +67,7 @@ class NST(TransferLoss):
         implementation: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
     ) -> None:
         super().__init__()
-        check_convention(convention)
+        check_choice("convention", convention, get_args(Convention))
         self.kernel = make_kernel(kernel, degree, c, sigma2)
         if isinstance(self.kernel, Gaussian) or self.kernel.degree > 2:
             self.implementations: tuple[Implementation, ...] = ("stream",)
@@ -172,8 +167,8 @@ def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polyno
     if name == "linear":
         return Polynomial(1, 0.0)
     if name == "polynomial":
-        check_number("degree", degree, least=1, whole=True)
-        check_number("c", c)
+        check_numbers(least=1, whole=True, degree=degree)
+        check_numbers(c=c)
         return Polynomial(degree, float(c))
     if name != "gaussian":
         raise ValueError(f"kernel is {name!r}; it must be linear, polynomial or gaussian")
@@ -181,5 +176,5 @@ def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polyno
         return Gaussian(sigma2)
     if isinstance(sigma2, str):
         raise ValueError(f"sigma2 is {sigma2!r}; it must be pairs, joint or a positive number")
-    check_number("sigma2", sigma2, above=0)
+    check_numbers(above=0, sigma2=sigma2)
     return Gaussian(float(sigma2))

@@ -3,27 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, where
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    Input,
-    LossSpec,
-    Shape,
-    TransferLoss,
-    check_convention,
-    check_map,
-    check_number,
-    check_shape,
-    expectation,
-    no_autocast,
-    target_tensor,
-    working_dtype,
-)
+from nst.losses.base import LossSpec, Shape, check_choice, check_numbers, no_autocast, target_tensor, working_dtype
+from nst.losses.logits import LogitLoss, expectation
+from nst.losses.maps import check_map, check_shape
 
 
-class OFA(TransferLoss):
+class OFA(LogitLoss):
     """ofa(z_S) + Σ over the student's stages of ofa(head(F)); ofa(z) = −Σ_c w_c · log p[c], p = softmax(z); mean over the batch.
 
     y is the image's label: w_y = (1 + p_T[y])^ε − 1, the others' w_c = p_T[c]. A stage's head turns its map into logits: the k-th of n
@@ -46,17 +34,17 @@ class OFA(TransferLoss):
         ValueError: an argument out of range.
     """
 
-    inputs: ClassVar[tuple[Input, ...]] = ("labels",)
+    inputs = ("labels",)
+    on_logits: ClassVar[bool] = False
     all_layers: ClassVar[bool] = True
 
     def __init__(
         self, epsilon: float = 1.0, width: int | None = None, convention: Literal["paper", "official"] = "paper"
     ) -> None:
         super().__init__()
-        check_number("epsilon", epsilon, above=0)
-        if width is not None:
-            check_number("width", width, least=1, whole=True)
-        check_convention(convention, ("paper", "official"))
+        check_numbers(above=0, epsilon=epsilon)
+        check_numbers(least=1, whole=True, width=1 if width is None else width)
+        check_choice("convention", convention, ("paper", "official"))
         self.epsilon, self.width, self.official = float(epsilon), width, convention == "official"
         self.heads = nn.ModuleList()
 
@@ -69,22 +57,9 @@ class OFA(TransferLoss):
             head(shape[0], width, classes, len(maps) - k) for k, shape in enumerate(maps, start=1)
         )
 
-    @property
-    def target_key(self) -> str:
-        """The logits, whatever the settings."""
-        return "logits"
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """The teacher's logits `[B, classes]`. Raises ValueError for another layer of the teacher."""
-        if teacher_feature.ndim != 2:
-            raise ValueError(
-                f"the teacher's feature has shape {tuple(teacher_feature.shape)}; OFA compares the student's stages with the teacher's "
-                "logits: name pairs such as {teacher: logits, student: stage1}"
-            )
-        return {"logits": teacher_feature}
-
-    def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]
+    ) -> Tensor:
         """Lists of `[B, C, H, W]` or logits `[B, classes]` and of targets, from the first layer to the last → scalar.
 
         Args:
@@ -118,14 +93,14 @@ class OFA(TransferLoss):
         """w of each class, `[B, classes]`, from the teacher's logits."""
         p = F.softmax(teacher, dim=1)
         own = F.one_hot(labels, p.shape[1]).bool()
-        return torch.where(own, (1 + p) ** self.epsilon - 1, p**self.epsilon if self.official else p)
+        return where(own, (1 + p) ** self.epsilon - 1, p**self.epsilon if self.official else p)
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Of one layer. Target: the logits. Memory: the maps of a head and their gradients."""
         if len(teacher_shape) != 1 or (len(student_shape) == 1 and student_shape[0] != teacher_shape[0]):
             raise ValueError(
                 f"the student's feature is {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; OFA needs the teacher's "
-                "logits (classes,) and the student's maps (C, H, W) or logits (classes,)"
+                "logits (classes,) and the student's maps (C, H, W) or logits: name pairs such as {teacher: logits, student: stage1}"
             )
         classes = teacher_shape[0]
         maps = 0

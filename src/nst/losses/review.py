@@ -8,19 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    Input,
     LossSpec,
-    MapLoss,
     Shape,
-    check_map,
-    check_number,
-    laid_out_like,
-    map_shape,
+    check_flags,
+    check_numbers,
     no_autocast,
     target_tensor,
     warmup_factor,
     working_dtype,
 )
+from nst.losses.maps import MapLoss, check_map, laid_out_like, map_shape
 
 LEVELS = (4, 2, 1)
 """Sides of the pooled maps that are compared besides the map itself, each at half the weight of the one before."""
@@ -52,16 +49,15 @@ class ReviewKD(MapLoss):
         ValueError: an argument out of range.
     """
 
-    inputs: ClassVar[tuple[Input, ...]] = ("epoch",)
     all_layers: ClassVar[bool] = True
 
     def __init__(self, warmup: float = 20, pooled: bool = True, channels: int = 512) -> None:
         super().__init__()
-        check_number("warmup", warmup, least=0)
-        check_number("channels", channels, least=1, whole=True)
-        if not isinstance(pooled, bool):
-            raise ValueError(f"pooled is {pooled!r}; it must be true or false")
+        check_numbers(least=0, warmup=warmup)
+        check_numbers(least=1, whole=True, channels=channels)
+        check_flags(pooled=pooled)
         self.warmup, self.pooled, self.channels = warmup, pooled, channels
+        self.inputs = ("epoch",) if warmup else ()
         self.stages = nn.ModuleList()
 
     def setup(self, student_shape: Sequence[Shape], teacher_shape: Sequence[Shape]) -> None:
@@ -83,7 +79,9 @@ class ReviewKD(MapLoss):
         check_map(as_map(teacher_feature), "teacher")
         return {"feature": teacher_feature}
 
-    def forward(self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]
+    ) -> Tensor:
         """Lists of `[B, C, H, W]` or `[B, C]` and of targets, from the first layer to the last → scalar.
 
         Raises:
@@ -113,7 +111,8 @@ class ReviewKD(MapLoss):
         for stage, student, teacher in zip(reversed(self.stages), reversed(students), reversed(teachers), strict=True):
             fused, below = stage(student, below, tuple(teacher.shape[2:]))
             total = total + pyramid_distance(fused, teacher)
-        return warmup_factor(target[0], self.warmup) * total
+        given = self.given(target[0], len(students[0]))
+        return warmup_factor(given.get("epoch"), self.warmup) * total
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Of one layer. Target: the teacher's map. Memory: the maps of the fusion and their gradients."""

@@ -1,14 +1,14 @@
 """Relational knowledge distillation (Park, Kim, Lu & Cho, CVPR 2019)."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import PooledLoss, check_convention, check_number, no_autocast
-from nst.losses.mmd import blocks_of, first_order
+from nst.losses.base import check_choice, check_numbers
+from nst.losses.blocks import blocks_of, first_order
+from nst.losses.relational import PooledLoss
 
 SAME = 1e-13
 """‖x − y‖² up to this share of ‖x‖² + ‖y‖² is rounding of float32 features: the two images are one point."""
@@ -41,25 +41,22 @@ class RKD(PooledLoss):
         self, distance: float = 25.0, angle: float = 50.0, convention: Literal["paper", "crd"] = "paper"
     ) -> None:
         super().__init__()
-        check_number("distance", distance, least=0)
-        check_number("angle", angle, least=0)
-        check_convention(convention, ("paper", "crd"))
+        check_numbers(least=0, distance=distance, angle=angle)
+        check_choice("convention", convention, ("paper", "crd"))
         self.distance, self.angle = distance, angle
         self.different = convention == "paper"
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C, H, W]` or `[B, C]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch."""
-        with no_autocast(student_feature):
-            student, teacher = self.read(student_feature, target)
-            b = len(student)
-            pairs, triples = (b * (b - 1), b * (b - 1) * (b - 2)) if self.different else (b**2, b**3)
-            k_s, k_t = products(student), products(teacher)
-            distances = F.smooth_l1_loss(relative_distances(k_s), relative_distances(k_t), reduction="sum")
-            value = self.distance * distances / max(1, pairs)
-            if self.angle and b > 1:
-                angles: Tensor = AngleHuber.apply(k_s, k_t, self.different)  # type: ignore[assignment]
-                value = value + self.angle * angles / max(1, triples)
-            return value.to(student.dtype)
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of pooled features `[B, C_S]` and `[B, C_T]`; 0 for one image."""
+        b = len(student)
+        pairs, triples = (b * (b - 1), b * (b - 1) * (b - 2)) if self.different else (b**2, b**3)
+        k_s, k_t = products(student), products(teacher)
+        distances = F.smooth_l1_loss(relative_distances(k_s), relative_distances(k_t), reduction="sum")
+        value = self.distance * distances / max(1, pairs)
+        if self.angle and b > 1:
+            angles: Tensor = AngleHuber.apply(k_s, k_t, self.different)  # type: ignore[assignment]
+            value = value + self.angle * angles / max(1, triples)
+        return value.to(student.dtype)
 
 
 def products(x: Tensor) -> Tensor:

@@ -1,27 +1,14 @@
 """Variational information distillation (Ahn, Hu, Damianou, Lawrence & Dai, CVPR 2019)."""
 
-from collections.abc import Mapping
 from math import expm1, log
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    LossSpec,
-    MapLoss,
-    Shape,
-    check_convention,
-    check_map,
-    check_number,
-    laid_out_like,
-    no_autocast,
-    resize_student,
-    shared_size,
-    target_tensor,
-    working_dtype,
-)
+from nst.losses.base import Shape, check_choice, check_numbers, made, no_autocast
+from nst.losses.maps import MapLoss, resize_student
 
 
 class VID(MapLoss):
@@ -44,13 +31,15 @@ class VID(MapLoss):
         ValueError: an argument out of range.
     """
 
+    maps: ClassVar[int] = 10
+
     def __init__(
         self, initial_variance: float = 5.0, eps: float = 1e-5, convention: Literal["paper", "crd"] = "paper"
     ) -> None:
         super().__init__()
-        check_number("initial_variance", initial_variance, above=0)
-        check_number("eps", eps, above=0, below=initial_variance)
-        check_convention(convention, ("paper", "crd"))
+        check_numbers(above=0, initial_variance=initial_variance)
+        check_numbers(above=0, below=initial_variance, eps=eps)
+        check_choice("convention", convention, ("paper", "crd"))
         self.convention, self.own_size, self.eps = convention, False, eps
         excess = initial_variance - eps
         self.initial_alpha = log(expm1(excess)) if excess < 30 else excess
@@ -69,30 +58,15 @@ class VID(MapLoss):
         )
         self.alpha = nn.Parameter(torch.full((teacher_channels,), self.initial_alpha))
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar. Raises ValueError before `setup`, and when channels, sizes or batches differ."""
-        check_map(student_feature, "student")
-        teacher = target_tensor(target, "feature", student_feature.shape[0])
-        if self.alpha is None:
-            raise ValueError("VID learns μ and σ²: call setup(student_shape, teacher_shape) first")
+    def project(self, student_feature: Tensor, teacher: Tensor) -> Tensor:
+        """μ(F_S), `[B, C_T, H, W]`."""
+        made(self.alpha, "VID learns μ and σ²")
         with no_autocast(student_feature):
-            student_feature = resize_student(student_feature, teacher.shape[2] * teacher.shape[3], self.convention)
-        mean = self.mean(student_feature)
-        if mean.shape != teacher.shape:
-            raise ValueError(
-                f"the student's feature becomes {tuple(mean.shape)}, the teacher's is {tuple(teacher.shape)}; "
-                "call setup with the shapes of these features"
-            )
-        with no_autocast(student_feature):
-            dtype = working_dtype(student_feature)
-            variance = (F.softplus(self.alpha.to(dtype)) + self.eps).view(1, -1, 1, 1)
-            error = (mean.to(dtype) - laid_out_like(teacher.to(dtype), mean)).square()
-            return 0.5 * ((error / variance).mean() + variance.log().mean())
+            resized = resize_student(student_feature, teacher.shape[2] * teacher.shape[3], self.convention)
+        return self.mean(resized)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the feature itself, at the size of the comparison. Memory: μ's inner maps and their gradients."""
-        height, width = shared_size(student_shape, teacher_shape, self.convention)
-        teacher_channels = teacher_shape[0]
-        return LossSpec(
-            "feature", {"feature": (teacher_channels, height, width)}, 4 * 10 * teacher_channels * height * width
-        )
+    def value(self, mean: Tensor, teacher: Tensor) -> Tensor:
+        """Of maps of one shape."""
+        alpha = made(self.alpha, "VID learns μ and σ²").to(mean.dtype)
+        variance = (F.softplus(alpha) + self.eps).view(1, -1, 1, 1)
+        return 0.5 * (((mean - teacher).square() / variance).mean() + variance.log().mean())

@@ -19,7 +19,7 @@ from nst.distiller import TargetSpec
 from nst.files import write_whole
 from nst.layers import LayerHooks
 from nst.losses import TransferLoss
-from nst.losses.base import pool
+from nst.losses.maps import pool
 from nst.teacher.live import LiveTeacher
 
 

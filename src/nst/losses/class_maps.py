@@ -1,0 +1,227 @@
+"""Losses between maps with a channel for each class: CAT-KD and SDD."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nst.losses.base import (
+    LossSpec,
+    Shape,
+    TransferLoss,
+    check_choice,
+    check_flags,
+    check_numbers,
+    no_autocast,
+    target_tensor,
+    warmup_factor,
+    working_dtype,
+)
+from nst.losses.kd import nkd_rows
+from nst.losses.logits import expectation, label_expectation, log_binary, log_softmax_without
+from nst.losses.maps import check_map, check_shapes, unit_rows
+
+Form = Literal["kd", "dkd", "nkd"]
+SCALES = (1, 2, 4)
+
+
+class ClassMapLoss(TransferLoss):
+    """A loss between maps `[B, classes, H, W]`, pooled by `cells`.
+
+    `value(student, teacher, **what inputs names)` compares what `cells` gives of either, in the working precision.
+    """
+
+    value: Callable[..., Tensor]
+    key: ClassVar[str]
+    """The tensor's name in a target."""
+    layer: ClassVar[str]
+    """The layer of a network that has such a map."""
+
+    @abstractmethod
+    def cells(self, feature: Tensor) -> Tensor:
+        """The pooled map of either side, a row for each image."""
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The teacher's pooled map. Raises ValueError for a feature that is no map, or of another number of classes."""
+        check_map(teacher_feature, "teacher")
+        if student_shape is not None:
+            self.check_classes(student_shape, tuple(teacher_feature.shape[1:]))
+        with no_autocast(teacher_feature):
+            return {self.key: self.cells(teacher_feature.to(working_dtype(teacher_feature)))}
+
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """`[B, classes, H, W]` → scalar.
+
+        Raises:
+            ValueError: classes, cells or batch differ, or the target lacks what `inputs` names.
+        """
+        check_map(student_feature, "student")
+        batch = len(student_feature)
+        teacher, given = target_tensor(target, self.key, batch), self.given(target, batch)
+        with no_autocast(student_feature):
+            student = self.cells(student_feature.to(working_dtype(student_feature)))
+            if student.shape != teacher.shape:
+                raise ValueError(
+                    f"the student's {self.key} have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)} after pooling"
+                )
+            return self.value(student, teacher.to(student.dtype), **given)
+
+    def check_classes(self, student: Shape, teacher: Shape) -> None:
+        """Raises ValueError unless both shapes are maps (classes, H, W) of one number of classes."""
+        check_shapes(student, teacher)
+        if student[0] != teacher[0]:
+            raise ValueError(
+                f"the student's map has {student[0]} channels, the teacher's {teacher[0]}; {type(self).__name__} compares maps with one "
+                f"channel for each class: take the layer {self.layer} of both networks"
+            )
+
+
+class CATKD(ClassMapLoss):
+    """Mean of (n(pool M_S) − n(pool M_T))² over images, classes and positions; M the class activation maps `[B, classes, H, W]`.
+
+    CAT-KD (Guo, Yan, Li & Lin, Class Attention Transfer Based Knowledge Distillation, CVPR 2023).
+    Layer `cam` of a network is its classifier at each position of its last map, without the bias. Both maps are average-pooled to
+    r × r, and with `normalize` n scales each class's map to unit length; a map of zeros stays, without gradient.
+
+    The authors' setting on CIFAR-100 (their code), weight beside a cross-entropy of weight 1, r 2: without `normalize` within a family,
+    0.7 (ResNet-56 → 20), 15 (32x4 → 8x4), 12 (WRN-40-2 → 16-2), 4.5 (vgg13 → 8); with it across families, 600 and r 4 (32x4 →
+    ShuffleNets), 80 and r 4 (WRN-40-2 → ShuffleNetV1), 15 (vgg13 → MobileNetV2), 40 (ResNet-50 → MobileNetV2). On ImageNet 0.5, r 4
+    without (ResNet-34 → 18), 10, r 2 without (ResNet-50 → MobileNetV1).
+
+    Args:
+        resolution: r, at least 1.
+        normalize: scale each class's map to unit length.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    key = "maps"
+    layer = "cam"
+
+    def __init__(self, resolution: int = 2, normalize: bool = True) -> None:
+        super().__init__()
+        check_numbers(least=1, whole=True, resolution=resolution)
+        check_flags(normalize=normalize)
+        self.resolution, self.normalize = resolution, normalize
+
+    @property
+    def target_key(self) -> str:
+        """The pooled maps, whether normalised or not."""
+        return f"map-{self.resolution}x{self.resolution}"
+
+    def cells(self, feature: Tensor) -> Tensor:
+        """`[B, classes, H, W]` → `[B, classes, r, r]`."""
+        return F.adaptive_avg_pool2d(feature, self.resolution)
+
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of pooled maps `[B, classes, r, r]`."""
+        a, b = (maps.flatten(2).flatten(0, 1) for maps in (student, teacher))
+        return F.mse_loss(unit_rows(a), unit_rows(b)) if self.normalize else F.mse_loss(a, b)
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the pooled maps. Raises ValueError when the numbers of classes differ."""
+        self.check_classes(student_shape, teacher_shape)
+        classes, pooled = teacher_shape[0], (6 if self.normalize else 2) * self.resolution**2
+        workspace = 4 * classes * (student_shape[1] * student_shape[2] + pooled)
+        return LossSpec("pooled maps", {"maps": (classes, self.resolution, self.resolution)}, workspace)
+
+
+class SDD(ClassMapLoss):
+    """1/M · Σ over the M cells of w · L(z_S, z_T), z the logits of a cell; mean over the batch.
+
+    Scale decoupled distillation (Wei, Luo & Luo, CVPR 2024).
+    A network's map of logits (layer `logit_map`) is average-pooled to 4×4, of that to 2×2 and 1×1; each cell of the chosen scales gives
+    a row of logits, so M = 5 for the scales (1, 2) and 21 for (1, 2, 4). w is 2 where the teacher is right about the image and wrong in the cell,
+    or the other way round, else 1. L of a row:
+
+        kd:  T² · KL(p_T ‖ p_S), p = softmax(z / T)
+        dkd: min(1, epoch / warmup) · T² · (α · TCKD + β · NCKD), see `DKD`
+        nkd: min(1, epoch / warmup) · (−p_T[y] · log p_S[y] − β · T² · Σ p̂_T · log p̂_S), see `NKD`
+
+    The authors' setting on CIFAR-100 (their code): kd with T 4, weight 0.9 beside a cross-entropy of weight 0.1; scales (1, 2) within
+    a family of networks, (1, 2, 4) across. On ImageNet dkd with T 1 and β 0.5 (ResNet-34 → 18) or 2.
+
+    Args:
+        form: "kd", "dkd" or "nkd".
+        scales: which of 1, 2 and 4, with 1.
+        temperature: T > 0.
+        alpha, beta: of dkd; beta is also nkd's γ. At least 0.
+        warmup: epochs over which dkd and nkd rise; counted from 1, so that the first epoch has 1 / warmup. 0: none.
+        convention: "paper": as above. "official": nkd's p̂ keeps the class y (the authors' code, whose mask leaves nothing out).
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    key = "rows"
+    layer = "logit_map"
+
+    def __init__(
+        self,
+        form: Form = "kd",
+        scales: Sequence[int] = (1, 2),
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        warmup: float = 20,
+        convention: Literal["paper", "official"] = "paper",
+    ) -> None:
+        super().__init__()
+        check_choice("form", form, get_args(Form))
+        if not isinstance(scales, Sequence) or tuple(scales) not in ((1,), (1, 2), (1, 4), SCALES):
+            raise ValueError(f"scales is {scales!r}; it must be [1], [1, 2], [1, 4] or [1, 2, 4]")
+        check_numbers(above=0, temperature=temperature)
+        check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
+        check_choice("convention", convention, ("paper", "official"))
+        self.form, self.scales, self.temperature = form, tuple(scales), float(temperature)
+        self.alpha, self.beta, self.warmup = alpha, beta, warmup
+        self.official = convention == "official"
+        self.inputs = ("labels", "epoch") if warmup and form != "kd" else ("labels",)
+
+    @property
+    def target_key(self) -> str:
+        """The rows of these scales."""
+        return f"scales-{'-'.join(map(str, self.scales))}"
+
+    def cells(self, feature: Tensor) -> Tensor:
+        """`[B, classes, H, W]` → rows of logits `[B, M, classes]`, that of the whole map first."""
+        finest = F.adaptive_avg_pool2d(feature, SCALES[-1])
+        cells = [F.avg_pool2d(finest, SCALES[-1] // scale).flatten(2) for scale in self.scales]
+        return torch.cat(cells, dim=2).transpose(1, 2).contiguous()
+
+    def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
+        """Of rows `[B, M, classes]` and labels `[B]` int64, `epoch` epochs done so far."""
+        right = teacher.argmax(dim=2) == labels[:, None]
+        weights = torch.where(right == right[:, :1], 1.0, 2.0).to(student.dtype).flatten()
+        each = labels.repeat_interleave(student.shape[1])
+        values = self.row_values(student.flatten(0, 1), teacher.flatten(0, 1), each)
+        return warmup_factor(epoch, self.warmup) * (weights * values).mean()
+
+    def row_values(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """L of each row of logits `[R, classes]`, `[R]`."""
+        t = self.temperature
+        if self.form == "nkd" and not self.official:
+            return nkd_rows(student, teacher, labels, t, self.beta)
+        log_t, log_s = (F.log_softmax(z / t, dim=1) for z in (teacher, student))
+        if self.form == "kd":
+            return t**2 * expectation(log_t.exp(), log_t - log_s)
+        if self.form == "nkd":
+            others = expectation(log_t.exp(), log_s)
+            return -label_expectation(student, teacher, labels) - self.beta * t**2 * others
+        own = F.one_hot(labels, student.shape[1]).bool()
+        b_t, b_s = (log_binary(z / t, labels) for z in (teacher, student))
+        q_t, q_s = (log_softmax_without(z / t, own) for z in (teacher, student))
+        target, others = expectation(b_t.exp(), b_t - b_s), expectation(q_t.exp(), q_t - q_s)
+        return t**2 * (self.alpha * target + self.beta * others)
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the rows. Raises ValueError when the numbers of classes differ."""
+        self.check_classes(student_shape, teacher_shape)
+        classes, cells = teacher_shape[0], sum(scale**2 for scale in self.scales)
+        workspace = 4 * classes * (student_shape[1] * student_shape[2] + SCALES[-1] ** 2 + 22 * cells)
+        return LossSpec("rows", {"rows": (cells, classes)}, workspace)

@@ -1,0 +1,319 @@
+"""Distillation by Wasserstein distances: WKD-L between logits, WKD-F between features.
+
+Lv, Yang & Li, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation, NeurIPS 2024.
+"""
+
+from collections.abc import Mapping
+from math import ceil, floor
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst.losses.base import (
+    LossSpec,
+    Shape,
+    TransferLoss,
+    check_choice,
+    check_numbers,
+    cosine_decay_factor,
+    made,
+    no_autocast,
+    target_tensor,
+    working_dtype,
+)
+from nst.losses.fitnet import conv_bn_relu
+from nst.losses.logits import LogitLoss, label_expectation, log_softmax_without
+from nst.losses.maps import check_map, check_shape
+
+COST_EPS = 1e-8
+"""Added to the costs and to the divisors of a Sinkhorn step, as in the authors' code."""
+CHUNK_BYTES = 64 << 20
+"""Of the centred Gram matrices of all classes that are held at a time."""
+Projector = Literal["conv_bn_relu", "bottleneck"]
+HIDDEN = 256
+VARIANCE_EPS = 1e-5
+"""Added to a variance before its root."""
+
+
+class WKDL(LogitLoss):
+    """−p_T[y] · log p_S[y] + λ(e) · Σ_ij P_ij · C_ij; mean over the batch.
+
+    y is the image's label, p = softmax(z). P is the entropic transport plan between the softmax(z / T) of student and teacher over the
+    classes but y: `steps` Sinkhorn steps from u = 1 / (classes − 1) with K = exp(−C / regularization), v = p̂_T / (Kᵀu + 1e-8) and
+    u = p̂_S / (K v + 1e-8), P = diag(u) K diag(v); the gradient goes through the steps. The cost between two classes is
+    C = 1 − exp(−κ · (1 − CKA)) + 1e-8, CKA that of the teacher's features of their images (`class_similarity`). λ(e) is `transport`
+    until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine.
+
+    One cost matrix serves all images, so a step is a product with `[classes, classes]`, and no image has a matrix of its own.
+    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 λ 600, T 8 (ResNet-32x4 → 8x4) or λ 200, T 6
+    (WRN-40-2 → ShuffleNetV1), κ 1, decay from epoch 150 of 240; on ImageNet λ 30, κ 1 (ResNet-34 → 18) or λ 25, κ 2
+    (ResNet-50 → MobileNetV1), T 2, decay from the first epoch. Their code reads the similarities from a file; that they are CKA over
+    the images of both classes in order is recalled from the paper, unverified.
+
+    Args:
+        temperature: T > 0.
+        transport: λ, at least 0.
+        sharpness: κ > 0.
+        regularization: of the transport plan, more than 0.
+        steps: Sinkhorn steps, at least 1.
+        decay_from: epochs before λ falls, at least 0.
+        epochs: of the run, for the end of the decay; null: λ is constant.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    teacher_layer: ClassVar[str | None] = "pooled"
+    cost: Tensor
+
+    def __init__(
+        self,
+        temperature: float = 8.0,
+        transport: float = 600.0,
+        sharpness: float = 1.0,
+        regularization: float = 0.05,
+        steps: int = 10,
+        decay_from: float = 150,
+        epochs: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_numbers(above=0, temperature=temperature, sharpness=sharpness, regularization=regularization)
+        check_numbers(above=0, epochs=1 if epochs is None else epochs)
+        check_numbers(least=0, transport=transport, decay_from=decay_from)
+        check_numbers(least=1, whole=True, steps=steps)
+        self.temperature, self.transport, self.sharpness = float(temperature), transport, sharpness
+        self.regularization, self.steps = regularization, steps
+        self.decay_from, self.epochs = decay_from, epochs
+        self.inputs = ("labels",) if epochs is None else ("labels", "epoch")
+        self.rows = 6 * steps + 12  # autograd keeps six of each step; the shared cost matrix comes on top
+
+    def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        """Make the cost matrix, NaN until `init_teacher`."""
+        self.register_buffer("cost", torch.full((teacher_shape[0], teacher_shape[0]), torch.nan))
+
+    def teacher_statistics(self, features: Tensor, labels: Tensor) -> Tensor:
+        """CKA of the classes, `[classes, classes]`; see `class_similarity`."""
+        return class_similarity(features, labels, len(self.cost))
+
+    def init_teacher(self, statistics: Tensor) -> None:
+        """Set the cost matrix from the CKA of the classes."""
+        cost = 1 - torch.exp(-self.sharpness * (1 - statistics.double()))
+        self.cost.copy_(cost.relu() + COST_EPS)
+
+    def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
+        """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far.
+
+        Raises:
+            ValueError: before `setup` and `init_teacher`.
+        """
+        if not hasattr(self, "cost"):
+            raise ValueError(
+                "WKD-L needs a cost between the classes: call setup(student_shape, teacher_shape) and "
+                "init_teacher(teacher_statistics(features, labels)) first"
+            )
+        own = F.one_hot(labels, student.shape[1]).bool()
+        p_s, p_t = (log_softmax_without(z / self.temperature, own).exp() for z in (student, teacher))
+        cost = self.cost.to(student.dtype)
+        start = (~own).to(student.dtype) / max(1, student.shape[1] - 1)
+        distance = transport_cost(p_s, p_t, cost, start, self.regularization, self.steps)
+        decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
+        return (decay * self.transport * distance - label_expectation(student, teacher, labels)).mean()
+
+
+def transport_cost(
+    source: Tensor, goal: Tensor, cost: Tensor, start: Tensor, regularization: float, steps: int
+) -> Tensor:
+    """Cost of the entropic transport plan of each row, `[B]`.
+
+    Args:
+        source, goal: `[B, N]` probabilities; classes with 0 in both have no part.
+        cost: `[N, N]`, from source to goal.
+        start: the first u, `[B, N]`.
+    """
+    kernel = torch.exp(-cost / regularization)
+    u, v = start, start
+    for _ in range(steps):
+        v = goal / (u @ kernel + COST_EPS)
+        u = source / (v @ kernel.T + COST_EPS)
+    return (u * (v @ (kernel * cost).T)).sum(dim=1)
+
+
+@torch.no_grad()
+def class_similarity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Linear CKA between the features of every two classes' images, `[classes, classes]` in the working precision.
+
+    CKA(i, j) = ⟨G_i, G_j⟩ / (‖G_i‖ · ‖G_j‖), G_i = H X_i X_iᵀ H the centred Gram matrix of class i's images, `[n, n]`, in their order:
+    the first n of each class, n the smallest class's count. A class without any variation has 0 with the others and 1 with itself.
+
+    Args:
+        features: `[N, D]`, one an image.
+        labels: `[N]` int64.
+        classes: how many there are.
+
+    Raises:
+        ValueError: a class has fewer than 2 images.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    count = int(counts.min())
+    if count < 2:
+        raise ValueError(
+            f"class {int(counts.argmin())} has {count} training images; a similarity of classes needs 2 of each"
+        )
+    order = torch.argsort(labels, stable=True)
+    first = (counts.cumsum(0) - counts)[:, None] + torch.arange(count, device=labels.device)
+    x = features.to(working_dtype(features))[order[first]]  # [classes, n, D]
+    x = x - x.mean(dim=1, keepdim=True)
+    x = x / x.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+    rows = max(1, CHUNK_BYTES // (classes * count * x.element_size()))
+    products = x.new_zeros(classes, classes)
+    for part in x.split(rows, dim=1):
+        grams = (part @ x.mT).flatten(1)  # rows of all classes' Gram matrices: [classes, rows · n]
+        products += grams @ grams.T
+    norms = products.diagonal().sqrt()
+    scale = norms[:, None] * norms
+    similarity = torch.where(scale == 0, 0.0, products / torch.where(scale == 0, 1.0, scale))
+    similarity.fill_diagonal_(1.0)
+    return similarity
+
+
+class WKDF(TransferLoss):
+    """λ(e)/λ · 1/g² · Σ over channels and cells of ρ · (μ_S − μ_T)² + (σ_S − σ_T)²; mean over the batch.
+
+    The map is cut into g × g cells as adaptive pooling does; μ is a channel's mean over a cell's positions and
+    σ = √(variance + 1e-5) its deviation: the 2-Wasserstein distance of two Gaussians with diagonal covariance, ρ before the
+    means. The student's map goes through a projector to the teacher's channels first. The factor λ(e)/λ is 1 until epoch `decay_from`,
+    then falls to 0 in the last epoch by half a cosine; λ is the term's weight.
+
+    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 λ 0.08, ρ 4, g 1 (ResNet-32x4 → 8x4) or λ 0.3, ρ 3,
+    g 4 (WRN-40-2 → ShuffleNetV1), decay from epoch 150 of 240, projector conv_bn_relu; on ImageNet λ 0.02 (ResNet-34 → 18) or 0.005
+    with decay from epoch 30 (ResNet-50 → MobileNetV1), ρ 2, g 4, projector bottleneck.
+
+    Args:
+        ratio: ρ, at least 0.
+        grid: g, at least 1; a cell needs two positions of the projected map and of the teacher's.
+        projector: "conv_bn_relu": FitNet's, a 1×1 convolution with batch norm and ReLU where the maps have one size. "bottleneck": 1×1 to 256
+            channels, 3×3, 1×1, batch norm and ReLU at the end.
+        decay_from: epochs before λ falls, at least 0.
+        epochs: of the run, for the end of the decay; null: λ is constant.
+        convention: "paper": the variance is divided by the number of positions (by a summary of the paper). "official": by one less.
+
+    Raises:
+        ValueError: an argument out of range; in `setup`, maps that the projector cannot bring together.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 4.0,
+        grid: int = 1,
+        projector: Projector = "conv_bn_relu",
+        decay_from: float = 150,
+        epochs: float | None = None,
+        convention: Literal["paper", "official"] = "paper",
+    ) -> None:
+        super().__init__()
+        check_numbers(least=0, ratio=ratio, decay_from=decay_from)
+        check_numbers(least=1, whole=True, grid=grid)
+        check_choice("projector", projector, get_args(Projector))
+        check_numbers(above=0, epochs=1 if epochs is None else epochs)
+        check_choice("convention", convention, ("paper", "official"))
+        self.ratio, self.grid, self.kind = ratio, grid, projector
+        self.decay_from, self.epochs = decay_from, epochs
+        self.inputs = () if epochs is None else ("epoch",)
+        self.correction = 1 if convention == "official" else 0
+        self.projector: nn.Module | None = None
+
+    def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        """Make the projector."""
+        if self.kind == "conv_bn_relu":
+            self.projector = conv_bn_relu(student_shape, teacher_shape)
+            return
+        channels = teacher_shape[0]
+        self.projector = nn.Sequential(
+            nn.Conv2d(student_shape[0], HIDDEN, 1),
+            nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1),
+            nn.Conv2d(HIDDEN, channels, 1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+
+    @property
+    def target_key(self) -> str:
+        """The moments of a grid, by the divisor of the variance."""
+        return f"moments-{self.grid}-{self.correction}"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """`{"mean", "deviation"}`, each `[B, C_T, g, g]`. Raises ValueError for a feature that is no map, or too small for the grid."""
+        check_map(teacher_feature, "teacher")
+        with no_autocast(teacher_feature):
+            mean, deviation = self.moments(teacher_feature, "teacher")
+        return {"mean": mean, "deviation": deviation}
+
+    def moments(self, feature: Tensor, owner: str) -> tuple[Tensor, Tensor]:
+        """Means and deviations over the cells of a map `[B, C, H, W]`, each `[B, C, g, g]` in the working precision."""
+        self.check_grid(tuple(feature.shape[1:]), owner)
+        feature = feature.to(working_dtype(feature))
+        means, variances = [], []
+        for rows in self.cuts(feature.shape[2]):
+            for columns in self.cuts(feature.shape[3]):
+                cell = feature[:, :, rows, columns]
+                mean = cell.mean(dim=(2, 3), keepdim=True)
+                squares = (cell - mean).square().sum(dim=(2, 3))  # faster here than torch.var, forward and backward
+                means.append(mean.flatten(1))
+                variances.append(squares / (cell.shape[2] * cell.shape[3] - self.correction))
+        mean, variance = (torch.stack(x, dim=2).unflatten(2, (self.grid, self.grid)) for x in (means, variances))
+        return mean, (variance + VARIANCE_EPS).sqrt()
+
+    def cuts(self, size: int) -> list[slice]:
+        """Where the grid cuts one side of a map: adaptive pooling's windows, which overlap where the side is no multiple of g."""
+        return [slice(floor(k * size / self.grid), ceil((k + 1) * size / self.grid)) for k in range(self.grid)]
+
+    def check_grid(self, shape: Shape, owner: str) -> None:
+        """Raises ValueError if a cell has a single position: it has no deviation."""
+        check_shape(shape, owner)
+        rows, columns = (min(cut.stop - cut.start for cut in self.cuts(size)) for size in shape[1:])
+        if rows * columns < 2:
+            raise ValueError(
+                f"the {owner}'s map of {shape[1]}×{shape[2]} has a single position in a cell of a {self.grid}×{self.grid} grid, and so no "
+                "deviation: take a smaller grid, or a layer with a larger map"
+            )
+
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """`[B, C_S, H, W]` → scalar.
+
+        Args:
+            target: "mean" and "deviation" `[B, C_T, g, g]`, "epoch", the epochs done so far.
+
+        Raises:
+            ValueError: before `setup`; the target is of another grid or batch, or the epoch is missing.
+        """
+        check_map(student_feature, "student")
+        batch = len(student_feature)
+        means, deviations = (target_tensor(target, name, batch) for name in ("mean", "deviation"))
+        epoch = self.given(target, batch).get("epoch")
+        projected = made(self.projector, "WKD-F learns a projector")(student_feature)
+        with no_autocast(student_feature):
+            mean, deviation = self.moments(projected, "student")
+            if mean.shape != means.shape:
+                raise ValueError(
+                    f"the student's moments have shape {tuple(mean.shape)}, the teacher's {tuple(means.shape)}; they need one grid "
+                    "and one number of channels"
+                )
+            dtype = mean.dtype
+            terms = self.ratio * (mean - means.to(dtype)).square() + (deviation - deviations.to(dtype)).square()
+            decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
+            return decay * terms.sum(dim=(1, 2, 3)).mean() / self.grid**2
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Target: the moments. Memory: the projector's maps and their gradients."""
+        check_shape(student_shape, "student")
+        self.check_grid(teacher_shape, "teacher")
+        if self.kind == "bottleneck":  # the other projector brings the student's map to the teacher's size
+            self.check_grid(student_shape, "student")
+        height, width = (student_shape if self.kind == "bottleneck" else teacher_shape)[1:]
+        channels, positions = teacher_shape[0], height * width
+        moments = (channels, self.grid, self.grid)
+        hidden = 3 * HIDDEN if self.kind == "bottleneck" else 0
+        return LossSpec("moments", {"mean": moments, "deviation": moments}, 8 * positions * (5 * channels + hidden))
