@@ -5,6 +5,8 @@ from nst.losses import NST
 nst = NST()
 target = nst.target(teacher_feature, student_feature.shape[1:])
 loss = cross_entropy + 50 * nst(student_feature, target)
+
+docs/conventions.md has the settings of each loss's authors, and where papers and published codes differ.
 """
 
 from nst.losses.abkd import ABKD

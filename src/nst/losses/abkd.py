@@ -22,17 +22,11 @@ class ABKD(LogitLoss):
         α + β = 0:    1/α² · Σ (log(q^α / p^α) + p^α / q^α − 1)
         α = β = 0:    1/2 · Σ (log p − log q)²
 
-    The authors' setting on CIFAR-100 (their code), ResNet-56 → 20: α 0.8, β 0.3, T 4, weight 32 (no T²) beside a cross-entropy of
-    weight 1. What it is for other pairs is not known here.
-
     Args:
         alpha, beta: finite.
         temperature: T > 0.
         convention: "paper": as above. "official": the first three limits have 1/α (1/β) where the equation has its square, and a class
             with an infinite logit on either side is left out of the sum.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     rows = 18

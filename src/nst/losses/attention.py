@@ -80,9 +80,6 @@ class AT(TransferLoss):
             the sign of F. "torchdistill" (its mode "paper", which is Zagoruyko & Komodakis' equation 2):
             ‖a_T − a_S‖₂, neither squared nor divided by the number of positions. "zoo"
             (Knowledge-Distillation-Zoo): without the ½; a = Σ_c |F_c|^p / (‖Σ_c |F_c|^p‖₂ + 1e-6).
-
-    Raises:
-        ValueError: p < 1 or not finite, or an unknown convention.
     """
 
     normalises_maps = True

@@ -45,7 +45,8 @@ class TransferLoss(nn.Module, ABC):
 
     A loss declares its properties by class attributes, and a run treats it accordingly. Parameters and buffers, created in
     `__init__`, `setup` or `init_memory`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
-    exported student. Each pair of layers has its own instance.
+    exported student. Each pair of layers has its own instance. Constructors raise ValueError, naming the argument, for one that is
+    out of the range that `Args` states.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
@@ -53,7 +54,7 @@ class TransferLoss(nn.Module, ABC):
     on_logits: ClassVar[bool] = False
     """The feature is the logits, not a named layer."""
     inputs: tuple[Input, ...] = ()
-    """What is added to the target for `forward`; see `Input`."""
+    """What is added to the target for `forward`; see `Input`. An instance may need less than its class."""
     relational: ClassVar[bool] = False
     """Relates the images of a batch, or keeps values of them in a buffer: `forward` gets the global batch, the same on
     every rank, and gradient accumulation is refused."""

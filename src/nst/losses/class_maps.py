@@ -87,17 +87,9 @@ class CATKD(ClassMapLoss):
     Layer `cam` of a network is its classifier at each position of its last map, without the bias. Both maps are average-pooled to
     r × r, and with `normalize` n scales each class's map to unit length; a map of zeros stays, without gradient.
 
-    The authors' setting on CIFAR-100 (their code), weight beside a cross-entropy of weight 1, r 2: without `normalize` within a family,
-    0.7 (ResNet-56 → 20), 15 (32x4 → 8x4), 12 (WRN-40-2 → 16-2), 4.5 (vgg13 → 8); with it across families, 600 and r 4 (32x4 →
-    ShuffleNets), 80 and r 4 (WRN-40-2 → ShuffleNetV1), 15 (vgg13 → MobileNetV2), 40 (ResNet-50 → MobileNetV2). On ImageNet 0.5, r 4
-    without (ResNet-34 → 18), 10, r 2 without (ResNet-50 → MobileNetV1).
-
     Args:
         resolution: r, at least 1.
         normalize: scale each class's map to unit length.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     key = "maps"
@@ -143,9 +135,6 @@ class SDD(ClassMapLoss):
         dkd: min(1, epoch / warmup) · T² · (α · TCKD + β · NCKD), see `DKD`
         nkd: min(1, epoch / warmup) · (−p_T[y] · log p_S[y] − β · T² · Σ p̂_T · log p̂_S), see `NKD`
 
-    The authors' setting on CIFAR-100 (their code): kd with T 4, weight 0.9 beside a cross-entropy of weight 0.1; scales (1, 2) within
-    a family of networks, (1, 2, 4) across. On ImageNet dkd with T 1 and β 0.5 (ResNet-34 → 18) or 2.
-
     Args:
         form: "kd", "dkd" or "nkd".
         scales: which of 1, 2 and 4, with 1.
@@ -153,9 +142,6 @@ class SDD(ClassMapLoss):
         alpha, beta: of dkd; beta is also nkd's γ. At least 0.
         warmup: epochs over which dkd and nkd rise; counted from 1, so that the first epoch has 1 / warmup. 0: none.
         convention: "paper": as above. "official": nkd's p̂ keeps the class y (the authors' code, whose mask leaves nothing out).
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     key = "rows"

@@ -45,9 +45,6 @@ class CRD(PooledLoss):
             are learned as images are seen, so in the first epoch an image not yet seen may be one of the own class.
             "images": any image but the own one. Where there are fewer than K, all are taken, each K / their number times:
             what K draws with repetition, the authors' way out, give on average.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     inputs = ("labels", "index", "seed")

@@ -27,9 +27,6 @@ class DIST(LogitLoss):
         convention: "paper": as above; where a side is constant, ρ is not defined and counts as 0, without gradient. "official":
             times T², and 1e-8 added to the product of the deviations.
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     relational = True

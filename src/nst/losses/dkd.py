@@ -27,9 +27,6 @@ class DKD(LogitLoss):
         warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
         convention: "paper": as above. "official": times T².
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     rows = 16
@@ -89,18 +86,12 @@ class RLD(LogitLoss):
     class that is, and b_S = (p_S[y], 1 − p_S[y]) of the label y. Masked correlation, at T: q = softmax over the classes whose
     teacher's logit is below that of y; 0 for an image without any.
 
-    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 α 1, β 8, T 4, T_α 1, warm-up over 20
-    epochs; on ImageNet β 0.5 (ResNet-34 → 18) or 2, T = T_α = 1, warm-up 1.
-
     Args:
         temperature: T > 0.
         alpha, beta: at least 0.
         alpha_temperature: T_α > 0.
         warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     rows = 20

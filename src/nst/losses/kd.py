@@ -23,9 +23,6 @@ class KD(LogitLoss):
             Knowledge-Distillation-Zoo.
         standardize: logits of zero mean and unit deviation (Sun et al., Logit Standardization, 2024; their code has T = 2
             and weight 9 · T² besides a cross-entropy of weight 0.1).
-
-    Raises:
-        ValueError: a temperature that is not a positive number, an unknown convention.
     """
 
     def __init__(self, temperature: float = 4.0, convention: Convention = "paper", standardize: bool = False) -> None:
@@ -51,16 +48,9 @@ class TTM(LogitLoss):
     needed. With `weighted` (WTTM) each image's divergence is multiplied by its U, from 1 where the teacher is certain to
     classes^(1 − γ) where it is uniform.
 
-    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 γ 0.1 to 0.4 by the pair, WTTM with
-    a weight of 1.4 to 16, TTM with one of 7 to 101 (docs/conventions.md); on ImageNet WTTM with γ 0.8 and weight 1.6
-    (ResNet-34 → 18) or γ 0.7 and 3.5 (ResNet-50 → MobileNetV1).
-
     Args:
         gamma: the exponent γ > 0.
         weighted: WTTM.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     rows = 9
@@ -86,15 +76,9 @@ class NKD(LogitLoss):
     y is the image's label, p = softmax(z) without a temperature, p̂ = softmax(z / T) over the classes but y. Cross-entropies, not
     divergences, as in the paper, so the value at S = T is not 0.
 
-    The authors' setting (their code), beside a cross-entropy of weight 1: on ImageNet T 1, γ 1.5, weight 1; on CIFAR-100
-    (ResNet-34 → 18 alone) T 3, γ 3.5.
-
     Args:
         temperature: T > 0.
         gamma: at least 0.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     rows = 14

@@ -79,9 +79,6 @@ class CrossEntropy(TransferLoss):
 
     Args:
         label_smoothing: ε, 0 <= ε < 1: each class gets ε / classes of the target (Szegedy et al., 2016).
-
-    Raises:
-        ValueError: ε outside its range.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "labels"

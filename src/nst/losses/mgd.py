@@ -16,8 +16,7 @@ class MGD(MapLoss):
     where they differ, G is 3×3, ReLU, 3×3, at the teacher's channels. Both are trained with the student and are no part of it. Draws depend on the
     run's "seed" of the step and an image's index alone, so ranks, accumulation and a continued run draw the same.
 
-    The authors' setting for classification (their code), beside a cross-entropy of weight 1: the last stage, weight α = 7e-5 on ImageNet,
-    α = 0.0012 on CIFAR-100 (ResNet-34 → 18), mask 0.15. (For dense prediction they mask positions instead.)
+    (For dense prediction its authors mask positions instead.)
 
     Args:
         mask: probability that a channel is masked, 0 ≤ mask < 1.

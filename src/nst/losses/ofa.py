@@ -21,17 +21,13 @@ class OFA(LogitLoss):
     The teacher gives its logits alone, so its architecture does not matter: name the pairs {teacher: logits, student: stage1} … from the
     first stage to the last, and {teacher: logits, student: logits}.
 
-    The authors' setting (their code) on ImageNet, all weights 1 beside the cross-entropy: four stages, T 1, ε 1 (ResNet-18 ← Swin-T) or 1.5
-    (ResNet-18 ← DeiT-T). Heads here are those for convolutional students.
+    Heads are those for convolutional students.
 
     Args:
         epsilon: ε > 0.
         width: channels before a head's linear layer; null: those of the student's last stage (the authors take the teacher's where they
             are more).
         convention: "paper": as above (by a summary of the paper). "official": the others' w_c = p_T[c]^ε, too.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     inputs = ("labels",)

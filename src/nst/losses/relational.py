@@ -76,9 +76,6 @@ class PKT(PooledLoss):
             own neighbour is recalled from the paper, unverified. "crd": the authors' code and all that took it over (CRD's
             benchmark, mdistiller, torchdistill): the image itself is one of the j and k, and 1e-7 is added to lengths and
             to both probabilities in the logarithm.
-
-    Raises:
-        ValueError: an unknown convention.
     """
 
     def __init__(self, convention: Literal["paper", "crd"] = "paper") -> None:
@@ -119,9 +116,6 @@ class CC(PooledLoss):
         order: P, at least 1.
         convention: "paper": as above, over all B² pairs. "crd" (CRD's benchmark, from the authors): the mean over neighbouring
             images of the batch of Σ_d |δ_b| |δ_{b+1}|, δ_b = e_S − e_T of image b and e not scaled; γ and P play no part.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     def __init__(

@@ -44,9 +44,6 @@ class ReviewKD(MapLoss):
         pooled: add the average over positions of the last pair's maps as the deepest stage: for networks whose pooled vector has
             no name.
         channels: m is the student's channels of the deepest stage, at most this.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     all_layers: ClassVar[bool] = True

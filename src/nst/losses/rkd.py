@@ -32,9 +32,6 @@ class RKD(PooledLoss):
             mdistiller, torchdistill and Knowledge-Distillation-Zoo.
 
     Two images with the same feature are at distance 0, and their angle with a third has cosine 0.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     def __init__(

@@ -26,9 +26,6 @@ class VID(MapLoss):
         eps: ε, above 0 and below initial_variance.
         convention: maps of different size: "paper" interpolates the teacher's to the student's size, "crd" average-pools the
             larger one.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     maps: ClassVar[int] = 10

@@ -47,10 +47,8 @@ class WKDL(LogitLoss):
     until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine.
 
     One cost matrix serves all images, so a step is a product with `[classes, classes]`, and no image has a matrix of its own.
-    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 λ 600, T 8 (ResNet-32x4 → 8x4) or λ 200, T 6
-    (WRN-40-2 → ShuffleNetV1), κ 1, decay from epoch 150 of 240; on ImageNet λ 30, κ 1 (ResNet-34 → 18) or λ 25, κ 2
-    (ResNet-50 → MobileNetV1), T 2, decay from the first epoch. Their code reads the similarities from a file; that they are CKA over
-    the images of both classes in order is recalled from the paper, unverified.
+    The authors' code reads the similarities from a file; that they are CKA over the images of both classes in order is recalled from
+    the paper, unverified.
 
     Args:
         temperature: T > 0.
@@ -60,9 +58,6 @@ class WKDL(LogitLoss):
         steps: Sinkhorn steps, at least 1.
         decay_from: epochs before λ falls, at least 0.
         epochs: of the run, for the end of the decay; null: λ is constant.
-
-    Raises:
-        ValueError: an argument out of range.
     """
 
     teacher_layer: ClassVar[str | None] = "pooled"
@@ -185,10 +180,6 @@ class WKDF(TransferLoss):
     σ = √(variance + 1e-5) its deviation: the 2-Wasserstein distance of two Gaussians with diagonal covariance, ρ before the
     means. The student's map goes through a projector to the teacher's channels first. The factor λ(e)/λ is 1 until epoch `decay_from`,
     then falls to 0 in the last epoch by half a cosine; λ is the term's weight.
-
-    The authors' setting (their code), beside a cross-entropy of weight 1: on CIFAR-100 λ 0.08, ρ 4, g 1 (ResNet-32x4 → 8x4) or λ 0.3, ρ 3,
-    g 4 (WRN-40-2 → ShuffleNetV1), decay from epoch 150 of 240, projector conv_bn_relu; on ImageNet λ 0.02 (ResNet-34 → 18) or 0.005
-    with decay from epoch 30 (ResNet-50 → MobileNetV1), ρ 2, g 4, projector bottleneck.
 
     Args:
         ratio: ρ, at least 0.
