@@ -28,7 +28,8 @@ def test_the_network_runs_with_the_average_and_keeps_its_own_weights() -> None:
         for value in network.parameters():
             value.add_(1.0)
     changed = weights(network)
-    assert torch.equal(average.eval()(images), expected)
+    with average.adopted():
+        assert torch.equal(network(images), expected)
     assert all(torch.equal(value, changed[name]) for name, value in network.state_dict().items())
     average.adopt()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

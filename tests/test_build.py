@@ -18,7 +18,7 @@ from torch import nn
 
 from nst import build
 from nst.cli.errors import explain
-from nst.config import CONFIGS, ExportConfig
+from nst.config import CONFIGS, ExportConfig, RunConfig
 from nst.models import resnet8, wrn16_2
 from nst.optim import make_optimizer
 from nst.storage.folder import run_folder
@@ -69,6 +69,15 @@ MISTAKES = {
 }
 
 
+def make(run: RunConfig) -> None:
+    """All that a run makes before it reads data."""
+    build.networks(run)
+    build.optimization(run)
+    build.trackers(run)
+    if run.teacher.model is not None:
+        build.optimization(build.teacher_run(run), "teacher.train.")
+
+
 @pytest.mark.parametrize("override", MISTAKES)
 def test_mistakes_are_named_with_what_would_be_right(
     override: str, compose: Compose, monkeypatch: pytest.MonkeyPatch
@@ -76,13 +85,8 @@ def test_mistakes_are_named_with_what_would_be_right(
     monkeypatch.setattr("sys.argv", ["train.py", override])
     monkeypatch.setattr(build, "dataset", lambda run: pytest.fail("data was read"))
 
-    def make() -> None:
-        run = build.settings(compose(override))
-        build.check(run)
-        build.networks(run)
-
     with pytest.raises((ValueError, HydraException)) as caught:
-        make()
+        make(build.settings(compose(override)))
     message = explain(caught.value)
     assert all(part in message for part in MISTAKES[override]), message
 
@@ -227,7 +231,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
 )
 def test_what_cannot_be_right_is_refused_before_any_work(compose: Compose, overrides: list[str], told: str) -> None:
     with pytest.raises((ValueError, ConfigCompositionException), match=told):
-        build.check(build.settings(compose(*overrides)))
+        make(build.settings(compose(*overrides)))
 
 
 def test_layers_that_correspond_are_named_once_for_all_losses(compose: Compose) -> None:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nst
 from nst import build, loop
+from nst.compiled import disagreement
 from nst.config import TrainerConfig
 from nst.data.batch import Loader
 from nst.data.memory import MemorySplit
@@ -25,7 +26,7 @@ from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import Metrics, has_collapsed
 from nst.layers import LOGITS, feature_shapes
-from nst.loop import Loop, Training, disagreement, measure
+from nst.loop import Loop, Training, measure
 from nst.losses import NST, CrossEntropy
 from nst.optim import Step
 from nst.run import prepare_teacher

@@ -2,16 +2,13 @@
 
 import difflib
 import math
-import random
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import hydra.utils
-import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +24,6 @@ from nst.config import (
     TrainerConfig,
     check_numbers,
     check_pair,
-    check_ranges,
     check_values,
     renamed,
 )
@@ -35,18 +31,14 @@ from nst.data.batch import Loader
 from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.dist import Dist
-from nst.distiller import Distiller, Pair, Term
-from nst.layers import LOGITS, feature_shapes, resolve, shown
-from nst.loop import seed_draws
+from nst.distiller import Distiller, Term, seeded
+from nst.layers import LOGITS, Pair, assign_layers, feature_shapes, pairs_of, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.parts import freeze
 from nst.models.weights import check_saveable, load_weights
 from nst.optim import check_optimizer
 from nst.storage.checkpoint import check_resumable
 from nst.storage.trackers import Tracker
-
-# names that the shipped losses use for their layers
-LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
 
 
 @dataclass(frozen=True)
@@ -59,21 +51,8 @@ class Networks:
     teacher_shapes: dict[str, Shape]
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """A block whose draws depend on `seed` alone; afterwards the CPU's generators continue as if there had been none."""
-    numpy_state, state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            seed_draws(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(state)
-
-
 def settings(cfg: DictConfig) -> RunConfig:
-    """The composed configuration, resolved and checked as far as that goes without making an object (see `check`).
+    """The composed configuration, resolved and checked as far as that goes without making an object.
 
     A teacher that no term needs is dropped, so that `loss=ce` is plain training with any `teacher`.
 
@@ -86,7 +65,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     _check_keys(cfg, run, "")
     check_values(run)
     for group in ("model", "data"):
-        _check_component(group, getattr(run, group))
+        check_component(group, getattr(run, group))
     for key in ("num_classes", "channels", "size"):
         if isinstance(number := run.data.get(key), int) and number < 1:
             raise ValueError(f"data.{key}={number}: at least 1 is needed")
@@ -94,7 +73,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     used = [name for name in losses if run.loss[name]["weight"] > 0]
     if not used:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
-    _resolve_layers(run, losses)
+    assign_layers(run.layers, run.loss, [name for name, loss in losses.items() if not loss.on_logits])
     taught = [name for name in used if losses[name].source == "teacher"]
     if not taught:
         run.teacher.model, run.teacher.weights, run.cache = None, None, CacheConfig()
@@ -103,7 +82,7 @@ def settings(cfg: DictConfig) -> RunConfig:
             f"loss.{taught[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
         )
     else:
-        _check_component("teacher.model", run.teacher.model)
+        check_component("teacher.model", run.teacher.model)
         check_pair("teacher.", run.teacher, run.data["channels"])
     classes = {
         f"{key}.num_classes": node["num_classes"]
@@ -128,19 +107,6 @@ def settings(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def check(run: RunConfig) -> None:
-    """Make losses, optimizers, schedules and trackers, so that a wrong argument of one fails before any work.
-
-    Raises:
-        ValueError: names the component's key and the argument.
-    """
-    terms(run)
-    optimization(run)
-    trackers(run)
-    if run.teacher.model is not None and run.teacher.weights is None:
-        optimization(teacher_run(run), "teacher.train.")
-
-
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
     """Raises ValueError for a key that is not in the schema: Hydra accepts any `+key=value`."""
     names = [f.name for f in fields(run)]
@@ -154,12 +120,13 @@ def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
             _check_keys(cfg[key], value, f"{prefix}{key}.")
 
 
-def _check_component(key: str, node: Any) -> None:
+def check_component(key: str, node: Any, example: str | None = None) -> None:
+    """Raises ValueError for a value that names no component; without an `example` it also needs a name for folders."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise ValueError(
-            f"{key} is {node!r}; a node with a `_target_` is needed, for example one of configs/{key.partition('.')[0]}"
-        )
-    _check_name(f"{key}.name", node.get("name"))
+        example = example or f"one of configs/{key.partition('.')[0]}"
+        raise ValueError(f"{key} is {node!r}; a node with a `_target_` is needed, for example {example}")
+    if example is None:
+        _check_name(f"{key}.name", node.get("name"))
 
 
 def _check_name(key: str, name: Any) -> None:
@@ -214,34 +181,6 @@ def loss_class(name: str, node: Any) -> type[TransferLoss]:
     return found
 
 
-def _resolve_layers(run: RunConfig, losses: Mapping[str, type[TransferLoss]]) -> None:
-    """Resolve the run's key `layers` into the layers of every loss.
-
-    `layers` applies to all losses without their own, even where their node has no such key: a list of pairs, a layer that both
-    networks have, or a mapping from the names that losses use to either.
-    """
-    if not run.layers:
-        raise ValueError(f"layers={run.layers}: a layer such as last, pooled or stages, or at least one pair is needed")
-    named = run.layers if isinstance(run.layers, Mapping) else {"last": run.layers}
-    for name in named:
-        nearest = difflib.get_close_matches(str(name), LAYER_NAMES, n=1, cutoff=0.5)
-        if name not in LAYER_NAMES and not any(node.get("layers") == name for node in run.loss.values()):
-            hint = (
-                f"did you mean {nearest[0]}?"
-                if nearest
-                else f"losses use {', '.join(LAYER_NAMES)}, or the names in their own layers"
-            )
-            raise ValueError(f"layers.{name}: no loss uses this name; {hint}")
-    for name, node in run.loss.items():
-        # A run whose layers are the default keeps its name: nothing is added.
-        if "layers" not in node and named.get("last", "last") != "last" and not losses[name].on_logits:
-            node["layers"] = None
-        if "layers" in node:
-            layers = "last" if node["layers"] is None else node["layers"]
-            node["layers"] = named.get(layers, layers) if isinstance(layers, str) else layers
-            _pairs(f"loss.{name}.layers", node["layers"], ())
-
-
 def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     """The terms of the run's loss, in order; those of weight 0 are left out.
 
@@ -253,62 +192,13 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
         for name, node in run.loss.items():
             key = f"loss.{name}"
             loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "layers")})
-            on_layers = () if loss.on_logits else _pairs(f"{key}.layers", node.get("layers", "last"), models)
+            on_layers = () if loss.on_logits else pairs_of(f"{key}.layers", node.get("layers", "last"), models)
             if loss.all_layers and any(pair.weight != 1 for pair in on_layers):
                 raise ValueError(
                     f"{key}.layers: this loss compares all layers at once, so a pair cannot have its own weight"
                 )
             made.append(Term(name, loss, float(node["weight"]), on_layers or (Pair(LOGITS, LOGITS),)))
     return [term for term in made if term.weight > 0]
-
-
-def _pairs(key: str, layers: Any, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
-    """The pairs of a loss: of a list, or of a layer's name on both sides."""
-    if isinstance(layers, str):
-        return _of_stages(key, Pair(layers, layers), models)
-    if not isinstance(layers, list | tuple) or not layers:
-        raise ValueError(f"{key}={layers!r}: a layer such as last, pooled or stages, or a list of pairs is needed")
-    return tuple(pair for node in layers for pair in _of_stages(key, _pair(key, node), models))
-
-
-def _of_stages(key: str, pair: Pair, models: Sequence[nn.Module]) -> tuple[Pair, ...]:
-    """`stages`, `stages_pre_relu` and `stages_out` stand for all stages that both networks have so; any other pair for itself."""
-    matches = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
-    if not any(matches):
-        return (pair,)
-    if not all(matches):
-        raise ValueError(
-            f"{key}: teacher {pair.teacher}, student {pair.student}: name all stages on both sides, or one layer"
-        )
-    student, teacher = (match.group(1) for match in matches if match)
-    named = [getattr(model, "named_layers", {}) for model in models]
-    stages = [
-        k
-        for k in range(1, 100 if models else 2)
-        if all(f"stage{k}{suffix}" in names for names, suffix in zip(named, (student, teacher), strict=False))
-    ]
-    if not stages:
-        raise ValueError(
-            f"{key}={pair.teacher if pair.teacher == pair.student else pair}: teacher and student have no stages in common; name pairs of "
-            "layers, `nst layers` lists them"
-        )
-    return tuple(Pair(f"stage{k}{teacher}", f"stage{k}{student}", pair.weight) for k in stages)
-
-
-def _pair(key: str, node: Any) -> Pair:
-    names = ("teacher", "student", "weight")
-    if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node):
-        raise ValueError(
-            f"{key}: {node!r} found, entries like {{teacher: last, student: last, weight: 1.0}} are needed"
-        )
-    for name in node:
-        if name not in names:
-            nearest = difflib.get_close_matches(str(name), names, n=1)
-            raise ValueError(f"{key}: unknown key {name!r}{f', did you mean {nearest[0]}?' if nearest else ''}")
-    weight = node.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"{key}: weight={weight!r}: a positive number is needed")
-    return Pair(str(node["teacher"]), str(node["student"]), float(weight))
 
 
 def optimization(run: RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -322,32 +212,24 @@ def optimization(run: RunConfig, prefix: str = "") -> dict[str, Any]:
     """
     for name, example in (("optim", "adamw"), ("schedule", "cosine")):
         node = getattr(run, name)
-        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-            choice = node if isinstance(node, str) else example
-            group = f"{name}@{prefix}{name}" if prefix else name
-            raise ValueError(
-                f"{prefix}{name} is {node!r}; a node with a `_target_` is needed, for example {group}={choice}"
-            )
+        group, choice = f"{name}@{prefix}{name}" if prefix else name, node if isinstance(node, str) else example
+        check_component(f"{prefix}{name}", node, f"{group}={choice}")
     key, no_decay = f"{prefix}optim", run.optim.get("no_decay") or ()
-    make = instantiate(key, {k: v for k, v in run.optim.items() if k != "no_decay"}, partial=True)
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
+    make = instantiate(key, {k: v for k, v in run.optim.items() if k != "no_decay"}, partial=True)
     try:
         check_optimizer(make, no_decay)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    return {
-        "optimizer": make,
-        "schedule": instantiate(f"{prefix}schedule", run.schedule),
-        "no_decay": tuple(no_decay),
-    }
+    schedule = instantiate(f"{prefix}schedule", run.schedule)
+    return {"optimizer": make, "schedule": schedule, "no_decay": tuple(no_decay)}
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
     """The run's trackers by their names in the configuration, not started. Raises ValueError for an unknown tracker or one that is not installed."""
     for name, node in run.tracker.items():
-        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-            raise ValueError(f"tracker.{name} is {node!r}; a node with a `_target_` is needed")
+        check_component(f"tracker.{name}", node, "tracker=tensorboard")
     return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
 
 
@@ -507,18 +389,6 @@ def teacher_run(run: RunConfig) -> RunConfig:
         loss={"ce": {"weight": 1.0, "_target_": "nst.losses.CrossEntropy"}}, trainer=replace(trainer, profile=False),
         seed=run.teacher.seed,
     )  # fmt: skip
-
-
-def check_evaluation(settings: EvaluateConfig) -> None:
-    """Raises ValueError for wrong settings of an evaluation."""
-    check_numbers(settings, "")
-    for group in ("model", "data"):
-        _check_component(group, getattr(settings, group))
-    check_ranges(settings, "")
-    check_pair("", settings, settings.data["channels"])
-    classes = [node.get("num_classes") for node in (settings.model, settings.data)]
-    if None not in classes and classes[0] != classes[1]:
-        raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
 
 
 def dataset(run: RunConfig | EvaluateConfig) -> Dataset:

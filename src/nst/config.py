@@ -14,8 +14,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from nst.precision import PRECISIONS
-
+PRECISIONS = ("fp32", "bf16", "fp16")
 _INSTALLED = Path(__file__).parent / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"  # in a wheel, in a clone
 """The folder of the configuration files."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from nst.config import differences
 
@@ -79,10 +79,6 @@ class Dist:
                 changes = "; ".join(line.replace(" there, ", " on rank 0, ").replace(" now", "") for line in changed)
                 raise ValueError(f"the ranks were started with different settings: {changes} on rank {rank}")
 
-    def broadcast_buffers(self, module: nn.Module) -> None:
-        """Give every rank the buffers (BN statistics) of rank 0."""
-        self.broadcast(module.buffers())
-
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank these tensors as rank 0 has them, in place."""
         if self.world > 1:
@@ -93,11 +89,6 @@ class Dist:
         """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
-
-    def report(self, step: int) -> None:
-        """Publish this rank's step, for the message of another rank that stops waiting for it."""
-        if self.world > 1:
-            _store().set(f"nst/step/{self.rank}", str(step))
 
 
 class _GatherRows(torch.autograd.Function):
@@ -124,6 +115,20 @@ def gather_rows(local_rows: Tensor, ranks: Dist, total: int) -> Tensor:
     rows = _GatherRows.apply(local_rows, ranks, [end - start for start, end in pairwise(bounds)])
     assert isinstance(rows, Tensor)
     return rows
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context of autocast to "bf16" or "fp16" on a device; with "fp32" it does nothing."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def check_precision(key: str, precision: str, device: torch.device) -> None:
+    """Raises ValueError, naming `key`, for fp16 elsewhere than on a GPU."""
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(
+            f"{key}=fp16 needs a CUDA device, this run is on the {device.type.upper()}; bf16 or fp32 runs here"
+        )
 
 
 def _store() -> Any:
@@ -197,17 +202,14 @@ _CONTINUE = (
 
 
 def _lost(ranks: Dist) -> str:
-    """The lost ranks, those that do not report to be alive, and their last step."""
-    others = [rank for rank in range(ranks.world) if rank != ranks.rank]
-    lost, step = others, ""
+    """The lost ranks: those that do not report to be alive."""
+    lost = others = [rank for rank in range(ranks.world) if rank != ranks.rank]
     with suppress(RuntimeError, ValueError):  # the process with the store has ended
         store = _store()
         store.set(f"nst/lost/{ranks.rank}", "not me")
         time.sleep(ALIVE_SECONDS)
         lost = [rank for rank in others if not store.check([f"nst/lost/{rank}"])] or others
-        steps = [int(store.get(key)) for rank in lost if store.check([key := f"nst/step/{rank}"])]
-        step = f" (last heard of at step {min(steps)})" if steps else ""
-    return f"rank {' or '.join(map(str, lost))} of {ranks.world}{step}"
+    return f"rank {' or '.join(map(str, lost))} of {ranks.world}"
 
 
 def should_report_error() -> bool:

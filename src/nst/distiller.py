@@ -1,25 +1,19 @@
 """The student and the weighted terms of the loss with their parameters: one module, one DDP wrapper."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nst.layers import LOGITS, LayerHooks
+from nst.layers import LOGITS, LayerHooks, Pair
 from nst.losses import Shape, TransferLoss
 
 Targets = dict[str, dict[str, Tensor]]  # spec key → the teacher's target
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A teacher layer and the student layer that is compared with it."""
-
-    teacher: str
-    student: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -169,3 +163,23 @@ def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
     return [
         (loss, Instance((key,), (pair,), pair.weight)) for loss, key, pair in zip(losses, keys, term.pairs, strict=True)
     ]
+
+
+def seed_draws(seed: int) -> None:
+    """Seed torch, numpy and `random`, which users' code may draw from as well: draws of a step or a network depend on this alone."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator, which users' code draws from)
+    random.seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block whose draws depend on `seed` alone; afterwards the CPU's generators continue as if there had been none."""
+    numpy_state, state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            seed_draws(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(state)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.data.batch import Batch
-from nst.dist import Dist
+from nst.dist import Dist, autocast
 from nst.distiller import Distiller, Targets
-from nst.precision import autocast
 
 LEAD = 5.0  # points above chance; losing half of less may be noise
 

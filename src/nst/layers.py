@@ -1,4 +1,4 @@
-"""LayerHooks: layer names → features.
+"""Layers: their names, the pairs of them that a loss compares, and the hooks that read their features.
 
 A layer is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
 times in one forward pass, the last call counts). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`,
@@ -12,7 +12,10 @@ timm and torchvision have one. Without it, a feature is what the layer yields.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +26,9 @@ from nst.models.logit_map import LOGIT_MAPS, add_logit_map, check_logit_map
 
 LOGITS = "logits"  # the layer that is the model's own output
 _SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
+
+LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
+"""Names that the shipped losses use for their layers."""
 
 Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape → the feature
 
@@ -179,3 +185,91 @@ def feature_shapes(
 def shown(shape: tuple[int, ...]) -> str:
     """A shape as text: `64×8×8`."""
     return "×".join(str(n) for n in shape)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher layer and the student layer that is compared with it."""
+
+    teacher: str
+    student: str
+    weight: float = 1.0
+
+
+def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[Pair, ...]:
+    """The pairs that a setting names: by a layer of both networks, or a list of `{teacher, student, weight}`.
+
+    `stages`, `stages_pre_relu` and `stages_out` stand for all stages that both networks have so.
+
+    Args:
+        key: of the setting, for errors.
+        models: student and teacher; without them `stages` is one pair.
+
+    Raises:
+        ValueError: no pair, an entry of another form, stages on one side only, or none that both have.
+    """
+    if isinstance(layers, str):
+        layers = [{"teacher": layers, "student": layers}]
+    if not isinstance(layers, list | tuple) or not layers:
+        raise ValueError(f"{key}={layers!r}: a layer such as last, pooled or stages, or a list of pairs is needed")
+    pairs: list[Pair] = []
+    for node in layers:
+        if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node) <= {"teacher", "student", "weight"}:
+            raise ValueError(f"{key}: {node!r}: entries like {{teacher: last, student: last, weight: 1.0}} are needed")
+        pair = Pair(**{"weight": 1.0, **node})
+        for name in (pair.teacher, pair.student):
+            if not isinstance(name, str):
+                raise ValueError(f"{key}: {name!r} is read as a number; write the layer's name in quotes: '{name}'")
+        if isinstance(pair.weight, bool) or not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
+            raise ValueError(f"{key}: weight={pair.weight!r}: a positive number is needed")
+        kinds = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
+        if not any(kinds):
+            pairs.append(pair)
+            continue
+        if not all(kinds):
+            raise ValueError(
+                f"{key}: teacher {pair.teacher}, student {pair.student}: name all stages on both sides, or one layer"
+            )
+        suffixes = [kind[1] for kind in kinds if kind]
+        sides = [(getattr(model, "named_layers", {}), suffix) for model, suffix in zip(models, suffixes, strict=False)]
+        stages = [
+            k for k in range(1, 100 if models else 2) if all(f"stage{k}{suffix}" in names for names, suffix in sides)
+        ]
+        if not stages:
+            raise ValueError(
+                f"{key}: teacher {pair.teacher}, student {pair.student}: the networks have no stages in common; name pairs of layers, "
+                "`nst layers` lists them"
+            )
+        student, teacher = suffixes
+        pairs += [Pair(f"stage{k}{teacher}", f"stage{k}{student}", pair.weight) for k in stages]
+    return tuple(pairs)
+
+
+def assign_layers(layers: Any, losses: Mapping[str, dict[str, Any]], on_features: Collection[str]) -> None:
+    """Write a run's key `layers` into the nodes of its losses, for those without layers of their own.
+
+    Args:
+        layers: a list of pairs, a layer that both networks have, or a mapping from the names that losses use to either.
+        losses: nodes by name.
+        on_features: the losses that compare layers, even where their node has no key `layers`.
+
+    Raises:
+        ValueError: a name that no loss uses; layers of a loss that are no pairs.
+    """
+    if not layers:
+        raise ValueError(f"layers={layers}: a layer such as last, pooled or stages, or at least one pair is needed")
+    named = layers if isinstance(layers, Mapping) else {"last": layers}
+    used = {*LAYER_NAMES, *(node["layers"] for node in losses.values() if isinstance(node.get("layers"), str))}
+    for name in named:
+        if name not in used:
+            nearest = difflib.get_close_matches(str(name), LAYER_NAMES, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"losses use {', '.join(sorted(used))}"
+            raise ValueError(f"layers.{name}: no loss uses this name; {hint}")
+    for name, node in losses.items():
+        # A run whose layers are the default keeps its name: nothing is added.
+        if "layers" not in node and named.get("last", "last") != "last" and name in on_features:
+            node["layers"] = None
+        if "layers" in node:
+            own = "last" if node["layers"] is None else node["layers"]
+            node["layers"] = named.get(own, own) if isinstance(own, str) else own
+            pairs_of(f"loss.{name}.layers", node["layers"])

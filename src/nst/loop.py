@@ -4,35 +4,30 @@
 evaluations, checkpoints, stop signals.
 """
 
-import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn, profiler
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nst.compiled import compile_step
 from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
-from nst.dist import Dist, gather_rows
-from nst.distiller import Distiller, Targets
+from nst.dist import Dist, autocast, gather_rows
+from nst.distiller import Distiller, Targets, seed_draws
 from nst.evaluate import Metrics, evaluate, has_collapsed
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
-from nst.precision import autocast
 from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.storage.record import Record
 from nst.teacher import Teacher
 
-log = logging.getLogger(__name__)
-
 ONE = Dist(0, 1, torch.device("cpu"))
-SYNC_SECONDS, SYNC_STEPS = 1.0, 64  # with several ranks: how often they agree on whether to stop or save
+SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
 Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
 SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
 
@@ -115,7 +110,7 @@ class Training:
         # rate and draws: functions of the step
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(group["initial_lr"], step, self.steps)
-        seed_draws(int(np.random.SeedSequence((self.seed, step, dist.rank)).generate_state(1)[0]))
+        seed_draws(step_seed(self.seed, step, dist.rank))
         context = self.context(batch) if self.inputs else {}
 
         # forward, losses, backward
@@ -189,17 +184,14 @@ class Training:
 
     def context(self, batch: Batch) -> dict[str, Tensor]:
         """What losses may need besides the teacher, for this step; see `nst.losses.base.Input`."""
-        step, device, context = self.progress.step, self.dist.device, {}
-        if "index" in self.inputs:
-            context["index"] = batch.indices
-        if "epoch" in self.inputs:
-            context["epoch"] = torch.full((), step / self.loader.steps, device=device)
-        if "progress" in self.inputs:
-            context["progress"] = torch.full((), step / self.steps, device=device)
-        if "seed" in self.inputs:
-            draw = np.random.SeedSequence((self.seed, step))  # the same on every rank
-            context["seed"] = torch.full((), int(draw.generate_state(1)[0]), dtype=torch.int64)
-        return context
+        step, device = self.progress.step, self.dist.device
+        makers: dict[str, Callable[[], Tensor]] = {
+            "index": lambda: batch.indices,
+            "epoch": lambda: torch.full((), step / self.loader.steps, device=device),
+            "progress": lambda: torch.full((), step / self.steps, device=device),
+            "seed": lambda: torch.full((), step_seed(self.seed, step), dtype=torch.int64),  # the same on every rank
+        }
+        return {name: make() for name, make in makers.items() if name in self.inputs}
 
     def images_in(self, step: int) -> int:
         """Images of the global batch of a step; the last batch of an epoch may be smaller."""
@@ -210,6 +202,10 @@ class Training:
         """This rank's images of a step in `trainer.accumulate` parts; fewer, on all ranks, if a rank has fewer images."""
         count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.dist.world) or 1
         return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A block in which the student has the weights that are evaluated and kept: their average with `trainer.ema`, else its own."""
+        return nullcontext() if self.average is None else self.average.adopted()
 
     def means(self) -> dict[str, Any]:
         """Means over all ranks since the last call: the content of a log line. The only host sync of the loop on a GPU.
@@ -231,16 +227,14 @@ class Training:
 
         With fp16 a gradient that is not finite is no error while the scale of the loss can still be lowered.
         """
-        (step,) = (
-            self.dist.max(int(self.nonfinite[0].item())) if self.dist.device.type != "cpu" else [int(self.nonfinite[0])]
-        )
+        # on a CPU each rank looks after each step, and all see a non-finite gradient
+        (step,) = self.dist.max(int(self.nonfinite[0])) if self.dist.device.type != "cpu" else [int(self.nonfinite[0])]
         if step:
-            flags = self.dist.sum((~torch.isfinite(self.nonfinite)).double()).tolist()
-            terms = [
-                n.removeprefix("terms/") for n, bad in zip(self.names, flags, strict=True) if bad and "terms/" in n
-            ]
+            bad = self.dist.sum((~torch.isfinite(self.nonfinite)).double()).tolist()
+            found = [name for name, flag in zip(self.names, bad, strict=True) if flag and name.startswith("terms/")]
+            terms = ", ".join(name.removeprefix("terms/") for name in found)
             raise FloatingPointError(
-                f"step {step}: the loss or its gradient is not finite; terms not finite: {', '.join(terms) or 'none, so the backward pass'}"
+                f"step {step}: the loss or its gradient is not finite; terms not finite: {terms or 'none, so the backward pass'}"
             )
         if self.scaler is not None and self.scaler.get_scale() < 1:
             raise FloatingPointError(
@@ -264,15 +258,14 @@ class Training:
         for path, buffer in self.distiller.named_buffers():
             if isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm) or self.dist.equal(buffer):
                 continue
-            if path.startswith("student."):
-                raise ValueError(
-                    f"model: its buffer {path.removeprefix('student.')} differs between ranks, since each sees other images, and "
-                    "checkpoints hold that of one; use one process"
-                )
-            _, key, name = path.split(".", 2)
+            part, _, name = path.partition(".")
+            owner, advice = "model", "checkpoints hold that of one"
+            if part != "student":
+                key, _, name = name.partition(".")
+                owner = f"loss.{key.split(':')[0]}"
+                advice = "declare relational = True in its class, so that every rank sees the global batch"
             raise ValueError(
-                f"loss.{key.split(':')[0]}: its buffer {name} differs between ranks, since each sees other images; "
-                "declare relational = True in its class, so that every rank sees the global batch, or use one process"
+                f"{owner}: its buffer {name} differs between ranks, since each sees other images: {advice}, or use one process"
             )
 
     def state(self) -> dict[str, Any]:
@@ -304,8 +297,6 @@ class Training:
         self.names = tuple(state["sums"]["names"])
         self.sums = state["sums"]["values"][self.dist.rank].to(self.dist.device).clone()
         self.nonfinite = torch.zeros_like(self.sums)
-        if len(self.names) != len(self.sums):
-            raise ValueError(f"{len(self.sums)} sums for {len(self.names)} values")
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -317,8 +308,13 @@ class Training:
         return {name: buffer for name, buffer in self.distiller.named_buffers() if name not in saved}
 
 
+def step_seed(*key: int) -> int:
+    """32 bits drawn from the run's seed, the step and, where ranks differ, the rank."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 def measure(logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over these images; the log holds their means over the training images. Add a metric here only.
+    """Sums over these images; the log holds their means over the training images.
 
     Args:
         logits: `[B, classes]`.
@@ -344,7 +340,7 @@ class Loop:
         *,
         split: str = "test",
         chance: float = 0.0,
-        profile: str | PathLike[str] | None = None,
+        after_step: Callable[[], object] = bool,
     ) -> None:
         """Nothing runs yet.
 
@@ -353,16 +349,15 @@ class Loop:
             record: of the run, which holds the last evaluation of an earlier start.
             split: what `evaluation` is called in messages.
             chance: chance-level accuracy, in percent.
-            profile: folder of a profiler trace; None: no tracing.
+            after_step: called after each step, such as a profiler's `step`.
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
-        self.split, self.chance, self.profile = split, chance, profile
+        self.split, self.chance, self.after_step = split, chance, after_step
         self.last = record.last
         self.every_steps, self.every_seconds = parse_every(training.settings.checkpoint_every)
         self.flag = StopFlag()
         self.started = time.monotonic() - training.progress.seconds
-        self.saved = self.logged = self.synced = time.monotonic()
-        self.sync_step, self.next_sync = training.progress.step, 0
+        self.saved = self.logged = time.monotonic()
         self.images, self.waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
 
     def run(self) -> Metrics:
@@ -377,7 +372,7 @@ class Loop:
         """
         training, record = self.training, self.record
         settings, progress, loader = training.settings, training.progress, training.loader
-        with stop_flag() as self.flag, tracing(self.profile) as traced, record.ending_when_nonfinite():
+        with stop_flag() as self.flag, record.ending_when_nonfinite():
             if progress.step == 0:
                 record.draw_heatmaps(0)
             while progress.epoch < settings.epochs:
@@ -387,7 +382,7 @@ class Loop:
                     if training.compiles is not False and training.compiled is None and len(batch.labels):
                         self.compile(batch)
                     training.step(batch, targets)
-                    traced()
+                    self.after_step()
                     self.images += len(batch.labels)
                     last = progress.step % loader.steps == 0
                     if last or progress.step % settings.log_every == 0:
@@ -426,12 +421,16 @@ class Loop:
         progress, settings, dist = training.progress, training.settings, training.dist
         epoch = progress.epoch + 1
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
-            dist.broadcast_buffers(training.distiller)
-            model: nn.Module = training.distiller.student
+            dist.broadcast(training.distiller.buffers())  # BN statistics
             if training.average is not None:
                 dist.broadcast(training.average.values.values())
-                model = training.average
-            self.last = evaluate(model, self.until_stopped(), dist, settings.precision)
+            try:
+                with training.averaged():
+                    student, batches = training.distiller.student, self.until_stopped()
+                    self.last = evaluate(student, batches, dist, settings.precision)
+            except Interrupted:  # the epoch's steps are saved, its evaluation is not
+                self.save()
+                raise
             top1, best = self.last.top1, progress.best_top1
             if has_collapsed(top1, best, self.chance):
                 clip = settings.clip_grad_norm
@@ -442,7 +441,7 @@ class Loop:
                 )
             if top1 > best or not progress.best_epoch:
                 progress.best_top1, progress.best_epoch = top1, epoch
-                with nullcontext() if training.average is None else training.average.adopted():
+                with training.averaged():
                     record.save_best(training.distiller.student, epoch)
             record.log(
                 "eval", progress.step, {"epoch": epoch, "loss": self.last.loss, "top1": top1, "top5": self.last.top5}
@@ -454,13 +453,16 @@ class Loop:
         self.save()
 
     def until_stopped(self) -> Iterator[Batch]:
-        """The evaluation's batches; a signal on any rank ends them: the epoch's steps are saved, its evaluation is not."""
+        """The evaluation's batches. Raises Interrupted as soon as a signal has come to any rank."""
         for batch in self.evaluation.epoch(0):
             yield batch
-            (signum,) = self.training.dist.max(self.flag.signum)
-            if signum:
-                self.save()
-                raise Interrupted(signum)
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raises Interrupted if a signal has come to any rank. A collective call."""
+        (signum,) = self.training.dist.max(self.flag.signum)
+        if signum:
+            raise Interrupted(signum)
 
     def log(self) -> None:
         """Write the means since the last log line."""
@@ -492,22 +494,16 @@ class Loop:
     def asked(self) -> int:
         """The most that any rank asks for: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
 
-        Several ranks agree about once a second, at steps that all of them compute alike.
+        Several ranks agree on it every `SYNC_STEPS` steps and at the end of an epoch.
         """
-        training, dist, now = self.training, self.training.dist, time.monotonic()
-        step = training.progress.step
-        if dist.world > 1 and step < self.next_sync and step % training.loader.steps:
+        training, step = self.training, self.training.progress.step
+        if training.dist.world > 1 and step % SYNC_STEPS and step % training.loader.steps:
             return 0
-        dist.report(step)
-        mine = STOP + self.flag.signum if self.flag.signum else SAVE * (now - self.saved > self.every_seconds)
-        pace = int(1e6 * (now - self.synced) / max(1, step - self.sync_step))  # microseconds a step
-        asked, pace = dist.max(mine, pace)
-        self.synced, self.sync_step = now, step
-        self.next_sync = step + min(max(int(1e6 * SYNC_SECONDS) // max(pace, 1), 1), SYNC_STEPS)
-        return asked
+        due = time.monotonic() - self.saved > self.every_seconds
+        return training.dist.max(STOP + self.flag.signum if self.flag.signum else SAVE * due)[0]
 
     def compile(self, batch: Batch) -> None:
-        """Compile the step if this is the first full batch; a signal meanwhile ends the run before the step, with nothing to save.
+        """Compile the step if this is a full batch; a signal meanwhile ends the run before the step, with nothing to save.
 
         The result of the comparison is not kept then: Ctrl-C also kills the C++ compiler.
         """
@@ -518,101 +514,4 @@ class Loop:
             "compiling the step; the first time this takes up to a few minutes (trainer.compile=false disables it)"
         )
         compile_step(training, self.teacher, batch)
-        (signum,) = training.dist.max(self.flag.signum)
-        if signum:
-            raise Interrupted(signum)
-
-
-def seed_draws(seed: int) -> None:
-    """Seed torch, numpy and `random`, which users' code may draw from as well: draws of a step or a network depend on this alone."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator, which users' code draws from)
-    random.seed(seed)
-
-
-LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative
-GRADIENT_TOLERANCE = {"fp32": 2e-2, "bf16": 2e-1, "fp16": 1e-1}  # norm of the difference over the norm
-
-
-def compile_step(training: Training, teacher: Teacher, batch: Batch) -> None:
-    """Compile the forward pass and the teacher for batches of this size, and use both if loss and gradients agree with eager code.
-
-    Wrong gradients of compiled code have been seen (torch 2.15, bf16). Weights, statistics and gradients stay as they were.
-    """
-    distiller, precision, dist = training.distiller, training.settings.precision, training.dist
-    rows = training.parts(len(batch.labels))[0]
-
-    def attempt(forward: Forward) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients of one forward and backward pass."""
-        before = [buffer.clone() for buffer in distiller.buffers()]
-        seed_draws(0)
-        try:
-            taught = {key: {n: v[rows] for n, v in target.items()} for key, target in teacher(batch).items()}
-            inputs = {name: value[rows] if value.ndim else value for name, value in training.context(batch).items()}
-            with autocast(dist.device, precision):
-                _, values = forward(batch.images[rows], batch.labels[rows], taught, inputs)
-            loss = distiller.total(values)
-            (loss if training.scaler is None else training.scaler.scale(loss)).backward()
-            return loss.detach(), [p.grad.clone() for p in distiller.parameters() if p.grad is not None]
-        finally:
-            for p in distiller.parameters():
-                p.grad = None
-            for buffer, old in zip(distiller.buffers(), before, strict=True):
-                buffer.copy_(old)
-
-    eager = attempt(training.forward)
-    teacher.compile(len(batch.labels))
-    # CUDA graphs need one backward pass a step, in one process. Dropout must draw as in eager code, else the two cannot be compared.
-    graphs = dist.device.type == "cuda" and training.settings.accumulate == 1 and dist.world == 1
-    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
-    compiled: Any = torch.compile(training.forward, dynamic=False, options=options)
-
-    def forward(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        if graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-        return compiled(*inputs)
-
-    try:
-        reason = disagreement(attempt(forward), eager, precision)
-    except Exception as error:  # no C++ compiler, an operator that does not compile, …: all end in eager code
-        reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
-    training.compiles = dist.max(int(reason is not None)) == [0]
-    if training.compiles:
-        training.compiled = (rows.stop - rows.start, forward)
-    else:
-        teacher.compile(0)
-        log.warning("the step is not compiled: %s", reason or "it fails on another rank")
-
-
-def disagreement(
-    compiled: tuple[Tensor, list[Tensor]], eager: tuple[Tensor, list[Tensor]], precision: str
-) -> str | None:
-    """How loss and gradients of the compiled step differ from those of the eager one; None: by rounding only."""
-    (loss, gradients), (eager_loss, eager_gradients) = compiled, eager
-    bad = sum(not bool(torch.isfinite(g).all()) for g in gradients)
-    if bad and all(bool(torch.isfinite(g).all()) for g in eager_gradients):
-        return f"compiled code gives non-finite gradients in {bad} of {len(gradients)} parameters, eager code does not"
-    change = float((loss - eager_loss).abs() / eager_loss.abs().clamp(min=1e-12))
-    if not change <= LOSS_TOLERANCE[precision]:
-        return f"compiled and eager loss differ by {change:.1e} of its value"
-    difference = torch.stack([(g - e).float().norm() for g, e in zip(gradients, eager_gradients, strict=True)]).norm()
-    change = float(difference / torch.stack([e.float().norm() for e in eager_gradients]).norm().clamp(min=1e-12))
-    if not change <= GRADIENT_TOLERANCE[precision]:
-        return f"compiled and eager gradient differ by {change:.1e} of its norm"
-    return None
-
-
-@contextmanager
-def tracing(folder: str | PathLike[str] | None) -> Iterator[Callable[[], object]]:
-    """A block that writes a trace of five of its steps into `folder`, for TensorBoard or https://ui.perfetto.dev; None: of none.
-
-    Yields:
-        What to call after each step.
-    """
-    if folder is None:
-        yield lambda: None
-        return
-    steps = profiler.schedule(wait=3, warmup=2, active=5, repeat=1)  # the first steps are slower than the rest
-    write = profiler.tensorboard_trace_handler(str(folder))
-    with profiler.profile(schedule=steps, on_trace_ready=write, record_shapes=True) as trace:
-        yield trace.step
+        self.stop_if_asked()

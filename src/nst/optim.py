@@ -4,6 +4,7 @@ A schedule is a function of the step without state, so there is nothing to save 
 fraction of the run over which the rate first rises linearly.
 """
 
+import difflib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -35,13 +35,13 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     """
     if unknown := [group for group in no_decay if group not in get_args(NoDecay)]:
         raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
-    if isinstance(make, partial):  # fused code accepts only a bool for a flag
-        for name, argument in signature(make.func).parameters.items():
-            if isinstance(argument.default, bool) and not isinstance(value := make.keywords.get(name, False), bool):
-                raise ValueError(f"{name} is {value!r}; true or false is needed")
     arguments = make.keywords if isinstance(make, partial) else {}
-    for name in ("lr", "weight_decay", "momentum"):
-        if isinstance(value := arguments.get(name), str):
+    defaults = signature(make.func).parameters if isinstance(make, partial) else {}
+    for name, value in arguments.items():  # torch itself takes any text for a flag
+        default = defaults[name].default if name in defaults else None
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; true or false is needed")
+        if isinstance(value, str) and (isinstance(default, float) or name == "lr"):
             raise ValueError(f"{name} is {value!r}; a number is needed")
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
@@ -51,37 +51,77 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise ValueError(f"{error}, with {given or 'no arguments'}") from error
-    defaults = optimizer.defaults
-    lr = defaults.get("lr")
-    if not isinstance(lr, int | float) or isinstance(lr, bool):
+    if not isinstance(lr := optimizer.defaults.get("lr"), int | float) or isinstance(lr, bool):
         raise ValueError(f"lr is {lr!r}; the schedule needs a number")
-    if not 0 <= defaults.get("momentum", 0) < 1:
-        raise ValueError(f"momentum is {defaults['momentum']}; 0 <= momentum < 1 is needed")
+    if not 0 <= (momentum := optimizer.defaults.get("momentum", 0)) < 1:
+        raise ValueError(f"momentum is {momentum}; 0 <= momentum < 1 is needed")
 
 
-def make_optimizer(make: MakeOptimizer, module: nn.Module, no_decay: Collection[str] = ()) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters of `module`, in their order.
+def make_optimizer(
+    make: MakeOptimizer,
+    module: nn.Module,
+    no_decay: Collection[str] = (),
+    lr_factors: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `module`, in groups of the same rate and weight decay, the plain ones first.
 
     Each group stores its initial rate as `initial_lr`. Fused code is used where the class has it: there a scaler of gradients skips
     a step on the device.
+
+    Args:
+        lr_factors: part → factor of its rate; see `rate_factors`.
+
+    Raises:
+        ValueError: a part that `module` does not have.
     """
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    undecayed = {id(p) for p in _spared(module, no_decay)}
-    groups: list[Any] = [p for p in named.values() if id(p) not in undecayed]
-    if undecayed:
-        groups = [
-            {"params": groups},
-            {"params": [p for p in named.values() if id(p) in undecayed], "weight_decay": 0.0},
-        ]
-    optimizer = _fused(make, groups)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
+    factors, spared = rate_factors(module, lr_factors or {}), {id(p) for p in _spared(module, no_decay)}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            kind = (factors.get(name, 1.0), id(p) in spared)
+            groups.setdefault(kind, {"params": []} | ({"weight_decay": 0.0} if kind[1] else {}))["params"].append(p)
+    kinds = sorted(groups, key=lambda kind: (kind[0] != 1, kind))
+    optimizer = _fused(make, [groups[kind] for kind in kinds])
+    for group, (factor, _) in zip(optimizer.param_groups, kinds, strict=True):
+        group["initial_lr"] = group["lr"] * factor if factor != 1 else group["lr"]
     if type(optimizer) is torch.optim.SGD:
         for group in optimizer.param_groups:
             for p in group["params"] if group["momentum"] and not group["dampening"] else []:
                 # created here, since a skipped first step would leave them unset
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
+
+
+def rate_factors(module: nn.Module, lr_factors: Mapping[str, float]) -> dict[str, float]:
+    """The factors of trainable parameters, by their names in `module`.
+
+    Args:
+        module: a `Distiller`, or any network.
+        lr_factors: part → factor. A part is a module's or a parameter's name in the student (`fc`, `layer3.0`), `loss.NAME` for what a loss
+            learns, or `loss` for what all do; of several that hold a parameter the longest counts.
+
+    Raises:
+        ValueError: a part without trainable parameters; names the nearest that has some.
+    """
+    names = {name: name for name, p in module.named_parameters() if p.requires_grad}
+    for name in names:  # the student's own names; a loss's as in the configuration
+        part, _, rest = name.partition(".")
+        if part == "losses":
+            loss, _, rest = rest.partition(".")
+            names[name] = f"loss.{loss.split(':')[0]}.{rest}"
+        elif part == "student":
+            names[name] = rest
+    factors: dict[str, float] = {}
+    for part in sorted(lr_factors, key=len):
+        held = [name for name, own in names.items() if f"{own}.".startswith(f"{part}.")]
+        if not held:
+            known = {own.rsplit(".", i)[0] for own in names.values() for i in range(own.count(".") + 1)}
+            nearest = difflib.get_close_matches(part, known, n=3, cutoff=0.4)
+            raise ValueError(
+                f"lr_factors: nothing that is trained is called {part!r}; {'nearest: ' + ', '.join(nearest) if nearest else 'a part such as fc'}"
+            )
+        factors |= dict.fromkeys(held, lr_factors[part])
+    return factors
 
 
 def _fused(make: MakeOptimizer, groups: list[Any]) -> torch.optim.Optimizer:
@@ -183,50 +223,31 @@ class OneCycle(Warmup):
         return lr * (1 - position)
 
 
-class AveragedWeights(nn.Module):
-    """The network with averaged weights: average ← decay · average + (1 − decay) · weights, after each step.
+class AveragedWeights:
+    """The averaged weights of a network: average ← decay · average + (1 − decay) · weights, after each step.
 
-    It starts from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
+    They start from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
     `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of layers, and
     on a GPU its counter is a host sync at each step.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Raises ValueError unless 0 < decay < 1."""
-        super().__init__()
-        if not 0 < decay < 1:
-            raise ValueError(f"trainer.ema={decay}: a decay above 0 and below 1, or null, is needed")
-        self._network = (network,)  # in a tuple, so that it is no submodule
-        self._average = get_ema_multi_avg_fn(decay)
-        self.values = {name: value.detach().clone() for name, value in self._weights()}
+        """`decay`: between 0 and 1, such as 0.999."""
+        self.network, self._average = network, get_ema_multi_avg_fn(decay)
+        self.values = {name: value.detach().clone() for name, value in self._weights().items()}
 
-    def _weights(self) -> list[tuple[str, Tensor]]:
-        (network,) = self._network
-        return list(chain(network.named_parameters(), network.named_buffers()))
+    def _weights(self) -> dict[str, Tensor]:
+        """The network's own."""
+        return dict(chain(self.network.named_parameters(), self.network.named_buffers()))
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the network's weights to the average; no host sync."""
-        averaged: list[Tensor] = []
-        weights: list[Tensor] = []
-        for name, value in self._weights():
-            average = self.values[name]
-            if average.is_floating_point():
-                averaged.append(average)
-                weights.append(value)
-            else:
-                average.copy_(value)
-        self._average(averaged, weights, 0)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The network's output `[B, classes]` with the averaged weights, in the network's own mode."""
-        return functional_call(self._network[0], self.values, (images,))
-
-    def train(self, mode: bool = True) -> "AveragedWeights":
-        """Also sets the network's mode."""
-        super().train(mode)
-        self._network[0].train(mode)
-        return self
+        weights = self._weights()
+        floating = [name for name, value in self.values.items() if value.is_floating_point()]
+        self._average([self.values[name] for name in floating], [weights[name] for name in floating], 0)
+        for name in self.values.keys() - set(floating):
+            self.values[name].copy_(weights[name])
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -235,19 +256,17 @@ class AveragedWeights(nn.Module):
             value.copy_(values[name])
 
     @torch.no_grad()
-    def adopt(self) -> None:
-        """Copy the averaged weights into the network."""
-        for name, value in self._weights():
-            value.copy_(self.values[name])
+    def adopt(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Copy the averaged weights, or others of these names, into the network."""
+        for name, value in self._weights().items():
+            value.copy_((values or self.values)[name])
 
     @contextmanager
     def adopted(self) -> Iterator[None]:
         """A block in which the network has its averaged weights; its own are restored afterwards."""
-        originals = [(value, value.detach().clone()) for _, value in self._weights()]
+        own = {name: value.detach().clone() for name, value in self._weights().items()}
         self.adopt()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for value, before in originals:
-                    value.copy_(before)
+            self.adopt(own)

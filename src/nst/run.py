@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, profiler
 from torch.func import functional_call
 
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
-from nst.dist import Dist
+from nst.dist import Dist, check_precision
 from nst.evaluate import evaluate
 from nst.files import sha256_of, write_whole
 from nst.layers import LOGITS
 from nst.loop import Loop, Training
 from nst.models.weights import load_weights, save_weights
-from nst.precision import check_precision
 from nst.report.heatmaps import heatmaps
 from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
 from nst.storage.provenance import provenance
@@ -50,17 +49,19 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     config, name = asdict(settings), settings.model["name"]
     for key, precision in (("trainer", settings.trainer.precision), ("teacher", settings.teacher.precision)):
         check_precision(f"{key}.precision", precision, dist.device)
-    folder = RunFolder(run_folder(config))
-    networks = None if is_finished(folder, dist) else build.networks(settings, dist)
-    optimization = build.optimization(settings) if networks is not None else {}  # before a teacher is trained
-    trackers = build.trackers(settings) if networks is not None else {}
     check_files(settings, dist)
+    folder = RunFolder(run_folder(config))
+    if is_finished(folder, dist):
+        return finished(settings, folder)
+    networks, optimization, trackers = (
+        build.networks(settings, dist),
+        build.optimization(settings),
+        build.trackers(settings),
+    )
 
     # data
     data = data or build.dataset(settings)
     check_same_data(data, dist)
-    if networks is None:
-        return finished(settings, folder, data)
     check_batches(settings, networks, data, dist)
     evaluated = "val" if data.val is not None else "test"
 
@@ -71,7 +72,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     lock(folder, config, dist, wait)
     try:
         if is_finished(folder, dist):  # by another process in the meantime
-            return finished(settings, folder, data)
+            return finished(settings, folder)
         build.init_memory(settings, networks.distiller, len(data.train))
         training = Training(
             networks.distiller,
@@ -97,12 +98,13 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         made_with = provenance(dist.device, dist.world)
         if dist.main:
             print(data.describe())
-        with Record(training, info, trackers, about=about, metadata=metadata, draw=draw) as record:
-            evaluation = build.loader(settings, dist, data, evaluated)
-            trace = folder.path / "profile" if settings.trainer.profile and dist.main else None
-            loop = Loop(
-                training, teacher, evaluation, record, split=evaluated, chance=100 / data.num_classes, profile=trace
-            )
+        with (
+            Record(training, info, trackers, about=about, metadata=metadata, draw=draw) as record,
+            tracing(folder.path / "profile") if settings.trainer.profile and dist.main else nullcontext() as trace,
+        ):
+            evaluation, chance = build.loader(settings, dist, data, evaluated), 100 / data.num_classes
+            after_step = trace.step if trace is not None else bool
+            loop = Loop(training, teacher, evaluation, record, split=evaluated, chance=chance, after_step=after_step)
             last = loop.run()
 
         # write: the weights, then the summary, which says that the run is finished
@@ -209,36 +211,25 @@ def is_finished(folder: RunFolder, dist: Dist) -> bool:
     return dist.max(int(dist.main and folder.summary() is not None)) == [1]
 
 
-def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
-    """The summary of a finished run.
+def finished(settings: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """The summary of a finished run. Its data are not read: images of other content need another `data.name` or `outputs`.
 
     Raises:
-        ValueError: its data, teacher weights or named teacher cache differ from the settings, or its student's file has changed.
+        ValueError: the teacher's weights or named cache differ from the run's, or its student's file has changed.
     """
     summary = folder.summary()
     assert summary is not None
-    redo = f"delete {folder.path} to run it again"
-    if (digest := summary["data"]["sha256"]) != data.fingerprint:
-        raise ValueError(
-            f"{folder.path} is finished, on images of fingerprint {digest[:16]}…; data={data.name} now has "
-            f"{data.fingerprint[:16]}…. Give the new images another data.name or outputs, or {redo}"
-        )
-    if (digest := sha256_of(folder.path / STUDENT)) != summary["student"]["sha256"]:
-        raise ValueError(
-            f"{folder.path / STUDENT} has SHA-256 {digest}, not {summary['student']['sha256']}; restore it, or {redo}"
-        )
-    weights, teacher = settings.teacher.weights, summary["teacher"]
-    if teacher is not None and weights is not None and (digest := sha256_of(weights)) != teacher["sha256"]:
-        raise ValueError(
-            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; {weights} now has {digest}. "
-            f"Give the new weights another name, or {redo}"
-        )
-    cached = cached_teacher_sha256(settings.cache.path)
-    if teacher is not None and cached is not None and cached != teacher["sha256"]:
-        raise ValueError(
-            f"{folder.path} is finished, with a teacher of SHA-256 {teacher['sha256']}; the cache cache.path="
-            f"{settings.cache.path} is of a teacher of {cached}. Name another cache, or {redo}"
-        )
+    student, weights, cache = folder.path / STUDENT, settings.teacher.weights, settings.cache.path
+    files = [("student", student, summary["student"]["sha256"], sha256_of(student))]
+    if (teacher := summary["teacher"]) is not None:
+        files += [("teacher", weights, teacher["sha256"], sha256_of(weights))] if weights is not None else []
+        files += [("teacher", cache, teacher["sha256"], cached_teacher_sha256(cache) or teacher["sha256"])]
+    for what, file, recorded, found in files:
+        if found != recorded:
+            raise ValueError(
+                f"{folder.path} is finished, with a {what} of SHA-256 {recorded}; {file} now has {found}. Restore it, give the new one "
+                f"another name, or delete {folder.path} to run it again"
+            )
     return {**summary, "was_finished": True}
 
 
@@ -326,6 +317,13 @@ def check_batches(settings: RunConfig, networks: build.Networks, data: Dataset, 
         networks.distiller.hooks.read()
 
 
+def tracing(folder: Path) -> profiler.profile:
+    """A profiler that writes a trace of five steps into `folder`, for TensorBoard or https://ui.perfetto.dev."""
+    steps = profiler.schedule(wait=3, warmup=2, active=5, repeat=1)  # the first steps are slower than the rest
+    write = profiler.tensorboard_trace_handler(str(folder))
+    return profiler.profile(schedule=steps, on_trace_ready=write, record_shapes=True)
+
+
 def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[], dict[str, Tensor]]:
     """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=training.dist.device)
@@ -337,7 +335,7 @@ def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[],
     labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
 
     def draw() -> dict[str, Tensor]:
-        with nullcontext() if training.average is None else training.average.adopted():
+        with training.averaged():
             return heatmaps(images, networks, Normalization(data.mean, data.std), labels=labels)
 
     return draw

@@ -164,7 +164,7 @@ def train(it: Training, teacher: Teacher) -> dict[str, Any]:
             seen.append(batch.indices)
             if it.progress.step == STEPS:
                 break
-    it.dist.broadcast_buffers(it.distiller)
+    it.dist.broadcast(it.distiller.buffers())
     state = it.distiller.state_dict()
     if it.average is not None:
         it.dist.broadcast(it.average.values.values())

@@ -28,8 +28,7 @@ def test_one_rank_breaks(place: Place, rank: int) -> None:
 
 def test_one_rank_is_killed(place: Place) -> None:
     assert place.ranks("die_after_step", 5, 0) == [-9, 1]
-    assert "rank 0 of 2 (last heard of at step " in place.text(1)
-    assert "is gone: stopped, killed, out of memory or cut off?" in place.text(1)
+    assert "rank 0 of 2 is gone: stopped, killed, out of memory or cut off?" in place.text(1)
     assert "Traceback" not in place.text(1)
 
 

@@ -71,7 +71,10 @@ def dry_run(settings: RunConfig) -> None:
     if settings.teacher.model is not None:
         settings.teacher.model = build.without_download(settings.teacher.model)
     networks = build.networks(settings)
-    build.check(settings)
+    build.optimization(settings)
+    build.trackers(settings)
+    if settings.teacher.model is not None and settings.teacher.weights is None:
+        build.optimization(build.teacher_run(settings), "teacher.train.")
     sizes = Table("", "name", "parameters", title="networks")
     if networks.teacher is not None and settings.teacher.model is not None:
         if settings.teacher.weights is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nst import build
-from nst.config import EvaluateConfig
+from nst.config import EvaluateConfig, check_numbers, check_pair, check_ranges
 from nst.data.batch import Batch
 from nst.data.decode import scale_and_shift
 from nst.dist import join
@@ -65,7 +65,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             settings, model=run.settings.model, weights=weights, data=data, to=settings.to or settings.run
         )
     assert settings.weights is not None
-    build.check_evaluation(settings)
+    check_evaluation(settings)
     model = build.network("model", build.without_weights(settings.model), seed=0)
     metadata = load_weights(model, settings.weights, settings.weights_key)
     data = build.dataset(settings)
@@ -96,6 +96,18 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             write_whole(Path(settings.to) / REPORT, json.dumps(report).encode())
         _print(report, run, settings.to)
     return report
+
+
+def check_evaluation(settings: EvaluateConfig) -> None:
+    """Raises ValueError for wrong settings of an evaluation."""
+    check_numbers(settings, "")
+    check_ranges(settings, "")
+    for group in ("model", "data"):
+        build.check_component(group, getattr(settings, group))
+    check_pair("", settings, settings.data["channels"])
+    classes = [node.get("num_classes") for node in (settings.model, settings.data)]
+    if None not in classes and classes[0] != classes[1]:
+        raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
 
 
 def _print(report: dict[str, Any], run: FinishedRun | None, folder: str | None) -> None:

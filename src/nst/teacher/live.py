@@ -11,10 +11,10 @@ from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
 from nst.data.batch import Batch
+from nst.dist import autocast
 from nst.distiller import Targets, TargetSpec
 from nst.layers import LOGITS, LayerHooks, resolve
 from nst.models.external import InputFormat
-from nst.precision import autocast
 
 if TYPE_CHECKING:
     from nst.teacher.cache import CachedTeacher, TeacherCache
