@@ -2,7 +2,7 @@
 
 A layer is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
 times in one forward pass, the last call counts). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`,
-`"pooled"` …; see `nst.models.named_layers.name_layers`.
+`"pooled"` …; see `nst.models.parts.name_layers`.
 
 A model's own `feature_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
 timm and torchvision have one. Without it, a feature is what the layer yields.

@@ -221,14 +221,12 @@ def test_constructor_arguments() -> None:
 
 VIT = "vit_tiny_patch16_224"
 WRONG: list[tuple[str, str, dict[str, Any], str]] = [
-    ("torchvision", "resnet81", {}, r"arch='resnet81': torchvision .* nearest names: .*resnet18"),
-    ("torchvision", "zzzz", {}, r"arch='zzzz': torchvision .* it has \d+, such as alexnet"),
-    ("timm", "resnet-50", {}, r"arch='resnet-50': timm .* nearest names: .*resnet50"),
+    ("torchvision", "resnet81", {}, r"arch='resnet81': torchvision .* it has .*resnet18"),
+    ("timm", "resnet-50", {}, r"arch='resnet-50': timm .* it has .*resnet50"),
     ("torchvision", "resnet18", {"in_channels": 1, "pretrained": True}, r"in_channels=1: .* 3 channels"),
-    ("torchvision", "resnet18", {"image_size": 0}, r"_size=.*: a positive whole number of pixels"),
     ("torchvision", "resnet18", {"input_size": 224.0}, r"_size=.*: a positive whole number of pixels"),
     ("timm", VIT, {"image_size": 40}, r"images of 40×40 .* 16×16 patches; input_size=32 or 48"),
-    ("torchvision", "vit_b_32", {"image_size": 40}, r"vit_b_32 for images of 40×40"),
+    ("torchvision", "vit_b_32", {"image_size": 40}, r"cannot build arch=vit_b_32 .*'image_size': 40"),
     ("torchvision", "vit_b_16", {"pretrained": True, "image_size": 160}, r"224×224, not 160×160; input_size=224"),
     ("timm", VIT, {"arguments": {"drop_path_rte": 1}}, r"cannot build arch=vit_tiny.* with arguments .*drop_path_rte"),
     ("timm", VIT, {"arguments": {"img_size": 1}}, "use the key input_size"),

@@ -11,9 +11,8 @@ from torch import nn
 
 import nst.models as models
 from nst.models.inception_bn import Factory
-from nst.models.preact import CifarPreactResNet, PreactBottleneck
+from nst.models.preact import CifarPreactResNet, PreactBottleneck, WideResNet
 from nst.models.resnet import CifarResNet
-from nst.models.wrn import WideResNet
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ", PAGE.read_text(), flags=re.MULTILINE)
@@ -210,7 +209,7 @@ def test_eps_of_every_normalisation(name: str) -> None:
 
 def test_stored_activations_are_the_least_without_recomputing() -> None:
     """A block with C input channels at full size stores C twice (BN input, ReLU output) and C/4 four times."""
-    block = PreactBottleneck(64, 64, (1, 1))
+    block = PreactBottleneck(64, 64, 1)
     weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
     stored: dict[int, int] = {}
 

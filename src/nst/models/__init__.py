@@ -1,67 +1,48 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
+Shapes are images [B, C, H, W]: a batch, channels, rows and columns.
+
 Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
-to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.named_layers.name_layers`). A
+to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.parts.name_layers`). A
 layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
 """
 
-from nst.models.external import timm_model, torchvision_model
-from nst.models.inception_bn import InceptionBN, InceptionBNSmall, inception_bn, inception_bn_small
-from nst.models.mobilenet_v2 import CifarMobileNetV2, mobilenet_v2_half
-from nst.models.preact import CifarPreactResNet, PreactResNet, preact_resnet101, preact_resnet164, preact_resnet1001
-from nst.models.resnet import (
-    CifarBottleneckResNet,
-    CifarResNet,
-    resnet8,
-    resnet8x4,
-    resnet14,
-    resnet20,
-    resnet32,
-    resnet32x4,
-    resnet44,
-    resnet50_cifar,
-    resnet56,
-    resnet110,
-)
-from nst.models.shufflenet import CifarShuffleNetV1, CifarShuffleNetV2, shufflenet_v1, shufflenet_v2
-from nst.models.vgg import CifarVGG, vgg8, vgg13
-from nst.models.wrn import WideResNet, wrn16_2, wrn40_1, wrn40_2
+from functools import partial
 
-__all__ = [
-    "CifarBottleneckResNet",
-    "CifarMobileNetV2",
-    "CifarPreactResNet",
-    "CifarResNet",
-    "CifarShuffleNetV1",
-    "CifarShuffleNetV2",
-    "CifarVGG",
-    "InceptionBN",
-    "InceptionBNSmall",
-    "PreactResNet",
-    "WideResNet",
-    "inception_bn",
-    "inception_bn_small",
-    "mobilenet_v2_half",
-    "preact_resnet101",
-    "preact_resnet164",
-    "preact_resnet1001",
-    "resnet8",
-    "resnet8x4",
-    "resnet14",
-    "resnet20",
-    "resnet32",
-    "resnet32x4",
-    "resnet44",
-    "resnet50_cifar",
-    "resnet56",
-    "resnet110",
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "timm_model",
-    "torchvision_model",
-    "vgg8",
-    "vgg13",
-    "wrn16_2",
-    "wrn40_1",
-    "wrn40_2",
-]
+from nst.models.crd import CifarMobileNetV2 as CifarMobileNetV2
+from nst.models.crd import CifarShuffleNetV1 as CifarShuffleNetV1
+from nst.models.crd import CifarShuffleNetV2 as CifarShuffleNetV2
+from nst.models.crd import CifarVGG as CifarVGG
+from nst.models.external import timm_model as timm_model
+from nst.models.external import torchvision_model as torchvision_model
+from nst.models.inception_bn import InceptionBN as InceptionBN
+from nst.models.inception_bn import InceptionBNSmall as InceptionBNSmall
+from nst.models.preact import CifarPreactResNet as CifarPreactResNet
+from nst.models.preact import PreactResNet as PreactResNet
+from nst.models.preact import WideResNet as WideResNet
+from nst.models.resnet import CifarBottleneckResNet as CifarBottleneckResNet
+from nst.models.resnet import CifarResNet as CifarResNet
+
+resnet8 = partial(CifarResNet, 8)
+resnet14 = partial(CifarResNet, 14)
+resnet20 = partial(CifarResNet, 20)
+resnet32 = partial(CifarResNet, 32)
+resnet44 = partial(CifarResNet, 44)
+resnet56 = partial(CifarResNet, 56)
+resnet110 = partial(CifarResNet, 110)
+resnet8x4 = partial(CifarResNet, 8, shortcut="B", widths=(32, 64, 128, 256))
+resnet32x4 = partial(CifarResNet, 32, shortcut="B", widths=(32, 64, 128, 256))
+resnet50_cifar = CifarBottleneckResNet
+wrn16_2 = partial(WideResNet, 16, 2)
+wrn40_1 = partial(WideResNet, 40, 1)
+wrn40_2 = partial(WideResNet, 40, 2)
+vgg8 = partial(CifarVGG, 1)
+vgg13 = partial(CifarVGG, 2)
+mobilenet_v2_half = partial(CifarMobileNetV2, 0.5)
+shufflenet_v1 = CifarShuffleNetV1
+shufflenet_v2 = CifarShuffleNetV2
+preact_resnet164 = partial(CifarPreactResNet, 164)
+preact_resnet1001 = partial(CifarPreactResNet, 1001)  # the paper's CIFAR teacher
+preact_resnet101 = partial(PreactResNet, (3, 4, 23, 3))  # the paper's ImageNet teacher
+inception_bn_small = InceptionBNSmall
+inception_bn = InceptionBN

@@ -3,11 +3,16 @@
 Activations are set to work out of place. Additions and activations that such a network does in place inside its own
 `forward` stay (`out += identity` after a block's last normalisation, the functional ReLU of GoogLeNet): a layer whose
 output they overwrite can't be named; layer the input of the layer behind it.
+
+Stages are counted from a quarter of the image on, so `stage1` … `stage4` have maps of 1/4, 1/8, 1/16, 1/32 of the
+image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) have no stages but `block1` … `blockN`, and
+`last` is the output of the last block, before the final normalisation.
 """
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,18 +22,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.models.layout import feature_layout
-from nst.models.named_layers import further_layers, timm_layers, torchvision_layers
+from nst.models.layout import feature_info, feature_layout, qualified
 
-_RESERVED = {  # constructor arguments with their own keys
-    "num_classes": "num_classes",
-    "in_chans": "in_channels",
-    "in_channels": "in_channels",
-    "pretrained": "pretrained",
-    "weights": "pretrained",
-    "img_size": "input_size",
-    "image_size": "input_size",
-    "input_size": "input_size",
+# Constructor arguments that have keys of their own.
+_KEYS = ("num_classes", "in_chans", "in_channels", "pretrained", "weights", "img_size", "image_size", "input_size")
+_LAST_RELU = ("act3", "act2", "relu", "act", "activation")  # of a residual block, by library and kind of block
+_RELU_LAST = ("regnet", "byobnet")  # families whose blocks end in it, apart from those with `layer1`, `layer2`, …
+_STAGES = {  # by torchvision's class
+    "densenet.DenseNet": [f"features.denseblock{k}" for k in range(1, 5)],
+    "googlenet.GoogLeNet": ["conv3", "inception3b", "inception4e", "inception5b"],
+    "inception.Inception3": ["Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"],
+    "convnext.ConvNeXt": [f"features.{k}" for k in (1, 3, 5, 7)],
+    "swin_transformer.SwinTransformer": [f"features.{k}" for k in (1, 3, 5, 7)],
+    "maxvit.MaxVit": [f"blocks.{k}" for k in range(4)],
+    "regnet.RegNet": [f"trunk_output.block{k}" for k in range(1, 5)],
 }
 
 
@@ -85,7 +92,7 @@ def torchvision_model(
         arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with named layers (see `nst.models.named_layers`) and,
+        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with named layers (see `nst.models.parts.name_layers`) and,
         if pretrained, an `InputFormat` as `input_format`.
 
     Raises:
@@ -97,33 +104,34 @@ def torchvision_model(
     _check_name("torchvision", arch, models.list_models(module=models))
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    build = models.get_model
-    extra, record = _extra(arguments), None
+    build, record, options = models.get_model, None, _options(arguments)
     if pretrained:
         chosen = models.get_model_weights(arch)["DEFAULT"]
         how, classes = chosen.transforms(), len(chosen.meta["categories"])
-        record = InputFormat(
-            tuple(how.mean),
-            tuple(how.std),
-            how.crop_size[0],
-            how.interpolation.value,
-            f"torchvision's {chosen}",
-            classes,
-        )
-    input_size = _own_size(input_size, record)
-    size = _checked_size(image_size, input_size)
-    options: dict[str, Any] = dict(extra)
+        name, size = f"torchvision's {chosen}", how.crop_size[0]
+        record = InputFormat(tuple(how.mean), tuple(how.std), size, how.interpolation.value, name, classes)
+        native = chosen.meta["min_size"][0]
+    input_size, size = _sizes(image_size, input_size, record)
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
+    if size is not None and arch.startswith(("vit_", "maxvit")):  # built for one size
+        if pretrained and size != native:
+            raise ValueError(
+                f"arch={arch}: torchvision's pretrained weights are for images of {native}×{native}, not {size}×{size}; "
+                f"input_size={native} resizes them for this network"
+            )
+        options |= {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
     if not pretrained and num_classes:
         options["num_classes"] = num_classes
-    options |= _torchvision_size(arch, size, pretrained)
-    with _building("torchvision", arch, pretrained, size, extra):
+    with _building("torchvision", arch, pretrained, options):
         model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
     if pretrained or not num_classes:
         _replace_classifier(model, num_classes)
     if in_channels != 3:
-        _replace_stem(model, in_channels)
+        stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+        stem.in_channels = in_channels
+        stem.weight = nn.Parameter(torch.empty(stem.out_channels, in_channels, *stem.kernel_size))
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     return _prepare(model, torchvision_layers(model), input_size, record)
 
 
@@ -136,21 +144,12 @@ def timm_model(
     input_size: int | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A classification network of timm (an optional extra).
+    """A classification network of timm (an optional extra): as `torchvision_model`, but for
 
     Args:
         arch: its name there, with or without a tag: "resnet50", "resnet50.a1_in1k".
         num_classes: number of logits; 0: without a classifier, the output is the pooled features.
-        in_channels: channels of the images; timm adapts pretrained weights to it.
-        pretrained: start from timm's weights (downloaded once); timm adapts a ViT's position embedding to the size.
-        image_size: height and width of the images in pixels; None: those of the network's default.
-        input_size: the size at which the network looks at the images, resized inside it; None: as they come; "auto": that of
-            the pretrained weights, without those as they come.
-        arguments: further arguments of the network's constructor there, such as {"drop_path_rate": 0.1}.
-
-    Returns:
-        The network, images [B, in_channels, H, W] -> logits [B, num_classes], with named layers (see `nst.models.named_layers`) and,
-        if pretrained, an `InputFormat` as `input_format`.
+        in_channels: channels of the images; timm adapts pretrained weights to it, and a ViT's position embedding to the size.
 
     Raises:
         ValueError: timm is not installed, has no such name, argument or size, or its weights cannot be downloaded.
@@ -158,108 +157,26 @@ def timm_model(
     timm = _import_timm()
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    extra, record = _extra(arguments), None
-    config = timm.models.get_pretrained_cfg(arch)
+    record, config, options = None, timm.models.get_pretrained_cfg(arch), _options(arguments)
     if pretrained and config is not None:
-        name = ".".join(part for part in (config.architecture, config.tag) if part)
-        record = InputFormat(
-            tuple(config.mean),
-            tuple(config.std),
-            config.input_size[-1],
-            config.interpolation,
-            f"timm's {name}",
-            config.num_classes,
-        )
-    input_size = _own_size(input_size, record)
-    size = _checked_size(image_size, input_size)
-    options: dict[str, Any] = dict(extra)
-    if size is not None and config is not None and config.fixed_input_size:
+        name = "timm's " + ".".join(part for part in (config.architecture, config.tag) if part)
+        mean, std, size = tuple(config.mean), tuple(config.std), config.input_size[-1]
+        record = InputFormat(mean, std, size, config.interpolation, name, config.num_classes)
+    input_size, size = _sizes(image_size, input_size, record)
+    fixed = size is not None and config is not None and config.fixed_input_size
+    if fixed:
         options["img_size"] = size
-    with _building("timm", arch, pretrained, size, extra):
+    with _building("timm", arch, pretrained, options):
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
-    if "img_size" in options:
-        _check_patches(arch, model, options["img_size"])
-    return _prepare(model, timm_layers(model), input_size, record)
-
-
-def _extra(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Further arguments of a constructor. Raises ValueError for one that has its own key."""
-    for name in arguments or {}:
-        if name in _RESERVED:
-            raise ValueError(f"arguments.{name}: use the key {_RESERVED[name]}")
-    return dict(arguments or {})
-
-
-def _own_size(input_size: int | str | None, record: InputFormat | None) -> int | None:
-    """The input size in pixels behind "auto"; any other text is left to be refused."""
-    if input_size != "auto":
-        return input_size  # pyright: ignore[reportReturnType]
-    return None if record is None else record.size
-
-
-def _checked_size(image_size: int | None, input_size: int | None) -> int | None:
-    """The input size of the network."""
-    for key, size in (("image_size", image_size), ("input_size", input_size)):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
-    return image_size if input_size is None else input_size
-
-
-def _torchvision_size(arch: str, size: int | None, pretrained: bool) -> dict[str, Any]:
-    """The argument that fixes the size of the images, in the two families that have one."""
-    if size is None or not arch.startswith(("vit_", "maxvit")):
-        return {}
-    if pretrained:
-        from nst.vision import models
-
-        native = models.get_model_weights(arch)["DEFAULT"].meta["min_size"][0]
-        if size != native:
-            raise ValueError(
-                f"arch={arch}: torchvision's pretrained weights are for images of {native}×{native}, not "
-                f"{size}×{size}; input_size={native} resizes them for this network"
-            )
-        return {}
-    return {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
-
-
-def _check_patches(arch: str, model: nn.Module, size: int) -> None:
-    """Raises ValueError if patches do not cover the whole image."""
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    if not isinstance(patch, int) or size % patch == 0 or getattr(embed, "dynamic_img_pad", False):
-        return
-    below = size // patch * patch
-    sizes = " or ".join(str(fit) for fit in (below, below + patch) if fit > 0)
-    raise ValueError(
-        f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
-        f"input_size={sizes} resizes them for this network"
-    )
-
-
-@contextmanager
-def _building(
-    library: str, arch: str, pretrained: bool, size: int | None, arguments: Mapping[str, Any]
-) -> Iterator[None]:
-    """Raises ValueError if a network or its weights are not available; the libraries raise a dozen kinds of errors."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        built = f"arch={arch}{f' for images of {size}×{size}' if size else ''}"
-        if arguments:
-            built += f" with arguments {dict(arguments)}"
-        if not pretrained:
-            raise ValueError(f"{library} cannot build {built} ({reason})") from error
-        if "size mismatch" in str(error):
-            raise ValueError(
-                f"{library}'s pretrained weights do not fit {built}: input_size at the size of the weights, fewer "
-                f"arguments or pretrained=false would do ({reason})"
-            ) from error
+    if fixed and isinstance(patch, int) and size % patch and not getattr(embed, "dynamic_img_pad", False):
         raise ValueError(
-            f"arch={arch}: {library}'s pretrained weights are not on this machine and could not be downloaded "
-            f"({reason}); pretrained=false leaves them out"
-        ) from error
+            f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
+            f"input_size={size // patch * patch or patch} or {(size // patch + 1) * patch} resizes them for this network"
+        )
+    return _prepare(model, timm_layers(model), input_size, record)
 
 
 def _import_timm() -> ModuleType:
@@ -270,12 +187,52 @@ def _import_timm() -> ModuleType:
         raise ValueError("the model is one of timm, which is not installed: pip install 'nst[timm]'") from error
 
 
+def _options(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further arguments of a constructor. Raises ValueError for one that has its own key."""
+    for name in arguments or {}:
+        if name in _KEYS:
+            key = {"in_chans": "in_channels", "weights": "pretrained"}.get(name, name)
+            raise ValueError(f"arguments.{name}: use the key {'input_size' if 'size' in name else key}")
+    return dict(arguments or {})
+
+
+def _sizes(
+    image_size: int | None, input_size: int | str | None, record: InputFormat | None
+) -> tuple[int | None, int | None]:
+    """The size that images are resized to in the network, and the one it gets. Raises ValueError for what is no size."""
+    if input_size == "auto":
+        input_size = None if record is None else record.size
+    for key, size in (("image_size", image_size), ("input_size", input_size)):
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
+    resized: Any = input_size
+    return resized, image_size if resized is None else resized
+
+
+@contextmanager
+def _building(library: str, arch: str, pretrained: bool, options: Mapping[str, Any]) -> Iterator[None]:
+    """Raises ValueError if a network or its weights are not available; the libraries raise a dozen kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"({type(error).__name__}: {error})"
+        if not pretrained:
+            raise ValueError(f"{library} cannot build arch={arch} with arguments {dict(options)} {reason}") from error
+        if "size mismatch" in str(error):
+            raise ValueError(
+                f"{library}'s pretrained weights do not fit arch={arch} with arguments {dict(options)}: input_size at the size of the "
+                f"weights, fewer arguments or pretrained=false would do {reason}"
+            ) from error
+        raise ValueError(
+            f"arch={arch}: {library}'s pretrained weights are not on this machine and could not be downloaded "
+            f"{reason}; pretrained=false leaves them out"
+        ) from error
+
+
 def _check_name(library: str, arch: str, names: list[str]) -> None:
-    if arch in names:
-        return
-    nearest = difflib.get_close_matches(arch, names, n=5, cutoff=0.4)
-    hint = f"nearest names: {', '.join(nearest)}" if nearest else f"it has {len(names)}, such as {', '.join(names[:3])}"
-    raise ValueError(f"arch={arch!r}: {library} has no classification model of that name; {hint}")
+    if arch not in names:
+        nearest = ", ".join(difflib.get_close_matches(arch, names, n=5, cutoff=0.4) or names[:5])
+        raise ValueError(f"arch={arch!r}: {library} has no classification model of that name; it has {nearest}, …")
 
 
 def _replace_classifier(model: nn.Module, num_classes: int) -> None:
@@ -290,24 +247,118 @@ def _replace_classifier(model: nn.Module, num_classes: int) -> None:
         model.set_submodule(name, nn.Conv2d(last.in_channels, num_classes, 1))
 
 
-def _replace_stem(model: nn.Module, in_channels: int) -> None:
-    """Give the first convolution fresh weights for `in_channels`."""
-    stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    stem.in_channels = in_channels
-    stem.weight = nn.Parameter(torch.empty(stem.out_channels, in_channels, *stem.kernel_size))
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-
-
 def _prepare(
-    model: nn.Module, layers: dict[str, str], input_size: int | None, record: InputFormat | None = None
+    network: nn.Module, layers: dict[str, str], input_size: int | None, record: InputFormat | None
 ) -> nn.Module:
+    """Nothing in place; the layers' names and layout; the images resized.
+
+    What a stage hands on, "stage1_out" …, is its output; "pooled" is the input of a linear classifier.
+    """
+    model: Any = network
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    model.named_layers = layers | further_layers(model, layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    model.feature_layout = feature_layout  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            module.inplace = False
+    out = {f"{name}_out": path for name, path in layers.items() if re.fullmatch(r"stage\d+|last", name)}
+    classifier = getattr(model, "get_classifier", lambda: None)()  # of timm's networks
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if classifier is not None:
+        linear = [name for name in linear if model.get_submodule(name) is classifier]
+    model.named_layers = layers | out | ({"pooled": f"{linear[-1]}:input"} if linear else {})
+    model.feature_layout = feature_layout
     if record is not None:
-        model.input_format = record  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        model.input_format = record
     if input_size is not None:
         model.register_forward_pre_hook(Resize(input_size, record.interpolation if record is not None else "bilinear"))
     return model
+
+
+def timm_layers(model: nn.Module) -> dict[str, str]:
+    """The named layers of a network of timm, from its `feature_info`; {} where that names no module that is called."""
+    if layers := residual_layers(model):
+        return layers
+    if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes in parallel, joined at the end
+        count = len(model.incre_modules)  # pyright: ignore[reportArgumentType]
+        return _named("stage", [f"incre_modules.{k}" for k in range(count)]) | {"last": "final_layer"}
+    if getattr(model, "parallel_blocks", None) is not None:  # CoaT: the same, in one module
+        return {}
+    info = [entry for entry in feature_info(model) if entry["module"]]
+    one_size = len(info) > 1 and len({entry["reduction"] for entry in info}) == 1
+    if not one_size:
+        info = [entry for entry in info if entry["reduction"] >= 4 and "stem" not in entry["module"]]
+    names = [_called(model, entry["module"]) for entry in info]
+    modules = [name for name in names if name is not None]
+    if len(modules) < len(names) or qualified(model).startswith("crossvit."):
+        return {}
+    layers = _named("block" if one_size else "stage", modules)
+    return layers if one_size else layers | _pre_relu(model, layers)
+
+
+def torchvision_layers(model: nn.Module) -> dict[str, str]:
+    """The named layers of a network of torchvision."""
+    if layers := residual_layers(model):
+        return layers
+    kind = qualified(model)
+    if kind in _STAGES:
+        layers = _named("stage", _STAGES[kind])
+        return layers | _pre_relu(model, layers)
+    if kind == "vision_transformer.VisionTransformer":
+        blocks = model.get_submodule("encoder.layers").named_children()
+        return _named("block", [f"encoder.layers.{name}" for name, _ in blocks])
+    if kind == "shufflenetv2.ShuffleNetV2":
+        return {"stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "last": "conv5"}
+    for container in ("features", "layers"):  # `layers` in MNASNet
+        body = getattr(model, container, None)
+        if isinstance(body, nn.Sequential):
+            return _named("stage", [f"{container}.{k}" for k in _stage_ends(body)]) | {"last": container}
+    return {}
+
+
+def residual_layers(model: nn.Module) -> dict[str, str]:
+    """Named layers of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
+    stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]
+    if len(stages) < 3:
+        return {}
+    layers = _named("stage", stages)
+    relus = _pre_relu(model, layers, families=None)
+    return layers | relus if len(relus) == len(stages) + 1 else {}
+
+
+def _named(kind: str, names: list[str]) -> dict[str, str]:
+    layers = {f"{kind}{k}": name for k, name in enumerate(names, start=1)}
+    return layers | {"last": names[-1]} if names else {}
+
+
+def _pre_relu(model: nn.Module, layers: dict[str, str], families: Iterable[str] | None = _RELU_LAST) -> dict[str, str]:
+    """The inputs of the ReLUs that end the stages, where the family's blocks end in one."""
+    if families is not None and qualified(model).partition(".")[0] not in families:
+        return {}
+    relus: dict[str, str] = {}
+    kinds: Any = nn.Module if families is None else nn.ReLU
+    for layer, name in layers.items():
+        for inner, block in list(model.get_submodule(name).named_children())[-1:]:
+            for relu in [r for r in _LAST_RELU if isinstance(getattr(block, r, None), kinds)][:1]:
+                relus[f"{layer}_pre_relu"] = f"{name}.{inner}.{relu}:input"
+    return relus
+
+
+def _called(model: nn.Module, name: str) -> str | None:
+    """The module that a name in `feature_info` refers to; of a list of modules, the last one."""
+    modules = dict(model.named_modules())
+    for start, real in (("block.", "blocks."), ("block.", "stages.")):  # timm's names for Twins, for MViT
+        if name not in modules and name.startswith(start) and name.replace(start, real, 1) in modules:
+            name = name.replace(start, real, 1)
+    while isinstance(modules.get(name), nn.ModuleList):
+        name = f"{name}.{len(modules[name]) - 1}"  # pyright: ignore[reportArgumentType]
+    return name if name in modules else None
+
+
+def _stage_ends(body: nn.Sequential) -> list[int]:
+    """The children after which the maps shrink, and the last one, from a quarter of the image on."""
+    ends, reduction, strided = [], 1, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
+    for k, child in enumerate(body):
+        strides = [module.stride for module in child.modules() if isinstance(module, strided)]
+        step = max((stride if isinstance(stride, int) else stride[0] for stride in strides), default=1)
+        if step > 1 and reduction >= 4:
+            ends.append(k - 1)
+        reduction *= step
+    return [*ends, len(body) - 1] if reduction >= 4 else []

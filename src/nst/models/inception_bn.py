@@ -5,8 +5,6 @@ the same function as a ReLU a branch (pooled inputs are not negative), and gives
 normalised, not yet activated branches of `in5b` side by side are the input of `in5b.relu`.
 
 Convolutions have no bias: the normalisation that follows each would take it away.
-
-Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
 from collections import OrderedDict
@@ -15,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nst.models.named_layers import name_layers
-from nst.models.parts import BN_EPS, input_norm, set_bn_eps, xavier_gaussian_
+from nst.models.parts import BN_EPS, input_norm, name_layers, set_bn_eps, xavier_gaussian_
 
 Pooling = Literal["ceil", "valid"]
 
@@ -192,7 +189,3 @@ class InceptionBN(nn.Module):
         x = self.in4d(self.in4c(self.in4b(self.in4a(x))))  # [B, 608, H/16, W/16]
         x = self.in5b(self.in5a(self.in4e(x)))  # [B, 1024, H/32, W/32]
         return self.fc(self.avgpool(x).flatten(1))
-
-
-inception_bn_small = InceptionBNSmall
-inception_bn = InceptionBN

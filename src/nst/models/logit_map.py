@@ -28,7 +28,6 @@ _BEFORE_POOLING = {  # the module whose output is pooled, in families where the 
     "mlp_mixer.MlpMixer": "norm",
     "twins.Twins": "norm",
 }
-_RELU = ("densenet.DenseNet",)
 
 
 class LogitMap(nn.Module):
@@ -43,9 +42,11 @@ class LogitMap(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """What comes before the pooling → `[B, classes, H, W]`. Raises ValueError as `positions`."""
-        (classifier,) = self.classifier
-        bias: Any = classifier.bias if self.bias else None
-        return F.conv2d(self.positions(feature), _weight(classifier)[:, :, None, None], bias)
+        bias: Any = self.classifier[0].bias if self.bias else None
+        weight = (
+            self.classifier[0].get_parameter("weight").flatten(1)
+        )  # [classes, C], of a linear layer or a 1×1 convolution
+        return F.conv2d(self.positions(feature), weight[:, :, None, None], bias)
 
     def positions(self, feature: Tensor) -> Tensor:
         """`[B, C, H, W]`, `[B, H, W, C]` or tokens `[B, N, C]` of a square → `[B, C, H, W]`, whose mean the classifier gets.
@@ -53,27 +54,15 @@ class LogitMap(nn.Module):
         Raises:
             ValueError: the classifier takes another number of channels.
         """
-        channels = _weight(self.classifier[0]).shape[1]
-        found = list(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-        if (
-            isinstance(feature, Tensor)
-            and feature.ndim == 3
-            and round(feature.shape[1] ** 0.5) ** 2 == feature.shape[1]
-        ):
-            side = round(feature.shape[1] ** 0.5)
+        channels = self.classifier[0].get_parameter("weight").shape[1]
+        shape = list(feature.shape) if isinstance(feature, Tensor) else []
+        if len(shape) == 3 and (side := round(shape[1] ** 0.5)) ** 2 == shape[1]:
             feature = feature.unflatten(1, (side, side))
-        if isinstance(feature, Tensor) and feature.ndim == 4 and feature.shape[1] != channels:
+        if shape and feature.ndim == 4 and feature.shape[1] != channels:
             feature = feature.movedim(-1, 1)
-        if not isinstance(feature, Tensor) or feature.ndim != 4 or feature.shape[1] != channels:
-            raise ValueError(
-                f"its classifier takes {channels} channels, what comes before the pooling is {found}: {_NONE}"
-            )
+        if not shape or feature.ndim != 4 or feature.shape[1] != channels:
+            raise ValueError(f"its classifier takes {channels} channels, before the pooling come {shape}: {_NONE}")
         return feature.relu() if self.relu else feature
-
-
-def _weight(classifier: nn.Module) -> Tensor:
-    """`[classes, C]`, of a linear layer or a 1×1 convolution."""
-    return classifier.get_parameter("weight").flatten(1)
 
 
 class _Feed:
@@ -98,17 +87,22 @@ def add_logit_map(model: nn.Module, layer: str) -> str:
     if layer in dict(classifier.named_children()):
         return path
     modules = dict(model.named_modules())
-    pools = [key for key, module in modules.items() if _is_global_pool(module)]
+    pools = [
+        module
+        for module in modules.values()
+        if type(module).__name__ in _POOLS
+        or (isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)))
+    ]
     last: str = getattr(model, "named_layers", {}).get("last", "")
-    body: str = _BEFORE_POOLING.get(qualified(model), last.removesuffix(":input"))
-    if not pools and body not in modules:
-        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
-    logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and qualified(model) in _RELU)
-    classifier.add_module(layer, logit_map)
+    body = modules.get(_BEFORE_POOLING.get(qualified(model), last.removesuffix(":input")) or "nothing")
+    logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and qualified(model) == "densenet.DenseNet")
     if pools:
-        modules[pools[-1]].register_forward_pre_hook(_Feed(logit_map))
+        pools[-1].register_forward_pre_hook(_Feed(logit_map))
+    elif body is not None:
+        body.register_forward_hook(_Feed(logit_map))
     else:
-        modules[body].register_forward_hook(_Feed(logit_map))
+        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
+    classifier.add_module(layer, logit_map)
     return path
 
 
@@ -139,13 +133,11 @@ def check_logit_map(model: nn.Module, layer: str, image_shape: tuple[int, int, i
         for handle in handles:
             handle.remove()
     pairs = [] if not maps or len(given) != 2 else [(maps[-1].mean(dim=(2, 3)), given[0]), (logits, given[1])]
-    if not pairs or not all(_equal(a, b) for a, b in pairs):
+    if not pairs or not all(
+        a.numel() == b.numel() and (a.flatten() - b.flatten()).abs().max() <= TOLERANCE * b.abs().max()
+        for a, b in pairs
+    ):
         raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Of one image's values but for rounding."""
-    return a.numel() == b.numel() and bool((a.flatten() - b.flatten()).abs().max() <= TOLERANCE * b.abs().max())
 
 
 def _classifier(model: nn.Module) -> tuple[str, nn.Module]:
@@ -161,9 +153,3 @@ def _classifier(model: nn.Module) -> tuple[str, nn.Module]:
             f"{type(model).__name__} has no linear classifier, and so no map of logits; take another layer"
         )
     return linear[-1]
-
-
-def _is_global_pool(module: nn.Module) -> bool:
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return module.output_size in (1, (1, 1))
-    return type(module).__name__ in _POOLS

@@ -1,15 +1,46 @@
-"""What the networks built here share: initial weights, the constant of batch normalisation, normalisation of raw pixels; and how
-parts of any network are kept fixed."""
+"""What the networks share: names of layers, stages of blocks, initial weights, normalisation; and how parts of a network stay fixed."""
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MethodType
+from typing import Any
 
 from torch import nn
 
 BN_EPS = 1e-5
 """PyTorch's default. MXNet's pre-activation ResNets and the paper's Inception-BN have 2e-5."""
+
+
+def name_layers(
+    stages: Sequence[str], pre_relu: Sequence[str] = (), out: Sequence[str] = (), pooled: str = ""
+) -> dict[str, str]:
+    """The `named_layers` of a network: "stage1" … "stageN" and "last", which is the last stage, in three places, and "pooled".
+
+    Args:
+        stages: a stage's map after the ReLU that ends it: "stage1" …
+        pre_relu: what that ReLU sees: "stage1_pre_relu" …; none where stages end without a ReLU.
+        out: what the stage hands on to the next one: "stage1_out" …; by default `stages`. In a pre-activation network it is the raw
+            sum, and the ReLU comes after the next normalisation.
+        pooled: the vector that the classifier sees: "pooled"; none where it is empty.
+    """
+    named: dict[str, str] = {}
+    for suffix, paths in (("", stages), ("_pre_relu", pre_relu), ("_out", out or stages)):
+        named |= {f"last{suffix}": paths[-1]} if paths else {}
+        named |= {f"stage{k}{suffix}": path for k, path in enumerate(paths, start=1)}
+    return named | ({"pooled": pooled} if pooled else {})
+
+
+def stage(
+    block: Callable[..., nn.Module], blocks: int, in_channels: int, out_channels: int, stride: int, *arguments: Any
+) -> nn.Sequential:
+    """`blocks` blocks in a row: the first from `in_channels` at `stride`, the others from `out_channels` at 1.
+
+    Args:
+        block: called with the channels of its input and output, its stride, and `arguments`.
+    """
+    first = block(in_channels, out_channels, stride, *arguments)
+    return nn.Sequential(first, *(block(out_channels, out_channels, 1, *arguments) for _ in range(blocks - 1)))
 
 
 def he_normal_(model: nn.Module, zero_linear_bias: bool = True) -> None:
@@ -43,11 +74,7 @@ def xavier_gaussian_(model: nn.Module) -> None:
 
 
 def set_bn_eps(model: nn.Module, eps: float) -> None:
-    """Set ε, which is added to the variance, in every batch normalisation of `model`.
-
-    Raises:
-        ValueError: it is not a positive number.
-    """
+    """Set ε, which is added to the variance, in every batch normalisation. Raises ValueError unless it is a positive number."""
     if not 0 < eps < math.inf:
         raise ValueError(f"bn_eps={eps}: it is added to a variance and must be positive, such as {BN_EPS:g}")
     for module in model.modules():
@@ -77,20 +104,15 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         ValueError: there is no such part, or nothing is left to train.
     """
     parts: dict[str, nn.Module | nn.Parameter] = {**dict(model.named_modules()), **dict(model.named_parameters())}
+    del parts[""]
     for name in names:
-        part = parts.get(name)
-        if part is None or not name:
-            nearest = difflib.get_close_matches(name, [known for known in parts if known], n=3, cutoff=0.4)
-            raise ValueError(
-                f"freeze={list(names)}: {type(model).__name__} has no part {name!r}; nearest: {', '.join(nearest)}"
-            )
-        if isinstance(part, nn.Parameter):
-            part.requires_grad_(False)
-            continue
-        for parameter in part.parameters():
-            parameter.requires_grad_(False)
-        part.train = MethodType(_train_without_norms, part)  # a method, so that a deep copy has its own
-        part.train(part.training)
+        if name not in parts:
+            nearest = ", ".join(difflib.get_close_matches(name, parts, n=3, cutoff=0.4))
+            raise ValueError(f"freeze={list(names)}: {type(model).__name__} has no part {name!r}; nearest: {nearest}")
+        part = parts[name].requires_grad_(False)
+        if isinstance(part, nn.Module):
+            part.train = MethodType(_train_without_norms, part)  # a method, so that a deep copy has its own
+            part.train(part.training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze={list(names)}: nothing of {type(model).__name__} is left to train")
 

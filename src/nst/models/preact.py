@@ -1,21 +1,20 @@
-"""Pre-activation bottleneck ResNets (He et al., 2016, "Identity Mappings in Deep Residual Networks").
+"""Pre-activation ResNets: a block normalises and activates its input, and a stage hands on the raw sum.
 
-The paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on ImageNet. Its layer is the output of the last normalisation,
-`bn1`, before the last ReLU.
+Bottlenecks of He et al. (2016, "Identity Mappings in Deep Residual Networks"), the paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on
+ImageNet. The paper's layer is the output of the last normalisation, `bn1`, before the last ReLU. And wide ResNets
+(Zagoruyko & Komodakis, 2016) as CRD's benchmark (Tian et al., 2020) builds them, with its parameter names
+(`block1.layer.0.convShortcut`), so that its published weights fit.
 
 Training memory: a normalisation keeps its input, a ReLU its output, and the normalisation's output is kept by nobody,
 so ReLUs that are not in place cost no stored activation. Training ResNet-1001 keeps 153 MB a 32x32 image in float32,
 77 MB under bf16 autocast: 20 and 10 GB for a batch of 128.
-
-Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
-from functools import partial
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from nst.models.named_layers import name_layers
-from nst.models.parts import BN_EPS, he_normal_, input_norm, set_bn_eps, xavier_gaussian_
+from nst.models.parts import BN_EPS, he_normal_, input_norm, name_layers, set_bn_eps, stage, xavier_gaussian_
 
 
 class PreactBottleneck(nn.Module):
@@ -26,13 +25,13 @@ class PreactBottleneck(nn.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output, four times those of the 3x3 convolution.
-        strides: strides of the first 1x1 and of the 3x3 convolution.
+        stride: of the block.
+        stride_first: it stands on the first 1x1 convolution instead of the 3x3.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, strides: tuple[int, int]) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, stride_first: bool = False) -> None:
         super().__init__()
-        middle = out_channels // 4
-        stride = strides[0] * strides[1]
+        middle, strides = out_channels // 4, (stride, 1) if stride_first else (1, stride)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_channels, middle, 1, stride=strides[0], bias=False)
@@ -80,14 +79,14 @@ class CifarPreactResNet(nn.Module):
             )
         blocks = (depth - 2) // 9
         self.conv0 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.layer1 = _stage(blocks, 16, 64, (1, 1))
-        self.layer2 = _stage(blocks, 64, 128, (2, 1))
-        self.layer3 = _stage(blocks, 128, 256, (2, 1))
+        self.layer1 = stage(PreactBottleneck, blocks, 16, 64, 1, True)
+        self.layer2 = stage(PreactBottleneck, blocks, 64, 128, 2, True)
+        self.layer3 = stage(PreactBottleneck, blocks, 128, 256, 2, True)
         self.bn1 = nn.BatchNorm2d(256)
         self.relu1 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(256, num_classes)
-        self.named_layers = _layers(stages=3)
+        self.named_layers = _layers("layer", 3, ".0", "relu1")
         he_normal_(self)
         set_bn_eps(self, bn_eps)
 
@@ -131,15 +130,15 @@ class PreactResNet(nn.Module):
         self.bn0 = nn.BatchNorm2d(64)
         self.relu0 = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(blocks[0], 64, 256, (1, 1))
-        self.layer2 = _stage(blocks[1], 256, 512, (1, 2))
-        self.layer3 = _stage(blocks[2], 512, 1024, (1, 2))
-        self.layer4 = _stage(blocks[3], 1024, 2048, (1, 2))
+        self.layer1 = stage(PreactBottleneck, blocks[0], 64, 256, 1)
+        self.layer2 = stage(PreactBottleneck, blocks[1], 256, 512, 2)
+        self.layer3 = stage(PreactBottleneck, blocks[2], 512, 1024, 2)
+        self.layer4 = stage(PreactBottleneck, blocks[3], 1024, 2048, 2)
         self.bn1 = nn.BatchNorm2d(2048)
         self.relu1 = nn.ReLU()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(2048, num_classes)
-        self.named_layers = _layers(stages=4)
+        self.named_layers = _layers("layer", 4, ".0", "relu1")
         xavier_gaussian_(self)
         set_bn_eps(self, bn_eps)
 
@@ -154,22 +153,85 @@ class PreactResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _stage(blocks: int, in_channels: int, out_channels: int, strides: tuple[int, int]) -> nn.Sequential:
-    first = PreactBottleneck(in_channels, out_channels, strides)
-    return nn.Sequential(first, *(PreactBottleneck(out_channels, out_channels, (1, 1)) for _ in range(blocks - 1)))
+class WideBlock(nn.Module):
+    """Twice BN - ReLU - 3x3 conv, added to the raw input, or to a 1x1 convolution of the first activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.convShortcut: nn.Conv2d | None = None
+        if in_channels != out_channels:
+            self.convShortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride], not activated."""
+        out = self.relu1(self.bn1(x))
+        if self.convShortcut is not None:
+            x = self.convShortcut(out)
+        return x + self.conv2(self.relu2(self.bn2(self.conv1(out))))
 
 
-def _layers(stages: int) -> dict[str, str]:
-    """A stage's sum is raw; the BN and ReLU that follow it are the next stage's first ones, or the network's last."""
-    starts = [f"layer{k}.0." for k in range(2, stages + 1)] + [""]
+class WideResNet(nn.Module):
+    """A 16-channel stem, three groups of 16, 32 and 64 times `width` channels, BN - ReLU, global average, linear layer.
+
+    Args:
+        depth: 6n + 4 convolutions, n blocks a group.
+        width: how many times wider than the thin network; where `width` is 1 the first group needs no projection.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+
+    Raises:
+        ValueError: the depth is not 6n + 4, or the width is below 1.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth={depth}: a wide ResNet has 6n + 4 layers (16, 22, 28, 40, ...)")
+        if width < 1:
+            raise ValueError(f"width={width}: a wide ResNet is at least 1 time as wide as the thin one")
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.block1 = _group(blocks, 16, 16 * width, 1)
+        self.block2 = _group(blocks, 16 * width, 32 * width, 2)
+        self.block3 = _group(blocks, 32 * width, 64 * width, 2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64 * width, num_classes)
+        self.named_layers = _layers("block", 3, ".layer.0", "relu")
+        he_normal_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
+        x = self.block1(self.conv1(x))  # [B, 16 width, H, W]
+        x = self.block2(x)  # [B, 32 width, H/2, W/2]
+        x = self.block3(x)  # [B, 64 width, H/4, W/4]
+        x = self.relu(self.bn1(x))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def _group(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layer=stage(WideBlock, blocks, in_channels, out_channels, stride)))
+
+
+def _layers(group: str, count: int, first: str, last_relu: str) -> dict[str, str]:
+    """A stage's sum is raw; the BN and ReLU that follow it are the next stage's first ones, or the network's last.
+
+    Args:
+        group: what a stage is called: "layer" of "layer1" …
+        first: from a stage to its first block: ".0".
+        last_relu: the network's last ReLU.
+    """
+    starts = [f"{group}{k}{first}." for k in range(2, count + 1)]
     return name_layers(
-        [f"{start}relu1" for start in starts],
-        pre_relu=[f"{start}bn1" for start in starts],
-        out=[f"layer{k}" for k in range(1, stages + 1)],
+        [*(f"{start}relu1" for start in starts), last_relu],
+        pre_relu=[*(f"{start}bn1" for start in starts), "bn1"],
+        out=[f"{group}{k}" for k in range(1, count + 1)],
         pooled="fc:input",
     )
-
-
-preact_resnet164 = partial(CifarPreactResNet, 164)
-preact_resnet1001 = partial(CifarPreactResNet, 1001)  # the paper's CIFAR teacher
-preact_resnet101 = partial(PreactResNet, (3, 4, 23, 3))  # the paper's ImageNet teacher

@@ -2,18 +2,14 @@
 
 Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that most published weights use; with projection
 shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
-
-Shape suffixes: B images, C channels, H and W rows and columns.
 """
 
-from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.models.named_layers import name_layers
-from nst.models.parts import he_normal_
+from nst.models.parts import he_normal_, name_layers, stage
 
 Shortcut = Literal["A", "B"]
 Init = Literal["zero_bias", "crd"]
@@ -34,12 +30,14 @@ class PaddedShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
-def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Shortcut with parameters (option B): a strided 1x1 convolution and its normalisation."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
+def shortcut_of(in_channels: int, out_channels: int, stride: int, kind: Shortcut = "B") -> nn.Module:
+    """The input itself where the shape stays; else padded with zeros ("A"), or a strided 1x1 convolution and its normalisation ("B")."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if kind == "A":
+        return PaddedShortcut(in_channels, out_channels, stride)
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -52,13 +50,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Module
-        if stride == 1 and in_channels == out_channels:
-            self.downsample = nn.Identity()
-        elif shortcut == "A":
-            self.downsample = PaddedShortcut(in_channels, out_channels, stride)
-        else:
-            self.downsample = projection(in_channels, out_channels, stride)
+        self.downsample = shortcut_of(in_channels, out_channels, stride, shortcut)
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,15 +97,14 @@ class CifarResNet(nn.Module):
         if init not in ("zero_bias", "crd"):
             raise ValueError(f"init={init!r}: use 'zero_bias' or 'crd' (the linear layer's bias drawn as PyTorch does)")
         blocks = (depth - 2) // 6
-        stem, *stages = widths
-        self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
-        self.layer1 = _stage(blocks, stem, stages[0], 1, shortcut)
-        self.layer2 = _stage(blocks, stages[0], stages[1], 2, shortcut)
-        self.layer3 = _stage(blocks, stages[1], stages[2], 2, shortcut)
+        self.layer1 = stage(BasicBlock, blocks, widths[0], widths[1], 1, shortcut)
+        self.layer2 = stage(BasicBlock, blocks, widths[1], widths[2], 2, shortcut)
+        self.layer3 = stage(BasicBlock, blocks, widths[2], widths[3], 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(stages[2], num_classes)
+        self.fc = nn.Linear(widths[3], num_classes)
         self.named_layers = name_layers(
             ["layer1", "layer2", "layer3"],
             pre_relu=[f"layer{k}.{blocks - 1}.relu2:input" for k in (1, 2, 3)],
@@ -130,23 +121,15 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)))
-
-
 class Bottleneck(nn.Module):
-    """conv 1x1 - BN - ReLU - conv 3x3 - BN - ReLU - conv 1x1 - BN, plus the shortcut, then ReLU.
+    """conv 1x1 - BN - ReLU - conv 3x3 (with the stride) - BN - ReLU - conv 1x1 - BN, plus the shortcut, then ReLU.
 
-    Args:
-        in_channels: channels of the input.
-        middle: channels of the 3x3 convolution, a quarter of the output's.
-        stride: of the 3x3 convolution and the projection.
+    The 3x3 convolution has a quarter of the output's channels.
     """
 
-    def __init__(self, in_channels: int, middle: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        out_channels = 4 * middle
+        middle = out_channels // 4
         self.conv1 = nn.Conv2d(in_channels, middle, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(middle)
         self.relu1 = nn.ReLU()
@@ -155,12 +138,11 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(middle, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if same else projection(in_channels, out_channels, stride)
+        self.shortcut = shortcut_of(in_channels, out_channels, stride)
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, 4 middle, H / stride, W / stride]."""
+        """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
         return self.relu3(self.bn3(self.conv3(out)) + self.shortcut(x))
@@ -185,10 +167,10 @@ class CifarBottleneckResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
-        self.layer1 = _bottlenecks(blocks[0], 64, 64, 1)
-        self.layer2 = _bottlenecks(blocks[1], 256, 128, 2)
-        self.layer3 = _bottlenecks(blocks[2], 512, 256, 2)
-        self.layer4 = _bottlenecks(blocks[3], 1024, 512, 2)
+        self.layer1 = stage(Bottleneck, blocks[0], 64, 256, 1)
+        self.layer2 = stage(Bottleneck, blocks[1], 256, 512, 2)
+        self.layer3 = stage(Bottleneck, blocks[2], 512, 1024, 2)
+        self.layer4 = stage(Bottleneck, blocks[3], 1024, 2048, 2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(2048, num_classes)
         self.named_layers = name_layers(
@@ -206,20 +188,3 @@ class CifarBottleneckResNet(nn.Module):
         x = self.layer3(x)  # [B, 1024, H/4, W/4]
         x = self.layer4(x)  # [B, 2048, H/8, W/8]
         return self.linear(self.avgpool(x).flatten(1))
-
-
-def _bottlenecks(blocks: int, in_channels: int, middle: int, stride: int) -> nn.Sequential:
-    first = Bottleneck(in_channels, middle, stride)
-    return nn.Sequential(first, *(Bottleneck(4 * middle, middle, 1) for _ in range(blocks - 1)))
-
-
-resnet8 = partial(CifarResNet, 8)
-resnet14 = partial(CifarResNet, 14)
-resnet20 = partial(CifarResNet, 20)
-resnet32 = partial(CifarResNet, 32)
-resnet44 = partial(CifarResNet, 44)
-resnet56 = partial(CifarResNet, 56)
-resnet110 = partial(CifarResNet, 110)
-resnet8x4 = partial(CifarResNet, 8, shortcut="B", widths=(32, 64, 128, 256))
-resnet32x4 = partial(CifarResNet, 32, shortcut="B", widths=(32, 64, 128, 256))
-resnet50_cifar = CifarBottleneckResNet

@@ -26,6 +26,8 @@ from nst.files import write_whole
 log = logging.getLogger(__name__)
 
 CHECKSUM = "sha256_of_tensors"  # in the metadata of the files we write
+State = dict[str, Tensor]
+
 CLASSIFIERS = ("fc", "linear", "classifier", "head")  # one of these in the file may be another in the model
 COUNTERS = ("num_batches_tracked", "n_averaged")  # may be missing, or left over
 
@@ -47,7 +49,7 @@ class WeightsFile:
     """What a weights file holds."""
 
     path: Path
-    states: dict[str, dict[str, Tensor]]  # dotted name of a dictionary in the file ("": the file itself) → its tensors
+    states: dict[str, State]  # dotted name of a dictionary in the file ("": the file itself) → its tensors
     metadata: dict[str, str]  # of a safetensors file
 
 
@@ -60,36 +62,34 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights file {path} does not exist" + " (it is a folder)" * path.is_dir())
-    if not path.stat().st_size:
-        raise ValueError(f"weights file {path} is empty")
-    kind, metadata = "safetensors" if path.suffix == ".safetensors" else "torch", {}
+    metadata: dict[str, str] = {}
     try:
-        if kind == "safetensors":
+        if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
         else:
             content = _unpickled(path.read_bytes())
-    except pickle.UnpicklingError as error:
-        if (name := re.search(r"GLOBAL ([\w.]+)", str(error))) is None:
-            raise ValueError(f"weights file {path} is damaged or no torch file: it cannot be parsed") from error
+    except Exception as error:  # on a damaged file a parser may raise nearly anything
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code is None:
+            reason = str(error).partition("\n")[0][:200]
+            raise ValueError(
+                f"weights file {path} is damaged or not of its format: {type(error).__name__} {reason}"
+            ) from error
         raise ValueError(
-            f"weights file {path} holds more than tensors and plain values ({name[1]}); loading it could run its code, so it is "
+            f"weights file {path} holds more than tensors and plain values ({code[1]}); loading it could run its code, so it is "
             "refused. Only the state dict is needed. If you trust the file, save the state dict alone, by its key: "
             "import torch; torch.save(torch.load('old.pth', weights_only=False)['model'], 'new.pth')"
         ) from error
-    except OSError as error:
-        raise ValueError(f"weights file {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # on a damaged file a parser may raise nearly anything
-        message = str(error).partition("\n")[0][:200]
-        reason = message if " " in message else f"it cannot be parsed ({type(error).__name__} {message})"
-        raise ValueError(f"weights file {path} is damaged or no {kind} file: {reason}") from error
     states = dict(_states(content))
     if not states:
         raise ValueError(f"weights file {path} holds no state dict (found {type(content).__name__})")
     expected = metadata.pop(CHECKSUM, None)
     if expected is not None and expected != (digest := _checksum(content)):
-        raise ValueError(f"weights file {path} is damaged: its tensors have SHA-256 {digest}, not {expected}")
+        raise ValueError(
+            f"weights file {path} is damaged: its tensors have SHA-256 {digest}, which is not what it says"
+        )
     return WeightsFile(path, states, metadata)
 
 
@@ -104,7 +104,7 @@ def _unpickled(content: bytes) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _states(content: Any, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _states(content: Any, name: str = "") -> Iterator[tuple[str, State]]:
     """The dictionaries with tensors in nested dictionaries, by their dotted names."""
     if not isinstance(content, Mapping):
         return
@@ -119,7 +119,7 @@ class _Candidate:
     """Tensors of a file under one prefix, as weights of a model."""
 
     name: str  # dotted: the dictionary and the prefix of its keys; "": the file itself
-    state: dict[str, Tensor]  # by the model's names
+    state: State  # by the model's names
     problems: dict[str, list[str]]  # kind of difference → names; empty: it fits
 
     @property
@@ -202,30 +202,18 @@ def _candidate(
     present = [part for part in CLASSIFIERS if f"{part}.weight" in found]
     needed = [part for part in CLASSIFIERS if f"{part}.weight" in own]
     if len(present) == len(needed) == 1:
-        before, after = f"{present[0]}.", f"{needed[0]}."
-        found = {after + key.removeprefix(before) if key.startswith(before) else key: v for key, v in found.items()}
+        found = {re.sub(rf"^{present[0]}\.", f"{needed[0]}.", key): value for key, value in found.items()}
     found = {key: value for key, value in found.items() if not key.endswith(COUNTERS) or key in own}
     kept = {key: value for key, value in found.items() if not _within(key, drop)}
     tied = {_place(own[key]) for key in kept if key in own}
+    asked = {key: value for key, value in own.items() if not _within(key, drop) and not key.endswith(COUNTERS)}
     problems = {
-        "missing": [
-            key
-            for key, value in own.items()
-            if key not in kept
-            and not _within(key, drop)
-            and not key.endswith(COUNTERS)
-            and not (value.numel() and _place(value) in tied)
-        ],
+        "missing": [k for k, v in asked.items() if k not in kept and not (v.numel() and _place(v) in tied)],
         "not in the model": [key for key in kept if key not in own],
         "other shapes": [
             f"{key}: {list(value.shape)} in the file, {list(own[key].shape)} in the model"
             for key, value in kept.items()
             if key in own and value.shape != own[key].shape
-        ],
-        "other types": [
-            f"{key}: {value.dtype} in the file, {own[key].dtype} in the model"
-            for key, value in kept.items()
-            if key in own and own[key].is_floating_point() and not value.is_floating_point()
         ],
     }
     place = ".".join(part for part in (name, prefix.rstrip(".")) if part)
@@ -233,7 +221,7 @@ def _candidate(
 
 
 def _within(name: str, parts: Collection[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -265,7 +253,7 @@ def save_weights(path: str | PathLike[str], model: nn.Module, metadata: Mapping[
         OSError: see `write_whole`.
     """
     check_saveable(model)
-    state: dict[str, Tensor] = {}
+    state: State = {}
     storages: set[int] = set()
     for key, value in model.state_dict().items():
         plain = value.detach().cpu().contiguous()
