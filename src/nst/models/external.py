@@ -104,7 +104,7 @@ def torchvision_model(
     _check_name("torchvision", arch, models.list_models(module=models))
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    build, record, options = models.get_model, None, _options(arguments)
+    build, record, native, options = models.get_model, None, None, _options(arguments)
     if pretrained:
         chosen = models.get_model_weights(arch)["DEFAULT"]
         how, classes = chosen.transforms(), len(chosen.meta["categories"])
@@ -163,15 +163,15 @@ def timm_model(
         mean, std, size = tuple(config.mean), tuple(config.std), config.input_size[-1]
         record = InputFormat(mean, std, size, config.interpolation, name, config.num_classes)
     input_size, size = _sizes(image_size, input_size, record)
-    fixed = size is not None and config is not None and config.fixed_input_size
-    if fixed:
+    if size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = size
     with _building("timm", arch, pretrained, options):
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    if fixed and isinstance(patch, int) and size % patch and not getattr(embed, "dynamic_img_pad", False):
+    size = options.get("img_size")
+    if size is not None and isinstance(patch, int) and size % patch and not getattr(embed, "dynamic_img_pad", False):
         raise ValueError(
             f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
             f"input_size={size // patch * patch or patch} or {(size // patch + 1) * patch} resizes them for this network"
@@ -356,7 +356,7 @@ def _stage_ends(body: nn.Sequential) -> list[int]:
     """The children after which the maps shrink, and the last one, from a quarter of the image on."""
     ends, reduction, strided = [], 1, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
     for k, child in enumerate(body):
-        strides = [module.stride for module in child.modules() if isinstance(module, strided)]
+        strides: list[Any] = [module.stride for module in child.modules() if isinstance(module, strided)]
         step = max((stride if isinstance(stride, int) else stride[0] for stride in strides), default=1)
         if step > 1 and reduction >= 4:
             ends.append(k - 1)
