@@ -1,6 +1,7 @@
 """Evaluation: each image once, in eval mode, whatever the batches."""
 
 import pytest
+import sklearn.metrics
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +41,20 @@ def test_accuracy_and_loss_by_hand(size: int) -> None:
     assert (found.top1, found.top5, found.images) == (top1, top5, 25)
     assert found.loss == pytest.approx(loss, rel=1e-6)
     assert model.training
+
+
+def test_every_class_and_the_confusion_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
+    labels[labels == 2] = 3  # a class without images
+    confusion = torch.zeros(4, 4, dtype=torch.int64)
+    found = evaluate(Table(), batches(logits, labels, 7), ONE, confusion=confusion)
+    answers = logits.argmax(1)
+    assert confusion.tolist() == sklearn.metrics.confusion_matrix(labels, answers, labels=range(4)).tolist()
+    assert found.class_images == torch.bincount(labels, minlength=4).tolist()
+    recalls = sklearn.metrics.recall_score(labels, answers, labels=range(4), average=None, zero_division=0)
+    assert found.class_top1[2] is None
+    assert [top1 for top1 in found.class_top1 if top1 is not None] == pytest.approx(100 * recalls[[0, 1, 3]])
 
 
 def test_nothing_to_evaluate() -> None:

@@ -1,7 +1,7 @@
 """Accuracy of a network on a split, and the gradients of the terms of a loss."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,38 +23,57 @@ class Metrics:
     top1: float
     top5: float
     images: int
-
-
-def correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of `labels` [B] are among the `k` largest of `logits` [B, classes]."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1).sum()
+    class_images: list[int] = field(default_factory=list)  # of each class
+    class_top1: list[float | None] = field(default_factory=list)  # accuracy of each class; None where it has no image
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], ranks: Dist, precision: str = "fp32") -> Metrics:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    ranks: Dist,
+    precision: str = "fp32",
+    confusion: Tensor | None = None,
+) -> Metrics:
     """Evaluate this rank's batches in `eval()` mode and average over all ranks; the model's mode is restored.
+
+    Args:
+        confusion: `[classes, classes]` int64, to which this rank's images are added: label (row), answer (column).
 
     Raises:
         ValueError: if there is no image.
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(4, device=ranks.device, dtype=torch.float64)
+    sums = torch.zeros(3, device=ranks.device, dtype=torch.float64)
+    by_class = torch.zeros(2, 0, device=ranks.device, dtype=torch.float64)  # images of each class, and the right ones
     try:
         for batch in batches:
             with autocast(ranks.device, precision):
                 logits = model(batch.images)
             logits = logits.float()
             loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-            hits = [correct(logits, batch.labels, k) for k in (1, 5)]
-            sums += torch.stack([loss.double(), *(h.double() for h in hits), loss.new_tensor(len(batch.labels))])
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+            answers = logits.topk(1, dim=1).indices[:, 0]
+            right = answers == batch.labels
+            sums += torch.stack([value.double() for value in (loss, right.sum(), best.any(dim=1).sum())])
+            if not by_class.shape[1]:
+                by_class = by_class.new_zeros(2, logits.shape[1])
+            by_class.index_add_(1, batch.labels, torch.stack([torch.ones_like(right), right]).double())
+            if confusion is not None:
+                confusion.index_put_((batch.labels, answers), torch.ones_like(answers), accumulate=True)
     finally:
         model.train(training)
-    loss_sum, top1, top5, images = ranks.sum(sums).tolist()
+    (classes,) = ranks.max(by_class.shape[1])
+    by_class = by_class if by_class.shape[1] else by_class.new_zeros(2, classes or 1)  # of a rank without images
+    loss_sum, top1, top5 = ranks.sum(sums).tolist()
+    counts, hits = ranks.sum(by_class).tolist()
+    images = sum(counts)
     if images == 0:
         raise ValueError("no images to evaluate on")
-    return Metrics(loss_sum / images, 100 * top1 / images, 100 * top5 / images, int(images))
+    accuracies = [100 * right / count if count else None for count, right in zip(counts, hits, strict=True)]
+    percent = 100 * top1 / images, 100 * top5 / images
+    return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies)
 
 
 def has_collapsed(top1: float, best: float, chance: float) -> bool:

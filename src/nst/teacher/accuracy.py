@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -93,11 +92,16 @@ def measured_accuracy(
             top1, count = ranks.sum(torch.tensor([top1, count], dtype=torch.float64, device=ranks.device)).tolist()
             metrics = Metrics(0.0, top1, 0.0, int(count))
         if ranks.main:
-            write_whole(file, json.dumps({"of": of, "accuracy": asdict(metrics)}, indent=1).encode())
+            write_whole(file, json.dumps({"of": of, "accuracy": numbers(metrics)}, indent=1).encode())
     if ranks.main:
         what = "top-1" if classifies else f"accuracy of the {NEIGHBOURS} nearest neighbours"
         print(f"teacher {name}: {what} {metrics.top1:.2f} % on the {split} images")
-    return {"measure": measure, "evaluated_on": split, **asdict(metrics)}
+    return {"measure": measure, "evaluated_on": split, **numbers(metrics)}
+
+
+def numbers(metrics: Metrics) -> dict[str, Any]:
+    """Those of all classes together."""
+    return {"loss": metrics.loss, "top1": metrics.top1, "top5": metrics.top5, "images": metrics.images}
 
 
 def pooled_features(live: LiveTeacher) -> Callable[[Tensor], Tensor]:
