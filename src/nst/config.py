@@ -170,6 +170,18 @@ class EvaluateConfig:
 
 
 @dataclass
+class PredictConfig:
+    """What `nst predict` classifies, and how it prints."""
+
+    model: str = MISSING  # folder of a finished run, or of an export
+    images: str = MISSING  # a folder, or one file
+    format: str = setting("csv", one_of=("csv", "json"))
+    top: int = setting(5, least=1)  # classes of each image
+    batch_size: int = setting(64, least=1)
+    device: str = setting("cpu", one_of=("cpu", "cuda"))
+
+
+@dataclass
 class ExportConfig:
     """What `nst export` writes."""
 
@@ -193,6 +205,7 @@ class ExportConfig:
 
 ConfigStore.instance().store("run_schema", node=RunConfig)
 ConfigStore.instance().store("evaluate_schema", node=EvaluateConfig)
+ConfigStore.instance().store("predict", node=PredictConfig)
 ConfigStore.instance().store("export_schema", node=ExportConfig)
 
 

@@ -64,23 +64,23 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "class 0 'cat', in data.name=folder class 0 is 'dog'" in nst("export", f"run={folder}").error
 
 
+WEIGHTS = ("weights=x", "model=resnet8", "data=digits")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("run=nowhere",), "run=nowhere: no such folder"),
-        (("run=nowhere", "model=resnet8"), "run=nowhere has its own model and weights; remove model"),
-        (("weights=x",), "`model` is required with weights=x"),
-        (("weights=x", "model=resnet8"), "`data` is required with weights=x"),
-        (("weights=x", "model=resnet8", "data=digits"), "weights file x does not exist"),
-        (("weights=x", "model=resnet8", "data=digits", "batch_size=0"), "batch_size=0: a number at least 1"),
-        (("weights=x", "model=resnet8", "data=digits", "split=tset"), "split=tset: one of train, val, test"),
-        (("weights=x", "model=resnet8", "data=digits", "mean=[nan]", "std=[1]"), "mean[0]=nan"),
-        (("weights=x", "model=resnet8", "data=digits", "precision=fp8"), "precision=fp8: one of fp32, bf16"),
-        (("weights=x", "model=resnet8", "data=digits", "model.num_classes=7"), "model.num_classes=7, but data.num_classes=10"),
-        (("weights=x", "model=resnet8", "data=digits", "root=y"), "pass data.root=y"),
-        (("run=x", "data=digits", "root=y"), "root=y is for the run's own data; with data=… pass data.root=y"),
+        (("run=nowhere", "model=resnet8"), "run=nowhere has its own model and weights"),
+        (("weights=x", "model=resnet8"), "pass run=FOLDER, or model=… weights=FILE data=…"),
+        (WEIGHTS, "weights file x does not exist"),
+        ((*WEIGHTS, "batch_size=0"), "batch_size=0: a number at least 1"),
+        ((*WEIGHTS, "mean=[nan]", "std=[1]"), "mean[0]=nan"),
+        ((*WEIGHTS, "model.num_classes=7"), "model.num_classes=7, but data.num_classes=10"),
+        ((*WEIGHTS, "root=y"), "pass data.root=y"),
+        (("run=x", "data=digits", "root=y"), "root=y is for the run's own data"),
     ],
-)  # fmt: skip
+)
 def test_evaluations_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst) -> None:
     assert told in nst("evaluate", *words).error
 
@@ -109,16 +109,11 @@ def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
     ("words", "told"),
     [
         (("model=x",), "`images` is required: pass images=…"),
-        (("modle=x", "images=y"), "'modle=x': no such key; did you mean model=…?"),
         (("model=x", "images=nowhere"), "images=nowhere: no such folder"),
-        (("model=x", "images=."), "no images in it (an image ends in .jpg"),
         (("model=x", "images=."), "only the folder itself is read: images=pictures"),
         (("model=nowhere", "images=pictures"), "model=nowhere: no such folder; pass a run's folder, or its export/"),
         (("model=pictures", "images=pictures"), "model=pictures: is neither an export nor a finished run"),
-        (("model=x", "images=.", "top=0"), "top=0: a whole number from 1"),
-        (("model=x", "images=.", "batch_size=1e3"), "batch_size=1e3: a whole number from 1"),
-        (("model=x", "images=.", "format=xml"), "format=xml: one of csv, json is needed"),
-        (("model=x", "images=.", "device=tpu"), "device=tpu: one of cpu, cuda is needed"),
+        (("model=x", "images=.", "top=0"), "top=0: a number at least 1"),
     ],
 )
 def test_predictions_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst, tmp_path: Path) -> None:

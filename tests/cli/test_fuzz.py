@@ -1,70 +1,46 @@
-"""A few of the fuzzer's lines (tests/cli/fuzz.py), in one process with everything imported."""
+"""Command lines that nobody should type: each gives a clear error before any work, or runs."""
 
-import os
-import subprocess
-import sys
+import shlex
+from pathlib import Path
 
-from tests.cli.fuzz import Case, cases, judge
-from tests.conftest import ROOT
+import pytest
+from tests.cli.conftest import Nst
 
-CODE = """
-import sklearn.datasets, nst.cli.train, nst.run
-from tests.cli.fuzz import outcome
-from tests.cli.test_fuzz import CHOSEN
-for case in CHOSEN:
-    result, text = outcome(case)
-    if result not in ("ran", "clear error"):
-        print(result, case.words, text)
+WRONG = """
+train = | train + | train ~ | train '' | train ' ' | train seed | train seed==1 | train +seed=1 +seed=2 | train seed=1,2 | train seed= | train ++nothing=1
+train ~nothing | train ~data | train ~model | train ~loss | train ~optim | train model=null | train data=null | train loss=null | train loss=[]
+train optim=null | train teacher=null | train model=[resnet8,resnet14] | train data=[digits,cifar10] | train model=../model/resnet8x | train model=/etc/passwd
+train loss=[kd | train loss=kd] | train loss={kd | train layers=[{teacher:last}] | train layers=[] | train layers=null | train layers=7
+train loss=[kd,kdd] | train loss.kd.weight=1 | train +loss.x=3 | train +loss.x={} | train loss.nst_poly=null | train loss.nst_poly._target_=os.system
+train loss.nst_poly.weight=0 loss.ce.weight=0 | train model._target_=nowhere.Net | train optim._target_=torch.nn.Linear | train schedule._target_=print
+train +tracker.x=1 | train teacher.weights=nowhere.pt loss=kd | train data=folder | train cache.views=-1 | train cache.views=many | train cache.dtype=float32
+train knowledge=stored | train experiment=nowhere | train experiment=crd | train --nothing | train -x | train --config-dir | train --config-name nowhere
+train outputs=/dev/null/x loss=ce | train seed=${seed} | train seed=${nothing} | train outputs=${oc.env:NOT_SET} | train seed=???
+train 'model.name=a b' dry_run=true | train model.name=../up dry_run=true | train +model.nothing=1 dry_run=true | train model.num_classes=3 dry_run=true
+train trainer.epochs=1e400 | train trainer.epochs=99999999999999999999 | train trainer.epochs=0 | train trainer.mixup=-inf | train trainer.batch_size=true,
+train optim.lr=nan dry_run=true | train optim.lr=[1] dry_run=true | train loss.nst_poly.weight=1e400 | train trainer.compile=perhaps | train data.validation=日本
+cache loss=ce | gradients loss=ce | layers all=perhaps | layers model=nothing | export | export run=nowhere | export run=. | export nothing=1
+export run=nowhere formats=[x] | evaluate | evaluate run=nowhere | evaluate weights=nowhere model=resnet8 data=digits | predict | predict model=. images=.
+runs x | runs nothing=1 | runs sort=nothing | reproduce table=nowhere | reproduce table=../../etc | reproduce table=quick/digits seeds=0
+reproduce tabel=quick/digits | nothing | ''
 """
-DRY = "dry_run=true"
-CHOSEN = [
-    Case(words, wrong)
-    for wrong, words in (
-        (True, ("train", "=")),
-        (True, ("train", "")),
-        (True, ("train", "seed=1,2")),
-        (True, ("train", "seed=")),
-        (True, ("train", "--config-dir")),
-        (True, ("train", "model=[resnet8,resnet14]")),
-        (True, ("train", "data=null")),
-        (True, ("train", "model._target_=nowhere.Net")),
-        (True, ("train", "optim._target_=torch.nn.Linear")),
-        (True, ("train", "tracker.tensorboard._target_=print")),
-        (True, ("train", "layers=7")),
-        (True, ("train", "trainer.epochs=1e400")),
-        (True, ("train", "optim.lr=nan")),
-        (True, ("train", "seed=${nothing}")),
-        (True, ("train", "loss.nst_poly=null")),
-        (True, ("layers", "model=nothing")),
-        (False, ("train", "teacher=null", "loss=ce", DRY)),
-        (False, ("train", "model=resnet14", "-m", "seed=1,2", DRY)),
-        (False, ("train", "outputs=größe ü", DRY)),
-    )
-]
+RIGHT = """
+train teacher=null loss=ce dry_run=true | train 'loss=[kd, at]' dry_run=true | train model=resnet14 -m seed=1,2 dry_run=true | train 'outputs=a=b (1) [2] ü' dry_run=true
+layers all=TRUE | --version | runs | train --cfg job --resolve
+"""
 
 
-def test_twenty_lines() -> None:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CODE], env=environment, capture_output=True, text=True, check=True
-    )
-    assert not done.stdout
+def lines(text: str) -> list[str]:
+    return [line.strip() for row in text.strip().splitlines() for line in row.split(" | ")]
 
 
-def test_the_fuzzer_has_every_kind_of_line() -> None:
-    found = list(cases())
-    assert len(found) > 700
-    assert {True, False, None} == {case.wrong for case in found}
-    keys = " ".join(word for case in found for word in case.words)
-    assert all(key in keys for key in ("trainer.epochs=", "cache.large=", "loss.kd.temperature=", "optim.lr="))
-
-
-def test_what_is_no_success_is_distinguished() -> None:
-    wrong, right = Case(("train",), True), Case(("train",), False)
-    assert judge(wrong, 0, "", False) == "ACCEPTED THOUGH WRONG"
-    assert judge(right, 1, "error: no", False) == "REFUSED THOUGH RIGHT"
-    assert judge(wrong, 1, "", False) == "REFUSED WITHOUT A WORD"
-    assert judge(wrong, 1, "Traceback (most recent call last)", False) == judge(wrong, -11, "", False) == "TRACEBACK"
-    assert judge(wrong, None, "", False) == "HANG"
-    assert judge(wrong, 1, "error: no", True) == "refused after work began"
+@pytest.mark.parametrize("line", [*lines(WRONG), *lines(RIGHT)])
+def test_a_line(line: str, nst: Nst, tmp_path: Path) -> None:
+    """Whatever is no error of the user's would end in a traceback here."""
+    said = nst(*shlex.split(line))
+    if line in lines(RIGHT):
+        assert said.status == 0, said.err
+    else:
+        assert said.status in (1, 2)
+        assert "error: " in said.err
+    assert not list(tmp_path.rglob("metrics.jsonl"))

@@ -1,11 +1,14 @@
 """Listing layers: names, shapes, roles, overwritten outputs, pairs of one map size."""
 
+import re
+
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from nst.build import without_download
-from nst.cli.layer_listing import describe, layers, matching, pairs_text
+from nst.cli.layers import layers_of, listing, matching
 from nst.layers import feature_shapes
 from nst.models import resnet8, timm_model, torchvision_model
 
@@ -25,7 +28,7 @@ class Overwriting(nn.Module):
 
 def test_names_shapes_and_roles() -> None:
     model = resnet8(in_channels=1).train()
-    found = {layer.name: layer for layer in layers(model, (1, 8, 8))}
+    found = {layer.name: layer for layer in layers_of(model, (1, 8, 8))}
     assert found["conv1"].shape == (16, 8, 8)
     assert found["layer2.0.conv1"].kind == "Conv2d"
     assert found["layer3"].shape == (64, 2, 2)
@@ -36,10 +39,11 @@ def test_names_shapes_and_roles() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_an_output_that_is_overwritten_is_marked_and_never_paired() -> None:
-    found = layers(Overwriting(), (1, 8, 8))
+def test_an_output_that_is_overwritten_is_marked_and_never_paired(capsys: pytest.CaptureFixture[str]) -> None:
+    found = layers_of(Overwriting(), (1, 8, 8))
     assert [layer.intact for layer in found] == [False, True, True]
-    assert "conv   Conv2d  6×4×4   overwritten by what follows: cannot be compared" in describe("student", "own", found)
+    Console(width=100).print(listing("student: own", found, every=True))
+    assert re.search(r"conv +Conv2d +6×4×4 +overwritten by what follows: cannot be compared", capsys.readouterr().out)
     assert [(t.name, s.name) for t, s in matching(found, found)] == [("relu", "relu")]
 
 
@@ -63,31 +67,27 @@ def test_a_layer_that_dropout_overwrites_in_training_is_refused_for_a_student() 
 
 
 def test_pairs_are_the_last_layers_of_each_common_map_size() -> None:
-    teacher = layers(torchvision_model("resnet18", 10), (3, 64, 64))
-    student = layers(resnet8(), (3, 64, 64))
+    teacher = layers_of(torchvision_model("resnet18", 10), (3, 64, 64))
+    student = layers_of(resnet8(), (3, 64, 64))
     pairs = [(t.name, s.name) for t, s in matching(teacher, student)]
     assert pairs == [("relu", "layer2"), ("layer1", "layer3")]
-    text = pairs_text(matching(teacher, student), "layers")
-    assert "stage1 (64×16×16) → last (64×16×16)" in text
-    assert text.endswith("'layers=[{teacher: stage1, student: last}]'")
-    assert "no two layers" in pairs_text([], "layers")
+    assert [(t.short, s.short) for t, s in matching(teacher, student)][-1] == ("stage1", "last")
 
 
 def test_running_statistics_stay() -> None:
     model = resnet8(in_channels=1).train()
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    layers(model, (1, 8, 8))
+    layers_of(model, (1, 8, 8))
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_short_is_roles_or_the_ends_of_map_sizes() -> None:
-    found = layers(torchvision_model("resnet18", 10), (3, 64, 64))
-    text = describe("student", "resnet18", found, list_all=False)
-    assert "stage4, last" in text
-    assert "layer4.1.relu:input  ReLU        512×2×2   stage4_pre_relu, last_pre_relu" in text
-    assert len(text.splitlines()) == 2 + 9 + 1
+def test_short_is_named_layers_or_the_ends_of_map_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = layers_of(torchvision_model("resnet18", 10), (3, 64, 64))
+    Console(width=100).print(listing("student: resnet18", found, every=False))
+    text = capsys.readouterr().out
+    assert re.search(r"layer4.1.relu:input +ReLU +512×2×2 +stage4_pre_relu, last_pre_relu", text)
     assert "and 63 more layers: all=true lists them" in text
-    assert len(describe("student", "own", layers(Overwriting(), (1, 8, 8)), list_all=False).splitlines()) == 4
+    assert listing("student: own", layers_of(Overwriting(), (1, 8, 8)), every=False).row_count == 1
 
 
 def test_layers_of_a_vit_have_the_shapes_that_hooks_hand_over() -> None:
@@ -95,14 +95,14 @@ def test_layers_of_a_vit_have_the_shapes_that_hooks_hand_over() -> None:
     small = {"depth": 2, "embed_dim": 24, "num_heads": 2}
     found = {
         layer.name: layer
-        for layer in layers(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
+        for layer in layers_of(timm_model("vit_tiny_patch16_224", 5, 3, False, 32, 48, small), (3, 32, 32))
     }
     assert found["blocks.1"].shape == (24, 3, 3)
     assert set(found["blocks.1"].names) == {"block2", "last", "last_out"}
     assert "blocks.0.attn.q_norm" not in found
 
 
-def test_no_weights_are_loaded_to_list_layers() -> None:
+def test_no_weights_are_loaded_to_list_layers_of() -> None:
     node = {"_target_": "nst.models.timm_model", "arch": "resnet18", "pretrained": True}
     assert without_download(node) == {**node, "pretrained": False}
     assert node["pretrained"]

@@ -5,6 +5,7 @@ import importlib
 import re
 import runpy
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from nst import build
 from nst.cli.compose import composed, hydra_arguments
 from nst.cli.main import COMMANDS, command
 from nst.cli.train import run
+from nst.config import PredictConfig
+from nst.tables.request import parse
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",
@@ -141,10 +144,10 @@ def check_command(name: str, arguments: list[str], outputs: Path, monkeypatch: p
             command(name, arguments)
     elif name == "runs":
         command(name, [*arguments, f"outputs={outputs}"])
+    elif name == "predict":
+        assert {word.partition("=")[0] for word in arguments} <= {field.name for field in fields(PredictConfig)}
     elif arguments:
-        importlib.import_module({"reproduce": "nst.tables.request", "predict": "nst.cli.predict"}[name]).parse(
-            arguments
-        )
+        parse(arguments)
 
 
 def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:

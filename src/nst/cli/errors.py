@@ -5,14 +5,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -29,21 +28,26 @@ FULL = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"  # the user wants tracebac
 NO_SLURM = 'Could not detect "srun"'  # a RuntimeError of submitit
 
 
+@dataclass
+class Exit:
+    """The status of a command that ends with an error: 2 while its arguments are read, 1 once the work has begun."""
+
+    status: int = 2
+
+
 @contextmanager
-def readable_errors(config_name: str = "config", status: int = 1) -> Iterator[None]:
+def readable_errors(config_name: str = "config", arguments: Sequence[str] = (), status: int = 2) -> Iterator[Exit]:
     """End the process with a message and an exit status on a user's error, and quietly after a stop on request.
 
-    With several ranks only the first to fail prints its error; the
-    others end silently. `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks. A job's errors in a sweep are left to `nst.cli.sweep`.
+    With several ranks only the first to fail prints its error. `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks.
 
     Args:
-        status: 2 where the arguments are read, before any work; 1 later.
+        config_name, arguments: what is composed, for suggestions.
+        status: of an error at the start of the block, which may change it.
     """
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        yield
-        return
+    end = Exit(status)
     try:
-        yield
+        yield end
     except (Interrupted, KeyboardInterrupt) as stop:
         message = "stopped at once; the same command continues from the last checkpoint, if there is one"
         if os.environ.get("RANK", "0") == "0":
@@ -54,64 +58,48 @@ def readable_errors(config_name: str = "config", status: int = 1) -> Iterator[No
             from nst.dist import should_report_error
 
             if not should_report_error():
-                sys.exit(status)
+                sys.exit(end.status)
         if FULL or not (isinstance(error, USER_ERRORS) or NO_SLURM in str(error)):
             raise
-        print(f"error: {explain(error, config_name)}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
-        sys.exit(status)
+        text = explain(error, config_name, arguments)
+        print(f"error: {text}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+        sys.exit(end.status)
 
 
-def explain(error: BaseException, config_name: str = "config") -> str:
-    """The message of `error`, without Hydra's internals and with the nearest names for a misspelt one."""
+def explain(error: BaseException, config_name: str = "config", arguments: Sequence[str] = ()) -> str:
+    """The message of `error`; one of Hydra's without its internals and with what could have been meant."""
     text = str(error)
     if NO_SLURM in text:
         return "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local tries the sweep without it"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return text
+    if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in text.split("\n")[0]:
+        text = f"{error.full_key}: {text}"
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}\n{error.__cause__}"
-    text = text.split("\nConfig search path:")[0]
     noise = ("full_key:", "reference_type", "object_type", "To append to your config")
-    lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith(noise)]
-    return with_nearest("\n".join(lines), config_name)
-
-
-def with_nearest(message: str, config_name: str) -> str:
-    """One of Hydra's messages about a missing value, an unknown choice or an unknown key, with what it could have been."""
-    if match := re.search(r"(?i)missing mandatory value: (\S+)", message):
-        return required([match[1]])
-    if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^']+)'", message):
+    lines = text.split("\nConfig search path:")[0].splitlines()
+    text = "\n".join(line for line in lines if line.strip() and not line.strip().startswith(noise))
+    if match := re.search(r"(?i)missing mandatory value: (\S+)", text):
+        key = match[1] if "interpolation" in text else getattr(error, "full_key", None) or match[1]
+        return f"`{key}` is required: pass {key}=…"
+    if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^']+)'", text):
         group, choice = match.groups()
         if choice in EXTRAS:
-            return f"{message}\nIt comes with an extra: pip install 'nst[{EXTRAS[choice]}]'"
-        folder = CONFIGS / group
-        names = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")}
-        names |= set(
-            re.findall(r"[\w/.-]+", message.partition(f"Available options in '{group}':")[2])
-        )  # the user's own
+            return f"{text}\nIt comes with an extra: pip install 'nst[{EXTRAS[choice]}]'"
+        shipped = {file.relative_to(CONFIGS / group).with_suffix("") for file in (CONFIGS / group).rglob("*.yaml")}
+        names = {*map(str, shipped), *re.findall(r"^\t(\S+)$", text, re.M)}  # the user's own, too
         nearest = difflib.get_close_matches(choice, names, n=3, cutoff=0.5)
-        more = "" if "Available options" in message else f"\nAvailable options in '{group}': {', '.join(sorted(names))}"
-        return message + _did_you_mean(nearest) + (more if len(names) < 40 else "")
-    if match := re.search(r"Could not override '([^']+)'", message):
-        key = match[1].lstrip("+~")
+    elif match := re.search(r"Could not override '[+~]*([^']+)'|Key '([^']+)' not in", text):
+        key = match[1] or match[2]
         if now := renamed(key):
             return now
-        known = list(known_keys(config_name))
-        if nearest := nearest_keys(key, known):
-            return message + _did_you_mean(nearest)
-        first = [name for name in known if "." not in name]
-        return f"{message}\nThere are {', '.join(first)}"
-    return message
-
-
-def _did_you_mean(nearest: Sequence[str]) -> str:
-    return f"\nDid you mean {' or '.join(nearest)}?" if nearest else ""
-
-
-def required(keys: Sequence[str]) -> str:
-    """The message for required keys."""
-    names, are = " and ".join(f"`{key}`" for key in keys), "is" if len(keys) == 1 else "are"
-    return f"{names} {are} required: pass {' '.join(f'{key}=…' for key in keys)}"
+        known = known_keys(config_name, arguments)
+        nearest = nearest_keys(key, known)
+        text += "" if nearest else f"\nThere are {', '.join(name for name in known if '.' not in name)}"
+    else:
+        return text
+    return f"{text}\nDid you mean {' or '.join(nearest)}?" if nearest else text
 
 
 def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
@@ -121,25 +109,20 @@ def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
         matches = [key for key in keys if key.rpartition(".")[2] in ends]
         return sorted(matches, key=lambda key: (key.startswith(("recipe", "teacher.")), key.count(".")))[:3]
 
-    if not name:
-        return []
     similar = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
     ends = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
     return [key for key in ending_in(name) or similar or ending_in(*ends) if key != name]
 
 
-def known_keys(config_name: str) -> Iterator[str]:
-    """Dotted names of all keys of the configuration, with the group choices of this command line where they compose."""
-    choices = [arg for arg in sys.argv[1:] if (CONFIGS / arg.partition("=")[0].lstrip("+")).is_dir() and "=" in arg]
+def known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Dotted names of all keys of a configuration, with the choices of groups in `arguments` where they compose."""
+    chosen = [arg for arg in arguments if "=" in arg and (CONFIGS / arg.partition("=")[0].lstrip("+")).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for overrides in (choices, []):
-            try:
-                cfg = compose(config_name, overrides=overrides)
-            except (HydraException, OmegaConfBaseException):
-                continue
-            yield from _keys(OmegaConf.to_container(cfg), "")
-            return
+        for overrides in (chosen, []):
+            with suppress(HydraException, OmegaConfBaseException, ValueError):
+                return [*_keys(OmegaConf.to_container(compose(config_name, overrides)), "")]
+    return []
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:

@@ -1,29 +1,18 @@
-"""Compare the gradients of the terms of a loss, to judge their weights λ.
-
-nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
-
-For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients of
-all terms. The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before
-training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
-gradients.json and the page gradients.html.
-"""
+"""`nst gradients`: the gradients of the terms of a loss, to judge their weights λ."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from nst.cli.compose import hydra_main
-from nst.cli.errors import readable_errors
 from nst.config import RunConfig
 
 if TYPE_CHECKING:
@@ -32,17 +21,23 @@ if TYPE_CHECKING:
 BATCHES = 8  # that gradients are averaged over
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command with its arguments."""
-    hydra_main(task, "config", arguments)
+def gradients(arguments: Sequence[str]) -> None:
+    """Compare the gradients of the terms of a loss, to judge their weights λ.
+
+    nst gradients model=resnet8 teacher=resnet20 'loss=[kd,at,nst_poly]'
+
+    For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients
+    of all terms. The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before
+    training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
+    gradients.json and the page gradients.html.
+    """
+    hydra_main(_gradients, "config", arguments)
 
 
-def task(cfg: DictConfig) -> None:
-    """Print a table before and a table after training."""
-    with readable_errors():
-        from nst import build
+def _gradients(cfg: DictConfig) -> None:
+    from nst import build
 
-        show(build.settings(cfg))
+    show(build.settings(cfg))
 
 
 def show(settings: RunConfig) -> None:
@@ -54,10 +49,13 @@ def show(settings: RunConfig) -> None:
     from nst import build
     from nst.dist import join
     from nst.evaluate import compare_gradients
+    from nst.files import write_whole
     from nst.models.weights import load_weights
+    from nst.report.gradients import gradient_page
     from nst.run import prepare_teacher
     from nst.storage.checkpoint import Checkpoints, read_checkpoint
     from nst.storage.folder import STUDENT, SUMMARY, run_folder
+    from nst.storage.provenance import commit
 
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
@@ -80,40 +78,7 @@ def show(settings: RunConfig) -> None:
         load_weights(distiller.student, folder / STUDENT)  # may hold an average of the checkpoint's
         measured["after training"] = compare_gradients(distiller, batches)
         gradient_tables("after training", measured["after training"])
-        write_page(folder, settings, sum(len(batch.labels) for batch, _ in batches), measured)
-
-
-def gradient_tables(when: str, gradients: "Sequence[TermGradient]") -> None:
-    """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
-    from nst.report.gradients import cosines, norms
-
-    console, terms = Console(), [asdict(gradient) for gradient in gradients]
-    lengths, (header, *rows) = (
-        Table(title=Text(f"{when}; gradient of the labels = 1"), title_justify="left"),
-        norms(terms),
-    )
-    # without vertical lines ten terms fit into 80 columns
-    matrix = Table("term", title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in header:
-        lengths.add_column(column, justify="left" if column == "term" else "right")
-    for row in rows:
-        lengths.add_row(*row)
-    for number, _ in enumerate(terms, 1):
-        matrix.add_column(str(number), justify="right", no_wrap=True)
-    for number, row in enumerate(cosines(terms), 1):
-        matrix.add_row(f"{number} {terms[number - 1]['term']}", *(f"{cosine:+.2f}" for cosine in row))
-    console.print(lengths)
-    console.print(matrix)
-
-
-def write_page(
-    folder: Path, settings: RunConfig, images: int, measured: "Mapping[str, Sequence[TermGradient]]"
-) -> None:
-    """Write `gradients.json` and `gradients.html` to the run's folder, and print their paths."""
-    from nst.files import write_whole
-    from nst.report.gradients import gradient_page
-    from nst.storage.provenance import commit
-
+    images = sum(len(batch.labels) for batch, _ in batches)
     result = {
         "run": "/".join(folder.parts[-4:]),
         "about": [
@@ -124,15 +89,26 @@ def write_page(
         ],
         "measured": {when: [asdict(term) for term in terms] for when, terms in measured.items()},
     }
-    write_whole(folder / "gradients.json", (json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n").encode())
+    # JSON has no numbers for what is relative to a gradient of zero length
+    text = re.sub(r"(?<=: )(NaN|-?Infinity)(?=[,\n])", "null", json.dumps(result, indent=1, ensure_ascii=False))
+    write_whole(folder / "gradients.json", f"{text}\n".encode())
     write_whole(folder / "gradients.html", gradient_page(result).encode())
     print(f"written: {folder}/gradients.html, gradients.json")
 
 
-def _finite(node: Any) -> Any:
-    """The same with null for numbers that JSON has not: nothing is relative to a gradient of zero length."""
-    if isinstance(node, dict):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
+def gradient_tables(when: str, measured: "Sequence[TermGradient]") -> None:
+    """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
+    from nst.report.gradients import cosines, norms
+
+    console, terms = Console(), [asdict(gradient) for gradient in measured]
+    header, *rows = norms(terms)
+    lengths = Table(*header, title=f"{when}; gradient of the labels = 1", title_justify="left")
+    for row in rows:
+        lengths.add_row(*row)
+    # without vertical lines ten terms fit into 80 columns
+    numbers = [str(number) for number, _ in enumerate(terms, 1)]
+    matrix = Table("term", *numbers, title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, term, row in zip(numbers, terms, cosines(terms), strict=True):
+        matrix.add_row(f"{number} {term['term']}", *(f"{cosine:+.2f}" for cosine in row))
+    console.print(lengths)
+    console.print(matrix)

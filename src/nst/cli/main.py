@@ -1,10 +1,22 @@
-"""The command line: `nst COMMAND [arguments]`."""
+"""The command line: `nst COMMAND [arguments]`, and the commands that hand over to the rest of the package."""
 
+import csv
 import difflib
+import inspect
+import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nst.cli.compose import hydra_main, use_working_directory
+from nst.cli.errors import readable_errors
+from nst.config import PredictConfig, check_ranges
 
 COMMANDS = {
     "train": "train a student, from a teacher or without one",
@@ -20,6 +32,8 @@ COMMANDS = {
     "benchmark": "measure speed and memory (from a clone of the repository)",
 }
 COMPOSED = ("train", "evaluate", "layers", "gradients", "cache", "export")  # arguments are a Hydra configuration
+OWN_HELP = ("train", "reproduce", "benchmark")
+TEMPLATE = Path(__file__).parent / "template"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def command(name: str, arguments: Sequence[str]) -> None:
-    """Run one command. `--help` prints the module's docstring; for training Hydra's help, for benchmarks their own."""
-    module = import_module(f"nst.cli.{name}")
-    if name not in ("train", "benchmark") and any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(getattr(module, "USAGE", module.__doc__ or "").strip())
+    """Run one command, a function of its name here or in a module of its name. `--help` prints its docstring."""
+    function = globals().get(name) or getattr(import_module(f"nst.cli.{name}"), name)
+    if name not in OWN_HELP and {"-h", "--help", "help"} & {*arguments}:
+        print(inspect.getdoc(function))
         return
-    module.main(list(arguments))
+    function(list(arguments))
 
 
 def complete(arguments: Sequence[str]) -> None:
@@ -66,3 +80,188 @@ def complete(arguments: Sequence[str]) -> None:
     elif typed[1] in COMPOSED:
         os.environ["COMP_LINE"] = " ".join([typed[0], *typed[2:]])
         command(typed[1], arguments)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure the accuracy of a finished run's student, or of any weights on any data set.
+
+    nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
+    nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
+
+    run=FOLDER       of a finished run: its network, weights, data and normalisation
+    root=FOLDER      of the run's data, if it has moved
+    data=NAME        with run=…: other images for its student
+    model=NAME       without a run: a network, with weights=FILE (weights_key=NAME where it holds several states) and data=NAME
+    split=test       or train, val
+    mean=[…] std=[…] of the network's inputs; default: as stored with the weights, else the data's
+    to=FOLDER        of evaluation.json; default: the run's; without a run nothing is written
+    device=auto      or cpu, cuda
+    batch_size=500
+    precision=fp32   or bf16
+    """
+    hydra_main(_evaluate, "evaluate", arguments, check_subject)
+
+
+def check_subject(cfg: DictConfig) -> None:
+    """Raises ValueError unless either a run or a model with weights and data is named."""
+    if cfg.run is None and None in (cfg.weights, cfg.model, cfg.data):
+        raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
+    if cfg.run is not None and (cfg.model is not None or cfg.weights not in (None, "last", "best")):
+        raise ValueError(f"run={cfg.run} has its own model and weights (last or best); remove model=… and weights=FILE")
+    if cfg.root is not None and (cfg.run is None or cfg.data is not None):
+        raise ValueError(f"root={cfg.root} is for the run's own data; of other data pass data.root={cfg.root}")
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    from nst.export.evaluation import evaluate_weights
+
+    settings: Any = OmegaConf.to_object(cfg)
+    evaluate_weights(settings)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a finished run's student as files to deploy, verified, with a model card.
+
+    nst export run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
+
+    run=FOLDER       of a finished run (required)
+    weights=last     or best: of the last epoch, or of the best one
+    to=FOLDER        of the files; default: export/ in the run's folder
+    formats=[…]      of safetensors, torch, onnx, onnx_int8; default: all but the last, onnx where it is installed
+    normalize=true   the torch and onnx files take pixels in 0…1 and normalise them themselves
+    images=1000      test images to verify on, evenly spaced over the split
+    repeats=50       timed calls a batch size; fewer where they take more than 10 s
+    device=cpu       or cuda: where teacher and student are timed; the files are verified on the CPU
+    root=FOLDER      of the data, if it has moved
+    licence=MIT      of the weights, for the model card
+    calibration=512  training images that onnx_int8 takes the ranges of its activations from
+    int8_exclude=[…] layers that onnx_int8 keeps in 32 bits, by their names in the network
+    """
+    hydra_main(_export, "export", arguments)
+
+
+def _export(cfg: DictConfig) -> None:
+
+    from nst.export import export
+
+    settings: Any = OmegaConf.to_object(cfg)
+    export(settings)
+
+
+def cache(arguments: Sequence[str]) -> None:
+    """Write the teacher cache without training, or check a complete one.
+
+    nst cache data=cifar10 data.root=FOLDER teacher=resnet56 teacher.weights=FILE 'loss=[kd,at,nst_poly]' cache.views=16
+
+    The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `cache`
+    settings uses it. If it is stopped, the same command continues. At the end every row is compared with its checksum.
+    """
+    hydra_main(_cache, "config", arguments)
+
+
+def _cache(cfg: DictConfig) -> None:
+    from nst import build
+    from nst.dist import join
+    from nst.run import write_teacher_cache
+
+    cfg.cache.views = cfg.cache.views or 16
+    settings = build.settings(cfg)
+    with join(settings.trainer.device, settings.trainer.timeout) as group:
+        written = write_teacher_cache(settings, group).cache
+        if group.main and written is not None:
+            print(f"{written.folder}: checksums match\n{written.check()}")
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Classify the images of a folder, or one image, with a trained student.
+
+    nst predict model=FOLDER images=FOLDER
+
+    model=FOLDER   of a finished run, or of an export (with model.json and student.safetensors)
+    images=FOLDER  of images of any size, or one image file; each is resized, cropped and normalised as in the run's evaluation
+    format=csv     a line for each image and class; json: a line for each image
+    top=5          how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
+    batch_size=64
+    device=cpu     or cuda
+    """
+    with readable_errors("predict") as end:
+        given = dict(argument.partition("=")[::2] for argument in arguments)
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PredictConfig), given))
+        check_ranges(settings, "")
+        use_working_directory()
+        end.status = 1
+        from nst.export.predict import classifier, image_files, predict
+
+        files = image_files(Path(settings.images).expanduser())
+        student = classifier(Path(settings.model).expanduser(), settings.device)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        if settings.format == "csv":
+            writer.writerow(["image", "rank", "class", "probability"])
+        for file, likely in predict(student, files, settings.top, settings.batch_size, settings.device):
+            if settings.format == "csv":
+                writer.writerows([file.name, i, name, f"{p:.6f}"] for i, (name, p) in enumerate(likely, start=1))
+            else:
+                classes = [{"class": name, "probability": value} for name, value in likely]
+                print(json.dumps({"image": file.name, "classes": classes}))
+
+
+def reproduce(arguments: Sequence[str]) -> None:
+    """Plan a table, run what is missing, report; without arguments the usage."""
+    from nst.tables.file import read_table
+    from nst.tables.request import USAGE, parse
+
+    if not arguments or {"-h", "--help", "help"} & {*arguments}:
+        print(USAGE)
+        return
+    with readable_errors() as end:
+        request = parse(arguments)
+        read_table(request.table)  # a misspelt name fails at once; the imports below take seconds
+        end.status = 1
+        from nst.tables.command import reproduce
+
+        reproduce(request)
+
+
+def runs(arguments: Sequence[str]) -> None:
+    """List runs, by data set, teacher and student: their differences, and mean ± std (n) and median over seeds.
+
+    nst runs [field=value ...] [each=true] [sort=FIELD] [format=table|json|csv] [outputs=FOLDER]
+
+    fields: data teacher model loss seed epochs state last best best_epoch collapsed seconds folder
+    values: several separated by commas; * matches anything: 'loss=*nst*,kd' seed=0 state=finished
+    last:   top-1 on the test images; of a run that is not finished, on the images of its evaluations
+    each:   true lists single runs, with their folders
+    sort:   last (default), best: highest first; other fields: lowest first
+    """
+    with readable_errors():
+        from nst.tables.listing import list_runs
+
+        list_runs(arguments)
+
+
+def new(arguments: Sequence[str]) -> None:
+    """Start a project of your own: `nst new NAME` writes a folder with a network, images, a loss, an experiment and a test.
+
+    It runs as it is: `cd NAME && nst train experiment=first`.
+    """
+    with readable_errors():
+        if len(arguments) != 1 or "=" in arguments[0]:
+            raise ValueError("nst new NAME: one word is needed, the folder of the new project")
+        folder = Path(arguments[0]).expanduser()
+        if folder.exists():
+            raise ValueError(f"{folder} exists already; choose another folder")
+        shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        print(f"written: {folder}\nnext: cd {folder} && nst train experiment=first")
+
+
+def benchmark(arguments: Sequence[str]) -> None:
+    """Hand over to the repository's benchmarks: `nst benchmark losses`, data or step."""
+
+    with readable_errors():
+        root = Path(__file__).parents[3]
+        if not (root / "benchmarks" / "__main__.py").is_file():
+            raise ValueError("the benchmarks are not part of the installed package; run nst benchmark from a clone")
+        sys.path.insert(0, str(root))
+        from benchmarks.__main__ import main as benchmark
+
+        benchmark(list(arguments))

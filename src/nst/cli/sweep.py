@@ -23,13 +23,11 @@ from nst.signals import Interrupted
 class Sweep(Callback):
     """Hydra's callback. Does nothing in a single run.
 
-    Each job, in whichever process it runs, adds a line to `<outputs>/sweeps/<start of the sweep>.jsonl`; a launcher
-    carries this object, and with it the file's name, to its workers.
+    Each job, in whichever process it runs, adds a line to `<outputs>/sweeps/<start of the sweep>.jsonl`; a launcher carries this
+    object, and with it the file's name, to its workers.
     """
 
-    def __init__(self) -> None:
-        """Whether it is a sweep is known when it starts."""
-        self.file: Path | None = None
+    file: Path | None = None  # set where a sweep starts
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Name the file of this sweep."""
@@ -40,24 +38,24 @@ class Sweep(Callback):
         """Record the result of a job. A failed one returns nothing to the sweeper, and the sweep continues."""
         if self.file is None:
             return
+        main = os.environ.get("RANK", "0") == "0"
         job: dict[str, Any] = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
-        if isinstance(error, Interrupted):
-            job |= {"state": "interrupted"}
-        elif error is not None:
-            mendable = isinstance(error, USER_ERRORS)
-            job |= {"state": "failed", "message": explain(error) if mendable else repr(error)}
-            if not mendable:
+        if error is None:
+            job |= _result(job_return)
+        elif isinstance(error, Interrupted):
+            job["state"] = "interrupted"
+        else:
+            job |= {"state": "failed", "message": explain(error) if isinstance(error, USER_ERRORS) else repr(error)}
+            if not isinstance(error, USER_ERRORS):
                 traceback.print_exception(error)
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        else:
-            job |= _result(job_return)
-        if _main_rank():
+        if main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as file:  # one write of one line: jobs of a machine may end at the same time
                 file.write(json.dumps(job) + "\n")
         if isinstance(error, Interrupted):  # a signal to the whole sweep
-            if _main_rank():
+            if main:
                 print(error)
             raise SystemExit(error.status)
         if error is not None and os.environ.get("WORLD_SIZE", "1") != "1":  # the ranks may be out of step
@@ -72,7 +70,7 @@ class Sweep(Callback):
         if self.file is None or not self.file.is_file():
             return
         jobs = read_sweep(self.file)
-        if _main_rank():
+        if os.environ.get("RANK", "0") == "0":
             show(jobs)
             if all(job["state"] == "dry run" for job in jobs):
                 self.file.unlink()
@@ -87,17 +85,13 @@ def _result(job: JobReturn) -> dict[str, Any]:
     from nst import build  # late: these import torch, which the job has done by now
     from nst.storage.folder import run_folder
 
-    assert job.cfg is not None
     if job.return_value is None:  # no training
         return {"state": "done"}
+    assert job.cfg is not None
     run = build.settings(job.cfg)
     if run.dry_run:
         return {"state": "dry run"}
     return {"state": "finished", "folder": str(run_folder(asdict(run))), "accuracy": 100 - job.return_value}
-
-
-def _main_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def read_sweep(file: Path) -> list[dict[str, Any]]:
@@ -109,9 +103,7 @@ def show(jobs: list[dict[str, Any]]) -> None:
     """Print a sweep's table, best accuracy first, with what differs between the jobs; below it each error once, with its jobs."""
     lists = [job["overrides"] for job in jobs]
     common = set(lists[0]).intersection(*lists) if len(jobs) > 1 else set()
-    table = Table(
-        "job", "overrides", "state", "accuracy, last epoch", title=f"{len(jobs)} job{'s' * (len(jobs) > 1)}, best first"
-    )
+    table = Table("job", "overrides", "state", "accuracy, last epoch", title="jobs of the sweep, best first")
     failed: dict[str, list[str]] = {}
     for job in sorted(jobs, key=lambda job: -job.get("accuracy", -1)):
         accuracy = f"{job['accuracy']:.2f} %" if "accuracy" in job else ""

@@ -1,33 +1,30 @@
-"""Train a student with or without a teacher: `nst train model=resnet20 loss=nst_poly`, `nst train --help`."""
+"""`nst train`: a run, its plan for `dry_run=true`, its result and a next command."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from nst.cli.compose import hydra_main
-from nst.cli.errors import readable_errors
-from nst.cli.suggest import next_command
 from nst.config import RunConfig
 
-if TYPE_CHECKING:
-    from nst.build import Networks
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command with its arguments."""
+def train(arguments: Sequence[str]) -> None:
+    """Train a student with or without a teacher: `nst train model=resnet20 loss=nst_poly`."""
     hydra_main(task, "config", arguments)
 
 
 def task(cfg: DictConfig) -> float:
     """One run; sweepers minimise the returned error (percent, on the evaluated split)."""
-    with readable_errors():
-        summary = run(cfg)
+    summary = run(cfg)
     return 100 - summary["last"]["top1"] if summary else 0.0
 
 
@@ -64,7 +61,10 @@ def dry_run(settings: RunConfig) -> None:
         ValueError: what makes the run impossible, weights that do not fit included.
     """
     from nst import build
+    from nst.layers import LOGITS, shown
     from nst.models.weights import load_weights
+    from nst.storage.folder import SUMMARY, run_folder
+    from nst.teacher.prepare import cache_report, comes_trained
 
     published = bool((settings.teacher.model or {}).get("pretrained"))
     settings.model = build.without_download(settings.model)
@@ -75,81 +75,67 @@ def dry_run(settings: RunConfig) -> None:
     build.trackers(settings)
     if settings.teacher.model is not None and settings.teacher.weights is None:
         build.optimization(build.teacher_run(settings), "teacher.train.")
-    sizes = Table("", "name", "parameters", title="networks")
-    if networks.teacher is not None and settings.teacher.model is not None:
+    student, teacher, trainer = networks.distiller.student, networks.teacher, settings.trainer
+    lines = [f"student: {settings.model['name']}, {build.count_parameters(student):,} parameters"]
+    lines.append(f"losses: {build.count_parameters(networks.distiller.losses):,} parameters")
+    if teacher is not None:
         if settings.teacher.weights is not None:
-            load_weights(networks.teacher, settings.teacher.weights, settings.teacher.weights_key)
-        for member in getattr(networks.teacher, "members", {}).values():  # of an ensemble
+            load_weights(teacher, settings.teacher.weights, settings.teacher.weights_key)
+        for member in getattr(teacher, "members", {}).values():  # of an ensemble
             if member.weights is not None:
                 load_weights(member.network, member.weights)
-        assert settings.teacher.model is not None
-        sizes.add_row("teacher", settings.teacher.model["name"], f"{build.count_parameters(networks.teacher):,}")
-    sizes.add_row("student", settings.model["name"], f"{build.count_parameters(networks.distiller.student):,}")
-    sizes.add_row("losses", "", f"{build.count_parameters(networks.distiller.losses):,}")
-    console = Console()
-    console.print(sizes)
-    console.print(_terms(settings, networks))
-    for line in _plan(settings, networks, published):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        lines.insert(0, f"teacher: {settings.teacher.model['name']}, {build.count_parameters(teacher):,} parameters")
 
-
-def _terms(settings: RunConfig, networks: "Networks") -> Table:
-    """The terms of the loss: weight, layers with their shapes, the teacher's target and memory."""
-    from nst.layers import shown
-
-    table = Table(title=f"loss terms, batch {settings.trainer.batch_size}")
+    # terms
+    table = Table(title=f"loss terms, batch {trainer.batch_size}")
     for column in ("term", "weight", "teacher", "student", "target of the teacher", "memory"):
         table.add_column(column, overflow="fold")
-    for term in networks.distiller.terms:
-        for pair in term.pairs:
-            weight = f"{term.weight * pair.weight:g}"
-            if term.loss.source == "labels":
-                table.add_row(term.name, weight, "labels", "logits", "", "")
-                continue
-            teacher, student = networks.teacher_shapes[pair.teacher], networks.student_shapes[pair.student]
-            spec = term.loss.spec(student, teacher)
-            values = sum(prod(shape) for shape in spec.target.values())
-            table.add_row(
-                term.name, weight, f"{pair.teacher} {shown(teacher)}", f"{pair.student} {shown(student)}",
-                f"{spec.implementation}: {values:,} values", f"{spec.workspace * settings.trainer.batch_size / 2**20:.1f} MiB",
-            )  # fmt: skip
-    return table
+    for term, pair in ((t, pair) for t in networks.distiller.terms for pair in t.pairs):
+        row = [term.name, f"{term.weight * pair.weight:g}", "labels", "logits"]
+        if term.loss.source == "teacher":
+            shapes = networks.student_shapes[pair.student], networks.teacher_shapes[pair.teacher]
+            spec = term.loss.spec(*shapes)
+            row[2:] = f"{pair.teacher} {shown(shapes[1])}", f"{pair.student} {shown(shapes[0])}"
+            row.append(f"{spec.implementation}: {sum(map(prod, spec.target.values())):,} values")
+            row.append(f"{spec.workspace * trainer.batch_size / 2**20:.1f} MiB")
+        table.add_row(*row)
 
-
-def _plan(settings: RunConfig, networks: "Networks", published: bool) -> list[str]:
-    """The length of training, the images, and what comes before the student."""
-    from nst import build
-    from nst.layers import LOGITS
-    from nst.storage.folder import SUMMARY, run_folder
-    from nst.teacher.prepare import cache_report, comes_trained
-
-    epochs, batch, rate = settings.trainer.epochs, settings.trainer.batch_size, settings.optim.get("lr")
-    optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
-    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded
+    # length and images, of which nothing is downloaded
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if "download" in settings.data:
         settings.data["download"] = False
+    length = f"{trainer.epochs} epochs"
     try:
         data = build.dataset(settings)
-        steps = -(-len(data.train) // batch)
-        length = f"{epochs} epochs of {steps:,} steps, {epochs * steps:,} in all"
+        steps = -(-len(data.train) // trainer.batch_size)
+        length += f" of {steps:,} steps, {trainer.epochs * steps:,} in all"
         images = data.describe()
-        if networks.teacher is not None and settings.cache.views:
+        if teacher is not None and settings.cache.views:
             specs, shapes = networks.distiller.target_specs, networks.teacher_shapes
-            images += "\n" + cache_report(networks.teacher, specs, shapes, settings.cache, data, settings.outputs)
+            images += "\n" + cache_report(teacher, specs, shapes, settings.cache, data, settings.outputs)
     except (ValueError, OSError) as error:  # such as a folder that is on another machine
-        length, images = f"{epochs} epochs", f"not read: {error}"
-    lines = [f"training: {length}; batch {batch}, {optimizer} at {rate}, {schedule}", f"images: {images}"]
-    if networks.teacher is None or settings.teacher.weights is not None:
-        return lines
-    if published:
-        lines.append("teacher: published weights; trained first only if they are of another number of classes")
-    elif not comes_trained(networks.teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
-        teacher = build.teacher_run(settings)
-        folder = run_folder(asdict(teacher))
-        known = (folder / SUMMARY).is_file()
-        first = "was trained before" if known else f"is trained first, {teacher.trainer.epochs} epochs, and kept"
-        lines.append(f"teacher: no teacher.weights; {teacher.model['name']} {first}: {folder}")
-    return lines
+        images = f"not read: {error}"
+    optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
+    lines.append(
+        f"training: {length}; batch {trainer.batch_size}, {optimizer} at {settings.optim.get('lr')}, {schedule}"
+    )
+    lines.append(f"images: {images}")
+
+    # what comes before the student
+    if teacher is not None and settings.teacher.weights is None:
+        if published:
+            lines.append("teacher: published weights; trained first only if they are of another number of classes")
+        elif not comes_trained(teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
+            first = build.teacher_run(settings)
+            folder = run_folder(asdict(first))
+            known = "was trained before" if (folder / SUMMARY).is_file() else "is trained first and kept"
+            lines.append(
+                f"teacher: no teacher.weights; {first.model['name']}, {first.trainer.epochs} epochs, {known}: {folder}"
+            )
+    console = Console()
+    console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
@@ -165,12 +151,41 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     size = f"{student['name']}, {student['parameters']:,} parameters"
     table.add_row("student", f"{size}: {test['top1']:.2f} % top-1 (last epoch)")
     table.add_row("evaluated on", f"{test['images']:,} test images")
-    table.add_row(
-        "best epoch", f"{best['epoch']}: {best['top1']:.2f} % (chosen on the {summary['evaluated_on']} images)"
-    )
+    chosen = f"(chosen on the {summary['evaluated_on']} images)"
+    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % {chosen}")
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
     console = Console()
     console.print(table)
-    following = next_command(settings, summary["folder"])
-    for line in (f"written to: {summary['folder']}", *([f"next: {following}"] if following else [])):
+    lines = [f"written to: {summary['folder']}"]
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        lines.append(f"next: {next_command(settings, summary['folder'])}")
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def next_command(settings: RunConfig, folder: str) -> str:
+    """A sensible next command after the run in `folder`, for a shell: the user's arguments with a change.
+
+    After a baseline: the same student with a teacher. After the default loss: other losses and seeds. With settings of one loss or
+    cache, which would not fit other losses: other seeds only. Else an export.
+    """
+    typed, chosen = list[str](), ""
+    if HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices.get("teacher")
+        folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
+        typed = [*(f"--config-dir={path}" for path in folders), *HydraConfig.get().overrides.task]
+
+    def without(*groups: str) -> list[str]:
+        groups = (*groups, *(f"+{group}" for group in groups))
+        return [word for word in typed if word.partition("=")[0].partition(".")[0].partition("@")[0] not in groups]
+
+    if settings.teacher.model is None:
+        kept = without("loss", "cache", *(["teacher"] if "teacher=none" in typed else []))
+        if chosen == "none" and "teacher=none" not in typed:  # by an experiment
+            kept.append("teacher=resnet20")
+        return shlex.join(["nst", "train", *kept, "loss=kd"])
+    if set(settings.loss) == {"ce", "nst_poly"}:
+        one = any(word.lstrip("+~").startswith(("loss.", "experiment", "cache.path")) for word in typed)
+        kept = without("seed") if one else [*without("seed", "loss"), "loss=ce,kd,at,nst_poly,kd_nst_poly"]
+        return shlex.join(["nst", "train", "-m", *kept, "seed=0,1,2"])
+    return shlex.join(["nst", "export", f"run={folder}"])
