@@ -83,6 +83,7 @@ class TrainerConfig:
     )  # decay, such as 0.999: averaged weights are evaluated and saved
     sync_bn: bool = False  # with several ranks on GPUs: BN over the global batch
     accumulate: int = setting(1, least=1)  # gradient accumulation steps of a batch (BN sees each alone)
+    threads: int | None = setting(None, least=1, key=False)  # of a CPU's operations; null: see docs/cost.md
     workers: int = setting(4, least=0, key=False)  # processes that decode images (folder data only)
     eval_batch_size: int = setting(500, least=1, key=False)
     eval_every: int = setting(1, least=1, key=False)  # epochs

@@ -1,6 +1,7 @@
 """A run from its first line to its last: check, data, teacher, train, write."""
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -62,6 +63,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     # data
     data = data or build.dataset(settings)
     check_same_data(data, dist)
+    set_threads(settings.trainer.threads, data, dist)
     check_batches(settings, networks, data, dist)
     evaluated = "val" if data.val is not None else "test"
 
@@ -267,6 +269,19 @@ def check_files(settings: RunConfig, dist: Dist) -> None:
             raise ValueError(
                 f"cache.path={settings.cache.path}: no such folder can be made ({error.strerror})"
             ) from error
+
+
+def set_threads(threads: int | None, data: Dataset, dist: Dist) -> None:
+    """Threads of a CPU's operations: as many as are asked for, else as `OMP_NUM_THREADS` says, else one for images of under 16
+    pixels a side, whose steps several threads hardly speed up and a busy core stalls. Never by the load of the machine: another
+    number of threads rounds otherwise.
+    """
+    if threads is None and dist.device.type == "cpu" and data.size < 16 and "OMP_NUM_THREADS" not in os.environ:
+        threads = 1
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+        if dist.main:
+            print(f"threads: {threads} (trainer.threads)")
 
 
 def check_same_data(data: Dataset, dist: Dist) -> None:

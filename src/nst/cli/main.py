@@ -39,6 +39,7 @@ TEMPLATE = Path(__file__).parent / "template"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; without arguments list the commands."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/cost.md
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         print("Knowledge distillation of vision networks.\n")
