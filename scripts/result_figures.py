@@ -33,9 +33,7 @@ def drawn() -> Iterator[tuple[Path, str, str]]:
 
 def gain_by_images(file: Path) -> str:
     """When does it help: the gain over the baseline, by number of training images."""
-    drawing = figures.gain_lines(gains(by_images(read_lines(file)), lower_is_better=False), "training images")
-    assert drawing is not None
-    return drawing
+    return figures.gain_lines(gains(by_images(read_lines(file)), lower_is_better=False), "training images")
 
 
 def methods(file: Path) -> str:
@@ -81,7 +79,7 @@ def cosines(file: Path) -> str:
     names = {"ce": "cross-entropy", "kd": "KD", "at": "AT", "fitnet": "FitNet", "nst_poly": "NST (poly)"}
     values = [[sum(run[one][other] for run in runs) / len(runs) for other in names] for one in names]
     return figures.matrix(
-        values, [*names.values()], [*names.values()], "cosines between gradients", form="{:+.2f}", signed=True
+        values, [*names.values()], [*names.values()], "cosines between gradients", "{:+.2f}", extent=(0, 1)
     )
 
 

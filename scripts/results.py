@@ -22,11 +22,10 @@ from typing import Any
 
 import pandas as pd
 
-from nst.report.markdown import markdown_row, plain
+from nst.report.render import plain
 from nst.report.text import Grid, gain_grid, nst_grid
 from nst.tables.file import Table, read_table
-from nst.tables.frame import flat, has_collapsed, read_frame
-from nst.tables.settings import as_text, rate
+from nst.tables.frame import as_text, rate, read_frame
 from nst.tables.statistics import GAIN, Frame, Series, gains, paired, sample
 
 ROOT = Path(__file__).parents[1]
@@ -56,13 +55,13 @@ def add(folder: Path, target: Path) -> None:
         ValueError: a run differs from one in `target` only in what tables do not show, such as the batch size.
     """
     lines = target.read_text().splitlines() if target.is_file() else []
-    kept = {_name(as_row(json.loads(line))): line for line in lines}
+    kept = {_name(as_row(line)): line for line in lines}
     runs = read_frame(file.parent for file in sorted(folder.rglob("config.json")))
     over = runs[(runs["state"] == "finished") | runs["diverged"].notna()]
     for place, run in zip(over["folder"], over.drop(columns="folder").to_dict("records"), strict=True):
         line = FOLDERS.sub("", json.dumps({key: None if _is_nan(value) else value for key, value in run.items()}))
-        known = kept.setdefault(_name(as_row(json.loads(line))), line)
-        if mixed := hidden_differences(pd.DataFrame([as_row(json.loads(one)) for one in (known, line)])):
+        known = kept.setdefault(_name(as_row(line)), line)
+        if mixed := hidden_differences(pd.DataFrame(map(as_row, (known, line)))):
             raise ValueError(f"{place}: {target.name} has a run that differs in {mixed} alone; use another file")
     target.write_text("".join(line + "\n" for line in kept.values()))
 
@@ -79,39 +78,13 @@ def _name(run: Mapping[str, Any]) -> str:
 
 def read_lines(file: Path) -> Frame:
     """The runs of a file of results/ as a frame; empty where it is not there yet."""
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return pd.DataFrame([as_row(json.loads(line)) for line in lines])
+    return pd.DataFrame(map(as_row, file.read_text().splitlines() if file.is_file() else []))
 
 
-def as_row(line: dict[str, Any]) -> dict[str, Any]:
-    """A line as a row of the frame; those that 0.2 has written get today's columns and keys."""
-    if "settings" in line:
-        return line | {"curve": {float(epoch): top1 for epoch, top1 in line["curve"].items()}}
-    optim, knowledge = dict(line["optim"]), line["knowledge"] or {}
-    own = {key: optim.pop(key) for key in ("lr", "momentum", "nesterov", "weight_decay") if key in optim}
-    schedule = {"_target_": f"nst.optim.{optim.pop('schedule')}", **optim}
-    views = knowledge.get("views", 0) if knowledge.get("mode") == "stored" else 0
-    nodes = {
-        "data": line["data"], "model": {"name": line["student"]}, "loss": line["loss"], "optim": own, "schedule": schedule,
-        "trainer": {"epochs": line["epochs"], "precision": line["precision"], "clip_grad_norm": line.get("clip")},
-        "cache": {"views": views, "dtype": knowledge.get("dtype") if views else None},
-        **(line.get("others", {})), **line.get("teacher_settings", {}),
-    }  # fmt: skip
-    renamed = {
-        key.replace(f"model.{line['student']}.", "model.").replace("teacher.recipe.recipe.", "teacher.train.")
-        .replace("teacher.recipe.trainer.", "teacher.train.").replace("teacher.recipe.", "teacher.train.")
-        .replace(".taps", ".layers"): value
-        for key, value in flat(nodes).items() if value is not None
-    }  # fmt: skip
-    weights = {name: node["weight"] for name, node in line["loss"].items()}
-    curve, chance = {float(epoch): top1 for epoch, top1 in line["top1_by_epoch"].items()}, line.get("chance") or 10.0
-    return {
-        **{key: line.get(key) for key in ("seed", "epochs", "evaluated_on", "diverged", "seconds", "steps", "commit", "hardware", "versions", "views")},
-        "data": line["data"]["name"], "model": line["student"], "teacher": line["teacher"] or "none", "settings": renamed,
-        "weights": {name: weight for name, weight in weights.items() if name != "ce" or weight != 1},
-        "curve": curve, "chance": chance, "train": line["crops_top1"], "test": line["test_top1"],
-        "collapsed": has_collapsed(curve.values(), chance),
-    }  # fmt: skip
+def as_row(line: str) -> dict[str, Any]:
+    """A line as a row of the frame."""
+    row = json.loads(line)
+    return row | {"curve": {float(epoch): top1 for epoch, top1 in row["curve"].items()}}
 
 
 def hidden_differences(runs: Frame) -> str:
@@ -344,7 +317,8 @@ def about(runs: Frame, varying: tuple[str, ...] | list[str] = ()) -> str:
 def markdown(grid: Grid) -> list[str]:
     """The lines of a GitHub table: numbers from the second column on."""
     header, *rows = ([plain(text) for text in row] for row in grid)
-    return [markdown_row(header), markdown_row(["---", *("---:" for _ in header[1:])]), *map(markdown_row, rows)]
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def chosen(found: re.Match[str]) -> Frame:

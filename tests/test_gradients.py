@@ -19,7 +19,7 @@ from nst.distiller import Distiller, Pair, Targets, Term
 from nst.evaluate import TermGradient, compare_gradients
 from nst.layers import LOGITS
 from nst.losses import LossSpec, Shape, TransferLoss
-from nst.report.gradients import gradient_page
+from nst.report.page import gradient_page
 
 
 class Linear(TransferLoss):

@@ -24,12 +24,13 @@ from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
-from nst.evaluate import Metrics, has_collapsed
+from nst.evaluate import Metrics
 from nst.layers import LOGITS, feature_shapes
 from nst.loop import Loop, Training, measure
 from nst.losses import NST, CrossEntropy
 from nst.optim import Step
 from nst.run import prepare_teacher
+from nst.storage import has_collapsed
 from nst.teacher import LiveTeacher, Teacher
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch

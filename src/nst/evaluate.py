@@ -12,8 +12,6 @@ from nst.data.batch import Batch
 from nst.dist import Dist, autocast
 from nst.distiller import Distiller, Targets
 
-LEAD = 5.0  # points above chance; losing half of less may be noise
-
 
 @dataclass(frozen=True)
 class Metrics:
@@ -74,18 +72,6 @@ def evaluate(
     accuracies = [100 * right / count if count else None for count, right in zip(counts, hits, strict=True)]
     percent = 100 * top1 / images, 100 * top5 / images
     return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies)
-
-
-def has_collapsed(top1: float, best: float, chance: float) -> bool:
-    """Whether an evaluation lost more than half of the best accuracy above chance, if that was `LEAD` points or more.
-
-    Args:
-        top1: of this evaluation, in percent.
-        best: of the evaluations before it.
-        chance: chance-level accuracy.
-    """
-    gain = best - chance
-    return gain >= LEAD and top1 - chance < gain / 2
 
 
 @dataclass(frozen=True)

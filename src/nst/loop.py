@@ -20,9 +20,10 @@ from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast, gather_rows
 from nst.distiller import Distiller, Targets, seed_draws
-from nst.evaluate import Metrics, evaluate, has_collapsed
+from nst.evaluate import Metrics, evaluate
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.signals import Interrupted, StopFlag, stop_flag
+from nst.storage import has_collapsed
 from nst.storage.record import Record
 from nst.teacher import Teacher
 

@@ -20,7 +20,7 @@ from nst.cli.compose import composed, hydra_arguments
 from nst.cli.main import COMMANDS, command
 from nst.cli.train import run
 from nst.config import PredictConfig
-from nst.tables.request import parse
+from nst.tables.command import parse
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",

@@ -128,8 +128,8 @@ SCALED = {"kd": 11.4, "fitnet": 4.3, "at": 76, "nst_poly": 9.5}
 def recipe_runs(method: str, clip: float | None, weights: Mapping[str, float] = USUAL) -> list[dict[str, Any]]:
     """Runs on held-out images, with these λ."""
     runs = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
-    loss = {"ce": 1.0} | {term: weights[term] for term in RECIPES[method]}
-    return [r for r in runs if {term: node["weight"] for term, node in r["loss"].items()} == loss and r["clip"] == clip]
+    loss = {term: weights[term] for term in RECIPES[method]}
+    return [r for r in runs if r["weights"] == loss and r["settings"].get("trainer.clip_grad_norm") == clip]
 
 
 def test_terms_were_scaled_by_their_gradients_norms() -> None:
@@ -153,7 +153,7 @@ def test_terms_were_scaled_by_their_gradients_norms() -> None:
 
 
 def held_out(run: dict[str, Any]) -> float:
-    return run["top1_by_epoch"][str(run["epochs"])]
+    return run["curve"][str(run["epochs"])]
 
 
 def test_each_method_at_its_best_rate_with_and_without_clipping() -> None:
@@ -162,9 +162,9 @@ def test_each_method_at_its_best_rate_with_and_without_clipping() -> None:
     for method, cells in shown.items():
         for clip, accuracy, rate in zip((None, 2, 1), cells[::2], cells[1::2], strict=True):
             runs = recipe_runs(method, clip)
-            first = {run["optim"]["lr"]: held_out(run) for run in runs if run["seed"] == 0}
+            first = {run["settings"]["optim.lr"]: held_out(run) for run in runs if run["seed"] == 0}
             assert float(rate) == max((0.2, 0.4, 0.8), key=lambda lr: first[lr])
-            seeds = [held_out(run) for run in runs if run["optim"]["lr"] == float(rate)]
+            seeds = [held_out(run) for run in runs if run["settings"]["optim.lr"] == float(rate)]
             assert accuracy == f"{mean(seeds):.2f} ± {stdev(seeds):.2f} ({len(seeds)})"
 
 
@@ -173,7 +173,9 @@ def test_other_norms_of_clipping() -> None:
     assert set(shown) == set(RECIPES)
     for method, cells in shown.items():
         for clip, cell in zip((1, 2, 5, None), cells, strict=True):
-            first = {run["optim"]["lr"]: held_out(run) for run in recipe_runs(method, clip) if run["seed"] == 0}
+            first = {
+                run["settings"]["optim.lr"]: held_out(run) for run in recipe_runs(method, clip) if run["seed"] == 0
+            }
             accuracy, rate = max((first[rate], rate) for rate in (0.2, 0.4, 0.8))
             assert cell == f"{accuracy:.2f} ({rate:g})"
 
@@ -188,7 +190,9 @@ def test_terms_scaled_to_the_gradient_of_the_cross_entropy() -> None:
         assert scaled == ", ".join(str(SCALED[term]) for term in RECIPES[method])
         kinds = [(rate, *kind) for rate in (0.4, 0.8) for kind in ((None, SCALED), (None, USUAL), (2, USUAL))]
         for cell, (rate, clip, weights) in zip(cells, kinds, strict=True):
-            runs = [r for r in recipe_runs(method, clip, weights) if r["optim"]["lr"] == rate and r["seed"] == 0]
+            runs = [
+                r for r in recipe_runs(method, clip, weights) if r["settings"]["optim.lr"] == rate and r["seed"] == 0
+            ]
             assert [cell] == [f"{held_out(run):.2f}" for run in runs]
 
 
@@ -255,6 +259,6 @@ def test_the_published_column() -> None:
     gains = sorted(float(cells[0]) - float(published) for name, cells in rows.items() if "Baseline" not in name)
     assert f"The published gains, {gains[0]:.2f} to {gains[-1]:.2f} points" in page
     runs = [json.loads(line) for line in (ROOT / "results" / "zoo.jsonl").read_text().splitlines()]
-    for baseline in (run for run in runs if run["knowledge"] is None):
-        late = [top1 for epoch, top1 in baseline["top1_by_epoch"].items() if int(epoch) > 150]
+    for baseline in (run for run in runs if run["teacher"] == "none"):
+        late = [top1 for epoch, top1 in baseline["curve"].items() if int(epoch) > 150]
         assert f"between {min(late):.2f} and {max(late):.2f} % (seed {baseline['seed']})" in " ".join(page.split())

@@ -1,6 +1,5 @@
 """What the pages say was measured is what the files in results/ say."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -116,22 +115,3 @@ def test_gains_compare_runs_of_one_setting(kept: pd.DataFrame) -> None:
     kept["settings"].iloc[0]["optim.lr"] = 0.7
     with pytest.raises(ValueError, match="these differ in learning rate"):
         script.gain_section(kept)
-
-
-def test_lines_of_0_2_are_rows_of_today() -> None:
-    line = json.loads((results.ROOT / "results" / "cifar10_5000_clipped.jsonl").read_text().splitlines()[3])
-    row = script.as_row(line)
-    at = row["settings"]
-    assert (at["loss.at.layers"], at["cache.views"], at["trainer.clip_grad_norm"], at["schedule._target_"]) == (
-        "last",
-        40,
-        2.0,
-        "nst.optim.onecycle",
-    )
-    assert (row["model"], row["teacher"], row["weights"], row["test"]) == (
-        "resnet8",
-        "resnet56",
-        {"at": 1000.0, "nst_poly": 50.0},
-        line["test_top1"],
-    )
-    assert not [key for key in at if "taps" in key or "recipe" in key or "knowledge" in key]

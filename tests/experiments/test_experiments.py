@@ -28,7 +28,7 @@ def groups() -> dict[str, list[str]]:
     for name in TABLES:
         table = read_table(name)
         for group in table.groups:
-            words = [*table.overrides, *(word for row in group.rows for word in row.run)]
+            words = [*table.overrides, *(word for row in group.rows for word in row.overrides)]
             losses = ",".join(word.removeprefix("loss=").strip("[]") for word in words if word.startswith("loss="))
             others = [word for word in words if not word.startswith("loss=")]
             found[f"{name} {group.name}"] = [*others, f"loss=[{','.join(dict.fromkeys(losses.split(',')))}]"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tests.tables.written import change, runs_of, write_evidence, write_table
 
-from nst.report.markdown import code, plain
 from nst.report.page import page
-from nst.report.text import as_csv, as_json, as_markdown, cells, grid, headline, notes, print_result, settings_text
+from nst.report.render import code, plain
+from nst.report.text import as_csv, as_json, as_markdown, grid, headline, notes, print_result, settings_text
 from nst.tables.result import read_result
 
 PAYLOAD = """</style><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7*7 }}{% x %}&lt;|`$x$"""
@@ -34,24 +34,23 @@ class Structure(HTMLParser):
 
 def test_numbers(tmp_path: Path) -> None:
     (group,) = read_result(write_table(tmp_path)).groups
-    student, kd, nst = group.rows
+    student, kd, nst = group.methods
     assert student.last is not None
     assert (student.last.mean, student.last.std) == pytest.approx((6.0, 1.0))  # errors 6, 5, 7
-    assert cells(kd)["last epoch"] == "5.00 ± 1.00 (3)"
-    assert cells(kd)["best epoch"] == "4.00 ± 1.00 (3)"  # seed 2's best is epoch 1, which nothing else uses
+    assert (str(kd.last), str(kd.best)) == ("5.00 ± 1.00 (3)", "4.00 ± 1.00 (3)")  # seed 2's best is epoch 1
     assert kd.paired is not None
     assert (kd.paired.signed, kd.paired.n, kd.verdict) == ("-1.00 ± 0.00", 3, "reproduced")
     assert nst.last is not None
-    assert (nst.last.n, nst.planned, nst.last.mean) == (2, 3, pytest.approx(4.45))
-    assert [(row.rank, row.published_rank) for row in group.rows] == [(3, 3), (2, 2), (1, 1)]
+    assert (nst.last.n, len(nst.cell.runs), nst.last.mean) == (2, 3, pytest.approx(4.45))
+    assert [(method.rank, method.published_rank) for method in group.methods] == [(3, 3), (2, 2), (1, 1)]
     assert group.teacher is not None
     assert group.teacher["figure"] == pytest.approx(4.0)
 
 
 def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
     (group,) = read_result(write_table(tmp_path, metric="accuracy")).groups
-    assert [row.rank for row in group.rows] == [3, 2, 1]
-    assert cells(group.rows[1])["Δ vs. baseline"] == "+1.00 ± 0.00"
+    assert [method.rank for method in group.methods] == [3, 2, 1]
+    assert grid(group)[2][1] == "+1.00 ± 0.00"
     assert headline(group, "accuracy").endswith(
         "Over the same 2 seeds that is +1.05 ± 5.72 points: no more than the variation between seeds explains, and about 4 of "
         "the 360 test images."
@@ -78,8 +77,7 @@ def test_all_files_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def write_again(tmp_path: Path):
     """The plan of the same table, whose runs are there."""
-    from nst.tables.plan import make_plan
-    from nst.tables.request import Request
+    from nst.tables.plan import Request, make_plan
 
     return make_plan(Request(str(tmp_path / "table.yaml"), outputs=str(tmp_path / "outputs")))
 
@@ -87,7 +85,7 @@ def write_again(tmp_path: Path):
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
     result = read_result(write_table(tmp_path, overrides=("data.limit=200",)))
     texts = [as_markdown(result), page(result, tmp_path)]
-    assert all("digits, 200 training images, 2 epochs, test error (reduced)" in text for text in texts)
+    assert all("digits, test error (reduced)" in text for text in texts)
     assert all("data.limit: 200 (table: null)" in text for text in texts)
     assert all("not comparable: reduced" in text for text in (*texts, as_csv(result), as_json(result)))
 
@@ -103,7 +101,7 @@ def test_lost_runs_are_counted(tmp_path: Path) -> None:
         '{"kind": "eval", "epoch": 0.5, "top1": 90.0}\n{"kind": "eval", "epoch": 0.7, "top1": 40.0}\n' + lines
     )
     result = read_result(plan)
-    row = result.rows[1]
+    row = result.methods[1]
     assert (row.diverged, row.collapsed, row.last and row.last.n) == (1, 1, 2)
     assert "Runs that collapsed: 1; that diverged: 1." in " ".join(notes(result))
 
@@ -112,11 +110,11 @@ def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Pa
     """Unless that was chosen on held-out images, and the published one on test images."""
     plan = write_table(tmp_path)
     plan.cells[1].row.epoch = "best"
-    row = read_result(plan).rows[1]
-    assert (cells(row)["published"], cells(row)["Δ vs. published"]) == ("4.47 (best)", "-0.47 (best)")
+    row = read_result(plan).methods[1]
+    assert grid(read_result(plan).groups[0])[2][7:9] == ["4.47 (best)", "-0.47 (best)"]
     for folder in runs_of(plan, "kd"):
         change(folder / "summary.json", "evaluated_on", "val")
-    row = read_result(plan).rows[1]
+    row = read_result(plan).methods[1]
     assert (row.difference, row.verdict) == (None, "not comparable: our best epoch is one on validation images")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.tables.written import change, runs_of, write_table
 
-from nst.tables.frame import check_agreement, has_collapsed, read_frame, read_run
+from nst.tables.frame import check_agreement, collapsed, read_frame, read_run
 from nst.tables.listing import list_runs
 from nst.tables.plan import folder_of
 
@@ -43,17 +43,22 @@ def test_a_run_is_read_once(tmp_path: Path) -> None:
 
 
 def test_noise_near_chance_is_no_collapse() -> None:
-    assert not has_collapsed([12.0, 10.5, 60.0, 36.0], 10.0)
-    assert has_collapsed([12.0, 60.0, 34.0, 80.0], 10.0)
-    assert not has_collapsed([60.0, 3.0], None)
+    assert not collapsed([12.0, 10.5, 60.0, 36.0], 10.0)
+    assert collapsed([12.0, 60.0, 34.0, 80.0], 10.0)
+    assert not collapsed([60.0, 3.0], None)
 
 
 @pytest.mark.parametrize(
     ("file", "key", "value", "message"),
     [
-        ("summary.json", "test", {"top1": "96"}, "summary.json is damaged: test.top1 is '96'"),
-        ("summary.json", "teacher", {"name": "big"}, "summary.json is damaged: teacher.top1 is missing"),
-        ("config.json", "loss.kd", {}, "config.json is damaged: loss.kd.weight is missing"),
+        (
+            "summary.json",
+            "test",
+            {"top1": "many"},
+            "summary.json is damaged: could not convert string to float: 'many'",
+        ),
+        ("summary.json", "teacher", {"name": "big"}, "summary.json is damaged: top1 is missing"),
+        ("config.json", "loss.kd", {}, "config.json is damaged: weight is missing"),
     ],
 )
 def test_a_damaged_run_is_named_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, key: str, value: object, message: str) -> None:  # fmt: skip
@@ -118,7 +123,7 @@ def test_control_characters_of_a_terminal_are_not_printed(tmp_path: Path, capsys
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("los=kd", "no such field"), ("each=maybe", "false, true is needed"), ("format=xml", "table, json, csv"), ("now", "key=value"), ("sort=x", "sort=x")],
+    [("los=kd", "no such field"), ("each=maybe", "false, true is needed"), ("format=xml", "table, json, csv"), ("now", "field=value"), ("sort=x", "sort=x")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(tmp_path: Path, argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

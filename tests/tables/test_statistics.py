@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from nst.report.text import gain_grid, nst_grid
-from nst.tables.statistics import gains, paired, ranks, sample, verdict
+from nst.tables.statistics import gains, paired, sample, verdict
 
 
 def test_interval_is_student_s() -> None:
@@ -36,7 +36,7 @@ def test_pairs_are_of_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "published", "lower", "hindrance", "expected"),
+    ("values", "published", "lower", "incomparable", "expected"),
     [
         ([4.3, 4.4, 4.5], 4.39, True, None, "reproduced"),
         ([5.0, 5.1, 5.2], 4.39, True, None, "short by 0.71"),
@@ -47,16 +47,11 @@ def test_pairs_are_of_the_same_seed() -> None:
     ],
 )
 def test_verdict(
-    values: list[float], published: float | None, lower: bool, hindrance: str | None, expected: str
+    values: list[float], published: float | None, lower: bool, incomparable: str | None, expected: str
 ) -> None:
     ours = sample(values)
     assert ours is not None
-    assert verdict(ours, published, lower, hindrance) == expected
-
-
-def test_ranks() -> None:
-    assert ranks([4.0, 3.0, None, 3.0], lower_is_better=True) == [3, 1, None, 1]
-    assert ranks([4.0, 3.0], lower_is_better=False) == [1, 2]
+    assert verdict(ours, published, lower, incomparable) == expected
 
 
 KD, NST = {"kd": 16.0}, {"nst_poly": 50.0}

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from nst.config import RunConfig
+from nst.tables.command import Request
 from nst.tables.plan import Plan, folder_of, make_plan
-from nst.tables.request import Request
 
 TEXT = """title: A test
 source: a paper
@@ -22,9 +22,9 @@ groups:
     title: big → small
     teacher: {{published: 4.04}}
     rows:
-      - {{name: student, label: Baseline, run: [loss=ce], published: 5.80}}
-      - {{name: kd, label: KD, run: [loss=kd], published: 4.47}}
-      - {{name: nst_poly, label: "{label}", run: [loss=nst_poly], published: 4.39}}
+      - {{name: student, label: Baseline, overrides: [loss=ce], published: 5.80}}
+      - {{name: kd, label: KD, overrides: [loss=kd], published: 4.47}}
+      - {{name: nst_poly, label: "{label}", overrides: [loss=nst_poly], published: 4.39}}
 """
 ACCURACIES: dict[str, list[list[float]]] = {  # of each seed by epoch; the last run of NST is not finished
     "student": [[90.0, 94.0], [89.0, 95.0], [88.0, 93.0]],

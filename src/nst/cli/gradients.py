@@ -51,7 +51,7 @@ def show(settings: RunConfig) -> None:
     from nst.evaluate import compare_gradients
     from nst.files import write_whole
     from nst.models.weights import load_weights
-    from nst.report.gradients import gradient_page
+    from nst.report.page import gradient_page
     from nst.run import prepare_teacher
     from nst.storage.checkpoint import Checkpoints, read_checkpoint
     from nst.storage.folder import STUDENT, SUMMARY, run_folder
@@ -98,7 +98,7 @@ def show(settings: RunConfig) -> None:
 
 def gradient_tables(when: str, measured: "Sequence[TermGradient]") -> None:
     """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
-    from nst.report.gradients import cosines, norms
+    from nst.report.page import cosines, norms
 
     console, terms = Console(), [asdict(gradient) for gradient in measured]
     header, *rows = norms(terms)

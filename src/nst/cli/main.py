@@ -208,8 +208,8 @@ def predict(arguments: Sequence[str]) -> None:
 
 def reproduce(arguments: Sequence[str]) -> None:
     """Plan a table, run what is missing, report; without arguments the usage."""
+    from nst.tables.command import USAGE, parse, reproduce
     from nst.tables.file import read_table
-    from nst.tables.request import USAGE, parse
 
     if not arguments or {"-h", "--help", "help"} & {*arguments}:
         print(USAGE)
@@ -218,8 +218,6 @@ def reproduce(arguments: Sequence[str]) -> None:
         request = parse(arguments)
         read_table(request.table)  # a misspelt name fails at once; the imports below take seconds
         end.status = 1
-        from nst.tables.command import reproduce
-
         reproduce(request)
 
 

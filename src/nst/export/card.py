@@ -11,7 +11,7 @@ from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.export.finished import FinishedRun
 from nst.export.predict import preprocessing
-from nst.report.markdown import code, plain
+from nst.report.render import code, plain
 
 LOSS = 1.0  # percentage points that a file of 8 bits may lose before the card names what to try
 WORST = 5  # classes that the card names

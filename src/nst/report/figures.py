@@ -2,18 +2,19 @@
 
 import io
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
 from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from nst.report.render import html_style
-from nst.tables.result import RowResult
+from nst.report.render import html_style, number
 from nst.tables.statistics import Gain, Sample
 
 # Colours that matplotlib draws with, and the CSS variable that takes the place of each in the file.
@@ -28,28 +29,46 @@ STYLE: Any = {
     "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none", "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.titlecolor": COLOURS["ink"], "axes.titlesize": 9, "legend.frameon": False, "lines.markersize": 5,
 }  # fmt: skip
-DASHES = (0, (4, 2.5))
+CELLS = ("#3f86dd", "#d9711f")  # of a matrix, a picture, by sign: transparent where small, so on light and dark ground
+NUMBERED = 20  # columns of a matrix, up to which its cells show their numbers
 
 
-def svg(axes: Axes, description: str) -> str:
-    """The drawing as an `<svg>` element without styles, which the page's policy would refuse."""
-    figure, file = axes.get_figure(root=True), io.StringIO()
-    assert figure is not None
-    with mpl.rc_context(STYLE):
-        figure.savefig(
-            file, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.04
-        )
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style [^>]*>.*?</style>|\s*<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'style="([^"]*)"', _attributes, text)
-    text = re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(description)}"', text, count=1
-    )
-    for name, colour in COLOURS.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text.strip()
+def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
+    """Of a function that returns axes and their description, one that returns the `<svg>`.
+
+    It is without styles, which the page's policy would refuse.
+    """
+
+    @wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> str:
+        with mpl.rc_context(STYLE):
+            axes, description = draw(*arguments, **options)
+            file, figure = io.StringIO(), axes.get_figure(root=True)
+            assert figure is not None
+            about = {"Date": None, "Creator": None}
+            figure.savefig(file, format="svg", metadata=about, bbox_inches="tight", pad_inches=0.04)
+        text = file.getvalue()
+        text = text[text.index("<svg") :]
+        text = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style [^>]*>.*?</style>|\s*<!--.*?-->", "", text, flags=re.S)
+        text = re.sub(r'<g id="[^"]*"', "<g", text)
+        text = re.sub(r'style="([^"]*)"', _attributes, text)
+        size, label = r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(description)}"'
+        text = re.sub(size, lambda _: label, text, count=1)
+        for name, colour in COLOURS.items():
+            text = text.replace(colour, f"var(--{name})")
+        return text.strip()
+
+    return drawn
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """Declarations of a `style="…"` as attributes; of a font its size alone."""
+    pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
+    found = {name.strip(): value.strip() for name, value in pairs}
+    if size := re.search(r"[\d.]+px", found.pop("font", "")):
+        found["font-size"] = size[0]
+    found.pop("font-family", None)
+    return " ".join(f'{name}="{value}"' for name, value in found.items())
 
 
 def as_file(drawing: str, drawn_from: str) -> str:
@@ -68,19 +87,18 @@ def as_file(drawing: str, drawn_from: str) -> str:
     return f"{head}{size}>\n<desc>{escape(drawn_from)}</desc>\n{style}\n{ground}{rest}\n"
 
 
-def _attributes(style: re.Match[str]) -> str:
-    """Declarations of a `style="…"` as attributes; of a font its size alone."""
-    pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
-    found = {name.strip(): value.strip() for name, value in pairs}
-    if size := re.search(r"[\d.]+px", found.pop("font", "")):
-        found["font-size"] = size[0]
-    found.pop("font-family", None)
-    return " ".join(f'{name}="{value}"' for name, value in found.items())
-
-
 def _axes(width: float, height: float) -> Axes:
     """The axes of a new figure of a size in pixels of the page."""
     return Figure(figsize=(width / 72, height / 72)).add_axes((0, 0, 1, 1))
+
+
+def _lines(labels: Sequence[str]) -> Axes:
+    """Axes with a named line for each label, the first on top."""
+    axes = _axes(430, 23 * len(labels) + 6)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return axes
 
 
 def _log_scale(axes: Axes, which: str, low: float, high: float) -> None:
@@ -102,169 +120,133 @@ class Point(NamedTuple):
     published: float | None = None
 
 
-def points(rows: Sequence[Point], description: str) -> str:
+@_as_svg
+def points(rows: Sequence[Point], description: str) -> tuple[Axes, str]:
     """A line a method: faint dots for the seeds, the mean with its 95 % interval, a diamond for the published figure.
 
     A wide interval is cut off, it would hide all else.
     """
-    with mpl.rc_context(STYLE):
-        axes = _axes(430, 23 * len(rows) + 6)
-        for y, row in enumerate(rows):
-            axes.scatter([*row.values], [y] * len(row.values), s=22, color=COLOURS[row.kind], alpha=0.35, linewidths=0)
-            if row.sample:
-                axes.plot(row.sample.mean, y, "o", color=COLOURS[row.kind], markersize=6)
-            if row.published is not None:
-                axes.plot(row.published, y, "D", color=COLOURS["published"], markersize=5)
-        low, high = axes.get_xlim()
-        margin = max(high - low, 0.2) * 0.75
-        for y, row in enumerate(rows):
-            if row.sample and row.sample.half_width is not None:
-                mean, half = row.sample.mean, row.sample.half_width
-                ends = [max(mean - half, low - margin, 0), min(mean + half, high + margin, 100)]
-                axes.plot(ends, [y, y], color=COLOURS[row.kind], linewidth=2, alpha=0.75)
-        _name_lines(axes, [row.label for row in rows])
-        return svg(axes, description)
+    axes = _lines([row.label for row in rows])
+    for y, row in enumerate(rows):
+        axes.scatter([*row.values], [y] * len(row.values), s=22, color=COLOURS[row.kind], alpha=0.35, linewidths=0)
+        if row.sample:
+            axes.plot(row.sample.mean, y, "o", color=COLOURS[row.kind], markersize=6)
+        if row.published is not None:
+            axes.plot(row.published, y, "D", color=COLOURS["published"], markersize=5)
+    low, high = axes.get_xlim()
+    margin = max(high - low, 0.2) * 0.75
+    for y, row in enumerate(rows):
+        if row.sample and row.sample.half_width is not None:
+            mean, half = row.sample.mean, row.sample.half_width
+            ends = [max(mean - half, low - margin, 0), min(mean + half, high + margin, 100)]
+            axes.plot(ends, [y, y], color=COLOURS[row.kind], linewidth=2, alpha=0.75)
+    return axes, description
 
 
-def _name_lines(axes: Axes, labels: Sequence[str]) -> None:
-    """A name for each line of a figure, the first on top."""
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-
-
-def changes(rows: Sequence[tuple[str, str, float, float]], description: str) -> str:
+@_as_svg
+def changes(rows: Sequence[tuple[str, str, float, float]], description: str) -> tuple[Axes, str]:
     """A line a method, logarithmic: from a hollow dot to a full one.
 
     Args:
         rows: label, kind, value before and after.
     """
-    with mpl.rc_context(STYLE):
-        axes = _axes(430, 23 * len(rows) + 6)
-        for y, (_, kind, before, after) in enumerate(rows):
-            axes.plot([before, after], [y, y], color=COLOURS[kind], linewidth=1.6, alpha=0.6)
-            axes.plot(before, y, "o", markerfacecolor=COLOURS["card"], markeredgecolor=COLOURS[kind], markersize=6)
-            axes.plot(after, y, "o", color=COLOURS[kind], markersize=6)
-        values = [max(value, 1e-12) for row in rows for value in row[2:]]
-        _log_scale(axes, "x", min(values) * 0.7, max(values) * 1.4)
-        _name_lines(axes, [row[0] for row in rows])
-        return svg(axes, description)
+    axes = _lines([row[0] for row in rows])
+    for y, (_, kind, before, after) in enumerate(rows):
+        axes.plot([before, after], [y, y], color=COLOURS[kind], linewidth=1.6, alpha=0.6)
+        axes.plot(before, y, "o", markerfacecolor=COLOURS["card"], markeredgecolor=COLOURS[kind], markersize=6)
+        axes.plot(after, y, "o", color=COLOURS[kind], markersize=6)
+    values = [max(value, 1e-12) for row in rows for value in row[2:]]
+    _log_scale(axes, "x", min(values) * 0.7, max(values) * 1.4)
+    return axes, description
 
 
-def curves(row: RowResult, baseline: RowResult, extent: tuple[float, float, float]) -> str:
+@_as_svg
+def curves(lines: Mapping[str, Mapping[float, Sequence[float]]], extent: tuple[float, float, float], description: str) -> tuple[Axes, str]:  # fmt: skip
     """Error over epochs, logarithmic, as the paper's Figure 4: the mean over seeds, a band from the lowest to the highest.
 
     Args:
+        lines: kind (a colour) → epoch → the error of each seed.
         extent: last epoch, lowest and highest error of all panels.
     """
-    with mpl.rc_context(STYLE):
-        axes, (last, low, high) = _axes(190, 120), extent
-        for one in dict.fromkeys((baseline.name, row.name)):
-            shown = row if one == row.name else baseline
-            colour, epochs = COLOURS[shown.kind], [*shown.curve]
-            axes.fill_between(
-                epochs,
-                [min(v) for v in shown.curve.values()],
-                [max(v) for v in shown.curve.values()],
-                color=colour,
-                alpha=0.2,
-                linewidth=0,
-            )
-            axes.plot(epochs, [sum(v) / len(v) for v in shown.curve.values()], color=colour, linewidth=1.7)
-        _log_scale(axes, "y", max(low * 0.9, 0.1), max(high * 1.05, low * 1.5))
-        axes.set_xlim(0, last)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return svg(axes, f"{row.label}: error over epochs")
+    axes, (last, low, high) = _axes(190, 120), extent
+    for kind, line in lines.items():
+        errors = np.array([*line.values()])  # [epochs, seeds]
+        axes.fill_between([*line], errors.min(1), errors.max(1), color=COLOURS[kind], alpha=0.2, linewidth=0)
+        axes.plot([*line], errors.mean(1), color=COLOURS[kind], linewidth=1.7)
+    _log_scale(axes, "y", max(low * 0.9, 0.1), max(high * 1.05, low * 1.5))
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    return axes, description
 
 
-def scatter(groups: Mapping[str, Sequence[Sequence[float]]], description: str) -> str:
+@_as_svg
+def scatter(groups: Mapping[str, Sequence[Sequence[float]]], description: str) -> tuple[Axes, str]:
     """Points in the plane, without axes (t-SNE's mean nothing), by colour."""
-    with mpl.rc_context(STYLE):
-        axes = _axes(230, 230)
-        for colour, places in groups.items():
-            axes.scatter(*zip(*places, strict=True), s=16, color=COLOURS[colour], alpha=0.75, linewidths=0)
-        axes.set_axis_off()
-        return svg(axes, description)
+    axes = _axes(230, 230)
+    for colour, places in groups.items():
+        axes.scatter(*zip(*places, strict=True), s=16, color=COLOURS[colour], alpha=0.75, linewidths=0)
+    axes.set_axis_off()
+    return axes, description
 
 
-def gain_lines(gains: Sequence[Gain], axis: str) -> str | None:
+@_as_svg
+def gain_lines(gains: Sequence[Gain], axis: str) -> tuple[Axes, str]:
     """Each method's gain along the table's axis, logarithmic, with its 95 % interval as a band: solid with NST, else dashed.
 
-    None where nothing is finished. Wide intervals are cut off at the frame.
+    Wide intervals are cut off at the frame.
     """
-    gains = [gain for gain in gains if gain.points]
-    if not gains:
-        return None
-    with mpl.rc_context(STYLE):
-        axes = _axes(430, 300)
-        for i, gain in enumerate(gains):
-            colour, places = COLOURS[f"hue{i % 8}"], sorted(gain.points)
-            means = [gain.points[place].mean for place in places]
-            halves = [gain.points[place].half_width or 0.0 for place in places]
-            axes.fill_between(
-                places,
-                [m - h for m, h in zip(means, halves, strict=True)],
-                [m + h for m, h in zip(means, halves, strict=True)],
-                color=colour,
-                alpha=0.12,
-                linewidth=0,
-            )
-            line = "solid" if gain.nst else DASHES
-            axes.plot(
-                places, means, marker="o", color=colour, label=gain.label, linewidth=1.8, markersize=4, linestyle=line
-            )
-        every = [point for gain in gains for point in gain.points.values()]
-        room = max(sorted(point.half_width or 0.0 for point in every)[len(every) // 2], 0.5)
-        places = sorted({place for gain in gains for place in gain.points})
-        axes.set(xscale="log", xlim=(places[0] * 0.93, places[-1] * 1.07), xlabel=f"{axis}, logarithmic")
-        axes.set_ylim(min(0.0, *(p.mean for p in every)) - room, max(0.0, *(p.mean for p in every)) + room)
-        axes.set_xticks(places, [number(place) for place in places])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.axhline(0, color=COLOURS["mute"], linewidth=1)
-        axes.set_ylabel("gain over the baseline, percentage points")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), labelcolor=COLOURS["ink"], handlelength=2.2)
-        return svg(axes, f"gain over the baseline by {axis}: {', '.join(gain.label for gain in gains)}")
+    axes = _axes(430, 300)
+    every = [point for gain in gains for point in gain.points.values()]
+    places = sorted({place for gain in gains for place in gain.points})
+    for i, gain in enumerate(gains):
+        colour, own = COLOURS[f"hue{i % 8}"], sorted(gain.points)
+        means = np.array([gain.points[place].mean for place in own])
+        halves = np.array([gain.points[place].half_width or 0.0 for place in own])
+        line = "solid" if gain.nst else (0, (4, 2.5))
+        axes.fill_between(own, means - halves, means + halves, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(own, means, color=colour, label=gain.label, marker="o", markersize=4, linewidth=1.8, linestyle=line)
+    room = max(sorted(point.half_width or 0.0 for point in every)[len(every) // 2], 0.5)
+    axes.set(xscale="log", xlim=(places[0] * 0.93, places[-1] * 1.07), xlabel=f"{axis}, logarithmic")
+    axes.set_ylim(min(0.0, *(p.mean for p in every)) - room, max(0.0, *(p.mean for p in every)) + room)
+    axes.set_xticks(places, [number(place) for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.axhline(0, color=COLOURS["mute"], linewidth=1)
+    axes.set_ylabel("gain over the baseline, percentage points")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), labelcolor=COLOURS["ink"], handlelength=2.2)
+    return axes, f"gain over the baseline by {axis}: {', '.join(gain.label for gain in gains)}"
 
 
+@_as_svg
 def matrix(
     values: Sequence[Sequence[float | None]],
     rows: Sequence[str],
     columns: Sequence[str],
     description: str,
     form: str = "{:.1f}",
-    signed: bool = False,
-) -> str:
-    """Numbers on coloured cells, the deeper the higher.
+    extent: tuple[float, float] | None = None,
+) -> tuple[Axes, str]:
+    """Coloured cells, the deeper the higher; with their numbers where there are few.
 
     Args:
-        values: a row a list; None leaves a cell empty.
+        values: a row a list; None or NaN leaves a cell empty.
         form: of a number.
-        signed: whether colours say sign and size (for cosines), else the place between lowest and highest.
+        extent: the values of no colour and of the deepest, of either sign; None: the lowest and the highest.
     """
-    known = [value for row in values for value in row if value is not None]
-    low, high = (0.0, 1.0) if signed else (min(known), max(known))
-    with mpl.rc_context(STYLE):
-        widest = max(len(part) for column in columns for part in column.split("\n"))
-        axes = _axes(max(46, 5.5 * widest) * len(columns), 25 * len(rows))
-        for y, row in enumerate(values):
-            for x, value in enumerate(row):
-                if value is not None and value == value:  # a gradient of length zero has no cosine
-                    depth = abs(value) if signed else (value - low) / max(high - low, 1e-9)
-                    colour = COLOURS["published" if signed and value < 0 else "nst"]
-                    axes.add_patch(
-                        Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=colour, alpha=0.04 + 0.5 * depth, linewidth=0)
-                    )
-                    axes.text(x, y, form.format(value), ha="center", va="center", color=COLOURS["ink"])
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-        axes.xaxis.tick_top()
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        return svg(axes, description)
-
-
-def number(value: float) -> str:
-    """A value of an axis: 50,000."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    numbers = np.array(values, dtype=float)
+    low, high = extent or (np.nanmin(numbers), np.nanmax(numbers))
+    depth = np.nan_to_num((abs(numbers) - low) / max(high - low, 1e-9)).clip(0, 1)
+    cells = np.array([to_rgba(colour) for colour in CELLS])[(numbers < 0).astype(int)]
+    few = len(columns) <= NUMBERED
+    cells[..., 3] = (0.04 + 0.55 * depth if few else depth) * ~np.isnan(numbers)
+    widest = max(len(part) for column in columns for part in column.split("\n"))
+    size, font = (max(46, 5.5 * widest), 25) if few else (max(7, 460 / len(columns)),) * 2, 9 if few else 6
+    axes = _axes(size[0] * len(columns), size[1] * len(rows))
+    axes.imshow(cells, interpolation="nearest", aspect="auto")
+    for y, x in zip(*np.nonzero(~np.isnan(numbers)), strict=True) if few else ():
+        axes.text(x, y, form.format(numbers[y, x]), ha="center", va="center", color=COLOURS["ink"])
+    axes.set_xticks(range(len(columns)), columns, fontsize=font, rotation=0 if few else 90)
+    axes.set_yticks(range(len(rows)), rows, fontsize=font)
+    axes.xaxis.tick_top()
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return axes, description

@@ -1,14 +1,10 @@
 """Heat maps of a few channels on a few images: what single neurons respond to (paper, Figure 2)."""
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,18 +14,7 @@ from nst.teacher import Normalization
 SIZE, GAP = 96, 2  # pixels of one picture and between pictures
 LEFT, TOP, BOTTOM = 112, 84, 44  # pixels for classes, for title and channels, for the colour scale
 LONGEST = 18  # characters of a class name
-COLOURS = "inferno"
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Some channels of one network's last stage."""
-
-    layer: str
-    maps: Tensor  # [B, C, h, w], all of the layer, on the CPU
-    chosen: list[int]
-    cosines: list[float] | None = None  # to the reference's channels, if chosen by similarity
-    reference: tuple[str, list[int]] | None = None  # its name and channels
+COLOURS = "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4"  # "inferno", in tenths
 
 
 @torch.no_grad()
@@ -59,31 +44,40 @@ def heatmaps(
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
     named = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "named_layers", {})}
-    maps = {name: last_maps(network, inputs) for name, (network, inputs) in named.items()}
-    figures = {
-        name: drawing(name, pictures, channels, labels) for name, channels in choose(named, maps, neurons).items()
-    }
-    return {f"neurons/{name}": pixels(figure) for name, figure in figures.items()}
-
-
-def choose(
-    networks: Mapping[str, tuple[nn.Module, Tensor]], maps: Mapping[str, Tensor], neurons: int
-) -> dict[str, Channels]:
-    """The channels to show of each network: the reference's most active ones, and the most similar ones of the others."""
+    maps = {name: features(network, inputs, "last") for name, (network, inputs) in named.items()}
     if not maps:
         return {}
     reference = "teacher" if "teacher" in maps else next(iter(maps))
-    reference_maps = maps[reference]
-    chosen = reference_maps.mean((0, 2, 3)).topk(min(neurons, reference_maps.shape[1])).indices
-    result = {}
-    for name, network_maps in maps.items():
-        layer = resolve(networks[name][0], "last")
-        if name == reference:
-            result[name] = Channels(layer, network_maps, chosen.tolist())
-        else:
-            indices, cosines = nearest(network_maps, reference_maps[:, chosen])
-            result[name] = Channels(layer, network_maps, indices, cosines, (reference, chosen.tolist()))
-    return result
+    activity = maps[reference].mean((0, 2, 3))
+    chosen = activity.topk(min(neurons, len(activity))).indices.tolist()
+    found = {}
+    for name, of_network in maps.items():
+        channels, captions = chosen, [""] * len(chosen)
+        if name != reference:
+            channels, cosines = nearest(of_network, maps[reference][:, chosen])
+            known = zip(chosen, cosines, strict=True)
+            captions = [f"\nfor {shortened(reference)} {theirs}\ncosine {cosine:.2f}" for theirs, cosine in known]
+        title = f"{name}: layer {resolve(named[name][0], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
+        columns = {
+            f"channel {channel}\nmax. {of_network[:, channel].max():.3g}{caption}": of_network[:, channel]
+            for channel, caption in zip(channels, captions, strict=True)
+        }
+        found[f"neurons/{name}"] = drawing(title, pictures, columns, labels)
+    return found
+
+
+def features(network: nn.Module, images: Tensor, layer: str) -> Tensor:
+    """Features `[N, C, H, W]` of one of a network's layers, on the CPU, in `eval()` mode; the network's mode is restored."""
+    name = resolve(network, layer)
+    hooks, training, found = LayerHooks(network, [name]), network.training, []
+    try:
+        for part in images.split(64):
+            network.eval()(part)
+            found.append(hooks.read()[name].float().cpu())
+    finally:
+        hooks.remove()
+        network.train(training)
+    return torch.cat(found)
 
 
 def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
@@ -98,68 +92,30 @@ def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
     return indices.tolist(), cosines.tolist()
 
 
-def last_maps(network: nn.Module, images: Tensor) -> Tensor:
-    """Features `[B, C, H, W]` of the network's `last` layer, on the CPU, in `eval()` mode."""
-    recorder, training = LayerHooks(network, [resolve(network, "last")]), network.training
-    try:
-        network.eval()(images)
-        (features,) = recorder.read().values()
-    finally:
-        recorder.remove()
-        network.train(training)
-    return features.float().cpu()
+def drawing(title: str, pictures: Tensor, columns: Mapping[str, Tensor], labels: Sequence[str] | None) -> Tensor:
+    """A picture `[3, H', W']` in 0…1 of pictures `[B, 3, S, S]` and of heat maps over them, by caption `[B, h, w]`."""
+    rows, step = len(pictures), SIZE + GAP
+    canvas = Image.new("RGB", (LEFT + (len(columns) + 1) * step, TOP + rows * step + BOTTOM), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    draw.text((6, 12), title, "black", ImageFont.load_default(13), "lm")
+    for row in range(rows):
+        label = f"image {row}" if labels is None else shortened(labels[row])
+        draw.text((LEFT - 6, TOP + row * step + SIZE / 2), label, "black", font, "rm")
+    for column, (caption, shown) in enumerate({"image": pictures, **columns}.items()):
+        left = LEFT + column * step
+        draw.text((left + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
+        for row, picture in enumerate(shown if shown.ndim == 4 else overlay(pictures, shown)):
+            canvas.paste(_image(picture), (left, TOP + row * step))
+    scale = _image(coloured(torch.linspace(0, 1, 144).expand(8, -1)))
+    canvas.paste(scale, (LEFT + step, TOP + rows * step + 8))
+    draw.text((LEFT + step, TOP + rows * step + 24), "0", "black", font, "lm")
+    draw.text((LEFT + step + 144, TOP + rows * step + 24), "channel's max.", "black", font, "mm")
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
 
 
-def drawing(name: str, pictures: Tensor, channels: Channels, labels: Sequence[str] | None) -> Figure:
-    """Pictures `[B, 3, S, S]` and the heat maps over them, with captions."""
-    columns, rows = len(channels.chosen) + 1, len(pictures)
-    width, height = LEFT + columns * (SIZE + GAP), TOP + rows * (SIZE + GAP) + BOTTOM
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data coordinates are pixels
-    axes.axis("off")
-
-    def write(x: float, y: float, text: str, size: float = 7.5, align: str = "center") -> None:
-        axes.text(x, y, text, fontsize=size, ha=align, va="center", parse_math=False)  # a class may be called $5
-
-    def show(picture: Tensor, left: float, top: float) -> None:
-        axes.imshow(picture.permute(1, 2, 0).numpy(), extent=(left, left + SIZE, top + SIZE, top), aspect="auto")
-
-    write(
-        6, 12, f"{name}: layer {channels.layer}, {len(channels.chosen)} of {channels.maps.shape[1]} channels", 9, "left"
-    )
-    for row, picture in enumerate(pictures):
-        top = TOP + row * (SIZE + GAP)
-        write(LEFT - 6, top + SIZE / 2, f"image {row}" if labels is None else shortened(labels[row]), align="right")
-        show(picture, LEFT, top)
-    write(LEFT + SIZE / 2, TOP - 12, "image")
-    for i, channel in enumerate(channels.chosen):
-        left, maps = LEFT + (i + 1) * (SIZE + GAP), channels.maps[:, channel]
-        write(left + SIZE / 2, TOP - 30, "\n".join(heading(channels, i)), 7)
-        for row, picture in enumerate(overlay(pictures, maps)):
-            show(picture, left, TOP + row * (SIZE + GAP))
-    scale(figure, LEFT + SIZE + GAP, height - BOTTOM + 8, width, height)
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    return figure
-
-
-def heading(channels: Channels, i: int) -> list[str]:
-    """The title of a column: the channel, its largest value, and the reference channel it corresponds to."""
-    channel = channels.chosen[i]
-    lines = [f"channel {channel}", f"max. {channels.maps[:, channel].max():.3g}"]
-    if channels.reference is not None and channels.cosines is not None:
-        name, theirs = channels.reference
-        lines += [f"for {shortened(name)} {theirs[i]}", f"cosine {channels.cosines[i]:.2f}"]
-    return lines
-
-
-def scale(figure: Figure, left: float, top: float, width: float, height: float) -> None:
-    """The colour scale, below the maps."""
-    bar = figure.add_axes((left / width, 1 - (top + 8) / height, (SIZE * 1.5) / width, 8 / height))
-    bar.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=COLOURS, extent=(0, 1, 0, 1))
-    bar.set_yticks([])
-    bar.set_xticks([0, 1], ["0", "channel's max."], fontsize=7)
+def _image(picture: Tensor) -> Image.Image:
+    """A picture `[3, H, W]` in 0…1 for PIL."""
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def shortened(text: str) -> str:
@@ -168,19 +124,14 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def pixels(figure: Figure) -> Tensor:
-    """A figure as `[3, H, W]` in 0…1."""
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # classes may be named in any script
-        canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1).float() / 255
-
-
 def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
     """Pictures `[B, 3, S, S]` under the heat maps `[B, h, w]` of one channel, scaled to its maximum over the images."""
     heat = F.interpolate(maps[:, None].relu(), pictures.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    heat = heat / heat.max().clamp(min=1e-12)
-    colours = torch.from_numpy(np.asarray(mpl.colormaps[COLOURS](heat.numpy()))[..., :3]).permute(0, 3, 1, 2)
-    return (0.4 * pictures + 0.6 * colours).float()
+    return 0.4 * pictures + 0.6 * coloured(heat / heat.max().clamp(min=1e-12)).transpose(0, 1)
+
+
+def coloured(heat: Tensor) -> Tensor:
+    """Values `[…]` in 0…1 as colours `[3, …]` in 0…1."""
+    parts = np.array([[*bytes.fromhex(colour)] for colour in COLOURS.split()]).T / 255
+    places = np.linspace(0, 1, 11)
+    return torch.from_numpy(np.stack([np.interp(heat.numpy(), places, part) for part in parts])).float()

@@ -2,11 +2,29 @@
 
 import base64
 import hashlib
+import re
+from html import escape
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from nst.report.markdown import code, plain
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML show as it is: on one line, with every character of their syntax neutralised."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def code(text: str) -> str:
+    """A code span of Markdown that its text cannot end; pipes are neutralised, for tables."""
+    text = " ".join(text.split()).replace("|", r"\|")
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def number(value: float) -> str:
+    """A value of an axis: 50,000."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
 
 
 def environment() -> Environment:
@@ -24,9 +42,8 @@ def html_page(template: str, **content: object) -> str:
     style = html_style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return (
-        environment().get_template(template).render(style=Markup(style), policy=policy, **content)
-    )  # the package's own file
+    own = Markup(style)  # the package's own file
+    return environment().get_template(template).render(style=own, policy=policy, **content)
 
 
 def html_style() -> str:

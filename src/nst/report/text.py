@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from nst.report.figures import number
-from nst.report.render import environment
-from nst.tables.result import GroupResult, Result, RowResult
-from nst.tables.settings import weights_text
-from nst.tables.statistics import GAIN, Frame, Gain, gains, lost_text, sample
+from nst.report.render import environment, number
+from nst.tables.frame import weights_text
+from nst.tables.plan import folder_of
+from nst.tables.result import GroupResult, Method, Result
+from nst.tables.statistics import GAIN, Frame, Gain, Sample, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
@@ -29,85 +27,79 @@ Grid = list[list[str]]
 
 def grid(group: GroupResult) -> Grid:
     """A group's table without the columns that say nothing: settings that all rows share, counts of lost runs that are 0."""
-    rows, compared = [cells(row) for row in group.rows], any(row.published is not None for row in group.rows)
+    methods, compared = group.methods, any(method.row.published is not None for method in group.methods)
     shared = shared_settings(group)
-    varying = [key for key in dict.fromkeys(key for row in group.rows for key in row.settings) if key not in shared]
-    lost = [name for name in ("collapsed", "diverged") if any(getattr(row, name) for row in group.rows)]
-    weighted = ["λ"] if any(row.weights for row in group.rows) else []
+    varying = [key for key in dict.fromkeys(key for method in methods for key in method.settings) if key not in shared]
+    lost = [name for name in ("collapsed", "diverged") if any(getattr(method, name) for method in methods)]
+    weighted = ["λ"] if any(method.weights for method in methods) else []
     names = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
     names += ["published", PUBLISHED, "rank (published)", "verdict"] if compared else ["rank"]
-    return [names, *([row.get(name, "–") for name in names] for row in rows)]
+    return [names, *([cells.get(name, "–") for name in names] for cells in map(_cells, methods))]
 
 
-def cells(row: RowResult) -> dict[str, str]:
-    """One row as text, by column; settings besides."""
-    last = row.last
-    top5 = f" / {row.top5.mean:.2f}" if last and row.top5 and row.published_top5 is not None else ""
-    rank = "–" if row.rank is None else str(row.rank)
-    published = published_text(row.published, row.published_top5)
-    about = ", ".join(filter(None, (row.published_epoch, row.published_by)))
-    compared = "best" if row.published_epoch == "best" else "last"
-    return {
-        "method": row.label,
-        BASELINE: row.paired.signed if row.paired else "–",
-        "λ": f"{weights_text(row.weights)}{'' if row.tuned else f' {NOT_TUNED}'}" if row.weights else "–",
-        "last epoch": f"{last}{top5}" if last else "–",
-        "median": f"{last.median:.2f}" if last else "–",
-        "95 % interval": last.interval if last else "–",
-        "best epoch": str(row.best or "–"),
-        "collapsed": f"{row.collapsed} of {row.planned}",
-        "diverged": f"{row.diverged} of {row.planned}",
-        "published": published if row.published is None else f"{published} ({about})",
-        PUBLISHED: "–" if row.difference is None else f"{row.difference:+.2f} ({compared})",
-        "rank (published)": rank if row.published_rank is None else f"{rank} ({row.published_rank})",
-        "rank": rank,
-        "verdict": row.verdict,
-        **row.settings,
-    }
+def _cells(method: Method) -> dict[str, str]:
+    """A method as text, by column; what it lacks is left out."""
+    row, last, runs = method.row, method.last, len(method.cell.runs)
+    cells = {"method": row.label, "verdict": method.verdict, **method.settings}
+    cells |= {name: f"{getattr(method, name)} of {runs}" for name in ("collapsed", "diverged")}
+    if method.weights:
+        cells["λ"] = f"{weights_text(method.weights)}{'' if row.tuned else f' {NOT_TUNED}'}"
+    if method.paired:
+        cells[BASELINE] = method.paired.signed
+    if last:
+        top5 = f" / {method.top5.mean:.2f}" if method.top5 and row.published_top5 is not None else ""
+        cells |= {"last epoch": f"{last}{top5}", "median": f"{last.median:.2f}", "95 % interval": last.interval}
+        cells |= {"best epoch": str(method.best), "rank": str(method.rank)}
+    if row.published is not None:
+        about = ", ".join(filter(None, (row.epoch, row.by)))
+        cells["published"] = f"{published_text(row.published, row.published_top5)} ({about})"
+    if method.difference is not None:
+        cells[PUBLISHED] = f"{method.difference:+.2f} ({'best' if row.epoch == 'best' else 'last'})"
+    theirs = "" if method.published_rank is None else f" ({method.published_rank})"
+    return cells | {"rank (published)": cells.get("rank", "–") + theirs}
 
 
-def published_text(top1: float | None, top5: float | None) -> str:
+def published_text(top1: float, top5: float | None) -> str:
     """A published figure, top-5 beside it where there is one."""
-    return "–" if top1 is None else f"{top1:.2f}" + ("" if top5 is None else f" / {top5:.2f}")
+    return f"{top1:.2f}" + ("" if top5 is None else f" / {top5:.2f}")
 
 
 def shared_settings(group: GroupResult) -> dict[str, str]:
     """The settings that are equal in all rows that have them; rows without a finished run lack some."""
     values: dict[str, set[str]] = {}
-    for key, text in (item for row in group.rows for item in row.settings.items()):
+    for key, text in (item for method in group.methods for item in method.settings.items()):
         values.setdefault(key, set()).add(text)
     return {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
 
 
 def settings_text(group: GroupResult) -> str:
     """The settings that all rows of a group share, in a line; "" before the first run."""
-    seeds = ", ".join(dict.fromkeys(str(seed) for row in group.rows for seed in row.by_seed))
-    return "; ".join(
-        f"{key} {text}" for key, text in (shared_settings(group) | ({"seeds": seeds} if seeds else {})).items()
-    )
+    seeds = ", ".join(dict.fromkeys(str(seed) for method in group.methods for seed in method.by_seed))
+    shared = shared_settings(group) | ({"seeds": seeds} if seeds else {})
+    return "; ".join(f"{key} {text}" for key, text in shared.items())
 
 
 def teacher_text(group: GroupResult) -> str:
     """The teacher's figure beside the published one; "" before the first run."""
-    teacher, theirs = group.teacher, group.published
+    teacher, theirs = group.teacher, group.group.teacher
     if teacher is None:
         return ""
-    text = f"Teacher {teacher['name']}: {teacher['figure']:.2f}"
-    if theirs.published_top5 is not None and teacher["top5"] is not None:
-        text += f" / {teacher['top5']:.2f}"
-    text += " %" if teacher["evaluated_on"] == "test" else f" % on the {teacher['evaluated_on']} images"
-    published = published_text(theirs.published, theirs.published_top5)
-    return f"{text} (published {published})." if theirs.published is not None else f"{text}."
+    top5 = teacher["top5"] if theirs.published_top5 is not None else None
+    text = f"Teacher {teacher['name']}: {published_text(teacher['figure'], top5)} %"
+    text += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
+    if theirs.published is not None:
+        text += f" (published {published_text(theirs.published, theirs.published_top5)})"
+    return f"{text}."
 
 
 def headline(group: GroupResult, metric: str) -> str:
     """The result in a sentence or two."""
-    rows = [row for row in group.rows if row.last]
-    if not rows:
+    methods = [method for method in group.methods if method.last]
+    if not methods:
         return "No run of this group is finished."
-    best, first = min(rows, key=lambda row: row.rank or 0), group.rows[0]
+    best, first = min(methods, key=lambda method: method.rank or 0), group.methods[0]
     assert best.last is not None
-    text = f"Best mean at the last epoch: {best.label}, {best.last.mean:.2f} % {metric}"
+    text = f"Best mean at the last epoch: {best.row.label}, {best.last.mean:.2f} % {metric}"
     if best is not first and first.last:
         text += f"; baseline {first.last.mean:.2f} %"
         if best.paired and best.paired.half_width is not None:
@@ -121,9 +113,9 @@ def headline(group: GroupResult, metric: str) -> str:
 
 def along(result: Result) -> dict[str, Any] | None:
     """What is shown of a table whose groups are values of one setting: its name, the gains, and grids of them and of what NST adds."""
-    if result.along is None or not len(result.frame):
+    if result.plan.table.along is None or not len(result.frame):
         return None
-    axis, lower, frame = AXES.get(result.along, result.along), result.lower, result.frame
+    axis, lower, frame = AXES.get(result.plan.table.along, result.plan.table.along), result.lower, result.frame
     found, added = gains(frame, lower), gains(frame, lower, of_nst=True)
     return {"axis": axis, "gains": found, "grid": gain_grid(frame, found, axis), "added": nst_grid(frame, added, axis)}
 
@@ -156,117 +148,101 @@ def _at(gain: Gain, at: float) -> str:
 
 def title(result: Result) -> str:
     """The table's title, marked if its runs differ from the table's settings."""
-    if all(row.comparable for row in result.rows):
-        return result.title
-    return f"{result.title} ({'reduced' if any(row.reduced for row in result.rows) else 'changed'})"
+    title, cells = result.plan.table.title, result.plan.cells
+    if all(cell.comparable for cell in cells):
+        return title
+    return f"{title} ({'reduced' if any(cell.reduced for cell in cells) else 'changed'})"
 
 
 def banner(result: Result) -> str:
     """The first line of every rendering if the runs differ from the table's settings; else empty."""
-    if not result.changes:
+    cells = result.plan.cells
+    changes = dict.fromkeys(change for cell in cells for change in cell.changes)
+    if not changes:
         return ""
-    comparable, reduced = (all(row.comparable for row in result.rows), any(row.reduced for row in result.rows))
+    comparable, reduced = all(cell.comparable for cell in cells), any(cell.reduced for cell in cells)
     kind = "Reduced" if reduced else "Computed otherwise" if comparable else "Changed"
-    return f"{kind}: {'; '.join(result.changes)}.{'' if comparable else ' Not comparable with published figures.'}"
+    return f"{kind}: {'; '.join(changes)}.{'' if comparable else ' Not comparable with published figures.'}"
 
 
 def notes(result: Result) -> list[str]:
     """Notes on how to read the figures."""
-    rows = result.rows
-    published = any(row.published is not None for row in rows)
-    kind = "Top-1 error in %, lower is better" if result.lower else "Top-1 accuracy in %, higher is better"
-    texts = [
-        f"{kind}: mean ± standard deviation (number of seeds), and the median. A seed sets the student's initial weights, the "
-        "order of the images and their crops; the teacher is one network for all.",
-        "The 95 % interval is Student's t over the seeds."
-        + " The verdict compares with the published figure: reproduced means that this figure, itself of an unknown number of "
-        "runs, lies in the interval." * published,
-        f"{BASELINE}: mean difference to the baseline (student trained without a teacher), the first row, over the same "
-        "seeds, ± half its 95 % interval. The interval does not account for selecting the best of several methods.",
-    ]
-    if any(row.weights and not row.tuned for row in rows):
-        texts.append(f"λ: weight of each term. {DEFAULT} Another weight may give a better result.")
-    if published:
-        texts.append(
-            f"{PUBLISHED}: a published figure of the best epoch is compared with our best epoch; one of the last, or of an "
-            "unknown epoch, with our last. The epoch is in brackets."
-            + " So is whose figure it is: that of the method's authors or of a third party's run; unverified: recalled, its source not "
-            "read." * any(row.published_by for row in rows)
-        )
-    if splits := sorted({name for row in rows for name in row.evaluated_on}):
-        chosen = "test images, so it is optimistic" if splits == ["test"] else f"{' and '.join(splits)} images"
-        use = "Best epoch is shown beside" + (", compared only with published figures of the best epoch" * published)
-        texts.append(f"{use}: it is selected on the {chosen}.")
-    collapsed, diverged = (sum(getattr(row, name) for row in rows) for name in ("collapsed", "diverged"))
-    text = f"Runs that collapsed: {collapsed}; that diverged: {diverged}."
-    if collapsed:
-        text += " Collapsed: an evaluation lost more than half of the best lead over chance; the run stays in the mean."
-    if diverged:
-        text += " Diverged: stopped by a non-finite loss or gradient; it has no accuracy."
-    missing = {row.label: row.planned - row.diverged - (row.last.n if row.last else 0) for row in rows}
-    incomplete = ", ".join(f"{label} {count}" for label, count in missing.items() if count)
-    return [*texts, text, *([f"Runs missing, by method: {incomplete}."] if incomplete else [])]
+    methods = result.methods
+    missing = {m.row.label: len(m.cell.runs) - m.diverged - (m.last.n if m.last else 0) for m in methods}
+    text = environment().get_template("notes.txt").render(
+        lower=result.lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
+        published=any(method.row.published is not None for method in methods), by=any(method.row.by for method in methods),
+        untuned=any(method.weights and not method.row.tuned for method in methods),
+        splits=sorted({name for method in methods for name in method.evaluated_on}),
+        collapsed=sum(method.collapsed for method in methods), diverged=sum(method.diverged for method in methods),
+        missing=", ".join(f"{label} {count}" for label, count in missing.items() if count),
+    )  # fmt: skip
+    return [line for line in text.splitlines() if line]
 
 
 def as_markdown(result: Result) -> str:
     """GitHub's tables."""
     return environment().get_template("table.md").render(
-        title=title(result), banner=banner(result), along=along(result), gain=GAIN, result=result, notes=notes(result), words=WORDS,
+        title=title(result), banner=banner(result), along=along(result), gain=GAIN, plan=result.plan, notes=notes(result), words=WORDS,
         groups=[
-            {"title": g.title, "grid": grid(g), "teacher": teacher_text(g), "settings": settings_text(g)} for g in result.groups
+            {"title": g.group.title, "grid": grid(g), "teacher": teacher_text(g), "settings": settings_text(g)} for g in result.groups
         ],
     )  # fmt: skip
 
 
-def as_csv(result: Result) -> str:
-    """One line a method, numbers unrounded."""
-    lines = []
-    for group in result.groups:
-        for row in group.rows:
-            statistics = {
-                f"{name}_{key}": getattr(value, key) if value else None
-                for name, value in (
-                    ("last", row.last),
-                    ("best", row.best),
-                    ("paired", row.paired),
-                    ("seconds", row.seconds),
-                )
-                for key in ("n", "mean", "std", "half_width", "median")
-            }
-            plain = (
-                "published",
-                "published_epoch",
-                "published_by",
-                "difference",
-                "rank",
-                "published_rank",
-                "verdict",
-                "collapsed",
-                "diverged",
-                "reduced",
-                "tuned",
-            )
-            lines.append(
-                {"table": result.table, "group": group.name, "method": row.name, "metric": result.metric, **statistics}
-                | {key: getattr(row, key) for key in plain}
-                | {"weights": weights_text(row.weights)}
-            )
-    return pd.DataFrame(lines).to_csv(index=False)
-
-
 def as_json(result: Result) -> str:
     """All of it, for a program."""
-    return json.dumps(result.as_json(), indent=1, ensure_ascii=False, default=float) + "\n"
+    table, request = result.plan.table, result.plan.request
+    content = {
+        "table": request.table, "command": request.command, "title": table.title, "source": table.source, "metric": table.metric,
+        "along": table.along, "origin": result.origin,
+        "groups": [
+            {"name": g.group.name, "title": g.group.title, "at": result.plan.along.get(g.group.name), "teacher": g.teacher,
+             "published": asdict(g.group.teacher), "layers": asdict(g.group.layers), "rows": [*map(_record, g.methods)]}
+            for g in result.groups
+        ],
+    }  # fmt: skip
+    return json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n"
+
+
+def _record(method: Method) -> dict[str, Any]:
+    """A method's row in the file with its figures, unrounded."""
+    figures = {
+        key: asdict(value) if isinstance(value, Sample) else value
+        for key, value in vars(method).items()
+        if key != "cell"
+    }
+    about = {key: getattr(method.cell, key) for key in ("command", "changes", "reduced", "comparable")}
+    runs = [str(folder_of(run)) for run in method.cell.runs]
+    return {"method": method.row.name, **asdict(method.row), **figures, **about, "runs": runs}
+
+
+def as_csv(result: Result) -> str:
+    """One line a method, with columns such as `last_mean`; without lists and curves."""
+    about = {"table": result.plan.request.table, "metric": result.plan.table.metric}
+    lines = [
+        {**about, "group": group.group.name, **_record(method), "weights": weights_text(method.weights)}
+        for group in result.groups
+        for method in group.methods
+    ]
+    lists = ["overrides", "groups", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
+    return pd.json_normalize([{k: v for k, v in line.items() if k not in lists} for line in lines], sep="_").to_csv(
+        index=False
+    )
 
 
 def print_result(result: Result) -> None:
     """The tables, for the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=220)
     for group in result.groups:
         header, *rows = grid(group)
-        table = Table(title=Text(f"{title(result)}\n{group.title}"), caption=Text(teacher_text(group)))
+        table = Table(title=Text(f"{title(result)}\n{group.group.title}"), caption=Text(teacher_text(group)))
         for name in header:
             table.add_column(name, justify="left" if name in WORDS else "right")
         for row in rows:

@@ -19,9 +19,6 @@ from nst.run import write_teacher_cache
 from nst.storage.folder import DIVERGED, PATIENCE, STUDENT, RunFolder, RunLockedError
 from nst.tables.plan import Plan, finished, folder_of
 
-Runs = Mapping[str, RunConfig]
-"""Name of a run, for messages → the run."""
-
 
 @dataclass
 class Outcome:
@@ -54,26 +51,18 @@ def execute(plan: Plan, dist: Dist) -> Outcome:
         ValueError: a run that cannot be made, or is finished on other data or with other teacher weights.
         Interrupted: stopped by a signal, saved.
     """
-    outcome, several = Outcome(), len(plan.table.groups) > 1
+    outcome, students = Outcome(), plan.named_runs()
     teachers = {f"teacher {run.model['name']}": run for run in plan.teachers}
-    students = {
-        f"{f'{cell.group.title}: ' if several else ''}{cell.row.label}, seed {run.seed}": run
-        for cell in plan.cells
-        for run in cell.runs
-    }
-    students = dict(sorted(students.items(), key=lambda item: item[1].seed))
     # runs are added to finished ones only if those had the same data and teacher weights: rank 0 decides for all
-    complete = [finished(run) and (folder_of(run) / STUDENT).is_file() for run in students.values()]
-    incomplete = dist.main and not all(map(_over, students.values()))
-    for (name, run), check in zip(
-        students.items(), dist.max(*(int(incomplete and one) for one in complete)), strict=True
-    ):
+    adding = dist.main and not all(map(_over, students.values()))
+    complete = [adding and finished(run) and (folder_of(run) / STUDENT).is_file() for run in students.values()]
+    for (name, run), check in zip(students.items(), dist.max(*map(int, complete)), strict=True):
         if check:
             _attempt(name, run, outcome, dist)  # of a finished run, the check is all it does
     _run_all(teachers, outcome, dist)
     for name, run in teachers.items():  # wait for those of other processes
         _attempt(name, run, outcome, dist, lambda *args: execute_run(*args, wait=True))
-    if dist.max(int(any(not finished(run) for run in students.values()))) == [1]:
+    if dist.max(int(not all(map(finished, students.values())))) == [1]:
         for run in plan.caches:
             _attempt(f"teacher cache of {run.teacher.model['name']}", run, outcome, dist, write_teacher_cache)
     _run_all(students, outcome, dist)
@@ -89,15 +78,13 @@ def _over(run: RunConfig) -> bool:
     return finished(run) or (folder_of(run) / DIVERGED).exists()
 
 
-def _run_all(runs: Runs, outcome: Outcome, dist: Dist) -> None:
+def _run_all(runs: Mapping[str, RunConfig], outcome: Outcome, dist: Dist) -> None:
     """Do the runs one after the other: each time the first that is neither over nor locked, as rank 0 says for all."""
     names = [*runs]
     while True:
         choice = len(names)
         remaining = [n for n in names if not _over(runs[n]) and folder_of(runs[n]) not in outcome.failed]
-        for moment in (
-            (0.0, PATIENCE) if dist.main and remaining else ()
-        ):  # a killed process's lock is released a little later
+        for moment in (0.0, PATIENCE) if dist.main and remaining else ():  # a killed process's lock ends a little later
             time.sleep(moment)
             free = [name for name in remaining if not RunFolder(folder_of(runs[name])).is_locked()]
             if free:

@@ -1,46 +1,47 @@
 """The frame of runs: one row a run, read once from its folder. All that lists, compares or draws runs is made from it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import pandas as pd
 
 from nst.config import UNNAMED
-from nst.evaluate import has_collapsed as collapsed_by
+from nst.storage import has_collapsed
+from nst.storage.folder import DIVERGED, METRICS, SUMMARY
 from nst.tables.statistics import Frame
 
 Record = dict[str, Any]
 
-NUMBER = (int, float)
-CONFIG: dict[str, type | tuple[type, ...]] = {  # what every configuration has
-    "data.name": str, "model.name": str, "loss": dict, "optim": dict, "seed": int, "trainer.epochs": int,
-}  # fmt: skip
-RESULT: dict[str, tuple[str, type | tuple[type, ...]]] = {  # column → its key in the summary of a finished run
-    "test": ("test.top1", NUMBER), "best": ("best.top1", NUMBER), "best_epoch": ("best.epoch", NUMBER),
-    "evaluated_on": ("evaluated_on", str), "seconds": ("seconds", NUMBER), "steps": ("steps", int),
-    "commit": ("commit", (str, NoneType)), "versions": ("versions", dict), "hardware": ("hardware", dict),
-    "taught_by": ("teacher", (dict, NoneType)),
-}  # fmt: skip
-TAUGHT_BY: dict[str, type | tuple[type, ...]] = {
-    "teacher.name": str, "teacher.top1": NUMBER, "teacher.parameters": int, "teacher.weights": (str, NoneType),
-    "teacher.sha256": str,
-}  # fmt: skip
 COLUMNS = [
     "folder", "data", "teacher", "model", "loss", "seed", "epochs", "settings", "weights", "chance", "curve", "train", "state",
-    "diverged", "collapsed", "last", *RESULT, "top5", "test_images", "data_key", "data_sha256", "teacher_key", "teacher_sha256",
+    "diverged", "collapsed", "test", "last", "best", "best_epoch", "top5", "test_images", "evaluated_on", "seconds", "steps",
+    "commit", "versions", "hardware", "taught_by", "data_key", "data_sha256", "teacher_key", "teacher_sha256",
 ]  # fmt: skip
 
 
-def read_frame(folders: Iterable[Path]) -> Frame:
+def read_frame(folders: Iterable[Path], damaged: list[str] | None = None) -> Frame:
     """A row for each of these runs that has a configuration, see `read_run`.
 
+    Args:
+        damaged: takes a line for each run that cannot be read, which has no row then.
+
     Raises:
-        ValueError: a damaged file, named with its key.
+        ValueError: a damaged file, without such a list.
     """
-    return pd.DataFrame([read_run(f) for f in folders if (f / "config.json").exists()], columns=COLUMNS)
+    runs = []
+    for folder in folders:
+        try:
+            if (folder / "config.json").exists():
+                runs.append(read_run(folder))
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+    return pd.DataFrame(runs, columns=COLUMNS)
 
 
 def read_run(folder: Path) -> Record:
@@ -50,50 +51,43 @@ def read_run(folder: Path) -> Record:
         folder, data, teacher, model, loss (names of the terms), seed, epochs; settings (those that distinguish runs, by
         dotted key), weights (λ by term, the cross-entropy's only where it is not 1), chance; curve (epoch → accuracy),
         train (accuracy on the training crops over the last epoch), state ("finished", "epoch 3 of 15", "diverged after …"),
-        diverged (the reason, or None), collapsed; last and best, best_epoch, seconds, and of finished runs the columns of
-        `RESULT`, top5 and test_images; data_sha256 and teacher_sha256 with the settings that name them. Accuracies are
+        diverged (the reason, or None), collapsed; last and best, best_epoch, seconds, and of finished runs all other
+        `COLUMNS`; data_sha256 and teacher_sha256 with the settings that name them. Accuracies are
         top-1 in percent; last is on the test images, of a run that is not finished on those of its evaluations.
 
     Raises:
         ValueError: a damaged file, named with its key.
     """
-    file = folder / "config.json"
-    config = _read_json(file)
-    for key, kinds in CONFIG.items():
-        _value(config, key, kinds, file)
-    taught = (config.get("teacher") or {}).get("model") is not None
-    if taught:
-        _value(config, "teacher.model.name", str, file)
-    for name in config["loss"]:
-        _value(config, f"loss.{name}.weight", NUMBER, file)
-    weights = {name: float(node["weight"]) for name, node in config["loss"].items()}
-    classes, epochs = config["data"].get("num_classes"), config["trainer"]["epochs"]
-    evaluations, steps = _read_events(folder, "eval"), _read_events(folder, "train")
-    curve = {event["epoch"]: event["top1"] for event in evaluations}
+    with _opened(folder / "config.json") as config:
+        taught = config["teacher"]["model"]
+        weights = {name: float(node["weight"]) for name, node in config["loss"].items()}
+        classes, epochs = config["data"].get("num_classes"), int(config["trainer"]["epochs"])
+        run: Record = {
+            "folder": str(folder), "data": config["data"]["name"], "model": config["model"]["name"],
+            "teacher": taught["name"] if taught else "none",
+            "loss": "+".join(name for name in weights if name != "ce") or "ce",
+            "seed": int(config["seed"]), "epochs": epochs, "settings": distinguishing(config),
+            "weights": {name: weight for name, weight in weights.items() if name != "ce" or weight != 1},
+            "chance": 100 / classes if classes else None,
+        }  # fmt: skip
+    events = _events(folder / METRICS)
+    curve = {event["epoch"]: event["top1"] for event in events if event.get("kind") == "eval"}
+    steps = [event for event in events if event.get("kind") == "train"]
     crops = [event["top1"] for event in steps if event["epoch"] > epochs - 1]
-    stop = folder / "diverged.json"
-    diverged = _value(_read_json(stop), "reason", str, stop) if stop.exists() else None
     progress = f"epoch {max(curve, default=0):g} of {epochs}"
-    timings = [event.get("timing", {}).get("seconds") for event in steps]
-    run = {
-        "folder": str(folder), "data": config["data"]["name"], "model": config["model"]["name"],
-        "teacher": config["teacher"]["model"]["name"] if taught else "none",
-        "loss": "+".join(name for name in config["loss"] if name != "ce") or "ce",
-        "seed": config["seed"], "epochs": epochs, "settings": distinguishing(config),
-        "weights": {name: weight for name, weight in weights.items() if name != "ce" or weight != 1},
-        "chance": 100 / classes if isinstance(classes, int) and classes > 0 else None,
-        "curve": curve, "train": sum(crops) / len(crops) if crops else None,
-        "state": f"diverged after {progress}" if diverged else progress, "diverged": diverged,
-        "last": list(curve.values())[-1] if curve else None, "best": max(curve.values(), default=None),
-        "best_epoch": max(curve, key=lambda epoch: curve[epoch], default=None),
-        "seconds": next((second for second in reversed(timings) if isinstance(second, NUMBER)), None),
+    run |= {
+        "curve": curve, "train": sum(crops) / len(crops) if crops else None, "state": progress, "diverged": None,
+        "collapsed": collapsed(curve.values(), run["chance"]), "last": list(curve.values())[-1] if curve else None,
+        "best": max(curve.values(), default=None), "best_epoch": max(curve, key=lambda epoch: curve[epoch], default=None),
+        "seconds": steps[-1].get("timing", {}).get("seconds") if steps else None,
     }  # fmt: skip
-    run["collapsed"] = has_collapsed(list(curve.values()), run["chance"])
-    if (folder / "summary.json").exists():
-        run |= _result(folder / "summary.json")
-    given = taught and config["teacher"].get("weights") is not None  # else it was trained on these images
-    images = {key: value for key, value in run["settings"].items() if key.startswith("data.")}
-    teacher = {key: value for key, value in run["settings"].items() if key.startswith("teacher.")}
+    if (folder / DIVERGED).exists():
+        with _opened(folder / DIVERGED) as stop:
+            run |= {"diverged": str(stop["reason"]), "state": f"diverged after {progress}"}
+    if (folder / SUMMARY).exists():
+        run |= _result(folder / SUMMARY)
+    given = bool(taught) and config["teacher"].get("weights") is not None  # else it was trained on these images
+    images, teacher = ({k: v for k, v in run["settings"].items() if k.startswith(p)} for p in ("data.", "teacher."))
     run["data_key"] = json.dumps(images, sort_keys=True)
     run["teacher_key"] = json.dumps([teacher, None if given else images], sort_keys=True)
     return run
@@ -101,22 +95,47 @@ def read_run(folder: Path) -> Record:
 
 def _result(file: Path) -> Record:
     """The columns that a finished run has of its summary."""
-    summary = _read_json(file)
-    columns = {column: _value(summary, key, kinds, file) for column, (key, kinds) in RESULT.items()}
-    for key, kinds in TAUGHT_BY.items() if summary["teacher"] is not None else ():
-        _value(summary, key, kinds, file)
-    return columns | {
-        "state": "finished", "diverged": None, "last": columns["test"],
-        "top5": summary["test"].get("top5"), "test_images": summary["test"].get("images"),
-        "data_sha256": (summary.get("data") or {}).get("sha256"),
-        "teacher_sha256": (summary["teacher"] or {}).get("sha256"),
-    }  # fmt: skip
+    with _opened(file) as summary:
+        test, best, teacher = summary["test"], summary["best"], summary["teacher"]
+        return {
+            **{key: summary[key] for key in ("evaluated_on", "steps", "commit", "versions", "hardware")},
+            "state": "finished", "diverged": None, "seconds": float(summary["seconds"]),
+            "test": float(test["top1"]), "last": float(test["top1"]), "top5": test.get("top5"), "test_images": test.get("images"),
+            "best": float(best["top1"]), "best_epoch": best["epoch"],
+            "taught_by": teacher and {key: teacher[key] for key in ("name", "top1", "parameters", "weights", "sha256")}
+            | {"top5": teacher.get("top5"), "evaluated_on": teacher.get("evaluated_on", "test")},
+            "data_sha256": (summary.get("data") or {}).get("sha256"), "teacher_sha256": teacher and teacher["sha256"],
+        }  # fmt: skip
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Record]:
+    """What a JSON file holds. Raises ValueError, naming file and key, for whatever is wrong with it."""
+    try:
+        yield json.loads(file.read_bytes())
+    except KeyError as error:
+        raise ValueError(f"{file} is damaged: {error.args[0]} is missing") from error
+    except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _events(file: Path) -> list[Record]:
+    """The lines of `metrics.jsonl` with an accuracy; one that was cut off by a crash is left out."""
+    events: list[Record] = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        try:
+            event = json.loads(line)
+            if isinstance(event["epoch"], int | float) and isinstance(event["top1"], int | float):
+                events.append(event)
+        except (KeyError, RecursionError, TypeError, ValueError):
+            continue
+    return events
 
 
 def distinguishing(config: Mapping[str, Any]) -> Record:
     """The settings that distinguish runs, by dotted key: without seed, paths, null, and what is not used."""
     unused = [*UNNAMED, "seed"]
-    if (config.get("teacher") or {}).get("model") is None:
+    if config["teacher"]["model"] is None:
         unused += ["teacher", "cache"]
     elif config["teacher"].get("weights") is not None:
         unused.append("teacher.train")
@@ -134,17 +153,14 @@ def flat(node: Any, prefix: str = "") -> Record:
     return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
-def has_collapsed(accuracies: Iterable[float], chance: float | None) -> bool:
+def collapsed(accuracies: Iterable[float], chance: float | None) -> bool:
     """Whether an evaluation lost more than half of the best lead over chance before it; False where chance is unknown."""
-    best = 0.0
-    for top1 in accuracies if chance is not None else ():
-        if collapsed_by(top1, best, chance or 0.0):
-            return True
-        best = max(best, top1)
-    return False
+    found = [*accuracies]
+    before = zip(found, accumulate(found, max, initial=0.0), strict=False)
+    return chance is not None and any(has_collapsed(top1, best, chance) for top1, best in before)
 
 
-def other_contents(runs: Frame) -> Iterable[tuple[str, Frame]]:
+def other_contents(runs: Frame) -> Iterator[tuple[str, Frame]]:
     """Runs that name the same data, or the same teacher, but had other images or weights: ("data" or "teacher", those runs).
 
     Files may change under a name: a data set that was extended, a teacher that was trained again.
@@ -170,38 +186,23 @@ def check_agreement(runs: Frame) -> None:
         )
 
 
-def _read_json(file: Path) -> Record:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it holds no JSON object")
-    return content
+def rate(settings: Mapping[str, Any]) -> str | None:
+    """The learning rate with its schedule: "0.1 (cosine)"; None where there is none."""
+    value = settings.get("optim.lr")
+    name = str(settings.get("schedule._target_", "")).rpartition(".")[2].lower()
+    return None if value is None else f"{value:g}{f' ({name})' if name else ''}"
 
 
-def _value(record: Record, key: str, kinds: type | tuple[type, ...], file: Path) -> Any:
-    """The value at a dotted key. Raises ValueError, naming file and key, if it is missing or of another type."""
-    node: Any = record
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            raise ValueError(f"{file} is damaged: {key} is missing")
-        node = node[part]
-    if not isinstance(node, kinds) or isinstance(node, bool):
-        raise ValueError(f"{file} is damaged: {key} is {str(node)[:80]!r}")
-    return node
+def weights_text(weights: Mapping[str, float]) -> str:
+    """λ of each term: "kd 16 + nst_poly 50"; "" where there is none."""
+    return " + ".join(f"{name} {weight:g}" for name, weight in weights.items())
 
 
-def _read_events(folder: Path, kind: str) -> list[Record]:
-    """The lines of `metrics.jsonl` of one kind ("train" or "eval"); a line cut off by a crash is left out."""
-    file = folder / "metrics.jsonl"
-    events: list[Record] = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        known = isinstance(event, dict) and event.get("kind") == kind
-        if known and all(isinstance(event.get(key), NUMBER) for key in ("epoch", "top1")):
-            events.append(event)
-    return events
+def as_text(value: Any) -> str:
+    """A value as it is typed; of pairs of layers the names, the teacher's first where they differ, and a weight that is not 1."""
+    pairs = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if pairs and all(isinstance(pair, Mapping) and {"teacher", "student"} <= pair.keys() for pair in pairs):
+        names = ["→".join(dict.fromkeys((str(pair["teacher"]), str(pair["student"])))) for pair in pairs]
+        factors = ["" if pair.get("weight", 1) == 1 else f"×{pair['weight']:g}" for pair in pairs]
+        return ",".join(name + factor for name, factor in zip(names, factors, strict=True))
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

@@ -17,10 +17,9 @@ from nst.cli.compose import composed
 from nst.cli.errors import explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.storage.folder import SUMMARY, run_folder
+from nst.tables.command import OF_THE_TABLE, Request
 from nst.tables.file import Group, Row, Table, nearest, read_table
-from nst.tables.frame import flat
-from nst.tables.request import OF_THE_TABLE, Request
-from nst.tables.settings import as_text
+from nst.tables.frame import as_text, flat
 from nst.teacher import why_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
@@ -70,6 +69,14 @@ class Plan:
             runs[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
         return list(runs.values())
 
+    def named_runs(self) -> dict[str, RunConfig]:
+        """The students by name, for messages: all rows of the first seed, then of the next."""
+        several = len(self.table.groups) > 1
+        named = [
+            (f"{c.group.title}: {c.row.label}" if several else c.row.label, run) for c in self.cells for run in c.runs
+        ]
+        return {f"{name}, seed {run.seed}": run for name, run in sorted(named, key=lambda pair: pair[1].seed)}
+
 
 def folder_of(run: RunConfig) -> Path:
     """The folder of a run."""
@@ -82,45 +89,37 @@ def finished(run: RunConfig) -> bool:
 
 
 def make_plan(request: Request) -> Plan:
-    """Compose every run of the table; no data is read. Titles describe the actual runs.
+    """Compose every run of the table; no data is read. Titles name the data and networks that are run.
 
     Raises:
         ValueError: an unknown table, settings that no run can have (the row is named), groups that are no values of the
             table's axis, or that lack a baseline or mix networks.
     """
-    table = read_table(request.table)
+    table, place = read_table(request.table), f"table={request.table}"
     cells = tuple(_cell(request, table, group, row) for group in table.groups for row in group.rows)
-    _check_groups(request.table, cells)
-    changed = [cell.runs[0] for cell in cells if _extent(cell.runs[0]) != _extent(cell.original)]
-    if changed:  # the table's title no longer says what was run
-        extents = [_extent(cell.runs[0]) for cell in cells]
-        names, limits, lengths = ([*dict.fromkeys(column)] for column in zip(*extents, strict=True))
-        parts = [
-            ", ".join(map(str, names)),
-            *(f"{limit:,} training images" for limit in limits if limit and len(limits) == 1),
-        ]
-        parts += [f"{length} epoch{'s' * (length != 1)}" for length in lengths if len(lengths) == 1]
-        table.title = ", ".join([*parts, f"test {table.metric}"])
+    if any(cell.reduced or cell.original.data["name"] != cell.runs[0].data["name"] for cell in cells):
+        names = dict.fromkeys(
+            cell.runs[0].data["name"] for cell in cells
+        )  # the table's title may tell images and epochs
+        table.title = f"{', '.join(names)}, test {table.metric}"
     for group in table.groups:
-        pairs = [(_networks(cell.original), _networks(cell.runs[0])) for cell in cells if cell.group is group]
-        if any(original != actual for original, actual in pairs):
-            taught = dict.fromkeys(f"{teacher} → {student}" for _, (teacher, student) in pairs if teacher is not None)
-            group.title = ", ".join(taught) or pairs[0][1][1]
-    return Plan(request, table, cells, _along(table.along, request.table, cells) if table.along else {})
+        own = [cell for cell in cells if cell.group is group]
+        _check_group(own, f"{place}: groups: {group.name}")
+        if any(_networks(cell.original) != _networks(cell.runs[0]) for cell in own):
+            taught = dict.fromkeys(" → ".join(_networks(cell.runs[0])) for cell in own[1:] or own)
+            group.title = ", ".join(taught)
+    return Plan(
+        request, table, cells, _along(table.along, f"{place}: along: {table.along}", cells) if table.along else {}
+    )
 
 
-def _extent(run: RunConfig) -> tuple[str, int | None, int]:
-    """Data set, limit of training images, epochs."""
-    return run.data["name"], run.data.get("limit"), run.trainer.epochs
-
-
-def _networks(run: RunConfig) -> tuple[str | None, str]:
-    """The names of teacher and student."""
-    return (run.teacher.model or {}).get("name"), run.model["name"]
+def _networks(run: RunConfig) -> list[str]:
+    """The names of teacher, if there is one, and student."""
+    return [model["name"] for model in (run.teacher.model, run.model) if model is not None]
 
 
 def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
-    own = [*table.overrides, *row.run]
+    own = [*table.overrides, *row.overrides]
     data_root = [o for o in request.overrides if o.startswith("data.root=")]  # depends on the machine: no table has it
     place = f"table={request.table}: groups: {group.name}: rows: {row.name}"
     try:
@@ -161,11 +160,8 @@ def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
     build.optimization(run)  # whose values are checked where they are used
     if run.cache.views:
         networks = build.networks(run)
-        reasons = [
-            why_live(spec, networks.teacher_shapes[spec.layer], run.cache.large)
-            for spec in networks.distiller.target_specs
-        ]
-        if None not in reasons:
+        shapes, specs = networks.teacher_shapes, networks.distiller.target_specs
+        if all(why_live(spec, shapes[spec.layer], run.cache.large) is not None for spec in specs):
             return [o for o in overrides if not o.startswith("cache.")], replace(run, cache=CacheConfig())
     return overrides, run
 
@@ -181,51 +177,45 @@ def _short(value: Any) -> str:
     return Path(value).name if isinstance(value, str) and value.startswith("/") else as_text(value)
 
 
-def _check_groups(table: str, cells: Sequence[Cell]) -> None:
+def _check_group(cells: Sequence[Cell], place: str) -> None:
     """Raises ValueError for a group without a baseline, or of several students or teachers: one is measured and compared."""
-    first: dict[str, tuple[str, str, Any]] = {}
-    for cell in cells:
-        run, place = cell.runs[0], f"table={table}: groups: {cell.group.name}: rows: {cell.row.name}"
-        teacher = run.teacher.model
-        if cell.row is cell.group.rows[0] and teacher is not None:
-            raise ValueError(
-                f"{place} has the teacher {teacher['name']}; the first row is the baseline, trained without one (loss=ce)"
-            )
-        parts = {"student": (run.model["name"], run.model["name"])}
-        if teacher is not None:
-            parts["teacher"] = (teacher["name"], [teacher, run.teacher.weights, run.teacher.seed])
-        for part, (name, identity) in parts.items():
-            row, other, known = first.setdefault(f"{cell.group.name} {part}", (cell.row.name, name, identity))
-            if identity != known:
+    if taught := cells[0].runs[0].teacher.model:
+        raise ValueError(
+            f"{place}: rows: {cells[0].row.name} has the teacher {taught['name']}; the first row is the baseline, trained "
+            "without one (loss=ce)"
+        )
+    runs = {cell.row.name: cell.runs[0] for cell in cells}
+    students = {name: (run.model["name"], "") for name, run in runs.items()}
+    teachers = {
+        name: (run.teacher.model["name"], json.dumps([run.teacher.model, run.teacher.weights, run.teacher.seed]))
+        for name, run in runs.items()
+        if run.teacher.model is not None
+    }
+    for part, known in (("student", students), ("teacher", teachers)):
+        for name, network in known.items():
+            first = next(iter(known))
+            if network != known[first]:
                 raise ValueError(
-                    f"{place} has another {part} ({name}) than {row} ({other}); a group has one of each: make two groups"
+                    f"{place}: rows: {name} has another {part} ({network[0]}) than {first} ({known[first][0]}); a group has one "
+                    "of each: make two groups"
                 )
 
 
-def _along(key: str, table: str, cells: Sequence[Cell]) -> dict[str, float]:
-    """The value of a setting in each group. Raises ValueError where it is no axis: not one number above 0 a group, not one group a number."""
-    source = f"table={table}: along: {key}"
-    values: dict[str, float] = {}
+def _along(key: str, place: str, cells: Sequence[Cell]) -> dict[str, float]:
+    """The value of a setting in each group. Raises ValueError where it is no axis: one number above 0 for each group, each another."""
+    values: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        settings, group = flat(asdict(cell.runs[0])), cell.group.name
+        settings = flat(asdict(cell.runs[0]))
         if key not in settings:
             hint = nearest(key, settings) or "a key such as data.limit is needed"
-            raise ValueError(f"{source}: runs have no such setting; {hint.strip()}")
-        value = settings[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(
-                f"{source}: it is {as_text(value)} in group {group}; a number above 0 is needed, the axis is logarithmic"
-            )
-        if values.setdefault(group, value) != value:
-            raise ValueError(
-                f"{source}: it is {values[group]} and {value} in group {group}; all rows of a group need the same"
-            )
-    for value in values.values():
-        if len(same := [other for other in values if values[other] == value]) > 1:
-            raise ValueError(
-                f"{source}: it is {value} in groups {' and '.join(same)}; each needs a value of its own, so an override cannot "
-                "set it for all of them"
-            )
-    if len(values) < 2:
-        raise ValueError(f"{source}: there is one group; an axis needs two at least")
-    return values
+            raise ValueError(f"{place}: runs have no such setting; {hint.strip()}")
+        values.setdefault(cell.group.name, {})[as_text(settings[key])] = settings[key]
+    each = [value for found in values.values() for value in found.values()]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in each)
+    if not numbers or not 1 < len(values) == len(each) == len({*each}):
+        found = "; ".join(f"{' and '.join(texts)} in group {group}" for group, texts in values.items())
+        raise ValueError(
+            f"{place}: it is {found}; an axis is one number above 0 in all rows of a group, another one in each of two or more "
+            "groups, so that no override of the command line can set it"
+        )
+    return {group: value for group, found in values.items() for value in found.values()}

@@ -1,72 +1,60 @@
 """A table's result: the plan's rows with statistics over their runs."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from nst.tables.file import Layers, Published
-from nst.tables.frame import check_agreement, read_frame
+from nst.tables.file import Group, Row
+from nst.tables.frame import check_agreement, rate, read_frame
 from nst.tables.plan import Cell, Plan, folder_of
-from nst.tables.settings import stated
-from nst.tables.statistics import Frame, Sample, paired, ranks, sample, verdict
+from nst.tables.statistics import Frame, Sample, paired, sample, verdict
 
 
 @dataclass
-class RowResult:
-    """A method: its figures in percent, errors or accuracies as the table's metric says."""
+class Method:
+    """A row of a group: its figures in percent, errors or accuracies as the table's metric says."""
 
-    name: str
-    label: str
-    tuned: bool
-    published: float | None
-    published_top5: float | None
-    published_epoch: str
-    planned: int  # runs
-    diverged: int
-    collapsed: int
+    cell: Cell
     by_seed: dict[int, float]  # of the last epoch, on the test images
     last: Sample | None
     best: Sample | None
     top5: Sample | None
-    difference: float | None  # of the comparable epoch to the published figure
-    verdict: str
+    seconds: Sample | None
+    steps: int | None
+    diverged: int
+    collapsed: int
     evaluated_on: list[str]  # what the best epoch was chosen on
     test_images: int | None
     weights: dict[str, float]
-    settings: dict[str, str]
-    seconds: Sample | None
-    steps: int | None
+    settings: dict[str, str]  # as the result states them
     curve: dict[float, list[float]]  # epoch → error in percent of each run on the images of its evaluations
-    command: str
-    runs: list[str]  # folders
-    changes: list[str]
-    reduced: bool
-    comparable: bool
+    difference: float | None  # of the comparable epoch to the published figure
+    verdict: str
     paired: Sample | None = None  # to the baseline
-    rank: int | None = None
+    rank: int | None = None  # 1 for the best; equal means share the better rank
     published_rank: int | None = None
-    published_by: str | None = None
+
+    @property
+    def row(self) -> Row:
+        """Its row in the table's file, with name, label and published figure."""
+        return self.cell.row
 
     @property
     def kind(self) -> str:
         """ "nst" for a method with it, "other" for another one, "baseline" for none."""
-        return (
-            "nst" if any(name.startswith("nst") for name in self.weights) else "other" if self.weights else "baseline"
-        )
+        if not self.weights:
+            return "baseline"
+        return "nst" if any(name.startswith("nst") for name in self.weights) else "other"
 
 
 @dataclass
 class GroupResult:
-    """Rows that share teacher and student; the baseline is the first."""
+    """Methods that share teacher and student; the baseline is the first."""
 
-    name: str
-    title: str
-    at: float | None  # of the table's axis
-    layers: Layers
-    rows: list[RowResult]
-    published: Published  # the teacher's
+    group: Group
+    methods: list[Method]
     teacher: dict[str, Any] | None  # as it was measured when its students started: name, figure, top5, evaluated_on, …
 
 
@@ -74,34 +62,20 @@ class GroupResult:
 class Result:
     """The whole table."""
 
-    table: str
-    command: str
-    title: str
-    source: str
-    metric: str
-    along: str | None
+    plan: Plan
     groups: list[GroupResult]
     origin: dict[str, list[str]]  # commits, hardware and versions of its runs
-    frame: Frame = field(repr=False)  # a row a run: the columns of `read_run`, at, group, method and value
+    frame: Frame  # a row a run: the columns of `read_run`, at, group, method and value
 
     @property
-    def rows(self) -> list[RowResult]:
+    def methods(self) -> list[Method]:
         """Of all groups."""
-        return [row for group in self.groups for row in group.rows]
+        return [method for group in self.groups for method in group.methods]
 
     @property
     def lower(self) -> bool:
         """Whether lower is better."""
-        return self.metric == "error"
-
-    @property
-    def changes(self) -> list[str]:
-        """Of the runs from the table's settings."""
-        return [*dict.fromkeys(change for row in self.rows for change in row.changes)]
-
-    def as_json(self) -> dict[str, Any]:
-        """All but the frame, as in `table.json`."""
-        return {key: value for key, value in asdict(Result(**{**vars(self), "frame": None})).items() if key != "frame"}  # pyright: ignore[reportArgumentType]
+        return self.plan.table.metric == "error"
 
 
 def read_result(plan: Plan) -> Result:
@@ -110,82 +84,90 @@ def read_result(plan: Plan) -> Result:
     Raises:
         ValueError: a damaged file, or runs that saw other images or another teacher than others of the same settings.
     """
-    table, groups, lower = plan.table, [], plan.table.metric == "error"
+    lower, groups = plan.table.metric == "error", []
     frames: list[Frame] = []
-    for group in table.groups:
-        rows, at, first = [], plan.along.get(group.name), len(frames)
+    for group in plan.table.groups:
+        methods, teachers = [], []
         for cell in (cell for cell in plan.cells if cell.group is group):
-            runs: Frame = read_frame(folder_of(run) for run in cell.runs)
-            top1 = runs["test"].astype(float)
-            runs = runs.assign(
-                at=at or 0.0, group=group.name, method=cell.row.label, value=100 - top1 if lower else top1
-            )
+            runs = read_frame(folder_of(run) for run in cell.runs)
+            value, at = _as_metric(runs["test"], lower), plan.along.get(group.name, 0.0)
+            runs = runs.assign(at=at, group=group.name, method=cell.row.label, value=value)
             frames.append(runs)
-            rows.append(_row(cell, runs, lower))
-        _compare(rows, lower)
-        teacher = next(
-            (_teacher(about, lower) for runs in frames[first:] for about in runs["taught_by"].dropna()), None
-        )
-        groups.append(GroupResult(group.name, group.title, at, group.layers, rows, group.teacher, teacher))
+            teachers += [*runs["taught_by"].dropna()]
+            methods.append(_method(cell, runs, lower))
+        baseline = pd.Series(methods[0].by_seed, dtype=float)
+        for method in methods[1:]:
+            method.paired = paired(pd.Series(method.by_seed, dtype=float), baseline)
+        ours = _ranks([method.last and method.last.mean for method in methods], lower)
+        theirs = _ranks([method.row.published for method in methods], lower)
+        for i, method in enumerate(methods):
+            method.rank, method.published_rank = ours[i], theirs[i]
+        groups.append(GroupResult(group, methods, _teacher(teachers[0], lower) if teachers else None))
     frame: Frame = pd.concat(frames, ignore_index=True)
     check_agreement(frame)
     done = frame[frame["state"] == "finished"]
     origin = {name: sorted({*map(_words, done[name])}) for name in ("commit", "hardware", "versions")}
-    request = plan.request
-    return Result(
-        request.table, request.command, table.title, table.source, table.metric, table.along, groups, origin, frame
-    )
+    return Result(plan, groups, origin, frame)
+
+
+def _as_metric(accuracies: Any, lower: bool) -> Any:
+    """Accuracies in percent as the table's metric: as they are, or errors."""
+    found = accuracies.astype(float) if isinstance(accuracies, pd.Series) else accuracies
+    return 100 - found if lower else found
+
+
+def _ranks(values: list[float | None], lower: bool) -> list[int | None]:
+    found = pd.Series(values, dtype=float).rank(method="min", ascending=lower)
+    return [None if pd.isna(rank) else int(rank) for rank in found]
 
 
 def _words(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _row(cell: Cell, runs: Frame, lower: bool) -> RowResult:
-    row, epoch, done = cell.row, cell.row.epoch or "unknown", runs[runs["state"] == "finished"]
-    best, top5 = (done[name].astype(float) for name in ("best", "top5"))
-    last, best = sample(done["value"]), sample(100 - best if lower else best)
-    top5 = sample(100 - top5 if lower else top5) if top5.notna().all() else None
-    splits = sorted({*done["evaluated_on"]})
-    ours = best if epoch == "best" else last
-    chosen_elsewhere = epoch == "best" and "val" in splits
-    hindrance = None if cell.comparable else "reduced" if cell.reduced else "other settings"
-    if hindrance is None and chosen_elsewhere:
-        hindrance = "our best epoch is one on validation images"
-    diverged = int(runs["diverged"].notna().sum())
-    images = next((int(n) for n in done["test_images"].dropna() if n), None)
+def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
+    row, done = cell.row, runs[runs["state"] == "finished"]
+    last, best = sample(done["value"]), sample(_as_metric(done["best"], lower))
+    splits, diverged = sorted({*done["evaluated_on"]}), int(runs["diverged"].notna().sum())
+    ours, chosen_elsewhere = (best, "val" in splits) if row.epoch == "best" else (last, False)
+    incomparable = None if cell.comparable else "reduced" if cell.reduced else "other settings"
+    if chosen_elsewhere:
+        incomparable = incomparable or "our best epoch is one on validation images"
+    images = next((int(n) for n in done["test_images"].dropna()), None)
     curves = [{epoch: 100 - top1 for epoch, top1 in curve.items()} for curve in runs["curve"] if curve]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
-    return RowResult(
-        row.name, row.label, row.tuned, row.published, row.published_top5, epoch, len(cell.runs), diverged,
-        collapsed=int(runs["collapsed"].sum()),
-        by_seed=dict(zip(done["seed"], done["value"], strict=True)),
-        last=last, best=best, top5=top5,
-        difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
-        verdict=verdict(ours, row.published, lower, hindrance) if ours else "diverged" if diverged else "not run",
-        evaluated_on=splits, test_images=images,
+    return Method(
+        cell, dict(zip(done["seed"], done["value"], strict=True)),
+        last, best, top5=sample(_as_metric(done["top5"], lower)) if done["top5"].notna().all() else None,
+        seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
+        diverged=diverged, collapsed=int(runs["collapsed"].sum()), evaluated_on=splits, test_images=images,
         weights=runs["weights"].iloc[0] if len(runs) else {},
         settings=stated(runs["settings"].iloc[0], images) if len(runs) else {},
-        seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
-        command=cell.command, runs=[str(folder_of(run)) for run in cell.runs],
-        changes=list(cell.changes), reduced=cell.reduced, comparable=cell.comparable, published_by=row.by,
+        difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
+        verdict=verdict(ours, row.published, lower, incomparable) if ours else "diverged" if diverged else "not run",
     )  # fmt: skip
 
 
-def _compare(rows: Sequence[RowResult], lower: bool) -> None:
-    """Fill in the rows' ranks, and their differences to the baseline, which is the first."""
-    ours = ranks([row.last.mean if row.last else None for row in rows], lower)
-    theirs = ranks([row.published for row in rows], lower)
-    baseline = pd.Series(rows[0].by_seed, dtype=float)
-    for i, row in enumerate(rows):
-        row.rank, row.published_rank = ours[i], theirs[i]
-        row.paired = paired(pd.Series(row.by_seed, dtype=float), baseline) if i else None
+def stated(settings: Mapping[str, Any], test_images: int | None) -> dict[str, str]:
+    """The settings, of those by dotted key, that a result states; those that a run lacks are left out."""
+    held_out, clip = 100 * (settings.get("data.validation") or 0), settings.get("trainer.clip_grad_norm")
+    decay = settings.get("optim.weight_decay")
+    texts = {
+        "epochs": settings.get("trainer.epochs"),
+        "learning rate": rate(settings),
+        "weight decay": None if decay is None else f"{decay:g}",
+        "batch size": settings.get("trainer.batch_size"),
+        "gradient norm clipped at": None if clip is None else f"{clip:g}",
+        "precision": settings.get("trainer.precision"),
+        "training images": settings.get("data.limit") or (f"all but {held_out:.3g} % held out" if held_out else "all"),
+        "test images": None if test_images is None else f"{test_images:,}",
+    }
+    return {key: str(text) for key, text in texts.items() if text is not None}
 
 
 def _teacher(about: dict[str, Any], lower: bool) -> dict[str, Any]:
     """The one teacher of a group, with its figures as the table states them."""
-    figures = {"figure": about["top1"], "top5": about.get("top5")}
-    figures = {key: 100 - value if lower and value is not None else value for key, value in figures.items()}
-    kept = {key: about[key] for key in ("name", "parameters", "weights", "sha256")}
-    return {**kept, "evaluated_on": about.get("evaluated_on", "test"), **figures}
+    figures = {"figure": _as_metric(about["top1"], lower)}
+    figures["top5"] = None if about["top5"] is None else _as_metric(about["top5"], lower)
+    return {key: about[key] for key in ("name", "parameters", "weights", "sha256", "evaluated_on")} | figures

@@ -1,6 +1,6 @@
 """The statistics of the tables. Every figure is in percent; a sample is one value a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Sample:
         return self.signed + ("" if self.half_width is None else f" [{self.median:+.2f}]") + f" ({self.n})"
 
 
-def sample(values: Sequence[float] | Series) -> Sample | None:
+def sample(values: Iterable[float] | Series) -> Sample | None:
     """Summarise values, one a seed; None where there are none. The interval is Student's t."""
     found = np.asarray(values, dtype=float)
     if not len(found):
@@ -63,38 +63,28 @@ def sample(values: Sequence[float] | Series) -> Sample | None:
 
 
 def paired(values: Series, baseline: Series) -> Sample | None:
-    """Differences to the baseline over the seeds that both have; None if there are none.
-
-    Args:
-        values, baseline: indexed by seed.
-    """
+    """Differences to the baseline, both indexed by seed, over the seeds that both have; None if there are none."""
     return sample((values - baseline).dropna())
 
 
-def verdict(ours: Sample, published: float | None, lower_is_better: bool, hindrance: str | None = None) -> str:
+def verdict(ours: Sample, published: float | None, lower_is_better: bool, incomparable: str | None = None) -> str:
     """Ours beside the published figure.
 
     "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
     interval, so no verdict but the difference.
 
     Args:
-        hindrance: why the two cannot be compared ("reduced"), or None.
+        incomparable: why the two cannot be compared ("reduced"), or None.
     """
     if published is None:
         return "nothing published"
-    if hindrance is not None:
-        return f"not comparable: {hindrance}"
+    if incomparable is not None:
+        return f"not comparable: {incomparable}"
     short = ours.mean - published if lower_is_better else published - ours.mean
     text = f"{'short' if short > 0 else 'better'} by {abs(short):.2f}"
     if ours.half_width is None:
         return f"{text} (one seed: no interval)"
     return "reproduced" if abs(short) <= ours.half_width else text
-
-
-def ranks(values: Sequence[float | None], lower_is_better: bool) -> list[int | None]:
-    """1 for the best; equal values share the better rank; None stays None."""
-    found = pd.Series([*values], dtype=float).rank(method="min", ascending=lower_is_better)
-    return [None if pd.isna(rank) else int(rank) for rank in found]
 
 
 @dataclass(frozen=True)
@@ -118,37 +108,34 @@ def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain
             (λ by term beside the cross-entropy), collapsed and diverged.
         of_nst: what NST adds. A sum of which no method, or more than one, is the same without NST has no gain.
     """
-    values = {
-        key: group.set_index("seed")["value"].dropna() for key, group in runs.groupby(["at", "method"], sort=False)
-    }
-    weights = {key: group["weights"].iloc[0] for key, group in runs.groupby(["at", "method"], sort=False)}
-    places = sorted(runs["at"].unique())
-    sides: dict[str, dict[float, tuple[Series, Series]]] = {}
+    places, sign = sorted(runs["at"].unique()), -1 if lower_is_better else 1
+    differences: dict[str, dict[float, Series]] = {}
     lost: dict[str, dict[float, str]] = {}
     with_nst: set[str] = set()
     for at in places:
-        methods = [method for place, method in values if place == at]
-        for method in methods:
-            own, reference = weights[at, method], methods[0]
+        methods = dict([*runs[runs["at"] == at].groupby("method", sort=False)])
+        values = {name: sign * group.set_index("seed")["value"].dropna() for name, group in methods.items()}
+        weights = {name: group["weights"].iloc[0] for name, group in methods.items()}
+        baseline = next(iter(methods))
+        for name, own in weights.items():
             rest = {term: weight for term, weight in own.items() if not term.startswith("nst")}
-            label = method
+            reference, label = baseline, name
             if of_nst:
-                same = [m for m in methods if weights[at, m] == rest] if rest else methods[:1]
+                same = [other for other in weights if weights[other] == rest] if rest else [baseline]
                 if rest == own or len(same) != 1:
                     continue
-                reference, label = same[0], f"{method} − {same[0]}"
-            elif method == reference:
+                reference, label = same[0], f"{name} − {same[0]}"
+            elif name == baseline:
                 continue
-            first, second = values[at, method], values[at, reference]
-            sides.setdefault(label, {})[at] = (second, first) if lower_is_better else (first, second)
-            lost.setdefault(label, {})[at] = lost_text(runs[(runs["at"] == at) & (runs["method"] == method)])
+            differences.setdefault(label, {})[at] = (values[name] - values[reference]).dropna()
+            lost.setdefault(label, {})[at] = lost_text(methods[name])
             if rest != own:
                 with_nst.add(label)
     found = []
-    for label, pairs in sides.items():
-        points = {at: gain for at, pair in pairs.items() if (gain := paired(*pair)) is not None}
-        whole: Frame = pd.concat([first - second for first, second in pairs.values()], axis=1).dropna()
-        overall = sample(whole.mean(axis=1)) if len(pairs) == len(places) else None
+    for label, by_place in differences.items():
+        points = {at: point for at, values in by_place.items() if (point := sample(values)) is not None}
+        whole: Frame = pd.concat([*by_place.values()], axis=1).dropna()
+        overall = sample(whole.mean(axis=1)) if len(by_place) == len(places) else None
         found.append(Gain(label, label in with_nst, points, lost[label], overall))
     return found
 
