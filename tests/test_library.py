@@ -51,7 +51,7 @@ def test_unknown_names_are_attribute_errors() -> None:
     assert not hasattr(nst, "registry")
 
 
-PUBLIC = ("nst", "nst.export", "nst.export.predict", "nst.models", "nst.models.weights", "nst.teacher")
+PUBLIC = ("nst", "nst.export", "nst.models", "nst.models.weights", "nst.teacher")
 
 
 def parts(annotation: Any) -> list[Any]:
@@ -78,4 +78,4 @@ def test_every_path_may_be_text() -> None:
                     taking.add(name)
                     assert str in kinds, f"{home}.{name}({parameter})"
                     assert PathLike[str] in kinds, f"{home}.{name}({parameter})"
-    assert {"load_weights", "save_weights", "load_student", "finished_run", "classifier"} <= taking
+    assert {"load_weights", "save_weights", "load_student", "finished_run"} <= taking

@@ -118,14 +118,13 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
                 raise FloatingPointError(
                     f"the trained student is not finite: {key}; a lower optim.lr or trainer.clip_grad_norm=2 may prevent it"
                 )
-        test, test_best = last, None
+        test, weights = last, {key: value.clone() for key, value in student.state_dict().items()}
+        images = build.loader(settings, dist, data, "test")
         if evaluated == "val":  # the test images are looked at once, with the last and with the best weights
-            images = build.loader(settings, dist, data, "test")
             test = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
-            weights = {key: value.clone() for key, value in student.state_dict().items()}
-            load_weights(student, folder.path / BEST)
-            test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
-            student.load_state_dict(weights)
+        load_weights(student, folder.path / BEST)
+        test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
+        student.load_state_dict(weights)
         about_student: dict[str, Any] = {"name": name, "parameters": build.count_parameters(student)}
         if settings.trainer.ema is not None:
             average = f"exponential moving average over the steps, decay {settings.trainer.ema}"
@@ -137,7 +136,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
             "finished": True,
             "folder": str(folder.path),
             "test": asdict(test),
-            "test_best": None if test_best is None else asdict(test_best),
+            "test_best": asdict(test_best),
             "evaluated_on": evaluated,
             "last": asdict(last),
             "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},

@@ -114,7 +114,7 @@ def check_subject(cfg: DictConfig) -> None:
 
 
 def _evaluate(cfg: DictConfig) -> None:
-    from nst.export.evaluation import evaluate_weights
+    from nst.export.inference import evaluate_weights
 
     settings: Any = OmegaConf.to_object(cfg)
     evaluate_weights(settings)
@@ -191,7 +191,7 @@ def predict(arguments: Sequence[str]) -> None:
         check_ranges(settings, "")
         use_working_directory()
         end.status = 1
-        from nst.export.predict import classifier, image_files, predict
+        from nst.export.inference import classifier, image_files, predict
 
         files = image_files(Path(settings.images).expanduser())
         student = classifier(Path(settings.model).expanduser(), settings.device)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -21,28 +21,23 @@ from nst.storage.folder import BEST, STUDENT, SUMMARY, read_json
 
 log = logging.getLogger(__name__)
 
-REBUILD = "model.json"
+MODEL = "model.json"  # in an export: how to rebuild the network, and what was measured
 CALLABLE = ("nst.models", "nst.data", "torch.nn", "torchvision", "timm")  # what stored settings may call
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run."""
+    """A finished run, with the weights of its last or of its best epoch."""
 
     folder: Path
     settings: RunConfig
     summary: dict[str, Any]
-    epoch: Literal["last", "best"] = "last"  # of its weights
+    weights: Path  # the student's file
 
     @property
-    def weights(self) -> Path:
-        """The student's file."""
-        return self.folder / (STUDENT if self.epoch == "last" else BEST)
-
-    @property
-    def test(self) -> dict[str, Any] | None:
-        """Its accuracies on the test images; None for the best epoch where they have chosen it."""
-        return self.summary["test" if self.epoch == "last" else "test_best"]
+    def test(self) -> dict[str, Any]:
+        """Its accuracies on the test images."""
+        return self.summary["test" if self.weights.name == STUDENT else "test_best"]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -54,25 +49,21 @@ class FinishedRun:
         """The names of the classes in the training; those of `data` where the run has not kept them.
 
         Raises:
-            ValueError: classes of the training have other numbers in `data`. One data set may spell its classes in two ways,
-                so of names that `data` does not have the first is logged.
+            ValueError: a class of the training has another number in `data`. One data set may spell its classes in two ways,
+                so names that `data` does not have are only logged.
         """
-        trained = self.summary["data"].get("classes")
-        if data is None or data.classes is None:
-            return trained
-        here = data.classes
-        differ = [(i, a, b) for i, (a, b) in enumerate(zip(trained or (), here, strict=False)) if a != b]
-        for label, before, now in differ:
-            if before in here or now in trained:
+        trained, here = self.summary["data"].get("classes"), [] if data is None else list(data.classes or ())
+        for label, (before, now) in enumerate(zip(trained or (), here, strict=False)):
+            if before != now and (before in here or now in trained):
                 raise ValueError(
-                    f"{self.folder} was trained with class {label} {before!r}, in data.name={data.name} class {label} is {now!r}: "
-                    "give images of the same classes, in the same order"
+                    f"{self.folder} was trained with class {label} {before!r}, these images have class {label} {now!r}: give images "
+                    "of the same classes, in the same order"
                 )
-        for label, before, now in differ[:1]:
+        if trained and here and trained != here:
             log.warning(
-                "class %d is %r in data.name=%s, %r in the training of %s", label, now, data.name, before, self.folder
+                "the classes are spelled otherwise than in the training of %s: %s", self.folder, ", ".join(here)
             )
-        return trained or list(here)
+        return trained or here or None
 
     def student(self) -> nn.Module:
         """The trained student in `eval()` mode on the CPU: no hooks, no projections, no teacher."""
@@ -104,41 +95,23 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
         missing = "no such folder" if not folder.is_dir() else f"no finished run ({file.name} or {STUDENT} is missing)"
         raise ValueError(f"run={folder}: {missing}; pass the folder that a run prints after 'written to'")
     summary = read_json(file)
-    needed = (
-        "config",
-        "test",
-        "evaluated_on",
-        "teacher",
-        "student",
-        "data",
-        "seconds",
-        "commit",
-        "versions",
-        "hardware",
-    )
-    if missing := [key for key in needed if key not in summary]:
-        raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}")
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), summary["config"]))
         assert isinstance(settings, RunConfig)
         check_values(settings)
         for node in (settings.model, settings.teacher.model, settings.data):
             check_code(node, file)
-        sizes = [int(settings.data[key]) for key in ("channels", "size", "num_classes")]
-        assert min(sizes) > 0
-        assert settings.model["name"]
         digest = summary["student"]["sha256"]
-    except (OmegaConfBaseException, AssertionError, AttributeError, KeyError, TypeError) as error:
+    except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: its settings are not those of a run of this version: {error}") from error
     _check_sha256(folder / STUDENT, digest, file)
     if data_root is not None:
         settings.data = {**settings.data, "path" if "path" in settings.data else "root": data_root}
     if weights not in ("last", "best"):
         raise ValueError(f"weights={weights}: with run=… one of last, best is needed")
-    run = FinishedRun(folder, settings, summary, weights)
-    if not run.weights.is_file():
-        raise ValueError(f"weights=best: {run.weights} is missing; the last epoch's are there (weights=last)")
-    return run
+    if weights == "best" and not (folder / BEST).is_file():
+        raise ValueError(f"weights=best: {folder / BEST} is missing; the last epoch's are there (weights=last)")
+    return FinishedRun(folder, settings, summary, folder / (STUDENT if weights == "last" else BEST))
 
 
 def check_code(node: Any, file: Path) -> None:
@@ -160,19 +133,16 @@ def check_code(node: Any, file: Path) -> None:
         return
     target, here = str(node["_target_"]), Path.cwd()
 
-    def own(name: str) -> bool:
-        top = name.partition(".")[0]
-        return top.isidentifier() and ((here / f"{top}.py").is_file() or (here / top).is_dir())
-
     def known(name: str) -> bool:
-        return any(name == home or name.startswith(f"{home}.") for home in CALLABLE) or own(name)
+        top = name.partition(".")[0]
+        own = top.isidentifier() and ((here / f"{top}.py").is_file() or (here / top).is_dir())
+        return own or any(f"{name}.".startswith(f"{home}.") for home in CALLABLE)
 
     try:  # looked up only below a known name; its own home counts, too, since a module of ours imports others
         found = get_object(target) if known(target) else None
-        allowed = known(str(getattr(getattr(found, "func", found), "__module__", None)))  # of a partial, its function
     except (ImportError, ValueError) as error:
         raise ValueError(f"{file} names {target[:80]!r}, which cannot be imported: {error}") from error
-    if not allowed:
+    if not known(str(getattr(getattr(found, "func", found), "__module__", None))):  # of a partial, its function
         raise ValueError(
             f"{file} names {target[:80]!r}, which is neither a network or data set of nst, torch.nn, torchvision or timm, nor in a "
             f"module of the working folder {here}: it is not called. Start the command in the folder of your own modules"
@@ -185,13 +155,13 @@ def load_student(folder: str | PathLike[str]) -> nn.Module:
     Raises:
         ValueError: a file is missing, damaged or of another network, or `model.json` names code that `check_code` refuses.
     """
-    recipe = read_export(folder)
-    file, node = Path(folder) / REBUILD, {**recipe["arguments"], "_target_": recipe["target"]}
+    about, file = read_export(folder), Path(folder) / MODEL
+    node = {**about["arguments"], "_target_": about["target"]}
     check_code(node, file)
-    if recipe.get("weights") is None:
+    if about["weights"] is None:
         raise ValueError(f"{file}: the weights were not exported; formats=[safetensors] writes them")
-    weights = file.with_name(Path(recipe["weights"]).name)
-    _check_sha256(weights, recipe["sha256"], file)
+    weights = file.with_name(Path(about["weights"]).name)
+    _check_sha256(weights, about["sha256"], file)
     model = build.network(str(file), node, seed=0)
     load_weights(model, weights)
     return model.eval()
@@ -199,13 +169,13 @@ def load_student(folder: str | PathLike[str]) -> nn.Module:
 
 def read_export(folder: str | PathLike[str]) -> dict[str, Any]:
     """`model.json` of an export. Raises ValueError if it is missing or not one of this version."""
-    file = Path(folder) / REBUILD
+    file = Path(folder) / MODEL
     if not file.is_file():
         raise ValueError(f"{file} does not exist; nst export writes it")
-    recipe = read_json(file, "export the run again")
-    if missing := [key for key in ("target", "arguments", "input", "output", "files") if key not in recipe]:
-        raise ValueError(f"{file} is damaged: it has no {', '.join(missing)}; export the run again")
-    return recipe
+    about = read_json(file, "export the run again")
+    if missing := {"target", "arguments", "weights", "input", "output", "files"} - about.keys():
+        raise ValueError(f"{file} is damaged: it has no {', '.join(sorted(missing))}; export the run again")
+    return about
 
 
 def _check_sha256(weights: Path, expected: str, named_in: Path) -> None:

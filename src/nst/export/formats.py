@@ -1,10 +1,9 @@
 """The student as files: safetensors, torch.export, ONNX and ONNX in 8 bits. Each can be loaded as its users do."""
 
 import importlib.util
-import io
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,22 @@ from torch.export import Dim, ExportedProgram
 from nst.export.finished import load_student
 from nst.storage.folder import STUDENT
 
-FILES = {
-    "safetensors": STUDENT,
-    "torch": "student.pt2",
-    "onnx": "student.onnx",
-    "onnx_int8": "student.int8.onnx",
-}
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FILES = {"safetensors": STUDENT, "torch": "student.pt2", "onnx": "student.onnx", "onnx_int8": "student.int8.onnx"}
 
 Forward = Callable[[Tensor], Tensor]
 
 
 class Rescaled(nn.Module):
-    """A network whose input is scaled and shifted by channel first: `model(images · scale + shift)`."""
+    """A network whose input is scaled and shifted by channel first: `model(images · scale + shift)`.
+
+    Args:
+        scale, shift: `[C]` float32.
+    """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, model: nn.Module, scale: Tensor, shift: Tensor) -> None:
-        """`scale`, `shift`: `[C]` float32."""
         super().__init__()
         self.model = model
         self.register_buffer("scale", scale[:, None, None])
@@ -50,7 +46,7 @@ def formats_to_write(formats: Sequence[str] | None) -> list[str]:
     Raises:
         ValueError: an unknown format, or ONNX requested and not installed.
     """
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if formats is None:
         return ["safetensors", "torch"] + (["onnx"] if not missing else [])
     for name in formats:
@@ -79,13 +75,6 @@ def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)  # names source files of this machine
     return program
-
-
-def torch_bytes(program: ExportedProgram) -> bytes:
-    """The content of `student.pt2`."""
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return buffer.getvalue()
 
 
 def onnx_bytes(program: ExportedProgram, name: str) -> bytes:
@@ -117,16 +106,21 @@ def int8_bytes(onnx: bytes, calibration: Sequence[Tensor], exclude: Collection[s
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    layers = _layers(onnx_format.load_from_string(onnx))
-    excluded = [node for layer, node in layers if any(f"{layer}.".startswith(f"{name}.") for name in exclude)]
-    names = list(dict.fromkeys(layer for layer, _ in layers))
+    graph = onnx_format.load_from_string(onnx).graph
+    values = {value.name for value in graph.initializer}
+    layers = {  # name in the network → node of the graph
+        name.removesuffix(".weight").removeprefix("model."): node.name  # "model." is `Rescaled`'s
+        for node in graph.node
+        for name in node.input
+        if name in values and name.endswith(".weight")
+    }
     for name in exclude:
-        if not any(f"{layer}.".startswith(f"{name}.") for layer in names):
-            raise ValueError(f"int8_exclude: the network has no layer {name} with weights; it has {', '.join(names)}")
+        if not any(f"{layer}.".startswith(f"{name}.") for layer in layers):
+            raise ValueError(f"int8_exclude: the network has no layer {name} with weights; it has {', '.join(layers)}")
+    excluded = [node for layer, node in layers.items() if any(f"{layer}.".startswith(f"{name}.") for name in exclude)]
 
     class Reader(CalibrationDataReader):
-        def __init__(self, name: str) -> None:
-            self.batches: Iterator[Any] = iter({name: batch.numpy()} for batch in calibration)
+        batches = iter([{graph.input[0].name: batch.numpy()} for batch in calibration])
 
         def get_next(self) -> Any:
             return next(self.batches, None)
@@ -135,21 +129,11 @@ def int8_bytes(onnx: bytes, calibration: Sequence[Tensor], exclude: Collection[s
         plain, folded, small = (Path(folder) / name for name in ("plain.onnx", "folded.onnx", "int8.onnx"))
         plain.write_bytes(onnx)
         quant_pre_process(plain, folded, skip_symbolic_shape=True)
-        name = onnx_format.load(folded).graph.input[0].name
         quantize_static(
-            folded, small, Reader(name), quant_format=QuantFormat.QDQ, per_channel=True,
+            folded, small, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
         )  # fmt: skip
         return small.read_bytes()
-
-
-def _layers(model: Any) -> list[tuple[str, str]]:
-    """(layer, node) for each node of an ONNX model with a weight: the layer's name in the network, without `Rescaled`'s."""
-    weights = {value.name for value in model.graph.initializer}
-    pairs = [(name, node.name) for node in model.graph.node for name in node.input if name in weights]
-    return [
-        (name.removesuffix(".weight").removeprefix("model."), node) for name, node in pairs if name.endswith(".weight")
-    ]
 
 
 def load(folder: Path, name: str) -> Forward:

@@ -1,48 +1,47 @@
 """Export of a run's student: write the files, load them again, compare, time, describe."""
 
+import io
 import json
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
+from rich.markdown import Markdown
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nst import build
 from nst.config import ExportConfig, check_ranges
+from nst.data.batch import Split
 from nst.data.dataset import Dataset
 from nst.data.decode import scale_and_shift
-from nst.evaluate import Metrics
-from nst.export.card import cost_rows, footnote, model_card
-from nst.export.finished import REBUILD, FinishedRun, finished_run
-from nst.export.formats import (
-    FILES,
-    Forward,
-    Rescaled,
-    capture,
-    formats_to_write,
-    int8_bytes,
-    load,
-    onnx_bytes,
-    torch_bytes,
-)
-from nst.export.measure import class_accuracies, compare, confusion_matrix, cost, latencies, logits_of, sample_images
-from nst.export.predict import preprocessing
+from nst.export import formats
+from nst.export.finished import MODEL, FinishedRun, finished_run
+from nst.export.formats import FILES, Forward
+from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
-from nst.storage.folder import STUDENT
+from nst.report.render import code, plain
 from nst.storage.provenance import provenance
 
-BATCHES = (1, 32)  # sizes that are timed
+CARD = "MODEL_CARD.md"
 TOLERANCE = 1e-3  # of the largest logit: more than rounding in 32 bits
+CHUNK = 100  # images at a time when two networks are compared
+BATCHES = (1, 32)  # sizes that are timed
+WARM_UP = 3  # calls before the clock runs
+SECONDS = 10.0  # about the longest that one size is timed
+LEAST = 5  # timed calls, whatever they take
 
 
 def export(settings: ExportConfig) -> dict[str, Any]:
-    """Write the files, `model.json`, `export.json` and the model card; print and return the measurements of `export.json`.
+    """Write the files, `model.json` and the model card; print and return the measurements, which are `measured` in `model.json`.
 
     Files of an earlier export in the same folder are removed.
 
@@ -53,47 +52,34 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     check_ranges(settings, "")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device")
-    formats = formats_to_write(settings.formats)
+    names = formats.formats_to_write(settings.formats)
     run = finished_run(settings.run, settings.root, settings.weights)
     data = build.dataset(run.settings)
-    run.classes(data)  # which checks them
     folder = Path(settings.to) if settings.to else run.folder / "export"
-    for name in (*FILES.values(), REBUILD, "export.json", "MODEL_CARD.md"):
+    about = _about(run, data, names, settings)
+    for name in (*FILES.values(), MODEL, CARD):
         (folder / name).unlink(missing_ok=True)
-    _write(folder, run, data, formats, settings)
-    report = _measure(folder, run, data, formats, settings)
-    write_whole(folder / "export.json", json.dumps(report, indent=1).encode())
-    write_whole(folder / "MODEL_CARD.md", model_card(run, report, data, settings.licence).encode())
-    _print(run, report, folder)
+    _write(folder, run, data, about, settings)
+    report = _measure(folder, run, data, settings)
+    write_whole(folder / MODEL, json.dumps(about | {"measured": report}, indent=1).encode())
+    card = model_card(run, report, data, settings.licence)
+    write_whole(folder / CARD, card.encode())
+    console = Console()
+    console.print(Markdown(card[card.index("## Files and cost") :].partition("\n- ")[0]))  # without the SHA-256
+    if not any(name.startswith("onnx") for name in names):
+        console.print("no ONNX file: formats=[onnx] writes one (pip install 'nst[onnx]')", markup=False)
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     return report
 
 
-def _write(folder: Path, run: FinishedRun, data: Dataset, formats: list[str], settings: ExportConfig) -> None:
-    student = run.student()
-    if "safetensors" in formats:
-        save_weights(folder / STUDENT, student, read_weights(run.weights).metadata)
-    if {*formats} - {"safetensors"}:
-        # The captured files take images as the loader gives them, or with `normalize` pixels in 0…1.
-        scale, shift = scale_and_shift(data.mean, data.std)
-        model = Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
-        program = capture(model, run.image_shape)
-        if "torch" in formats:
-            write_whole(folder / FILES["torch"], torch_bytes(program))
-        if {"onnx", "onnx_int8"} & {*formats}:
-            content = onnx_bytes(program, "pixels" if settings.normalize else "images")
-            if "onnx" in formats:
-                write_whole(folder / FILES["onnx"], content)
-            if "onnx_int8" in formats:
-                images = [x for x, _ in sample_images(data.train, settings.calibration)]
-                images = [_pixels(x, data) for x in images] if settings.normalize else images
-                write_whole(folder / FILES["onnx_int8"], int8_bytes(content, images, settings.int8_exclude))
+def _about(run: FinishedRun, data: Dataset, names: list[str], settings: ExportConfig) -> dict[str, Any]:
+    """What `model.json` says of the network: how to rebuild it, what goes in and comes out."""
     node = build.without_weights(run.settings.model)
-    recipe = {
+    return {
         "target": node["_target_"],
         "arguments": {key: value for key, value in node.items() if key not in ("name", "_target_")},
-        "files": {name: FILES[name] for name in formats},
-        "weights": STUDENT if "safetensors" in formats else None,
-        "sha256": sha256_of(folder / STUDENT) if "safetensors" in formats else None,
+        "files": {name: FILES[name] for name in names},
+        "weights": FILES["safetensors"] if "safetensors" in names else None,
         "normalize": settings.normalize,  # True: files other than the weights take pixels / 255
         "input": {
             "shape": ["batch", *run.image_shape],
@@ -104,60 +90,130 @@ def _write(folder: Path, run: FinishedRun, data: Dataset, formats: list[str], se
         "output": {"shape": ["batch", data.num_classes], "values": "logits"},
         "classes": run.classes(data),
     }
-    write_whole(folder / REBUILD, json.dumps(recipe, indent=1).encode())
 
 
-def _measure(
-    folder: Path, run: FinishedRun, data: Dataset, formats: list[str], settings: ExportConfig
-) -> dict[str, Any]:
+def _write(folder: Path, run: FinishedRun, data: Dataset, about: dict[str, Any], settings: ExportConfig) -> None:
+    """The files of `about`, and `model.json`, which gets the weights' SHA-256."""
+    student, names = run.student(), {*about["files"]}
+    if "safetensors" in names:
+        save_weights(folder / FILES["safetensors"], student, read_weights(run.weights).metadata)
+        about["sha256"] = sha256_of(folder / FILES["safetensors"])
+    if names - {"safetensors"}:
+        # The captured files take images as the loader gives them, or with `normalize` pixels in 0…1.
+        scale, shift = scale_and_shift(data.mean, data.std)
+        model = formats.Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
+        program = formats.capture(model, run.image_shape)
+        if "torch" in names:
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+            write_whole(folder / FILES["torch"], buffer.getvalue())
+        if {"onnx", "onnx_int8"} & names:
+            content = formats.onnx_bytes(program, "pixels" if settings.normalize else "images")
+            if "onnx" in names:
+                write_whole(folder / FILES["onnx"], content)
+            if "onnx_int8" in names:
+                images = [x for x, _ in sample_images(data.train, settings.calibration)]
+                images = [_pixels(x, data) for x in images] if settings.normalize else images
+                small = formats.int8_bytes(content, images, settings.int8_exclude)
+                write_whole(folder / FILES["onnx_int8"], small)
+    write_whole(folder / MODEL, json.dumps(about, indent=1).encode())
+
+
+def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConfig) -> dict[str, Any]:
     """Load every file again, compare it with the student in memory on test images, and time them and the teacher."""
     batches = list(sample_images(data.test, settings.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
     student, teacher = run.student(), run.teacher()
-    names = run.classes(data) or [str(k) for k in range(data.num_classes)]
     expected = logits_of(student, images)
-    loaded = {name: load(folder, name) for name in formats}
+    loaded = {name: formats.load(folder, name) for name in FILES if (folder / FILES[name]).is_file()}
     files = {}
     for name, forward in loaded.items():
         inputs = [_pixels(x, data) for x in images] if settings.normalize and name != "safetensors" else images
-        agreement = compare(expected, logits_of(forward, inputs), labels)
-        path = folder / FILES[name]
-        exact = agreement.max_difference <= TOLERANCE * max(1.0, expected.abs().max().item())
-        if not exact and name != "onnx_int8":
+        found, path = logits_of(forward, inputs), folder / FILES[name]
+        difference = (found - expected).abs().max().item()
+        if difference > TOLERANCE * max(1.0, expected.abs().max().item()) and name != "onnx_int8":
             raise ValueError(
-                f"{path} disagrees with the network in memory: its logits differ by up to "
-                f"{agreement.max_difference:.3g} on {len(labels)} test images; do not use it"
+                f"{path} disagrees with the network in memory: its logits differ by up to {difference:.3g} on {len(labels)} test "
+                "images; do not use it"
             )
-        files[name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} | asdict(agreement)
-    report = {
-        "images": len(labels),
-        "normalize": settings.normalize,
-        "calibration": min(settings.calibration, len(data.train)) if "onnx_int8" in formats else None,
-        "int8_exclude": settings.int8_exclude,
-        "files": files,
-        "student": cost(student, run.image_shape) | {"top1": compare(expected, expected, labels).top1},
-        "test": run.test or asdict(evaluated(expected, labels)),
-        "teacher": None if teacher is None else cost(teacher, run.image_shape),
-        "classes": class_accuracies(confusion_matrix(expected.argmax(1), labels, data.num_classes), names),
-    }
+        files[name] = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+            "max_difference": difference,
+            "top1": _percent(found.argmax(1) == labels),
+            "same_class": _percent(found.argmax(1) == expected.argmax(1)),
+        }
+    layers = [name for name, m in student.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
     timed["student"] = student.to(settings.device)
     if settings.device == "cpu":  # where the files run
         timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
-    latency = {}
-    for size in BATCHES:
-        example = torch.randn(size, *run.image_shape, device=settings.device)
-        latency[str(size)] = {
-            name: asdict(value) for name, value in latencies(timed, example, settings.repeats).items()
-        }
-    return {**report, "latency": latency, **provenance(torch.device(settings.device), 1)}
+    examples = {size: torch.randn(size, *run.image_shape, device=settings.device) for size in BATCHES}
+    return {
+        "images": len(labels),
+        "normalize": settings.normalize,
+        "calibration": min(settings.calibration, len(data.train)) if "onnx_int8" in files else None,
+        "int8_exclude": settings.int8_exclude,
+        "ends": [layers[0], layers[-1]],
+        "files": files,
+        "student": cost(student, run.image_shape) | {"top1": _percent(expected.argmax(1) == labels)},
+        "test": run.test,
+        "teacher": None if teacher is None else cost(teacher, run.image_shape),
+        "latency": {str(size): latencies(timed, example, settings.repeats) for size, example in examples.items()},
+        **provenance(torch.device(settings.device), 1),
+    }
 
 
-def evaluated(logits: Tensor, labels: Tensor) -> Metrics:
-    """Accuracies and cross-entropy of logits `[n, classes]`."""
-    found = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    top1, top5 = (100 * found[:, :k].any(1).sum().item() / len(labels) for k in (1, 5))
-    return Metrics(F.cross_entropy(logits, labels).item(), top1, top5, len(labels))
+def _percent(hits: Tensor) -> float:
+    return 100 * hits.double().mean().item()
+
+
+@torch.no_grad()
+def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Parameters, bytes of parameters and statistics, FLOPs of one image.
+
+    A multiplication and an addition count as two; convolutions and matrix products are counted.
+    """
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *image_shape, device=device))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        "flops": counter.get_total_flops(),
+    }
+
+
+def sample_images(split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """At most `most` images without augmentation, evenly spaced over the split: normalised `[B, C, H, W]` and labels `[B]`."""
+    indices = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long()
+    for part in indices.split(CHUNK):
+        yield split.render(part, torch.full_like(part, split.unaugmented)), split.labels[part]
+
+
+@torch.no_grad()
+def logits_of(network: Forward, images: list[Tensor]) -> Tensor:
+    """All logits `[n, classes]`."""
+    return torch.cat([network(batch) for batch in images])
+
+
+@torch.no_grad()
+def latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a call on `images` `[B, C, H, W]`, over `calls`; the networks take turns, so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    start = time.perf_counter()
+    for turn in range(repeats + WARM_UP):
+        for name, network in networks.items():
+            before = time.perf_counter()
+            network(images)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
+            times[name].append(time.perf_counter() - before)
+        if turn + 1 >= LEAST + WARM_UP and time.perf_counter() - start > SECONDS:
+            break
+    measured = {name: taken[WARM_UP:] for name, taken in times.items()}
+    return {name: {"milliseconds": 1000 * statistics.median(t), "calls": len(t)} for name, t in measured.items()}
 
 
 def _pixels(images: Tensor, data: Dataset) -> Tensor:
@@ -166,17 +222,61 @@ def _pixels(images: Tensor, data: Dataset) -> Tensor:
     return images * std + mean
 
 
-def _print(run: FinishedRun, report: Mapping[str, Any], folder: Path) -> None:
-    header, *rows = cost_rows(run, report)
-    table = Table(title=f"{run.settings.model['name']}, verified on {report['images']:,} test images")
-    for column in header:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
-    for text in footnote(run, report):
-        console.print(text, highlight=False, markup=False)
-    if not any(name.startswith("onnx") for name in report["files"]):
-        console.print("no ONNX file: formats=[onnx] writes one (pip install 'nst[onnx]')", markup=False)
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+class _Markdown(str):
+    """Text of the template's own, not to be escaped."""
+
+
+def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licence: str | None) -> str:
+    """The card in Markdown, from the template `model_card.md`; names from files are escaped.
+
+    Args:
+        licence: of the weights, None if not stated.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, _Markdown) else plain(str(value)),
+    )
+    environment.filters |= {
+        "code": lambda text: _Markdown(code(str(text))),
+        "percent": "{:.2f} %".format,
+        "grouped": "{:,}".format,
+        "arguments": _arguments,
+        "component": lambda node: f"{node['_target_'].rpartition('.')[2]} ({_arguments(node)})",
+    }
+    test, teacher, classes = report["test"], run.summary["teacher"], run.classes(data)
+    measured = {"student": report["student"], **report["files"]}
+    interval = binomtest(round(test["top1"] * test["images"] / 100), test["images"]).proportion_ci(method="wilson")
+    return environment.get_template("model_card.md").render(
+        run=run,
+        report=report,
+        settings=run.settings,
+        test=test,
+        teacher=teacher,
+        data=data,
+        licence=licence,
+        classes=classes,
+        worst=worst_classes(test, classes)[:5],
+        input="pixels" if report["normalize"] else "images",
+        image_shape=", ".join(str(n) for n in run.image_shape),
+        preprocessing=_Markdown(preprocessing(run.settings.data)),
+        module=str(run.settings.model["_target_"]).partition(".")[0],
+        measured={"teacher": report["teacher"] | {"top1": teacher["top1"]}, **measured} if teacher else measured,
+        calls=min(latency["calls"] for at in report["latency"].values() for latency in at.values()),
+        interval=f"{100 * interval.low:.1f} and {100 * interval.high:.1f} %",
+    )
+
+
+def _arguments(node: Mapping[str, Any]) -> str:
+    """Arguments as text; empty ones (null, an empty list) are omitted."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return "; ".join(text(v) for v in value)
+        return " / ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    left = ("weight", "_target_") if "weight" in node else ("_target_",)
+    return ", ".join(f"{key} = {text(v)}" for key, v in node.items() if key not in left and v is not None and v != [])

@@ -1,0 +1,231 @@
+"""A trained student at work: the classes of image files, and its accuracy on a data set, overall and for every class."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nst import build
+from nst.config import EvaluateConfig, check_numbers, check_pair, check_ranges
+from nst.data.decode import SUFFIXES, WHITE, decode, is_image, scale_and_shift
+from nst.dist import join
+from nst.evaluate import evaluate
+from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
+from nst.export.formats import FILES, Forward, Rescaled, load
+from nst.files import sha256_of, write_whole
+from nst.models.weights import load_weights
+from nst.storage.folder import SUMMARY
+from nst.teacher import expected_normalization
+
+if TYPE_CHECKING:  # torchvision, which only a call needs
+    from nst.data.augment import Interpolation
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The preprocessing of the evaluation."""
+
+    channels: int
+    size: int  # of the centre crop, which the network sees
+    resize: int | None  # of the shorter side before it; None: the data's images had their size
+    interpolation: "Interpolation"
+    antialias: bool
+    mean: tuple[float, ...]  # by channel, on the scale 0 … 1
+    std: tuple[float, ...]
+    background: tuple[int, ...] = WHITE  # R, G, B behind transparent images
+
+    def __call__(self, encoded: bytes) -> Tensor:
+        """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
+        from nst.data.augment import centre_crop
+
+        pixels = decode(encoded, self.channels, self.background)
+        side = self.size if self.resize is None else self.resize
+        cropped = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
+        scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
+        return cropped.to(torch.float32).mul_(scale).add_(shift)
+
+    def __str__(self) -> str:
+        mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))
+        smooth, before = "with" if self.antialias else "without", f"images of {self.size} × {self.size} pixels"
+        if self.resize is not None:
+            before = (
+                f"the shorter side resized to {self.resize} pixels ({self.interpolation}, {smooth} antialiasing), then the "
+                f"centre crop of {self.size} × {self.size}"
+            )
+        return f"{before}; by channel `(pixel / 255 - mean) / std` with mean {mean} and std {std}"
+
+
+def preprocessing(node: Mapping[str, Any]) -> Preprocessing:
+    """Of a run's `data`, or of `input` in a `model.json`."""
+    return Preprocessing(
+        node["channels"],
+        node["size"],
+        None if node.get("pad") is not None else node.get("resize"),  # what is padded stays as it is in evaluation
+        node.get("interpolation", "bilinear"),
+        node.get("antialias", True),
+        tuple(node["mean"]),
+        tuple(node["std"]),
+        tuple(node.get("background", WHITE)),
+    )
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A student, its preprocessing, and its class names (numbers if there are none)."""
+
+    model: Forward
+    prepare: Preprocessing
+    classes: tuple[str, ...]
+
+
+def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
+    """From the folder of a finished run, or of an export: its weights, else its ONNX file or its graph, which run on the CPU.
+
+    Raises:
+        ValueError: it is neither, damaged, or names code that `check_code` refuses.
+    """
+    folder, file = Path(folder), "safetensors"
+    if (folder / MODEL).is_file():
+        about = read_export(folder)
+        file = next(name for name in ("safetensors", "onnx", "torch", "onnx_int8") if name in about["files"])
+        model, prepare, names = load(folder, file), preprocessing(about["input"]), about["classes"]
+        if about["normalize"] and file != "safetensors":  # the file does it itself
+            prepare = replace(prepare, mean=(0.0,) * prepare.channels, std=(1.0,) * prepare.channels)
+        count = about["output"]["shape"][-1]
+    elif (folder / SUMMARY).is_file():
+        run = finished_run(folder)
+        model, prepare, names = run.student(), preprocessing(run.settings.data), run.classes()
+        count = run.settings.data["num_classes"]
+    else:
+        reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
+        raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
+    if isinstance(model, nn.Module):
+        model = model.to(device)
+    elif device != "cpu":
+        raise ValueError(f"device={device}: {FILES[file]} runs on the CPU; formats=[safetensors] runs anywhere")
+    return Classifier(model, prepare, tuple(map(str, names or range(count))))
+
+
+def image_files(folder: str | PathLike[str]) -> list[Path]:
+    """The images in a folder, by name; of a file, that file. Raises ValueError if there are none."""
+    folder = Path(folder)
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise ValueError(f"images={folder}: no such folder or file")
+    images = sorted(file for file in folder.iterdir() if is_image(file.name) and file.is_file())
+    if not images:
+        inner = sorted(file.parent for file in folder.glob("[!.]*/*") if is_image(file.name))
+        hint = f"; only the folder itself is read: images={inner[0]}" if inner else ""
+        raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)}){hint}")
+    return images
+
+
+@torch.no_grad()
+def predict(
+    student: Classifier, files: Sequence[str | PathLike[str]], top: int, batch_size: int, device: str = "cpu"
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """For each file its `top` most probable classes, with softmax probabilities.
+
+    Raises:
+        ValueError: a file that is no image, by name.
+    """
+    for start in range(0, len(files), batch_size):
+        batch, images = [Path(file) for file in files[start : start + batch_size]], []
+        for file in batch:
+            try:
+                images.append(student.prepare(file.read_bytes()))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{file}: the image {error}") from None
+        likely = student.model(torch.stack(images).to(device)).softmax(1).topk(min(top, len(student.classes)))
+        for file, values, classes in zip(batch, likely.values.tolist(), likely.indices.tolist(), strict=True):
+            yield file, [(student.classes[c], value) for c, value in zip(classes, values, strict=True)]
+
+
+def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes.
+
+    Returns:
+        All of it, and the confusion matrix (rows: labels, columns: answers). Written to `evaluation.json` in `settings.to`, by
+        default the folder of the run.
+
+    Raises:
+        ValueError: a file or setting at fault.
+    """
+    run: FinishedRun | None = None
+    if settings.run is not None:
+        run = finished_run(settings.run, settings.root, settings.weights or "last")
+        found = {"model": run.settings.model, "weights": str(run.weights), "to": settings.to or settings.run}
+        settings = replace(settings, **found, data=settings.data or run.settings.data)
+    assert settings.weights is not None
+    check_numbers(settings, "")
+    check_ranges(settings, "")
+    for group in ("model", "data"):
+        build.check_component(group, getattr(settings, group))
+    check_pair("", settings, settings.data["channels"])
+    classes = [node.get("num_classes") for node in (settings.model, settings.data)]
+    if None not in classes and classes[0] != classes[1]:
+        raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
+    model = build.network("model", build.without_weights(settings.model), seed=0)
+    expects = expected_normalization(
+        settings.mean, settings.std, load_weights(model, settings.weights, settings.weights_key)
+    )
+    data = build.dataset(settings)
+    names = run.classes(data) if run is not None else data.classes
+    if expects is not None and (expects.mean, expects.std) != (tuple(data.mean), tuple(data.std)):
+        # from the data's normalisation to the network's
+        scale, shift = scale_and_shift(expects.mean, expects.std)
+        model = Rescaled(model, 255 * scale * torch.tensor(data.std), 255 * scale * torch.tensor(data.mean) + shift)
+    with join(settings.device) as dist:
+        matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
+        batches = data.split(settings.split).loader(
+            settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
+        )
+        metrics = asdict(evaluate(model.to(dist.device), batches.epoch(0), dist, settings.precision, matrix))
+        matrix, main = dist.sum(matrix).tolist(), dist.main
+    classes = worst_classes(metrics, names)
+    report = {
+        "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
+        "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
+        **{key: metrics[key] for key in ("loss", "top1", "top5", "images")},
+        "macro": sum(entry["top1"] for entry in classes) / len(classes), "classes": classes, "confusion": matrix,
+    }  # fmt: skip
+    if main:
+        if settings.to is not None:
+            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+        _print(report, run, settings.to)
+    return report
+
+
+def worst_classes(metrics: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Name, number of images and accuracy in percent of the classes that have images, the worst first; `metrics` of an evaluation."""
+    images, top1 = metrics["class_images"], metrics["class_top1"]
+    found = [
+        {"class": str(name), "images": n, "top1": accuracy}
+        for name, n, accuracy in zip(names or range(len(images)), images, top1, strict=True)
+        if n
+    ]
+    return sorted(found, key=lambda entry: entry["top1"])
+
+
+def _print(report: dict[str, Any], run: FinishedRun | None, folder: str | None) -> None:
+    data, top5 = report["data"], f" top-5 {report['top5']:.2f} %," if len(report["confusion"]) > 5 else ""
+    text = (
+        f"{report['model']} ({report['weights']}) on {report['images']:,} {data['split']} images of {data['name']}: "
+        f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, cross-entropy {report['loss']:.4f}"
+    )
+    if run is not None and run.test and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
+        before = run.test["top1"]
+        text += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""
+    print(text)
+    worst = report["classes"][:5]
+    print("worst classes: " + ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in worst))
+    if folder is not None:
+        print(f"every class and the confusion matrix: {Path(folder) / EVALUATION}")
