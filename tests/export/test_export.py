@@ -211,7 +211,7 @@ def test_errors_say_what_to_do(finished: Path) -> None:
 
 
 def test_a_file_of_another_network_is_refused(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nst.export.student.load", lambda folder, name: resnet8(in_channels=1).eval())
+    monkeypatch.setattr("nst.export.formats.load", lambda folder, name: resnet8(in_channels=1).eval())
     with pytest.raises(ValueError, match="disagrees with the network in memory"):
         export(ExportConfig(run=str(finished), formats=["safetensors"], to=str(tmp_path), repeats=1))
 
