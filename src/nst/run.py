@@ -23,12 +23,12 @@ from nst.layers import LOGITS
 from nst.loop import Loop, Training
 from nst.models.weights import load_weights, save_weights
 from nst.report.heatmaps import heatmaps
-from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, not_default, run_folder, run_key
+from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
 from nst.storage.provenance import provenance
 from nst.storage.record import Record
 from nst.storage.trackers import RunInfo
-from nst.teacher import Normalization, Teacher, make_teacher
-from nst.teacher.prepare import cached_teacher_sha256, comes_trained
+from nst.teacher import Normalization, Teacher
+from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher
 
 
 def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -177,21 +177,7 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, d
                     f"by teacher.train, and kept in {folder.path}"
                 )
             weights = str(Path(execute(training, dist, data, wait=True)["folder"]) / STUDENT)
-    node = settings.teacher.model
-    return make_teacher(
-        networks.teacher,
-        weights,
-        networks.distiller.target_specs,
-        networks.teacher_shapes,
-        data,
-        dist,
-        name=node["name"] if node else "none",
-        arguments=not_default(node, ("name", "num_classes", "in_channels")) if node else {},
-        settings=settings.teacher,
-        cache=settings.cache,
-        trainer=settings.trainer,
-        outputs=settings.outputs,
-    )
+    return make_teacher(settings, networks, weights, dist, data)
 
 
 def write_teacher_cache(settings: RunConfig, dist: Dist, data: Dataset | None = None) -> Teacher:
@@ -344,7 +330,7 @@ def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[],
     images = data.test.render(first, torch.full_like(first, data.test.unaugmented))
     networks = {"student": (training.distiller.student, images)}
     if teacher.live is not None:
-        networks["teacher"] = (teacher.live.model, teacher.live.convert(images))
+        networks["teacher"] = (teacher.live.model, images)
     numbers = data.test.labels[: len(images)].tolist()
     labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
 

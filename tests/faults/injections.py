@@ -71,17 +71,16 @@ def signal_in_evaluation(epoch: int, signum: int) -> None:
     loop.Loop.finish_epoch = patched
 
 
-def while_writing(number: int, signum: int, sync_seconds: float = 0.0, rank: int = 0) -> None:
+def while_writing(number: int, signum: int, rank: int = 0) -> None:
     """A signal to one rank while its `number`-th batch of a teacher cache is written."""
-    cache.SYNC_SECONDS = sync_seconds
-    write, count = cache.ArrayWriter.write, itertools.count(1)
+    write, count = cache.TeacherCache.write, itertools.count(1)
 
     def patched(*args: Any) -> None:
         if next(count) == number and me(rank):
             os.kill(os.getpid(), signum)
         write(*args)
 
-    cache.ArrayWriter.write = patched
+    cache.TeacherCache.write = patched
 
 
 def signal_in_compilation(signum: int) -> None:

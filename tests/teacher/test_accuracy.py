@@ -1,21 +1,25 @@
 """Teachers without a classifier: measured by their nearest neighbours, refused where a term compares logits."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.conftest import Compose
-from torch import Tensor
+from torch import nn
 
 from nst.cli.train import run
+from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
 from nst.data.views import ViewScheme
+from nst.dist import Dist
 from nst.models import resnet8, timm_model
 from nst.models.external import InputFormat
 from nst.models.weights import save_weights
-from nst.teacher.accuracy import knn_accuracy
-from nst.teacher.live import Normalization, input_normalization
+from nst.teacher import Normalization
+from nst.teacher.measure import Measurements
+from nst.teacher.network import load_teacher
 from nst.teacher.prepare import comes_trained
 
 DATA = Normalization((0.4, 0.4, 0.4), (0.3, 0.3, 0.3))
@@ -35,14 +39,15 @@ def split(images: int, seed: int) -> MemorySplit:
 
 
 def test_nearest_neighbours_by_hand() -> None:
+    """Of a network that gives the images as they are, averaged over positions."""
     known, asked = split(60, 0), split(40, 1)
-
-    def features(images: Tensor) -> Tensor:
-        return images.mean((2, 3))
-
-    accuracy, count = knn_accuracy(features, known, asked, 16, device=torch.device("cpu"))
+    one, settings = Dist(0, 1, torch.device("cpu")), TrainerConfig(eval_batch_size=16, workers=0)
+    images: Any = None  # accuracy alone needs the data set
+    made = Measurements("teacher", nn.Identity(), "fp32", {}, Path(), images, one, settings)
+    accuracy, count = made.knn_accuracy(known, asked)
     rows = [
-        features(s.render(torch.arange(len(s)), torch.zeros(len(s), dtype=torch.long))).double() for s in (known, asked)
+        s.render(torch.arange(len(s)), torch.zeros(len(s), dtype=torch.long)).mean((2, 3)).double()
+        for s in (known, asked)
     ]
     unit = [(row / row.norm(dim=1, keepdim=True)).numpy() for row in rows]
     nearest = np.argsort(1 - unit[1] @ unit[0].T, axis=1, kind="stable")[:, :20]
@@ -74,21 +79,24 @@ def test_a_teacher_without_a_classifier(
         run(compose(*tiny, *HEADLESS, *POLY, weights, "teacher.min_accuracy=99.9"))
 
 
-def test_the_normalisation_is_read_in_this_order() -> None:
-    """As given, as stored with the weights, as the library says of published weights, as the data."""
-    model, record = resnet8(10), InputFormat((0.5,) * 3, (0.6,) * 3, 224, "bicubic", "timm's vit", 1000)
-    metadata = {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
-    found, source = input_normalization(model, None, None, {}, DATA)
-    assert found == DATA
-    assert source.startswith("as the data")
-    model.input_format = record  # pyright: ignore[reportAttributeAccessIssue]
-    found, source = input_normalization(model, None, None, {}, DATA)
-    assert found == Normalization(record.mean, record.std)
-    assert source == "by the record of timm's vit"
-    found, source = input_normalization(model, None, None, metadata, DATA)
-    assert (found.mean, source) == ((0.1, 0.2, 0.3), "as stored with its weights")
-    found, source = input_normalization(model, [0.7] * 3, [0.8] * 3, metadata, DATA)
-    assert (found.mean, source) == ((0.7,) * 3, "as given")
+@pytest.mark.parametrize(
+    "given", ["as given", "as stored with its weights", "by the record of timm's vit", "as the data"]
+)
+def test_the_normalisation_is_read_in_this_order(tmp_path: Path, given: str) -> None:
+    """What is known is taken away one by one."""
+    model, stored, record = resnet8(10), "as stored with its weights", "by the record of timm's vit"
+    save_weights(
+        tmp_path / "own.safetensors",
+        model,
+        {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"} if given in ("as given", stored) else {},
+    )
+    if given != "as the data":
+        model.input_format = InputFormat((0.5,) * 3, (0.6,) * 3, 224, "bicubic", "timm's vit", 1000)  # pyright: ignore[reportAttributeAccessIssue]
+    mean, std = ([0.7] * 3, [0.8] * 3) if given == "as given" else (None, None)
+    about = load_teacher(model.eval(), DATA, str(tmp_path / "own.safetensors"), None, mean, std)
+    first = {"as given": "0.7", stored: "0.1", record: "0.5", "as the data": "0.4"}[given]
+    assert about["input"].startswith(f"mean {first}, ")
+    assert given in about["input"]
 
 
 def test_which_teachers_are_trained_first() -> None:

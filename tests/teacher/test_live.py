@@ -90,10 +90,8 @@ def test_batch_statistics_are_those_of_the_batch_and_change_nothing() -> None:
     model, images = resnet8(num_classes=10, in_channels=3), torch.randn(6, 3, 16, 16)
     state = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
     expected = copy.deepcopy(model).train()(images)
-    live = LiveTeacher(model, [TargetSpec("kd:0", LOGITS, KD(), (10,))])
-    by_running = live.targets(images)["kd:0"]["logits"]
-    live.use_batch_statistics()
-    model.eval()
+    by_running = LiveTeacher(model, [SOFT]).targets(images)["kd:0"]["logits"]
+    live = LiveTeacher(model, [SOFT], batch_statistics=True)
     torch.testing.assert_close(live.targets(images)["kd:0"]["logits"], expected)
     assert not torch.allclose(by_running, expected, atol=1e-3)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())

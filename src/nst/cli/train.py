@@ -111,8 +111,7 @@ def dry_run(settings: RunConfig) -> None:
         length += f" of {steps:,} steps, {trainer.epochs * steps:,} in all"
         images = data.describe()
         if teacher is not None and settings.cache.views:
-            specs, shapes = networks.distiller.target_specs, networks.teacher_shapes
-            images += "\n" + cache_report(teacher, specs, shapes, settings.cache, data, settings.outputs)
+            images += "\n" + cache_report(settings, networks, data)
     except (ValueError, OSError) as error:  # such as a folder that is on another machine
         images = f"not read: {error}"
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))

@@ -2,20 +2,10 @@
 
 from nst.teacher.cache import CachedTeacher, TeacherCache, cached_arrays, why_live, write_cache
 from nst.teacher.ensemble import Ensemble
-from nst.teacher.live import LiveTeacher, Normalization, Teacher, expected_normalization, fold_batch_norm
-from nst.teacher.prepare import make_teacher
+from nst.teacher.live import LiveTeacher, Teacher
+from nst.teacher.network import Normalization, convert_inputs, expected_normalization
 
 __all__ = [
-    "CachedTeacher",
-    "Ensemble",
-    "LiveTeacher",
-    "Normalization",
-    "Teacher",
-    "TeacherCache",
-    "cached_arrays",
-    "expected_normalization",
-    "fold_batch_norm",
-    "make_teacher",
-    "why_live",
-    "write_cache",
-]
+    "CachedTeacher", "Ensemble", "LiveTeacher", "Normalization", "Teacher", "TeacherCache", "cached_arrays", "convert_inputs",
+    "expected_normalization", "why_live", "write_cache",
+]  # fmt: skip

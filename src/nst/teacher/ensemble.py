@@ -1,6 +1,5 @@
 """Several teachers at once, as one network: the mean of what they say, and the layers of each under its name."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.files import sha256_of
 from nst.losses.base import check_choice
 from nst.models.external import Resize
-from nst.models.weights import load_weights
-from nst.teacher.live import Normalization, input_normalization
+from nst.teacher.network import Normalization, load_teacher
 
 
 @dataclass(frozen=True)
@@ -23,12 +20,14 @@ class Member:
     Args:
         network: images -> logits, or features of a network without a classifier.
         weights: its file.
+        weights_key: the state to load where the file holds several, such as "state_dict_ema".
         mean, std: of its inputs; None: as stored with the weights, else those of the network's library, else the data's.
         input_size: the size at which it looks at the images; None: as they come.
     """
 
     network: nn.Module
     weights: str | None = None
+    weights_key: str | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     input_size: int | None = None
@@ -51,9 +50,8 @@ class Ensemble(nn.Module):
     def __init__(self, members: Mapping[str, Mapping[str, Any]], average: str | None = "probabilities") -> None:
         super().__init__()
         if len(members) < 2:
-            raise ValueError(
-                f"members: {', '.join(members) or 'none'}; an ensemble has two or more, each with a name and a network"
-            )
+            names = ", ".join(members) or "none"
+            raise ValueError(f"members: {names}; an ensemble has two or more, each with a name and a network")
         if average is not None:
             check_choice("average", average, ("probabilities", "logits"))
         self.average = average
@@ -62,21 +60,17 @@ class Ensemble(nn.Module):
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the images that each network saw last, for its layout
         for name, member in self.members.items():
             if "." in name or hasattr(self, name):
-                raise ValueError(
-                    f"members.{name}: not a possible name of a member; letters such as a, b or teacher1 are"
-                )
+                raise ValueError(f"members.{name}: not a possible name of a member; letters such as a or teacher1 are")
             self.add_module(name, member.network)
+
+            def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                self._shapes[name] = tuple(inputs[0].shape)
+
             if member.input_size is not None:
                 member.network.register_forward_pre_hook(Resize(member.input_size), prepend=True)
-            member.network.register_forward_pre_hook(self._note_shape(name))
+            member.network.register_forward_pre_hook(note_shape)
             named: dict[str, str] = getattr(member.network, "named_layers", {})
             self.named_layers |= {f"{name}.{layer}": f"{name}.{path}" for layer, path in named.items()}
-
-    def _note_shape(self, name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._shapes[name] = tuple(inputs[0].shape)
-
-        return hook
 
     def feature_layout(self, model: nn.Module, path: str) -> Any:
         """How the output of a member's layer becomes a map: as in the member alone (see `nst.models.layout`)."""
@@ -89,70 +83,37 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]; with `average=None` [B, all members' outputs]."""
-        outputs = [member.network(images) for member in self.members.values()]
+        outputs = {name: member.network(images) for name, member in self.members.items()}
         if self.average is None:
-            return torch.cat(outputs, 1)
-        sizes = {name: tuple(output.shape[1:]) for name, output in zip(self.members, outputs, strict=True)}
-        if len(set(sizes.values())) > 1:
+            return torch.cat([*outputs.values()], 1)
+        if len({output.shape for output in outputs.values()}) > 1:
+            shapes = ", ".join(f"{name}: {tuple(output.shape[1:])}" for name, output in outputs.items())
             raise ValueError(
-                f"the members' outputs have different shapes, {', '.join(f'{n}: {s}' for n, s in sizes.items())}, so they have no mean; "
-                "average=null is for members without a classifier"
+                f"the members' outputs have different shapes, {shapes}, so they have no mean; average=null is for members without a classifier"
             )
         if self.average == "logits":
-            return torch.stack(outputs).mean(0)
-        log_probabilities = torch.stack([F.log_softmax(output.float(), 1) for output in outputs])
+            return torch.stack([*outputs.values()]).mean(0)
+        log_probabilities = torch.stack([F.log_softmax(output.float(), 1) for output in outputs.values()])
         return log_probabilities.logsumexp(0) - torch.tensor(float(len(outputs))).log().item()
 
     def load(self, images: Normalization) -> dict[str, dict[str, Any]]:
         """Load the members' weights, and have each convert images of this normalisation to its own.
 
         Returns:
-            By member: its weights file and SHA-256, its number of parameters, its normalisation and where that is from.
+            By member, what `load_teacher` returns.
 
         Raises:
             ValueError: a member without weights, or with those of another network; names the member.
         """
         facts: dict[str, dict[str, Any]] = {}
         for name, member in self.members.items():
-            metadata: dict[str, str] = {}
+            key = f"teacher.model.members.{name}"
             if member.weights is None and not hasattr(member.network, "input_format"):
-                raise ValueError(
-                    f"teacher.model.members.{name}: its weights are missing: name a file, or network.pretrained=true"
-                )
+                raise ValueError(f"{key}: its weights are missing: name a file, or network.pretrained=true")
             try:
-                if member.weights is not None:
-                    metadata = load_weights(member.network, member.weights)
+                facts[name] = load_teacher(
+                    member.network, images, member.weights, member.weights_key, member.mean, member.std
+                )
             except ValueError as error:
-                raise ValueError(f"teacher.model.members.{name}: {error}") from error
-            expects, source = input_normalization(member.network, member.mean, member.std, metadata, images)
-            if expects != images:
-                member.network.register_forward_pre_hook(_Convert(images, expects), prepend=True)
-            facts[name] = {
-                "weights": member.weights or "pretrained",
-                "sha256": sha256_of(member.weights) if member.weights else state_sha256(member.network),
-                "parameters": sum(p.numel() for p in member.network.parameters()),
-                "input": f"{expects}, {source}",
-            }
+                raise ValueError(f"{key}: {error}") from error
         return facts
-
-
-class _Convert:
-    """A hook before a network's `forward`: images from one normalisation to another."""
-
-    def __init__(self, images: Normalization, expects: Normalization) -> None:
-        self.constants = [torch.tensor(values).view(1, -1, 1, 1) for values in images.onto(expects)]
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        images, *others = inputs
-        self.constants = [constant.to(images.device) for constant in self.constants]
-        scale, shift = self.constants
-        return images * scale + shift, *others
-
-
-def state_sha256(model: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, for one without a weights file."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

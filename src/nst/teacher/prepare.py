@@ -1,23 +1,23 @@
-"""The teacher of a run: its weights, its accuracy, and where its targets come from."""
+"""The teacher of a run, from its settings to the source of its targets. As `nst.run`, this sees the configuration."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.filesize import decimal
 from torch import nn
 
-from nst.config import CacheConfig, TeacherConfig, TrainerConfig
+from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
-from nst.files import sha256_of
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
 from nst.models.external import InputFormat
-from nst.models.weights import load_weights
-from nst.teacher.accuracy import check_accuracy, digest, measured_accuracy
+from nst.storage.folder import not_default
 from nst.teacher.cache import (
     MANIFEST,
     CachedArray,
@@ -26,121 +26,118 @@ from nst.teacher.cache import (
     cached_arrays,
     compare_with_teacher,
     read_manifest,
-    readable_bytes,
     why_live,
     write_cache,
 )
-from nst.teacher.ensemble import Ensemble, state_sha256
-from nst.teacher.live import LiveTeacher, Normalization, Teacher, fold_batch_norm, input_normalization
-from nst.teacher.statistics import init_teacher_statistics
+from nst.teacher.ensemble import Ensemble
+from nst.teacher.live import LiveTeacher, Teacher
+from nst.teacher.measure import Measurements, check_accuracy, digest
+from nst.teacher.network import Normalization, fold_batch_norm, load_teacher
+
+if TYPE_CHECKING:
+    from nst.build import Networks
 
 COMPARED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 
 
-def make_teacher(
-    model: nn.Module | None,
-    weights: str | None,
-    target_specs: Sequence[TargetSpec],
-    shapes: Mapping[str, Shape],
-    data: Dataset,
-    ranks: Dist,
-    *,
-    name: str,
-    arguments: Mapping[str, Any],
-    settings: TeacherConfig,
-    cache: CacheConfig,
-    trainer: TrainerConfig,
-    outputs: str,
-) -> Teacher:
+def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> Teacher:
     """Load and evaluate the teacher; with `cache.views` complete its cache, which may also replace the weights. Collective.
 
     Args:
-        model: the teacher; None: no term needs one.
-        weights: its file; None for an ensemble, for published weights (`pretrained`), and if `cache.path` names a complete cache.
-        target_specs: of the student's terms.
-        shapes: of one image's feature, by layer of the teacher, the logits included.
-        arguments: of the network, as far as the weights do not contain them (an ε, for example).
-        outputs: the folder of all runs.
+        weights: the teacher's file; None for an ensemble, for published weights (`pretrained`), and if `cache.path` names a complete
+            cache.
 
     Raises:
         ValueError: wrong weights, a teacher below its minimum accuracy, a cache that does not fit, is damaged or too large.
     """
+    model, specs, shapes = networks.teacher, networks.distiller.target_specs, networks.teacher_shapes
     if model is None:
         return Teacher()
-    live, about = None, {"name": name, "sha256": cached_teacher_sha256(cache.path)}
-    if weights is not None or comes_trained(model, shapes[LOGITS], data.num_classes):
-        live, about = _load(model, weights, _layers(target_specs), data, ranks, name, settings, trainer.channels_last)
-    facts = {"name": name, "sha256": about["sha256"], "arguments": _without_files(arguments)}
-    key: dict[str, Any] = {
-        "teacher": facts | {"precision": settings.precision},
-        "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
-        "teacher_input": {"mean": settings.mean, "std": settings.std},
+    teacher, name, classifies = settings.teacher, settings.teacher.model["name"], shapes[LOGITS] == (data.num_classes,)
+    loaded = weights is not None or comes_trained(model, shapes[LOGITS], data.num_classes)
+    about: dict[str, Any] = {"sha256": cached_teacher_sha256(settings.cache.path)}
+    if loaded:
+        about = _load(settings, networks, weights, dist, data)
+
+    # what the teacher's outputs depend on besides the images
+    arguments = not_default(teacher.model, ("name", "num_classes", "in_channels"))
+    facts = {
+        "name": name,
+        "sha256": about["sha256"],
+        "arguments": _without_files(arguments),
+        "precision": teacher.precision,
     }
-    folder, classifies = Path(outputs) / data.name, shapes[LOGITS] == (data.num_classes,)
+    if teacher.weights_key is not None:
+        facts["weights_key"] = teacher.weights_key
+    key: dict[str, Any] = {
+        "teacher": facts,
+        "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
+        "teacher_input": {"mean": teacher.mean, "std": teacher.std},
+    }
 
-    def evaluated(live: LiveTeacher) -> dict[str, Any]:
-        """What is known of the teacher, with its accuracy and that of its members."""
-        found, members = dict(about), {}
-        for member, facts in about.get("members", {}).items():
-            network = LiveTeacher(model.get_submodule(member), (), precision=settings.precision)
-            members[member] = facts | measured_accuracy(
-                network, f"{name}.{member}", key, classifies, data, ranks, trainer, folder / "teachers"
+    # the cache: which targets are in it, and what is missing
+    store, subset, cached, arrays = None, None, [], []
+    if settings.cache.views:
+        views, images = count_views(settings.cache.views, data), data.train
+        place = {**key, "dtype": settings.cache.dtype, "views": {"scheme": images.view_key, "number": views}}
+        place["data"] = key["data"] | {"sha256": images.fingerprint}
+        path = settings.cache.path or Path(settings.outputs) / data.name / "cache" / f"{name}-{digest(place)}"
+        store = TeacherCache(path, place, len(images), views, settings.cache.dtype)
+        cached, arrays, report = plan_cache(store, networks, settings.cache.large)
+        subset = data.train.view_subset(store.views)
+        if dist.main:
+            print(
+                f"{report}\n{_views_shown(store.views, data.train.num_views, settings.trainer.epochs)}".strip(),
+                flush=True,
             )
-        if members:
-            found["members"] = members
-        found |= measured_accuracy(live, name, key, classifies, data, ranks, trainer, folder / "teachers")
-        return found
-
-    if not cache.views:
-        assert live is not None
-        about = evaluated(live)
-        check_accuracy(about, data, settings, trained_here=settings.weights is None)
-        init_teacher_statistics(target_specs, live, key, data, ranks, trainer, folder / "teachers")
-        live.set_target_specs(target_specs)
-        if settings.batch_statistics:
-            live.use_batch_statistics()
-        return Teacher((live,), about, live)
-
-    views = count_views(cache.views, data.train.num_views, data.name)
-    key_of_cache = key | {"dtype": cache.dtype, "views": {"scheme": data.train.view_key, "number": views}}
-    key_of_cache["data"] = key["data"] | {"sha256": data.train.fingerprint}
-    place = Path(cache.path) if cache.path else folder / "cache" / f"{name}-{digest(key_of_cache)}"
-    store = TeacherCache(place, key_of_cache, len(data.train), views, cache.dtype)
-    paths = {spec.layer: resolve(model, spec.layer) for spec in target_specs}
-    cached, arrays, report = plan_cache(store, target_specs, paths, shapes, cache.large)
-    (incomplete,) = ranks.max(int(bool(store.missing(arrays))))
-    if ranks.main:
-        print(f"{report}\n{_views_shown(views, data.train.num_views, trainer.epochs)}".strip(), flush=True)
-    if live is None and (incomplete or len(cached) < len(target_specs)):
+    live_specs = [spec for spec in specs if spec not in cached]
+    incomplete = store is not None and dist.max(int(bool(store.missing(arrays)))) == [1]
+    if not loaded and (store is None or incomplete or live_specs or store.teacher is None):
+        where = settings.cache.path if store is None else store.folder
         raise ValueError(
-            f"the teacher cache {place} does not have all targets of this run, so the teacher itself is needed: "
-            "name its teacher.weights"
+            f"the teacher cache {where} does not have all targets of this run, so the teacher itself is needed: name its teacher.weights"
         )
-    if live is not None and (incomplete or store.teacher is None):
-        about = evaluated(live)
-    elif store.teacher is not None:
-        about = store.teacher
-    check_accuracy(about, data, settings, trained_here=settings.weights is None and cache.path is None)
-    init_teacher_statistics(target_specs, live, key, data, ranks, trainer, place)
-    subset = data.train.view_subset(views)
-    if live is not None and arrays:
-        live.set_target_specs(cached)
-        first = torch.arange(min(COMPARED_IMAGES, len(data.train)), device=ranks.device)
-        some = data.train.render(first, subset[: len(first), 0].long().to(ranks.device), trainer.channels_last)
-        compare_with_teacher(store, live, some, arrays)
+
+    # how good it is, and what losses need of it
+    folder = Path(settings.outputs) / data.name / "teachers"
+    measured = Measurements(
+        name, model if loaded else None, teacher.precision, key, folder, data, dist, settings.trainer
+    )
+    if loaded:
+        for member, known in about.get("members", {}).items():
+            network = replace(measured, name=f"{name}.{member}", network=model.get_submodule(member))
+            known |= network.accuracy(classifies)
+        about = {"name": name, **about, **measured.accuracy(classifies)}
+    else:
+        assert store is not None
+        about = store.teacher or {}
+    trained_here = teacher.weights is None and settings.cache.path is None
+    check_accuracy(about, data, teacher.min_accuracy, trained_here)
+    (measured if store is None else replace(measured, folder=store.folder)).init_losses(specs)
+
+    # the sources of its targets
+    live, sources = None, []
+    if loaded:
+        live = LiveTeacher(model, cached, precision=teacher.precision, batch_statistics=teacher.batch_statistics)
+    if live is not None and store is not None and subset is not None and arrays:
+        first = torch.arange(min(COMPARED_IMAGES, len(data.train)), device=dist.device)
+        views = subset[: len(first), 0].long().to(dist.device)
+        compare_with_teacher(store, live, data.train.render(first, views, settings.trainer.channels_last), arrays)
         if incomplete:
             store.teacher = about
-            loader = data.train.loader(
-                trainer.batch_size, train=True, device=ranks.device, channels_last=trainer.channels_last, workers=trainer.workers
-            )  # fmt: skip
-            write_cache(store, live, loader, subset, arrays, ranks)
-    sources: list[LiveTeacher | CachedTeacher] = []
-    if arrays:
-        sources.append(CachedTeacher(store, arrays, subset, ranks.device))
-    if live is not None and len(cached) < len(target_specs):
-        live.set_target_specs([spec for spec in target_specs if spec not in cached])
+            keys: dict[str, Any] = {
+                "channels_last": settings.trainer.channels_last,
+                "workers": settings.trainer.workers,
+            }
+            loader = data.train.loader(settings.trainer.batch_size, train=True, device=dist.device, **keys)
+            write_cache(store, live, loader, subset, arrays, dist)
+    if store is not None and subset is not None and arrays:
+        sources.append(CachedTeacher(store, arrays, subset, dist.device))
+    if live is not None and live_specs:
+        live.set_target_specs(live_specs)
         sources.append(live)
-    return Teacher(sources, about, live, None if views == data.train.num_views else subset, store)
+    all_views = store is None or store.views == data.train.num_views
+    return Teacher(sources, about, live, None if all_views else subset, store)
 
 
 def comes_trained(model: nn.Module, output: Shape, classes: int) -> bool:
@@ -155,10 +152,8 @@ def comes_trained(model: nn.Module, output: Shape, classes: int) -> bool:
     Raises:
         ValueError: a network without a classifier and without weights, which cannot be trained here.
     """
-    if isinstance(model, Ensemble):
-        return True
     record: InputFormat | None = getattr(model, "input_format", None)
-    if record is not None and (output != (classes,) or record.classes == classes):
+    if isinstance(model, Ensemble) or (record is not None and (output != (classes,) or record.classes == classes)):
         return True
     if output != (classes,):
         raise ValueError(
@@ -168,46 +163,36 @@ def comes_trained(model: nn.Module, output: Shape, classes: int) -> bool:
     return False
 
 
-def _load(
-    model: nn.Module,
-    weights: str | None,
-    layers: Sequence[str],
-    data: Dataset,
-    ranks: Dist,
-    name: str,
-    settings: TeacherConfig,
-    channels_last: bool,
-) -> tuple[LiveTeacher, dict[str, Any]]:
-    """The teacher with its weights, on its device, its batch norms folded into its convolutions; and what is known of it."""
-    images = Normalization(data.mean, data.std)
-    expects, inputs = images, {}
-    about: dict[str, Any] = {"name": name, "parameters": sum(p.numel() for p in model.parameters())}
+def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> dict[str, Any]:
+    """Bring the teacher with its weights to its device, its batch norms folded into its convolutions.
+
+    Returns:
+        What is known of it; with `members`, what is known of each.
+    """
+    model, teacher, images = networks.teacher, settings.teacher, Normalization(data.mean, data.std)
+    assert model is not None
+    name, inputs = teacher.model["name"], {}
+    model.to(dist.device).eval().requires_grad_(False)
     if isinstance(model, Ensemble):
         members = model.load(images)
-        about |= {"weights": f"those of {', '.join(members)}", "members": members}
-        about["sha256"] = digest({member: facts["sha256"] for member, facts in members.items()}, 64)
         inputs = {f"{name}.{member}": facts["input"] for member, facts in members.items()}
+        about = {"weights": f"those of {', '.join(members)}", "members": members}
+        about["sha256"] = digest({member: facts["sha256"] for member, facts in members.items()}, 64)
+        about["parameters"] = sum(facts["parameters"] for facts in members.values())
     else:
-        metadata = {} if weights is None else load_weights(model, weights, settings.weights_key)
-        expects, source = input_normalization(model, settings.mean, settings.std, metadata, images)
-        about |= {"weights": weights or "pretrained", "sha256": sha256_of(weights) if weights else state_sha256(model)}
-        inputs[name] = f"{expects}, {source}"
-    if ranks.main:
-        for network, line in inputs.items():
-            print(f"teacher {network}: images normalised by {line}")
-    model.to(ranks.device).eval()
-    if channels_last:
+        about = load_teacher(model, images, weights, teacher.weights_key, teacher.mean, teacher.std)
+        inputs = {name: about["input"]}
+    for network, line in inputs.items() if dist.main else ():
+        print(f"teacher {network}: images normalised by {line}")
+    if settings.trainer.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if not settings.batch_statistics:
-        first = torch.arange(min(8, len(data.test)), device=ranks.device)
-        fold_batch_norm(model, data.test.render(first, torch.full_like(first, data.test.unaugmented)), layers)
-    return LiveTeacher(model, (), images=images, expects=expects, precision=settings.precision), about
-
-
-def _layers(target_specs: Sequence[TargetSpec]) -> list[str]:
-    """The teacher's layers whose features are needed."""
-    once = [spec.loss.teacher_layer for spec in target_specs if spec.loss.teacher_layer is not None]
-    return [*(spec.layer for spec in target_specs), *once]
+    if not teacher.batch_statistics:
+        specs = networks.distiller.target_specs
+        once = [spec.loss.teacher_layer for spec in specs if spec.loss.teacher_layer is not None]
+        first = torch.arange(min(8, len(data.test)), device=dist.device)
+        some = data.test.render(first, torch.full_like(first, data.test.unaugmented))
+        fold_batch_norm(model, some, [*(spec.layer for spec in specs), *once])
+    return about
 
 
 def _without_files(node: Any) -> Any:
@@ -218,68 +203,58 @@ def _without_files(node: Any) -> Any:
 
 
 def plan_cache(
-    cache: TeacherCache,
-    target_specs: Sequence[TargetSpec],
-    paths: Mapping[str, str],
-    shapes: Mapping[str, Shape],
-    large: bool,
+    cache: TeacherCache, networks: "Networks", large: bool
 ) -> tuple[list[TargetSpec], list[CachedArray], str]:
     """Which targets are cached, their arrays, and what there is to say about it: sizes, free space, what stays live and why.
 
     Args:
-        paths: layer → module path in the teacher.
-        shapes: of one image's feature, by layer of the teacher.
         large: cache targets that are as large as the feature, too.
     """
-    reasons = {spec.key: why_live(spec, shapes[spec.layer], large) for spec in target_specs}
-    cached = [spec for spec in target_specs if reasons[spec.key] is None]
-    arrays = [a for spec in cached for a in cached_arrays(spec, paths[spec.layer], shapes[spec.layer])]
+    assert networks.teacher is not None
     existing = next(folder for folder in (cache.folder, *cache.folder.absolute().parents) if folder.is_dir())
-    free = readable_bytes(shutil.disk_usage(existing).free)
+    free = decimal(shutil.disk_usage(existing).free)
     lines = [
         f"teacher cache {cache.folder}: {cache.views} views of {cache.images:,} images, {cache.dtype}; {free} free"
     ]
-    once = {array.name: array for array in arrays}.values()
-    for array in once:
-        done = cache.rows_written(array.name) / cache.rows
+    cached: list[TargetSpec] = []
+    arrays: dict[str, list[CachedArray]] = {}
+    live: list[str] = []
+    for spec in networks.distiller.target_specs:
+        shape = networks.teacher_shapes[spec.layer]
+        if (reason := why_live(spec, shape, large)) is None:
+            cached.append(spec)
+            for array in cached_arrays(spec, resolve(networks.teacher, spec.layer), shape):
+                arrays.setdefault(array.name, []).append(array)
+        else:
+            size = decimal(sum(map(cache.size, spec.loss.spec(spec.student_shape, shape).target.values())))
+            live.append(f"  loss.{spec.key.split(':')[0]} uses a live teacher: {reason} ({size})")
+    for name, (array, *_) in arrays.items():
+        done = cache.rows_written(name) / cache.rows
         state = "complete" if done == 1 else f"{100 * done:.0f} % there" if done else "to be computed"
-        lines.append(f"  {array.name}: {readable_bytes(cache.size(array.shape))}, {state}")
-    if len(once) > 1:
-        lines.append(f"  together {readable_bytes(sum(cache.size(array.shape) for array in once))}")
-    for spec in target_specs:
-        if reason := reasons[spec.key]:
-            loss_spec = spec.loss.spec(spec.student_shape, shapes[spec.layer])
-            size = readable_bytes(sum(cache.size(shape) for shape in loss_spec.target.values()))
-            lines.append(f"  loss.{spec.key.split(':')[0]} uses a live teacher: {reason} ({size})")
-    return cached, arrays, "\n".join(lines)
+        lines.append(f"  {name}: {decimal(cache.size(array.shape))}, {state}")
+    if len(arrays) > 1:
+        lines.append(f"  together {decimal(sum(cache.size(array.shape) for array, *_ in arrays.values()))}")
+    return cached, [array for same in arrays.values() for array in same], "\n".join(lines + live)
 
 
-def cache_report(
-    model: nn.Module,
-    target_specs: Sequence[TargetSpec],
-    shapes: Mapping[str, Shape],
-    cache: CacheConfig,
-    data: Dataset,
-    outputs: str,
-) -> str:
-    """What a cache of these targets would hold, as `plan_cache` says it, before anything is loaded or written."""
-    views = count_views(cache.views, data.train.num_views, data.name)
-    empty = TeacherCache(Path(outputs) / data.name / "cache", {}, len(data.train), views, cache.dtype)
-    paths = {spec.layer: resolve(model, spec.layer) for spec in target_specs}
-    return plan_cache(empty, target_specs, paths, shapes, cache.large)[2]
+def cache_report(settings: RunConfig, networks: "Networks", data: Dataset) -> str:
+    """What a cache of a run's targets would hold, as `plan_cache` says it, before anything is loaded or written."""
+    folder, views = Path(settings.outputs) / data.name / "cache", count_views(settings.cache.views, data)
+    empty = TeacherCache(folder, {}, len(data.train), views, settings.cache.dtype)
+    return plan_cache(empty, networks, settings.cache.large)[2]
 
 
-def count_views(requested: int | str, num_views: int | None, data: str) -> int:
-    """How many of an image's `num_views` views to cache. Raises ValueError for all of views that cannot be enumerated (None)."""
-    if num_views is None and requested == "all":
+def count_views(requested: int | str, data: Dataset) -> int:
+    """How many of an image's views to cache. Raises ValueError for all of views that cannot be enumerated."""
+    most = data.train.num_views
+    if requested != "all":
+        return min(int(requested), most or int(requested))
+    if most is None:
         raise ValueError(
-            f"cache.views=all: the views of data={data} are random-sized crops, which cannot be enumerated; choose a number of "
+            f"cache.views=all: the views of data={data.name} are random-sized crops, which cannot be enumerated; choose a number of "
             "them, such as cache.views=16, or use cache.views=0"
         )
-    if requested == "all":
-        assert num_views is not None
-        return num_views
-    return int(requested) if num_views is None else min(int(requested), num_views)
+    return most
 
 
 def _views_shown(views: int, num_views: int | None, epochs: int) -> str:
@@ -289,8 +264,7 @@ def _views_shown(views: int, num_views: int | None, epochs: int) -> str:
     others = "new random ones" if num_views is None else f"random ones of all {num_views}"
     text = f"epochs show each image's {views} cached views in turn, not {others}"
     if views < epochs:
-        enough = epochs if num_views is None else min(epochs, num_views)
-        text += f"; that can cost accuracy; cache.views={enough} would repeat none"
+        text += f"; that can cost accuracy; cache.views={min(epochs, num_views or epochs)} would repeat none"
     return text
 
 
