@@ -114,6 +114,7 @@ class TeacherConfig:
     weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
     mean: list[float] | None = None  # of its inputs; null: as its weights say, else its library, else the data's
     std: list[float] | None = setting(None, above=0)
+    input_size: int | None = setting(None, least=1)  # at which it looks at the images; null: as its weights say
     precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of its forward pass; targets in fp32; fp16: CUDA
     batch_statistics: bool = False  # normalise by the batch's own statistics, as the paper's ImageNet code does
     min_accuracy: float | None = setting(None, least=0, most=100)  # percent; below it the run stops; null: near chance

@@ -94,6 +94,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
             "dataset": data.name,
             "mean": ",".join(str(v) for v in data.mean),
             "std": ",".join(str(v) for v in data.std),
+            "size": str(data.size),
         } | ({} if settings.trainer.ema is None else {"ema": str(settings.trainer.ema)})
         info = RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config)
         draw = drawing(training, teacher, data) if settings.trainer.heatmaps and dist.main and trackers else None

@@ -10,7 +10,7 @@ from nst import build
 from nst.cli.train import run
 from nst.export import finished_run
 from nst.models import resnet8
-from nst.models.weights import save_weights
+from nst.models.weights import read_weights, save_weights
 
 
 def test_a_run_starts_from_weights_and_keeps_what_is_frozen(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
@@ -38,3 +38,19 @@ def test_a_run_starts_from_weights_and_keeps_what_is_frozen(compose: Compose, ti
 def test_errors_name_the_model(words: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build.network("model", {"_target_": "nst.models.CifarResNet", "depth": 8, **words}, seed=0)
+
+
+def test_a_teacher_of_another_size_looks_at_images_of_its_own(
+    compose: Compose, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The size is stored with weights; `teacher.input_size` overrides it."""
+    teacher = resnet8(num_classes=10, in_channels=1)
+    save_weights(tmp_path / "teacher.safetensors", teacher, {"mean": "0.3", "std": "0.4", "size": "16"})
+    words = ["loss=[kd,nst_poly]", "trainer.epochs=1", f"teacher.weights={tmp_path}/teacher.safetensors"]
+    shapes = build.networks(build.settings(compose(*tiny, *words))).teacher_shapes
+    assert shapes["last"] == (64, 4, 4)
+    own = build.networks(build.settings(compose(*tiny, *words, "teacher.input_size=8"))).teacher_shapes
+    assert own["last"] == (64, 2, 2)
+    folder = Path(run(compose(*tiny, *words))["folder"])
+    assert "mean 0.3, std 0.4, as stored with its weights; looked at as 16×16 pixels" in capsys.readouterr().out
+    assert read_weights(folder / "student.safetensors").metadata["size"] == "8"

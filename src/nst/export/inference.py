@@ -18,7 +18,8 @@ from nst.evaluate import evaluate
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
 from nst.export.formats import FILES, Forward, Rescaled, load
 from nst.files import sha256_of, write_whole
-from nst.models.weights import load_weights
+from nst.models.external import look_at
+from nst.models.weights import load_weights, recorded_size
 from nst.storage.folder import SUMMARY
 from nst.teacher import expected_normalization
 
@@ -174,6 +175,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     if None not in classes and classes[0] != classes[1]:
         raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
     model = build.network("model", build.without_weights(settings.model), seed=0)
+    look_at(model, recorded_size(settings.weights))
     expects = expected_normalization(
         settings.mean, settings.std, load_weights(model, settings.weights, settings.weights_key)
     )

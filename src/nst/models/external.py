@@ -70,6 +70,17 @@ class Resize:
         return F.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True), *others
 
 
+def look_at(model: nn.Module, size: int | None) -> None:
+    """Have a network look at its images resized to `size`; None, or one that resizes them already: as it is."""
+    if size is not None and looked_at(model) is None:
+        model.register_forward_pre_hook(Resize(size), prepend=True)
+
+
+def looked_at(model: nn.Module) -> int | None:
+    """The size to which a network resizes its images; None: it looks at them as they come."""
+    return next((hook.size for hook in model._forward_pre_hooks.values() if isinstance(hook, Resize)), None)
+
+
 def torchvision_model(
     arch: str,
     num_classes: int,

@@ -93,6 +93,14 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
     return WeightsFile(path, states, metadata)
 
 
+def recorded_size(path: str | PathLike[str] | None) -> int | None:
+    """Height and width of the images that weights were trained on, if their safetensors file says so."""
+    if path is None or Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return None
+    size = read_weights(path).metadata.get("size")
+    return None if size is None else int(size)
+
+
 def _unpickled(content: bytes) -> Any:
     if content.startswith(_CHECKPOINT):
         content = content.partition(b"\n")[2]

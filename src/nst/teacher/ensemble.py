@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import check_choice
-from nst.models.external import Resize
+from nst.models.external import look_at
+from nst.models.weights import recorded_size
 from nst.teacher.network import Normalization, load_teacher
 
 
@@ -22,7 +23,7 @@ class Member:
         weights: its file.
         weights_key: the state to load where the file holds several, such as "state_dict_ema".
         mean, std: of its inputs; None: as stored with the weights, else those of the network's library, else the data's.
-        input_size: the size at which it looks at the images; None: as they come.
+        input_size: the size at which it looks at the images; None: as stored with the weights, else as they come.
     """
 
     network: nn.Module
@@ -66,8 +67,7 @@ class Ensemble(nn.Module):
             def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 self._shapes[name] = tuple(inputs[0].shape)
 
-            if member.input_size is not None:
-                member.network.register_forward_pre_hook(Resize(member.input_size), prepend=True)
+            look_at(member.network, member.input_size or recorded_size(member.weights))
             member.network.register_forward_pre_hook(note_shape)
             named: dict[str, str] = getattr(member.network, "named_layers", {})
             self.named_layers |= {f"{name}.{layer}": f"{name}.{path}" for layer, path in named.items()}

@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from nst.files import sha256_of
 from nst.layers import LOGITS, LayerHooks
-from nst.models.external import InputFormat
+from nst.models.external import InputFormat, looked_at
 from nst.models.weights import load_weights
 
 FOLDING_TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
@@ -78,6 +78,8 @@ def load_teacher(
         expects, source = images, "as the data, since its weights say nothing else"
     if expects != images:
         convert_inputs(network, images, expects)
+    if (size := looked_at(network)) is not None:
+        source += f"; looked at as {size}×{size} pixels"
     return {
         "weights": weights or "pretrained",
         "sha256": state_sha256(network) if weights is None else sha256_of(weights),

@@ -72,7 +72,8 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     key: dict[str, Any] = {
         "teacher": facts,
         "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
-        "teacher_input": {"mean": teacher.mean, "std": teacher.std},
+        "teacher_input": {"mean": teacher.mean, "std": teacher.std}
+        | ({"size": teacher.input_size} if teacher.input_size else {}),
     }
 
     # the cache: which targets are in it, and what is missing
