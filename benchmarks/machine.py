@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from nst.storage.provenance import commit, hardware, versions
+from nst.storage.record import commit, hardware, versions
 
 
 def describe(device: str) -> dict[str, object]:

@@ -1,92 +1,60 @@
 """Knowledge distillation of vision networks: NST and the losses it is compared with.
 
-The names below are the public ones (docs/library.md); each is imported when it is first used.
+Each public name (docs/library.md) is imported when it is first used.
 """
-
-# ruff: noqa: F403, F405 (the losses' names are those of nst.losses)
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from nst.config import TrainerConfig
-    from nst.data.batch import Batch
-    from nst.data.memory import MemorySplit
-    from nst.data.views import ViewScheme
-    from nst.dist import Dist
-    from nst.distiller import Distiller, Pair, Term
-    from nst.evaluate import Metrics
-    from nst.export import load_student
-    from nst.layers import LayerHooks, feature_shapes
-    from nst.loop import Loop, Training
-    from nst.losses import *
-    from nst.models.weights import load_weights, save_weights
-    from nst.teacher import LiveTeacher, Normalization, Teacher
+if TYPE_CHECKING:  # for type checkers and editors
+    from nst.api import Run as Run
+    from nst.api import distil as distil
+    from nst.api import runs as runs
+    from nst.api import train as train
+    from nst.config import TrainerConfig as TrainerConfig
+    from nst.data.batch import Batch as Batch
+    from nst.data.memory import MemorySplit as MemorySplit
+    from nst.data.views import ViewScheme as ViewScheme
+    from nst.dist import Dist as Dist
+    from nst.distiller import Distiller as Distiller
+    from nst.distiller import Term as Term
+    from nst.evaluate import Metrics as Metrics
+    from nst.export import load_student as load_student
+    from nst.layers import LayerHooks as LayerHooks
+    from nst.layers import Pair as Pair
+    from nst.layers import feature_shapes as feature_shapes
+    from nst.loop import Loop as Loop
+    from nst.loop import Training as Training
+    from nst.losses import *  # noqa: F403
+    from nst.models.weights import load_weights as load_weights
+    from nst.models.weights import save_weights as save_weights
+    from nst.signals import Interrupted as Interrupted
+    from nst.teacher import LiveTeacher as LiveTeacher
+    from nst.teacher import Normalization as Normalization
+    from nst.teacher import Teacher as Teacher
 
 __version__ = "0.3.0"
 
-__all__ = [
-    "ABKD",
-    "AT",
-    "CATKD",
-    "CC",
-    "CRD",
-    "DIST",
-    "DKD",
-    "KD",
-    "MGD",
-    "NKD",
-    "NST",
-    "OFA",
-    "PKT",
-    "RKD",
-    "RLD",
-    "SDD",
-    "SP",
-    "TTM",
-    "VID",
-    "WKDF",
-    "WKDL",
-    "Batch",
-    "CrossEntropy",
-    "Dist",
-    "Distiller",
-    "FitNet",
-    "LayerHooks",
-    "LiveTeacher",
-    "Loop",
-    "MemorySplit",
-    "Metrics",
-    "Normalization",
-    "Pair",
-    "ReviewKD",
-    "Teacher",
-    "Term",
-    "TrainerConfig",
-    "Training",
-    "TransferLoss",
-    "ViewScheme",
-    "feature_shapes",
-    "load_student",
-    "load_weights",
-    "save_weights",
-]
-
-_HOMES = {  # of what is no loss
-    "nst.config": ("TrainerConfig",),
-    "nst.data.batch": ("Batch",),
-    "nst.data.memory": ("MemorySplit",),
-    "nst.data.views": ("ViewScheme",),
-    "nst.distiller": ("Distiller", "Pair", "Term"),
-    "nst.export": ("load_student",),
-    "nst.teacher": ("LiveTeacher", "Normalization", "Teacher"),
-    "nst.layers": ("LayerHooks", "feature_shapes"),
-    "nst.dist": ("Dist",),
-    "nst.evaluate": ("Metrics",),
-    "nst.loop": ("Loop", "Training"),
-    "nst.models.weights": ("load_weights", "save_weights"),
-}  # fmt: skip
-_HOME = dict.fromkeys(__all__, "nst.losses") | {name: module for module, names in _HOMES.items() for name in names}
+_NAMES = {
+    "nst.api": "Run distil runs train",
+    "nst.config": "TrainerConfig",
+    "nst.data.batch": "Batch",
+    "nst.data.memory": "MemorySplit",
+    "nst.data.views": "ViewScheme",
+    "nst.dist": "Dist",
+    "nst.distiller": "Distiller Term",
+    "nst.evaluate": "Metrics",
+    "nst.export": "load_student",
+    "nst.layers": "LayerHooks Pair feature_shapes",
+    "nst.loop": "Loop Training",
+    "nst.losses": "ABKD AT CATKD CC CRD DIST DKD KD MGD NKD NST OFA PKT RKD RLD SDD SP TTM VID WKDF WKDL CrossEntropy FitNet "
+    "ReviewKD TransferLoss",
+    "nst.models.weights": "load_weights save_weights",
+    "nst.signals": "Interrupted",
+    "nst.teacher": "LiveTeacher Normalization Teacher",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

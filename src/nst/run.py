@@ -24,8 +24,7 @@ from nst.loop import Loop, Training
 from nst.models.weights import load_weights, save_weights
 from nst.report.heatmaps import heatmaps
 from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
-from nst.storage.provenance import provenance
-from nst.storage.record import Record
+from nst.storage.record import Record, provenance
 from nst.storage.trackers import RunInfo
 from nst.teacher import Normalization, Teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher

@@ -1,6 +1,7 @@
 """Signals only set a flag; the loop checks it between two steps."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,9 +39,10 @@ def stop_flag() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.signum = flag.signum or signum
 
-    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+    watched = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()  # Python's rule
+    before = {s: signal.getsignal(s) for s in watched}
     try:
-        for s in STOP_SIGNALS:
+        for s in watched:
             signal.signal(s, handle)
         yield flag
     finally:

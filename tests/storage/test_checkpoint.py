@@ -101,9 +101,7 @@ def written(path: Path, content: Any) -> Path:
 def test_a_right_checksum_alone_makes_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it holds a list"):
         read_checkpoint(written(tmp_path / "a.ckpt", [1]))
-    with pytest.raises(
-        ValueError, match=r"holds more than tensors and plain values \(pathlib\._local\.PosixPath|PosixPath"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)is damaged: .*PosixPath"):
         read_checkpoint(written(tmp_path / "a.ckpt", {"x": tmp_path}))
     path = tmp_path / "a.ckpt"
     path.write_bytes(MAGIC + hashlib.sha256(b"no").hexdigest().encode() + b"\nno")
@@ -117,7 +115,7 @@ def test_a_folder_in_place_of_a_checkpoint(checkpoints: Checkpoints, caplog: pyt
     (newest / "inside").mkdir(parents=True)
     with caplog.at_level(logging.WARNING):
         assert found(checkpoints) == 2
-    assert "is damaged: it is a folder" in caplog.text
+    assert "is damaged: [Errno 21] Is a directory" in caplog.text
 
 
 class Own(nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nst.storage import provenance
+from nst.storage import record
 
 
 def test_the_commit_of_a_repository_that_only_contains_the_installed_package_is_not_taken(
@@ -17,15 +17,15 @@ def test_the_commit_of_a_repository_that_only_contains_the_installed_package_is_
             ["git", *settings, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    installed = tmp_path / ".venv" / "nst" / "runs" / "provenance.py"
+    installed = tmp_path / ".venv" / "nst" / "storage" / "record.py"
     installed.parent.mkdir(parents=True)
     installed.write_text("# installed\n")
     git("init")
     git("commit", "--allow-empty", "--message", "a user's own project")
-    monkeypatch.setattr(provenance, "__file__", str(installed))
-    assert provenance.commit() is None
+    monkeypatch.setattr(record, "__file__", str(installed))
+    assert record.commit() is None
     git("add", ".")
     git("commit", "--message", "the source tree")
-    assert provenance.commit() == git("rev-parse", "HEAD")
+    assert record.commit() == git("rev-parse", "HEAD")
     installed.write_text("# changed\n")
-    assert provenance.commit() == git("rev-parse", "HEAD") + "+dirty"
+    assert record.commit() == git("rev-parse", "HEAD") + "+dirty"

@@ -63,10 +63,12 @@ def test_differences() -> None:
     assert differences(old, old) == []
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file", "remedy"), [("summary.json", "start again"), ("config.json", "writes it again")])
+@pytest.mark.parametrize("content", ["{", "[]", "\0" * 20, ""])
+def test_a_damaged_file_is_named(file: str, remedy: str, content: str, tmp_path: Path) -> None:
     finish(tmp_path, str(tmp_path))
-    (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*{remedy}"):
         RunFolder(tmp_path).summary()
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from nst.cli.train import run
 from nst.loop import Training
-from nst.storage.record import _cut, last_steps
-from nst.storage.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB
+from nst.storage.record import last_steps
+from nst.storage.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB, cut
 
 CONFIG = {"seed": 0, "loss": {"kd": {"weight": 16.0}}}
 
@@ -168,7 +168,7 @@ def test_the_last_steps_of_a_log(tmp_path: Path) -> None:
 
 def test_lost_rows_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        _cut(tmp_path / "metrics.jsonl", 10)
+        cut(tmp_path / "metrics.jsonl", 10)
     assert "metrics.jsonl has 0 bytes" in caplog.text
 
 

@@ -55,7 +55,7 @@ def show(settings: RunConfig) -> None:
     from nst.run import prepare_teacher
     from nst.storage.checkpoint import Checkpoints, read_checkpoint
     from nst.storage.folder import STUDENT, SUMMARY, run_folder
-    from nst.storage.provenance import commit
+    from nst.storage.record import commit
 
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")

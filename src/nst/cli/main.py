@@ -216,7 +216,7 @@ def reproduce(arguments: Sequence[str]) -> None:
         return
     with readable_errors() as end:
         request = parse(arguments)
-        read_table(request.table)  # a misspelt name fails at once; the imports below take seconds
+        read_table(request.table)  # a misspelt name fails at once
         end.status = 1
         reproduce(request)
 

@@ -39,13 +39,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         Interrupted: stopped by a signal, saved.
     """
     from nst import build
-    from nst.dist import join
-    from nst.run import execute
 
     settings = build.settings(cfg)
     if settings.dry_run:
         dry_run(settings)
         return {}
+    from nst.dist import join
+    from nst.run import execute
+
     with join(settings.trainer.device, settings.trainer.timeout) as dist:
         dist.check_same_settings(asdict(settings))
         summary = execute(settings, dist)

@@ -29,7 +29,7 @@ from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
 from nst.report.render import code, plain
-from nst.storage.provenance import provenance
+from nst.storage.record import provenance
 
 CARD = "MODEL_CARD.md"
 TOLERANCE = 1e-3  # of the largest logit: more than rounding in 32 bits

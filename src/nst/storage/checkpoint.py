@@ -46,10 +46,7 @@ class Checkpoints:
             for old in self.paths()[: -self.keep]:
                 old.unlink()
         except OSError as error:
-            reason = error.strerror or error
-            raise OSError(
-                error.errno, f"checkpoint {path} could not be written: {reason}; {self.last_good()}"
-            ) from error
+            raise OSError(error.errno, f"{error.strerror or error}; {self.last_good()}") from error
         return path
 
     def last_good(self) -> str:
@@ -93,34 +90,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: if it is truncated, its SHA-256 does not match, or it would run code.
     """
     try:
-        content = path.read_bytes()
-    except IsADirectoryError:
-        raise ValueError(f"checkpoint {path} is damaged: it is a folder") from None
-    head, _, body = content.partition(b"\n")
-    if not head.startswith(MAGIC):
-        raise ValueError(f"checkpoint {path} is damaged: its first line is not a checkpoint's")
-    digest, expected = hashlib.sha256(body).hexdigest(), head[len(MAGIC) :].decode(errors="replace")
-    if digest != expected:
-        raise ValueError(f"checkpoint {path} is damaged: its content has SHA-256 {digest}, not {expected}")
-    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+        if head != MAGIC + hashlib.sha256(body).hexdigest().encode():
+            raise ValueError("its content has another SHA-256 than its first line says")
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # a forged body with a right checksum
-        raise ValueError(
-            f"checkpoint {path} is damaged, or holds more than tensors and plain values: {error}"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} is damaged: it holds a {type(state).__name__}")
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+    except Exception as error:  # whatever reading and unpickling of any bytes raise
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     return state
 
 
 def check_resumable(module: nn.Module) -> None:
     """Raises ValueError for state (`get_extra_state`) that a checkpoint cannot hold: other than tensors and plain values."""
     for key, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            continue
         try:
             content = io.BytesIO()
-            torch.save(value, content)
+            torch.save(value if not isinstance(value, Tensor) else None, content)
             content.seek(0)
             torch.load(content, weights_only=True)
         except Exception as error:  # whatever pickling a user's object raises

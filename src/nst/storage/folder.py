@@ -20,6 +20,7 @@ from nst.files import write_whole
 
 Config = dict[str, Any]
 
+CONFIG = "config.json"  # the resolved configuration
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
 BEST = "best.safetensors"  # the weights of the best epoch
 METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
@@ -67,35 +68,23 @@ def not_default(node: Mapping[str, Any], ignored: Collection[str] = ()) -> Confi
 
 
 def _without_defaults(node: Mapping[str, Any]) -> Config:
-    """A component, or several by name, without the arguments equal to their default."""
-    defaults = _signature_defaults(node["_target_"]) if isinstance(node.get("_target_"), str) else {}
-    key: Config = {}
-    for name, value in node.items():
-        if name not in defaults or defaults[name] != value:
-            key[name] = _without_defaults(value) if isinstance(value, dict) else value
-    return key
+    """A component, or several by name, without the arguments equal to the default in its signature.
 
-
-def _signature_defaults(target: str) -> Config:
-    """The defaults of a component's arguments.
-
-    None for torch's classes, whose defaults may change with the version, and none that needs another import: a stored
-    configuration must not run code.
+    Torch's defaults stay, since they may change with the version, and those of what needs another import: a stored configuration must
+    not run code.
     """
-    module = target.rpartition(".")[0]
-    if target.startswith("torch.") or not (target.startswith("nst.") or module in sys.modules):
-        return {}
-    with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
-        parameters = inspect.signature(get_object(target)).parameters.values()
-        return {p.name: _as_json(p.default) for p in parameters if p.default is not p.empty}
-    return {}
-
-
-def _as_json(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value))
-    except TypeError:
-        return object()  # equal to nothing
+    target, defaults = str(node.get("_target_", "torch.")), Config()
+    if not target.startswith("torch.") and (target.startswith("nst.") or target.rpartition(".")[0] in sys.modules):
+        with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
+            parameters = inspect.signature(get_object(target)).parameters
+            defaults = {
+                name: list(p.default) if isinstance(p.default, tuple) else p.default for name, p in parameters.items()
+            }
+    return {
+        name: _without_defaults(value) if isinstance(value, dict) else value
+        for name, value in node.items()
+        if name not in defaults or defaults[name] != value
+    }
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -139,8 +128,8 @@ class RunFolder:
         for unfinished in self.path.glob("*.tmp"):  # left by a killed process
             unfinished.unlink()
         write_whole(holder, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
-        if not (file := self.path / "config.json").is_file():
-            write_whole(file, json.dumps(config, indent=1).encode())
+        if not (self.path / CONFIG).is_file():
+            write_whole(self.path / CONFIG, json.dumps(config, indent=1).encode())
 
     def is_locked(self) -> bool:
         """Whether another process has locked it."""
@@ -160,9 +149,11 @@ class RunFolder:
         """The summary of a finished run; None if it is not finished or its weights are missing.
 
         Raises:
-            ValueError: it is damaged, or of another run.
+            ValueError: it or the configuration beside it is damaged, or it is of another run.
         """
         file = self.path / SUMMARY
+        if (self.path / CONFIG).is_file():
+            read_json(self.path / CONFIG, "delete it: the run's command writes it again")
         if not file.is_file():
             return None
         summary = read_json(file)

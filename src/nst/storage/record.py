@@ -3,15 +3,19 @@
 import json
 import logging
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from nst.config import differences
 from nst.evaluate import Metrics
@@ -19,12 +23,14 @@ from nst.files import naming, write_whole
 from nst.models.weights import save_weights
 from nst.storage.checkpoint import Checkpoints, read_checkpoint
 from nst.storage.folder import BEST, DIVERGED, METRICS
-from nst.storage.trackers import RunInfo, Tracker
+from nst.storage.trackers import RunInfo, Tracker, cut, flat, on_disk
 
 if TYPE_CHECKING:
     from nst.loop import Training
 
 log = logging.getLogger(__name__)
+
+PACKAGES = ("nst", "torch", "torchvision", "hydra-core", "numpy")  # that results depend on
 
 Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
 
@@ -41,7 +47,6 @@ class Record:
         about: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         draw: Draw | None = None,
-        show: bool = True,
     ) -> None:
         """Continue from the newest checkpoint, if there is one, and open the logs.
 
@@ -49,14 +54,13 @@ class Record:
             about: plain values that must be equal in every start of the run; saved in its checkpoints.
             metadata: of weights files.
             draw: makes pictures, before the first step and after the last.
-            show: print progress.
 
         Raises:
             ValueError: every checkpoint is damaged, or they are of another run (the fields are named).
         """
         self.settings, self.dist, self.folder = training.settings, training.dist, info.folder
         self.about = {**(about or {}), "ranks": self.dist.world}
-        self.draw, self.show, self.metadata = draw, show, dict(metadata or {})
+        self.draw, self.metadata = draw, dict(metadata or {})
         self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
         state = self._newest()
         self.last: Metrics | None = None  # the last evaluation of an earlier start
@@ -68,9 +72,8 @@ class Record:
                 self.last = None if state["last"] is None else Metrics(**state["last"])
                 self.tracker_states |= state["logs"]["trackers"]
             except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-                reason = f"it has no {error}" if isinstance(error, KeyError) else error
                 raise ValueError(
-                    f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {reason}; delete it to use the "
+                    f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {error!r}; delete it to use the "
                     f"one before it, or {self.folder} to start over"
                 ) from error
         if self.dist.main:
@@ -97,13 +100,12 @@ class Record:
         step, steps = training.progress.step, training.steps
         (self.folder / DIVERGED).unlink(missing_ok=True)
         logged_steps = last_steps(self.folder / METRICS)
-        _cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
+        cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
         self._lines = (self.folder / METRICS).open("ab", buffering=0)
         for name, tracker in self.trackers.items():
             tracker.start(info, logged_steps, self.tracker_states.get(name))
-        self._bar = tqdm(
-            total=steps, initial=step, unit="step", disable=None if self.show else True, dynamic_ncols=True
-        )
+        seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=not seen, dynamic_ncols=True)
         self._bar.set_postfix_str(f"epoch {step / training.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
         self.print(batch_line(training))
         if logs is not None:
@@ -117,8 +119,9 @@ class Record:
         """
         if not self.dist.main:
             return
+        numbers = {name: value for name, value in flat({kind: values}, "/").items() if isinstance(value, int | float)}
         for tracker in self.trackers.values():
-            tracker.scalars(kind, step, flat(values, kind))
+            tracker.scalars(kind, step, numbers)
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
         with naming(self.folder / METRICS):
             while line:
@@ -140,7 +143,7 @@ class Record:
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self.dist.main and self.show:
+        if self.dist.main:
             self._bar.write(text)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -148,7 +151,7 @@ class Record:
         if not self.dist.main:
             return
         self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
-        logs = {"metrics": _on_disk(self.folder / METRICS), "trackers": self.tracker_states}
+        logs = {"metrics": on_disk(self.folder / METRICS), "trackers": self.tracker_states}
         extra = {"logs": logs, "about": self.about, "environment": environment(self.dist.device)}
         self.checkpoints.save(step, state | extra)
 
@@ -182,17 +185,6 @@ class Record:
                 tracker.close(finished=kind is None)
 
 
-def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers in nested values, as `prefix/name/inner`."""
-    numbers: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}/{name}")
-        elif isinstance(value, int | float):
-            numbers[f"{prefix}/{name}"] = value
-    return numbers
-
-
 def last_steps(metrics: Path) -> dict[str, int]:
     """The last step of each kind that metrics.jsonl holds, whole lines only."""
     steps: dict[str, int] = {}
@@ -202,24 +194,6 @@ def last_steps(metrics: Path) -> dict[str, int]:
                 event = json.loads(line)
                 steps[str(event["kind"])] = int(event["step"])
     return steps
-
-
-def _cut(file: Path, size: int) -> None:
-    """Truncate a log to the length in a checkpoint; 0: remove it."""
-    length = file.stat().st_size if file.is_file() else 0
-    if length < size:
-        log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, length, size)
-    elif size:
-        os.truncate(file, size)
-    else:
-        file.unlink(missing_ok=True)
-
-
-def _on_disk(file: Path) -> int:
-    """Sync a file to disk and return its size."""
-    with file.open("rb") as f:
-        os.fsync(f.fileno())
-    return file.stat().st_size
 
 
 def batch_line(training: "Training") -> str:
@@ -235,3 +209,43 @@ def batch_line(training: "Training") -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """What may differ between two starts of a run; the results then differ by rounding only."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+
+
+def provenance(device: torch.device, world: int) -> dict[str, object]:
+    """Where a result is from: commit, versions of the packages, hardware."""
+    return {"commit": commit(), "versions": versions(), "hardware": hardware(device, world)}
+
+
+def commit() -> str | None:
+    """The commit of the source tree the package runs from, with `+dirty` when files differ from it; None outside of a checkout."""
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another repository
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    result = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            result[name] = version(name)
+    return result
+
+
+def hardware(device: torch.device, world: int) -> dict[str, object]:
+    """The device by name, threads and ranks."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"device": name, "ranks": world, "threads": torch.get_num_threads(), "cores": os.cpu_count()}

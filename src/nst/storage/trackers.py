@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -30,8 +30,8 @@ class RunInfo:
     config: Mapping[str, Any]  # resolved
 
 
-class Tracker(Protocol):
-    """Interface of the group `tracker`; only rank 0 has one."""
+class Tracker:
+    """A member of the group `tracker`; only rank 0 has one."""
 
     def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
         """Open.
@@ -40,42 +40,59 @@ class Tracker(Protocol):
             logged_steps: the last step of each kind that earlier starts have logged, after their last checkpoint too.
             state: the result of `state()` in the checkpoint that the run continues from; None in a new run.
         """
-        ...
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Named values of one step, of the kind "train" or "eval"."""
-        ...
+        raise NotImplementedError
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """A picture `[3, H, W]` in 0…1."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint; everything logged is on disk or sent when this returns."""
-        ...
+        return {}
 
     def close(self, finished: bool = True) -> None:
         """The run ends, or this start of it: not `finished`."""
-        ...
 
 
-class TensorBoard:
+def cut(file: Path, size: int) -> None:
+    """Truncate a log to the length in a checkpoint; 0: remove it."""
+    length = file.stat().st_size if file.is_file() else 0
+    if length < size:
+        log.warning("%s has %d bytes, %d when the checkpoint was written: rows are lost", file, length, size)
+    elif size:
+        os.truncate(file, size)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def on_disk(file: Path) -> int:
+    """Sync a file to disk and return its size."""
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
+    return file.stat().st_size
+
+
+def flat(values: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Nested values by their joined names."""
+    joined: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flat(value, separator) if isinstance(value, Mapping) else {"": value}
+        joined |= {f"{name}{separator}{key}" if key else name: v for key, v in inner.items()}
+    return joined
+
+
+class TensorBoard(Tracker):
     """Event files in the run's folder."""
 
     def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Truncate the event files to the checkpoint; see `Tracker`."""
+        """Truncate the event files to the checkpoint."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = run.folder / BOARD
-        sizes = {} if state is None else state.get("sizes", {})
         for file in self._files():
-            size = sizes.get(file.name, 0)
-            if not size:
-                file.unlink()
-            elif file.stat().st_size < size:
-                log.warning("%s has %d bytes, %d at the checkpoint: rows are lost", file, file.stat().st_size, size)
-            else:
-                os.truncate(file, size)
+            cut(file, (state or {}).get("sizes", {}).get(file.name, 0))
         self._writer = SummaryWriter(str(self.folder))
 
     def _files(self) -> list[Path]:
@@ -83,49 +100,52 @@ class TensorBoard:
         return [f for f in self.folder.glob(f"{EVENTS}*") if f.is_file() and not f.is_symlink()]
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """See `Tracker`."""
         self._writer.add_image(name, picture, step)
 
     def state(self) -> dict[str, Any]:
         """The sizes of the event files, after syncing them to disk."""
         self._writer.flush()
-        for file in self._files():
-            with file.open("rb") as f:
-                os.fsync(f.fileno())
-        return {"sizes": {file.name: file.stat().st_size for file in self._files()}}
+        return {"sizes": {file.name: on_disk(file) for file in self._files()}}
 
     def close(self, finished: bool = True) -> None:
-        """See `Tracker`."""
         self._writer.close()
 
 
-class _Remote:
-    """A tracker that cannot delete logged values."""
+class Remote(Tracker):
+    """What trackers share that cannot delete logged values: steps that an earlier start has sent are skipped."""
 
     logged_steps: Mapping[str, int] = {}
 
-    def already_sent(self, kind: str, step: int) -> bool:
-        """Whether an earlier start has sent this step."""
-        return step <= self.logged_steps.get(kind, -1)
+    def __init__(self, package: str) -> None:
+        """Raises ValueError where the package is missing."""
+        if find_spec(package) is None:
+            raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{package}]'")
+
+    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        if step > self.logged_steps.get(kind, -1):
+            self.send(step, values)
+
+    def send(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the values of one step."""
+        raise NotImplementedError
 
 
-class WandB(_Remote):
+class WandB(Remote):
     """Weights & Biases; `WANDB_MODE=offline` or `mode: offline` writes into the run's folder, for `wandb sync`."""
 
     def __init__(self, project: str = "nst", entity: str | None = None, mode: str | None = None) -> None:
         """See W&B's `init` for the arguments. Raises ValueError where the package is missing."""
-        _require("wandb", "wandb")
+        super().__init__("wandb")
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
         self.project, self.entity, self.mode = project, entity, mode
 
     def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Start the run, or resume it; see `Tracker`."""
+        """Start the run, or resume it."""
         import wandb
         from wandb.errors import UsageError
 
@@ -139,37 +159,29 @@ class WandB(_Remote):
         except UsageError as error:  # such as no login
             raise ValueError(f"tracker.wandb: {error}. tracker.wandb.mode=offline needs no account") from error
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-        if not self.already_sent(kind, step):
-            self._run.log(dict(values), step=step)
+    def send(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """See `Tracker`."""
         import wandb
 
         if step >= (self._run.step or 0):  # the same picture twice does no harm
             self._run.log({name: wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
 
-    def state(self) -> dict[str, Any]:
-        """See `Tracker`."""
-        return {}
-
     def close(self, finished: bool = True) -> None:
-        """See `Tracker`."""
         self._run.finish(exit_code=0 if finished else 1)
 
 
-class MLflow(_Remote):
+class MLflow(Remote):
     """MLflow, by default in a local folder; `uri` or `MLFLOW_TRACKING_URI` names a server."""
 
     def __init__(self, experiment: str = "nst", uri: str | None = None) -> None:
         """Raises ValueError where the package is missing."""
-        _require("mlflow", "mlflow")
+        super().__init__("mlflow")
         self.experiment, self.uri = experiment, uri
 
     def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Start the run, or find it by its name and resume it; see `Tracker`."""
+        """Start the run, or find it by its name and resume it."""
         from mlflow import MlflowClient
 
         self.logged_steps = logged_steps
@@ -181,44 +193,20 @@ class MLflow(_Remote):
         if matches and logged_steps:
             self._id = matches[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
-        else:
-            tags = {"nst.run": full, "nst.group": run.group}
-            self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-            for key, value in _flattened(run.config).items():
-                self._client.log_param(self._id, key, value)
-            self._client.log_dict(self._id, dict(run.config), "config.json")
+            return
+        tags = {"nst.run": full, "nst.group": run.group}
+        self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+        for key, value in flat(run.config, ".").items():
+            self._client.log_param(self._id, key, str(value)[:500])
+        self._client.log_dict(self._id, dict(run.config), "config.json")
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-        if not self.already_sent(kind, step):
-            for name, value in values.items():
-                self._client.log_metric(self._id, name, value, step=step)
+    def send(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._id, name, value, step=step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """See `Tracker`."""
         file = f"{name.replace('/', '-')}-step{step:08d}.png"  # the same picture twice is the same file
         self._client.log_image(self._id, picture.permute(1, 2, 0).numpy(), file)
 
-    def state(self) -> dict[str, Any]:
-        """See `Tracker`."""
-        return {}
-
     def close(self, finished: bool = True) -> None:
-        """See `Tracker`."""
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
-
-
-def _flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and shortened texts."""
-    flattened: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flattened |= _flattened(value, f"{prefix}{key}.")
-        else:
-            flattened[f"{prefix}{key}"] = str(value)[:500]
-    return flattened
-
-
-def _require(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{extra}]'")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from nst.config import TrainerConfig
@@ -184,6 +183,8 @@ def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | Non
     if minimum is not None and top1 < minimum:
         reason = f"teacher.min_accuracy={minimum} is required"
     elif minimum is None:
+        from scipy.stats import binomtest  # takes half a second to import
+
         labels = data.split(split).labels
         chance = float(torch.bincount(labels).max() / len(labels))
         hits = round(top1 * about["images"] / 100)
