@@ -37,7 +37,10 @@ def test_snippets(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "page"}
     exec(GIVEN.get(page.name, ""), names)
+    monkeypatch.syspath_prepend(tmp_path)
     for block in blocks(page, "python"):
+        if block.file is not None:  # which later blocks import
+            (tmp_path / block.file).write_text(block.text)
         execute(block, names)
 
 
