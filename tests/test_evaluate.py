@@ -1,13 +1,18 @@
 """Evaluation: each image once, in eval mode, whatever the batches."""
 
+import json
+from pathlib import Path
+
 import pytest
 import sklearn.metrics
 import torch
+from tests.conftest import Compose
 from torch import Tensor, nn
 
+from nst.cli.train import run
 from nst.data.batch import Batch
 from nst.dist import Dist
-from nst.evaluate import evaluate
+from nst.evaluate import calibration_error, evaluate, macro_accuracy
 
 ONE = Dist(0, 1, torch.device("cpu"))
 
@@ -21,11 +26,9 @@ class Table(nn.Module):
 
 
 def batches(logits: Tensor, labels: Tensor, size: int) -> list[Batch]:
-    none = torch.zeros(0, dtype=torch.int64)
-    return [
-        Batch(images, part, none, none)
-        for images, part in zip(logits[..., None, None].split(size), labels.split(size), strict=True)
-    ]
+    places = torch.arange(len(labels))
+    parts = (logits[..., None, None].split(size), labels.split(size), places.split(size))
+    return [Batch(images, part, at, torch.zeros_like(at)) for images, part, at in zip(*parts, strict=True)]
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 25])
@@ -60,3 +63,51 @@ def test_every_class_and_the_confusion_matrix() -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="no images"):
         evaluate(Table(), [], ONE)
+
+
+def test_metrics_by_hand() -> None:
+    """Two classes of 3 and 1 images: 2 of 3 and 0 of 1 are right; a third class does not occur."""
+    logits = torch.tensor([[4.0, 0, 0], [4, 0, 0], [0, 4, 0], [4, 0, 0]])
+    labels = torch.tensor([0, 0, 0, 1])
+    assert macro_accuracy(logits, labels) == pytest.approx(100 / 3)
+    confidence = 1 / (1 + 2 * 2.718281828459045**-4)
+    assert calibration_error(logits, labels) == pytest.approx(100 * abs(0.5 - confidence))
+    mixed = torch.tensor([[4.0, 0, 0], [0.1, 0, 0]])  # two bins, one wrong and one right
+    low = 1 / (1 + 2 * 2.718281828459045**-0.1)
+    assert calibration_error(mixed, torch.tensor([1, 0])) == pytest.approx(50 * (confidence + 1 - low), rel=1e-6)
+
+
+def test_a_metric_sees_all_images_in_the_order_of_the_split() -> None:
+    logits, labels = torch.randn(9, 4), torch.randint(4, (9,))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def metric(*of: Tensor) -> float:
+        seen.append((of[0], of[1]))
+        return 7.5
+
+    found = evaluate(Table(), batches(logits, labels, 4)[::-1], ONE, metrics={"own": metric})
+    assert found.others == {"own": 7.5}
+    assert found.as_dict()["own"] == 7.5
+    assert torch.equal(seen[0][0], logits)
+    assert torch.equal(seen[0][1], labels)
+
+
+def test_metrics_of_a_run_are_logged_and_kept(compose: Compose, tiny: list[str]) -> None:
+    """By the group, and a function of one's own; they are no part of a run's name."""
+    own = "+metric.own={_target_: tests.test_evaluate.above, margin: 0.5}"
+    summary = run(compose(*tiny, "loss=ce", "metric=[macro,calibration]", own, "data.validation=0.2"))
+    assert {"macro", "calibration", "own"} <= summary["test"].keys()
+    assert summary["test"]["own"] == 360
+    lines = [json.loads(line) for line in (Path(summary["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "eval"][-1]
+    assert {name: last[name] for name in ("top1", "macro", "own")} == {
+        name: summary["last"][name] for name in ("top1", "macro", "own")
+    }
+    assert run(compose(*tiny, "loss=ce", "data.validation=0.2"))["was_finished"]
+    with pytest.raises(ValueError, match=r"metric\.top1: the log has a value of this name"):
+        run(compose(*tiny, "loss=ce", "+metric.top1={_target_: nst.evaluate.macro_accuracy}", "dry_run=true"))
+
+
+def above(logits: Tensor, labels: Tensor, margin: float) -> float:
+    """How many images there are, with an argument from the configuration."""
+    return len(labels) if margin == 0.5 else 0.0

@@ -309,7 +309,7 @@ def test_a_run_says_that_it_has_collapsed_and_what_to_try(monkeypatch: pytest.Mo
     it, teacher = training(epochs=3)
     around = Loop(it, teacher, it.loader, record, chance=50.0)
     accuracies = iter((90.0, 88.0, 52.5))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 99.0, 100))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Metrics(1.0, next(accuracies), 99.0, 100))
     for _ in range(3):
         around.finish_epoch()
     (line,) = [line for line in lines if "collapsed" in line]

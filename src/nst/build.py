@@ -32,12 +32,13 @@ from nst.data.dataset import Dataset
 from nst.data.mixing import MixingLoader
 from nst.dist import Dist
 from nst.distiller import Distiller, Term, seeded
+from nst.evaluate import TAKEN, Metric
 from nst.layers import LOGITS, Pair, assign_layers, feature_shapes, pairs_of, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.external import look_at
 from nst.models.parts import freeze
 from nst.models.weights import check_saveable, load_weights, recorded_size
-from nst.optim import check_optimizer
+from nst.optim import check_optimizer, rate_factors
 from nst.storage.checkpoint import check_resumable
 from nst.storage.trackers import Tracker
 
@@ -202,29 +203,38 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     return [term for term in made if term.weight > 0]
 
 
-def optimization(run: RunConfig, prefix: str = "") -> dict[str, Any]:
-    """What `nst.loop.Training` needs to optimise: `optimizer`, a factory; `schedule`; `no_decay`, the parameters without weight decay.
+def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None = None) -> dict[str, Any]:
+    """What `nst.loop.Training` needs to optimise: `optimizer`, a factory; `schedule`; `no_decay` and `lr_factors`, of its parameters.
 
     Args:
         prefix: of the keys `optim` and `schedule` in errors.
+        distiller: what is to be trained; with it the parts in `lr_factors` are checked.
 
     Raises:
-        ValueError: unknown optimizer or schedule, or an argument that it does not accept.
+        ValueError: unknown optimizer or schedule, an argument that it does not accept, or an unknown part.
     """
     for name, example in (("optim", "adamw"), ("schedule", "cosine")):
         node = getattr(run, name)
         group, choice = f"{name}@{prefix}{name}" if prefix else name, node if isinstance(node, str) else example
         check_component(f"{prefix}{name}", node, f"{group}={choice}")
-    key, no_decay = f"{prefix}optim", run.optim.get("no_decay") or ()
+    key, no_decay, factors = f"{prefix}optim", run.optim.get("no_decay") or (), run.optim.get("lr_factors") or {}
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
-    make = instantiate(key, {k: v for k, v in run.optim.items() if k != "no_decay"}, partial=True)
+    items = factors.items() if isinstance(factors, Mapping) else [(0.1, None)]
+    if any(type(part) is float or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
+        raise ValueError(
+            f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, loss: 0.1}}, are needed"
+        )
+    arguments = {k: v for k, v in run.optim.items() if k not in ("no_decay", "lr_factors")}
+    make = instantiate(key, arguments, partial=True)
     try:
         check_optimizer(make, no_decay)
+        if distiller is not None:
+            rate_factors(distiller, factors)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     schedule = instantiate(f"{prefix}schedule", run.schedule)
-    return {"optimizer": make, "schedule": schedule, "no_decay": tuple(no_decay)}
+    return {"optimizer": make, "schedule": schedule, "no_decay": tuple(no_decay), "lr_factors": factors}
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
@@ -232,6 +242,15 @@ def trackers(run: RunConfig) -> dict[str, Tracker]:
     for name, node in run.tracker.items():
         check_component(f"tracker.{name}", node, "tracker=tensorboard")
     return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
+
+
+def metrics(run: RunConfig) -> dict[str, Metric]:
+    """The run's metrics by name. Raises ValueError for one that cannot be made, or would hide a value of the log."""
+    for name, node in run.metric.items():
+        check_component(f"metric.{name}", node, "metric=macro")
+        if name in TAKEN:
+            raise ValueError(f"metric.{name}: the log has a value of this name; give it another one")
+    return {name: instantiate(f"metric.{name}", node, partial=True) for name, node in run.metric.items()}
 
 
 def _constructor(node: Any) -> Any:

@@ -70,6 +70,10 @@ class TrainerConfig:
     """The training loop: length, batch, precision, checkpoints."""
 
     epochs: int = setting(200, least=1)
+    steps: int | None = setting(None, least=1)  # length of the run in steps; null: by epochs
+    patience: int | None = setting(
+        None, least=1
+    )  # stop after so many evaluations of the validation part without a better top-1
     batch_size: int = setting(128, least=1)  # global: shared by all ranks
     device: str = setting("auto", one_of=("auto", "cpu", "cuda"), key=False)
     precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of the student; losses in fp32; fp16: CUDA
@@ -147,6 +151,7 @@ class RunConfig:
     schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracker: dict[str, Any] = setting({}, key=False)
+    metric: dict[str, Any] = setting({}, key=False)  # functions of logits and labels, evaluated beside top-1 and top-5
     seed: int = setting(0, least=0, below=2**63)
     outputs: str = setting("outputs", key=False)  # the folder of all runs
     dry_run: bool = setting(False, key=False)  # print layers, shapes, parameters and memory, then stop

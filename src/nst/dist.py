@@ -56,6 +56,12 @@ class Dist:
         dist.all_gather(tensors, local)
         return torch.stack(tensors)
 
+    def join(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, `[n, ...]` with another n on each, on every rank."""
+        counts = [int(count) for (count,) in self.gather(len(rows))]
+        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+        return torch.cat([part[:count] for part, count in zip(self.stack(padded), counts, strict=True)])
+
     def gather(self, *numbers: float) -> list[list[float]]:
         """The numbers of each rank, on every rank."""
         return self.stack(torch.tensor(numbers, device=self.device, dtype=torch.float64)).tolist()

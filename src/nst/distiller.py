@@ -119,8 +119,14 @@ class Distiller(nn.Module):
             context: what the losses need besides the teacher, including the labels.
 
         Raises:
-            ValueError: no gradient flows from its features to the student, so the term would train nothing; it is no number.
+            ValueError: a layer that was not reached; no gradient flows from its features to the student, so the term would train nothing; it is
+                no number.
         """
+        if missing := [pair.student for pair in term.pairs if pair.student not in features]:
+            raise ValueError(
+                f"loss.{term.name}: the student's layer {missing[0]} was not reached in this step (a block that stochastic depth skips?), so it "
+                "cannot be compared: name another layer, such as the output of the stage"
+            )
         if torch.is_grad_enabled() and not any(features[pair.student].requires_grad for pair in term.pairs):
             raise ValueError(
                 f"loss.{term.name}: no gradient flows from the student's {', '.join(pair.student for pair in term.pairs)}, so this term would "

@@ -1,7 +1,7 @@
 """Accuracy of a network on a split, and the gradients of the terms of a loss."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -23,6 +23,34 @@ class Metrics:
     images: int
     class_images: list[int] = field(default_factory=list)  # of each class
     class_top1: list[float | None] = field(default_factory=list)  # accuracy of each class; None where it has no image
+    others: dict[str, float] = field(default_factory=dict)  # values of further metrics, by name
+
+    def as_dict(self) -> dict[str, Any]:
+        """All values by name."""
+        return {name: value for name, value in asdict(self).items() if name != "others"} | self.others
+
+
+Metric = Callable[[Tensor, Tensor], Tensor | float]
+"""A function of an evaluation's logits `[N, classes]`, float32, and labels `[N]`, all images at once; the value is a number."""
+
+TAKEN = ("kind", "step", "epoch", *(f.name for f in fields(Metrics)))
+"""Names of an evaluation's own values."""
+
+
+def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The mean of the accuracies of the classes that occur, in percent."""
+    hits = (logits.argmax(1) == labels).double()
+    count = torch.bincount(labels, minlength=logits.shape[1])
+    right = torch.bincount(labels, weights=hits, minlength=logits.shape[1])
+    return float(100 * (right / count)[count > 0].mean())
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The expected calibration error in percent: Σ_b n_b / N · |accuracy_b − confidence_b| over bins of equal width (Guo et al., 2017)."""
+    confidence, answers = logits.double().softmax(1).max(1)
+    gap = (answers == labels).double() - confidence
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return float(100 * torch.bincount(place, weights=gap, minlength=bins).abs().sum() / len(labels))
 
 
 @torch.no_grad()
@@ -32,18 +60,21 @@ def evaluate(
     ranks: Dist,
     precision: str = "fp32",
     confusion: Tensor | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Metrics:
     """Evaluate this rank's batches in `eval()` mode and average over all ranks; the model's mode is restored.
 
     Args:
         confusion: `[classes, classes]` int64, to which this rank's images are added: label (row), answer (column).
+        metrics: more to measure, by name; all ranks' images come to each in the order of the split.
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: if there is no image; a metric that gives no number.
     """
     training = model.training
     model.eval()
     sums = torch.zeros(3, device=ranks.device, dtype=torch.float64)
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []  # what metrics need
     by_class = torch.zeros(2, 0, device=ranks.device, dtype=torch.float64)  # images of each class, and the right ones
     try:
         for batch in batches:
@@ -58,6 +89,8 @@ def evaluate(
             if not by_class.shape[1]:
                 by_class = by_class.new_zeros(2, logits.shape[1])
             by_class.index_add_(1, batch.labels, torch.stack([torch.ones_like(right), right]).double())
+            if metrics:
+                kept.append((batch.indices, logits, batch.labels))
             if confusion is not None:
                 confusion.index_put_((batch.labels, answers), torch.ones_like(answers), accumulate=True)
     finally:
@@ -70,8 +103,19 @@ def evaluate(
     if images == 0:
         raise ValueError("no images to evaluate on")
     accuracies = [100 * right / count if count else None for count, right in zip(counts, hits, strict=True)]
+    others: dict[str, float] = {}
+    if metrics:
+        indices, logits, labels = (ranks.join(torch.cat(parts)) for parts in zip(*kept, strict=True))
+        order = indices.argsort()
+        for name, metric in metrics.items():
+            try:
+                others[name] = float(metric(logits[order], labels[order]))
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                raise ValueError(
+                    f"metric.{name}: {error}; a function of logits [N, classes] and labels [N] that gives a number is needed"
+                ) from error
     percent = 100 * top1 / images, 100 * top5 / images
-    return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies)
+    return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies, others)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast, gather_rows
 from nst.distiller import Distiller, Targets, seed_draws
-from nst.evaluate import Metrics, evaluate
+from nst.evaluate import Metric, Metrics, evaluate
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.storage import has_collapsed
@@ -41,6 +41,7 @@ class Progress:
     epoch: int = 0  # epochs finished, evaluation included
     best_top1: float = 0.0
     best_epoch: int = 0
+    since_best: int = 0  # evaluations since the best one
     seconds: float = 0.0  # spent so far, over all starts
 
 
@@ -58,6 +59,7 @@ class Training:
         dist: Dist = ONE,
         seed: int = 0,
         no_decay: Sequence[str] = (),
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         """Move the distiller to the device and make its optimizer.
 
@@ -66,14 +68,16 @@ class Training:
             optimizer: makes one from parameters, such as `partial(torch.optim.SGD, lr=0.1)`.
             seed: every draw of a step is a function of it and the step's number.
             no_decay: parameters without weight decay, see `nst.optim.NoDecay`.
+            lr_factors: factors of the learning rate for parts, see `nst.optim.rate_factors`.
         """
         self.distiller = distiller.to(dist.device)
         if settings.channels_last:
             distiller.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.loader, self.schedule, self.settings, self.dist, self.seed = loader, schedule, settings, dist, seed
-        self.progress, self.steps = Progress(), settings.epochs * loader.steps
+        self.progress, self.steps = Progress(), settings.steps or settings.epochs * loader.steps
+        self.epochs = -(-self.steps // loader.steps)  # the last one may be a part
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(optimizer, distiller, no_decay)
+        self.optimizer = make_optimizer(optimizer, distiller, no_decay, lr_factors)
         self.scaler = torch.amp.GradScaler(dist.device.type) if settings.precision == "fp16" else None
         self.average = None if settings.ema is None else AveragedWeights(distiller.student, settings.ema)
         self.inputs = {name for term in distiller.terms for name in term.loss.inputs}
@@ -203,6 +207,17 @@ class Training:
         """This rank's images of a step in `trainer.accumulate` parts; fewer, on all ranks, if a rank has fewer images."""
         count = min(self.settings.accumulate, self.images_in(self.progress.step) // self.dist.world) or 1
         return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the last step taken was an epoch's last, or the run's."""
+        return self.progress.step % self.loader.steps == 0 or self.progress.step == self.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done, or `trainer.patience` is at its end."""
+        patience = self.settings.patience
+        return self.progress.epoch == self.epochs or (patience is not None and self.progress.since_best >= patience)
 
     def averaged(self) -> AbstractContextManager[None]:
         """A block in which the student has the weights that are evaluated and kept: their average with `trainer.ema`, else its own."""
@@ -341,6 +356,7 @@ class Loop:
         *,
         split: str = "test",
         chance: float = 0.0,
+        metrics: Mapping[str, Metric] | None = None,
         after_step: Callable[[], object] = bool,
     ) -> None:
         """Nothing runs yet.
@@ -350,10 +366,11 @@ class Loop:
             record: of the run, which holds the last evaluation of an earlier start.
             split: what `evaluation` is called in messages.
             chance: chance-level accuracy, in percent.
+            metrics: more to evaluate, by name.
             after_step: called after each step, such as a profiler's `step`.
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
-        self.split, self.chance, self.after_step = split, chance, after_step
+        self.split, self.chance, self.metrics, self.after_step = split, chance, metrics or {}, after_step
         self.last = record.last
         self.every_steps, self.every_seconds = parse_every(training.settings.checkpoint_every)
         self.flag = StopFlag()
@@ -372,11 +389,11 @@ class Loop:
             FloatingPointError: a non-finite loss or gradient; names the step, the terms and the last good checkpoint.
         """
         training, record = self.training, self.record
-        settings, progress, loader = training.settings, training.progress, training.loader
+        settings, progress = training.settings, training.progress
         with stop_flag() as self.flag, record.ending_when_nonfinite():
             if progress.step == 0:
                 record.draw_heatmaps(0)
-            while progress.epoch < settings.epochs:
+            while not training.finished:
                 training.distiller.train()
                 self.logged = time.monotonic()  # images/s exclude evaluating and saving
                 for batch, targets in self.teacher.targets(self.rest_of_epoch()):
@@ -385,7 +402,7 @@ class Loop:
                     training.step(batch, targets)
                     self.after_step()
                     self.images += len(batch.labels)
-                    last = progress.step % loader.steps == 0
+                    last = training.ends_epoch
                     if last or progress.step % settings.log_every == 0:
                         self.log()
                     else:
@@ -396,6 +413,8 @@ class Loop:
                             self.save()
                         if asked >= STOP:
                             raise Interrupted(asked - STOP)
+                    if progress.step == training.steps:  # which an epoch may be cut by
+                        break
                 self.finish_epoch()
                 if (asked := self.asked()) >= STOP:
                     raise Interrupted(asked - STOP)
@@ -405,7 +424,9 @@ class Loop:
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of the current epoch that are still to come; sums the time spent waiting for them."""
         progress, loader = self.training.progress, self.training.loader
-        if progress.step == (progress.epoch + 1) * loader.steps:  # stopped while it was evaluated
+        if progress.step == min(
+            (progress.epoch + 1) * loader.steps, self.training.steps
+        ):  # stopped while it was evaluated
             return
         batches = loader.epoch(*divmod(progress.step, loader.steps))
         while True:
@@ -421,14 +442,14 @@ class Loop:
         training, record = self.training, self.record
         progress, settings, dist = training.progress, training.settings, training.dist
         epoch = progress.epoch + 1
-        if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+        if epoch % settings.eval_every == 0 or epoch == training.epochs:
             dist.broadcast(training.distiller.buffers())  # BN statistics
             if training.average is not None:
                 dist.broadcast(training.average.values.values())
             try:
                 with training.averaged():
                     student, batches = training.distiller.student, self.until_stopped()
-                    self.last = evaluate(student, batches, dist, settings.precision)
+                    self.last = evaluate(student, batches, dist, settings.precision, metrics=self.metrics)
             except Interrupted:  # the epoch's steps are saved, its evaluation is not
                 self.save()
                 raise
@@ -440,16 +461,21 @@ class Loop:
                     f"the run has collapsed: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
                     f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
                 )
+            progress.since_best += 1
             if top1 > best or not progress.best_epoch:
-                progress.best_top1, progress.best_epoch = top1, epoch
+                progress.best_top1, progress.best_epoch, progress.since_best = top1, epoch, 0
                 with training.averaged():
                     record.save_best(training.distiller.student, epoch)
-            record.log(
-                "eval", progress.step, {"epoch": epoch, "loss": self.last.loss, "top1": top1, "top5": self.last.top5}
-            )
-            record.print(f"epoch {epoch}/{settings.epochs}: {self.split} top-1 {top1:.2f} %")
+            values = {"loss": self.last.loss, "top1": top1, "top5": self.last.top5, **self.last.others}
+            record.log("eval", progress.step, {"epoch": epoch, **values})
+            others = "".join(f", {name} {value:.4g}" for name, value in self.last.others.items())
+            record.print(f"epoch {epoch}/{training.epochs}: {self.split} top-1 {top1:.2f} %{others}")
         progress.epoch = epoch
-        if epoch == settings.epochs:
+        if training.finished:
+            if epoch < training.epochs:
+                record.print(
+                    f"stopped early: no better {self.split} top-1 since epoch {progress.best_epoch} (trainer.patience={settings.patience})"
+                )
             record.draw_heatmaps(progress.step)
         self.save()
 
@@ -479,7 +505,7 @@ class Loop:
             timing |= {f"images_per_second_rank{r}": round(rank_rate, 1) for r, rank_rate in enumerate(rates)}
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         self.record.advance(
-            f"epoch {epoch:.1f}/{training.settings.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "
+            f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "
             f"{rate:.0f} images/s"
         )
 
@@ -498,7 +524,7 @@ class Loop:
         Several ranks agree on it every `SYNC_STEPS` steps and at the end of an epoch.
         """
         training, step = self.training, self.training.progress.step
-        if training.dist.world > 1 and step % SYNC_STEPS and step % training.loader.steps:
+        if training.dist.world > 1 and step % SYNC_STEPS and not training.ends_epoch:
             return 0
         due = time.monotonic() - self.saved > self.every_seconds
         return training.dist.max(STOP + self.flag.signum if self.flag.signum else SAVE * due)[0]

@@ -5,13 +5,11 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, profiler
-from torch.func import functional_call
 
 from nst import build
 from nst.config import RunConfig
@@ -28,6 +26,7 @@ from nst.storage.record import Record, provenance
 from nst.storage.trackers import RunInfo
 from nst.teacher import Normalization, Teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher
+from nst.trial import check_data, try_networks
 
 
 def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -53,17 +52,17 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     folder = RunFolder(run_folder(config))
     if is_finished(folder, dist):
         return finished(settings, folder)
-    networks, optimization, trackers = (
-        build.networks(settings, dist),
-        build.optimization(settings),
-        build.trackers(settings),
-    )
+    networks = build.networks(settings, dist)
+    distiller = networks.distiller
+    try_networks(settings, distiller, networks.teacher)
+    optimization, trackers = build.optimization(settings, distiller=distiller), build.trackers(settings)
+    metrics = build.metrics(settings)
 
     # data
     data = data or build.dataset(settings)
     check_same_data(data, dist)
     set_threads(settings.trainer.threads, data, dist)
-    check_batches(settings, networks, data, dist)
+    check_data(settings, distiller, data, dist.world)
     evaluated = "val" if data.val is not None else "test"
 
     # teacher
@@ -74,9 +73,9 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     try:
         if is_finished(folder, dist):  # by another process in the meantime
             return finished(settings, folder)
-        build.init_memory(settings, networks.distiller, len(data.train))
+        build.init_memory(settings, distiller, len(data.train))
         training = Training(
-            networks.distiller,
+            distiller,
             build.loader(settings, dist, data, "train", teacher.views),
             **optimization,
             settings=settings.trainer,
@@ -106,11 +105,20 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         ):
             evaluation, chance = build.loader(settings, dist, data, evaluated), 100 / data.num_classes
             after_step = trace.step if trace is not None else bool
-            loop = Loop(training, teacher, evaluation, record, split=evaluated, chance=chance, after_step=after_step)
+            loop = Loop(
+                training,
+                teacher,
+                evaluation,
+                record,
+                split=evaluated,
+                chance=chance,
+                metrics=metrics,
+                after_step=after_step,
+            )
             last = loop.run()
 
         # write: the weights, then the summary, which says that the run is finished
-        student, progress = networks.distiller.student, training.progress
+        student, progress = distiller.student, training.progress
         if training.average is not None:
             training.average.adopt()
         for key, value in student.state_dict().items():  # the last step may have made it so
@@ -121,9 +129,9 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         test, weights = last, {key: value.clone() for key, value in student.state_dict().items()}
         images = build.loader(settings, dist, data, "test")
         if evaluated == "val":  # the test images are looked at once, with the last and with the best weights
-            test = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
+            test = evaluate(student, images.epoch(0), dist, settings.trainer.precision, metrics=metrics)
         load_weights(student, folder.path / BEST)
-        test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision)
+        test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision, metrics=metrics)
         student.load_state_dict(weights)
         about_student: dict[str, Any] = {"name": name, "parameters": build.count_parameters(student)}
         if settings.trainer.ema is not None:
@@ -135,16 +143,17 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         summary = {
             "finished": True,
             "folder": str(folder.path),
-            "test": asdict(test),
-            "test_best": asdict(test_best),
+            "test": test.as_dict(),
+            "test_best": test_best.as_dict(),
             "evaluated_on": evaluated,
-            "last": asdict(last),
+            "last": last.as_dict(),
             "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},
             "teacher": teacher.about,
             "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
             "student": about_student,
             "seeds": {"run": settings.seed, "teacher": settings.teacher.seed},
             "steps": progress.step,
+            "stopped_early": progress.step < training.steps,
             "compiled": training.compiles is True,
             "seconds": round(progress.seconds, 2),
             **made_with,
@@ -280,41 +289,6 @@ def check_same_data(data: Dataset, dist: Dist) -> None:
                 f"data={data.name}: rank {rank} has other images or labels than rank 0. All machines need the same files in "
                 "data.root; a data set of your own must give the same images in every process: use a generator with a fixed seed"
             )
-
-
-def check_batches(settings: RunConfig, networks: build.Networks, data: Dataset, dist: Dist) -> None:
-    """Raises ValueError for a batch size whose last batch has too few images for the ranks, or a single one for batch norm."""
-    images, batch, world = len(data.train), settings.trainer.batch_size, dist.world
-    tail = images % batch or batch
-    if min(batch, tail) < world:
-        raise ValueError(
-            f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
-            f"too few for {world} ranks; choose another batch size"
-        )
-
-    def smallest(size: int) -> int:
-        """Images of the smallest forward pass with batches of `size`: of a rank, in one gradient accumulation step."""
-        counts = [part // world for part in (min(size, images), images % size) if part]
-        return min(count // (min(settings.trainer.accumulate, count) or 1) for count in counts)
-
-    if smallest(batch) > 1 or (settings.trainer.sync_bn and world > 1):
-        return
-    student = networks.distiller.student  # batch norm of maps of 1×1 has one value per channel
-    values = {key: value.clone() for key, value in chain(student.named_parameters(), student.named_buffers())}
-    image = torch.zeros(1, data.channels, data.size, data.size)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            functional_call(student.train(), values, (image,))
-    except (ValueError, RuntimeError) as error:
-        sizes = (size for step in range(1, batch + 1) for size in (batch + step, batch - step) if size > 1)
-        nearest = next((size for size in sizes if smallest(size) > 1), 0)
-        advice = f"trainer.batch_size={nearest} leaves none" if nearest >= world else "choose another one"
-        raise ValueError(
-            f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
-            f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); {advice}"
-        ) from error
-    finally:
-        networks.distiller.hooks.read()
 
 
 def tracing(folder: Path) -> profiler.profile:

@@ -66,14 +66,17 @@ def dry_run(settings: RunConfig) -> None:
     from nst.models.weights import load_weights
     from nst.storage.folder import SUMMARY, run_folder
     from nst.teacher.prepare import cache_report, comes_trained
+    from nst.trial import check_data, try_networks
 
     published = bool((settings.teacher.model or {}).get("pretrained"))
     settings.model = build.without_download(settings.model)
     if settings.teacher.model is not None:
         settings.teacher.model = build.without_download(settings.teacher.model)
     networks = build.networks(settings)
-    build.optimization(settings)
+    try_networks(settings, networks.distiller, networks.teacher)
+    build.optimization(settings, distiller=networks.distiller)
     build.trackers(settings)
+    build.metrics(settings)
     if settings.teacher.model is not None and settings.teacher.weights is None:
         build.optimization(build.teacher_run(settings), "teacher.train.")
     student, teacher, trainer = networks.distiller.student, networks.teacher, settings.trainer
@@ -109,12 +112,15 @@ def dry_run(settings: RunConfig) -> None:
     try:
         data = build.dataset(settings)
         steps = -(-len(data.train) // trainer.batch_size)
-        length += f" of {steps:,} steps, {trainer.epochs * steps:,} in all"
+        total = trainer.steps or trainer.epochs * steps
+        length = f"{total / steps:g} epochs of {steps:,} steps, {total:,} in all"
         images = data.describe()
         if teacher is not None and settings.cache.views:
             images += "\n" + cache_report(settings, networks, data)
     except (ValueError, OSError) as error:  # such as a folder that is on another machine
-        images = f"not read: {error}"
+        images, data = f"not read: {error}", None
+    if data is not None:
+        check_data(settings, networks.distiller, data)
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
     lines.append(
         f"training: {length}; batch {trainer.batch_size}, {optimizer} at {settings.optim.get('lr')}, {schedule}"

@@ -42,6 +42,8 @@ def run_key(config: Mapping[str, Any]) -> Config:
         key.pop("teacher", None)
     elif config["teacher"]["weights"] is not None:
         key["teacher"].pop("train", None)
+    if config["trainer"].get("patience") is not None:  # it counts evaluations
+        key["trainer"]["eval_every"] = config["trainer"]["eval_every"]
     return key
 
 
@@ -80,6 +82,7 @@ def _without_defaults(node: Mapping[str, Any]) -> Config:
             defaults = {
                 name: list(p.default) if isinstance(p.default, tuple) else p.default for name, p in parameters.items()
             }
+    defaults["lr_factors"] = None  # of an optimizer, whatever its class
     return {
         name: _without_defaults(value) if isinstance(value, dict) else value
         for name, value in node.items()

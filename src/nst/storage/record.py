@@ -106,7 +106,7 @@ class Record:
             tracker.start(info, logged_steps, self.tracker_states.get(name))
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=not seen, dynamic_ncols=True)
-        self._bar.set_postfix_str(f"epoch {step / training.loader.steps:.1f}/{self.settings.epochs}", refresh=False)
+        self._bar.set_postfix_str(f"epoch {step / training.loader.steps:.1f}/{training.epochs}", refresh=False)
         self.print(batch_line(training))
         if logs is not None:
             self.print(f"continuing after step {step} of {steps}")

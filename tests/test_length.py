@@ -1,0 +1,108 @@
+"""The length of a run: in steps, and ended by its validation part; exact when killed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import Compose
+
+from nst import loop
+from nst.cli.train import run
+from nst.evaluate import Metrics
+from nst.loop import Loop
+
+
+def student(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(summary["folder"]) / "student.safetensors")
+
+
+def evaluated(summary: dict[str, Any]) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (Path(summary["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["epoch"]) for line in lines if line["kind"] == "eval"]
+
+
+def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert (left["last"], left["best"], left["steps"]) == (right["last"], right["best"], right["steps"])
+    assert all(torch.equal(value, student(right)[name]) for name, value in student(left).items())
+
+
+def killed_in_save(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process dies after it has saved this step."""
+    save = Loop.save
+
+    def patched(self: Loop) -> None:
+        save(self)
+        if self.training.progress.step == step:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Loop, "save", patched)
+
+
+def test_steps_are_the_length_of_a_run_also_within_an_epoch(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of three steps: the fourth and fifth are most of a second one, at whose end it is evaluated. A schedule falls over all five."""
+    own = [
+        *tiny,
+        "loss=nst_poly",
+        "trainer.steps=5",
+        "trainer.checkpoint_every=1 steps",
+        "trainer.mixup=1",
+        "schedule=cosine",
+    ]
+    whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))
+    assert whole["steps"] == 5
+    assert not whole["stopped_early"]
+    assert evaluated(whole) == [(3, 1), (5, 2)]
+    with monkeypatch.context() as patch:
+        for step in (4, 5):
+            killed_in_save(patch, step)
+            with pytest.raises(RuntimeError, match="power cut"):
+                run(compose(*own))
+            patch.undo()
+    assert_same(run(compose(*own)), whole)
+    as_epochs = run(compose(*tiny, "loss=nst_poly", "trainer.steps=6", "trainer.epochs=9"))
+    assert_same(as_epochs, run(compose(*tiny, "loss=nst_poly")))
+
+
+def test_patience_ends_a_run_by_its_validation_part(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = {3: 40.0, 6: 50.0, 9: 50.0, 12: 45.0, 15: 60.0}  # by step: two without a better one after the second
+    step: list[Loop] = []
+    finish = Loop.finish_epoch
+
+    def finish_epoch(self: Loop) -> None:
+        step[:] = [self]
+        finish(self)
+
+    monkeypatch.setattr(Loop, "finish_epoch", finish_epoch)
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_, **__: Metrics(1.0, accuracies[step[0].training.progress.step], 99.0, 10)
+    )
+    own = [*tiny, "loss=ce", "trainer.epochs=5", "trainer.patience=2", "data.validation=0.2"]
+    whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))
+    assert evaluated(whole) == [(3, 1), (6, 2), (9, 3), (12, 4)]
+    assert whole["stopped_early"]
+    assert (whole["best"]["epoch"], whole["last"]["top1"]) == (2, 45.0)
+    for at in (9, 12):  # a run that dies before it writes its summary does not go on
+        with monkeypatch.context() as patch:
+            killed_in_save(patch, at)
+            with pytest.raises(RuntimeError, match="power cut"):
+                run(compose(*own))
+    continued = run(compose(*own))
+    assert_same(continued, whole)
+    assert evaluated(continued) == evaluated(whole)
+    names = {run(compose(*own, f"trainer.eval_every={every}"))["folder"] for every in (1, 2)}
+    assert len(names) == 2  # with patience it decides when a run ends
+
+
+def test_patience_needs_a_validation_part(compose: Compose, tiny: list[str]) -> None:
+    for more in ([], ["dry_run=true"]):
+        with pytest.raises(
+            ValueError, match=r"trainer\.patience=2: .*not be chosen on the test images.*data\.validation=0\.1"
+        ):
+            run(compose(*tiny, "loss=kd", "trainer.patience=2", *more))
