@@ -220,8 +220,8 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
     key, no_decay, factors = f"{prefix}optim", run.optim.get("no_decay") or (), run.optim.get("lr_factors") or {}
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
-    items = factors.items() if isinstance(factors, Mapping) else [(0.1, None)]
-    if any(type(part) is float or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
+    items = list(factors.items()) if isinstance(factors, Mapping) else [(factors, 0)]
+    if any(isinstance(part, float) or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
         raise ValueError(
             f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, loss: 0.1}}, are needed"
         )

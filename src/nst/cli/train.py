@@ -82,7 +82,7 @@ def dry_run(settings: RunConfig) -> None:
     student, teacher, trainer = networks.distiller.student, networks.teacher, settings.trainer
     lines = [f"student: {settings.model['name']}, {build.count_parameters(student):,} parameters"]
     lines.append(f"losses: {build.count_parameters(networks.distiller.losses):,} parameters")
-    if teacher is not None:
+    if teacher is not None and settings.teacher.model is not None:
         if settings.teacher.weights is not None:
             load_weights(teacher, settings.teacher.weights, settings.teacher.weights_key)
         for member in getattr(teacher, "members", {}).values():  # of an ensemble
