@@ -1,9 +1,11 @@
 """The data sets that `data=` names, from their settings: digits, CIFAR, and any images in folders or tables."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -55,11 +57,13 @@ def load_digits(
             f"data.root: {root!r}; the digits are embedded, leave it null (or choose data=cifar10, data=folder)"
         )
     scheme = ViewScheme(size, pad, flip)
-    from sklearn.datasets import load_digits as read_digits
-
-    pixels, targets = read_digits(return_X_y=True)
-    images = (torch.as_tensor(pixels).reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
-    labels = torch.as_tensor(targets, dtype=torch.int64)
+    package = find_spec("sklearn")  # importing it takes a second, and pandas
+    assert package is not None
+    values = torch.from_numpy(
+        np.loadtxt(Path(str(package.origin)).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    )
+    images = (values[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+    labels = values[:, -1].long()
     test = torch.zeros(len(labels), dtype=torch.bool)
     test[balanced(labels, _DIGITS_TEST)] = True
     parts = memory_splits(

@@ -155,7 +155,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         All of it, and the confusion matrix (rows: labels, columns: answers). Written to `evaluation.json` in `settings.to`, by
-        default the folder of the run.
+        default the folder of the run, with the page `evaluation.html`.
 
     Raises:
         ValueError: a file or setting at fault.
@@ -198,10 +198,14 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
         "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
         **{key: metrics[key] for key in ("loss", "top1", "top5", "images")},
         "macro": sum(entry["top1"] for entry in classes) / len(classes), "classes": classes, "confusion": matrix,
+        "names": [str(name) for name in names or range(data.num_classes)],
     }  # fmt: skip
     if main:
         if settings.to is not None:
+            from nst.report.page import evaluation_page  # brings matplotlib
+
             write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+            write_whole(Path(settings.to) / "evaluation.html", evaluation_page(report).encode())
         _print(report, run, settings.to)
     return report
 
@@ -230,4 +234,4 @@ def _print(report: dict[str, Any], run: FinishedRun | None, folder: str | None) 
     worst = report["classes"][:5]
     print("worst classes: " + ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in worst))
     if folder is not None:
-        print(f"every class and the confusion matrix: {Path(folder) / EVALUATION}")
+        print(f"every class and the confusion matrix: {Path(folder) / EVALUATION}, evaluation.html")

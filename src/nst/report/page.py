@@ -206,8 +206,9 @@ def _confusion(report: Record) -> Markup | None:
     if len(counts) > MOST_CLASSES:
         return None
     shares = [[100 * count / sum(row) if count else None for count in row] for row in counts]
-    names = report.get("names") or [*map(str, range(len(counts)))]
-    return Markup(figures.matrix(shares, names, names, "confusion matrix", form="{:.0f}", extent=(0, 100)))
+    return Markup(
+        figures.matrix(shares, report["names"], report["names"], "confusion matrix", form="{:.0f}", extent=(0, 100))
+    )
 
 
 def gradient_page(result: Record) -> str:

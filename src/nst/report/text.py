@@ -207,11 +207,8 @@ def as_json(result: Result) -> str:
 
 def _record(method: Method) -> dict[str, Any]:
     """A method's row in the file with its figures, unrounded."""
-    figures = {
-        key: asdict(value) if isinstance(value, Sample) else value
-        for key, value in vars(method).items()
-        if key != "cell"
-    }
+    figures = {key: asdict(value) if isinstance(value, Sample) else value for key, value in vars(method).items()}
+    del figures["cell"]
     about = {key: getattr(method.cell, key) for key in ("command", "changes", "reduced", "comparable")}
     runs = [str(folder_of(run)) for run in method.cell.runs]
     return {"method": method.row.name, **asdict(method.row), **figures, **about, "runs": runs}
@@ -226,31 +223,16 @@ def as_csv(result: Result) -> str:
         for method in group.methods
     ]
     lists = ["overrides", "groups", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
-    return pd.json_normalize([{k: v for k, v in line.items() if k not in lists} for line in lines], sep="_").to_csv(
-        index=False
-    )
+    flat = [{key: value for key, value in line.items() if value is not None and key not in lists} for line in lines]
+    return pd.json_normalize(flat, sep="_").to_csv(index=False)
 
 
 def print_result(result: Result) -> None:
     """The tables, for the terminal."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.markdown import Markdown
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=220)
-    for group in result.groups:
-        header, *rows = grid(group)
-        table = Table(title=Text(f"{title(result)}\n{group.group.title}"), caption=Text(teacher_text(group)))
-        for name in header:
-            table.add_column(name, justify="left" if name in WORDS else "right")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-        if settings_text(group):
-            console.print(Text(f"settings: {settings_text(group)}"))
-    if banner(result):
-        console.print(Text(banner(result), style="bold"))
-    for note in notes(result):
-        console.print(Text(note, style="dim"))
+    console.print(Markdown(as_markdown(result)))
