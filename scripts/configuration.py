@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the schema in src/nst/config.py and the files in configs/.
+"""Write docs/tables/configuration.md from the schema in src/nst/config.py and the files in configs/.
 
 python scripts/configuration.py
 """
@@ -17,7 +17,7 @@ import nst.config
 from nst.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "configuration.md"
+PAGE = ROOT / "docs" / "tables" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
@@ -116,8 +116,11 @@ def _group(folder: Path) -> str:
             if files:
                 lines.append(f"- `{inner.relative_to(folder)}/`: {', '.join(files)}")
         return "\n".join(lines) + "\n"
-    lines += ["| choice | | keys |", "|---|---|---|"]
-    for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
+    files = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
+    if plain := [f"`{file.stem}`" for file in files if not _comment(file)]:
+        lines.append(f"{', '.join(plain)}.\n")
+    lines += ["| choice | | keys |", "|---|---|---|"] * (len(plain) < len(files))
+    for file in (file for file in files if _comment(file)):
         lines.append(f"| `{file.stem}` | {_cell(_comment(file))} | {_cell(_keys(file))} |")
     return "\n".join(lines) + "\n"
 

@@ -53,10 +53,8 @@ def show(cfg: DictConfig, every: bool) -> None:
     teacher = layers_of(build.network("teacher.model", build.without_download(run.teacher.model), 0), image)
     console.print(listing(f"teacher: {run.teacher.model['name']}", teacher, every))
     pairs = matching(teacher, student)
-    fits = (
-        "teacher and student layers with maps of the same size" if pairs else "no two layers have maps of the same size"
-    )
-    print(f"{fits}; any two can be paired, the teacher's map is then resized")
+    any_two = "no two layers have maps of the same size; any two can be paired, the teacher's map is then resized"
+    print("teacher and student layers with maps of the same size:" if pairs else any_two)
     for pair in pairs:
         print("  " + " → ".join(f"{layer.short} ({layer.size})" for layer in pair))
     if pairs and any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run)):
