@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -15,19 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.machine import describe
+from benchmarks.measure import Row, machine, ratio, show, write
 from nst.data.sources import load_images
 
 HELP = "the input path: images in memory, photographs on disk, the start of a run"
 HERE = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Row = dict
 
 IN_MEMORY = """
 import sys, time, numpy, torch
@@ -78,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
-    report: Row = {"machine": describe("cpu")}
+    report: Row = {"machine": machine("cpu")}
     torch.set_num_threads(1)  # as in a worker process
     if arguments.images:
         report["memory"] = in_memory(arguments)
@@ -86,15 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         report["photographs"] = photographs(arguments)
     if arguments.cifar10:
         report["start"] = starts(arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
-    console = Console()
-    console.print(" · ".join(f"{key} {value}" for key, value in report.pop("machine").items()))
-    for name, rows in report.items():
-        table = Table(name, *(key.replace("_", " ") for key in list(rows[0])[1:]))
-        for row in rows:
-            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-        console.print(table)
+    write(report, arguments.json)
+    for part in list(report)[1:]:
+        show(part, [key.replace("_", " ") for key in report[part][0]], [list(row.values()) for row in report[part]])
 
 
 def in_memory(arguments: argparse.Namespace) -> list[Row]:
@@ -178,7 +168,7 @@ def compared(speeds: dict[str, list[float]], base: str, about: Row) -> list[Row]
     return [
         {
             "name": name, **about, "images_per_second": statistics.median(values), "lowest": min(values), "highest": max(values),
-            "n": len(values), f"times_{base.replace(' ', '_')}": statistics.median(a / b for a, b in zip(values, speeds[base], strict=True)),
+            "n": len(values), f"times_{base.replace(' ', '_')}": ratio(values, speeds[base]),
         }
         for name, values in speeds.items()
     ]  # fmt: skip

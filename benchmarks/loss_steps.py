@@ -1,17 +1,15 @@
 """Each loss alone beside a plain student's training step, in the setting of CRD's benchmark: ResNet-56 → ResNet-20 on CIFAR-100."""
 
-import time
 from collections.abc import Callable
 from statistics import median, quantiles
+from time import perf_counter
 
 import hydra
 import torch
 from hydra import initialize_config_dir
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.loss_cases import forget_peak, resident
-from benchmarks.step import IMAGE, noise, timed
+from benchmarks.measure import Row, peak_bytes, ratio, timed
+from benchmarks.step import IMAGE, noise
 from nst import build
 from nst.config import CONFIGS, RunConfig
 from nst.dist import Dist
@@ -36,15 +34,12 @@ LOSSES["ofa"] = ("loss=ofa", f"loss.ofa.layers=[{','.join(_layers)}]")
 
 # What each loss takes of an image at 1,000 classes: ResNet-34 → ResNet-18 on ImageNet.
 LAST, MAP, LOGITS_1000 = (512, 7, 7), (1000, 7, 7), (1000,)
+ON_LOGITS = {
+    "kd": KD(), "dkd": DKD(), "ttm": TTM(), "wttm": TTM(weighted=True), "nkd": NKD(), "rld": RLD(), "abkd": ABKD(),
+    "wkd_l": WKDL(temperature=2.0, transport=30.0),
+}  # fmt: skip
 LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
-    "kd": (KD(), [LOGITS_1000], [LOGITS_1000]),
-    "dkd": (DKD(), [LOGITS_1000], [LOGITS_1000]),
-    "ttm": (TTM(), [LOGITS_1000], [LOGITS_1000]),
-    "wttm": (TTM(weighted=True), [LOGITS_1000], [LOGITS_1000]),
-    "nkd": (NKD(), [LOGITS_1000], [LOGITS_1000]),
-    "rld": (RLD(), [LOGITS_1000], [LOGITS_1000]),
-    "abkd": (ABKD(), [LOGITS_1000], [LOGITS_1000]),
-    "wkd_l": (WKDL(temperature=2.0, transport=30.0), [LOGITS_1000], [LOGITS_1000]),
+    **{name: (loss, [LOGITS_1000], [LOGITS_1000]) for name, loss in ON_LOGITS.items()},
     "wkd_f": (WKDF(2.0, 4, "bottleneck"), [LAST], [LAST]),
     "cat_kd": (CATKD(4, normalize=False), [MAP], [MAP]),
     "sdd": (SDD(), [MAP], [MAP]),
@@ -53,9 +48,6 @@ LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]
     "ofa": (OFA(), [(64, 56, 56), (128, 28, 28), (256, 14, 14), LAST, LOGITS_1000], [LOGITS_1000] * 5),
 }
 LARGE_BATCH = 256
-
-Row = dict
-Turn = tuple[float, float, float, float]  # seconds and processor seconds of the loss, then of the plain step
 
 
 def settings_of(*overrides: str) -> RunConfig:
@@ -116,28 +108,23 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
 
 
 def measure(losses: list[str], device: str, seconds: float, repeats: int) -> list[Row]:
-    """All losses and the plain step in turns, in this process, at least `repeats` times and for `seconds` a loss.
-
-    Processor time is that of this process, on all its threads.
-    """
+    """All losses and the plain step in turns, in this process, at least `repeats` times and for `seconds` a loss."""
     plain, made = plain_step(device), {name: loss_step(name, device) for name in losses}
     plain()
-    rows = {name: {"loss": name, **describe(step, distiller, device)} for name, (step, distiller) in made.items()}
-    turns: dict[str, list[Turn]] = {name: [] for name in losses}
-    begin, done = time.perf_counter(), 0
-    while done < repeats or time.perf_counter() - begin < seconds * len(losses):
-        beside = timed(plain, device)
-        for name, (step, _) in made.items():
-            turns[name].append((*timed(step, device), *beside))
+    rows = {name: describe(name, step, distiller, device) for name, (step, distiller) in made.items()}
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ("", *losses)}  # "": the plain step
+    begin, done = perf_counter(), 0
+    while done < repeats or perf_counter() - begin < seconds * len(losses):
+        for name, step in {"": plain, **{name: step for name, (step, _) in made.items()}}.items():
+            turns[name].append(timed(step, device))
         done += 1
-    return [{**rows[name], "n": done, **summarise(turns[name])} for name in losses]
+    return [{**rows[name], "n": done, **summarise(turns[name], turns[""])} for name in losses]
 
 
-def measure_memory(losses: list[str], device: str) -> list[Row]:
+def measure_memory(device: str) -> list[Row]:
     """What forward and backward of each loss need besides features and targets at 1,000 classes and batch 256, and what it states."""
     rows: list[Row] = []
-    for name in losses:
-        loss, students, teachers = LARGE[name]
+    for name, (loss, students, teachers) in LARGE.items():
         torch.manual_seed(0)
         loss.setup(*((students, teachers) if loss.all_layers else (students[0], teachers[0])))
         if loss.teacher_layer is not None:
@@ -155,71 +142,50 @@ def measure_memory(losses: list[str], device: str) -> list[Row]:
         given = [target | {key: context[key] for key in loss.inputs} for target in targets]
         arguments = (inputs, given) if loss.all_layers else (inputs[0], given[0])
         loss(*arguments).backward()  # gradients are there: only what comes and goes is measured
-        before = forget_peak(device)
-        loss(*arguments).backward()
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+        extra = peak_bytes(lambda loss=loss, arguments=arguments: loss(*arguments).backward(), device)
         stated = sum(loss.spec(*shapes).workspace for shapes in zip(students, teachers, strict=True)) * LARGE_BATCH
-        rows.append({"loss": name, "extra_mb": (peak - before) / 1e6, "stated_mb": stated / 1e6})
+        rows.append({"loss": name, "extra_mb": extra / 1e6, "stated_mb": stated / 1e6})
     return rows
 
 
-def describe(step: Callable[[], torch.Tensor], distiller: Distiller, device: str) -> Row:
+def describe(name: str, step: Callable[[], torch.Tensor], distiller: Distiller, device: str) -> Row:
     """Layers, value, what a pass needs besides what is there, and what the loss keeps: parameters, memory banks."""
     step()  # what is made once is there, and CRD's Z is set
-    before = forget_peak(device)
-    value = step().item()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+    extra = peak_bytes(step, device)
     state = (*distiller.losses.parameters(), *distiller.losses.buffers())
     (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
     return {
+        "loss": name,
         "layers": [pair.student for pair in term.pairs],
-        "value": value,
-        "extra_mb": (peak - before) / 1e6,
+        "value": step().item(),
+        "extra_mb": extra / 1e6,
         "state_mb": sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6,
     }
 
 
-def summarise(turns: list[Turn]) -> Row:
-    """Medians; of shares, of those of each turn."""
-    share = [loss / plain for loss, _, plain, _ in turns]
+def summarise(loss: list[tuple[float, float]], plain: list[tuple[float, float]]) -> Row:
+    """Medians of clock and processor time in ms; of shares, of those of each turn."""
+    (clock, processor), (plain_clock, plain_processor) = (list(zip(*turns, strict=True)) for turns in (loss, plain))
+    share = [a / b for a, b in zip(clock, plain_clock, strict=True)]
     low, _, high = quantiles(share, n=4, method="inclusive") if len(share) > 1 else share * 3
-    clock, processor, plain_clock, plain_processor = (1e3 * median(side) for side in zip(*turns, strict=True))
-    return {
+    times = {
         "median_ms": clock,
         "processor_ms": processor,
         "plain_ms": plain_clock,
         "plain_processor_ms": plain_processor,
+    }
+    return {
+        **{name: 1e3 * median(values) for name, values in times.items()},
         "share": median(share),
         "share_quartiles": [low, high],
-        # 0 where the clock of processor time is too coarse
-        "share_by_processor_time": median(loss / plain if plain else 0.0 for _, loss, _, plain in turns),
+        "share_by_processor_time": ratio(processor, plain_processor),
     }
 
 
-def print_steps(rows: list[Row]) -> None:
-    """One line a loss."""
-    table = Table(title=f"{PAIR}, batch {BATCH}: the loss alone beside the plain student's step")
-    for column in ("loss", "layers", "ms", "of the step", "by CPU time", "MB", "kept, MB"):
-        table.add_column(column, justify="left" if column in ("loss", "layers") else "right", no_wrap=column == "loss")
-    for row in rows:
-        table.add_row(*cells(row))
-    Console().print(table)
-
-
 def cells(row: Row) -> list[str]:
-    """One row of the table."""
+    """One row of the table of steps."""
     layers = row["layers"]
     return [
         row["loss"], layers[0] if len(layers) == 1 else f"{len(layers)} stages", f"{row['median_ms']:.2f}",
         f"{row['share']:.1%}", f"{row['share_by_processor_time']:.1%}", f"{row['extra_mb']:.1f}", f"{row['state_mb']:.1f}",
     ]  # fmt: skip
-
-
-def print_memory(rows: list[Row]) -> None:
-    """One line a loss."""
-    table = Table(title=f"1,000 classes, batch {LARGE_BATCH}: memory of forward and backward")
-    for column in ("loss", "MB", "stated, MB"):
-        table.add_column(column, justify="left" if column == "loss" else "right")
-    for row in rows:
-        table.add_row(row["loss"], f"{row['extra_mb']:.0f}", f"{row['stated_mb']:.0f}")
-    Console().print(table)

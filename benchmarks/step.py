@@ -4,20 +4,15 @@ The runs are those of the commands, on images of noise in CIFAR's shape: only th
 """
 
 import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.loss_cases import forget_peak, resident
-from benchmarks.machine import describe
+from benchmarks.measure import Row, machine, peak_bytes, ratio, show, timed, write
 from nst import build
 from nst.cli.compose import composed
 from nst.data.batch import Batch
@@ -40,7 +35,6 @@ LOSSES = {  # by the name in the report: overrides
 }  # fmt: skip
 IMAGE = (3, 32, 32)
 REMEMBERED = 50_000  # images that CRD contrasts: those of CIFAR, however few are rendered here
-Row = dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,17 +84,15 @@ def run(arguments: argparse.Namespace) -> None:
         for name in arguments.losses:
             cases += [case(arguments, name, kind, Path(folder)) for kind in ("live", "stored", "given")]
         rows = measure(arguments, cases)
-    report = {"machine": describe(arguments.device), "rows": rows}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
-    table = Table(title=f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}: beside a plain step")
-    for column in ("loss", "teacher", "images/s", "time", "processor time", "loss alone", "memory"):
-        table.add_column(column, justify="left" if column in ("loss", "teacher") else "right")
-    for row in rows:
-        ratios = [f"{row[key]:.2f}" for key in ("ratio_to_plain", "ratio_by_processor_time")]
-        own, memory = f"{100 * row['loss_alone']:+.0f} %", f"{row['peak_bytes'] / 1e6:.0f} MB"
-        table.add_row(row["loss"], row["knowledge"], f"{row['images_per_second']:.0f}", *ratios, own, memory)
-    Console().print(table)
+    write({"machine": machine(arguments.device), "rows": rows}, arguments.json)
+    columns = ("loss", "teacher", "images/s", "time", "processor time", "loss alone", "MB")
+    shown = [
+        (row["loss"], row["knowledge"], f"{row['images_per_second']:.0f}", row["ratio_to_plain"], row["ratio_by_processor_time"],
+         f"{row['loss_alone']:+.2f}", f"{row['peak_bytes'] / 1e6:.0f}")
+        for row in rows
+    ]  # fmt: skip
+    title = f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}: beside a plain step"
+    show(title, columns, shown)
 
 
 def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> Case:
@@ -143,15 +135,6 @@ def noise(images: int, classes: int = 10) -> Dataset:
     return Dataset("cifar10", classes, 3, 32, mean, std, None, split, None, split)
 
 
-def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """Seconds that `work` takes, the device's part included, and the processor time of this process in them."""
-    begin, used = time.perf_counter(), time.process_time()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, time.process_time() - used
-
-
 def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
     """Steps of all cases in turns; ratios are medians over the turns, so that a busy machine harms all alike.
 
@@ -160,11 +143,11 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
     device = arguments.device
     for turn in range(arguments.repeats + 2):  # the first one warms up, the second one is for the memory
         for one in cases:
-            base = forget_peak(device) if turn == 1 else 0
-            seconds, processor = timed(one.step, device)
             if turn == 1:
-                one.peak = (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - base
-            elif turn > 1:
+                one.peak = peak_bytes(one.step, device)
+                continue
+            seconds, processor = timed(one.step, device)
+            if turn > 1:
                 one.seconds.append(seconds)
                 one.processor.append(processor)
     plain, rows = cases[0], []
@@ -177,8 +160,3 @@ def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
                 "loss_alone": alone.get(one.loss, 0.0), "peak_bytes": one.peak, "seconds": one.seconds,
             })  # fmt: skip
     return rows
-
-
-def ratio(seconds: list[float], beside: list[float]) -> float:
-    """The median of the turns' ratios."""
-    return median(a / b for a, b in zip(seconds, beside, strict=True))

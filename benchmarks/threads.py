@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.measure import machine
 
 HELP = "policies of OpenMP's threads, on a quiet and on a busy machine"
 POLICIES: dict[str, dict[str, str]] = {
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             for process in load:
                 process.kill()
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": describe("cpu"), "rows": rows}, indent=1))
+        arguments.json.write_text(json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1))
 
 
 def _seconds(settings: tuple[str, ...], variables: dict[str, str]) -> list[float]:
