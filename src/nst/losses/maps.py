@@ -187,7 +187,7 @@ class MapLoss(TransferLoss):
             )
         with no_autocast(student_feature):
             dtype = working_dtype(student_feature)
-            return self.value(projected.to(dtype), laid_out_like(teacher.to(dtype), projected))
+            return self.value(projected.to(dtype), laid_out_like(teacher, projected).to(dtype))
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: the teacher's map, at the size of the comparison. Memory: maps of that size."""

@@ -133,12 +133,12 @@ class NST(TransferLoss):
             kernel, term, eps, dtype = self.kernel, self.teacher_term, self.eps, working_dtype(x)
             c = kernel.c if isinstance(kernel, Polynomial) else 0.0
             if implementation == "stream":
-                value = streamed_mmd(x, laid_out_like(main.to(dtype), x), kernel, term, eps)
+                value = streamed_mmd(x, laid_out_like(main, x).to(dtype), kernel, term, eps)
             elif implementation == "mean":
                 value = mean_mmd(x, main.to(dtype), c, term, eps)
             else:
                 if implementation == "pairs":
-                    teacher = {"units": laid_out_like(main.to(dtype), x)}
+                    teacher = {"units": laid_out_like(main, x).to(dtype)}
                 else:
                     teacher = {key: value.to(dtype) for key, value in target.items()}
                 value = quadratic_mmd(x, teacher, c, term, eps)

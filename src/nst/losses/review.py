@@ -157,7 +157,7 @@ def pyramid_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """
     with no_autocast(student):
         dtype = working_dtype(student)
-        difference = student.to(dtype) - laid_out_like(teacher.to(dtype), student)
+        difference = student.to(dtype) - laid_out_like(teacher, student).to(dtype)
         value, weight, total = difference.square().mean(), 1.0, 1.0
         for side in LEVELS:
             if side < difference.shape[2]:
