@@ -22,7 +22,7 @@ PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
 IMAGES = 50_000  # of the training set: the rows of CRD's memory banks
 
 # The words that choose each loss as CRD's benchmark or its authors run it. NST's other kernels as its polynomial one there.
-LOSSES = {name: (f"loss=crd/{name}",) for name in ("kd", "dkd", "dist", "at", "fitnet")}
+LOSSES: dict[str, tuple[str, ...]] = {name: (f"loss=crd/{name}",) for name in ("kd", "dkd", "dist", "at", "fitnet")}
 for _name in ("nst_linear", "nst_poly", "nst_gaussian"):
     LOSSES[_name] = (f"loss={_name}", f"loss.{_name}.layers=stages", f"loss.{_name}.convention=crd")
 LOSSES |= {name: (f"loss=crd/{name}",) for name in ("sp", "rkd", "pkt", "cc", "vid", "crd", "review")}
