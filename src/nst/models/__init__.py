@@ -1,6 +1,7 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
-Shapes are images [B, C, H, W]: a batch, channels, rows and columns.
+Images are [B, C, H, W]: a batch, channels, rows and columns. Every constructor takes `num_classes`, the number of logits, and
+`in_channels`, the channels of the images.
 
 Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
 to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.parts.name_layers`). A

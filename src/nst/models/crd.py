@@ -20,8 +20,6 @@ class CifarVGG(nn.Module):
 
     Args:
         convolutions: convolutions of each block.
-        num_classes: number of logits.
-        in_channels: channels of the images.
     """
 
     def __init__(self, convolutions: int, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -95,8 +93,6 @@ class CifarMobileNetV2(nn.Module):
 
     Args:
         width: factor of all channels but the last convolution's 1280.
-        num_classes: number of logits.
-        in_channels: channels of the images.
     """
 
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:

@@ -97,12 +97,7 @@ _LAYERS = name_layers(
 
 
 class InceptionBNSmall(nn.Module):
-    """The paper's CIFAR student: MXNet's `inception-bn-28-small`, 336 channels at a quarter of the resolution.
-
-    Args:
-        num_classes: number of logits.
-        in_channels: channels of the images.
-    """
+    """The paper's CIFAR student: MXNet's `inception-bn-28-small`, 336 channels at a quarter of the resolution."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -136,8 +131,6 @@ class InceptionBN(nn.Module):
     """The paper's ImageNet student (its code's `inception_bn`): 1024 channels at 7x7 from 224x224 images.
 
     Args:
-        num_classes: number of logits.
-        in_channels: channels of the images.
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
         pooling: size after the two max poolings of the stem, rounded up ("ceil": 112, 56, 28, 14, 7, as Ioffe & Szegedy
             have it) or down ("valid": 112, 55, 27, 14, 7, as the paper's code has it).

@@ -63,8 +63,6 @@ class CifarPreactResNet(nn.Module):
 
     Args:
         depth: 9n + 2 weighted layers, n blocks a stage.
-        num_classes: number of logits.
-        in_channels: channels of the images.
         bn_eps: ε of every batch normalisation.
 
     Raises:
@@ -107,8 +105,6 @@ class PreactResNet(nn.Module):
 
     Args:
         blocks: blocks of the four stages.
-        num_classes: number of logits.
-        in_channels: channels of the images.
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
         bn_eps: ε of every batch normalisation; 2e-5 in the MXNet network.
 
@@ -182,8 +178,6 @@ class WideResNet(nn.Module):
     Args:
         depth: 6n + 4 convolutions, n blocks a group.
         width: how many times wider than the thin network; where `width` is 1 the first group needs no projection.
-        num_classes: number of logits.
-        in_channels: channels of the images.
 
     Raises:
         ValueError: the depth is not 6n + 4, or the width is below 1.

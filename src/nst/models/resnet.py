@@ -67,8 +67,6 @@ class CifarResNet(nn.Module):
 
     Args:
         depth: 6n + 2 weighted layers, n blocks a stage.
-        num_classes: number of logits.
-        in_channels: channels of the images.
         shortcut: where the width or size changes, "A" pads with zeros, "B" projects.
         init: the linear layer's bias starts at zero ("zero_bias") or as PyTorch draws it, uniformly within
             ±1 / sqrt(fan-in) ("crd"). All other weights of a seed are the same.
@@ -155,8 +153,6 @@ class CifarBottleneckResNet(nn.Module):
     image's resolution. Parameter names and initialisation are those of that benchmark (`layer1.0.shortcut.0`, `linear`).
 
     Args:
-        num_classes: number of logits.
-        in_channels: channels of the images.
         blocks: blocks of the four stages.
     """
 
