@@ -175,7 +175,7 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, d
     """
     weights = settings.teacher.weights
     network, output = networks.teacher, networks.teacher_shapes.get(LOGITS, ())
-    if weights is None and network is not None and not comes_trained(network, output, data.num_classes):
+    if network is not None and not comes_trained(settings, network, output, data.num_classes):
         training = build.teacher_run(settings)
         folder = RunFolder(run_folder(asdict(training)))
         known = is_finished(folder, dist)
@@ -211,15 +211,14 @@ def finished(settings: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """The summary of a finished run. Its data are not read: images of other content need another `data.name` or `outputs`.
 
     Raises:
-        ValueError: the teacher's weights or named cache differ from the run's, or its student's file has changed.
+        ValueError: the named teacher cache differs from the run's, or its student's file has changed.
     """
     summary = folder.summary()
     assert summary is not None
-    student, weights, cache = folder.path / STUDENT, settings.teacher.weights, settings.cache.path
+    student, cache = folder.path / STUDENT, settings.cache.path
     files = [("student", student, summary["student"]["sha256"], sha256_of(student))]
     if (teacher := summary["teacher"]) is not None:
-        files += [("teacher", weights, teacher["sha256"], sha256_of(weights))] if weights is not None else []
-        files += [("teacher", cache, teacher["sha256"], cached_teacher_sha256(cache) or teacher["sha256"])]
+        files.append(("teacher", cache, teacher["sha256"], cached_teacher_sha256(cache) or teacher["sha256"]))
     for what, file, recorded, found in files:
         if found != recorded:
             raise ValueError(

@@ -97,6 +97,27 @@ def test_a_key_added_later_renames_nothing() -> None:
     assert run_folder(config(loss={"at": {**loss, "p": 3.0, "convention": "crd"}})) != name
 
 
+@pytest.mark.parametrize("place", ["teacher", "model", "member"])
+def test_weights_are_named_by_what_they_hold(tmp_path: Path, place: str) -> None:
+    """Moved they are of the same run; others in their place are of another."""
+
+    def name(weights: Path) -> Path:
+        node = {"name": "resnet20", "weights": str(weights)}
+        if place == "model":
+            return run_folder(config(model=node))
+        if place == "teacher":
+            return run_folder(config(teacher={"model": {"name": "resnet20"}, "weights": str(weights)}))
+        return run_folder(config(teacher={"model": {"name": "ensemble", "members": {"a": node}}, "weights": None}))
+
+    first, other = tmp_path / "a.pt", tmp_path / "elsewhere.pt"
+    first.write_bytes(b"weights")
+    other.write_bytes(b"weights")
+    before = name(first)
+    assert name(other) == before
+    first.write_bytes(b"others")
+    assert name(first) != before
+
+
 def test_naming_a_stored_configuration_imports_nothing() -> None:
     """A component of the user that nobody has imported yet is not looked up."""
     stored = config(model={"name": "resnet8", "_target_": "no_such_module.that.must.not.be.imported"})

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import Compose
 from torch import nn
 
+from nst import build
 from nst.cli.train import run
 from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
@@ -99,11 +100,27 @@ def test_the_normalisation_is_read_in_this_order(tmp_path: Path, given: str) -> 
     assert given in about["input"]
 
 
-def test_which_teachers_are_trained_first() -> None:
+def test_which_teachers_are_trained_first(compose: Compose) -> None:
     """Published weights with other classes, and networks without weights; not published ones with these classes, or with none."""
-    model = resnet8(10)
-    assert not comes_trained(model, (10,), 10)
+    model, plain = resnet8(10), build.settings(compose("loss=kd"))
+    assert not comes_trained(plain, model, (10,), 10)
     model.input_format = InputFormat((0.5,) * 3, (0.5,) * 3, 224, "bilinear", "timm's", 1000)  # pyright: ignore[reportAttributeAccessIssue]
-    assert not comes_trained(model, (10,), 10)
-    assert comes_trained(model, (1000,), 1000)
-    assert comes_trained(model, (64,), 10)
+    assert not comes_trained(plain, model, (10,), 10)
+    assert comes_trained(plain, model, (1000,), 1000)
+    assert comes_trained(plain, model, (64,), 10)
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", "[0.1]"), ("weights_key", "ema")])
+def test_how_weights_are_used_is_refused_where_there_are_none(
+    compose: Compose, tiny: list[str], key: str, value: str
+) -> None:
+    words = [*tiny, "loss=kd", f"teacher.{key}={value}", *(["teacher.std=[0.2]"] if key == "mean" else [])]
+    with pytest.raises(
+        ValueError, match=rf"teacher\.{key}=.* is for weights that are given, but this teacher is trained here"
+    ):
+        run(compose(*words))
+    members = [f"+model@teacher.model.members.{name}.network=resnet8" for name in "ab"]
+    with pytest.raises(
+        ValueError, match=rf"teacher\.{key}: the members of an ensemble.* use teacher\.model\.members\.NAME\.{key}"
+    ):
+        run(compose(*words[:1], *words[2:], "teacher=ensemble", *members))

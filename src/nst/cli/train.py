@@ -131,7 +131,7 @@ def dry_run(settings: RunConfig) -> None:
     if teacher is not None and settings.teacher.weights is None:
         if published:
             lines.append("teacher: published weights; trained first only if they are of another number of classes")
-        elif not comes_trained(teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
+        elif not comes_trained(settings, teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
             first = build.teacher_run(settings)
             folder = run_folder(asdict(first))
             known = "was trained before" if (folder / SUMMARY).is_file() else "is trained first and kept"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 
 from nst.config import RunConfig
-from nst.files import write_whole
+from nst.files import sha256_of, write_whole
 
 Config = dict[str, Any]
 
@@ -35,9 +36,11 @@ def run_key(config: Mapping[str, Any]) -> Config:
     """What names a run: the resolved configuration without keys that do not change the result and keys at their default.
 
     So a key that is added later, with a default that changes nothing, renames no run. Which keys are left out is marked in the
-    schema (`nst.config.setting`); defaults are those of the schema and of the components' own signatures.
+    schema (`nst.config.setting`); defaults are those of the schema and of the components' own signatures. Weights files are named by
+    their SHA-256, so they may be moved; one that is not there by its path.
     """
     key = _of_schema(RunConfig, json.loads(json.dumps(config)))
+    key |= {part: _by_content(key[part]) for part in ("model", "teacher") if part in key}
     if config["teacher"]["model"] is None:
         key.pop("teacher", None)
     elif config["teacher"]["weights"] is not None:
@@ -45,6 +48,23 @@ def run_key(config: Mapping[str, Any]) -> Config:
     if config["trainer"].get("patience") is not None:  # it counts evaluations
         key["trainer"]["eval_every"] = config["trainer"]["eval_every"]
     return key
+
+
+def _by_content(node: Any) -> Any:
+    """Nested settings of networks with the SHA-256 of weights files for their paths."""
+    if not isinstance(node, dict):
+        return node
+    named = {key: _by_content(value) for key, value in node.items()}
+    if isinstance(path := named.get("weights"), str) and Path(path).is_file():
+        found = Path(path).stat()
+        named["weights"] = _sha256(path, found.st_size, found.st_mtime_ns)
+    return named
+
+
+@cache
+def _sha256(path: str, size: int, changed: int) -> str:
+    """Of a file; read once as long as its size and time stay."""
+    return sha256_of(path)
 
 
 def _of_schema(schema: Any, values: Config) -> Config:

@@ -16,7 +16,6 @@ from nst.dist import Dist
 from nst.distiller import TargetSpec
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
-from nst.models.external import InputFormat
 from nst.storage.folder import not_default
 from nst.teacher.cache import (
     MANIFEST,
@@ -54,7 +53,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     if model is None:
         return Teacher()
     teacher, name, classifies = settings.teacher, settings.teacher.model["name"], shapes[LOGITS] == (data.num_classes,)
-    loaded = weights is not None or comes_trained(model, shapes[LOGITS], data.num_classes)
+    loaded = weights is not None or comes_trained(settings, model, shapes[LOGITS], data.num_classes)
     about: dict[str, Any] = {"sha256": cached_teacher_sha256(settings.cache.path)}
     if loaded:
         about = _load(settings, networks, weights, dist, data)
@@ -141,25 +140,37 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     return Teacher(sources, about, live, None if all_views else subset, store)
 
 
-def comes_trained(model: nn.Module, output: Shape, classes: int) -> bool:
-    """Whether a teacher without a weights file is used as it is, rather than trained first.
+def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes: int) -> bool:
+    """Whether the teacher is used as it is, rather than trained first.
 
-    So are an ensemble, whose members name their files, and published weights (`pretrained`) with their own classifier or none.
+    With a weights file; an ensemble, whose members name theirs; published weights (`pretrained`) with their own classifier or none.
 
     Args:
         output: shape of the network's output for one image.
         classes: of the data.
 
     Raises:
-        ValueError: a network without a classifier and without weights, which cannot be trained here.
+        ValueError: a network without a classifier and without weights, which cannot be trained here; a key that says how weights
+            are to be used, where the teacher has no such weights.
     """
-    record: InputFormat | None = getattr(model, "input_format", None)
-    if isinstance(model, Ensemble) or (record is not None and (output != (classes,) or record.classes == classes)):
+    teacher, record = settings.teacher, getattr(model, "input_format", None)
+    given = [key for key in ("weights", "weights_key", "mean", "std") if getattr(teacher, key) is not None]
+    if isinstance(model, Ensemble):
+        if given:
+            key = f"teacher.model.members.NAME.{given[0]}"
+            raise ValueError(f"teacher.{given[0]}: the members of an ensemble have their own; use {key}")
+        return True
+    if teacher.weights is not None or (record is not None and (output != (classes,) or record.classes == classes)):
         return True
     if output != (classes,):
         raise ValueError(
             f"teacher.model gives {output} values an image, data.num_classes={classes}: a network without a classifier of these classes cannot "
             "be trained here: name its teacher.weights, or use published ones (teacher.model.pretrained=true)"
+        )
+    if given and cached_teacher_sha256(settings.cache.path) is None:
+        raise ValueError(
+            f"teacher.{given[0]}={getattr(teacher, given[0])} is for weights that are given, but this teacher is trained here, on images as "
+            "the data has them: name its teacher.weights, or leave this out"
         )
     return False
 
