@@ -216,7 +216,7 @@ def finished(settings: RunConfig, folder: RunFolder) -> dict[str, Any]:
     summary = folder.summary()
     assert summary is not None
     student, cache = folder.path / STUDENT, settings.cache.path
-    files = [("student", student, summary["student"]["sha256"], sha256_of(student))]
+    files: list[tuple[str, Any, str, str]] = [("student", student, summary["student"]["sha256"], sha256_of(student))]
     if (teacher := summary["teacher"]) is not None:
         files.append(("teacher", cache, teacher["sha256"], cached_teacher_sha256(cache) or teacher["sha256"]))
     for what, file, recorded, found in files:

@@ -105,28 +105,15 @@ def test_disk_full(place: Place, undisturbed: dict[str, object]) -> None:
 
 
 def test_another_run(place: Place, tmp_path: Path) -> None:
-    """Another teacher or other data under the same name, another number of processes."""
-    teacher = next(arg for arg in place.args if arg.startswith("teacher.weights=")).split("=")[1]
-    own = Path(shutil.copy(teacher, tmp_path / "teacher.safetensors"))
-    run = Place(place.server, tmp_path / "own", [*place.args, f"teacher.weights={own}"])
+    """Other data under the same name, another number of processes."""
+    run = Place(place.server, tmp_path / "own", place.args)
     assert run.run("die_after_step", 3) == -9
-    shutil.copy(train_another(place, tmp_path), own)
-    assert run.run() == 1
-    assert "step-00000002.ckpt is of another run: teacher.sha256: '" in run.text()
-    shutil.copy(teacher, own)
     assert run.run("other_data") == 1
     assert "is of another run: data.sha256: '" in run.text()
     assert run.ranks() == [1, 1]
     assert "is of another run: ranks: 1 there, 2 now" in run.text(0)
     assert "error:" not in run.text(1)
     assert "Traceback" not in run.texts()
-
-
-def train_another(place: Place, tmp_path: Path) -> Path:
-    """Weights of another teacher."""
-    other = Place(place.server, tmp_path / "other", [*place.args, "loss=ce", "model=resnet14", "seed=1"])
-    assert other.run() == 0
-    return other.path / "student.safetensors"
 
 
 def test_a_teacher_that_is_damaged_or_at_chance(place: Place, teacher: Path, tmp_path: Path) -> None:
