@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scripts.outcome import differing, outcome
 from tests.faults.conftest import Place
+from tests.outcome import differing, outcome
 
 
 @pytest.fixture(scope="module")

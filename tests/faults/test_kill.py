@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import Place
+from tests.outcome import differing, outcome, rows
 
 from nst.models import resnet8
 from nst.storage.checkpoint import Checkpoints

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts.outcome import differing, outcome, rows
 from tests.faults.conftest import ROOT, Place, Server, environment
+from tests.outcome import differing, outcome, rows
 
 from nst.storage.checkpoint import Checkpoints
 

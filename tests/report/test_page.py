@@ -83,7 +83,7 @@ def write_again(tmp_path: Path):
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
-    result = read_result(write_table(tmp_path, overrides=("data.limit=200",)))
+    result = read_result(write_table(tmp_path, overrides=["data.limit=200"]))
     texts = [as_markdown(result), page(result, tmp_path)]
     assert all("digits, test error (reduced)" in text for text in texts)
     assert all("data.limit: 200 (table: null)" in text for text in texts)

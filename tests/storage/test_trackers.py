@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from scripts.outcome import board, rows
 from tests.conftest import Compose
+from tests.outcome import board, rows
 from torch import Tensor
 
 from nst.cli.train import run

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
 from nst.data.batch import Schedule
-from nst.report.evidence import missing_layers
 from nst.tables.command import Request, parse
 from nst.tables.file import read_table
 from nst.tables.plan import folder_of, make_plan
@@ -30,9 +30,9 @@ methods:
 def test_request() -> None:
     settings = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
     assert (settings.table, settings.seeds, settings.epochs, settings.plan) == ("paper/cifar10", 3, 0.1, True)
-    assert settings.overrides == ("data.limit=2000", "data.root=x")
+    assert settings.overrides == ["data.limit=2000", "data.root=x"]
     assert settings.folder == Path("outputs/tables/paper/cifar10/epochs=0.1,data.limit=2000")
-    assert parse(["table=x", "optim=adamw", "experiment=own"]).overrides == ("optim=adamw", "experiment=own")
+    assert parse(["table=x", "optim=adamw", "experiment=own"]).overrides == ["optim=adamw", "experiment=own"]
     given = parse(["table=quick/digits", "teacher.weights=/some/where/t.pt", "loss.kd.layers=[{a: b}]"])
     assert given.folder.name == "loss.kd.layers=-a-b-,teacher.weights=t.pt"
     arguments = ["table=quick/digits", "layers=[{teacher: last, student: last}]", "data.root=/it's here"]
@@ -42,18 +42,18 @@ def test_request() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["seeds=3"], "which table"),
-        (["table=x", "seeds=0"], "whole number"),
-        (["table=x", "epochs=3"], "fraction"),
+        (["seeds=3"], "missing mandatory value: table"),
+        (["table=x", "seeds=0"], "seeds=0: a number at least 1 is needed"),
+        (["table=x", "epochs=3"], "epochs=3.0: a number above 0 and at most 1 is needed"),
+        (["table=x", "plan=maybe"], "'maybe' is not a valid bool"),
         (["table=x", "seed=3"], "seeds=N"),
         (["table=x", "epoch=0.1"], "epoch=0.1: unknown key; did you mean epochs?"),
         (["table=x", "now"], "key=value"),
-        (["table=x", "plan=maybe"], "true or false"),
         (["table=x", "plan=true", "page=true"], "one of them"),
     ],
 )
 def test_request_errors(words: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OmegaConfBaseException), match=message):
         parse(words)
 
 
@@ -88,14 +88,6 @@ def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, first:
         make_plan(Request(str(file)))
 
 
-def test_missing_layers_are_reported_before_the_runs(tmp_path: Path) -> None:
-    file = own_table(tmp_path, [])
-    assert not [*missing_layers(make_plan(Request(str(file))))]
-    file.write_text(file.read_text().replace("rows:", "layers: {teacher: last, student: stage9}\n    rows:"))
-    (line,) = missing_layers(make_plan(Request(str(file))))
-    assert "layers.student=stage9 of g in the table's file: unknown layer 'stage9'" in line
-
-
 def test_plan_of_the_paper_s_table() -> None:
     plan = make_plan(Request("paper/cifar10", 3))
     assert [cell.row.published for cell in plan.cells] == [5.80, 4.47, 4.75, 4.64, 4.87, 4.39, 4.48, 4.54, 4.21, 4.54]
@@ -111,7 +103,7 @@ def test_plan_of_the_paper_s_table() -> None:
 
 
 def test_a_reduced_plan_says_so() -> None:
-    plan = make_plan(Request("quick/digits", 1, 0.4, overrides=("data.limit=200", "data.root=null")))
+    plan = make_plan(Request("quick/digits", 1, 0.4, overrides=["data.limit=200", "data.root=null"]))
     assert all(cell.reduced and not cell.comparable for cell in plan.cells)
     assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
     assert "trainer.epochs=2" in plan.cells[1].command
@@ -121,19 +113,19 @@ def test_a_reduced_plan_says_so() -> None:
 
 
 def test_how_a_run_is_computed_leaves_it_comparable() -> None:
-    overrides = ("trainer.precision=bf16", "teacher.weights=/home/me/t.pt")
-    plan = make_plan(Request("quick/digits", 1, overrides=overrides))
+    overrides = ["trainer.precision=bf16", "teacher.weights=/home/me/t.pt"]
+    plan = make_plan(Request("quick/digits", 1, overrides=[*overrides]))
     assert all(cell.comparable and not cell.reduced for cell in plan.cells)
     assert "trainer.precision: bf16 (table: fp32)" in plan.cells[0].changes
     assert "teacher.weights: t.pt (table: null)" in plan.cells[1].changes
     assert plan.teachers == []
-    other = make_plan(Request("quick/digits", 1, overrides=("optim.lr=0.07",)))
+    other = make_plan(Request("quick/digits", 1, overrides=["optim.lr=0.07"]))
     assert not any(cell.comparable or cell.reduced for cell in other.cells)
 
 
 def test_the_teacher_cache_is_written_once_for_all_rows() -> None:
     """Rows whose targets are as large as the features, or that ask for none, stay live; fewer views than epochs are another experiment."""
-    plan = make_plan(Request("quick/digits", 2, overrides=("cache.views=4",)))
+    plan = make_plan(Request("quick/digits", 2, overrides=["cache.views=4"]))
     live = {cell.row.name for cell in plan.cells if not cell.runs[0].cache.views}
     assert live == {"student", "fitnet", "nst_gaussian"}
     (cache,) = plan.caches
@@ -158,7 +150,7 @@ def test_what_is_no_axis_is_named(tmp_path: Path, old: str, new: str, overrides:
     assert old in SMALL
     (tmp_path / "sizes.yaml").write_text(SMALL.replace(old, new))
     with pytest.raises(ValueError, match=message):
-        make_plan(Request(str(tmp_path / "sizes.yaml"), overrides=overrides))
+        make_plan(Request(str(tmp_path / "sizes.yaml"), overrides=[*overrides]))
 
 
 def test_the_sizes_of_the_study_have_equally_many_steps() -> None:

@@ -6,7 +6,7 @@ channels of both networks laid out by t-SNE (paper, Figure 5).
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,6 @@ from nst import build
 from nst.build import teacher_run
 from nst.config import RunConfig
 from nst.files import sha256_of, write_whole
-from nst.layers import resolve
 from nst.losses import NST
 from nst.models.weights import load_weights
 from nst.report.heatmaps import features, heatmaps
@@ -36,27 +35,6 @@ SHOWN = 4  # images of the heat maps
 DRAWN = 3  # methods of the heat maps and of t-SNE, beside the baseline
 FORM = 4  # of the files; another one is made anew
 KERNELS = ("linear", "polynomial", "gaussian")
-
-
-def missing_layers(plan: Plan) -> Iterator[str]:
-    """For each network of runs to do that lacks the layer of its group's `layers`: a line saying that it will not be evaluated.
-
-    Raises:
-        ValueError: a network that cannot be built.
-    """
-    for group in plan.table.groups:
-        runs = [run for cell in plan.cells if cell.group is group for run in cell.runs]
-        run = next((run for run in runs if run.teacher.model is not None and not finished(run)), None)
-        networks = [("teacher", "teacher.model", run.teacher.model), ("student", "model", run.model)] if run else []
-        for side, key, node in networks:
-            layer = getattr(group.layers, side)
-            try:
-                resolve(build.network(key, build.without_weights(node), seed=0), layer)
-            except ValueError as error:
-                yield (
-                    f"{group.title}: the networks will not be evaluated: layers.{side}={layer} of {group.name} in the table's "
-                    f"file: {error}"
-                )
 
 
 def gather(plan: Plan, device: torch.device) -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nst.config import CONFIGS, UNNAMED, RunConfig
+from omegaconf import MISSING, OmegaConf
+
+from nst.config import CONFIGS, UNNAMED, RunConfig, check_ranges, setting
 from nst.tables.file import nearest, result_name
 
 if TYPE_CHECKING:
@@ -32,14 +34,6 @@ USAGE = f"""Reproduce a table: plan its runs, run what is missing, write tables 
 The same command again continues an interrupted table. Started several times at once, on all GPUs or machines that see the
 outputs folder, each process takes runs that no other has."""
 
-NEEDED = {  # argument → what its value looks like, in words
-    "seeds": (r"0*[1-9]\d*", "how many seeds, a whole number from 1,"),
-    "epochs": (r"0?\.\d*[1-9]\d*|1(\.0*)?", "a fraction of each run's length, above 0 and up to 1, (trainer.epochs=N is a number)"),
-    "plan": ("true|false", "true or false"),
-    "page": ("true|false", "true or false"),
-}  # fmt: skip
-
-
 OF_THE_TABLE = {  # keys of a run that a row cannot have
     "seed": "a table runs seeds 0 to N-1; pass seeds=N",
     "outputs": "pass outputs=FOLDER to nst reproduce alone",
@@ -47,17 +41,17 @@ OF_THE_TABLE = {  # keys of a run that a row cannot have
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """A table, with the arguments of the command line."""
 
-    table: str
-    seeds: int | None = None  # None: the table's own
-    epochs: float = 1.0  # fraction of each run's length
+    table: str = MISSING
+    seeds: int | None = setting(None, least=1)  # null: the table's own
+    epochs: float = setting(1.0, above=0, most=1)  # fraction of each run's length; trainer.epochs=N is a number
     plan: bool = False
     page: bool = False
     outputs: str = "outputs"
-    overrides: tuple[str, ...] = ()  # of every run
+    overrides: list[str] = field(default_factory=list)  # of every run
 
     @property
     def folder(self) -> Path:
@@ -83,6 +77,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
     Raises:
         ValueError: an argument that is no `key=value`, or a value out of range.
+        OmegaConfBaseException: a value of another type, or no table.
     """
     given: dict[str, str] = {}
     overrides: list[str] = []
@@ -100,18 +95,13 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ValueError(f"{argument}: unknown key; {hint.strip()}")
         else:
             overrides.append(argument)
-    if "table" not in given:
-        raise ValueError("which table? table=quick/digits for example; nst reproduce --help lists them")
-    result_name(given["table"])
-    for key, (pattern, words) in NEEDED.items():
-        if key in given and not re.fullmatch(pattern, given[key]):
-            raise ValueError(f"{key}={given[key]}: {words} is needed")
-    if given.get("plan") == given.get("page") == "true":
+    content = {**given, "overrides": overrides}
+    request: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Request), content))
+    check_ranges(request, "")
+    result_name(request.table)
+    if request.plan and request.page:
         raise ValueError("plan=true page=true: one of them is needed")
-    return Request(
-        given["table"], int(given["seeds"]) if "seeds" in given else None, float(given.get("epochs", 1)),
-        given.get("plan") == "true", given.get("page") == "true", given.get("outputs", "outputs"), tuple(overrides),
-    )  # fmt: skip
+    return request
 
 
 def reproduce(request: Request) -> None:
@@ -122,7 +112,6 @@ def reproduce(request: Request) -> None:
         Interrupted: stopped by a signal, saved; the same request continues.
     """
     from nst.dist import join
-    from nst.report.evidence import missing_layers
     from nst.report.page import write_result
     from nst.tables.execute import Outcome, check_teachers, execute
     from nst.tables.plan import make_plan
@@ -132,8 +121,6 @@ def reproduce(request: Request) -> None:
         check_teachers(plan)
     with join(plan.cells[0].runs[0].trainer.device) as here:
         if here.main and not request.page:
-            for line in missing_layers(plan):
-                print(line)
             show(plan)
         if request.plan:
             return
