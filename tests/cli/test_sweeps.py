@@ -49,25 +49,18 @@ def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> S
 ALONE = ("teacher=none", "loss=ce")
 
 
-def test_a_failed_job_costs_no_other_and_the_table_names_it(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
-    status, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1")
+def test_a_failed_job_costs_no_other_and_the_table_names_it(
+    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1", "trainer.epochs=1")
     assert status == 1
     assert [job["state"] for job in jobs] == ["failed", "failed", "finished", "finished"]
     assert all(Path(job["folder"], "student.safetensors").is_file() for job in jobs[2:])
     printed = capfd.readouterr().out
     assert re.search(r"│ 3 +│ trainer.batch_size=16 seed=1 +│ finished +│ +\d+\.\d\d %", printed)
     assert "jobs 0, 1 failed: trainer.batch_size=0: a number at least 1 is needed" in printed
-
-
-def test_equal_errors_are_printed_once_and_the_end_names_the_list_of_runs(
-    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    status, jobs = sweep(*ALONE, "optim.lr=-1,0.01", "seed=0,1,2", "trainer.epochs=0")
-    assert (status, [job["state"] for job in jobs]) == (1, ["failed"] * 6)
-    printed = " ".join(capfd.readouterr().out.split())
-    assert printed.count("trainer.epochs=0: a number at least 1 is needed") == 1
-    assert "jobs 0, 1, 2, 3, 4, 5 failed: trainer.epochs=0" in printed
-    assert f"all runs so far: nst runs outputs={tmp_path}" in printed
+    assert f"all runs so far: nst runs outputs={tmp_path}" in " ".join(printed.split())
+    assert "next:" not in printed
 
 
 def test_a_dry_run_has_no_accuracy_and_leaves_nothing(
@@ -78,11 +71,6 @@ def test_a_dry_run_has_no_accuracy_and_leaves_nothing(
     assert len(re.findall(r"│ seed=[01] +│ dry run +│ +│", printed)) == 2
     assert "nst runs" not in printed
     assert not list(tmp_path.rglob("*.jsonl"))
-
-
-def test_a_job_of_a_sweep_proposes_nothing(sweep: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
-    assert sweep(*ALONE, "seed=0,1", "trainer.epochs=1")[0] == 0
-    assert "next:" not in capfd.readouterr().out
 
 
 def test_a_stopped_sweep_continues_where_it_was(

@@ -37,31 +37,22 @@ def test_the_newest_comes_back_and_the_last_ones_stay(checkpoints: Checkpoints, 
     assert found(checkpoints) == 3
     assert [path.name for path in checkpoints.paths()] == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert found(Checkpoints(tmp_path)) == 3
+    assert Checkpoints(tmp_path / "new").latest() is None
 
 
-def test_a_new_run_has_none(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path).latest() is None
-
-
-def test_every_flipped_bit_is_noticed(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_flipped_bit_and_every_truncation_is_noticed(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
     path = checkpoints.paths()[-1]
     whole = path.read_bytes()
-    for place in range(0, len(whole), 17):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    flipped = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in range(0, len(whole), 17)]
+    for content in [*flipped, *(whole[:size] for size in (0, 1, 23, 87, 88, 100, len(whole) - 1))]:
+        path.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged"):
             read_checkpoint(path)
     with caplog.at_level(logging.WARNING):
         assert found(checkpoints) == 2
     assert "step-00000003.ckpt.damaged and the one before it is used" in caplog.text
-
-
-def test_every_truncation_is_noticed(checkpoints: Checkpoints) -> None:
-    path = checkpoints.paths()[-1]
-    whole = path.read_bytes()
-    for size in (0, 1, 23, 87, 88, 100, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="is damaged"):
-            read_checkpoint(path)
 
 
 def test_without_any_left_it_does_not_start_over(checkpoints: Checkpoints) -> None:

@@ -31,13 +31,13 @@ def gradients(arguments: Sequence[str]) -> None:
     training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
     gradients.json and the page gradients.html.
     """
-    hydra_main(_gradients, "config", arguments)
 
+    def task(cfg: DictConfig) -> None:
+        from nst import build
 
-def _gradients(cfg: DictConfig) -> None:
-    from nst import build
+        show(build.settings(cfg))
 
-    show(build.settings(cfg))
+    hydra_main(task, "config", arguments)
 
 
 def show(settings: RunConfig) -> None:

@@ -100,7 +100,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     batch_size=500
     precision=fp32   or bf16
     """
-    hydra_main(_evaluate, "evaluate", arguments, check_subject)
+
+    def task(cfg: DictConfig) -> None:
+        from nst.export.inference import evaluate_weights
+
+        settings: Any = OmegaConf.to_object(cfg)
+        evaluate_weights(settings)
+
+    hydra_main(task, "evaluate", arguments, check_subject)
 
 
 def check_subject(cfg: DictConfig) -> None:
@@ -111,13 +118,6 @@ def check_subject(cfg: DictConfig) -> None:
         raise ValueError(f"run={cfg.run} has its own model and weights (last or best); remove model=… and weights=FILE")
     if cfg.root is not None and (cfg.run is None or cfg.data is not None):
         raise ValueError(f"root={cfg.root} is for the run's own data; of other data pass data.root={cfg.root}")
-
-
-def _evaluate(cfg: DictConfig) -> None:
-    from nst.export.inference import evaluate_weights
-
-    settings: Any = OmegaConf.to_object(cfg)
-    evaluate_weights(settings)
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -138,15 +138,14 @@ def export(arguments: Sequence[str]) -> None:
     calibration=512  training images that onnx_int8 takes the ranges of its activations from
     int8_exclude=[…] layers that onnx_int8 keeps in 32 bits, by their names in the network
     """
-    hydra_main(_export, "export", arguments)
 
+    def task(cfg: DictConfig) -> None:
+        from nst.export import export
 
-def _export(cfg: DictConfig) -> None:
+        settings: Any = OmegaConf.to_object(cfg)
+        export(settings)
 
-    from nst.export import export
-
-    settings: Any = OmegaConf.to_object(cfg)
-    export(settings)
+    hydra_main(task, "export", arguments)
 
 
 def cache(arguments: Sequence[str]) -> None:
@@ -157,20 +156,20 @@ def cache(arguments: Sequence[str]) -> None:
     The arguments are those of `nst train`. Student and losses determine what is cached, and every run with the same `cache`
     settings uses it. If it is stopped, the same command continues. At the end every row is compared with its checksum.
     """
-    hydra_main(_cache, "config", arguments)
 
+    def task(cfg: DictConfig) -> None:
+        from nst import build
+        from nst.dist import join
+        from nst.run import write_teacher_cache
 
-def _cache(cfg: DictConfig) -> None:
-    from nst import build
-    from nst.dist import join
-    from nst.run import write_teacher_cache
+        cfg.cache.views = cfg.cache.views or 16
+        settings = build.settings(cfg)
+        with join(settings.trainer.device, settings.trainer.timeout) as group:
+            written = write_teacher_cache(settings, group).cache
+            if group.main and written is not None:
+                print(f"{written.folder}: checksums match\n{written.check()}")
 
-    cfg.cache.views = cfg.cache.views or 16
-    settings = build.settings(cfg)
-    with join(settings.trainer.device, settings.trainer.timeout) as group:
-        written = write_teacher_cache(settings, group).cache
-        if group.main and written is not None:
-            print(f"{written.folder}: checksums match\n{written.check()}")
+    hydra_main(task, "config", arguments)
 
 
 def predict(arguments: Sequence[str]) -> None:

@@ -1,0 +1,72 @@
+"""A network, a data set and a loss of one's own; `configs/` says how they are called."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nst.data.dataset import Dataset, memory_splits
+from nst.data.views import ViewScheme
+from nst.losses import LossSpec, Shape, TransferLoss
+
+
+class SmallNet(nn.Module):
+    """Two convolutions, the second with `width` channels, global average, one linear layer."""
+
+    def __init__(self, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(in_channels, 16, 3, padding=1), nn.Conv2d(16, width, 3, stride=2, padding=1)
+        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.fc = nn.Linear(width, num_classes)
+        # names for layers; any module's name works too
+        self.named_layers = {"last": "body", "last_pre_relu": "body.3:input", "last_out": "body", "pooled": "fc:input"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` to logits `[B, classes]`."""
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def stripes(
+    name: str, num_classes: int, channels: int, size: int, mean: Sequence[float], std: Sequence[float],
+    root: str | None, validation: float, limit: int | None,
+) -> Dataset:  # fmt: skip
+    """400 training and 200 test images: noise with a bright row; the class is which one. `root` is not needed."""
+    draw = torch.Generator().manual_seed(0)
+
+    def images(labels: Tensor) -> Tensor:
+        pixels = torch.randint(0, 128, (len(labels), channels, size, size), generator=draw, dtype=torch.uint8)
+        pixels[torch.arange(len(labels)), :, labels] += 100
+        return pixels
+
+    train, test = torch.arange(400) % num_classes, torch.arange(200) % num_classes
+    about = {"num_classes": num_classes, "mean": mean, "std": std, "validation": validation, "limit": limit}
+    parts = memory_splits(images(train), train, images(test), test, scheme=ViewScheme(size, pad=0, flip=True), **about)
+    return Dataset(name, num_classes, channels, size, tuple(mean), tuple(std), None, *parts)
+
+
+class MappedMeans(TransferLoss):
+    """Mean squared difference of the channels' means, the student's through a linear map, which is trained, saved and resumed like the
+    student.
+    """
+
+    def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        """Make the map: shapes are (C, H, W)."""
+        self.map = nn.Linear(student_shape[0], teacher_shape[0])
+
+    @property
+    def target_key(self) -> str:
+        """What the target depends on: lets it be cached."""
+        return "means"
+
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The teacher's side: `[B, C, H, W]` to `means` `[B, C]`."""
+        return {"means": teacher_feature.float().mean((2, 3))}
+
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """The student's side: `[B, C, H, W]` to a scalar."""
+        return (self.map(student_feature.float().mean((2, 3))) - target["means"].float()).square().mean()
+
+    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+        """Name, shapes of the target of one image, bytes of memory."""
+        return LossSpec("means", {"means": (teacher_shape[0],)}, 8 * student_shape[0])
