@@ -41,8 +41,6 @@ none_of("torch", "hydra", "omegaconf", "torchvision", *{HEAVY})
 from nst.cli.main import main
 assert status("train", "modle=resnet8") == 2
 none_of("torch", *{HEAVY})
-status("train", "dry_run=true", "data=cifar10", "data.root=nowhere")
-none_of(*{HEAVY})
 from hydra.core.global_hydra import GlobalHydra
 GlobalHydra.instance().clear()
 for name in nst.__all__:
@@ -52,7 +50,7 @@ assert not GlobalHydra.instance().is_initialized()
 
 
 def test_imports_are_lazy_and_leave_hydra_alone() -> None:
-    """Nothing heavy after `import nst`, after an error and after a dry run."""
+    """Nothing heavy after `import nst` and after an error; of commands that work see tests/cli/test_imports.py."""
     source = str(Path(nst.__file__).parents[1])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r})\n{LOADED}"], check=True)
 
