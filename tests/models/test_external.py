@@ -19,12 +19,8 @@ SMALL_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 TIMM: dict[str, dict[str, Any]] = {
     # feature maps [B, C, H, W]
     "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
-    "densenet121": {"block_config": [1, 1, 1, 1]},
     "edgenext_xx_small": {},
-    "fastvit_t8": {},
-    "ghostnet_050": {},
     "hrnet_w18_small": {},
-    "mobilenetv4_conv_small_035": {},
     "mobilevit_xxs": {},
     "regnetx_002": {},
     "resnet18": {"channels": [8, 16, 24, 32]},
@@ -37,7 +33,6 @@ TIMM: dict[str, dict[str, Any]] = {
     "sequencer2d_s": {"layers": [1, 1, 1, 1], "embed_dims": [16, 24, 24, 24]},
     "swin_tiny_patch4_window7_224": {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 2, 2, 2]},
     # tokens [B, N, C]
-    "beit_base_patch16_224": SMALL_VIT,
     "cait_xxs24_224": {"depth": 2},
     "coat_lite_tiny": {},
     "deit_tiny_distilled_patch16_224": {"depth": 2},

@@ -16,12 +16,12 @@ from nst.data.decode import SUFFIXES, WHITE, decode, is_image, scale_and_shift
 from nst.dist import join
 from nst.evaluate import evaluate
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
-from nst.export.formats import FILES, Forward, Rescaled, load
+from nst.export.formats import FILES, Forward, load
 from nst.files import sha256_of, write_whole
 from nst.models.external import look_at
 from nst.models.weights import load_weights, recorded_size
 from nst.storage.folder import SUMMARY
-from nst.teacher import expected_normalization
+from nst.teacher import Normalization, convert_inputs, expected_normalization
 
 if TYPE_CHECKING:  # torchvision, which only a call needs
     from nst.data.augment import Interpolation
@@ -176,16 +176,12 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
     model = build.network("model", build.without_weights(settings.model), seed=0)
     look_at(model, recorded_size(settings.weights))
-    expects = expected_normalization(
-        settings.mean, settings.std, load_weights(model, settings.weights, settings.weights_key)
-    )
-    data = build.dataset(settings)
+    metadata, data = load_weights(model, settings.weights, settings.weights_key), build.dataset(settings)
     names = run.classes(data) if run is not None else data.classes
-    if expects is not None and (expects.mean, expects.std) != (tuple(data.mean), tuple(data.std)):
-        # from the data's normalisation to the network's
-        scale, shift = scale_and_shift(expects.mean, expects.std)
-        model = Rescaled(model, 255 * scale * torch.tensor(data.std), 255 * scale * torch.tensor(data.mean) + shift)
+    images, expects = Normalization(data.mean, data.std), expected_normalization(settings.mean, settings.std, metadata)
     with join(settings.device) as dist:
+        if expects not in (None, images):
+            convert_inputs(model.to(dist.device), images, expects)
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
         batches = data.split(settings.split).loader(
             settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
