@@ -18,14 +18,6 @@ def test_equals_the_double_loop(convention, pair, p):
     assert_equal(AT(p=p, convention=convention), *pair, lambda s, t: factor * reference.attention(s, t, p))
 
 
-def test_zero_maps_have_no_gradient():
-    x = torch.zeros(2, 4, 3, 3, requires_grad=True)
-    value = AT()(x, AT().target(torch.randn(2, 5, 3, 3)))
-    value.backward()
-    assert value.isfinite()
-    assert (x.grad == 0).all()
-
-
 @settings(max_examples=25, deadline=None)
 @given(pair=feature_pairs(), p=st.sampled_from([2.0, 3.0]))
 def test_torchdistill_is_the_length_of_the_difference(pair, p):

@@ -191,15 +191,3 @@ def test_state_survives_a_checkpoint_and_a_step_that_is_undone():
     other.load_state_dict(loss.state_dict())
     again = batch(seed=2)
     assert torch.equal(value(other, *again), value(loss, *again))
-
-
-def test_what_is_missing():
-    student, teacher, extra = batch()
-    with pytest.raises(ValueError, match="init_memory"):
-        value(CRD(), student, teacher, extra)
-    loss = built()
-    for name in ("labels", "index", "seed"):
-        with pytest.raises(ValueError, match=f"'{name}'"):
-            value(loss, student, teacher, {key: tensor for key, tensor in extra.items() if key != name})
-    with pytest.raises(ValueError, match="too few"):
-        CRD().init_memory(1)

@@ -247,20 +247,12 @@ def test_the_implementation_travels_with_the_target():
             torch.testing.assert_close(reader(x, target), expected)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"kernel": "cubic"}, "linear, polynomial or gaussian"),
-        ({"degree": 1.5}, "whole number"),
-        ({"c": float("nan")}, "^c is"),
-        ({"kernel": "gaussian", "sigma2": 0.0}, "sigma2 is 0.0.*more than 0"),
-        ({"kernel": "gaussian", "sigma2": "median"}, "pairs, joint"),
-        ({"kernel": "linear", "implementation": "gram"}, "mean, stream"),
-    ],
-)
-def test_arguments_out_of_range(options, words):
-    with pytest.raises(ValueError, match=words):
-        NST(**options)
+def test_what_a_kernel_does_not_have():
+    for sigma2, words in ((0.0, "more than 0"), ("median", "pairs, joint")):
+        with pytest.raises(ValueError, match=f"sigma2 is {sigma2!r}.*{words}"):
+            NST("gaussian", sigma2=sigma2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mean, stream"):
+        NST("linear", implementation="gram")
 
 
 def test_inputs_that_do_not_fit():
@@ -268,7 +260,6 @@ def test_inputs_that_do_not_fit():
     target = loss.target(x)
     wrong = {
         r"\[B, C, H, W\]": lambda: loss(x.flatten(2), target),
-        "batch is 1": lambda: loss(x[:1], target),
         "student_shape": lambda: loss(torch.randn(2, 4, 3, 3), target),
         "from its own target": lambda: loss(x, {"logits": torch.randn(2, 10)}),
         r"'mean'.*'stream'": lambda: NST("gaussian")(x, NST("linear").target(x)),

@@ -62,28 +62,6 @@ def test_zero_for_one_image(name):
 
 
 @every
-@pytest.mark.parametrize("kind", ["zeros", "two equal images", "zero image", "opposite"])
-def test_coinciding_images_are_finite(name, kind):
-    x = torch.randn(4, 4, 2, 2)
-    if kind == "zeros":
-        x = torch.zeros(4, 4, 2, 2)
-    elif kind == "two equal images":
-        x[1] = x[0]
-    elif kind == "zero image":
-        x[2] = 0
-    elif kind == "opposite":
-        x[1] = -x[0]
-    other = torch.randn(4, 6, 2, 2)
-    x.requires_grad_(True)
-    for student, teacher in ((x, other), (x, x.detach()), (other.requires_grad_(True), x.detach())):
-        found = value(make(name), student, teacher)
-        (gradient,) = torch.autograd.grad(found, student)
-        assert found.isfinite()
-        assert gradient.isfinite().all()
-        assert gradient.abs().max() < 1e3
-
-
-@every
 def test_large_features_do_not_become_zero(name):
     student, teacher = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3)
     found = value(make(name), student * 1e15, teacher * 1e15)
