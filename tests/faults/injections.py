@@ -1,6 +1,7 @@
 """Faults to set in a run before it starts. Each patches one place of the program in its own process."""
 
 import errno
+import io
 import itertools
 import os
 import signal
@@ -25,14 +26,14 @@ def me(rank: int) -> bool:
     return int(os.environ.get("RANK", "0")) == rank
 
 
-def around_step(number: int, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
-    """Do something before or after the step that is the run's `number`-th, counted from 1."""
+def around_step(number: int, before: Callable[[Any], Any] = bool, after: Callable[[], Any] = bool) -> None:
+    """Do something before (with its batch) or after the step that is the run's `number`-th, counted from 1."""
     step = loop.Training.step
 
     def patched(self: loop.Training, batch: Any, targets: Any) -> None:
         now = self.progress.step + 1 == number
         if now:
-            before()
+            before(batch)
         step(self, batch, targets)
         if now:
             after()
@@ -96,13 +97,13 @@ def signal_in_compilation(signum: int) -> None:
 def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:
     """Signals in the middle of a step, each with time to be noticed."""
     if me(rank):
-        around_step(number, before=lambda: [os.kill(os.getpid(), s) for s in signums])
+        around_step(number, before=lambda _: [os.kill(os.getpid(), s) for s in signums])
 
 
 def raise_in_step(number: int, rank: int) -> None:
     """A fault of the program on one rank."""
 
-    def fail() -> None:
+    def fail(_: Any) -> None:
         raise RuntimeError(f"rank {rank} broke")
 
     if me(rank):
@@ -111,14 +112,8 @@ def raise_in_step(number: int, rank: int) -> None:
 
 def nan_in_step(number: int, rank: int = 0) -> None:
     """Images of one step that are not finite, on one rank."""
-    step = loop.Training.step
-
-    def patched(self: loop.Training, batch: Any, targets: Any) -> None:
-        if me(rank) and self.progress.step + 1 == number:
-            batch = batch._replace(images=torch.full_like(batch.images, float("nan")))
-        step(self, batch, targets)
-
-    loop.Training.step = patched
+    if me(rank):
+        around_step(number, before=lambda batch: batch.images.fill_(float("nan")))
 
 
 def infinite_term(number: int) -> None:
@@ -148,30 +143,19 @@ class Points:
         return patched
 
     def in_writes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        points = self
+
+        class Halves(io.FileIO):
+            def write(self, content: Any) -> int:
+                done = super().write(content[: len(content) // 2])
+                points.point()
+                return done + super().write(content[len(content) // 2 :])
+
         def patched(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            file = function(path, mode, *args, **kwargs)
             if mode != "xb":  # as `write_whole` opens
-                return file
+                return function(path, mode, *args, **kwargs)
             self.point()
-            write = file.write
-
-            class Halves:
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *error: object) -> None:
-                    file.close()
-
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(file, name)
-
-                def write(inner, content: bytes) -> None:
-                    write(content[: len(content) // 2])
-                    file.flush()
-                    self.point()
-                    write(content[len(content) // 2 :])
-
-            return Halves()
+            return Halves(path, mode)
 
         return patched
 

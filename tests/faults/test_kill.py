@@ -25,20 +25,18 @@ def undisturbed(make_place: MakePlace) -> dict[str, object]:
     """The outcome with all losses at once."""
     place = make_place(EVERY_LOSS)
     assert place.run() == 0, place.text()
-    found = rows(place.path)
-    assert [row["step"] for row in found if row["kind"] == "train"] == list(range(1, 13))
-    assert [row["step"] for row in found if row["kind"] == "eval"] == [6, 12]
+    steps = [(row["kind"], row["step"]) for row in rows(place.path)]
+    assert [step for kind, step in steps if kind == "train"] == list(range(1, 13))
+    assert [step for kind, step in steps if kind == "eval"] == [6, 12]
     return outcome(place.path)
 
 
 @pytest.mark.parametrize(
     ("every", "steps"),
-    [("2 steps", range(1, 13)), ("1 epoch", [3, 8]), ("0.0001 min", [4])],
+    [("2 steps", [1, 2, 5, 6, 7, 12]), ("1 epoch", [3, 8]), ("0.0001 min", [4])],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_killed_after_a_step(
-    make_place: MakePlace, undisturbed: dict[str, object], every: str, steps: list[int]
-) -> None:
+def test_after_a_step(make_place: MakePlace, undisturbed: dict[str, object], every: str, steps: list[int]) -> None:
     place = make_place(EVERY_LOSS, f"trainer.checkpoint_every={every}")
     for step in steps:
         assert place.run("die_after_step", step) == KILLED, place.text()
@@ -46,7 +44,7 @@ def test_killed_after_a_step(
     assert differing(outcome(place.path), undisturbed) == []
 
 
-def test_killed_in_evaluation_and_while_saving(make_place: MakePlace, undisturbed: dict[str, object]) -> None:
+def test_in_evaluation_and_while_saving(make_place: MakePlace, undisturbed: dict[str, object]) -> None:
     place = make_place(EVERY_LOSS, OFTEN)
     assert place.run("signal_in_evaluation", 1, signal.SIGKILL) == KILLED, place.text()
     for step, point in ((8, 6), (8, 9), (10, 14)):  # half of a checkpoint, before its rename, before the marker's
@@ -65,14 +63,13 @@ OWN = [
 RUNS = {
     "losses that learn and remember": ["loss=[ce,crd]", *OWN, f"+loss.SeveralLayers.layers={PAIRS}"],
     "a network that draws and remembers": ["loss=ce", "model._target_=tests.faults.small.Drawing"],
-    "averaged weights": ["loss=[ce,nst_poly]", "trainer.ema=0.8", "loss.ce.label_smoothing=0.1"],
-    "mixed images": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16"],
+    "recipe": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16", "trainer.ema=0.8"],
     "cached teacher": ["loss=[kd,at,nst_linear,nst_poly]", "cache.views=3"],
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_twice(make_place: MakePlace, name: str) -> None:
+def test_twice(make_place: MakePlace, name: str) -> None:
     """A cache also while it is written. What losses learn is in the checkpoints, and none of it in the student."""
     alone, killed = make_place(*RUNS[name], OFTEN), make_place(*RUNS[name], OFTEN)
     assert alone.run() == 0, alone.text()
@@ -88,7 +85,7 @@ def test_killed_twice(make_place: MakePlace, name: str) -> None:
 
 @pytest.mark.compiles
 def test_compiled(make_place: MakePlace) -> None:
-    """Interrupted while the step is compiled, then killed, once before a tail batch: compiled to the end all the same."""
+    """Interrupted while the step is compiled, then killed before a tail batch: compiled to the end all the same."""
     small = ["model._target_=tests.faults.small.Small", "loss=nst_poly", "cache.views=1", "trainer.compile=true"]
     args = [*small, OFTEN, "data.limit=100"]  # 7 steps an epoch, the last of 4
     alone, killed = make_place(*args), make_place(*args)
@@ -97,26 +94,27 @@ def test_compiled(make_place: MakePlace) -> None:
     assert killed.run("die_after_step", 7) == KILLED, killed.text()
     assert "continuing" not in killed.text()
     assert killed.run() == 0, killed.text()
-    assert "continuing after step 6 of 14" in killed.text()
-    assert json.loads((killed.path / "summary.json").read_text())["compiled"] is True
     assert differing(outcome(killed.path), outcome(alone.path)) == []
+    assert json.loads((killed.path / "summary.json").read_text())["compiled"]
 
 
-def test_two_ranks_killed(make_place: MakePlace) -> None:
+def test_on_either_of_two_ranks(make_place: MakePlace) -> None:
     """Each rank has BN statistics of its own; what is kept are the first one's, also of the averaged weights."""
     args = ["loss=kd_fitnet_nst_poly", OFTEN, "trainer.batch_size=18", "trainer.ema=0.8"]
     alone, killed = make_place(*args), make_place(*args)
     assert alone.ranks() == [0, 0], alone.text(0)
-    for step, rank in ((3, 0), (6, 1), (9, 0)):
+    for step, rank in ((3, 0), (6, 1)):
         codes = killed.ranks("die_after_step", step, rank)
         assert codes[rank] == KILLED
         assert codes[1 - rank] == 1
+        lost = f"rank {rank} of 2 is gone: stopped, killed, out of memory or cut off?"
+        assert lost in killed.text(1 - rank)
     assert killed.ranks() == [0, 0], killed.text(0)
     assert differing(outcome(killed.path), outcome(alone.path)) == []
     assert [row["step"] for row in rows(killed.path) if row["kind"] == "train"] == list(range(1, 13))
 
 
-def test_killed_in_every_place_of_a_save(make_place: MakePlace, tmp_path: Path) -> None:
+def test_in_every_place_of_a_save(make_place: MakePlace, tmp_path: Path) -> None:
     """The old checkpoint or the new one is there, whole, whatever moment is chosen."""
     place, found = make_place(), []
     for number in range(100):
