@@ -3,7 +3,6 @@
 python scripts/configuration.py
 """
 
-import ast
 import dataclasses
 import inspect
 import re
@@ -33,52 +32,40 @@ EXTRA = ("experiment", "table")  # one file a cell of a table: only their folder
 
 def reference() -> str:
     """The whole page."""
-    tree = ast.parse(inspect.getsource(nst.config))
-    source = inspect.getsource(nst.config).splitlines()
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    prefixes = dict(_prefixes(RunConfig, ""))
-    parts = [INTRODUCTION, "## Keys\n"]
-    for name, node in classes.items():
-        schema = getattr(nst.config, name)
-        if dataclasses.is_dataclass(schema):
-            bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
-            parts.append(_section(schema, [*bases, node], source, prefixes.get(name)))
-    parts.append("## Groups\n")
-    parts += [_group(folder) for folder in _groups()]
-    return "\n".join(part for part in parts if part)
+    schemas = [
+        schema for schema in vars(nst.config).values() if inspect.isclass(schema) and dataclasses.is_dataclass(schema)
+    ]
+    keys = [_section(schema) for schema in schemas if schema.__module__ == nst.config.__name__]
+    groups = sorted(path for path in (ROOT / "configs").iterdir() if path.is_dir() and path.name != "hydra")
+    groups += sorted(path for path in (ROOT / "configs" / "hydra").iterdir() if path.name != "help")
+    return "\n".join([INTRODUCTION, "## Keys\n", *filter(None, keys), "## Groups\n", *map(_group, groups)])
 
 
-def _prefixes(schema: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """Class name → the keys under which a run holds it."""
-    names: dict[str, list[str]] = {schema.__name__: [prefix]}
-    for field in dataclasses.fields(schema):
+def _prefixes(schema: Any, within: Any, prefix: str = "") -> Iterator[str]:
+    """The keys under which `within`, a run, holds a schema."""
+    if schema is within:
+        yield prefix.removesuffix(".")
+    for field in dataclasses.fields(within):
         if dataclasses.is_dataclass(field.type):
-            for name, keys in _prefixes(field.type, f"{prefix}{field.name}."):
-                names[name] = names.get(name, []) + keys
-    yield from names.items()
+            yield from _prefixes(schema, field.type, f"{prefix}{field.name}.")
 
 
-def _section(schema: Any, nodes: list[ast.ClassDef], source: list[str], prefixes: list[str] | None) -> str:
+def _section(schema: Any) -> str:
     summary = inspect.getdoc(schema) or ""
-    if prefixes is None:
-        title = "".join(re.findall("`[^`]+`", summary)[:1])  # the command
-    else:
-        title = " and ".join(f"`{prefix.removesuffix('.')}`" for prefix in sorted(prefixes) if prefix) or "A run"
+    keys = sorted(_prefixes(schema, RunConfig))
+    title = " and ".join(f"`{key}`" for key in keys if key) or ("A run" if keys else re.findall("`[^`]+`", summary)[0])
+    bases = [inspect.getsource(base) for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)]
+    written = dict(
+        re.findall(r"^    (\w+): (.*?)(?=^    \w|^\s*$|\Z)", "\n\n".join(bases), re.M | re.S)
+    )  # name → type and the rest
     lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
-    types = {
-        s.target.id: s
-        for node in nodes
-        for s in node.body
-        if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
-    }
     for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(field.type):
-            continue
-        statement = types[field.name]
-        comment = source[(statement.end_lineno or 1) - 1].partition("  # ")[2]
-        comment = "; ".join(filter(None, [", ".join(field.metadata.get("one_of") or ()), comment]))
-        kind = ast.unparse(statement.annotation)
-        lines.append(f"| `{field.name}` | {_cell(kind)} | {_default(field)} | {_cell(comment)} |")
+        if not dataclasses.is_dataclass(field.type):
+            kind, _, rest = written[field.name].partition(" = ")
+            comment = "; ".join(
+                filter(None, [", ".join(field.metadata.get("one_of") or ()), rest.partition("  # ")[2].strip()])
+            )
+            lines.append(f"| `{field.name}` | {_cell(kind.strip())} | {_default(field)} | {_cell(comment)} |")
     return "\n".join(lines) + "\n" if len(lines) > 4 else ""
 
 
@@ -100,11 +87,6 @@ def _shown(value: Any) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _groups() -> list[Path]:
-    folders = [path for path in sorted((ROOT / "configs").iterdir()) if path.is_dir() and path.name != "hydra"]
-    return folders + sorted(path for path in (ROOT / "configs" / "hydra").iterdir() if path.name != "help")
 
 
 def _group(folder: Path) -> str:

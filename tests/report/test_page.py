@@ -5,11 +5,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tables.written import change, runs_of, write_evidence, write_table
 
-from nst.report.page import page
+from nst.report.page import evaluation_page, page
 from nst.report.render import code, plain
 from nst.report.text import as_csv, as_json, as_markdown, grid, headline, notes, print_result, settings_text
 from nst.tables.result import read_result
@@ -72,14 +73,6 @@ def test_all_files_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[st
     print_result(result)
     assert "Runs missing, by method: NST <poly> 1." in capsys.readouterr().out
     assert "epochs 2; learning rate 0.05 (step)" in settings_text(result.groups[0])
-    assert as_markdown(read_result(write_again(tmp_path))) == as_markdown(result)
-
-
-def write_again(tmp_path: Path):
-    """The plan of the same table, whose runs are there."""
-    from nst.tables.plan import Request, make_plan
-
-    return make_plan(Request(str(tmp_path / "table.yaml"), outputs=str(tmp_path / "outputs")))
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
@@ -155,11 +148,37 @@ def test_no_string_becomes_markup(tmp_path: Path) -> None:
 def test_figures_follow_the_page_and_fetch_nothing(tmp_path: Path) -> None:
     plan = write_table(tmp_path)
     write_evidence(plan.request.folder)
+    (runs_of(plan, "kd")[0] / "evaluation.json").write_text(json.dumps(evaluation(10)))
     text = page(read_result(plan), plan.request.folder)
-    assert text.count("<svg") == 7  # results, three curves, MMD, two of t-SNE
+    assert text.count("<svg") == 8  # results, three curves, MMD, two of t-SNE, a confusion matrix
     assert set(re.findall(r"#01[0-9a-f]{4}", text)) == set()  # every colour became a variable of the style
     assert "var(--nst)" in text
     assert not re.findall(r"https?://(?!www\.w3\.org/)|url\((?!#)", text)
+
+
+def evaluation(classes: int) -> dict[str, Any]:
+    """What `nst evaluate` writes, of a network that takes each class for itself or the next."""
+    confusion = [[3 * (i == j) + (j == (i + 1) % classes) for j in range(classes)] for i in range(classes)]
+    names = [f"{PAYLOAD} {i}" for i in range(classes)]
+    found = [{"class": name, "images": 4, "top1": 75.0} for name in names]
+    about = {"model": "resnet8", "weights": "w", "images": 4 * classes, "top1": 75.0, "macro": 75.0}
+    return {
+        **about,
+        "data": {"name": "digits", "split": "test"},
+        "classes": found,
+        "names": names,
+        "confusion": confusion,
+    }
+
+
+def test_the_page_of_an_evaluation_draws_up_to_100_classes() -> None:
+    shown = Structure()
+    shown.feed(text := evaluation_page(evaluation(10)))
+    assert sorted(re.findall(r">(\d+)</text>", text)) == 10 * ["25"] + 10 * ["75"]
+    assert PAYLOAD in shown.text
+    assert not [tag for tag in shown.tags if tag[0] in ("script", "img")]
+    assert evaluation_page(evaluation(100)).count("<svg") == 1
+    assert "<svg" not in evaluation_page(evaluation(101))
 
 
 def test_the_page_shows_the_methods_that_are_there(tmp_path: Path) -> None:

@@ -209,9 +209,10 @@ def _record(method: Method) -> dict[str, Any]:
     """A method's row in the file with its figures, unrounded."""
     figures = {key: asdict(value) if isinstance(value, Sample) else value for key, value in vars(method).items()}
     del figures["cell"]
+    row = {key: value for key, value in asdict(method.row).items() if key not in ("name", "groups")}
     about = {key: getattr(method.cell, key) for key in ("command", "changes", "reduced", "comparable")}
     runs = [str(folder_of(run)) for run in method.cell.runs]
-    return {"method": method.row.name, **asdict(method.row), **figures, **about, "runs": runs}
+    return {"method": method.row.name, **row, **figures, **about, "runs": runs}
 
 
 def as_csv(result: Result) -> str:
@@ -222,7 +223,7 @@ def as_csv(result: Result) -> str:
         for group in result.groups
         for method in group.methods
     ]
-    lists = ["overrides", "groups", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
+    lists = ["overrides", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
     flat = [{key: value for key, value in line.items() if value is not None and key not in lists} for line in lines]
     return pd.json_normalize(flat, sep="_").to_csv(index=False)
 
