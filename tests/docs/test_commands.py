@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from blocks import PAGES, ROOT, Command, blocks, commands
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,8 @@ from nst.cli.compose import composed, hydra_arguments
 from nst.cli.main import COMMANDS, command
 from nst.cli.train import run
 from nst.config import PredictConfig
+from nst.models import resnet14, resnet20
+from nst.models.weights import save_weights
 from nst.tables.command import parse
 
 NOT_RUN = {
@@ -57,7 +60,24 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path = folder / page.stem / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
+    write_weights(folder / "teachers")
     return folder
+
+
+def write_weights(folder: Path) -> None:
+    """The weights files that a page names, with random weights: one as training code leaves it, with its average, others of ours."""
+    (folder / "RUN").mkdir(parents=True)
+    networks = {
+        name: make(10, in_channels=1) for name, make in (("a", resnet20), ("b", resnet14), ("RUN/student", resnet20))
+    }
+    for name, network in networks.items():
+        save_weights(folder / f"{name}.safetensors", network)
+    state = networks["a"].state_dict()
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    torch.save(
+        {"epoch": 3, "state_dict": wrapped, "state_dict_ema": {f"_orig_mod.{k}": v for k, v in wrapped.items()}},
+        folder / "mine.pth",
+    )
 
 
 @pytest.mark.parametrize("typed", [*commands()], ids=str)

@@ -154,7 +154,9 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
             are to be used, where the teacher has no such weights.
     """
     teacher, record = settings.teacher, getattr(model, "input_format", None)
-    given = [key for key in ("weights", "weights_key", "mean", "std") if getattr(teacher, key) is not None]
+    given = [
+        key for key in ("weights", "weights_key", "mean", "std", "input_size") if getattr(teacher, key) is not None
+    ]
     if isinstance(model, Ensemble):
         if given:
             key = f"teacher.model.members.NAME.{given[0]}"
