@@ -4,6 +4,7 @@ Parameter names and initial weights are those of RepDistiller's `models/vgg.py`,
 that published weights fit; its features f1, f2, … are the named stages here, and the pooled vector.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -12,44 +13,35 @@ from torch import Tensor, nn
 from nst.models.parts import he_normal_, name_layers, stage
 
 
-class CifarVGG(nn.Module):
+class CifarVGG(nn.Sequential):
     """Five blocks of 3x3 convolutions with normalisation, max pooling after the first three, global average, one linear layer.
 
     A block ends in its last normalisation; the ReLU after it is a module of its own (`relu0` ... `relu4`). Blocks 1 to 4 are the
-    benchmark's layers, "stage1" to "stage4".
+    benchmark's layers, "stage1" to "stage4". Images are at least 8 x 8.
 
     Args:
         convolutions: convolutions of each block.
     """
 
     def __init__(self, convolutions: int, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        channels = in_channels
-        for k, width in enumerate((64, 128, 256, 512, 512)):
+        channels, parts = in_channels, OrderedDict[str, nn.Module]()
+        for k, width in enumerate((64, 128, 256, 512, 512)):  # at H, W; H/2, W/2; H/4, W/4; H/8, W/8; H/8, W/8
             layers: list[nn.Module] = []
             for i in range(convolutions):
                 layers += [nn.ReLU()] if i else []
                 layers += [nn.Conv2d(width if i else channels, width, 3, padding=1), nn.BatchNorm2d(width)]
-            self.add_module(f"block{k}", nn.Sequential(*layers))
-            self.add_module(f"relu{k}", nn.ReLU())
-            self.add_module(f"pool{k}", nn.MaxPool2d(2) if k < 3 else nn.Identity())
+            parts |= {f"block{k}": nn.Sequential(*layers), f"relu{k}": nn.ReLU()}
+            parts |= {f"pool{k}": nn.MaxPool2d(2)} if k < 3 else {}
             channels = width
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(512, num_classes)
+        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        super().__init__(OrderedDict(parts, classifier=nn.Linear(512, num_classes)))
         self.named_layers = name_layers(
             ["relu1", "relu2", "relu3", "relu4"],
             pre_relu=["block1", "block2", "block3", "block4"],
             pooled="classifier:input",
         )
         he_normal_(self)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W], H and W at least 8 -> logits [B, num_classes]."""
-        for k in range(5):  # [B, 64, H, W], 128 at H/2, 256 at H/4, 512 at H/8 twice
-            for part in ("block", "relu", "pool"):
-                x = getattr(self, f"{part}{k}")(x)
-        return self.classifier(self.avgpool(x).flatten(1))
+        nn.init.normal_(self.get_parameter("classifier.weight"), std=0.01)
 
 
 class InvertedResidual(nn.Module):
@@ -83,7 +75,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 
-class CifarMobileNetV2(nn.Module):
+class CifarMobileNetV2(nn.Sequential):
     """A strided 3x3 stem, seven groups of inverted residuals, a 1x1 convolution, global average, one linear layer.
 
     It differs from Sandler et al. (2018): ReLU instead of ReLU6, no dropout, strides of 2 in the stem and before the third,
@@ -96,32 +88,28 @@ class CifarMobileNetV2(nn.Module):
     """
 
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        channels = int(32 * width)
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
-        )
-        groups = []
+        channels, groups = int(32 * width), []
+        stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+        stem_bn = nn.BatchNorm2d(channels)
         for expansion, full, blocks, stride in (
             (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
         ):  # fmt: skip
             inputs, channels = channels, int(full * width)
             groups.append(stage(InvertedResidual, blocks, inputs, channels, stride, expansion))
-        self.blocks = nn.Sequential(*groups)
-        self.conv2 = nn.Sequential(nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU())
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        linear = nn.Linear(1280, num_classes)
-        self.classifier = nn.Sequential(linear)
+        last = nn.Conv2d(channels, 1280, 1, bias=False)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Sequential(stem, stem_bn, nn.ReLU()),  # [B, 32 width, H/2, W/2]
+                blocks=nn.Sequential(*groups),  # [B, 320 width, H/16, W/16]
+                conv2=nn.Sequential(last, nn.BatchNorm2d(1280), nn.ReLU()),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                classifier=nn.Sequential(nn.Linear(1280, num_classes)),
+            )
+        )
         self.named_layers = name_layers(["blocks.1", "blocks.2", "blocks.4", "blocks.6"], pooled="classifier.0:input")
         he_normal_(self)
-        nn.init.normal_(linear.weight, std=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.conv1(x)  # [B, 32 width, H/2, W/2]
-        x = self.blocks(x)  # [B, 320 width, H/16, W/16]
-        x = self.conv2(x)  # [B, 1280, H/16, W/16]
-        return self.classifier(self.avgpool(x).flatten(1))
+        nn.init.normal_(self.get_parameter("classifier.0.weight"), std=0.01)
 
 
 class ShuffleUnit(nn.Module):
@@ -214,7 +202,7 @@ class DownUnit(nn.Module):
         return self.shuffle(self.relu2(torch.cat([left, right], dim=1)))
 
 
-class _ShuffleNet(nn.Module):
+class _ShuffleNet(nn.Sequential):
     """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear.
 
     No max pooling: 32x32 images end at 4x4. The benchmark sets no initial weights, so all are PyTorch's draw.
@@ -229,35 +217,24 @@ class _ShuffleNet(nn.Module):
         num_classes: int,
         in_channels: int,
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 24, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(24)
-        self.relu1 = nn.ReLU()
-        self.layer1 = stage(unit, 4, 24, widths[0], 2)
-        self.layer2 = stage(unit, 8, widths[0], widths[1], 2)
-        self.layer3 = stage(unit, 4, widths[1], widths[2], 2)
-        self.conv2 = None
+        parts = OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(in_channels, 24, 1, bias=False),  # [B, 24, H, W]
+            bn1=nn.BatchNorm2d(24),
+            relu1=nn.ReLU(),
+            layer1=stage(unit, 4, 24, widths[0], 2),  # at H/2, W/2
+            layer2=stage(unit, 8, widths[0], widths[1], 2),  # at H/4, W/4
+            layer3=stage(unit, 4, widths[1], widths[2], 2),  # at H/8, W/8
+        )
         if features is not None:
-            self.conv2 = nn.Conv2d(widths[2], features, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(features)
-            self.relu2 = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(features or widths[2], num_classes)
+            parts |= {"conv2": nn.Conv2d(widths[2], features, 1, bias=False)}
+            parts |= {"bn2": nn.BatchNorm2d(features), "relu2": nn.ReLU()}
+        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        super().__init__(OrderedDict(parts, linear=nn.Linear(features or widths[2], num_classes)))
         self.named_layers = name_layers(
             ["layer1", "layer2", "layer3"],
             pre_relu=[f"layer{k}.{last}.{last_relu}:input" for k, last in ((1, 3), (2, 7), (3, 3))],
             pooled="linear:input",
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.relu1(self.bn1(self.conv1(x)))  # [B, 24, H, W]
-        x = self.layer1(x)  # at H/2, W/2
-        x = self.layer2(x)  # at H/4, W/4
-        x = self.layer3(x)  # at H/8, W/8
-        if self.conv2 is not None:
-            x = self.relu2(self.bn2(self.conv2(x)))
-        return self.linear(self.avgpool(x).flatten(1))
 
 
 class CifarShuffleNetV1(_ShuffleNet):

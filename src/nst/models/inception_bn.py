@@ -96,38 +96,33 @@ _LAYERS = name_layers(
 )
 
 
-class InceptionBNSmall(nn.Module):
+class InceptionBNSmall(nn.Sequential):
     """The paper's CIFAR student: MXNet's `inception-bn-28-small`, 336 channels at a quarter of the resolution."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        self.conv1 = conv_bn_relu(in_channels, 96, 3)
-        self.in3a = _simple(96, 32, 32)
-        self.in3b = _simple(64, 32, 48)
-        self.in3c = _simple_down(80, 80)
-        self.in4a = _simple(160, 112, 48)
-        self.in4b = _simple(160, 96, 64)
-        self.in4c = _simple(160, 80, 80)
-        self.in4d = _simple(160, 48, 96)
-        self.in4e = _simple_down(144, 96)
-        self.in5a = _simple(240, 176, 160)
-        self.in5b = _simple(336, 176, 160)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(336, num_classes)
+        super().__init__(
+            OrderedDict(
+                conv1=conv_bn_relu(in_channels, 96, 3),  # [B, 96, H, W]
+                in3a=_simple(96, 32, 32),
+                in3b=_simple(64, 32, 48),  # [B, 80, H, W]
+                in3c=_simple_down(80, 80),  # [B, 160, H/2, W/2]
+                in4a=_simple(160, 112, 48),
+                in4b=_simple(160, 96, 64),
+                in4c=_simple(160, 80, 80),
+                in4d=_simple(160, 48, 96),  # [B, 144, H/2, W/2]
+                in4e=_simple_down(144, 96),  # [B, 240, H/4, W/4]
+                in5a=_simple(240, 176, 160),
+                in5b=_simple(336, 176, 160),  # [B, 336, H/4, W/4]
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(336, num_classes),
+            )
+        )
         self.named_layers = dict(_LAYERS)
         xavier_gaussian_(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.in3b(self.in3a(self.conv1(x)))  # [B, 80, H, W]
-        x = self.in3c(x)  # [B, 160, H/2, W/2]
-        x = self.in4d(self.in4c(self.in4b(self.in4a(x))))  # [B, 144, H/2, W/2]
-        x = self.in4e(x)  # [B, 240, H/4, W/4]
-        x = self.in5b(self.in5a(x))  # [B, 336, H/4, W/4]
-        return self.fc(self.avgpool(x).flatten(1))
 
-
-class InceptionBN(nn.Module):
+class InceptionBN(nn.Sequential):
     """The paper's ImageNet student (its code's `inception_bn`): 1024 channels at 7x7 from 224x224 images.
 
     Args:
@@ -148,37 +143,32 @@ class InceptionBN(nn.Module):
         pooling: Pooling = "ceil",
         bn_eps: float = BN_EPS,
     ) -> None:
-        super().__init__()
         if pooling not in ("ceil", "valid"):
             raise ValueError(f"pooling={pooling!r}: use 'ceil' (sizes rounded up) or 'valid' (rounded down)")
         up = pooling == "ceil"
-        self.input_bn = input_norm(in_channels, input_bn)
-        self.conv1 = conv_bn_relu(in_channels, 64, 7, stride=2)
-        self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=up)
-        self.conv2_reduce = conv_bn_relu(64, 64, 1)
-        self.conv2 = conv_bn_relu(64, 192, 3)
-        self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=up)
-        self.in3a = _full(192, 64, (64, 64), (64, 96), _average(), 32)
-        self.in3b = _full(256, 64, (64, 96), (64, 96), _average(), 64)
-        self.in3c = _full_down(320, (128, 160), (64, 96))
-        self.in4a = _full(576, 224, (64, 96), (96, 128), _average(), 128)
-        self.in4b = _full(576, 192, (96, 128), (96, 128), _average(), 128)
-        self.in4c = _full(576, 160, (128, 160), (128, 160), _average(), 128)
-        self.in4d = _full(608, 96, (128, 192), (160, 192), _average(), 128)
-        self.in4e = _full_down(608, (128, 192), (192, 256))
-        self.in5a = _full(1056, 352, (192, 320), (160, 224), _average(), 128)
-        self.in5b = _full(1024, 352, (192, 320), (192, 224), nn.MaxPool2d(3, stride=1, padding=1), 128)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(1024, num_classes)
+        super().__init__(
+            OrderedDict(
+                input_bn=input_norm(in_channels, input_bn),
+                conv1=conv_bn_relu(in_channels, 64, 7, stride=2),  # [B, 64, H/2, W/2]
+                pool1=nn.MaxPool2d(3, stride=2, ceil_mode=up),
+                conv2_reduce=conv_bn_relu(64, 64, 1),  # [B, 64, H/4, W/4]
+                conv2=conv_bn_relu(64, 192, 3),
+                pool2=nn.MaxPool2d(3, stride=2, ceil_mode=up),  # [B, 192, H/8, W/8]
+                in3a=_full(192, 64, (64, 64), (64, 96), _average(), 32),
+                in3b=_full(256, 64, (64, 96), (64, 96), _average(), 64),
+                in3c=_full_down(320, (128, 160), (64, 96)),  # [B, 576, H/16, W/16]
+                in4a=_full(576, 224, (64, 96), (96, 128), _average(), 128),
+                in4b=_full(576, 192, (96, 128), (96, 128), _average(), 128),
+                in4c=_full(576, 160, (128, 160), (128, 160), _average(), 128),
+                in4d=_full(608, 96, (128, 192), (160, 192), _average(), 128),  # [B, 608, H/16, W/16]
+                in4e=_full_down(608, (128, 192), (192, 256)),  # [B, 1056, H/32, W/32]
+                in5a=_full(1056, 352, (192, 320), (160, 224), _average(), 128),
+                in5b=_full(1024, 352, (192, 320), (192, 224), nn.MaxPool2d(3, stride=1, padding=1), 128),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(1024, num_classes),
+            )
+        )
         self.named_layers = dict(_LAYERS)
         xavier_gaussian_(self)
         set_bn_eps(self, bn_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.pool1(self.conv1(self.input_bn(x)))  # [B, 64, H/4, W/4]
-        x = self.pool2(self.conv2(self.conv2_reduce(x)))  # [B, 192, H/8, W/8]
-        x = self.in3c(self.in3b(self.in3a(x)))  # [B, 576, H/16, W/16]
-        x = self.in4d(self.in4c(self.in4b(self.in4a(x))))  # [B, 608, H/16, W/16]
-        x = self.in5b(self.in5a(self.in4e(x)))  # [B, 1024, H/32, W/32]
-        return self.fc(self.avgpool(x).flatten(1))

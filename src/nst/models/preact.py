@@ -56,7 +56,7 @@ class PreactBottleneck(nn.Module):
         return x + out
 
 
-class CifarPreactResNet(nn.Module):
+class CifarPreactResNet(nn.Sequential):
     """A 3x3 stem, three stages of pre-activation bottlenecks, BN - ReLU, global average, one linear layer.
 
     The stride stands on the first 1x1 convolution of a stage, as in the authors' code.
@@ -70,34 +70,30 @@ class CifarPreactResNet(nn.Module):
     """
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, bn_eps: float = BN_EPS) -> None:
-        super().__init__()
         if depth < 11 or (depth - 2) % 9:
             raise ValueError(
                 f"depth={depth}: a pre-activation bottleneck ResNet for CIFAR has 9n + 2 layers (164, 1001)"
             )
         blocks = (depth - 2) // 9
-        self.conv0 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.layer1 = stage(PreactBottleneck, blocks, 16, 64, 1, True)
-        self.layer2 = stage(PreactBottleneck, blocks, 64, 128, 2, True)
-        self.layer3 = stage(PreactBottleneck, blocks, 128, 256, 2, True)
-        self.bn1 = nn.BatchNorm2d(256)
-        self.relu1 = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(256, num_classes)
+        super().__init__(
+            OrderedDict(
+                conv0=nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),  # [B, 16, H, W]
+                layer1=stage(PreactBottleneck, blocks, 16, 64, 1, True),  # [B, 64, H, W]
+                layer2=stage(PreactBottleneck, blocks, 64, 128, 2, True),  # [B, 128, H/2, W/2]
+                layer3=stage(PreactBottleneck, blocks, 128, 256, 2, True),  # [B, 256, H/4, W/4]
+                bn1=nn.BatchNorm2d(256),
+                relu1=nn.ReLU(),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(256, num_classes),
+            )
+        )
         self.named_layers = _layers("layer", 3, ".0", "relu1")
         he_normal_(self)
         set_bn_eps(self, bn_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.layer1(self.conv0(x))  # [B, 64, H, W]
-        x = self.layer2(x)  # [B, 128, H/2, W/2]
-        x = self.layer3(x)  # [B, 256, H/4, W/4]
-        x = self.relu1(self.bn1(x))
-        return self.fc(self.avgpool(x).flatten(1))
 
-
-class PreactResNet(nn.Module):
+class PreactResNet(nn.Sequential):
     """The ImageNet network: a 7x7 stem and max pooling, four stages, BN - ReLU, global average, one linear layer.
 
     The stride stands on a stage's first 3x3 convolution, as in the MXNet network that the paper's code
@@ -120,33 +116,27 @@ class PreactResNet(nn.Module):
         input_bn: bool = False,
         bn_eps: float = BN_EPS,
     ) -> None:
-        super().__init__()
-        self.input_bn = input_norm(in_channels, input_bn)
-        self.conv0 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn0 = nn.BatchNorm2d(64)
-        self.relu0 = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = stage(PreactBottleneck, blocks[0], 64, 256, 1)
-        self.layer2 = stage(PreactBottleneck, blocks[1], 256, 512, 2)
-        self.layer3 = stage(PreactBottleneck, blocks[2], 512, 1024, 2)
-        self.layer4 = stage(PreactBottleneck, blocks[3], 1024, 2048, 2)
-        self.bn1 = nn.BatchNorm2d(2048)
-        self.relu1 = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(2048, num_classes)
+        super().__init__(
+            OrderedDict(
+                input_bn=input_norm(in_channels, input_bn),
+                conv0=nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False),  # [B, 64, H/2, W/2]
+                bn0=nn.BatchNorm2d(64),
+                relu0=nn.ReLU(),
+                maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+                layer1=stage(PreactBottleneck, blocks[0], 64, 256, 1),  # [B, 256, H/4, W/4]
+                layer2=stage(PreactBottleneck, blocks[1], 256, 512, 2),  # [B, 512, H/8, W/8]
+                layer3=stage(PreactBottleneck, blocks[2], 512, 1024, 2),  # [B, 1024, H/16, W/16]
+                layer4=stage(PreactBottleneck, blocks[3], 1024, 2048, 2),  # [B, 2048, H/32, W/32]
+                bn1=nn.BatchNorm2d(2048),
+                relu1=nn.ReLU(),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(2048, num_classes),
+            )
+        )
         self.named_layers = _layers("layer", 4, ".0", "relu1")
         xavier_gaussian_(self)
         set_bn_eps(self, bn_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.relu0(self.bn0(self.conv0(self.input_bn(x))))  # [B, 64, H/2, W/2]
-        x = self.layer1(self.maxpool(x))  # [B, 256, H/4, W/4]
-        x = self.layer2(x)  # [B, 512, H/8, W/8]
-        x = self.layer3(x)  # [B, 1024, H/16, W/16]
-        x = self.layer4(x)  # [B, 2048, H/32, W/32]
-        x = self.relu1(self.bn1(x))
-        return self.fc(self.avgpool(x).flatten(1))
 
 
 class WideBlock(nn.Module):
@@ -172,7 +162,7 @@ class WideBlock(nn.Module):
         return x + self.conv2(self.relu2(self.bn2(self.conv1(out))))
 
 
-class WideResNet(nn.Module):
+class WideResNet(nn.Sequential):
     """A 16-channel stem, three groups of 16, 32 and 64 times `width` channels, BN - ReLU, global average, linear layer.
 
     Args:
@@ -184,30 +174,26 @@ class WideResNet(nn.Module):
     """
 
     def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth={depth}: a wide ResNet has 6n + 4 layers (16, 22, 28, 40, ...)")
         if width < 1:
             raise ValueError(f"width={width}: a wide ResNet is at least 1 time as wide as the thin one")
         blocks = (depth - 4) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.block1 = _group(blocks, 16, 16 * width, 1)
-        self.block2 = _group(blocks, 16 * width, 32 * width, 2)
-        self.block3 = _group(blocks, 32 * width, 64 * width, 2)
-        self.bn1 = nn.BatchNorm2d(64 * width)
-        self.relu = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64 * width, num_classes)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),  # [B, 16, H, W]
+                block1=_group(blocks, 16, 16 * width, 1),  # [B, 16 width, H, W]
+                block2=_group(blocks, 16 * width, 32 * width, 2),  # [B, 32 width, H/2, W/2]
+                block3=_group(blocks, 32 * width, 64 * width, 2),  # [B, 64 width, H/4, W/4]
+                bn1=nn.BatchNorm2d(64 * width),
+                relu=nn.ReLU(),
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(64 * width, num_classes),
+            )
+        )
         self.named_layers = _layers("block", 3, ".layer.0", "relu")
         he_normal_(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.block1(self.conv1(x))  # [B, 16 width, H, W]
-        x = self.block2(x)  # [B, 32 width, H/2, W/2]
-        x = self.block3(x)  # [B, 64 width, H/4, W/4]
-        x = self.relu(self.bn1(x))
-        return self.fc(self.avgpool(x).flatten(1))
 
 
 def _group(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

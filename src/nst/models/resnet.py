@@ -4,6 +4,7 @@ Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that mos
 shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
 """
 
+from collections import OrderedDict
 from typing import Literal
 
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class BasicBlock(nn.Module):
         return self.relu2(out + self.downsample(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(nn.Sequential):
     """A stem, three stages of basic blocks at full, half and quarter resolution, global average, one linear layer.
 
     CRD's benchmark (RepDistiller's `models/resnet.py`) has `shortcut="B"` and `init="crd"`.
@@ -85,7 +86,6 @@ class CifarResNet(nn.Module):
         init: Init = "zero_bias",
         widths: tuple[int, int, int, int] = (16, 16, 32, 64),
     ) -> None:
-        super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(
                 f"depth={depth}: a CIFAR ResNet has 6n + 2 layers, n >= 1 (8, 14, 20, 32, 44, 56, 110, ...)"
@@ -95,28 +95,25 @@ class CifarResNet(nn.Module):
         if init not in ("zero_bias", "crd"):
             raise ValueError(f"init={init!r}: use 'zero_bias' or 'crd' (the linear layer's bias drawn as PyTorch does)")
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu = nn.ReLU()
-        self.layer1 = stage(BasicBlock, blocks, widths[0], widths[1], 1, shortcut)
-        self.layer2 = stage(BasicBlock, blocks, widths[1], widths[2], 2, shortcut)
-        self.layer3 = stage(BasicBlock, blocks, widths[2], widths[3], 2, shortcut)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(widths[3], num_classes)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),  # [B, stem, H, W]
+                bn1=nn.BatchNorm2d(widths[0]),
+                relu=nn.ReLU(),
+                layer1=stage(BasicBlock, blocks, widths[0], widths[1], 1, shortcut),  # [B, C1, H, W]
+                layer2=stage(BasicBlock, blocks, widths[1], widths[2], 2, shortcut),  # [B, C2, H/2, W/2]
+                layer3=stage(BasicBlock, blocks, widths[2], widths[3], 2, shortcut),  # [B, C3, H/4, W/4]
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(widths[3], num_classes),
+            )
+        )
         self.named_layers = name_layers(
             ["layer1", "layer2", "layer3"],
             pre_relu=[f"layer{k}.{blocks - 1}.relu2:input" for k in (1, 2, 3)],
             pooled="fc:input",
         )
         he_normal_(self, zero_linear_bias=init == "zero_bias")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.relu(self.bn1(self.conv1(x)))  # [B, stem, H, W]
-        x = self.layer1(x)  # [B, C1, H, W]
-        x = self.layer2(x)  # [B, C2, H/2, W/2]
-        x = self.layer3(x)  # [B, C3, H/4, W/4]
-        return self.fc(self.avgpool(x).flatten(1))
 
 
 class Bottleneck(nn.Module):
@@ -146,7 +143,7 @@ class Bottleneck(nn.Module):
         return self.relu3(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
-class CifarBottleneckResNet(nn.Module):
+class CifarBottleneckResNet(nn.Sequential):
     """ResNet-50 for small images, as CRD's benchmark builds it (RepDistiller's `models/resnetv2.py`): a teacher there.
 
     The ImageNet network with a 3x3 stem of stride 1 and no max pooling: its four stages run at 1, 1/2, 1/4 and 1/8 of the
@@ -159,28 +156,23 @@ class CifarBottleneckResNet(nn.Module):
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU()
-        self.layer1 = stage(Bottleneck, blocks[0], 64, 256, 1)
-        self.layer2 = stage(Bottleneck, blocks[1], 256, 512, 2)
-        self.layer3 = stage(Bottleneck, blocks[2], 512, 1024, 2)
-        self.layer4 = stage(Bottleneck, blocks[3], 1024, 2048, 2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(2048, num_classes)
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),  # [B, 64, H, W]
+                bn1=nn.BatchNorm2d(64),
+                relu=nn.ReLU(),
+                layer1=stage(Bottleneck, blocks[0], 64, 256, 1),  # [B, 256, H, W]
+                layer2=stage(Bottleneck, blocks[1], 256, 512, 2),  # [B, 512, H/2, W/2]
+                layer3=stage(Bottleneck, blocks[2], 512, 1024, 2),  # [B, 1024, H/4, W/4]
+                layer4=stage(Bottleneck, blocks[3], 1024, 2048, 2),  # [B, 2048, H/8, W/8]
+                avgpool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                linear=nn.Linear(2048, num_classes),
+            )
+        )
         self.named_layers = name_layers(
             [f"layer{k}" for k in (1, 2, 3, 4)],
             pre_relu=[f"layer{k}.{count - 1}.relu3:input" for k, count in enumerate(blocks, start=1)],
             pooled="linear:input",
         )
         he_normal_(self, zero_linear_bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        x = self.relu(self.bn1(self.conv1(x)))  # [B, 64, H, W]
-        x = self.layer1(x)  # [B, 256, H, W]
-        x = self.layer2(x)  # [B, 512, H/2, W/2]
-        x = self.layer3(x)  # [B, 1024, H/4, W/4]
-        x = self.layer4(x)  # [B, 2048, H/8, W/8]
-        return self.linear(self.avgpool(x).flatten(1))
