@@ -7,9 +7,9 @@ nst benchmark losses --json losses.json --markdown
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import data, losses, step, threads
+from benchmarks import data, losses, start, step, threads
 
-SUBJECTS = {"losses": losses, "data": data, "step": step, "threads": threads}
+SUBJECTS = {"losses": losses, "data": data, "step": step, "threads": threads, "start": start}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
 
 
