@@ -35,6 +35,7 @@ def test_a_run_brings_all_that_its_evaluation_needs(nst: Nst, finished: tuple[Pa
     (folder / "summary.json").write_text(json.dumps(summary))
     assert "; the run itself measured top-1 99.00 %" in nst("evaluate", f"run={folder}").out
     assert "on 40 train images" in nst("evaluate", f"run={folder}", "split=train").out
+    assert f"{folder}/best.safetensors) on 360 test images" in nst("evaluate", f"run={folder}", "weights=best").out
 
 
 def photographs(folder: Path, classes: tuple[str, str]) -> Path:

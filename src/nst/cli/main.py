@@ -89,7 +89,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
     nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
 
-    run=FOLDER       of a finished run: its network, weights, data and normalisation
+    run=FOLDER       of a finished run: its network, weights (weights=best: of its best epoch), data and normalisation
     root=FOLDER      of the run's data, if it has moved
     data=NAME        with run=…: other images for its student
     model=NAME       without a run: a network, with weights=FILE (weights_key=NAME where it holds several states) and data=NAME
