@@ -129,30 +129,28 @@ class Draw:
     """Scores of a batch against a bank and the negatives that were drawn, a block of images at a time."""
 
     def __init__(self, loss: CRD, index: Tensor, labels: Tensor, seed: Tensor) -> None:
-        self.index, self.labels, self.seed, self.known = index, labels, seed, loss.labels
-        self.images, self.count, self.temperature = loss.images, loss.negatives, loss.temperature
-        self.by_class = loss.by_class
+        self.loss, self.index, self.labels, self.seed = loss, index, labels, seed
         self.blocks = blocks_of(len(index), 8 * loss.images, BLOCK_BYTES)
 
     def scores(self, block: slice, e: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """e · m / τ of the images of a block, `[b, N]`, and that of the own image, `[b, 1]`."""
-        scores = (e[block] / self.temperature) @ bank.to(e.dtype).T
+        scores = (e[block] / self.loss.temperature) @ bank.to(e.dtype).T
         return scores, scores.gather(1, self.index[block, None])
 
     def weights(self, block: slice, dtype: torch.dtype) -> Tensor:
         """How often each image is a negative of those of a block, `[b, N]`: K in all, but for images without any."""
         index = self.index[block, None]
-        if self.by_class:
-            left_out = self.known == self.labels[block, None]
+        if self.loss.by_class:
+            left_out = self.loss.labels == self.labels[block, None]
         else:
-            left_out = torch.zeros(len(index), self.images, dtype=torch.bool, device=index.device)
+            left_out = torch.zeros(len(index), self.loss.images, dtype=torch.bool, device=index.device)
         left_out.scatter_(1, index, True)
-        if self.count < self.images:
-            keys = random_keys(self.seed, index, self.images).masked_fill_(left_out, -1)
+        if self.loss.negatives < self.loss.images:
+            keys = random_keys(self.seed, index, self.loss.images).masked_fill_(left_out, -1)
             # on a CPU topk takes half the time of kthvalue
-            left_out |= keys < keys.topk(self.count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            left_out |= keys < keys.topk(self.loss.negatives, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
         weights = (~left_out).to(dtype)
-        return weights.mul_(self.count / weights.sum(dim=1, keepdim=True).clamp_min(1))
+        return weights.mul_(self.loss.negatives / weights.sum(dim=1, keepdim=True).clamp_min(1))
 
     def log_mean(self, e: Tensor, bank: Tensor) -> Tensor:
         """log of the mean of exp(e · m / τ) over each image's own and negatives, all images of the batch together."""
@@ -173,7 +171,7 @@ class Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, e_s: Tensor, e_t: Tensor, bank_s: Tensor, bank_t: Tensor, log_z: Tensor, draw: Draw) -> Tensor:
-        noise, batch = draw.count / draw.images, len(e_s)
+        noise, batch = draw.loss.negatives / draw.loss.images, len(e_s)
         shifts = log_z.to(e_s.dtype) + log(noise + EPS)
         total = e_s.new_zeros(())
         gradients = torch.zeros_like(e_s), torch.zeros_like(e_t)
@@ -187,8 +185,8 @@ class Contrast(torch.autograd.Function):
                 slopes = scores.sigmoid_().mul_(weights)
                 slopes.scatter_add_(1, draw.index[block, None], -torch.sigmoid(shift - own))
                 gradient[block] = slopes @ bank.to(e.dtype)
-        ctx.save_for_backward(*(gradient / (draw.temperature * batch) for gradient in gradients), e_s, e_t)
-        return total / batch + 2 * draw.count * log1p(EPS / noise)
+        ctx.save_for_backward(*(gradient / (draw.loss.temperature * batch) for gradient in gradients), e_s, e_t)
+        return total / batch + 2 * draw.loss.negatives * log1p(EPS / noise)
 
     @staticmethod
     @first_order

@@ -14,14 +14,13 @@ FEATURE_KEY = "feature-as-it-is"
 """`target_key` of the losses whose target is the teacher's map at its own size: they share it in a cache."""
 
 
-def check_map(feature: Tensor, owner: str) -> None:
-    """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor that holds something."""
-    if feature.ndim != 4:
-        raise ValueError(f"the {owner}'s feature has shape {tuple(feature.shape)}; a map loss needs [B, C, H, W]")
-    if not feature.is_floating_point() or feature.numel() == 0:
+def check_map(feature: Tensor, owner: str, or_vector: bool = False) -> None:
+    """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor, or with `or_vector` [B, C], that holds something."""
+    dimensions = (4, 2) if or_vector else (4,)
+    if feature.ndim not in dimensions or not feature.is_floating_point() or feature.numel() == 0:
         raise ValueError(
             f"the {owner}'s feature is {feature.dtype} of shape {tuple(feature.shape)}; "
-            "it must be floating point and not empty"
+            f"[B, C, H, W]{' or [B, C]' * or_vector} is needed, floating point and not empty"
         )
 
 
@@ -61,11 +60,7 @@ def pool(feature: Tensor, owner: str) -> Tensor:
     Raises:
         ValueError: another number of dimensions, not floating point, or empty.
     """
-    if feature.ndim not in (2, 4) or not feature.is_floating_point() or feature.numel() == 0:
-        raise ValueError(
-            f"the {owner}'s feature is {feature.dtype} of shape {tuple(feature.shape)}; [B, C, H, W] or [B, C] is needed, "
-            "floating point and not empty"
-        )
+    check_map(feature, owner, or_vector=True)
     dtype = working_dtype(feature)
     return feature.to(dtype) if feature.ndim == 2 else feature.mean(dim=(2, 3), dtype=dtype)
 

@@ -1,14 +1,8 @@
 """The squared Maximum Mean Discrepancy between unit channel maps, kernels with a small target: linear and (xᵀy + c)².
 
-| implementation | kernels | cost, multiply-adds an image |
-|---|---|---|
-| mean | linear | C N |
-| gram | polynomial, d = 2 | N² (2 C_S + C_T) |
-| pairs | polynomial, d = 2 | N (3 C_S² + C_T² + 2 C_S C_T), or less |
-| stream (`mmd_stream.py`) | polynomial of any d, Gaussian | N (2 C_S² + C_T² + 2 C_S C_T) |
-
-A unit channel map is x̂ = x / ‖x‖₂ over the N positions. "mean" is ‖μ_S − μ_T‖², μ the mean unit map. "gram" is ‖G_S − G_T‖²_F over
-positions, G = X̂ᵀX̂ / C of size N×N; a teacher's travels packed, its upper triangle row by row: N(N+1)/2 values.
+A unit channel map is x̂ = x / ‖x‖₂ over the N positions; costs of the implementations: docs/losses.md. "mean" is ‖μ_S − μ_T‖²,
+μ the mean unit map. "gram" is ‖G_S − G_T‖²_F over positions, G = X̂ᵀX̂ / C of size N×N; a teacher's travels packed, its upper
+triangle row by row: N(N+1)/2 values.
 
 "pairs" is the same value over pairs of channels, for maps with many positions and few channels:
 ‖Σ_i a_i a_iᵀ − Σ_j b_j b_jᵀ‖²_F / C_S² with a = x̂_S and b = √(C_S/C_T) x̂_T. The three double sums of the MMD would
