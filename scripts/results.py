@@ -166,8 +166,8 @@ def method(run: Row, runs: Frame, beside: Frame | None = None) -> str:
                 if any(count >= counts[own] for text, count in counts.items() if text != own):
                     options.append(f"{key.rpartition('.')[2]}={as_text(value)}")
         texts.append(" ".join([NAMES.get(term, term.upper()), f"{run['weights'][term]:g}", *options]))
-    beside = runs if beside is None else beside
-    sources = {_source(settings) for settings in beside[beside["teacher"] != "none"]["settings"]}
+    near: Frame = runs if beside is None else beside
+    sources = {_source(settings) for settings in near[near["teacher"] != "none"]["settings"]}
     return (" + ".join(texts) or CONTROL) + (f", {_source(run['settings'])}" if len(sources) > 1 else "")
 
 

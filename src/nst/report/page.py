@@ -14,24 +14,9 @@ from filelock import FileLock
 from markupsafe import Markup
 
 from nst.files import write_whole
-from nst.report import figures
+from nst.report import figures, text
 from nst.report.evidence import gather
 from nst.report.render import html_page
-from nst.report.text import (  # fmt: skip
-    DEFAULT,
-    along,
-    as_csv,
-    as_json,
-    as_markdown,
-    banner,
-    grid,
-    headline,
-    notes,
-    print_result,
-    settings_text,
-    teacher_text,
-    title,
-)
 from nst.tables.plan import Plan, folder_of
 from nst.tables.result import GroupResult, Method, Result, read_result
 from nst.tables.statistics import GAIN
@@ -49,10 +34,10 @@ def write_result(plan: Plan, device: torch.device) -> None:
     with FileLock(folder / "lock"):  # one process at a time, so that each sees all runs finished before
         gather(plan, device)
         result = read_result(plan)
-        for name, text in (("json", as_json(result)), ("csv", as_csv(result)), ("md", as_markdown(result))):
-            write_whole(folder / f"table.{name}", text.encode())
+        for name, content in (("json", text.as_json), ("csv", text.as_csv), ("md", text.as_markdown)):
+            write_whole(folder / f"table.{name}", content(result).encode())
         write_whole(folder / "page.html", page(result, folder).encode())
-    print_result(result)
+    text.print_result(result)
     print(f"written: {folder}/page.html, table.md, table.csv, table.json")
 
 
@@ -65,12 +50,12 @@ def page(result: Result, folder: Path) -> str:
     Raises:
         ValueError: a damaged file of the evidence.
     """
-    gains = along(result)
+    gains = text.along(result)
     lines = [gain for gain in gains["gains"] if gain.points] if gains else []
     several = len(result.groups) > 1
     return html_page(
-        "page.html", title=title(result), table=result.plan.table, command=result.plan.request.command, origin=result.origin,
-        banner=banner(result), along=gains, gain=GAIN, notes=notes(result),
+        "page.html", title=text.title(result), table=result.plan.table, command=result.plan.request.command, origin=result.origin,
+        banner=text.banner(result), along=gains, gain=GAIN, notes=text.notes(result),
         gain_figure=Markup(figures.gain_lines(lines, gains["axis"])) if gains and lines else None,
         groups=[_group(result, group, folder) for group in result.groups],
         configurations=[
@@ -88,13 +73,13 @@ def _group(result: Result, group: GroupResult, folder: Path) -> Record:
         evidence = json.loads(file.read_bytes()) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    shown = grid(group)
+    shown = text.grid(group)
     return {
-        "title": group.group.title, "headline": headline(group, metric), "settings": settings_text(group),
-        "teacher": teacher_text(group), "layers": group.group.layers, "images": evidence["images"],
+        "title": group.group.title, "headline": text.headline(group, metric), "settings": text.settings_text(group),
+        "teacher": text.teacher_text(group), "layers": group.group.layers, "images": evidence["images"],
         "grid": shown, "words": shown[0][-1] == "verdict",
         "best": next((i for i, method in enumerate(methods) if method.rank == 1), None),
-        "footnote": DEFAULT if any(method.weights and not method.row.tuned for method in methods) else "",
+        "footnote": text.DEFAULT if any(method.weights and not method.row.tuned for method in methods) else "",
         "kinds": [*dict.fromkeys(method.kind for method in methods)],
         "published": any(method.row.published is not None for method in methods),
         "points": _points(methods, metric), "curves": _curves(methods),
