@@ -10,21 +10,10 @@ from benchmarks.loss_steps import LARGE, LARGE_BATCH
 from tests.conftest import ROOT
 
 NAMES = {
-    "kd": "KD",
-    "at": "AT",
-    "fitnet": "FitNet",
-    "review": "ReviewKD",
-    "nst_linear": "NST linear",
-    "nst": "NST poly",
-}
-NAMES |= {
-    "nst_poly": "NST poly",
-    "nst_gaussian": "NST Gaussian",
-    "wkd_l": "WKD-L",
-    "wkd_f": "WKD-F",
-    "cat_kd": "CAT-KD",
-}
-NAMES |= {"sdd": "SDD of KD, 5 cells", "sdd dkd": "SDD of DKD, 21 cells", "ofa": "OFA-KD"}
+    "kd": "KD", "at": "AT", "fitnet": "FitNet", "review": "ReviewKD", "nst_linear": "NST linear", "nst": "NST poly",
+    "nst_poly": "NST poly", "nst_gaussian": "NST Gaussian", "wkd_l": "WKD-L", "wkd_f": "WKD-F", "cat_kd": "CAT-KD",
+    "sdd": "SDD of KD, 5 cells", "sdd dkd": "SDD of DKD, 21 cells", "ofa": "OFA-KD",
+}  # fmt: skip
 SUMS = ("NST (poly) 50", "KD 16 + NST (poly) 50", "AT 1000 + NST (poly) 50")
 
 
@@ -112,88 +101,63 @@ def test_the_cosines_between_the_gradients_of_two_terms() -> None:
 
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "baseline": (),
-    "KD": ("kd",),
-    "FitNet": ("fitnet",),
-    "AT": ("at",),
-    "NST poly": ("nst_poly",),
-    "KD + AT": ("kd", "at"),
+    "baseline": (), "KD": ("kd",), "FitNet": ("fitnet",), "AT": ("at",), "NST poly": ("nst_poly",), "KD + AT": ("kd", "at"),
     "KD + NST poly": ("kd", "nst_poly"),
-}
+}  # fmt: skip
 BEST = "| loss | not clipped | best rate | clipped at norm 2 | best rate | clipped at norm 1 | best rate |"
+NORMS = "| loss | norm 1 | norm 2 | norm 5 | not clipped |"
+LAMBDAS = "| loss | scaled λ | scaled, rate 0.4 | usual λ | clipped at 2 | scaled, rate 0.8 | usual λ | clipped at 2 |"
 USUAL = {"kd": 16, "fitnet": 10, "at": 1000, "nst_poly": 50}
 SCALED = {"kd": 11.4, "fitnet": 4.3, "at": 76, "nst_poly": 9.5}
+RATES = (0.2, 0.4, 0.8)
+RUNS = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
 
 
-def recipe_runs(method: str, clip: float | None, weights: Mapping[str, float] = USUAL) -> list[dict[str, Any]]:
-    """Runs on held-out images, with these λ."""
-    runs = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
-    loss = {term: weights[term] for term in RECIPES[method]}
-    return [r for r in runs if r["weights"] == loss and r["settings"].get("trainer.clip_grad_norm") == clip]
+def held_out(method: str, clip: float | None, rate: float, weights: Mapping[str, float] = USUAL) -> list[float]:
+    """Accuracies on held-out images at the last epoch by seed, of the runs with these λ."""
+    wanted = ({term: weights[term] for term in RECIPES[method]}, clip, rate)
+    runs = [
+        r
+        for r in RUNS
+        if (r["weights"], r["settings"].get("trainer.clip_grad_norm"), r["settings"]["optim.lr"]) == wanted
+    ]
+    return [run["curve"][str(run["epochs"])] for run in sorted(runs, key=lambda run: run["seed"])]
 
 
 def test_terms_were_scaled_by_their_gradients_norms() -> None:
+    rows = [row for run in measured("gradients_recipe.json") for row in run["measured"]["before training"]]
     found = {
-        term: mean(
-            row["relative_norm"]
-            for run in measured("gradients_recipe.json")
-            for row in run["measured"]["before training"]
-            if row["term"] == term and row["weight"] == weight
-        )
+        term: mean(row["relative_norm"] for row in rows if (row["term"], row["weight"]) == (term, weight))
         for term, weight in USUAL.items()
     }
-    page = results()
-    told = (
-        f"KD {found['kd']:.1f}, AT {found['at']:.0f}, FitNet {found['fitnet']:.1f}, NST poly {found['nst_poly']:.1f};"
-    )
-    assert told in page
+    kd, at, fitnet, nst = (found[term] for term in ("kd", "at", "fitnet", "nst_poly"))
+    assert f"KD {kd:.1f}, AT {at:.0f}, FitNet {fitnet:.1f}, NST poly {nst:.1f};" in results()
     divided = {term: USUAL[term] / SCALED[term] for term in USUAL}
-    assert f"KD's λ was divided by {divided.pop('kd'):.1f} by mistake" in page
+    assert f"KD's λ was divided by {divided.pop('kd'):.1f} by mistake" in results()
     assert all(abs(value / found[term] - 1) < 0.02 for term, value in divided.items())
 
 
-def held_out(run: dict[str, Any]) -> float:
-    return run["curve"][str(run["epochs"])]
-
-
-def test_each_method_at_its_best_rate_with_and_without_clipping() -> None:
-    shown = table("measured.md", BEST)
-    assert set(shown) == set(RECIPES)
-    for method, cells in shown.items():
-        for clip, accuracy, rate in zip((None, 2, 1), cells[::2], cells[1::2], strict=True):
-            runs = recipe_runs(method, clip)
-            first = {run["settings"]["optim.lr"]: held_out(run) for run in runs if run["seed"] == 0}
-            assert float(rate) == max((0.2, 0.4, 0.8), key=lambda lr: first[lr])
-            seeds = [held_out(run) for run in runs if run["settings"]["optim.lr"] == float(rate)]
-            assert accuracy == f"{mean(seeds):.2f} ± {stdev(seeds):.2f} ({len(seeds)})"
-
-
-def test_other_norms_of_clipping() -> None:
-    shown = table("measured.md", "| loss | norm 1 | norm 2 | norm 5 | not clipped |")
-    assert set(shown) == set(RECIPES)
-    for method, cells in shown.items():
+def test_the_comparison_of_recipes() -> None:
+    """Each method at its best rate of seed 0, by norm of clipping; and with λ scaled to the gradient of the cross-entropy."""
+    best, norms, lambdas = (table("measured.md", header) for header in (BEST, NORMS, LAMBDAS))
+    assert set(best) == set(norms) == {"baseline", *lambdas} == set(RECIPES)
+    for method, cells in norms.items():
         for clip, cell in zip((1, 2, 5, None), cells, strict=True):
-            first = {
-                run["settings"]["optim.lr"]: held_out(run) for run in recipe_runs(method, clip) if run["seed"] == 0
-            }
-            accuracy, rate = max((first[rate], rate) for rate in (0.2, 0.4, 0.8))
+            accuracy, rate = max((held_out(method, clip, rate)[0], rate) for rate in RATES)
             assert cell == f"{accuracy:.2f} ({rate:g})"
-
-
-def test_terms_scaled_to_the_gradient_of_the_cross_entropy() -> None:
-    begin = (
-        "| loss | scaled λ | scaled, rate 0.4 | usual λ | clipped at 2 | scaled, rate 0.8 | usual λ | clipped at 2 |"
-    )
-    shown = table("measured.md", begin)
-    assert {"baseline", *shown} == set(RECIPES)
-    for method, (scaled, *cells) in shown.items():
+    for method, cells in best.items():
+        for clip, cell, rate in zip((None, 2, 1), cells[::2], cells[1::2], strict=True):
+            assert float(rate) == max(RATES, key=lambda lr, at=(method, clip): held_out(*at, lr)[0])
+            seeds = held_out(method, clip, float(rate))
+            assert cell == f"{mean(seeds):.2f} ± {stdev(seeds):.2f} ({len(seeds)})"
+    for method, (scaled, *cells) in lambdas.items():
         assert scaled == ", ".join(str(SCALED[term]) for term in RECIPES[method])
-        kinds = [(rate, *kind) for rate in (0.4, 0.8) for kind in ((None, SCALED), (None, USUAL), (2, USUAL))]
-        for cell, (rate, clip, weights) in zip(cells, kinds, strict=True):
-            runs = [
-                r for r in recipe_runs(method, clip, weights) if r["settings"]["optim.lr"] == rate and r["seed"] == 0
-            ]
-            assert [cell] == [f"{held_out(run):.2f}" for run in runs]
+        kinds = [
+            (clip, rate, weights)
+            for rate in (0.4, 0.8)
+            for clip, weights in ((None, SCALED), (None, USUAL), (2, USUAL))
+        ]
+        assert cells == [f"{held_out(method, *kind)[0]:.2f}" for kind in kinds]
 
 
 def test_the_gains_that_the_readme_cites() -> None:
