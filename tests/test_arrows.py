@@ -14,7 +14,7 @@ FORBIDDEN = {
     "data": "losses models layers teacher distiller loop run build storage report tables export cli config",
     "layers": "losses data teacher distiller loop run build storage report tables export cli config",
     "distiller": "models data teacher loop run build storage report tables export cli config",
-    "teacher": "loop run build storage report tables export cli",
+    "teacher": "loop run report tables export cli",  # prepare.py sees the configuration, as run.py does
     "optim": "models losses data teacher loop run build storage report tables export cli",
     "loop": "models losses run build report tables export cli",
     "storage": "run build report tables export cli",

@@ -1,19 +1,23 @@
-"""Parameter groups: rates and weight decay of parts; exact when killed."""
+"""Rates and weight decay of parts, schedules against their statements, averaged weights: evaluated and kept."""
 
+import itertools
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.conftest import Compose
-from torch import nn
+from torch import Tensor, nn
 
 from nst import build
 from nst.cli.train import run
 from nst.loop import Training
-from nst.optim import make_optimizer
+from nst.optim import AveragedWeights, Constant, Cosine, OneCycle, Step, make_optimizer
+from nst.storage.checkpoint import Checkpoints
 
 
 def rates(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, tuple[float, float]]:
@@ -101,3 +105,105 @@ def test_parts_that_are_not_there_are_named_before_any_work(
     monkeypatch.setattr("nst.run.prepare_teacher", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ValueError, match=said):
         run(compose(*tiny, "loss=fitnet", f"optim.lr_factors={factors}", *more))
+
+
+def test_steps_at_fractions_of_the_run() -> None:
+    schedule = Step(milestones=[0.75, 0.5], gamma=0.1)
+    rates = [schedule(0.2, s, 400) for s in (0, 199, 200, 299, 300, 399)]
+    assert rates == pytest.approx([0.2, 0.2, 0.02, 0.02, 0.002, 0.002])
+
+
+def test_cosine_falls_from_lr_to_zero() -> None:
+    schedule = Cosine()
+    assert schedule(0.1, 0, 100) == pytest.approx(0.1)
+    assert schedule(0.1, 50, 100) == pytest.approx(0.05)
+    assert 0 < schedule(0.1, 99, 100) < 1e-4
+
+
+def test_onecycle_peaks_at_the_warmup() -> None:
+    schedule = OneCycle(warmup=0.2)
+    rates = [schedule(0.4, s, 100) for s in range(100)]
+    assert rates.index(max(rates)) == 20
+    assert max(rates) == pytest.approx(0.4)
+    assert all(a < b for a, b in itertools.pairwise(rates[:21]))
+    assert all(a > b for a, b in itertools.pairwise(rates[20:]))
+    assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("schedule", [Step(warmup=0.1), Constant(warmup=0.1)])
+def test_warmup_rises_in_front_of_any_schedule(schedule: Step | Constant) -> None:
+    rates = [schedule(0.1, s, 100) for s in range(12)]
+    assert rates[0] < rates[5] < rates[9] < rates[10] == rates[11] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Step(milestones=[100]), "milestones are"),
+        (lambda: Step(gamma=-1), "gamma is"),
+        (lambda: Step(gamma=float("nan")), "gamma is"),
+        (lambda: Cosine(warmup=1.0), "warmup is"),
+        (lambda: OneCycle(warmup=float("nan")), "warmup is"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: object, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()  # type: ignore[operator]
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_the_network_runs_with_the_average_and_keeps_its_own_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    average = AveragedWeights(network, 0.5)
+    images, before = torch.randn(3, 1, 4, 4), weights(network)
+    expected = network.eval()(images)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.add_(1.0)
+    changed = weights(network)
+    with average.adopted():
+        assert torch.equal(network(images), expected)
+    assert all(torch.equal(value, changed[name]) for name, value in network.state_dict().items())
+    average.adopt()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_it_is_evaluated_kept_and_said(compose: Compose, tiny: list[str]) -> None:
+    """The file holds the average, whose accuracy the last evaluation gives."""
+    summary = run(compose(*tiny, "loss=ce", "trainer.ema=0.7"))
+    folder = Path(summary["folder"])
+    found = Checkpoints(folder).latest()
+    assert found is not None
+    average, own = found[1]["ema"], found[1]["distiller"]
+    kept = load_file(folder / "student.safetensors")
+    assert all(torch.equal(average[name], value) for name, value in kept.items())
+    assert not torch.equal(own["student.fc.weight"], kept["fc.weight"])
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["student"]["weights"] == "exponential moving average over the steps, decay 0.7"
+    with safe_open(folder / "student.safetensors", framework="pt") as file:
+        assert file.metadata()["ema"] == "0.7"
+        assert file.metadata()["test_accuracy"] == f"{summary['last']['top1'] / 100:.4f}"
+    plain = run(compose(*tiny, "loss=ce"))
+    assert "weights" not in plain["student"]
+    assert plain["last"] != summary["last"]
+
+
+def test_heat_maps_show_it(compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights at the last drawing are those that are kept; training goes on with the network's own."""
+    drawn: list[dict[str, Tensor]] = []
+
+    def heatmaps(_images: Tensor, networks: dict[str, tuple[nn.Module, Tensor]], *_: object, **__: object) -> dict:
+        drawn.append(weights(networks["student"][0]))
+        return {}
+
+    monkeypatch.setattr("nst.run.heatmaps", heatmaps)
+    summary = run(compose(*tiny, "loss=ce", "trainer.ema=0.7", "trainer.heatmaps=true"))
+    folder = Path(summary["folder"])
+    kept, found = load_file(folder / "student.safetensors"), Checkpoints(folder).latest()
+    assert len(drawn) == 2
+    assert all(torch.equal(drawn[-1][name], value) for name, value in kept.items())
+    assert found is not None
+    assert not torch.equal(found[1]["distiller"]["student.fc.weight"], kept["fc.weight"])

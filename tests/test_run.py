@@ -205,3 +205,15 @@ def test_a_dry_run_tries_the_teachers_weights(compose: Compose, tiny: list[str],
     weights.write_bytes(b"")
     with pytest.raises(ValueError, match="damaged"):
         run(compose("dry_run=true", "teacher=resnet14", f"teacher.weights={weights}"))
+
+
+@pytest.mark.filterwarnings("ignore:.*[Pp]rofiler.*")  # torch's, where it finds no GPU to trace
+def test_a_profiled_run_leaves_a_trace_and_is_the_same_run(compose: Compose, tiny: list[str]) -> None:
+    settings = [*tiny, "teacher=none", "loss=ce", "trainer.batch_size=4", "trainer.epochs=1"]
+    summary = run(compose(*settings, "trainer.profile=true"))
+    [trace] = (Path(summary["folder"]) / "profile").glob("*.pt.trace.json")
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert (
+        sum(event["name"].startswith("ProfilerStep#") for event in events if event.get("cat") == "user_annotation") == 5
+    )
+    assert run(compose(*settings))["was_finished"]

@@ -26,6 +26,7 @@ from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.storage import has_collapsed
 from nst.storage.record import Record
 from nst.teacher import Teacher
+from nst.trial import check_ranks
 
 ONE = Dist(0, 1, torch.device("cpu"))
 SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
@@ -152,7 +153,8 @@ class Training:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         if not self.checked:
-            self.check_ranks()
+            check_ranks(distiller, dist)
+            self.checked = True
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
@@ -255,33 +257,6 @@ class Training:
         if self.scaler is not None and self.scaler.get_scale() < 1:
             raise FloatingPointError(
                 f"step {self.progress.step}: the gradient overflows fp16 at any scale of the loss; trainer.precision=bf16 has more range"
-            )
-
-    def check_ranks(self) -> None:
-        """After the first step of a start: checks that several ranks can train this as one process does.
-
-        Raises:
-            ValueError: a parameter has no gradient, or a module has written other values into its buffers on other ranks.
-        """
-        self.checked = True
-        unused = [name for name, p in self.distiller.named_parameters() if p.requires_grad and p.grad is None]
-        if unused and any(term.loss.on_logits for term in self.distiller.terms):
-            raise ValueError(
-                f"{', '.join(name.removeprefix('student.') for name in unused[:3])}: no gradient reaches this parameter, so "
-                "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
-            )
-        modules = dict(self.distiller.named_modules())
-        for path, buffer in self.distiller.named_buffers():
-            if isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm) or self.dist.equal(buffer):
-                continue
-            part, _, name = path.partition(".")
-            owner, advice = "model", "checkpoints hold that of one"
-            if part != "student":
-                key, _, name = name.partition(".")
-                owner = f"loss.{key.split(':')[0]}"
-                advice = "declare relational = True in its class, so that every rank sees the global batch"
-            raise ValueError(
-                f"{owner}: its buffer {name} differs between ranks, since each sees other images: {advice}, or use one process"
             )
 
     def state(self) -> dict[str, Any]:

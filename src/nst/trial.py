@@ -1,5 +1,5 @@
 """Before any work: a tiny batch through both networks in the mode, memory format and precision in which training runs them, and what
-the data must have.
+the data must have. After the first step: what several ranks cannot train.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
-from nst.dist import autocast
+from nst.dist import Dist, autocast
 from nst.distiller import Distiller, seeded
 from nst.layers import LOGITS, LayerHooks
 
@@ -148,3 +148,30 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
         ) from error
     finally:
         distiller.hooks.read()
+
+
+def check_ranks(distiller: Distiller, dist: Dist) -> None:
+    """After the first step of a start: checks that several ranks can train this as one process does.
+
+    Raises:
+        ValueError: a parameter has no gradient, or a module has written other values into its buffers on other ranks.
+    """
+    unused = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
+    if unused and any(term.loss.on_logits for term in distiller.terms):
+        raise ValueError(
+            f"{', '.join(name.removeprefix('student.') for name in unused[:3])}: no gradient reaches this parameter, so "
+            "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
+        )
+    modules = dict(distiller.named_modules())
+    for path, buffer in distiller.named_buffers():
+        if isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm) or dist.equal(buffer):
+            continue
+        part, _, name = path.partition(".")
+        owner, advice = "model", "checkpoints hold that of one"
+        if part != "student":
+            key, _, name = name.partition(".")
+            owner = f"loss.{key.split(':')[0]}"
+            advice = "declare relational = True in its class, so that every rank sees the global batch"
+        raise ValueError(
+            f"{owner}: its buffer {name} differs between ranks, since each sees other images: {advice}, or use one process"
+        )

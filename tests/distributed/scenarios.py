@@ -4,6 +4,7 @@ Run by torchrun as a script, it writes what each scenario gives on this rank: `s
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +13,16 @@ import torch
 from tests.kinds import Learned, Ramped, Relational, Remembering, SeveralLayers
 from torch import Tensor, nn
 
+from nst import losses as of
 from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit
 from nst.data.mixing import MixingLoader
 from nst.data.views import ViewScheme
 from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
-from nst.evaluate import evaluate
+from nst.evaluate import evaluate, macro_accuracy
 from nst.layers import LOGITS, feature_shapes
 from nst.loop import Training
-from nst.losses import (
-    ABKD,
-    AT,
-    CATKD,
-    CC,
-    CRD,
-    DIST,
-    KD,
-    MGD,
-    NKD,
-    NST,
-    OFA,
-    PKT,
-    RKD,
-    RLD,
-    SDD,
-    SP,
-    TTM,
-    WKDL,
-    CrossEntropy,
-    FitNet,
-)  # fmt: skip
 from nst.optim import Step
 from nst.teacher import LiveTeacher, Teacher
 
@@ -74,57 +54,50 @@ def data() -> MemorySplit:
     return MemorySplit(images, torch.arange(IMAGES) % 10, ViewScheme(8, 1, False), (0.5,), (0.3,))
 
 
-def chosen(losses: str) -> list[Term]:
-    """`maps`; `kinds`: one that learns, one that relates images, one that remembers, …; `next`: of 2022 to 2025; `relations`: those between images."""
-    logits, last = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
-    match losses:
-        case "maps":
-            return [
-                Term("fitnet", FitNet(), 1.0, last),
-                Term("at", AT(), 10.0, last),
-                Term("nst_poly", NST(kernel="polynomial"), 50.0, last),
-                Term("nst_gaussian", NST(kernel="gaussian"), 10.0, last),
-            ]
-        case "kinds":
-            return [
-                Term("learned", Learned(), 1.0, last),
-                Term("relational", Relational(), 2.0, last),
-                Term("remembering", Remembering(), 1.0, last),
-                Term("ramped", Ramped(), 1.0, last),
-                Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), Pair("last", "last"))),
-            ]
-        case "next":  # without those that have batch norms, which see the images of a rank
-            own = (Pair(LOGITS, "last"), Pair(LOGITS, LOGITS))
-            return [
-                Term("wttm", TTM(0.3, weighted=True), 1.0, logits),
-                Term("nkd", NKD(), 0.5, logits),
-                Term("rld", RLD(), 0.5, logits),
-                Term("abkd", ABKD(), 1.0, logits),
-                Term("wkd_l", WKDL(2.0, 30.0, decay_from=1, epochs=2), 0.5, logits),
-                Term("cat_kd", CATKD(), 1.0, (Pair("cam", "cam"),)),
-                Term("sdd", SDD("dkd"), 1.0, (Pair("logit_map", "logit_map"),)),
-                Term("mgd", MGD(), 0.01, last),
-                Term("ofa", OFA(), 0.5, own),
-            ]
-        case _:
-            return [
-                Term("sp", SP(), 3000.0, last),
-                Term("rkd", RKD(), 1.0, last),
-                Term("pkt", PKT(), 100.0, last),
-                Term("cc", CC(), 1.0, last),
-                Term("crd", CRD(negatives=20), 0.8, last),
-                Term("dist", DIST(), 2.0, logits),
-            ]
+LOGIT, LAST = (Pair(LOGITS, LOGITS),), (Pair("last", "last"),)
+TERMS: dict[str, Callable[[], list[Term]]] = {
+    "maps": lambda: [
+        Term("fitnet", of.FitNet(), 1.0, LAST),
+        Term("at", of.AT(), 10.0, LAST),
+        Term("nst_poly", of.NST(kernel="polynomial"), 50.0, LAST),
+        Term("nst_gaussian", of.NST(kernel="gaussian"), 10.0, LAST),
+    ],
+    "kinds": lambda: [
+        Term("learned", Learned(), 1.0, LAST),
+        Term("relational", Relational(), 2.0, LAST),
+        Term("remembering", Remembering(), 1.0, LAST),
+        Term("ramped", Ramped(), 1.0, LAST),
+        Term("several", SeveralLayers(), 1.0, (Pair("conv1", "conv1"), *LAST)),
+    ],
+    "next": lambda: [  # without those that have batch norms, which see the images of a rank
+        Term("wttm", of.TTM(0.3, weighted=True), 1.0, LOGIT),
+        Term("nkd", of.NKD(), 0.5, LOGIT),
+        Term("rld", of.RLD(), 0.5, LOGIT),
+        Term("abkd", of.ABKD(), 1.0, LOGIT),
+        Term("wkd_l", of.WKDL(2.0, 30.0, decay_from=1, epochs=2), 0.5, LOGIT),
+        Term("cat_kd", of.CATKD(), 1.0, (Pair("cam", "cam"),)),
+        Term("sdd", of.SDD("dkd"), 1.0, (Pair("logit_map", "logit_map"),)),
+        Term("mgd", of.MGD(), 0.01, LAST),
+        Term("ofa", of.OFA(), 0.5, (Pair(LOGITS, "last"), *LOGIT)),
+    ],
+    "relations": lambda: [
+        Term("sp", of.SP(), 3000.0, LAST),
+        Term("rkd", of.RKD(), 1.0, LAST),
+        Term("pkt", of.PKT(), 100.0, LAST),
+        Term("cc", of.CC(), 1.0, LAST),
+        Term("crd", of.CRD(negatives=20), 0.8, LAST),
+        Term("dist", of.DIST(), 2.0, LOGIT),
+    ],
+}
 
 
 def training(
     here: Dist, *, bn: bool = False, with_labels: bool = True, losses: str = "maps", **settings: Any
 ) -> tuple[Training, Teacher]:
     """Several losses at once, from a teacher with more channels."""
-    logits = (Pair(LOGITS, LOGITS),)
-    terms = chosen(losses)
+    terms = TERMS[losses]()
     if with_labels:
-        terms += [Term("ce", CrossEntropy(), 1.0, logits), Term("kd", KD(), 4.0, logits)]
+        terms += [Term("ce", of.CrossEntropy(), 1.0, LOGIT), Term("kd", of.KD(), 4.0, LOGIT)]
     torch.manual_seed(0)
     student, teacher = Network(6, bn), Network(8, True)
     shapes = [
@@ -189,7 +162,9 @@ def results(here: Dist) -> dict[str, Any]:
     found: dict[str, Any] = {name: train(*training(here, **kind)) for name, kind in SCENARIOS.items()}
     torch.manual_seed(0)
     evaluation = data().loader(20, train=False, rank=here.rank, world=here.world, device=here.device)
-    found["evaluation"] = vars(evaluate(Network(6, True).to(here.device), evaluation.epoch(0), here))
+    metrics = {"macro": macro_accuracy, "first image": lambda logits, labels: logits[0, 0]}
+    network = Network(6, True).to(here.device)
+    found["evaluation"] = evaluate(network, evaluation.epoch(0), here, metrics=metrics).as_dict()
     return found
 
 
