@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.measure import Row, machine, ratio, show, write
-from nst.data.sources import load_images
+from nst.data.dataset import Images
 
 HELP = "the input path: images in memory, photographs on disk, the start of a run"
 HERE = Path(__file__).resolve().parents[1]
@@ -27,8 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 IN_MEMORY = """
 import sys, time, numpy, torch
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import MemorySplit, ViewScheme
 images, batch, seconds, channels_last = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
 pixels = torch.from_numpy(numpy.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), dtype=numpy.uint8))
 split = MemorySplit(pixels, torch.arange(images) % 10, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
@@ -111,9 +110,8 @@ def photographs(arguments: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as made:
         root = arguments.photographs or written(Path(made), arguments.jpegs)
         classes = sum(entry.is_dir() for entry in (root / "train").iterdir())
-        split = load_images(
-            "photographs", classes, 3, arguments.size, MEAN, STD, 0.0, arguments.limit, flip=True, root=str(root)
-        ).train
+        shape = {"num_classes": classes, "channels": 3, "size": arguments.size, "mean": MEAN, "std": STD}
+        split = Images(name="photographs", root=str(root), limit=arguments.limit, **shape).train
         rows = []
         for workers in sorted({0, arguments.workers}):
             clock = time.perf_counter if workers else time.process_time

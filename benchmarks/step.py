@@ -17,8 +17,7 @@ from nst import build
 from nst.cli.compose import composed
 from nst.data.batch import Batch
 from nst.data.dataset import Dataset
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import ViewScheme
 from nst.dist import Dist
 from nst.distiller import Targets
 from nst.loop import Training
@@ -126,13 +125,24 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
     return Case(loss, kind, training, teacher)
 
 
+@dataclass(kw_only=True, eq=False)
+class Noise(Dataset):
+    """CIFAR-shaped images."""
+
+    images: int
+
+    def read(self) -> None:
+        """From a generator of random numbers."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (self.images, *IMAGE), dtype=torch.uint8, generator=generator)
+        part = pixels, torch.arange(self.images) % self.num_classes
+        self.in_memory(ViewScheme(32, 4, True), part, part)
+
+
 def noise(images: int, classes: int = 10) -> Dataset:
     """CIFAR-shaped images."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, *IMAGE), dtype=torch.uint8, generator=generator)
-    mean, std = (0.5,) * 3, (0.25,) * 3
-    split = MemorySplit(pixels, torch.arange(images) % classes, ViewScheme(32, 4, True), mean, std)
-    return Dataset("cifar10", classes, 3, 32, mean, std, None, split, None, split)
+    shape = {"num_classes": classes, "channels": 3, "size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return Noise(name="cifar10", images=images, **shape)
 
 
 def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:

@@ -20,8 +20,7 @@ from nst import build, loop
 from nst.compiled import disagreement
 from nst.config import TrainerConfig
 from nst.data.batch import Loader
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import Metrics

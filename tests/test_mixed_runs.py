@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from nst import build
 from nst.cli.train import run
-from nst.data.mixing import MixingLoader
+from nst.data.batch import MixingLoader
 from nst.dist import Dist
 from nst.run import prepare_teacher
 

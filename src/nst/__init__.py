@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from nst.config import TrainerConfig as TrainerConfig
     from nst.data.batch import Batch as Batch
     from nst.data.memory import MemorySplit as MemorySplit
-    from nst.data.views import ViewScheme as ViewScheme
+    from nst.data.memory import ViewScheme as ViewScheme
     from nst.dist import Dist as Dist
     from nst.distiller import Distiller as Distiller
     from nst.distiller import Term as Term
@@ -39,8 +39,7 @@ _NAMES = {
     "nst.api": "Run distil runs train",
     "nst.config": "TrainerConfig",
     "nst.data.batch": "Batch",
-    "nst.data.memory": "MemorySplit",
-    "nst.data.views": "ViewScheme",
+    "nst.data.memory": "MemorySplit ViewScheme",
     "nst.dist": "Dist",
     "nst.distiller": "Distiller Term",
     "nst.evaluate": "Metrics",

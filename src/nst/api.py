@@ -30,7 +30,7 @@ from nst import build
 from nst.cli.compose import composed
 from nst.cli.train import dry_run
 from nst.config import CONFIGS, TrainerConfig, differences
-from nst.data.batch import Batch, Loader, Schedule
+from nst.data.batch import Batch, Loader
 from nst.dist import join
 from nst.distiller import Distiller, Term, seeded
 from nst.export.finished import finished_run
@@ -40,8 +40,7 @@ from nst.layers import LOGITS, Pair, feature_shapes, pairs_of
 from nst.loop import Loop, Training
 from nst.losses import CrossEntropy, TransferLoss
 from nst.models.weights import load_weights, save_weights
-from nst.optim import MakeOptimizer, OneCycle
-from nst.optim import Schedule as RateSchedule
+from nst.optim import MakeOptimizer, OneCycle, Schedule
 from nst.run import execute
 from nst.storage.folder import METRICS, STUDENT, SUMMARY, RunFolder, read_json, run_folder
 from nst.storage.record import Record
@@ -133,7 +132,7 @@ def distil(
     layers: Any = "last",
     lr: float = 0.1,
     optimizer: MakeOptimizer | None = None,
-    schedule: RateSchedule | None = None,
+    schedule: Schedule | None = None,
     trainer: TrainerConfig | None = None,
     workers: int = 0,
     seed: int = 0,
@@ -196,8 +195,8 @@ def distil(
     with join(settings.device, settings.timeout) as dist:
 
         def loader(dataset: Dataset[Any], size: int, train: bool) -> Loader:
-            schedule = Schedule(len(dataset), size, train, seed, dist.rank, dist.world, None, 0)  # pyright: ignore[reportArgumentType]
-            return _Images(dataset, schedule, dist.device, settings.channels_last, workers)
+            ranks: Any = (dist.rank, dist.world, dist.device)
+            return _Images(_Seeded(dataset), size, train, seed, *ranks, settings.channels_last, workers=workers)  # pyright: ignore[reportArgumentType]
 
         training = Training(
             distiller, loader(train, batch_size, True),
@@ -274,28 +273,30 @@ def _terms(
 class _Images(Loader):
     """One rank's loader of a torch data set of (image, label)."""
 
-    def __init__(
-        self, dataset: Dataset[Any], schedule: Schedule, device: torch.device, channels_last: bool, workers: int
-    ) -> None:
-        super().__init__(schedule, torch.empty(0, device=device), lambda *_: iter(()))
-        self.dataset, self.workers = _Seeded(dataset), workers
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-
     def batches(self, order: Tensor, views: Tensor, parts: Any) -> Iterator[Batch]:
         """As `Loader.batches`; the labels come with the images."""
         parts, device = list(parts), self.labels.device
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         keys = [list(zip(order[part].tolist(), views[part].tolist(), strict=True)) for part in parts]
-        loader = DataLoader(self.dataset, batch_sampler=keys, num_workers=self.workers, generator=torch.Generator())
+        loader = DataLoader(self.split, batch_sampler=keys, num_workers=self.workers, generator=torch.Generator())  # pyright: ignore[reportArgumentType]
         for part, (images, labels) in zip(parts, loader, strict=True):
-            images = images.to(device, memory_format=self.layout)
+            images = images.to(device, memory_format=layout)
             yield Batch(images, labels.to(device), order[part].to(device), views[part].to(device))
 
 
 class _Seeded(Dataset[Any]):
-    """A data set whose random transforms are functions of (index, view)."""
+    """A data set whose random transforms are functions of (index, view); to `Loader` it is a split."""
+
+    labels, num_views, unaugmented = torch.empty(0), None, 0
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # pyright: ignore[reportArgumentType]
+
+    def stream(self, *_: Any, **__: Any) -> None:
+        """`_Images` needs none."""
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         with seeded(int(np.random.SeedSequence(key).generate_state(1)[0])):

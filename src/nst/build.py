@@ -27,9 +27,8 @@ from nst.config import (
     check_values,
     renamed,
 )
-from nst.data.batch import Loader
+from nst.data.batch import Loader, MixingLoader
 from nst.data.dataset import Dataset
-from nst.data.mixing import MixingLoader
 from nst.dist import Dist
 from nst.distiller import Distiller, Term, seeded
 from nst.evaluate import TAKEN, Metric
@@ -436,7 +435,11 @@ def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor 
         views: [images, K], the training views to draw from; None: all.
     """
     train = split == "train"
-    batches = data.split(split).loader(
+    settings: dict[str, Any] = {}
+    if train and (run.trainer.mixup or run.trainer.cutmix):
+        settings = {"num_classes": data.num_classes, "mixup": run.trainer.mixup, "cutmix": run.trainer.cutmix}
+    return (MixingLoader if settings else Loader)(
+        data.split(split),
         run.trainer.batch_size if train else run.trainer.eval_batch_size,
         train=train,
         seed=run.seed,
@@ -446,10 +449,8 @@ def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor 
         channels_last=run.trainer.channels_last,
         views=views,
         workers=run.trainer.workers,
+        **settings,
     )
-    if not train or not (run.trainer.mixup or run.trainer.cutmix):
-        return batches
-    return MixingLoader(batches, data.train, data.num_classes, run.trainer.mixup, run.trainer.cutmix)
 
 
 def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:

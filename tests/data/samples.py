@@ -8,8 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from nst.data.dataset import Dataset
-from nst.data.sources import load_images
+from nst.data.dataset import Dataset, Images
 
 SETTINGS: dict[str, Any] = {
     "name": "images", "num_classes": 3, "channels": 3, "size": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "validation": 0.0,
@@ -20,7 +19,7 @@ SETTINGS: dict[str, Any] = {
 def load(root: Path | str, **changes: Any) -> Dataset:
     """Images of three classes, as `data=folder` reads them."""
     place = {} if "path" in changes else {"root": str(root)}
-    return load_images(**(SETTINGS | place | changes))
+    return Images(**(SETTINGS | place | changes))
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB", **settings: Any) -> bytes:

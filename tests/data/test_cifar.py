@@ -11,9 +11,8 @@ import torch
 from tests.data.samples import encode, noise, write_shard
 from torchvision.datasets import CIFAR10
 
-from nst.data.dataset import Dataset
+from nst.data.dataset import Cifar, Dataset
 from nst.data.memory import MemorySplit
-from nst.data.sources import load_cifar
 
 NAMES = [f"class {i}" for i in range(10)]
 
@@ -23,7 +22,7 @@ def load(root: Path, **changes: Any) -> Dataset:
         "name": "cifar10", "num_classes": 10, "channels": 3, "size": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "root": str(root),
         "validation": 0.0, "limit": None, "pad": 4, "flip": True, "download": False, "cache_dir": str(root.parent / "cache"),
     }  # fmt: skip
-    return load_cifar(**(settings | changes))
+    return Cifar(**(settings | changes))
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ def test_what_is_wrong_is_named(archive: Path, shards: Path) -> None:
             ValueError, match=r"data\.root=.*holds neither parquet shards .*data\.download=true downloads cifar10"
         ):
             load(root)
-    with pytest.raises(ValueError, match=r"10 classes, but data\.num_classes=11; found class 0"):
+    with pytest.raises(ValueError, match=r"data\.num_classes=11, but cifar10 has 10 classes, class 0, "):
         load(archive, num_classes=11)
     batch = archive / "cifar-10-batches-py" / "data_batch_2"
     batch.write_bytes(batch.read_bytes()[:-1])

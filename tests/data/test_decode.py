@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 from tests.data.samples import encode, noise
 
-from nst.data.decode import decode, is_image
+from nst.data.images import decode, is_image
 
 KINDS = {
     "PNG": ["RGB", "L", "P", "RGBA", "1"],

@@ -9,15 +9,13 @@ from tests.data.samples import load, write_tree
 from tests.data.test_memory import make_split
 from torch import Tensor
 
-from nst.data.batch import Batch
-from nst.data.mixing import MixingLoader, Mixture, epoch_mixture
+from nst.data.batch import Batch, MixingLoader, epoch_mixture, mixed
 
 KINDS = [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)]
 
 
 def loader(mixup: float, cutmix: float, n: int = 37, batch: int = 16, **ranks: Any) -> MixingLoader:
-    split = make_split(n)
-    return MixingLoader(split.loader(batch, train=True, seed=3, **ranks), split, 10, mixup, cutmix)
+    return MixingLoader(make_split(n), batch, True, 3, num_classes=10, mixup=mixup, cutmix=cutmix, **ranks)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -32,7 +30,7 @@ def test_each_image_is_the_mixture_it_should_be(mixup: float, cutmix: float, cha
         assert batch.images.is_contiguous(memory_format=layout)
         for i, index in enumerate(one.indices.tolist()):
             other = i ^ 1 if i ^ 1 < len(one.indices) else i
-            image, share = by_hand(one.images[i], one.images[other], mixture.of(torch.tensor([index])))
+            image, share = by_hand(one.images[i], one.images[other], *(values[index] for values in mixture))
             torch.testing.assert_close(batch.images[i], image)
             labels = torch.zeros(10)
             labels[one.labels[i]] += share
@@ -40,20 +38,18 @@ def test_each_image_is_the_mixture_it_should_be(mixup: float, cutmix: float, cha
             torch.testing.assert_close(batch.labels[i], labels)
 
 
-def by_hand(image: Tensor, other: Tensor, mixture: Mixture) -> tuple[Tensor, float]:
+def by_hand(image: Tensor, other: Tensor, weight: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, float]:
     """One image [C, H, W], and how much of it stays."""
-    share = float(mixture.share)
-    if not mixture.boxed:
+    share = float(weight)
+    if not boxed:
         return share * image + (1 - share) * other, share
-    mixed, side, taken = image.clone(), (1 - share) ** 0.5, 0
-    rows, columns = (
-        range(max(0, round(c * 8 - side * 4)), min(8, round(c * 8 + side * 4))) for c in mixture.centre[0].tolist()
-    )
+    result, side, taken = image.clone(), (1 - share) ** 0.5, 0
+    rows, columns = (range(max(0, round(c * 8 - side * 4)), min(8, round(c * 8 + side * 4))) for c in centre.tolist())
     for y in rows:
         for x in columns:
-            mixed[:, y, x] = other[:, y, x]
+            result[:, y, x] = other[:, y, x]
             taken += 1
-    return mixed, 1 - taken / 64
+    return result, 1 - taken / 64
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -74,24 +70,24 @@ def test_images_from_disk_are_mixed_alike(tmp_path: Path) -> None:
     write_tree(tmp_path)
     split = load(tmp_path).train
 
-    def mixed(**ranks: Any) -> list[Batch]:
-        plain: Any = split.loader(7, train=True, seed=1, **ranks)
-        return list(MixingLoader(plain, split, 3, 1.0, 1.0).epoch(0))
+    def batches(**ranks: Any) -> list[Batch]:
+        return list(MixingLoader(split, 7, True, 1, num_classes=3, mixup=1.0, cutmix=1.0, **ranks).epoch(0))
 
-    whole, ranks = mixed(), [mixed(rank=rank, world=2) for rank in range(2)]
+    whole, ranks = batches(), [batches(rank=rank, world=2) for rank in range(2)]
     for right, *parts in zip(whole, *ranks, strict=True):
         assert torch.equal(right.images, torch.cat([part.images for part in parts]))
         assert torch.equal(right.labels, torch.cat([part.labels for part in parts]))
 
 
 def test_shares_follow_their_distribution_and_other_epochs_draw_others() -> None:
-    mixture = epoch_mixture(20000, 0, 0, 0.2, 0.0)
-    assert not mixture.boxed.any()
-    assert float(mixture.share.mean()) == pytest.approx(0.5, abs=0.01)
-    assert float(mixture.share.var()) == pytest.approx(1 / (4 * 1.4), abs=0.005)  # of Beta(α, α): 1 / (4 (2α + 1))
-    assert not torch.equal(mixture.share, epoch_mixture(20000, 0, 1, 0.2, 0.0).share)
-    both = epoch_mixture(20000, 0, 0, 1.0, 1.0)
-    assert float(both.boxed.float().mean()) == pytest.approx(0.5, abs=0.02)
-    kept = both.shares(8, 8)
-    assert bool((kept[~both.boxed] == both.share[~both.boxed]).all())
+    share, boxed, _ = epoch_mixture(20000, 0, 0, 0.2, 0.0)
+    assert not boxed.any()
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(share.var()) == pytest.approx(1 / (4 * 1.4), abs=0.005)  # of Beta(α, α): 1 / (4 (2α + 1))
+    assert not torch.equal(share, epoch_mixture(20000, 0, 1, 0.2, 0.0)[0])
+    share, boxed, centre = epoch_mixture(20000, 0, 0, 1.0, 1.0)
+    assert float(boxed.float().mean()) == pytest.approx(0.5, abs=0.02)
+    none = torch.zeros(20000, 1, 8, 8)
+    kept = mixed(none, none, share, boxed, centre)[1]
+    assert bool((kept[~boxed] == share[~boxed]).all())
     assert 0 <= float(kept.min()) <= float(kept.max()) <= 1

@@ -73,7 +73,10 @@ def test_what_is_no_image_is_skipped_and_said(tmp_path: Path, capsys: pytest.Cap
     assert not capsys.readouterr().err
     (tmp_path / "val" / "class2" / "notes.txt").touch()
     assert load(tmp_path).fingerprint == expected
-    assert "val: not read, since their names are no images': class2/notes.txt" in capsys.readouterr().err
+    assert (
+        f"val: not read, since their names are no images': {tmp_path / 'val' / 'class2' / 'notes.txt'}"
+        in capsys.readouterr().err
+    )
 
 
 def test_images_without_labels_lie_as_they_like(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     write_tree(tmp_path, ("train", "val", "test"))
     for changes, message in (
-        ({"num_classes": 4}, r"train: 3 classes, but data\.num_classes=4; found class0, class1, class2"),
+        ({"num_classes": 4}, r"data\.num_classes=4, but images has 3 classes, class0, class1, class2"),
         ({"validation": 0.1}, r"data\.validation: 0\.1; .* has a validation part, val"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -120,11 +123,11 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load(tmp_path)
     (tmp_path / "learn").rename(tmp_path / "train")
     write_tree(tmp_path / "test", ("other",), classes=1)
-    with pytest.raises(ValueError, match=r"test: a folder of class other, which the training part lacks"):
+    with pytest.raises(ValueError, match=r"test: its classes are not those of the training part: it has other"):
         load(tmp_path)
     shutil.rmtree(tmp_path / "test" / "other")
     shutil.rmtree(tmp_path / "val" / "class0")
-    with pytest.raises(ValueError, match=r"val: no folder of class class0, which the training part has"):
+    with pytest.raises(ValueError, match=r"val: its classes .*: it lacks class0"):
         load(tmp_path)
     (tmp_path / "val" / "class0").mkdir()
     with pytest.raises(ValueError, match=r"val.class0: no images in it"):
@@ -206,7 +209,7 @@ def test_what_is_wrong_with_a_table_is_named(shards: Path) -> None:
     for changes, message in (
         ({"label_column": "kind"}, r"data\.label_column: 'kind'; data\.path=.* has the columns image, label; name one"),
         ({"image_column": "picture"}, r"data\.image_column: 'picture'; "),
-        ({"num_classes": 2}, r"3 classes, but data\.num_classes=2"),
+        ({"num_classes": 2}, r"data\.num_classes=2, but images has 3 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             load_table(shards, **changes)
@@ -251,5 +254,5 @@ def test_small_images_of_a_table_are_decoded_once(tmp_path: Path, monkeypatch: p
     data = load_table(tmp_path / "set", pad=2)
     assert isinstance(data.train, MemorySplit)
     assert np.array_equal(data.train.images.permute(0, 2, 3, 1), pixels[:12])
-    monkeypatch.setattr("nst.data.parts.decoded", None)  # not needed a second time
+    monkeypatch.setattr("nst.data.images.decode", None)  # not needed a second time
     assert load_table(tmp_path / "set", pad=2).fingerprint == data.fingerprint

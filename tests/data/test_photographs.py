@@ -75,7 +75,7 @@ def test_a_cache_may_hold_some_views(tree: Path) -> None:
     batches = [b for epoch in range(8) for b in train.loader(9, train=True, views=subset).epoch(epoch)]
     assert {view for batch in batches for view in batch.views.tolist()} == {0, 1}
     loader = train.loader(9, train=True)
-    second = list(loader.batches(torch.arange(len(train)), subset[:, 1].long(), loader.schedule.parts(first_step=1)))
+    second = list(loader.batches(torch.arange(len(train)), subset[:, 1].long(), loader.parts(first_step=1)))
     assert torch.equal(second[0].images, train.render(torch.arange(9, 18), torch.ones(9, dtype=torch.int64)))
 
 
@@ -115,7 +115,7 @@ def test_a_killed_worker_is_an_error(tree: Path) -> None:
     next(epoch)
     (worker,) = (process for process in multiprocessing.active_children() if process not in before)
     worker.kill()
-    with pytest.raises(RuntimeError, match=r"a data worker process died.*trainer\.workers \(now 1\)"):
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(epoch)
 
 

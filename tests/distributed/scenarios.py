@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from nst import losses as of
 from nst.config import TrainerConfig
-from nst.data.memory import MemorySplit
-from nst.data.mixing import MixingLoader
-from nst.data.views import ViewScheme
+from nst.data.batch import MixingLoader
+from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import evaluate, macro_accuracy
@@ -109,9 +108,11 @@ def training(
         if loss.teacher_layer is not None:
             loss.init_teacher(torch.rand(10, 10))  # type: ignore[operator]
     teacher.to(here.device)
-    loader: Any = data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
-    if "mixup" in settings:
-        loader = MixingLoader(loader, data(), 10, settings["mixup"], settings["cutmix"])
+    mixing = {key: settings[key] for key in ("mixup", "cutmix") if key in settings}
+    loader = MixingLoader(data(), BATCH, True, 0, here.rank, here.world, here.device, num_classes=10, **mixing)
+    loader = (
+        loader if mixing else data().loader(BATCH, train=True, rank=here.rank, world=here.world, device=here.device)
+    )
     training = Training(
         distiller,
         loader,

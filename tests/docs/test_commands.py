@@ -125,7 +125,7 @@ def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
         return
     settings = build.settings(composed(overrides))
     if (
-        settings.data["_target_"].startswith(("nst.data.sources.load_cifar", "nst.data.sources.load_images"))
+        settings.data["_target_"].startswith(("nst.data.dataset.Cifar", "nst.data.dataset.Images"))
         or several
         or "--help" in arguments
     ):

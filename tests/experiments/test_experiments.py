@@ -10,8 +10,7 @@ from hydra import compose, initialize_config_dir
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import MemorySplit, ViewScheme
 from nst.loop import Training
 from nst.tables.file import read_table
 from nst.teacher import LiveTeacher, Teacher

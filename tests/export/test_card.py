@@ -29,7 +29,7 @@ def test_names_stay_text(exported: tuple[Path, dict[str, Any]], finished: Path) 
     summary = {key: value if key == "evaluated_on" else injected(value) for key, value in run.summary.items()}
     loss = {name + PAYLOAD: injected(node) for name, node in run.settings.loss.items()}
     settings = replace(run.settings, model=injected(run.settings.model), loss=loss)
-    data = replace(data, name=data.name + PAYLOAD, classes=tuple(name + PAYLOAD for name in data.classes or ("a", "b")))
+    data.name, data.classes = data.name + PAYLOAD, tuple(name + PAYLOAD for name in data.classes or ("a", "b"))
     card = model_card(replace(run, summary=summary, settings=settings), injected(report), data, "MIT" + PAYLOAD)
     assert card.count("script") > 10
     outside = re.sub(r"(?<!\\)(?<!`)(`+)(?!`) ?.*?(?<!`)\1(?!`)", "", re.sub(r"```.*?```", "", card, flags=re.S))

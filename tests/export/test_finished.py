@@ -16,11 +16,11 @@ from nst.models.weights import save_weights
 
 FILE = Path("somewhere/summary.json")
 KNOWN = (
-    "nst.models.resnet8", "nst.models.resnet.CifarResNet", "nst.models.torchvision_model", "nst.data.sources.load_cifar",
+    "nst.models.resnet8", "nst.models.resnet.CifarResNet", "nst.models.torchvision_model", "nst.data.dataset.Cifar",
     "torch.nn.Linear", "torchvision.models.resnet18", "theirs.Tiny",
 )  # fmt: skip
 OTHERS = (
-    "os.system", "builtins.eval", "nst.data.parts.os.system", "nst.files.write_whole", "torch.load", "torch.hub.load",
+    "os.system", "builtins.eval", "nst.data.images.os.system", "nst.files.write_whole", "torch.load", "torch.hub.load",
     "nst.models.external.importlib.import_module", "nst.models", "", "nst.models.", "nst.modelsx.resnet8", 7, None,
     "theirs.os.system", "elsewhere.Net",
 )  # fmt: skip

@@ -12,8 +12,7 @@ from torch import nn
 from nst import build
 from nst.cli.train import run
 from nst.config import TrainerConfig
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist
 from nst.models import resnet8, timm_model
 from nst.models.external import InputFormat

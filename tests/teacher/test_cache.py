@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from nst.data.batch import Batch
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme
+from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist
 from nst.distiller import Targets, TargetSpec
 from nst.layers import LOGITS, resolve

@@ -5,14 +5,14 @@ The result for an image is a function of (index, view) only: the transforms draw
 
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nst.data.views import UNLISTED_VIEWS, check
+from nst.data.batch import UNLISTED_VIEWS, check
 from nst.vision import InterpolationMode, v2
 from nst.vision import transforms as functional
 
@@ -57,11 +57,11 @@ class Augmentation:
 
     size: int
     resize: int
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    jitter: float
-    pca_noise: float
-    flip: bool
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (0.75, 1.3333)
+    jitter: float = 0.0
+    pca_noise: float = 0.0
+    flip: bool = True
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     aspect_sampling: AspectSampling = "log_uniform"
@@ -70,31 +70,23 @@ class Augmentation:
     erased: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        check("size", self.size, "a whole number from 1", lambda v: type(v) is int and v >= 1)
-        check(
-            "resize",
-            self.resize,
-            f"a whole number from data.size={self.size}",
-            lambda v: type(v) is int and v >= self.size,
-        )
-        check(
-            "area",
-            self.area,
-            "a part of the image, [from, to] in 0 … 1",
-            lambda v: 0 < v[0] <= v[1] <= 1 and len(v) == 2,
-        )
-        check(
-            "aspect", self.aspect, "width over height, [from, to]", lambda v: 0 < v[0] <= v[1] < np.inf and len(v) == 2
-        )
+        size = f"a whole number from data.size={self.size}"
+        check("resize", self.resize, size, lambda v: type(v) is int and v >= self.size)
+        ends = "a range in 0 … 1, [from, to]"
+        check("area", self.area, ends, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1)
+        ends = "width over height, [from, to]"
+        check("aspect", self.aspect, ends, lambda v: len(v) == 2 and 0 < v[0] <= v[1] < inf)
         check("jitter", self.jitter, "from 0 (none) to 1", lambda v: 0 <= v <= 1)
-        check("pca_noise", self.pca_noise, "a standard deviation from 0 (none)", lambda v: 0 <= v < np.inf)
+        check("pca_noise", self.pca_noise, "a standard deviation from 0 (none)", lambda v: 0 <= v < inf)
         check("erase", self.erase, "a probability, 0 (never) to 1", lambda v: 0 <= v <= 1)
-        for key, value in (("flip", self.flip), ("antialias", self.antialias)):
-            check(key, value, "true or false", lambda v: isinstance(v, bool))
-        kinds = {"interpolation": Interpolation, "aspect_sampling": AspectSampling, "augment": AutoAugment}
-        for key, kind in kinds.items():
-            values = (*get_args(kind), None) if key == "augment" else get_args(kind)
-            check(key, getattr(self, key), " or ".join(map(str, values)), lambda v, values=values: v in values)
+        choices = {
+            "flip": (True, False), "antialias": (True, False), "interpolation": get_args(Interpolation),
+            "aspect_sampling": get_args(AspectSampling), "augment": (*get_args(AutoAugment), None),
+        }  # fmt: skip
+        for key, values in choices.items():
+            right = " or ".join("null" if value is None else str(value).lower() for value in values)
+            value = getattr(self, key)
+            check(key, value, right, lambda v, values=values: v in values and type(v) in map(type, values))
         if self.pca_noise and len(self.erased) != 3:
             raise ValueError(f"data.pca_noise: {self.pca_noise}; it is noise of RGB images, data.channels is not 3")
 
@@ -110,12 +102,9 @@ class Augmentation:
         (seed,) = np.random.SeedSequence([index, view]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
-            image = channels_last(pixels)
-            image = image if self.antialias else image.float()
-            image = self._crop.transform(
-                image, self._crop.make_params([image])
-            )  # a call of it takes half as long again
-            image = image if self.antialias else _to_bytes(image)
+            image = _resizable(pixels, self.antialias)
+            crop = self._crop.make_params([image])
+            image = _to_bytes(self._crop.transform(image, crop))  # a call of it takes half as long again
             if self.flip and torch.rand(()) < 0.5:
                 image = image.flip(-1)
             return self._colours(image)
@@ -151,8 +140,8 @@ class SwappedCrop(v2.RandomResizedCrop):
         """Corner and size of the crop of `flat_inputs[0]` [C, H, W]."""
         height, width = flat_inputs[0].shape[-2:]
         for _ in range(10):
-            area = height * width * _uniform(*self.scale)
-            aspect = _uniform(*self.ratio)
+            area, aspect = (float(torch.empty(()).uniform_(*ends)) for ends in (self.scale, self.ratio))
+            area *= height * width
             if torch.rand(()) < 0.5:
                 aspect = 1 / aspect
             w, h = round(sqrt(area * aspect)), round(sqrt(area / aspect))
@@ -179,32 +168,20 @@ class PCANoise(nn.Module):
 def centre_crop(
     pixels: np.ndarray, size: int, resize: int, interpolation: Interpolation = "bilinear", antialias: bool = True
 ) -> Tensor:
-    """As in evaluation: the shorter side becomes `resize`, then the centre is cut out.
-
-    Args:
-        pixels: [H, W, C] uint8.
-
-    Returns:
-        [C, size, size] uint8.
-    """
-    image = channels_last(pixels)
-    image = image if antialias else image.float()
+    """As in evaluation: the shorter side of [H, W, C] uint8 becomes `resize`, then the centre is cut out: [C, size, size] uint8."""
+    image = _resizable(pixels, antialias)
     image = functional.resize(image, [resize], InterpolationMode(interpolation), antialias=antialias)
-    return functional.center_crop(image if antialias else _to_bytes(image), [size, size])
+    return functional.center_crop(_to_bytes(image), [size, size])
 
 
-def channels_last(pixels: np.ndarray) -> Tensor:
-    """[H, W, C] uint8 → [C, H, W], in memory as before: the fast layout for resizing."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _resizable(pixels: np.ndarray, antialias: bool) -> Tensor:
+    """[H, W, C] uint8 → [C, H, W] in memory as before, which resizes fast; floats without antialiasing.
 
-
-# Without antialiasing images are resized in floats: there a cubic has OpenCV's coefficient of −0.75, on 8-bit pixels torch takes the
-# −0.5 that goes with antialiasing.
+    There a cubic has OpenCV's coefficient of −0.75; on 8-bit pixels torch takes the −0.5 that goes with antialiasing.
+    """
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    return image if antialias else image.float()
 
 
 def _to_bytes(image: Tensor) -> Tensor:
-    return image.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _uniform(low: float, high: float) -> float:
-    return float(torch.empty(()).uniform_(low, high))
+    return image if image.dtype == torch.uint8 else image.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,18 +1,24 @@
 """What a training step takes from the data: batches, the loaders that yield them, and the splits that loaders are made of.
 
-Which images a step has, and in which views, is decided here alone: order and views are functions of (seed, epoch, index).
+Which images a step has, in which views and how they are mixed is decided here alone, by functions of (seed, epoch, index).
 """
 
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
 
-from nst.data.views import UNLISTED_VIEWS, epoch_order, epoch_slots, epoch_views
+UNLISTED_VIEWS = 2**63 - 1
+"""The number of view numbers if the views of an image cannot be enumerated (random-sized crops)."""
 
 
 class Batch(NamedTuple):
@@ -26,93 +32,6 @@ class Batch(NamedTuple):
 
 Stream = Callable[[Tensor, Tensor, Sequence[slice]], Iterator[Tensor]]
 """Order and views of an epoch, both [n] int64, and parts of these → normalised images of each part."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of one rank over `num_images` images.
-
-    Rank r takes the r-th contiguous part of every global batch, so all ranks together have the batch of one process. The
-    last batch is split as evenly as its size allows; no image is dropped or doubled.
-
-    With `subset` ([n, K] view numbers) K epochs show each of an image's K views once.
-
-    Raises:
-        ValueError: a batch size, rank or seed that cannot be, or views for another number of images.
-    """
-
-    num_images: int
-    batch_size: int  # global
-    train: bool
-    seed: int
-    rank: int
-    world: int
-    num_views: int | None  # None: cannot be enumerated
-    unaugmented: int
-    subset: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch size: {self.batch_size}; it must be at least 1")
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank {self.rank} of {self.world}: a rank is from 0 to {self.world - 1}")
-        if self.seed < 0:
-            raise ValueError(f"seed: {self.seed}; it must not be negative")
-        if self.subset is not None and len(self.subset) != self.num_images:
-            raise ValueError(f"views for {len(self.subset)} images were given, the split has {self.num_images}")
-
-    @property
-    def steps(self) -> int:
-        return -(-self.num_images // self.batch_size)
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's images in order and the view of each: two [n] int64 tensors."""
-        n = self.num_images
-        if not self.train:
-            return torch.arange(n), torch.full((n,), self.unaugmented)
-        order = epoch_order(n, self.seed, epoch)
-        if self.subset is None:
-            views = epoch_views(n, self.seed, epoch, self.num_views or UNLISTED_VIEWS)
-        else:
-            slots = epoch_slots(n, self.seed, epoch, self.subset.shape[1])
-            views = self.subset.gather(1, slots[:, None])[:, 0].long()
-        return order, views[order]
-
-    def parts(self, first_step: int = 0) -> Iterator[slice]:
-        """The positions of this rank's images in the plan, step by step from `first_step` on."""
-        if not 0 <= first_step <= self.steps:
-            raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
-        for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
-            size = min(self.batch_size, self.num_images - start)
-            yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
-
-
-class Loader:
-    """One rank's loader of a split. The global batch size fixes the number of steps, the same on every rank.
-
-    Args:
-        labels: [n], on the device of the batches.
-        stream: as `Split.stream` gives it.
-    """
-
-    def __init__(self, schedule: Schedule, labels: Tensor, stream: Stream) -> None:
-        self.schedule, self.labels, self.stream = schedule, labels, stream
-        self.num_images = schedule.num_images  # in the whole split
-        self.batch_size = schedule.batch_size  # of the global batch
-        self.steps = schedule.steps  # of an epoch; the last batch may be smaller, and empty on some ranks
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This rank's part of each global batch of the epoch, from `first_step` on. Steps skipped cost nothing."""
-        return self.batches(*self.schedule.plan(epoch), self.schedule.parts(first_step))
-
-    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
-        """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
-        parts, device = list(parts), self.labels.device
-        images = self.stream(order, views, parts)
-        order, views = order.to(device), views.to(device)  # one copy an epoch
-        for part, pixels in zip(parts, images, strict=True):
-            indices = order[part]
-            yield Batch(pixels, self.labels[indices], indices, views[part])
 
 
 class Split(ABC):
@@ -158,27 +77,199 @@ class Split(ABC):
             keep: whether they stay from one epoch to the next.
         """
 
-    def loader(
-        self,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        views: Tensor | None = None,
-        workers: int = 0,
-    ) -> Loader:
-        """One rank's loader of this split.
+    def loader(self, batch_size: int, *, train: bool, **settings: Any) -> "Loader":
+        """One rank's loader of this split; the settings are those of `Loader`."""
+        return Loader(self, batch_size, train, **settings)
 
-        Args:
-            batch_size: images in a global batch, over all ranks.
-            train: shuffle and draw views by (seed, epoch); else every image in order, unaugmented.
-            views: [n, K] from `view_subset(K)`: show each image in these, in turn.
-            workers: processes that decode images, where there are any to decode.
-        """
-        schedule = Schedule(len(self), batch_size, train, seed, rank, world, self.num_views, self.unaugmented, views)
-        stream = self.stream(torch.device(device), channels_last, workers, keep=train)
-        return Loader(schedule, self.labels.to(device), stream)
+
+@dataclass(eq=False)
+class Loader:
+    """One rank's loader of a split.
+
+    Rank r takes the r-th contiguous part of every global batch, so all ranks together have the batch of one process. The
+    last batch is split as evenly as its size allows (it may be empty on some ranks); no image is dropped or doubled.
+
+    Args:
+        batch_size: images in a global batch, over all ranks.
+        train: shuffle and draw views by (seed, epoch); else every image in order, unaugmented.
+        views: [n, K] from `view_subset(K)`: show each image in these only; K epochs show each of them once.
+        workers: processes that decode images, where there are any to decode.
+
+    Raises:
+        ValueError: a batch size, rank or seed that cannot be, or views for another number of images.
+    """
+
+    split: Split
+    batch_size: int
+    train: bool
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    device: torch.device | str = "cpu"
+    channels_last: bool = False
+    views: Tensor | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_images = len(self.split)  # in the whole split
+        if self.batch_size < 1:
+            raise ValueError(f"batch size: {self.batch_size}; it must be at least 1")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world}: a rank is from 0 to {self.world - 1}")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed}; it must not be negative")
+        if self.views is not None and len(self.views) != self.num_images:
+            raise ValueError(f"views for {len(self.views)} images were given, the split has {self.num_images}")
+        self.steps = -(-self.num_images // self.batch_size)  # of an epoch, the same on every rank
+        self.labels = self.split.labels.to(self.device)
+        self.stream = self.split.stream(torch.device(self.device), self.channels_last, self.workers, keep=self.train)
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's images in order and the view of each: two [n] int64 tensors."""
+        n = self.num_images
+        if not self.train:
+            return torch.arange(n), torch.full((n,), self.split.unaugmented)
+        order = torch.from_numpy(np.random.default_rng([self.seed, epoch, 0]).permutation(n))
+        if self.views is None:
+            draw = np.random.default_rng([self.seed, epoch, 1])
+            views = torch.from_numpy(draw.integers(0, self.split.num_views or UNLISTED_VIEWS, n))
+        else:  # an image starts at a random one of its views and cycles
+            count = self.views.shape[1]
+            start = torch.from_numpy(np.random.default_rng([self.seed, 0, 1]).integers(0, count, n))
+            views = self.views.gather(1, ((start + epoch) % count)[:, None])[:, 0].long()
+        return order, views[order]
+
+    def parts(self, first_step: int = 0) -> Iterator[slice]:
+        """The positions of this rank's images in the plan, step by step from `first_step` on."""
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
+        for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
+            size = min(self.batch_size, self.num_images - start)
+            yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's part of each global batch of the epoch, from `first_step` on. Steps skipped cost nothing."""
+        return self.batches(*self.plan(epoch), self.parts(first_step))
+
+    def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
+        """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
+        parts, device = list(parts), self.labels.device
+        images = self.stream(order, views, parts)
+        order, views = order.to(device), views.to(device)  # one copy an epoch
+        for part, pixels in zip(parts, images, strict=True):
+            indices = order[part]
+            yield Batch(pixels, self.labels[indices], indices, views[part])
+
+
+@dataclass(eq=False)
+class MixingLoader(Loader):
+    """A loader whose training batches are mixed: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or one of both.
+
+    Images 2j and 2j + 1 of each global batch are partners, so that an image is rarely fetched from another rank's part; of an odd
+    number, the last one stays unmixed. Each image has its own λ from Beta(α, α): mixup gives λ · image + (1 − λ) · partner,
+    cutmix the image with a box of the partner that covers 1 − λ of it, clipped at the border. Labels become [B, classes]
+    probabilities with these weights. With both, each image gets one of them with probability ½.
+
+    torchvision's transforms mix the batch of one process by one draw from torch's global generator, so the images of a run would
+    depend on the number of ranks and on restarts.
+
+    Args:
+        mixup, cutmix: α of each; 0: off.
+    """
+
+    num_classes: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """As of `Loader`, mixed."""
+        order, views = self.plan(epoch)
+        mixture = epoch_mixture(self.num_images, self.seed, epoch, self.mixup, self.cutmix)
+        for part, batch in zip(self.parts(first_step), super().epoch(epoch, first_step), strict=True):
+            device = batch.images.device
+            start = part.start // self.batch_size * self.batch_size
+            places = torch.arange(part.start, part.stop)
+            partners = start + ((places - start) ^ 1)
+            partners = partners.where(partners < min(start + self.batch_size, self.num_images), places)
+            others = self._rendered(batch, part, partners, order, views)
+            images, share = mixed(batch.images, others, *(values[order[part]].to(device) for values in mixture))
+            own, other = (
+                F.one_hot(labels.to(device), self.num_classes)
+                for labels in (batch.labels, self.split.labels[order[partners]])
+            )
+            yield batch._replace(images=images, labels=share[:, None] * own + (1 - share[:, None]) * other)
+
+    def _rendered(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
+        """The partners' images [B, C, H, W]: from the batch itself, except for one or two in another rank's part."""
+        device = batch.images.device
+        inside = (partners >= part.start) & (partners < part.stop)
+        images = batch.images.index_select(0, torch.where(inside, partners - part.start, 0).to(device))
+        if not bool(inside.all()):
+            outside = partners[~inside]
+            fetched = self.split.render(order[outside].to(device), views[outside].to(device), self.channels_last)
+            images.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
+        return images
+
+
+def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How each of n images is mixed in an epoch, by index; `mixup`, `cutmix`: α of each, 0: off.
+
+    Returns:
+        λ, the weight of the image itself, [n] float32; whether a box is replaced, else all is averaged, [n] bool; the centre of
+        the box, by rows and columns on the scale 0 … 1, [n, 2] float32.
+    """
+    draw = np.random.default_rng([seed, epoch, 2])
+    boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
+    share = np.where(boxed, draw.beta(cutmix or 1, cutmix or 1, n), draw.beta(mixup or 1, mixup or 1, n))
+    centre = draw.random((n, 2), dtype=np.float32)
+    return torch.from_numpy(share).float(), torch.from_numpy(boxed), torch.from_numpy(centre)
+
+
+def mixed(images: Tensor, others: Tensor, share: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] mixed with `others`, as `epoch_mixture` says; and the weight of each in its mixture, [B] float32.
+
+    The weight is λ, corrected where a box is clipped at the border.
+    """
+    inside, area, sizes = [], torch.ones((), dtype=torch.int64, device=images.device), images.shape[2:]
+    for axis, size in enumerate(sizes):
+        middle, half = centre[:, axis] * size, (1 - share).sqrt() * size / 2
+        low, high = ((middle + reach).round().clamp(0, size).long()[:, None] for reach in (-half, half))
+        place = torch.arange(size, device=images.device)
+        inside.append((place >= low) & (place < high))  # [B, size]
+        area = area * (high - low)[:, 0]
+    kept = ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+    weight = torch.where(boxed[:, None, None, None], kept, share[:, None, None, None])
+    images = torch.lerp(others, images, weight, out=torch.empty_like(images))
+    return images, torch.where(boxed, 1 - area / (sizes[0] * sizes[1]), share)
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(a, b), each [C] float32, with a · pixel + b = (pixel / 255 − mean) / std for uint8 pixels."""
+    mean64, std64 = torch.tensor(list(mean), dtype=torch.float64), torch.tensor(list(std), dtype=torch.float64)
+    return (1 / (255 * std64)).float(), (-mean64 / std64).float()
+
+
+def check(key: str, value: Any, right: str, holds: Callable[[Any], bool]) -> None:
+    """Raises ValueError for the setting `data.<key>` unless the value holds; one of another type, which cannot be tested, does not."""
+    try:
+        good = holds(value)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"data.{key}: {value!r}; it must be {right}")
+
+
+def progress_bar(what: str, total: int, unit: str = " images") -> "tqdm[Any]":
+    """Progress of long work before training, on stderr, of the first rank: a bar, in a file a line every half minute."""
+    terminal = sys.stderr.isatty()
+    hidden = os.environ.get("RANK", "0") != "0"
+    interval = 0.1 if terminal else 30
+    return tqdm(total=total, desc=what, unit=unit, delay=2, leave=not terminal, disable=hidden, mininterval=interval)
+
+
+def counted(batches: Iterable[Batch], what: str, total: int) -> Iterator[Batch]:
+    """Batches of a long pass over `total` images, with its progress."""
+    with progress_bar(what, total) as progress:
+        for batch in batches:
+            yield batch
+            progress.update(len(batch.labels))

@@ -1,49 +1,139 @@
-"""A data set: its splits and what is known of them, and the fixed choices of images that splits are made of."""
+"""The data sets that `data=` names: digits, CIFAR, and any images in folders or tables; `Dataset` is the base of one's own."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from nst.data.batch import Split
-from nst.data.memory import MemorySplit
-from nst.data.views import ViewScheme, check
+from nst.data.batch import Split, check
+from nst.data.images import TEST, TRAIN, VALIDATION, WHITE, Part, folder_parts, is_table, listed, table_parts
+from nst.data.memory import MemorySplit, ViewScheme
+
+if TYPE_CHECKING:  # it imports torchvision's transforms, which images in memory do without
+    from nst.data.augment import AspectSampling, AutoAugment, Interpolation
 
 _SEED = 0x1707  # of the fixed shuffle
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True, eq=False)
 class Dataset:
-    """Splits of one data set. `classes` are their names, if known; mean and std are per channel."""
+    """Splits of one data set. A subclass has a method `read`, which sets `train`, `val` and `test`, for example by `in_memory`.
+
+    Args:
+        channels: 1 (grey) or 3 (RGB).
+        size: height and width of an image, in pixels.
+        mean, std: of the channels, on the scale 0 … 1.
+        root: where the images are.
+        validation: fraction of the training images held out, the same ones for every seed, each class in proportion. Without a
+            test part they are the test part.
+        limit: how many of the other training images are used, classes balanced; None: all.
+
+    Attributes:
+        train, val, test: the splits; val: None without one.
+        classes: their names; None: not known.
+        unused: names of parts that were found and are not used.
+        labeled: false: every label is −1.
+
+    Raises:
+        ValueError: a setting is wrong, or the data are; the message names the key or the file.
+    """
 
     name: str
     num_classes: int
     channels: int
     size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] | None
-    train: Split
-    val: Split | None
-    test: Split
-    unused: tuple[str, ...] = ()  # parts that were found and are not used
-    labeled: bool = True  # False: every label is −1
+    mean: Sequence[float]
+    std: Sequence[float]
+    root: str | None = None
+    validation: float = 0.0
+    limit: int | None = None
 
-    def split(self, name: str) -> Split:
-        """The split called "train", "val" or "test".
+    labeled = True
+
+    def __post_init__(self) -> None:
+        self.train: Split
+        self.val: Split | None = None
+        self.test: Split
+        self.classes: tuple[str, ...] | None = None
+        self.unused: tuple[str, ...] = ()
+        check("name", self.name, "a text that is not empty", lambda v: bool(v.strip()))
+        for key in ("num_classes", "size"):
+            check(key, getattr(self, key), "a whole number from 1", lambda v: type(v) is int and v >= 1)
+        check("channels", self.channels, "1 (grey) or 3 (RGB)", lambda v: type(v) is int and v in (1, 3))
+        numbers, channels = f"{self.channels} finite numbers (data.channels={self.channels})", self.channels
+        check("mean", self.mean, numbers, lambda v: len(v) == channels and np.isfinite(v).all())
+        check(
+            "std", self.std, f"{numbers} from 1e-6", lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf
+        )
+        fraction = "a fraction of the training images, 0 (none) to below 1"
+        check("validation", self.validation, fraction, lambda v: type(v) in (int, float) and 0 <= v < 1)
+        least = self.num_classes if self.labeled else 1
+        whole = f"a whole number from {least} (data.num_classes), or null for all"
+        check("limit", self.limit, whole, lambda v: v is None or (type(v) is int and v >= least))
+        self.read()
+
+    def read(self) -> None:
+        """Read the images into `train`, `val` and `test`."""
+        raise NotImplementedError
+
+    def in_memory(
+        self, scheme: ViewScheme, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, val: Any = None
+    ) -> None:
+        """Make the splits of images in memory, [n, C, size, size] uint8, and labels, [n] int64; `scheme`: of the training views."""
+        plain = ViewScheme(self.size, 0, False)  # nothing to augment, so nothing padded
+
+        def split(part: tuple[Tensor, Tensor], rows: Tensor | slice, augmented: bool) -> Split:
+            images, labels = (values[rows] for values in part)
+            return MemorySplit(images, labels, scheme if augmented else plain, self.mean, self.std)
+
+        self.divide(train[1], train, val, test, split)
+
+    def divide(self, labels: Tensor, train: Any, val: Any, test: Any, split: Callable[[Any, Any, bool], Split]) -> None:
+        """Make the splits of parts, by `split(part, rows, augmented)`: `validation` is held out first, so it does not change with `limit`.
 
         Raises:
-            ValueError: no such split, or the data set has no validation part.
+            ValueError: `limit` exceeds the training images or is below one image per class.
         """
-        split = {"train": self.train, "val": self.val, "test": self.test}.get(name)
-        if split is None:
-            names = [key for key in ("train", "val", "test") if key != "val" or self.val is not None]
+        self.check_classes()
+        labels = labels.clamp(min=0)  # without labels as if of one class
+        count = self.num_classes if self.labeled else 1
+        kept, held = hold_out(labels, self.validation)
+        if self.limit is not None:
+            if not count <= self.limit <= len(kept):
+                raise ValueError(
+                    f"data.limit: {self.limit}; the training set has {len(kept)} images of {count} classes, so it is "
+                    f"from {count} to {len(kept)}, or null for all"
+                )
+            kept = kept[balanced(labels[kept], self.limit)]
+        self.train = split(train, kept, True)
+        others = [None if part is None else split(part, slice(None), False) for part in (val, test)]
+        if len(held):
+            others[0 if test is not None else 1] = split(train, held, False)
+        self.val, test = others
+        assert test is not None
+        self.test = test
+
+    def check_classes(self) -> None:
+        """Raises ValueError unless there are as many class names as `num_classes`, or none."""
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            found = f"{len(self.classes)} classes, {listed(self.classes)}"
+            raise ValueError(f"data.num_classes={self.num_classes}, but {self.name} has {found}")
+
+    def split(self, name: str) -> Split:
+        """The split called "train", "val" or "test". Raises ValueError if there is none."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        if (split := splits.get(name)) is None:
+            names = ", ".join(key for key, value in splits.items() if value is not None)
             hint = "; data.validation=0.1 holds out a tenth of the training images" if name == "val" else ""
-            raise ValueError(f"split {name!r}: {self.name} has {', '.join(names)}{hint}")
+            raise ValueError(f"split {name!r}: {self.name} has {names}{hint}")
         return split
 
     @cached_property
@@ -65,87 +155,12 @@ class Dataset:
         if counts := self.class_counts():
             fewest, most = min(counts), max(counts)
             named = self.classes[counts.index(fewest)] if self.classes else f"class {counts.index(fewest)}"
-            text += f"; {fewest:,} training images a class" if fewest == most else ""
-            text += f"; {fewest:,} ({named}) to {most:,} training images a class" if fewest != most else ""
+            text += f"; {fewest:,}{'' if fewest == most else f' ({named}) to {most:,}'} training images a class"
         if self.unused:
             text += f"\nnot used: {', '.join(self.unused)}"
         if self.val is None and self.labeled:
             text += "\nno validation part: the best epoch is chosen on the test images (data.validation=0.1 holds out a tenth)"
         return text
-
-
-def check_settings(
-    name: str,
-    num_classes: int,
-    channels: int,
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    validation: float,
-    limit: int | None,
-) -> None:
-    """Raises ValueError with the key for settings that no data set can have."""
-    check("name", name, "a text that is not empty", lambda v: bool(v.strip()))
-    for key, value in (("num_classes", num_classes), ("size", size)):
-        check(key, value, "a whole number from 1", lambda v: type(v) is int and v >= 1)
-    check("channels", channels, "1 (grey) or 3 (RGB)", lambda v: type(v) is int and v in (1, 3))
-    count = f"a list of {channels} finite numbers for data.channels={channels}"
-    check("mean", mean, count, lambda v: len(v) == channels and np.isfinite(v).all())
-    check(
-        "std",
-        std,
-        f"{count}, each above 0 (at least 1e-6)",
-        lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf,
-    )
-    right = "a fraction of the training images, 0 (none) to below 1"
-    check("validation", validation, right, lambda v: type(v) in (int, float) and 0 <= v < 1)
-    if limit is not None:
-        check(
-            "limit",
-            limit,
-            f"a whole number from data.num_classes={num_classes}",
-            lambda v: type(v) is int and v >= num_classes,
-        )
-
-
-def memory_splits(
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    *,
-    num_classes: int,
-    scheme: ViewScheme,
-    mean: Sequence[float],
-    std: Sequence[float],
-    validation: float,
-    limit: int | None,
-) -> tuple[MemorySplit, MemorySplit | None, MemorySplit]:
-    """Training, validation and test split of images in memory: [n, C, size, size] uint8, labels [n] int64.
-
-    Raises:
-        ValueError: images or labels of another type or shape.
-    """
-    for name, pixels, classes in (("training", images, labels), ("test", test_images, test_labels)):
-        check_tensors(name, pixels, classes, (len(mean), scheme.size, scheme.size))
-    plain = ViewScheme(scheme.size, 0, False)  # nothing to augment, so nothing padded
-    train, held = training_parts(labels, num_classes, validation, limit)
-    val = MemorySplit(images[held], labels[held], plain, mean, std) if len(held) else None
-    test = MemorySplit(test_images, test_labels, plain, mean, std)
-    return MemorySplit(images[train], labels[train], scheme, mean, std), val, test
-
-
-def check_tensors(name: str, images: Tensor, labels: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises ValueError unless images are [n, *shape] uint8 and labels [n] int64; `name` is the part's."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        raise ValueError(
-            f"the {name} images are {images.dtype} of shape {tuple(images.shape)}; pixels 0 … 255 in torch.uint8 of shape "
-            f"(images, {', '.join(map(str, shape))}) are needed: data.mean has {shape[0]} values, the views are of size {shape[1]}"
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"the {name} labels are {labels.dtype} of shape {tuple(labels.shape)}; torch.int64 of shape ({len(images)},) is needed"
-        )
 
 
 # Fixed, class-balanced choices of images depend on the labels only, not on the seed of a run: every run and rank has the same.
@@ -175,25 +190,231 @@ def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """
     _, rank = _class_rank(labels.numpy())
     counts = np.bincount(labels.numpy())
-    held_counts = np.minimum(np.rint(fraction * counts), np.maximum(counts - 1, 0))
-    held = rank < held_counts[labels.numpy()]
+    held = rank < np.minimum(np.rint(fraction * counts), np.maximum(counts - 1, 0))[labels.numpy()]
     if fraction > 0 and not held.any():
         raise ValueError(f"data.validation: {fraction} of the largest class ({counts.max()} images) is not one image")
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 
-def training_parts(labels: Tensor, num_classes: int, validation: float, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Training and validation images: `validation` is taken first, so it does not change with `limit`.
+@dataclass(kw_only=True, eq=False)
+class Digits(Dataset):
+    """scikit-learn's 1,797 handwritten digits: 1,437 training and 360 test images, always the same; grey levels 0 … 16 become 0 … 255."""
 
-    Raises:
-        ValueError: `limit` exceeds the training images or is below one image per class.
-    """
-    train, held = hold_out(labels, validation)
-    if limit is not None:
-        if not num_classes <= limit <= len(train):
-            raise ValueError(
-                f"data.limit: {limit}; the training set has {len(train)} images of {num_classes} classes, so it is "
-                f"from {num_classes} to {len(train)}, or null for all"
+    pad: int = 1
+    flip: bool = False
+
+    def read(self) -> None:
+        """From scikit-learn's package."""
+        right = {"num_classes": 10, "channels": 1, "size": 8, "root": None}
+        for key, value in right.items():
+            check(
+                key,
+                getattr(self, key),
+                f"{value}: the digits are 8×8, grey, of 10 classes, embedded",
+                lambda v, r=value: v == r,
             )
-        train = train[balanced(labels[train], limit)]
-    return train, held
+        scheme = ViewScheme(self.size, self.pad, self.flip)
+        package = find_spec("sklearn")  # importing it takes a second, and pandas
+        assert package is not None
+        file = Path(str(package.origin)).parent / "datasets/data/digits.csv.gz"
+        values = torch.from_numpy(np.loadtxt(file, delimiter=","))
+        images = (values[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+        labels = values[:, -1].long()
+        test = torch.zeros(len(labels), dtype=torch.bool)
+        test[balanced(labels, 360)] = True  # 36 of each digit
+        self.classes = tuple("0123456789")
+        self.in_memory(scheme, (images[~test], labels[~test]), (images[test], labels[test]))
+
+
+@dataclass(kw_only=True, eq=False)
+class Images(Dataset):
+    """Images of people's own, or of the Hub.
+
+    Args:
+        root: a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.VALIDATION`, `images.TEST`), or one that
+            Hugging Face `datasets` reads: parquet shards, saved to disk, images with metadata.
+        path: instead of `root`: such a folder, or else a name on the Hub.
+        labeled: false: images without labels, in folders as they like; each has the label −1.
+        pad, padding_mode: None: images stay on disk and are augmented as `Augmentation` says, by `resize` (None: `size`) to
+            `erase`. A number: they have `size` and stay in memory, augmented as `ViewScheme` says.
+        flip: mirror half of the training images.
+        background: the colour (R, G, B) behind transparent images.
+        image_column, label_column, subset, cache_dir: as in `table_parts`.
+    """
+
+    path: str | None = None
+    labeled: bool = True
+    resize: int | None = None
+    area: Sequence[float] = (0.08, 1.0)
+    aspect: Sequence[float] = (0.75, 1.3333)
+    jitter: float = 0.0
+    pca_noise: float = 0.0
+    flip: bool = True
+    interpolation: "Interpolation" = "bilinear"
+    antialias: bool = True
+    aspect_sampling: "AspectSampling" = "log_uniform"
+    augment: "AutoAugment | None" = None
+    erase: float = 0.0
+    background: Sequence[int] = WHITE
+    pad: int | None = None
+    padding_mode: str = "constant"
+    image_column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    cache_dir: str | None = None
+
+    def read(self) -> None:
+        """From the folder `root`, or as `path` says."""
+        byte = "R, G, B of 0 … 255"
+        check(
+            "background",
+            self.background,
+            byte,
+            lambda v: len(v) == 3 and all(type(c) is int and 0 <= c < 256 for c in v),
+        )
+        if (self.root is None) == (self.path is None):
+            raise ValueError("data.root, data.path: give one of them, the folder of the images")
+        split = self._photographs() if self.pad is None else None
+        scheme = None if self.pad is None else ViewScheme(self.size, self.pad, self.flip, self.padding_mode)
+        train, val, test = self._parts()
+        if split is not None:
+            self.divide(train.labels, train, val, test, split)
+        if scheme is not None:
+            shape = (self.channels, self.size, self.background)
+            pairs = [part and (part.images.pixels(*shape), part.labels) for part in (train, val, test)]
+            self.in_memory(scheme, pairs[0], pairs[2], pairs[1])
+
+    def _photographs(self) -> Callable[[Part, Any, bool], Split]:
+        from nst.data.augment import Augmentation
+        from nst.data.photographs import PhotographSplit
+
+        erased = tuple(float(min(max(round(255 * value), 0), 255)) for value in self.mean)
+        keys = {key: getattr(self, key) for key in (f.name for f in fields(Augmentation)) if key != "erased"}
+        keys |= {"resize": self.size if self.resize is None else self.resize, "erased": erased}
+        keys |= {key: tuple(value) for key, value in keys.items() if isinstance(value, list)}
+        augmentation = Augmentation(**keys)
+
+        def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
+            rows = torch.arange(len(part.labels))[rows]
+            return PhotographSplit(
+                part.images, rows, part.labels[rows], augmentation, self.mean, self.std, self.background
+            )
+
+        return split
+
+    def _parts(self) -> tuple[Part, Part | None, Part | None]:
+        """What is trained, validated and tested on. Beside a test part the validation part is one; alone it is the test part.
+
+        Raises:
+            ValueError: no part is called train, there is nothing to test on, or there would be two validation parts.
+        """
+        key, value = ("root", self.root) if self.path is None else ("path", self.path)
+        said, folder = f"data.{key}={value}", existing_folder(key, value, needed=self.path is None)
+        if folder.is_dir() and not is_table(folder):
+            parts, unused = folder_parts(folder, self.labeled)
+            said = str(folder)
+        else:
+            columns = (self.image_column, self.label_column)
+            parts, unused = table_parts(said, str(value), self.labeled, *columns, self.subset, self.cache_dir)
+        train, val, test = (
+            next((name for kind in kinds for name in parts if name.lower() == kind), None)
+            for kinds in (TRAIN, VALIDATION, TEST)
+        )
+        if len(parts) == 1 and not (val or test):
+            train = next(iter(parts))
+        if train is None:
+            raise ValueError(f"{said}: its parts are {listed(list(parts))}; one must be called {' or '.join(TRAIN)}")
+        if val and test and self.validation:
+            raise ValueError(f"data.validation: {self.validation}; {said} has a validation part, {val}: leave it at 0")
+        val, test = (val, test) if test else (None, val)
+        if not test and not self.validation:
+            names = " or ".join((*VALIDATION[:3], TEST[0]))
+            raise ValueError(
+                f"{said}: there is no test part; data.validation=0.1 takes a tenth of the images for it, or add a part {names}"
+            )
+        self.unused = (*(name for name in parts if name not in (train, val, test)), *unused)
+        first = parts[train]()
+        self.classes = first.classes
+        self.check_classes()
+        self._check(first)
+        return first, *(self._check(parts[name]()) if name else None for name in (val, test))
+
+    def _check(self, part: Part) -> Part:
+        """The part. Raises ValueError unless its classes are those of the training part, and its labels numbers of these."""
+        if part.classes != self.classes:
+            here, there = set(part.classes or ()), set(self.classes or ())
+            text = [f"lacks {name}" for name in sorted(there - here)] + [f"has {name}" for name in sorted(here - there)]
+            raise ValueError(f"{part.where}: its classes are not those of the training part: it {listed(text)}")
+        outside = ((part.labels < 0) | (part.labels >= self.num_classes)).nonzero().flatten().tolist()
+        if self.labeled and outside:
+            raise ValueError(
+                f"{part.where}, row {outside[0]}: label {int(part.labels[outside[0]])}, but data.num_classes={self.num_classes} allows "
+                f"0 to {self.num_classes - 1} ({len(outside)} labels are outside)"
+            )
+        return part
+
+
+def existing_folder(key: str, value: str | None, needed: bool) -> Path:
+    """The path that `data.<key>` names, `~` expanded. Raises ValueError if it cannot be one, or is needed and does not exist."""
+    check(key, value, "the path of a folder", lambda v: bool(v.strip()) and "\0" not in v)
+    try:
+        folder = Path(str(value)).expanduser()
+        if not folder.is_dir() and (needed or folder.exists()):
+            raise ValueError("no such folder")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"data.{key}={value}: {error}. Expected a folder of train/<class>/*.jpg and val/<class>/*.jpg (or test), "
+            "or of train-*.parquet and validation-*.parquet"
+        ) from None
+    return folder
+
+
+_CIFAR = {  # torchvision's folder, and the column of the labels in the Hub's tables
+    "cifar10": ("cifar-10-batches-py", "label"),
+    "cifar100": ("cifar-100-python", "fine_label"),
+}
+
+
+@dataclass(kw_only=True, eq=False)
+class Cifar(Images):
+    """CIFAR-10 or -100 (`name`: cifar10, cifar100), in memory.
+
+    Args:
+        root: contains (or is) torchvision's folder, or parquet shards `train-*.parquet` and `test-*.parquet`.
+        download: fetch torchvision's folder into `root` if it holds neither.
+        pad, flip, padding_mode: as in `ViewScheme`.
+        cache_dir: as in `table_parts`, for parquet.
+    """
+
+    download: bool = False
+
+    def read(self) -> None:
+        """From the folder `root`."""
+        check("name", self.name, " or ".join(_CIFAR), lambda v: v in _CIFAR)
+        archive, self.label_column = _CIFAR[self.name]
+        folder = existing_folder("root", self.root, needed=False)
+        folder = folder.parent if folder.name == archive else folder
+        if not (folder / archive).is_dir() and folder.is_dir() and is_table(folder):
+            super().read()
+            return
+        scheme = ViewScheme(self.size, self.pad or 0, self.flip, self.padding_mode)
+        from nst.vision import datasets
+
+        kind = datasets.CIFAR10 if self.name == "cifar10" else datasets.CIFAR100
+        try:
+            if self.download:
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder / ".download.lock"):  # ranks on one machine; a finished download is only checked
+                    kind(str(folder), download=True)
+            train, test = (kind(str(folder), train=part) for part in (True, False))
+        except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
+            raise ValueError(
+                f"data.root={self.root}: it holds neither parquet shards (train-*.parquet, test-*.parquet) nor a whole folder "
+                f"{archive} of torchvision's ({error}). data.download=true downloads {self.name} into it"
+            ) from None
+        self.classes = tuple(train.classes)
+        pairs = [
+            (torch.tensor(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+            for part in (train, test)
+        ]
+        self.in_memory(scheme, *pairs)

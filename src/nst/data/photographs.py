@@ -1,17 +1,17 @@
 """Data sets too large for memory: images are read, decoded and augmented as they are needed, in worker processes."""
 
-import atexit
 import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,17 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst.data.augment import UNAUGMENTED, Augmentation
-from nst.data.batch import Split, Stream
-from nst.data.decode import WHITE, decode, scale_and_shift
-from nst.data.parts import Encoded
+from nst.data.batch import Split, Stream, scale_and_shift
+from nst.data.images import WHITE, EncodedImages, decode
 
 FINGERPRINTED = 1000
 """Images of a split whose content its fingerprint reads; of the others it has the names and sizes."""
 
-_PRELOAD = ["nst.data.photographs", "datasets"]
-"""Modules that are imported before workers fork; `datasets` only where it reads the images."""
-
-_SHIELDED = ("SIGINT", "SIGTERM", "SIGUSR1")  # sent to whole process groups; the run then still needs its batches
+Task = tuple[np.ndarray, np.ndarray]
+"""Indices and views of the images of one batch; as arrays, which travel to a worker without shared memory."""
 
 
 class PhotographSplit(Split):
@@ -49,7 +46,7 @@ class PhotographSplit(Split):
 
     def __init__(
         self,
-        source: Encoded,
+        source: EncodedImages,
         rows: Tensor,
         labels: Tensor,
         augmentation: Augmentation,
@@ -69,7 +66,7 @@ class PhotographSplit(Split):
         for description in self.source.describe(self.rows):
             digest.update(description)
         for row in self.rows[:: -(-len(self.rows) // FINGERPRINTED)].tolist():
-            digest.update(hashlib.sha256(self.source.read(row)).digest())
+            digest.update(hashlib.sha256(self.source.read(row)[0]).digest())
         return digest.hexdigest()
 
     def view_subset(self, k: int) -> Tensor:
@@ -87,102 +84,57 @@ class PhotographSplit(Split):
         size, channels = self.augmentation.size, len(self.mean)
         images = torch.empty(len(indices), size, size, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
         for image, index, view in zip(images, indices.tolist(), views.tolist(), strict=True):
-            row = int(self.rows[index])
-            data = self.source.read(row)
-            try:
-                image.copy_(self.augmentation(decode(data, channels, self.background), index, view))
-            except ValueError as error:
-                raise ValueError(f"{self.source.where(row)}: the image {error}") from None
+            data, where = self.source.read(int(self.rows[index]))
+            image.copy_(self.augmentation(decode(data, channels, self.background, where), index, view))
         return images
 
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
         """As `Split.render`."""
-        device = indices.device
-        return normalise(self.pixels(indices, views).to(device), *self.affine(device), channels_last)
+        return normalise(self.pixels(indices, views).to(indices.device), self._affine(indices.device), channels_last)
 
-    def affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The scale and shift that normalise pixels, each [C, 1, 1], on a device."""
-        scale, shift = (values.to(device)[:, None, None] for values in scale_and_shift(self.mean, self.std))
-        return scale, shift
+    def _affine(self, device: torch.device) -> list[Tensor]:
+        return [values.to(device)[:, None, None] for values in scale_and_shift(self.mean, self.std)]
 
     def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
-        """As `Split.stream`; workers decode and augment ahead of the batches."""
-        affine, read = self.affine(device), Workers(self.pixels, workers, keep=keep, pin=device.type == "cuda")
+        """As `Split.stream`; workers, of one thread each and no more than there are cores, decode and augment ahead.
 
-        def stream(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
-            for pixels in read([(order[part].numpy(), views[part].numpy()) for part in parts]):
-                yield normalise(pixels.to(device, non_blocking=True), *affine, channels_last)
-
-        return stream
-
-
-def normalise(pixels: Tensor, scale: Tensor, shift: Tensor, channels_last: bool) -> Tensor:
-    """[B, C, H, W] uint8 → float32 on the same device."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return pixels.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
-
-
-Task = tuple[np.ndarray, np.ndarray]
-"""Indices and views of the images of one batch; as arrays, which travel to a worker without shared memory."""
-
-
-class Workers:
-    """Runs `decode` on tasks, in order, in `count` processes (0: in this one), ahead of what is asked for.
-
-    A process has one thread, and there are no more of them than cores.
-
-    Args:
-        decode: (indices, views) → images; a ValueError it raises is raised here, as it is.
-        keep: keep the processes from one run to the next.
-        pin: put the images into pinned memory, for a GPU.
-    """
-
-    def __init__(self, decode: Callable[[Tensor, Tensor], Tensor], count: int, *, keep: bool, pin: bool) -> None:
-        if count < 0:
-            raise ValueError(f"trainer.workers: {count}; it must not be negative")
+        Raises (when batches are taken):
+            ValueError: an image is bad.
+            RuntimeError: a worker process died.
+        """
+        if workers < 0:
+            raise ValueError(f"trainer.workers: {workers}; it must not be negative")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.count = min(count, cores)
-        self.tasks: list[Task] = []  # of one run
-        self.loader = DataLoader(
-            _Decoding(decode),
+        count, tasks = min(workers, cores), list[Task]()
+        loader = DataLoader(
+            _Decoding(self.pixels),
             batch_size=None,  # a task is a batch already
-            sampler=self.tasks,  # a list: what it holds when a run starts
-            num_workers=self.count,
+            sampler=tasks,  # a list: what it holds when an epoch starts
+            num_workers=count,
             persistent_workers=keep and count > 0,
-            pin_memory=pin,
+            pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker if count else None,
             multiprocessing_context=_START_METHOD if count else None,
             generator=torch.Generator(),  # else each epoch would draw from the global one
         )
 
-    def __call__(self, tasks: Sequence[Task]) -> Iterator[Tensor]:
-        """The images of each task.
+        affine = self._affine(device)
 
-        Raises:
-            ValueError: an image is bad.
-            RuntimeError: a worker process died.
-        """
-        self.tasks[:] = tasks
-        if not tasks:
-            return
-        if self.count:
-            _start_server()
-        try:
-            batches = iter(self.loader)
-            if self.count:
-                _iterators.add(batches)
-            for images in batches:
-                if isinstance(images, str):
-                    raise ValueError(images)
-                yield images
-        except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while handing over a batch
-            if not self.count or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
-                raise
-            raise RuntimeError(
-                "a data worker process died, most often because memory ran out or it was killed, or because a script that "
-                'trains with workers has no `if __name__ == "__main__":`; fewer trainer.workers '
-                f"(now {self.count}) need less memory. torch says: {error!r}"
-            ) from None
+        def images(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
+            tasks[:] = [(order[part].numpy(), views[part].numpy()) for part in parts]
+            for pixels in _batches(loader) if tasks else ():
+                if isinstance(pixels, str):
+                    raise ValueError(pixels)
+                yield normalise(pixels.to(device, non_blocking=True), affine, channels_last)
+
+        return images
+
+
+def normalise(pixels: Tensor, affine: Sequence[Tensor], channels_last: bool) -> Tensor:
+    """[B, C, H, W] uint8 → float32 on the same device; `affine`: scale and shift, [C, 1, 1] each."""
+    scale, shift = affine
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return pixels.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
 
 
 class _Decoding(Dataset[Tensor | str]):
@@ -193,7 +145,7 @@ class _Decoding(Dataset[Tensor | str]):
 
     def __getitem__(self, task: Task) -> Tensor | str:
         try:
-            return self.pixels(*(torch.from_numpy(part) for part in task))
+            return self.pixels(*map(torch.from_numpy, task))
         except ValueError as error:
             return str(error)
 
@@ -204,39 +156,45 @@ class _Decoding(Dataset[Tensor | str]):
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """Not fork: a process with threads (OpenMP, CUDA, TensorBoard) forks into deadlocks."""
 
-_iterators: WeakSet[Any] = WeakSet()
-"""torch's iterators that may have workers."""
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
+    """What the loader yields; at exit its workers are ended in an orderly way.
+
+    multiprocessing would send them the SIGTERM that they do not take, and wait for ever.
+    """
+    if loader.num_workers:
+        _start_server()
+    batches: Any = iter(loader)
+    if loader.num_workers:
+        left = weakref.ref(batches)
+        Finalize(batches, lambda: (it := left()) and it._shutdown_workers(), exitpriority=10)
+    try:
+        yield from batches
+    except (EOFError, OSError) as error:  # while it handed over a batch; else torch raises an error of its own
+        raise RuntimeError(f"a DataLoader worker died ({error!r}); fewer trainer.workers need less memory") from error
 
 
 def _start_server() -> None:
-    """Start the fork server with the shielded signals blocked; the workers inherit that."""
-    atexit.unregister(_end_workers)
-    atexit.register(_end_workers)  # what is registered last, here after multiprocessing and torch, runs first
+    """Start the fork server with the signals to a process group blocked; the workers inherit that."""
     if _START_METHOD != "forkserver":
         return
     from multiprocessing import forkserver, resource_tracker
 
-    forkserver.set_forkserver_preload([name for name in _PRELOAD if name in sys.modules])
+    modules = [__name__, *(["datasets"] if "datasets" in sys.modules else [])]  # imported before workers fork
+    forkserver.set_forkserver_preload(modules)
     resource_tracker.ensure_running()  # starting it would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _SHIELDED])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_workers() -> None:
-    """At exit: end workers in an orderly way. multiprocessing would send the SIGTERM that they do not take, and wait for ever."""
-    for batches in list(_iterators):
-        batches._shutdown_workers()
-
-
 def _start_worker(_worker: int) -> None:
     """In a worker: leave Ctrl-C to the main process, and end as soon as that is gone, also after SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main = multiprocessing.parent_process()
-    if main is None:
-        return
+    assert main is not None
 
     def watch() -> None:
         wait([main.sentinel])  # ready when the main process ends

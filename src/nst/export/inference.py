@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nst import build
 from nst.config import EvaluateConfig, check_numbers, check_pair, check_ranges
-from nst.data.decode import SUFFIXES, WHITE, decode, is_image, scale_and_shift
+from nst.data.batch import scale_and_shift
+from nst.data.images import SUFFIXES, WHITE, decode, is_image
 from nst.dist import join
 from nst.evaluate import evaluate
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export

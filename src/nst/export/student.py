@@ -19,9 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nst import build
 from nst.config import ExportConfig, check_ranges
-from nst.data.batch import Split
+from nst.data.batch import Split, scale_and_shift
 from nst.data.dataset import Dataset
-from nst.data.decode import scale_and_shift
 from nst.export import formats
 from nst.export.finished import MODEL, FinishedRun, finished_run
 from nst.export.formats import FILES, Forward

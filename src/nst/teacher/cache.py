@@ -29,8 +29,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from nst.config import differences
-from nst.data.batch import Batch, Loader
-from nst.data.progress import Progress
+from nst.data.batch import Batch, Loader, progress_bar
 from nst.dist import Dist
 from nst.distiller import Targets, TargetSpec
 from nst.files import locked, naming, write_whole
@@ -244,7 +243,7 @@ class TeacherCache:
 
     def whole(self, name: str) -> np.ndarray:
         """`[rows]` bool: which rows of an array have their checksum. Reads all of it."""
-        with Progress(f"checking {self.file(name)}", self.rows, " rows") as progress:
+        with progress_bar(f"checking {self.file(name)}", self.rows, " rows") as progress:
             parts = []
             for first in range(0, self.rows, 1000):
                 parts.append(is_whole(self.arrays[name][first : first + 1000]))
@@ -365,7 +364,10 @@ def write_cache(
         signum = 0
         with ExitStack() as stack:
             title = f"writing the teacher cache {cache.folder}"
-            progress, flag = stack.enter_context(Progress(title, len(rows), " views")), stack.enter_context(stop_flag())
+            progress, flag = (
+                stack.enter_context(progress_bar(title, len(rows), " views")),
+                stack.enter_context(stop_flag()),
+            )
             files = [stack.enter_context(cache.file(array.name).open("r+b")) for array in missing]
             for _ in range(rounds):
                 for start, (batch, targets) in islice(results, 1):

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nst.config import TrainerConfig
-from nst.data.batch import Split
+from nst.data.batch import Split, counted
 from nst.data.dataset import Dataset
-from nst.data.progress import counted
 from nst.dist import Dist, autocast
 from nst.distiller import TargetSpec
 from nst.evaluate import evaluate

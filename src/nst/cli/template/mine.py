@@ -1,12 +1,12 @@
 """A network, a data set and a loss of one's own; `configs/` says how they are called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from nst.data.dataset import Dataset, memory_splits
-from nst.data.views import ViewScheme
+from nst.data.dataset import Dataset
+from nst.data.memory import ViewScheme
 from nst.losses import LossSpec, Shape, TransferLoss
 
 
@@ -26,22 +26,21 @@ class SmallNet(nn.Module):
         return self.fc(self.body(x).mean((2, 3)))
 
 
-def stripes(
-    name: str, num_classes: int, channels: int, size: int, mean: Sequence[float], std: Sequence[float],
-    root: str | None, validation: float, limit: int | None,
-) -> Dataset:  # fmt: skip
+class Stripes(Dataset):
     """400 training and 200 test images: noise with a bright row; the class is which one. `root` is not needed."""
-    draw = torch.Generator().manual_seed(0)
 
-    def images(labels: Tensor) -> Tensor:
-        pixels = torch.randint(0, 128, (len(labels), channels, size, size), generator=draw, dtype=torch.uint8)
-        pixels[torch.arange(len(labels)), :, labels] += 100
-        return pixels
+    def read(self) -> None:
+        """Into memory; `self` has the keys of the data set's YAML file."""
+        draw = torch.Generator().manual_seed(0)
 
-    train, test = torch.arange(400) % num_classes, torch.arange(200) % num_classes
-    about = {"num_classes": num_classes, "mean": mean, "std": std, "validation": validation, "limit": limit}
-    parts = memory_splits(images(train), train, images(test), test, scheme=ViewScheme(size, pad=0, flip=True), **about)
-    return Dataset(name, num_classes, channels, size, tuple(mean), tuple(std), None, *parts)
+        def images(labels: Tensor) -> Tensor:
+            shape = (len(labels), self.channels, self.size, self.size)
+            pixels = torch.randint(0, 128, shape, generator=draw, dtype=torch.uint8)
+            pixels[torch.arange(len(labels)), :, labels] += 100
+            return pixels
+
+        train, test = (torch.arange(count) % self.num_classes for count in (400, 200))
+        self.in_memory(ViewScheme(self.size, pad=0, flip=True), (images(train), train), (images(test), test))
 
 
 class MappedMeans(TransferLoss):

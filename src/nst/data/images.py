@@ -1,0 +1,317 @@
+"""Images as people have them: class folders, or tables of Hugging Face `datasets`; and the one rule by which they are decoded.
+
+Class folders are listed here: `datasets` takes seconds for it, at every start. Of a table it maps the Arrow files that it writes once.
+"""
+
+import glob
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+"""File names that count as images."""
+
+WHITE = (255, 255, 255)
+
+TRAIN = ("train", "training")
+VALIDATION = ("val", "valid", "validation", "dev")
+TEST = ("test", "testing", "eval", "evaluation")
+"""Names of the parts of a data set, in any case; of several the first is used."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # naming them halves the time of a small image
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image. Names that begin with a dot are not: `._1.jpg` is a Mac's shadow of `1.jpg`."""
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def decode(data: bytes, channels: int, background: Sequence[int] = WHITE, where: str = "") -> np.ndarray:
+    """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes → [H, W, channels] uint8, upright.
+
+    Of an animation the first picture; CMYK, palettes and grey become RGB (`channels` 3), colours become grey (1). Where an
+    image is transparent, `background` (R, G, B) shines through. Of 16 bits a channel the upper 8 are taken.
+
+    Raises:
+        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or hold floats or numbers of
+            more than 16 bits. The message says why, and `where`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image.load()
+        if not image.mode.startswith("I") and image.mode not in _MODES:
+            raise ValueError(f"has pixels of mode {image.mode!r}; convert it to 8 bits a channel")
+        with suppress(Exception):  # damaged EXIF: a viewer shows such an image as it lies
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # grey of 16 bits; Pillow itself reduces colours of 16 bits in this way
+            values = np.asarray(image).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"holds numbers from {values.min()} to {values.max()}; convert it to 8 or 16 bits")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+        mode = "RGB" if channels == 3 else "L"
+        pixels = np.array(image if image.mode == mode else image.convert(mode))
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError …
+        reason = f"is no {', '.join(_FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else error
+        prefix = f"{where}: the image " if where else ""
+        raise ValueError(f"{prefix}cannot be decoded ({reason or type(error).__name__}; {len(data)} bytes)") from None
+    return pixels.reshape(image.height, image.width, channels)
+
+
+class EncodedImages:
+    """Image files, or a column of encoded images in a table of `datasets` that is mapped from disk. Cheap to send to a process.
+
+    Args:
+        table: the only column has the type `datasets.Image(decode=False)`: in each row the bytes, or the path of a file.
+        place: for errors.
+        cached: whether `datasets` may keep results beside the table.
+    """
+
+    def __init__(self, table: Any, place: str, cached: bool = False) -> None:
+        self.table, self.place, self.cached = table, place, cached
+
+    def read(self, row: int) -> tuple[bytes, str]:
+        """The image's bytes, and its file or its row in the table. Raises ValueError, naming that, if it cannot be read."""
+        return _content(self.table.data.column(0)[row].as_py(), f"{self.place}, row {row}")
+
+    def describe(self, rows: Tensor) -> Iterator[bytes]:
+        """Name and size of each of these images: what is known without reading it and stays when the data are copied."""
+        import pyarrow.compute as pc
+
+        compute: Any = pc  # made at import, so that type checkers do not know its functions
+        paths, content = (compute.struct_field(self.table.data.column(0), name) for name in ("path", "bytes"))
+        paths, sizes = paths.to_pylist(), compute.binary_length(content).to_pylist()
+        for row in rows.tolist():
+            path, size = Path(paths[row] or ""), sizes[row]
+            yield f"{path.name} {path.stat().st_size if size is None else size}".encode()
+
+    def pixels(self, channels: int, size: int, background: Sequence[int]) -> Tensor:
+        """All images, which must have one size: [n, channels, size, size] uint8. `datasets` keeps them in its cache.
+
+        Raises:
+            ValueError: an image of another size, or a damaged one; the message names it.
+        """
+        import datasets
+
+        settings = {"place": self.place, "channels": channels, "size": size, "background": tuple(background)}
+        table = self.table.map(
+            _pixels_of_rows,
+            batched=True,
+            with_indices=True,
+            remove_columns=self.table.column_names,
+            features=datasets.Features({"pixels": datasets.Value("binary")}),
+            fn_kwargs={**settings, "version": PIL.__version__},
+            keep_in_memory=not self.cached,
+            desc=f"decoding {self.place}",
+        )
+        content = bytearray().join(table[:]["pixels"])
+        return torch.frombuffer(content, dtype=torch.uint8).reshape(-1, channels, size, size)
+
+
+def _pixels_of_rows(
+    batch: Any, rows: list[int], place: str, channels: int, size: int, background: Sequence[int], version: str
+) -> dict[str, list[bytes]]:
+    """The pixels of some rows, channel by channel; with another `version` of the decoder they are decoded anew."""
+    del version
+    pixels = []
+    for row, value in zip(rows, next(iter(batch.values())), strict=True):
+        data, where = _content(value, f"{place}, row {row}")
+        image = decode(data, channels, background, where)
+        if image.shape[:2] != (size, size):
+            found = f"{image.shape[1]}×{image.shape[0]}"
+            raise ValueError(f"{where}: the image is {found} pixels, data.size={size} needs {size}×{size}")
+        pixels.append(image.transpose(2, 0, 1).tobytes())
+    return {"pixels": pixels}
+
+
+def _content(value: dict[str, Any] | None, row: str) -> tuple[bytes, str]:
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError(f"{row}: there is no image")
+    try:
+        return (Path(value["path"]).read_bytes(), value["path"]) if value["bytes"] is None else (value["bytes"], row)
+    except OSError as error:
+        raise ValueError(f"{value['path']}: cannot be read ({error.strerror})") from None
+
+
+class Part(NamedTuple):
+    """Encoded images and their labels."""
+
+    where: str  # for errors
+    images: EncodedImages
+    labels: Tensor  # [n] int64; −1: not labelled
+    classes: tuple[str, ...] | None
+
+
+Parts = dict[str, Callable[[], Part]]
+"""What reads each part that was found, by its name."""
+
+
+def listed(names: Sequence[str], at_most: int = 5) -> str:
+    """Names in a message, the first few of them."""
+    return ", ".join(names[:at_most]) + (f", … ({len(names)} in all)" if len(names) > at_most else "")
+
+
+def folder_parts(root: Path, labeled: bool) -> tuple[Parts, list[str]]:
+    """The parts of `root/<part>/<class>/*`, or of `root/<class>/*` in one part; and the names of the other folders.
+
+    Images may lie deeper in a class folder. Names that begin with a dot, and folders that begin with two underscores, are skipped.
+
+    Args:
+        labeled: whether the first folder is the class; else parts are flat or nested as they like.
+
+    Raises:
+        ValueError: a folder cannot be read, or (when its part is read) a class has no image.
+    """
+    folders = _subfolders(root)
+    names = [name for name in folders if name.lower() in (*TRAIN, *VALIDATION, *TEST)]
+    if labeled:  # a folder of images is a class, even if it is called "train"
+        names = [name for name in names if not any(is_image(file.name) for file in (root / name).iterdir())]
+    parts = {name: partial(_folder_part, root / name, labeled) for name in names or ["."]}
+    return parts, [name for name in folders if names and name not in names]
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return sorted(at.name for at in folder.iterdir() if at.is_dir() and not at.name.startswith((".", "__")))
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _folder_part(folder: Path, labeled: bool) -> Part:
+    classes, paths, labels, others = _subfolders(folder) if labeled else ["."], [], [], []
+    if not classes:
+        raise ValueError(f"{folder}: no class folders in it (it should hold one folder of images a class)")
+    for label, name in enumerate(classes):
+        pattern = f"{glob.escape(str(folder / name))}/**/*.*"  # matches no name that begins with a dot
+        files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - unlike pathlib's, it follows links to folders
+        images = [file for file in files if file.lower().endswith(SUFFIXES)]
+        if not images:
+            raise ValueError(f"{folder / name}: no images in it (an image ends in {', '.join(SUFFIXES)})")
+        paths += images
+        labels += [label if labeled else -1] * len(images)
+        others += [file for file in files if not file.lower().endswith(SUFFIXES) and Path(file).is_file()]
+    if others:
+        print(f"{folder}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
+    import datasets
+
+    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+    encoded = EncodedImages(images, str(folder))
+    return Part(str(folder), encoded, torch.tensor(labels), tuple(classes) if labeled else None)
+
+
+def is_table(folder: Path) -> bool:
+    """Whether a local folder is one for `datasets`: parquet or Arrow files, or an image folder with metadata."""
+    places = [folder, *(folder / name for name in _subfolders(folder))]
+    names = ("*.parquet", "*.arrow", "metadata.csv", "metadata.jsonl", "dataset_dict.json")
+    return any(True for place in places for name in names for _ in place.glob(name))
+
+
+def table_parts(
+    said: str,
+    path: str,
+    labeled: bool = True,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    subset: str | None = None,
+    cache_dir: str | None = None,
+) -> tuple[Parts, list[str]]:
+    """The parts of a data set that `datasets` reads; and those that have no labels where labels are needed.
+
+    Args:
+        said: key and value of the setting that names it, for errors.
+        path: a local folder (parquet shards, saved to disk, image folder with metadata), or a name on the Hub.
+        labeled: whether labels are needed.
+        image_column, label_column: None: found by their types and names.
+        subset: of a data set that has several; `datasets` calls it its configuration.
+        cache_dir: where `datasets` writes its Arrow files; None: its own folder.
+
+    Raises:
+        ValueError: it cannot be read, shards or columns are missing, or (when its part is read) a label is.
+    """
+    import datasets
+
+    folder = Path(path).expanduser()
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        datasets.disable_progress_bars()
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        if folder.is_dir():
+            _check_shards(folder)
+        else:
+            print(f"{said}: no such folder here, so the Hugging Face Hub is asked for it", file=sys.stderr)
+        place = str(folder) if folder.is_dir() else path
+        tables: Any = (
+            datasets.load_from_disk(place) if saved else datasets.load_dataset(place, subset, cache_dir=cache_dir)
+        )
+    except Exception as error:  # its own, pyarrow's, fsspec's, the Hub's
+        raise ValueError(f"{said}: Hugging Face datasets cannot read it ({error})") from None
+    tables = {"train": tables} if isinstance(tables, datasets.Dataset) else tables
+    features = next(iter(tables.values())).features
+    image = _column(features, image_column, "image_column", _IMAGE_COLUMNS, datasets.Image, said)
+    labels: dict[str, list[Any]] = {name: [-1] * len(table) for name, table in tables.items()}
+    names: list[str] | None = None
+    if labeled:
+        label = _column(features, label_column, "label_column", _LABEL_COLUMNS, datasets.ClassLabel, said)
+        for name, table in tables.items():
+            labels[name] = table.select_columns([label])[:][label] if label in table.features else []
+        texts = {value for values in labels.values() for value in values if isinstance(value, str)}
+        names = getattr(features[label], "names", None) or sorted(texts) or None
+    usable = [name for name, values in labels.items() if not labeled or any(v not in (None, -1) for v in values)]
+
+    number = {name: i for i, name in enumerate(names or ())}
+
+    def read(name: str) -> Part:
+        where = f"{said}, part {name}"
+        images = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        numbers = [number.get(value) if isinstance(value, str) else value for value in labels[name]]
+        for row, value in enumerate(numbers):
+            if not isinstance(value, int):
+                raise ValueError(f"{where}, row {row}: label {labels[name][row]!r}; a number or a name is needed")
+        encoded = EncodedImages(images, where, not saved)
+        return Part(where, encoded, torch.tensor(numbers, dtype=torch.int64), tuple(names) if names else None)
+
+    unlabelled = [f"{name} (no labels)" for name in tables if name not in usable]
+    return {name: partial(read, name) for name in usable}, unlabelled
+
+
+def _column(features: Any, given: str | None, key: str, names: Sequence[str], kind: type, said: str) -> str:
+    """A column by its key, else by its type, else by its name. Raises ValueError with the columns there are."""
+    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+    known = [name for name in names if name in features]
+    candidates = [given] if given else typed if len(typed) == 1 else [*known, *typed]
+    if not candidates or candidates[0] not in features:
+        wrong = f"{given!r}; " if given else ""
+        raise ValueError(f"data.{key}: {wrong}{said} has the columns {', '.join(features)}; name one of them")
+    return candidates[0]
+
+
+def _check_shards(folder: Path) -> None:
+    """`datasets` reads what there is: a missing numbered shard, or those of two versions, would go unnoticed."""
+    sets: dict[Path, list[tuple[int, int]]] = {}
+    for path in folder.rglob("*.parquet"):  # train-00000-of-00003, some with a hash behind
+        if numbered := re.fullmatch(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet", path.name):
+            stem, number, total = numbered.groups()
+            sets.setdefault(path.parent / stem, []).append((int(number), int(total)))
+    for stem, shards in sets.items():
+        (_, total), found = shards[0], sorted(shards)
+        if {other for _, other in shards} != {total} or len(set(found)) < len(found):
+            raise ValueError(f"{stem}-*.parquet are several sets of shards, such as two versions of one; keep one set")
+        if missing := sorted({*range(total)} - {number for number, _ in shards}):
+            raise ValueError(f"{stem}-{missing[0]:05}-of-{total:05}.parquet is missing; there should be {total} shards")

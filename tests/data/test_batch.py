@@ -1,0 +1,111 @@
+"""Which images, in which views, a step has: functions of (seed, epoch, index), whatever the number of ranks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.data.test_memory import make_split
+
+from nst.data.batch import UNLISTED_VIEWS, Batch, Loader
+
+
+def loader(n: int, batch: int, train: bool = True, **settings: Any) -> Loader:
+    return make_split(n).loader(batch, train=train, **({"seed": 5} | settings))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("n", "batch", "world"), [(100, 16, 1), (100, 16, 2), (97, 16, 3), (97, 16, 8), (5, 8, 2), (1, 4, 4)]
+)
+def test_ranks_together_see_each_image_once_as_one_process_would(n: int, batch: int, world: int, train: bool) -> None:
+    one = list(loader(n, batch, train).epoch(2))
+    ranks = [list(loader(n, batch, train, rank=rank, world=world).epoch(2)) for rank in range(world)]
+    for whole, *parts in zip(one, *ranks, strict=True):
+        sizes = [len(part.labels) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert all(part.images.shape[1:] == (3, 8, 8) for part in parts)
+        for field in range(4):
+            assert torch.equal(whole[field], torch.cat([part[field] for part in parts]))
+    indices = torch.cat([batch.indices for batch in one])
+    assert indices.sort().values.equal(torch.arange(n))
+    if not train:
+        assert indices.tolist() == list(range(n))
+        assert all(view == make_split(n).unaugmented for batch in one for view in batch.views.tolist())
+
+
+def test_order_and_views_are_as_published_whatever_the_batch_size() -> None:
+    """So that another program can say which view an image had."""
+    order, views = loader(50, 7, seed=3).plan(7)
+    assert order.tolist() == np.random.default_rng([3, 7, 0]).permutation(50).tolist()
+    assert views.tolist() == np.random.default_rng([3, 7, 1]).integers(0, 50, 50)[order].tolist()
+    for seed, epoch in ((3, 8), (4, 7)):
+        assert not torch.equal(order, loader(50, 7, seed=seed).plan(epoch)[0])
+    assert all(torch.equal(a, b) for a, b in zip(loader(50, 32, seed=3).plan(7), (order, views), strict=True))
+
+
+def test_views_are_uniform_and_unlisted_ones_hardly_ever_repeat() -> None:
+    it = loader(100_000, 16)
+    assert (torch.bincount(it.plan(0)[1], minlength=50) - 2000).abs().max() < 6 * 2000**0.5
+    it.split.num_views = None
+    views = it.plan(0)[1]
+    assert views.unique().numel() == 100_000
+    assert 0 <= int(views.min()) < int(views.max()) < UNLISTED_VIEWS
+
+
+def test_a_restart_inside_an_epoch_gives_the_same_batches() -> None:
+    expected = list(loader(37, 8).epoch(2))
+    for first in (3, 5):
+        rest = list(loader(37, 8).epoch(2, first_step=first))
+        assert len(rest) == 5 - first
+        for batch, again in zip(expected[first:], rest, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, again, strict=True))
+    with pytest.raises(ValueError, match="5 steps"):
+        list(loader(37, 8).epoch(2, first_step=6))
+
+
+def test_as_many_epochs_as_a_subset_has_views_show_each_once() -> None:
+    """Wherever they begin; and in one epoch the images are at different ones of their views, with another seed at others."""
+    subset = make_split(300).view_subset(5)
+    for first in (0, 5, 7):
+        seen = [[] for _ in range(300)]
+        for epoch in range(first, first + 5):
+            order, views = loader(300, 16, views=subset).plan(epoch)
+            slots = (views[:, None] == subset[order]).nonzero()[:, 1]
+            assert torch.bincount(slots, minlength=5).min() > 30
+            for index, view in zip(order.tolist(), views.tolist(), strict=True):
+                seen[index].append(view)
+        assert [sorted(views) for views in seen] == subset.tolist()
+    one, other = (loader(300, 16, views=subset, seed=seed).plan(0) for seed in (0, 1))
+    assert not torch.equal(one[1][one[0].argsort()], other[1][other[0].argsort()])
+
+
+def test_a_sweep_shows_every_image_in_the_view_asked_for() -> None:
+    split = make_split(11)
+    views = split.view_subset(3)[:, 1].long()
+    ranks = [split.loader(4, train=True, rank=rank, world=2) for rank in range(2)]
+    steps = zip(*(rank.batches(torch.arange(11), views, rank.parts()) for rank in ranks), strict=True)
+    batches: list[Batch] = [batch for step in steps for batch in step]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
+    assert torch.cat([batch.views for batch in batches]).tolist() == views.tolist()
+    assert all(torch.equal(batch.images, split.render(batch.indices, batch.views)) for batch in batches)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    state = torch.get_rng_state()
+    list(loader(40, 16).epoch(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch size: 0"),
+        ({"rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"seed": -1}, "seed: -1"),
+        ({"views": torch.zeros(3, 2)}, "views for 3 images were given, the split has 10"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loader(**({"n": 10, "batch": 4} | settings))
