@@ -154,7 +154,7 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
         "normalize": settings.normalize,
         "calibration": min(settings.calibration, len(data.train)) if "onnx_int8" in files else None,
         "int8_exclude": settings.int8_exclude,
-        "ends": [layers[0], layers[-1]],
+        "ends": layers[:1] + layers[-1:],
         "files": files,
         "student": cost(student, run.image_shape) | {"top1": _percent(expected.argmax(1) == labels)},
         "test": run.test,

@@ -23,7 +23,8 @@ from nst.build import teacher_run
 from nst.config import RunConfig
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
-from nst.models.weights import load_weights
+from nst.models.external import look_at
+from nst.models.weights import load_weights, recorded_size
 from nst.report.heatmaps import features, heatmaps
 from nst.storage.folder import STUDENT, SUMMARY
 from nst.tables.file import Group
@@ -94,6 +95,7 @@ class Analysis:
         self.labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
         self.normalization = Normalization(data.mean, data.std)
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
+        look_at(self.teacher, run.teacher.input_size or recorded_size(weights))
         metadata = load_weights(self.teacher, weights, run.teacher.weights_key)
         self.teacher.to(device).eval()
         expects = expected_normalization(run.teacher.mean, run.teacher.std, metadata) or self.normalization
