@@ -18,7 +18,7 @@ FORBIDDEN = {
     "optim": "models losses data teacher loop run build storage report tables export cli",
     "loop": "models losses run build report tables export cli",
     "storage": "run build report tables export cli",
-    "report": "losses models data distiller loop run build export cli",
+    "report": "data distiller loop run export cli",
     "build": "run report tables export cli",
     "tables": "export",
     "export": "tables",
