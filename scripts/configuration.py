@@ -32,8 +32,8 @@ EXTRA = ("experiment", "table")  # one file a cell of a table: only their folder
 
 def reference() -> str:
     """The whole page."""
-    schemas = [
-        schema for schema in vars(nst.config).values() if inspect.isclass(schema) and dataclasses.is_dataclass(schema)
+    schemas: list[Any] = [
+        schema for schema in vars(nst.config).values() if isinstance(schema, type) and dataclasses.is_dataclass(schema)
     ]
     keys = [_section(schema) for schema in schemas if schema.__module__ == nst.config.__name__]
     groups = sorted(path for path in (ROOT / "configs").iterdir() if path.is_dir() and path.name != "hydra")

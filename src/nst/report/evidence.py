@@ -1,9 +1,10 @@
-"""Results that need the trained networks, computed once and saved as small files for the page.
+"""Results that need the trained networks, computed once and saved as a file a group for the page.
 
 MMD between teacher and student before and after training, heat maps of single neurons (paper, Figure 2), and the
 channels of both networks laid out by t-SNE (paper, Figure 5).
 """
 
+import base64
 import io
 import json
 from collections.abc import Sequence
@@ -34,12 +35,12 @@ from nst.teacher import Normalization, expected_normalization
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
 DRAWN = 3  # methods of the heat maps and of t-SNE, beside the baseline
-FORM = 4  # of the files; another one is made anew
+FORM = 5  # of the files; another one is made anew
 KERNELS = ("linear", "polynomial", "gaussian")
 
 
 def gather(plan: Plan, device: torch.device) -> None:
-    """Write `evidence/<group>.json` and its pictures for every group; what is there for the same runs is kept."""
+    """Write `evidence/<group>.json` for every group; what is there for the same runs is kept."""
     for group in plan.table.groups:
         cells = [cell for cell in plan.cells if cell.group is group]
         done = [(cell, run) for cell in cells for run in cell.runs if finished(run)]
@@ -49,9 +50,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         earlier = json.loads(file.read_bytes()) if file.exists() else {}
         if all(earlier.get(key) == value for key, value in subject.items()):
             continue
-        pictures = [file.with_name(f"{group.name}-{name}.png") for name in ("teacher", *(c.row.name for c in cells))]
-        for outdated in (file, *pictures):  # the page would show it as that of the present runs
-            outdated.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)  # the page would show it as that of the present runs
         taught = next((run for _, run in done if run.teacher.model is not None), None)
         if taught is None:
             continue
@@ -62,15 +61,12 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
-            analysis = Analysis(group, taught, weights, device)
-            found = {"images": len(analysis.images), "mmd": analysis.mmd(cells), "tsne": analysis.tsne(_chosen(cells))}
-            drawn = analysis.neurons(_chosen(cells))
+            analysis, chosen = Analysis(group, taught, weights, device), _chosen(cells)
+            found = {"mmd": analysis.mmd(cells), "tsne": analysis.tsne(chosen), "neurons": analysis.neurons(chosen)}
         except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
-        for name, picture in drawn.items():
-            write_whole(file.with_name(f"{group.name}-{name}.png"), picture)
-        write_whole(file, json.dumps({**subject, **found}, indent=1).encode())
+        write_whole(file, json.dumps({**subject, "images": len(analysis.images), **found}, indent=1).encode())
 
 
 def _chosen(cells: Sequence[Cell]) -> list[Cell]:
@@ -153,14 +149,14 @@ class Analysis:
             places[cell.row.name] = {"teacher": first.tolist(), "student": second.tolist()}
         return places
 
-    def neurons(self, cells: Sequence[Cell]) -> dict[str, bytes]:
-        """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students, as PNG files."""
-        images, files = self.images[:SHOWN], {}
+    def neurons(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students: PNG in base64."""
+        images, pictures = self.images[:SHOWN], {}
         networks = {"teacher": (self.teacher, self.teacher_images[:SHOWN])}
         networks |= {cell.row.name: (self.student(cell.runs[0]), images) for cell in cells}
         for name, picture in heatmaps(images, networks, self.normalization, labels=self.labels).items():
             file = io.BytesIO()
             pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()  # [3, H, W] in 0…1
             Image.fromarray(pixels).save(file, "PNG", optimize=True)
-            files[name.removeprefix("neurons/")] = file.getvalue()
-        return files
+            pictures[name.removeprefix("neurons/")] = base64.b64encode(file.getvalue()).decode()
+        return pictures

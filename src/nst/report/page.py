@@ -4,7 +4,6 @@ Templates escape every value from files; the page itself forbids scripts and net
 folder from somebody else.
 """
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,12 @@ def _group(result: Result, group: GroupResult, folder: Path) -> Record:
     """The content of the page for a group."""
     methods, file, metric = group.methods, folder / "evidence" / f"{group.group.name}.json", result.plan.table.metric
     try:
-        evidence = json.loads(file.read_bytes()) if file.exists() else {"mmd": {}, "tsne": {}, "images": 0}
+        evidence = (
+            json.loads(file.read_bytes()) if file.exists() else {"mmd": {}, "tsne": {}, "neurons": {}, "images": 0}
+        )
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    shown = text.grid(group)
+    shown, names = text.grid(group), {"teacher": "Teacher", **{method.row.name: method.row.label for method in methods}}
     return {
         "title": group.group.title, "headline": text.headline(group, metric), "settings": text.settings_text(group),
         "teacher": text.teacher_text(group), "layers": group.group.layers, "images": evidence["images"],
@@ -84,7 +85,7 @@ def _group(result: Result, group: GroupResult, folder: Path) -> Record:
         "published": any(method.row.published is not None for method in methods),
         "points": _points(methods, metric), "curves": _curves(methods),
         "split": "/".join(sorted({name for method in methods for name in method.evaluated_on})) or "test",
-        "mmd": _mmd(methods, evidence["mmd"]), "neurons": _pictures(group, file),
+        "mmd": _mmd(methods, evidence["mmd"]), "neurons": [(names[name], picture) for name, picture in evidence["neurons"].items() if name in names],
         "tsne": [(m.row.label, _tsne(m, evidence["tsne"][m.row.name])) for m in methods if m.row.name in evidence["tsne"]],
         "confusion": _confusions(methods), "cost": _cost(methods),
     }  # fmt: skip
@@ -125,13 +126,6 @@ def _mmd(methods: list[Method], measured: Record) -> Record | None:
         texts.append([method.row.label, *(f"{value:.3g}" for kernel in KERNELS for value in means[kernel])])
     header = ["method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after"))]
     return {"figure": Markup(figures.changes(lines, "MMD² before and after training")), "grid": [header, *texts]}
-
-
-def _pictures(group: GroupResult, file: Path) -> list[tuple[str, str]]:
-    """The paper's Figure 2, heat maps of single neurons on real images: (network, PNG in base64)."""
-    names = {"teacher": "Teacher", **{method.row.name: method.row.label for method in group.methods}}
-    files = {label: file.with_name(f"{group.group.name}-{name}.png") for name, label in names.items()}
-    return [(label, base64.b64encode(file.read_bytes()).decode()) for label, file in files.items() if file.is_file()]
 
 
 def _tsne(method: Method, places: Record) -> Markup:
