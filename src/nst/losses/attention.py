@@ -50,24 +50,6 @@ def power_sum(x: Tensor, p: float, signed: bool = False) -> Tensor:
     return (x * x if p == 2 else x.pow(p) if signed else x.abs().pow(p)).sum(dim=1)
 
 
-def attention_map(feature: Tensor, p: float = 2.0, signed: bool = False, eps: float = 0.0) -> Tensor:
-    """Σ_c |F_c|^p over channels, divided by its length over positions plus eps: `[B, C, H, W]` → `[B, H·W]`.
-
-    A map that is zero everywhere gives zeros, and no gradient.
-    """
-    with no_autocast(feature):
-        power: Tensor = PowerSum.apply(feature.flatten(2), p, signed)  # type: ignore[assignment]
-        # The quotient does not change with the map's scale: dividing by its peak keeps squares within float32.
-        magnitude = power.detach().abs() if signed else power.detach()
-        peak = magnitude.amax(dim=1, keepdim=True)
-        scale = torch.where(peak > 0, peak, 1.0)
-        power = power / scale
-        length = torch.linalg.vector_norm(power, dim=1, keepdim=True)
-        if eps:
-            length = length + eps / scale
-        return power / torch.where(peak > 0, length, 1.0)
-
-
 class AT(TransferLoss):
     """½ · mean over positions of (a_T − a_S)², a = Σ_c |F_c|^p / ‖Σ_c |F_c|^p‖₂; mean over the batch.
 
@@ -121,8 +103,20 @@ class AT(TransferLoss):
             return self.scale * difference.square().mean()
 
     def map(self, feature: Tensor) -> Tensor:
-        """The attention map of these settings: `[B, C, H, W]` → `[B, H·W]`."""
-        return attention_map(feature, self.p, self.signed, self.eps)
+        """Σ_c |F_c|^p over channels, divided by its length over positions: `[B, C, H, W]` → `[B, H·W]`.
+
+        A map that is zero everywhere gives zeros, and no gradient.
+        """
+        with no_autocast(feature):
+            power: Tensor = PowerSum.apply(feature.flatten(2), self.p, self.signed)  # type: ignore[assignment]
+            # The quotient does not change with the map's scale: dividing by its peak keeps squares within float32.
+            peak = power.detach().abs().amax(dim=1, keepdim=True)
+            scale = torch.where(peak > 0, peak, 1.0)
+            power = power / scale
+            length = torch.linalg.vector_norm(power, dim=1, keepdim=True)
+            if self.eps:
+                length = length + self.eps / scale
+            return power / torch.where(peak > 0, length, 1.0)
 
     def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
         """Target: one value a position. Memory: the student's gradient."""
