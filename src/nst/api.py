@@ -33,6 +33,7 @@ from nst.config import CONFIGS, TrainerConfig, differences
 from nst.data.batch import Batch, Loader
 from nst.dist import join
 from nst.distiller import Distiller, Term, seeded
+from nst.evaluate import ClassifierEvaluation
 from nst.export.finished import finished_run
 from nst.export.formats import Rescaled
 from nst.files import write_whole
@@ -211,12 +212,14 @@ def distil(
         try:
             with Record(training, RunInfo(place, place.name, "distil", about), about={"config": about}) as record:
                 chance = 100 / student_shapes[LOGITS][0]
-                last = Loop(training, live, loader(test, settings.eval_batch_size, False), record, chance=chance).run()
+                loaders = {"test": loader(test, settings.eval_batch_size, False)}
+                evaluation = ClassifierEvaluation(student, loaders, dist, settings.precision)
+                last = Loop(training, live, evaluation, record, chance=chance).run()
             if training.average is not None:
                 training.average.adopt()
             if dist.main:
                 save_weights(place / STUDENT, student, {"arch": type(student).__name__})
-                best = {"top1": training.progress.best_top1, "epoch": training.progress.best_epoch}
+                best = {"top1": training.progress.best, "epoch": training.progress.best_epoch}
                 summary = {
                     "finished": True, "folder": str(place), "test": asdict(last), "last": asdict(last), "best": best,
                     "steps": training.progress.step, "seconds": round(training.progress.seconds, 2), "config": about,

@@ -35,7 +35,7 @@ from nst.evaluate import TAKEN, Metric
 from nst.layers import LOGITS, Pair, assign_layers, feature_shapes, pairs_of, resolve, shown
 from nst.losses import Shape, TransferLoss
 from nst.models.external import look_at
-from nst.models.parts import freeze
+from nst.models.parts import NoClassifier, classifier_names, freeze
 from nst.models.weights import check_saveable, load_weights, recorded_size
 from nst.optim import check_optimizer, rate_factors
 from nst.storage.checkpoint import check_resumable
@@ -88,9 +88,14 @@ def settings(cfg: DictConfig) -> RunConfig:
     classes = {
         f"{key}.num_classes": node["num_classes"]
         for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
-        if node is not None and "num_classes" in node and (node["num_classes"] or key != "teacher.model")
-    }  # of a teacher 0: it has no classifier
-    if len(set(map(repr, classes.values()))) > 1:
+        if node is not None and node.get("num_classes")  # 0: it has no classifier
+    }
+    classifying = [term.name for term in terms(run) if term.classifies]
+    if not classifying:
+        run.model["features_only"] = True
+    elif run.data.get("labeled") is False:
+        raise ValueError(_unlabelled(run, classifying[0]))
+    elif len(set(map(repr, classes.values()))) > 1:
         values = ", ".join(f"{key}={value}" for key, value in classes.items())
         raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
     mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
@@ -202,6 +207,14 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
     return [term for term in made if term.weight > 0]
 
 
+def _unlabelled(run: RunConfig, name: str) -> str:
+    """What is wrong with a term that classifies, where images have no labels."""
+    return (
+        f"data={run.data['name']}: its images have no labels, but loss.{name} needs labels or logits: loss.{name}.weight=0 leaves it out. The "
+        "student can learn a teacher's features here, for example by loss=nst_poly loss.ce.weight=0"
+    )
+
+
 def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None = None) -> dict[str, Any]:
     """What `nst.loop.Training` needs to optimise: `optimizer`, a factory; `schedule`; `no_decay` and `lr_factors`, of its parameters.
 
@@ -256,23 +269,34 @@ def _constructor(node: Any) -> Any:
     """A network's node, and those of an ensemble's members, without what is no argument of its constructor."""
     if not isinstance(node, Mapping):
         return node
-    ours = ("name", *START) if "_target_" in node else ()
+    ours = ("name", "features_only", *START) if "_target_" in node else ()
     return {key: _constructor(value) for key, value in node.items() if key not in ours}
 
 
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     """A model, initialised by `seed` alone; then `weights` are loaded into all but the parts `drop`, and the parts `freeze` are fixed.
 
+    With `features_only` its classifier is left out; the names and shapes of its layers stay, and its output is what the classifier saw.
+
     Raises:
-        ValueError: a wrong argument, weights that do not fit, an unknown part.
+        ValueError: a wrong argument, weights that do not fit, an unknown part, no classifier that could be left out.
     """
     with seeded(seed):
         model = instantiate(key, _constructor(node))
     if not isinstance(model, nn.Module):
         raise ValueError(f"{key}._target_={node['_target_']} made a {type(model).__name__}, not a torch.nn.Module")
+    left_out: list[str] = []
+    if node.get("features_only") and (classes := node.get("num_classes")) != 0:
+        left_out = classifier_names(model, classes)
+        if not left_out:
+            raise ValueError(
+                f"{key}: {type(model).__name__} ends in no linear classifier of {classes} classes that could be left out"
+            )
     try:
         if node.get("weights") is not None:
-            load_weights(model, node["weights"], node.get("weights_key"), node.get("drop") or ())
+            load_weights(model, node["weights"], node.get("weights_key"), [*(node.get("drop") or ()), *left_out])
+        for name in left_out:
+            model.set_submodule(name, NoClassifier())
         if node.get("freeze"):
             freeze(model, node["freeze"])
     except ValueError as error:
@@ -364,9 +388,14 @@ def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -
         for pair in term.pairs if side == "student" or term.loss.source == "teacher" else ():
             names.append(pair.student if side == "student" else pair.teacher)
             try:
-                resolve(model, names[-1])
+                path = resolve(model, names[-1])
             except ValueError as error:
                 raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
+            if isinstance(dict(model.named_modules()).get(path), NoClassifier):
+                raise ValueError(
+                    f"loss.{term.name}.layers, {side}: {names[-1]} is the classifier, which is left out where no term needs labels or logits; "
+                    "its output is the layer logits"
+                )
         if side == "teacher" and term.loss.teacher_layer is not None:
             try:
                 resolve(model, term.loss.teacher_layer)
@@ -389,7 +418,10 @@ def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -
         for term in made
         if any(pair.teacher == LOGITS for pair in term.pairs) and term.loss.source == "teacher"
     ]
-    if shapes[LOGITS] != (classes,) and (side == "student" or compared):
+    if side == "student" and run.model.get("features_only"):
+        if len(shapes[LOGITS]) != 1:
+            raise ValueError(f"model: without its classifier it gives {shapes[LOGITS]} an image; a vector is needed")
+    elif shapes[LOGITS] != (classes,) and (side == "student" or compared):
         network = "model" if side == "student" else f"loss.{compared[0]} compares logits, teacher.model"
         raise ValueError(
             f"{network}: its output has shape {shapes[LOGITS]} an image, data.num_classes={classes} needs ({classes},)"
@@ -417,13 +449,15 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     """Read the data.
 
     Raises:
-        ValueError: names the file or key at fault; images without labels, on which no run can train or be evaluated.
+        ValueError: names the file or key at fault; images without labels for a run that needs them.
     """
     check_numbers(run.data, "data")
     data = instantiate("data", run.data)
-    if isinstance(data, Dataset) and not data.labeled:
+    if isinstance(data, Dataset) and not data.labeled and not run.model.get("features_only"):
         raise ValueError(
-            f"data={data.name}: its images have no labels, which a run needs for training and for every accuracy"
+            _unlabelled(run, next(iter(run.loss)))
+            if isinstance(run, RunConfig)
+            else f"data={data.name}: its images have no labels to evaluate on"
         )
     return data
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nst.layers import LOGITS, LayerHooks, Pair
 from nst.losses import Shape, TransferLoss
+from nst.models.logit_map import LOGIT_MAPS
 
 Targets = dict[str, dict[str, Tensor]]  # spec key → the teacher's target
 
@@ -24,6 +25,12 @@ class Term:
     loss: TransferLoss
     weight: float
     pairs: tuple[Pair, ...]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it needs labels or the student's classifier."""
+        on_logits = any(pair.student in (LOGITS, *LOGIT_MAPS) for pair in self.pairs)
+        return on_logits or self.loss.source == "labels" or "labels" in self.loss.inputs
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.terms = tuple(terms)
+        self.classifies = any(term.classifies for term in terms)  # else the student learns features alone
         self.hooks = LayerHooks(student, [p.student for t in terms for p in t.pairs])
         self.losses = nn.ModuleDict()  # the losses' own parameters and buffers
         self.instances: dict[str, list[Instance]] = {}

@@ -1,6 +1,6 @@
 """Accuracy of a network on a split, and the gradients of the terms of a loss."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -8,22 +8,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.data.batch import Batch
+from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast
 from nst.distiller import Distiller, Targets
+from nst.storage import measure_of
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of one evaluation: cross-entropy, and accuracies in percent, each image counted once."""
+    """Of one evaluation, each image counted once; accuracies in percent."""
 
-    loss: float
-    top1: float
-    top5: float
+    loss: float  # cross-entropy; of a student that learns features alone the weighted sum of the terms
+    top1: float | None  # None of such a student
+    top5: float | None
     images: int
     class_images: list[int] = field(default_factory=list)  # of each class
     class_top1: list[float | None] = field(default_factory=list)  # accuracy of each class; None where it has no image
-    others: dict[str, float] = field(default_factory=dict)  # values of further metrics, by name
+    others: dict[str, float] = field(
+        default_factory=dict
+    )  # values of further metrics by name, of such a student its weighted terms
+    knn: float | None = None  # accuracy of the nearest neighbours, of such a student
+
+    @property
+    def measure(self) -> str:
+        """What the best epoch is chosen by: "top1", else "knn", else "loss"."""
+        return measure_of(vars(self))
+
+    @property
+    def value(self) -> float:
+        """The value of `measure`."""
+        return getattr(self, self.measure)
+
+    def better(self, other: float) -> bool:
+        """Whether the value is better than another one: higher, of the loss lower."""
+        return self.value < other if self.measure == "loss" else self.value > other
 
     def as_dict(self) -> dict[str, Any]:
         """All values by name."""
@@ -116,6 +134,31 @@ def evaluate(
                 ) from error
     percent = 100 * top1 / images, 100 * top5 / images
     return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies, others)
+
+
+class ClassifierEvaluation:
+    """Of a student that classifies: its accuracy."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        loaders: Mapping[str, Loader],
+        dist: Dist,
+        precision: str = "fp32",
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        """Nothing runs yet; `loaders`: of the splits, this rank's."""
+        self.student, self.loaders, self.dist, self.precision, self.metrics = student, loaders, dist, precision, metrics
+
+    def __call__(self, split: str, after: Callable[[], object] = bool) -> Metrics:
+        """As `evaluate`; `after` is called after each batch."""
+
+        def batches() -> Iterator[Batch]:
+            for batch in self.loaders[split].epoch(0):
+                yield batch
+                after()
+
+        return evaluate(self.student, batches(), self.dist, self.precision, metrics=self.metrics)
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,19 @@ from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast, gather_rows
 from nst.distiller import Distiller, Targets, seed_draws
-from nst.evaluate import Metric, Metrics, evaluate
+from nst.evaluate import Metrics
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.signals import Interrupted, StopFlag, stop_flag
-from nst.storage import has_collapsed
+from nst.storage import has_collapsed, measured
 from nst.storage.record import Record
 from nst.teacher import Teacher
 from nst.trial import check_ranks
 
 ONE = Dist(0, 1, torch.device("cpu"))
 SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
+Evaluation = Callable[
+    [str, Callable[[], object]], Metrics
+]  # of a split; the function is called between batches, on all ranks alike
 Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
 SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
 
@@ -40,7 +43,7 @@ class Progress:
 
     step: int = 0  # batches seen
     epoch: int = 0  # epochs finished, evaluation included
-    best_top1: float = 0.0
+    best: float = 0.0  # its value, see `Metrics.measure`
     best_epoch: int = 0
     since_best: int = 0  # evaluations since the best one
     seconds: float = 0.0  # spent so far, over all starts
@@ -236,6 +239,8 @@ class Training:
         self.sums = torch.zeros_like(self.sums)
         steps, images = sums.pop("steps", 0) or 1, sums.pop("images", 0) or 1
         means = {name: value / (steps if name == "grad_norm" else images) for name, value in sums.items()}
+        if not self.distiller.classifies:
+            means.pop("top1", None)
         terms = {name.removeprefix("terms/"): means.pop(name) for name in list(means) if name.startswith("terms/")}
         weighted = {term.name: term.weight * terms[term.name] for term in self.distiller.terms if terms}
         return {**means, "terms": terms, "weighted": weighted, "lr": self.optimizer.param_groups[0]["lr"]}
@@ -326,26 +331,24 @@ class Loop:
         self,
         training: Training,
         teacher: Teacher,
-        evaluation: Loader,
+        evaluation: Evaluation,
         record: Record,
         *,
         split: str = "test",
         chance: float = 0.0,
-        metrics: Mapping[str, Metric] | None = None,
         after_step: Callable[[], object] = bool,
     ) -> None:
         """Nothing runs yet.
 
         Args:
-            evaluation: evaluated every `trainer.eval_every` epochs and at the end.
+            evaluation: of the student, every `trainer.eval_every` epochs and at the end.
             record: of the run, which holds the last evaluation of an earlier start.
-            split: what `evaluation` is called in messages.
+            split: of the images to evaluate on.
             chance: chance-level accuracy, in percent.
-            metrics: more to evaluate, by name.
             after_step: called after each step, such as a profiler's `step`.
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
-        self.split, self.chance, self.metrics, self.after_step = split, chance, metrics or {}, after_step
+        self.split, self.chance, self.after_step = split, chance, after_step
         self.last = record.last
         self.every_steps, self.every_seconds = parse_every(training.settings.checkpoint_every)
         self.flag = StopFlag()
@@ -423,42 +426,37 @@ class Loop:
                 dist.broadcast(training.average.values.values())
             try:
                 with training.averaged():
-                    student, batches = training.distiller.student, self.until_stopped()
-                    self.last = evaluate(student, batches, dist, settings.precision, metrics=self.metrics)
+                    self.last = self.evaluation(self.split, self.stop_if_asked)
             except Interrupted:  # the epoch's steps are saved, its evaluation is not
                 self.save()
                 raise
-            top1, best = self.last.top1, progress.best_top1
-            if has_collapsed(top1, best, self.chance):
+            last, shown = self.last, measured(self.last.measure, self.last.value)
+            if last.measure != "loss" and has_collapsed(last.value, progress.best, self.chance):
                 clip = settings.clip_grad_norm
                 smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
                 record.print(
-                    f"the run has collapsed: top-1 {top1:.2f} % after {best:.2f} % at best. The steps may be too large for this "
+                    f"the run has collapsed: {shown} after {progress.best:.2f} % at best. The steps may be too large for this "
                     f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
                 )
             progress.since_best += 1
-            if top1 > best or not progress.best_epoch:
-                progress.best_top1, progress.best_epoch, progress.since_best = top1, epoch, 0
+            if not progress.best_epoch or last.better(progress.best):
+                progress.best, progress.best_epoch, progress.since_best = last.value, epoch, 0
                 with training.averaged():
                     record.save_best(training.distiller.student, epoch)
-            values = {"loss": self.last.loss, "top1": top1, "top5": self.last.top5, **self.last.others}
-            record.log("eval", progress.step, {"epoch": epoch, **values})
-            others = "".join(f", {name} {value:.4g}" for name, value in self.last.others.items())
-            record.print(f"epoch {epoch}/{training.epochs}: {self.split} top-1 {top1:.2f} %{others}")
+            values = {
+                key: value for key in ("loss", "top1", "top5", "knn") if (value := getattr(last, key)) is not None
+            }
+            record.log("eval", progress.step, {"epoch": epoch, **values, **last.others})
+            others = "".join(f", {name} {value:.4g}" for name, value in last.others.items())
+            record.print(f"epoch {epoch}/{training.epochs}: {self.split} {shown}{others}")
         progress.epoch = epoch
         if training.finished:
             if epoch < training.epochs:
                 record.print(
-                    f"stopped early: no better {self.split} top-1 since epoch {progress.best_epoch} (trainer.patience={settings.patience})"
+                    f"stopped early: nothing better on the {self.split} images since epoch {progress.best_epoch} (trainer.patience={settings.patience})"
                 )
             record.draw_heatmaps(progress.step)
         self.save()
-
-    def until_stopped(self) -> Iterator[Batch]:
-        """The evaluation's batches. Raises Interrupted as soon as a signal has come to any rank."""
-        for batch in self.evaluation.epoch(0):
-            yield batch
-            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted if a signal has come to any rank. A collective call."""
@@ -480,8 +478,9 @@ class Loop:
             timing |= {f"images_per_second_rank{r}": round(rank_rate, 1) for r, rank_rate in enumerate(rates)}
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         self.record.advance(
-            f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}, top-1 {values.get('top1', 0):.1f} %, "
-            f"{rate:.0f} images/s"
+            f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}, "
+            + (f"top-1 {values['top1']:.1f} %, " if "top1" in values else "")
+            + f"{rate:.0f} images/s"
         )
 
     def save(self) -> None:

@@ -15,10 +15,12 @@ from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.dist import Dist, check_precision
-from nst.evaluate import evaluate
+from nst.evaluate import ClassifierEvaluation
+from nst.features import FeatureEvaluation
 from nst.files import sha256_of, write_whole
 from nst.layers import LOGITS
 from nst.loop import Loop, Training
+from nst.models.parts import NoClassifier
 from nst.models.weights import load_weights, save_weights
 from nst.report.heatmaps import heatmaps
 from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
@@ -67,6 +69,16 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
 
     # teacher
     teacher = prepare_teacher(settings, networks, dist, data)
+    if distiller.classifies:
+        loaders = {split: build.loader(settings, dist, data, split) for split in dict.fromkeys((evaluated, "test"))}
+        precision = settings.trainer.precision
+        evaluation = ClassifierEvaluation(distiller.student, loaders, dist, precision, metrics)
+    elif teacher.live is None:
+        raise ValueError(
+            f"cache.path={settings.cache.path}: the terms are evaluated on held-out images, of which a cache has no targets: name teacher.weights"
+        )
+    else:
+        evaluation = FeatureEvaluation(distiller, teacher.live, data, dist, settings.trainer)
 
     # train
     lock(folder, config, dist, wait)
@@ -103,18 +115,8 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
             Record(training, info, trackers, about=about, metadata=metadata, draw=draw) as record,
             tracing(folder.path / "profile") if settings.trainer.profile and dist.main else nullcontext() as trace,
         ):
-            evaluation, chance = build.loader(settings, dist, data, evaluated), 100 / data.num_classes
-            after_step = trace.step if trace is not None else bool
-            loop = Loop(
-                training,
-                teacher,
-                evaluation,
-                record,
-                split=evaluated,
-                chance=chance,
-                metrics=metrics,
-                after_step=after_step,
-            )
+            after_step, chance = trace.step if trace is not None else bool, 100 / data.num_classes
+            loop = Loop(training, teacher, evaluation, record, split=evaluated, chance=chance, after_step=after_step)
             last = loop.run()
 
         # write: the weights, then the summary, which says that the run is finished
@@ -127,18 +129,24 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
                     f"the trained student is not finite: {key}; a lower optim.lr or trainer.clip_grad_norm=2 may prevent it"
                 )
         test, weights = last, {key: value.clone() for key, value in student.state_dict().items()}
-        images = build.loader(settings, dist, data, "test")
         if evaluated == "val":  # the test images are looked at once, with the last and with the best weights
-            test = evaluate(student, images.epoch(0), dist, settings.trainer.precision, metrics=metrics)
+            test = evaluation("test")
         load_weights(student, folder.path / BEST)
-        test_best = evaluate(student, images.epoch(0), dist, settings.trainer.precision, metrics=metrics)
+        test_best = evaluation("test")
         student.load_state_dict(weights)
         about_student: dict[str, Any] = {"name": name, "parameters": build.count_parameters(student)}
+        if left_out := [path for path, module in student.named_modules() if isinstance(module, NoClassifier)]:
+            about_student["left_out"] = left_out
         if settings.trainer.ema is not None:
             average = f"exponential moving average over the steps, decay {settings.trainer.ema}"
             about_student["weights"] = average
         if dist.main:
-            save_weights(folder.path / STUDENT, student, metadata | {"test_accuracy": f"{test.top1 / 100:.4f}"})
+            kept = (
+                {"test_accuracy": f"{test.top1 / 100:.4f}"}
+                if test.top1 is not None
+                else {f"test_{test.measure}": f"{test.value:.4f}"}
+            )
+            save_weights(folder.path / STUDENT, student, metadata | kept)
             about_student["sha256"] = sha256_of(folder.path / STUDENT)
         summary = {
             "finished": True,
@@ -147,7 +155,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
             "test_best": test_best.as_dict(),
             "evaluated_on": evaluated,
             "last": last.as_dict(),
-            "best": {"top1": progress.best_top1, "epoch": progress.best_epoch},
+            "best": {last.measure: progress.best, "epoch": progress.best_epoch},
             "teacher": teacher.about,
             "data": {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes},
             "student": about_student,
@@ -176,6 +184,11 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, d
     weights = settings.teacher.weights
     network, output = networks.teacher, networks.teacher_shapes.get(LOGITS, ())
     if network is not None and not comes_trained(settings, network, output, data.num_classes):
+        if not data.labeled:
+            raise ValueError(
+                f"data={data.name}: its images have no labels, on which a teacher could be trained: name its teacher.weights, or use published "
+                "ones (teacher.model.pretrained=true)"
+            )
         training = build.teacher_run(settings)
         folder = RunFolder(run_folder(asdict(training)))
         known = is_finished(folder, dist)
@@ -305,7 +318,9 @@ def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[],
     if teacher.live is not None:
         networks["teacher"] = (teacher.live.model, images)
     numbers = data.test.labels[: len(images)].tolist()
-    labels = [data.classes[number] if data.classes else f"class {number}" for number in numbers]
+    labels = (
+        [data.classes[number] if data.classes else f"class {number}" for number in numbers] if data.labeled else None
+    )
 
     def draw() -> dict[str, Tensor]:
         with training.averaged():

@@ -65,6 +65,7 @@ RUNS = {
     "a network that draws and remembers": ["loss=ce", "model._target_=tests.faults.small.Drawing"],
     "recipe": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16", "trainer.ema=0.8"],
     "cached teacher": ["loss=[kd,at,nst_linear,nst_poly]", "cache.views=3"],
+    "features alone": ["loss=[fitnet,nst_poly]", "loss.ce.weight=0", "trainer.ema=0.8"],
 }
 
 

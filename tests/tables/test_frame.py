@@ -57,7 +57,7 @@ def test_noise_near_chance_is_no_collapse() -> None:
             {"top1": "many"},
             "summary.json is damaged: could not convert string to float: 'many'",
         ),
-        ("summary.json", "teacher", {"name": "big"}, "summary.json is damaged: top1 is missing"),
+        ("summary.json", "teacher", {"name": "big"}, "summary.json is damaged: parameters is missing"),
         ("config.json", "loss.kd", {}, "config.json is damaged: weight is missing"),
     ],
 )

@@ -1,7 +1,6 @@
 """Teachers without a classifier: measured by their nearest neighbours, refused where a term compares logits."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ from nst.cli.train import run
 from nst.config import TrainerConfig
 from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist
+from nst.features import knn_accuracy, labelled_features
 from nst.models import resnet8, timm_model
 from nst.models.external import InputFormat
 from nst.models.weights import save_weights
 from nst.teacher import Normalization
-from nst.teacher.measure import Measurements
 from nst.teacher.network import load_teacher
 from nst.teacher.prepare import comes_trained
 
@@ -42,9 +41,8 @@ def test_nearest_neighbours_by_hand() -> None:
     """Of a network that gives the images as they are, averaged over positions."""
     known, asked = split(60, 0), split(40, 1)
     one, settings = Dist(0, 1, torch.device("cpu")), TrainerConfig(eval_batch_size=16, workers=0)
-    images: Any = None  # accuracy alone needs the data set
-    made = Measurements("teacher", nn.Identity(), "fp32", {}, Path(), images, one, settings)
-    accuracy, count = made.knn_accuracy(known, asked)
+    features = labelled_features(nn.Identity(), (known, asked), one, settings)
+    accuracy = knn_accuracy(*features)
     rows = [
         s.render(torch.arange(len(s)), torch.zeros(len(s), dtype=torch.long)).mean((2, 3)).double()
         for s in (known, asked)
@@ -52,7 +50,7 @@ def test_nearest_neighbours_by_hand() -> None:
     unit = [(row / row.norm(dim=1, keepdim=True)).numpy() for row in rows]
     nearest = np.argsort(1 - unit[1] @ unit[0].T, axis=1, kind="stable")[:, :20]
     votes = np.stack([(known.labels.numpy()[nearest] == c).sum(1) for c in range(3)], 1)
-    assert count == 40
+    assert [len(rows) for rows in features] == [60, 60, 40, 40]
     assert accuracy == pytest.approx(100 * float((votes.argmax(1) == asked.labels.numpy()).mean()))
     assert 50 < accuracy < 100
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nst.cli.compose import hydra_main
 from nst.config import RunConfig
+from nst.storage import measure_of, measured
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -23,9 +24,12 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def task(cfg: DictConfig) -> float:
-    """One run; sweepers minimise the returned error (percent, on the evaluated split)."""
+    """One run; sweepers minimise the returned error (percent, on the evaluated split; the loss of features on images without labels)."""
     summary = run(cfg)
-    return 100 - summary["last"]["top1"] if summary else 0.0
+    if not summary:
+        return 0.0
+    measure = measure_of(summary["last"])
+    return summary["last"]["loss"] if measure == "loss" else 100 - summary["last"][measure]
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -150,15 +154,19 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     title = "finished earlier; nothing was run" if summary.get("was_finished") else "finished"
     table = Table(title=title, show_header=False)
     if teacher is not None:
-        held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
-        size = f"{teacher['name']}, {teacher['parameters']:,} parameters"
-        measure = "by nearest neighbours" if teacher.get("measure") == "knn" else "top-1"
-        table.add_row("teacher", f"{size}: {teacher['top1']:.2f} % {measure}{held_out}")
-    size = f"{student['name']}, {student['parameters']:,} parameters"
-    table.add_row("student", f"{size}: {test['top1']:.2f} % top-1 (last epoch)")
+        text = f"{teacher['name']}, {teacher['parameters']:,} parameters"
+        if "top1" in teacher:  # there were labels
+            held_out = "" if teacher["evaluated_on"] == "test" else f" (on the {teacher['evaluated_on']} images)"
+            text += f": {measured(teacher.get('measure', 'top1'), teacher['top1'])}{held_out}"
+        table.add_row("teacher", text)
+    measure = measure_of(test)
+    text = f"{student['name']}, {student['parameters']:,} parameters" + (
+        " without classifier" if student.get("left_out") else ""
+    )
+    table.add_row("student", f"{text}: {measured(measure, test[measure])} (last epoch)")
     table.add_row("evaluated on", f"{test['images']:,} test images")
     chosen = f"(chosen on the {summary['evaluated_on']} images)"
-    table.add_row("best epoch", f"{best['epoch']}: {best['top1']:.2f} % {chosen}")
+    table.add_row("best epoch", f"{best['epoch']}: {measured(measure, best[measure])} {chosen}")
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
     console = Console()
     console.print(table)

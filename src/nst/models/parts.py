@@ -1,4 +1,4 @@
-"""What the networks share: names of layers, stages of blocks, initial weights, normalisation; and how parts of a network stay fixed."""
+"""What the networks share: names of layers, stages of blocks, initial weights, normalisation; and parts that stay fixed or are left out."""
 
 import difflib
 import math
@@ -92,6 +92,21 @@ def input_norm(channels: int, input_bn: bool) -> nn.Module:
     bn = nn.BatchNorm2d(channels)
     bn.weight.requires_grad_(False)
     return bn
+
+
+class NoClassifier(nn.Identity):
+    """Stands where a classifier was left out, so that the names of all layers stay."""
+
+
+def classifier_names(model: nn.Module, num_classes: int | None) -> list[str]:
+    """The modules that give a network's logits: timm's word for them, else the last linear layer or convolution with `num_classes` outputs."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if (named := getattr(model, "get_classifier", None)) is not None:
+        known = named()
+        known = known if isinstance(known, tuple | list) else [known]
+        return [name for name, module in layers if any(module is one for one in known)]
+    outputs = [(name, getattr(module, "out_features", getattr(module, "out_channels", 0))) for name, module in layers]
+    return [name for name, count in outputs if count == num_classes][-1:]
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nst.config import UNNAMED
-from nst.storage import has_collapsed
+from nst.storage import has_collapsed, measure_of
 from nst.storage.folder import DIVERGED, METRICS, SUMMARY
 from nst.tables.statistics import Frame
 
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 COLUMNS = [
     "folder", "data", "teacher", "model", "loss", "seed", "epochs", "settings", "weights", "chance", "curve", "train", "state",
-    "diverged", "collapsed", "test", "last", "best", "best_epoch", "top5", "test_images", "evaluated_on", "seconds", "steps",
+    "measure", "diverged", "collapsed", "test", "last", "best", "best_epoch", "top5", "test_images", "evaluated_on", "seconds", "steps",
     "commit", "versions", "hardware", "taught_by", "data_key", "data_sha256", "teacher_key", "teacher_sha256",
 ]  # fmt: skip
 
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> Record:
         train (accuracy on the training crops over the last epoch), state ("finished", "epoch 3 of 15", "diverged after …"),
         diverged (the reason, or None), collapsed; last and best, best_epoch, seconds, and of finished runs all other
         `COLUMNS`; data_sha256 and teacher_sha256 with the settings that name them. Accuracies are
-        top-1 in percent; last is on the test images, of a run that is not finished on those of its evaluations.
+        in percent, by measure: "top1", of a student that learns features alone "knn" or, without labels, its "loss"; last is on the test images, of a run that is not finished on those of its evaluations.
 
     Raises:
         ValueError: a damaged file, named with its key.
@@ -71,14 +71,16 @@ def read_run(folder: Path) -> Record:
             "chance": 100 / classes if classes else None,
         }  # fmt: skip
     events = _events(folder / METRICS)
-    curve = {event["epoch"]: event["top1"] for event in events if event.get("kind") == "eval"}
+    evaluations = [event for event in events if event.get("kind") == "eval"]
+    measure = measure_of(evaluations[-1]) if evaluations else "top1"
+    curve, choose = {event["epoch"]: event[measure] for event in evaluations}, min if measure == "loss" else max
     steps = [event for event in events if event.get("kind") == "train"]
-    crops = [event["top1"] for event in steps if event["epoch"] > epochs - 1]
+    crops = [event["top1"] for event in steps if event["epoch"] > epochs - 1 and "top1" in event]
     progress = f"epoch {max(curve, default=0):g} of {epochs}"
     run |= {
         "curve": curve, "train": sum(crops) / len(crops) if crops else None, "state": progress, "diverged": None,
-        "collapsed": collapsed(curve.values(), run["chance"]), "last": list(curve.values())[-1] if curve else None,
-        "best": max(curve.values(), default=None), "best_epoch": max(curve, key=lambda epoch: curve[epoch], default=None),
+        "measure": measure, "collapsed": measure != "loss" and collapsed(curve.values(), run["chance"]), "last": list(curve.values())[-1] if curve else None,
+        "best": choose(curve.values(), default=None), "best_epoch": choose(curve, key=lambda epoch: curve[epoch], default=None),
         "seconds": steps[-1].get("timing", {}).get("seconds") if steps else None,
     }  # fmt: skip
     if (folder / DIVERGED).exists():
@@ -97,13 +99,14 @@ def _result(file: Path) -> Record:
     """The columns that a finished run has of its summary."""
     with _opened(file) as summary:
         test, best, teacher = summary["test"], summary["best"], summary["teacher"]
+        measure = measure_of(test)
         return {
             **{key: summary[key] for key in ("evaluated_on", "steps", "commit", "versions", "hardware")},
             "state": "finished", "diverged": None, "seconds": float(summary["seconds"]),
-            "test": float(test["top1"]), "last": float(test["top1"]), "top5": test.get("top5"), "test_images": test.get("images"),
-            "best": float(best["top1"]), "best_epoch": best["epoch"],
-            "taught_by": teacher and {key: teacher[key] for key in ("name", "top1", "parameters", "weights", "sha256")}
-            | {"top5": teacher.get("top5"), "evaluated_on": teacher.get("evaluated_on", "test")},
+            "test": float(test[measure]), "last": float(test[measure]), "top5": test.get("top5"), "test_images": test.get("images"),
+            "best": float(best[measure]), "best_epoch": best["epoch"],
+            "taught_by": teacher and {key: teacher[key] for key in ("name", "parameters", "weights", "sha256")}
+            | {"top1": teacher.get("top1"), "top5": teacher.get("top5"), "evaluated_on": teacher.get("evaluated_on", "test")},
             "data_sha256": (summary.get("data") or {}).get("sha256"), "teacher_sha256": teacher and teacher["sha256"],
         }  # fmt: skip
 
@@ -120,12 +123,12 @@ def _opened(file: Path) -> Iterator[Record]:
 
 
 def _events(file: Path) -> list[Record]:
-    """The lines of `metrics.jsonl` with an accuracy; one that was cut off by a crash is left out."""
+    """The lines of `metrics.jsonl` with an epoch and an accuracy or loss; one that was cut off by a crash is left out."""
     events: list[Record] = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             event = json.loads(line)
-            if isinstance(event["epoch"], int | float) and isinstance(event["top1"], int | float):
+            if isinstance(event["epoch"], int | float) and isinstance(event[measure_of(event)], int | float):
                 events.append(event)
         except (KeyError, RecursionError, TypeError, ValueError):
             continue

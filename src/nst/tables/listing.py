@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nst.storage import MEASURES
 from nst.tables.frame import as_text, other_contents, rate, read_frame, weights_text
 from nst.tables.statistics import Frame, sample
 
@@ -51,7 +52,7 @@ def list_runs(arguments: Sequence[str]) -> None:
     runs = runs.sort_values(
         options["sort"], ascending=options["sort"] not in ("last", "best"), kind="stable", na_position="last"
     )
-    shown = runs[[*FIELDS, "weights", "settings"]]
+    shown = runs[[*FIELDS, "measure", "weights", "settings"]]
     if options["format"] == "json":
         print(shown.to_json(orient="records", indent=1, double_precision=15))
     elif options["format"] == "csv":
@@ -74,15 +75,21 @@ def _print(runs: Frame, outputs: Path, each: bool, by: str, chosen: bool) -> Non
         return
     count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     console.print(Text(f"{count} in {outputs}, by {by}; accuracies: top-1 in %"))
-    for (data, teacher, model), section in runs.groupby(["data", "teacher", "model"]):
+    for (data, teacher, model, measure), section in runs.groupby(["data", "teacher", "model", "measure"]):
         differing = _differing([*section["settings"]])
         same = section["settings"].map(lambda settings: json.dumps(settings, sort_keys=True))
         groups = [group for _, group in section.groupby([same, "folder"] if each else same, sort=False)]
         if by in ("last", "best") and not each:
-            groups.sort(key=lambda group: -group[group["state"] == "finished"][by].astype(float).fillna(0).mean() or 0)
+            sign = 1 if measure == "loss" else -1
+            groups.sort(
+                key=lambda group, sign=sign: (
+                    sign * group[group["state"] == "finished"][by].astype(float).fillna(0).mean() or 0
+                )
+            )
         rows = [_cells(group, differing, each) for group in groups]
         pair = f"{teacher} → {model}" if teacher != "none" else f"{model}, no teacher"
-        grid = Table(title=Text(f"{data}: {pair}"), title_justify="left")
+        judged = "" if measure == "top1" else f", features alone, by {MEASURES[measure]}"
+        grid = Table(title=Text(f"{data}: {pair}{judged}"), title_justify="left")
         names = [name for name in rows[0] if any(row[name] for row in rows)]  # columns without a value are left out
         for name in names:
             grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
@@ -119,7 +126,8 @@ def _cells(runs: Frame, differing: Sequence[tuple[str, str]], each: bool) -> dic
         "differs in": " ".join(f"{key}={as_text(value)}" for key, value in shown.items()),
     }
     if each:
-        numbers = {key: "" if run[key] != run[key] else f"{run[key]:.2f}" for key in ("last", "best", "seconds")}
+        forms = dict.fromkeys(("last", "best"), ".4g" if run["measure"] == "loss" else ".2f") | {"seconds": ".2f"}
+        numbers = {key: "" if run[key] != run[key] else format(run[key], form) for key, form in forms.items()}
         best_epoch = "" if run["best_epoch"] != run["best_epoch"] else f"{run['best_epoch']:g}"
         cells |= {"seed": str(run["seed"]), "state": run["state"], **numbers, "best epoch": best_epoch}
         return cells | {"collapsed": "yes" if run["collapsed"] else "", "run": run["folder"]}

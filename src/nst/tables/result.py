@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from nst.storage import MEASURES
 from nst.tables.file import Group, Row
 from nst.tables.frame import check_agreement, rate, read_frame
 from nst.tables.plan import Cell, Plan, folder_of
@@ -90,6 +91,10 @@ def read_result(plan: Plan) -> Result:
         methods, teachers = [], []
         for cell in (cell for cell in plan.cells if cell.group is group):
             runs = read_frame(folder_of(run) for run in cell.runs)
+            if without := [*runs["folder"][runs["measure"] == "loss"]]:
+                raise ValueError(
+                    f"{without[0]}: a table compares accuracies, but without labels this run has none; nst runs lists it"
+                )
             value, at = _as_metric(runs["test"], lower), plan.along.get(group.name, 0.0)
             runs = runs.assign(at=at, group=group.name, method=cell.row.label, value=value)
             frames.append(runs)
@@ -142,14 +147,14 @@ def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
         seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         diverged=diverged, collapsed=int(runs["collapsed"].sum()), evaluated_on=splits, test_images=images,
         weights=runs["weights"].iloc[0] if len(runs) else {},
-        settings=stated(runs["settings"].iloc[0], images) if len(runs) else {},
+        settings=stated(runs["settings"].iloc[0], images, runs["measure"].iloc[0]) if len(runs) else {},
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
         difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
         verdict=verdict(ours, row.published, lower, incomparable) if ours else "diverged" if diverged else "not run",
     )  # fmt: skip
 
 
-def stated(settings: Mapping[str, Any], test_images: int | None) -> dict[str, str]:
+def stated(settings: Mapping[str, Any], test_images: int | None, measure: str = "top1") -> dict[str, str]:
     """The settings, of those by dotted key, that a result states; those that a run lacks are left out."""
     held_out, clip = 100 * (settings.get("data.validation") or 0), settings.get("trainer.clip_grad_norm")
     decay = settings.get("optim.weight_decay")
@@ -162,12 +167,13 @@ def stated(settings: Mapping[str, Any], test_images: int | None) -> dict[str, st
         "precision": settings.get("trainer.precision"),
         "training images": settings.get("data.limit") or (f"all but {held_out:.3g} % held out" if held_out else "all"),
         "test images": None if test_images is None else f"{test_images:,}",
+        "accuracy": None if measure == "top1" else f"{MEASURES[measure]} of features",
     }
     return {key: str(text) for key, text in texts.items() if text is not None}
 
 
 def _teacher(about: dict[str, Any], lower: bool) -> dict[str, Any]:
     """The one teacher of a group, with its figures as the table states them."""
-    figures = {"figure": _as_metric(about["top1"], lower)}
+    figures = {"figure": None if about["top1"] is None else _as_metric(about["top1"], lower)}
     figures["top5"] = None if about["top5"] is None else _as_metric(about["top5"], lower)
     return {key: about[key] for key in ("name", "parameters", "weights", "sha256", "evaluated_on")} | figures

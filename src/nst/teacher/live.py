@@ -58,6 +58,10 @@ class LiveTeacher:
         device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def beside(self, target_specs: Sequence[TargetSpec]) -> "LiveTeacher":
+        """Another one of the same network, for other targets; `set_target_specs(())` detaches it."""
+        return LiveTeacher(self.model, target_specs, precision=self.precision, batch_statistics=bool(self._norms))
+
     def set_target_specs(self, target_specs: Sequence[TargetSpec]) -> None:
         """Compute these targets from now on, with eager code."""
         self.hooks.remove()

@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from nst.config import TrainerConfig
 from nst.data.batch import Split, counted
 from nst.data.dataset import Dataset
-from nst.dist import Dist, autocast
+from nst.dist import Dist
 from nst.distiller import TargetSpec
 from nst.evaluate import evaluate
+from nst.features import NEIGHBOURS, knn_accuracy, labelled_features, pooled_features
 from nst.files import write_whole
-from nst.layers import LayerHooks
-from nst.losses.maps import pool
-
-NEIGHBOURS = 20
-KNN_IMAGES = 10_000  # of the training images, and of those whose classes are asked for, at most
 
 
 def digest(of: Any, length: int = 8) -> str:
@@ -55,8 +51,11 @@ class Measurements:
                 place of top-1.
 
         Returns:
-            `measure` ("top1" or "knn"), `evaluated_on`, `loss`, `top1`, `top5` and `images` (of k-NN top1 alone means something).
+            `measure` ("top1" or "knn"), `evaluated_on`, `loss`, `top1`, `top5` and `images` (of k-NN top1 alone means something). Without
+            labels nothing is measured: {}.
         """
+        if not self.data.labeled:
+            return {}
         split = "val" if self.data.val is not None else "test"
         images, measure = self.data.split(split), "top1" if classifies else "knn"
         of = {**self.depends, "measure": measure, "images": {"split": split, "sha256": images.fingerprint}}
@@ -76,39 +75,20 @@ class Measurements:
                 metrics = evaluate(self.network, counted(batches, title, total), self.dist, self.precision)
                 found = {name: getattr(metrics, name) for name in names}
             else:
-                found["top1"], found["images"] = self.knn_accuracy(self.data.train, images)
+                title, parts = "nearest neighbours: the teacher's features", (self.data.train, images)
+                try:
+                    features = labelled_features(
+                        self.network, parts, self.dist, self.trainer, precision=self.precision, title=title
+                    )
+                except FloatingPointError as error:
+                    raise ValueError(f"the teacher: {error}; check teacher.weights and teacher.precision") from error
+                found["top1"], found["images"] = knn_accuracy(*features), len(features[-1])
             if self.dist.main:
                 write_whole(file, json.dumps({"of": of, "accuracy": found}, indent=1).encode())
         if self.dist.main:
             what = "top-1" if classifies else f"accuracy of the {NEIGHBOURS} nearest neighbours"
             print(f"teacher {self.name}: {what} {found['top1']:.2f} % on the {split} images")
         return {"measure": measure, "evaluated_on": split, **found, "images": int(found["images"])}
-
-    def knn_accuracy(self, known: Split, asked: Split) -> tuple[float, int]:
-        """How often the classes of the nearest images tell an image's class: cosine distance, majority of 20, no augmentation.
-
-        Args:
-            known, asked: labelled images; of each 10,000 at most are used, evenly spaced.
-
-        Returns:
-            The accuracy in percent, and the number of images asked for.
-
-        Raises:
-            ValueError: a feature is not finite.
-        """
-        from sklearn.neighbors import KNeighborsClassifier
-
-        layer = "last" if "last" in getattr(self.network, "named_layers", {}) else None
-        values, labels = [], []
-        for split in (known, asked):
-            indices = torch.linspace(0, len(split) - 1, min(KNN_IMAGES, len(split))).long()
-            values.append(self.features(split, indices, layer, "nearest neighbours").float().cpu())
-            labels.append(split.labels[indices])
-            if not torch.isfinite(values[-1]).all():
-                raise ValueError("the teacher's features are not finite: check teacher.weights and teacher.precision")
-        neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels[0])), metric="cosine", algorithm="brute")
-        neighbours.fit(values[0].numpy(), labels[0].numpy())
-        return 100 * neighbours.score(values[1].numpy(), labels[1].numpy()), len(labels[1])
 
     def init_losses(self, specs: Sequence[TargetSpec]) -> None:
         """Hand every loss with a `teacher_layer` its statistics over the training images.
@@ -137,34 +117,13 @@ class Measurements:
                     print(f"{kind}: computed once from the teacher over {len(images):,} images, kept in {file}")
             loss.init_teacher(statistics)
 
-    @torch.no_grad()
     def features(self, split: Split, indices: Tensor, layer: str | None, reason: str) -> Tensor:
-        """The network's features of unaugmented images, averaged over positions: `[n, D]` on every rank.
-
-        Args:
-            indices: `[n]`, in the split.
-            layer: None: its output.
-            reason: for the progress bar.
-        """
+        """The network's features of unaugmented images, as `pooled_features`; `reason`: for the progress bar."""
         assert self.network is not None
-        size, dist, rows = self.trainer.eval_batch_size, self.dist, torch.empty(0)
-        parts = [slice(first, first + size) for first in range(0, len(indices), size)][dist.rank :: dist.world]
-        batches = self._loader(split).batches(indices, torch.full_like(indices, split.unaugmented), parts)
-        total = len(indices) // dist.world
-        title = f"{reason}: the teacher's features of {total:,} images"
-        hooks = LayerHooks(self.network, [] if layer is None else [layer])
-        try:
-            for part, batch in zip(parts, counted(batches, title, total), strict=True):
-                with autocast(dist.device, self.precision):
-                    output = self.network(batch.images)
-                features = pool(output if layer is None else hooks.read()[layer], "teacher")
-                if not len(rows):
-                    rows = features.new_zeros(len(indices), features.shape[1])
-                rows[part] = features
-        finally:
-            hooks.remove()
-        (width,) = dist.max(rows.shape[-1])
-        return dist.sum(rows if len(rows) else torch.zeros(len(indices), width, device=dist.device))
+        title = f"{reason}: the teacher's features of {len(indices):,} images"
+        return pooled_features(
+            self.network, split, indices, self.dist, self.trainer, layer=layer, precision=self.precision, title=title
+        )
 
     def _loader(self, split: Split, rank: int = 0, world: int = 1) -> Any:
         return split.loader(

@@ -112,7 +112,8 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
         assert store is not None
         about = store.teacher or {}
     trained_here = teacher.weights is None and settings.cache.path is None
-    check_accuracy(about, data, teacher.min_accuracy, trained_here)
+    if data.labeled:
+        check_accuracy(about, data, teacher.min_accuracy, trained_here)
     (measured if store is None else replace(measured, folder=store.folder)).init_losses(specs)
 
     # the sources of its targets

@@ -1,0 +1,244 @@
+"""A student that learns features alone: no term needs labels or logits."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from tests.conftest import Compose
+from torch import Tensor, nn
+
+from nst import build
+from nst.cli.train import run
+from nst.config import TrainerConfig
+from nst.dist import Dist
+from nst.distiller import Distiller, Term
+from nst.export import finished_run
+from nst.features import FeatureEvaluation, batches, pooled_features
+from nst.layers import LayerHooks, Pair, feature_shapes
+from nst.losses import AT, RKD, FitNet
+from nst.models import resnet8
+from nst.models.parts import NoClassifier
+from nst.models.weights import save_weights
+from nst.teacher import LiveTeacher
+
+ONE = Dist(0, 1, torch.device("cpu"))
+FEATURES = ["loss=[at,fitnet]", "loss.ce.weight=0", "trainer.clip_grad_norm=0.1"]
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> list[str]:
+    """Overrides: 40 grey images in a folder and one below it, and a teacher's file."""
+    draw, folder = np.random.default_rng(0), tmp_path / "images"
+    (folder / "deeper").mkdir(parents=True)
+    for number in range(40):
+        image = Image.fromarray(draw.integers(0, 255, (12, 12), dtype=np.uint8))
+        image.save(folder / ("deeper" if number % 2 else ".") / f"{number}.png")
+    torch.manual_seed(0)
+    save_weights(tmp_path / "teacher.safetensors", resnet8(num_classes=7, in_channels=1))
+    return [
+        "data=images", f"data.path={folder}", "data.size=8", "data.channels=1", "data.mean=[0.5]", "data.std=[0.3]",
+        f"teacher.weights={tmp_path}/teacher.safetensors", "teacher.model.num_classes=7", "trainer.workers=0", "~data.limit",
+    ]  # fmt: skip
+
+
+def events(folder: str, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_a_run_without_labels_is_judged_by_its_terms_on_held_out_images(
+    compose: Compose, tiny: list[str], unlabelled: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [word for word in tiny if not word.startswith(("data.", "teacher.min"))] + unlabelled[:-1]
+    summary = run(compose(*settings, *FEATURES))
+    evaluations, test, best = events(summary["folder"], "eval"), summary["test"], summary["best"]
+    assert [event["loss"] for event in evaluations] == [
+        pytest.approx(event["weighted/at"] + event["weighted/fitnet"]) for event in evaluations
+    ]
+    assert best == {"loss": min(event["loss"] for event in evaluations), "epoch": best["epoch"]}
+    assert (test["top1"], test["knn"], test["images"]) == (None, None, 4)  # a tenth of the images
+    assert all("top1" not in event for event in events(summary["folder"], "train"))
+    assert summary["student"]["left_out"] == ["fc"]
+    assert set(resnet8().state_dict()) - set(finished_run(summary["folder"]).student().state_dict()) == {
+        "fc.weight",
+        "fc.bias",
+    }
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"without classifier: loss {test['loss']:.4g}" in printed
+
+
+def test_features_learnt_without_labels_are_fine_tuned(compose: Compose, tmp_path: Path) -> None:
+    common = ["model=resnet8", "trainer.heatmaps=false"]
+    words = ["teacher=resnet20", "teacher.train.epochs=6", "loss=nst_poly", "loss.ce.weight=0", "trainer.epochs=4"]
+    summary = run(compose(*common, *words))
+    assert summary["test"]["knn"] > 80
+    evaluations = events(summary["folder"], "eval")
+    assert evaluations[-1]["knn"] == summary["test"]["knn"]
+    assert summary["best"]["knn"] == max(event["knn"] for event in evaluations)
+    start = [f"++model.weights={summary['folder']}/student.safetensors", "++model.drop=[fc]"]
+    tuned = run(compose(*common, *start, "loss=ce", "teacher=none", "trainer.epochs=2"))
+    assert tuned["test"]["top1"] > 50  # of ten classes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loss=at"], "data=images: its images have no labels, but loss.ce needs labels or logits: loss.ce.weight=0"),
+        (["loss=[kd,at]", "loss.ce.weight=0"], "loss.kd needs labels or logits"),
+        (["loss=wkd_l", "loss.ce.weight=0"], "loss.wkd_l needs labels or logits"),
+        (["loss=fitnet", "loss.ce.weight=0", "layers=logit_map"], "loss.fitnet needs labels or logits"),
+    ],
+)
+def test_terms_that_need_labels_are_named(
+    compose: Compose, unlabelled: list[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build.settings(compose("model=resnet8", "teacher=resnet8", *unlabelled[:-1], *words))
+
+
+def test_a_teacher_cannot_be_trained_without_labels(compose: Compose, tiny: list[str], unlabelled: list[str]) -> None:
+    settings = [word for word in tiny if not word.startswith("data.")] + unlabelled[:6]
+    with pytest.raises(ValueError, match="no labels, on which a teacher could be trained: name its"):
+        run(compose(*settings, *FEATURES, "data.num_classes=10"))
+
+
+class Halves(nn.Module):
+    """A network of two layers whose classifier is the only linear layer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, channels, 3), nn.Linear(channels, 5)
+        self.named_layers = {"last": "conv"}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+def made(data: Any) -> tuple[Distiller, FeatureEvaluation, list[Term], nn.Module]:
+    torch.manual_seed(0)
+    student, teacher = Halves(6), Halves(9)
+    pair = (Pair("last", "last"),)
+    terms = [Term("at", AT(), 3.0, pair), Term("fitnet", FitNet(), 2.0, pair), Term("rkd", RKD(), 0.5, pair)]
+    shapes = [feature_shapes(network, ["last"], (1, 8, 8)) for network in (student, teacher)]
+    distiller = Distiller(student, terms, *shapes)
+    live = LiveTeacher(teacher, distiller.target_specs)
+    trainer = TrainerConfig(eval_batch_size=100)
+    return distiller, FeatureEvaluation(distiller, live, data, ONE, trainer), terms, teacher
+
+
+def test_terms_and_neighbours_by_hand(compose: Compose) -> None:
+    data = build.dataset(build.settings(compose("loss=ce")))
+    distiller, evaluation, terms, teacher = made(data)
+    found = evaluation("test")
+    images, labels = data.test.render(torch.arange(360), torch.full((360,), data.test.unaugmented)), data.test.labels
+
+    # the terms: four batches of 90
+    with torch.no_grad():
+        sums = dict.fromkeys(("at", "fitnet", "rkd"), 0.0)
+        for part in images.split(90):
+            student, target = distiller.student.conv(part), teacher.conv(part)
+            for term in terms:
+                loss = distiller.losses[f"{term.name}:0"]
+                sums[term.name] += term.weight * float(loss(student, loss.target(target, student.shape[1:]))) / 4
+    assert {f"weighted/{name}": pytest.approx(value, rel=1e-5) for name, value in sums.items()} == found.others
+    assert found.loss == pytest.approx(sum(sums.values()), rel=1e-5)
+    assert (found.images, found.top1, found.measure) == (360, None, "knn")
+
+    # the neighbours
+    train = data.train.render(torch.arange(1437), torch.full((1437,), data.train.unaugmented))
+    with torch.no_grad():
+        known, asked = (
+            F / F.norm(dim=1, keepdim=True) for F in (distiller.student.conv(x).mean((2, 3)) for x in (train, images))
+        )
+    near = (asked @ known.T).topk(20).indices
+    votes = torch.zeros(360, 10).scatter_add_(1, data.train.labels[near], torch.ones(360, 20))
+    assert found.knn == pytest.approx(
+        100 * float((votes.argmax(1) == labels).float().mean()), abs=0.3
+    )  # ties in distance
+    plain = KNeighborsClassifier(20, metric="cosine").fit(known, data.train.labels)
+    assert found.knn == pytest.approx(100 * plain.score(asked, labels), abs=1e-9)
+
+
+def test_an_evaluation_leaves_no_trace(compose: Compose) -> None:
+    """No hook, no step of a norm's statistics, the same values again."""
+    distiller, evaluation, *_ = made(build.dataset(build.settings(compose("loss=ce"))))
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    first, second = evaluation("test"), evaluation("test")
+    assert first == second
+    assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
+    assert sum(len(m._forward_hooks) for m in evaluation.teacher.model.modules()) == 2  # of the run's own LiveTeacher
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_whole_batches(compose: Compose, world: int) -> None:
+    split = build.dataset(build.settings(compose("loss=ce"))).test
+    calls, seen = [], {}
+    for rank in range(world):
+        count = 0
+
+        def after() -> None:
+            nonlocal count
+            count += 1
+
+        of_rank = batches(
+            split, torch.arange(360), Dist(rank, world, torch.device("cpu")), TrainerConfig(eval_batch_size=80), after
+        )
+        seen |= {number: (part, batch.images) for number, part, batch in of_rank}
+        calls.append(count)
+    assert calls == [math.ceil(5 / world)] * world  # equally often, or collective calls would not meet
+    assert [seen[number][0] for number in range(5)] == [slice(72 * i, 72 * (i + 1)) for i in range(5)]
+    whole = split.render(torch.arange(360), torch.full((360,), split.unaugmented))
+    torch.testing.assert_close(torch.cat([seen[number][1] for number in range(5)]), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "resnet8",
+        "vgg8",
+        "shufflenet_v2",
+        "torchvision model.arch=squeezenet1_1",
+        "timm model.arch=deit_tiny_distilled_patch16_224",
+    ],
+)
+def test_layers_stay_without_the_classifier(compose: Compose, words: str) -> None:
+    """Names, shapes and values of all layers; the output is what the classifier saw. DeiT has two classifiers, SqueezeNet's is a convolution."""
+    settings = compose(*f"model={words}".split(), "data=cifar10", "data.num_classes=7", "teacher=none", "loss=ce")
+    node = OmegaConf.to_container(settings.model, resolve=True)
+    whole, features = (build.network("model", node | only, 0).eval() for only in ({}, {"features_only": True}))
+    assert whole.named_layers == features.named_layers
+    layers, images = list(whole.named_layers), torch.randn(2, 3, 32, 32)
+    hooks = [LayerHooks(network, layers) for network in (whole, features)]
+    with torch.no_grad():
+        logits, output = whole(images), features(images)
+    expected, found = (hook.read() for hook in hooks)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    if "pooled" in expected and "distilled" not in words:
+        torch.testing.assert_close(output, expected["pooled"].flatten(1), rtol=0, atol=0)
+    assert logits.shape == (2, 7)
+    assert output.ndim == 2
+    left_out = [name for name, module in features.named_modules() if isinstance(module, NoClassifier)]
+    kept = {name for name in whole.state_dict() if name.rpartition(".")[0] not in left_out}
+    assert set(features.state_dict()) == kept
+    assert len(left_out) == (2 if "distilled" in words else 1)
+
+
+def test_what_cannot_be_left_out_is_said() -> None:
+    node = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 4, "kernel_size": 3}
+    with pytest.raises(ValueError, match="model: Conv2d ends in no linear classifier of None classes"):
+        build.network("model", node | {"features_only": True}, 0)
+
+
+def test_features_are_pooled_over_positions(compose: Compose) -> None:
+    split = build.dataset(build.settings(compose("loss=ce"))).test
+    network, indices = Halves(6).eval(), torch.tensor([7, 300, 0])
+    found = pooled_features(network, split, indices, ONE, TrainerConfig(eval_batch_size=2))
+    images = split.render(indices, torch.full_like(indices, split.unaugmented))
+    torch.testing.assert_close(found, network.conv(images).mean((2, 3)).detach())
