@@ -179,7 +179,8 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     look_at(model, recorded_size(settings.weights))
     metadata, data = load_weights(model, settings.weights, settings.weights_key), build.dataset(settings)
     names = run.classes(data) if run is not None else data.classes
-    images, expects = Normalization(data.mean, data.std), expected_normalization(settings.mean, settings.std, metadata)
+    images = Normalization(tuple(data.mean), tuple(data.std))
+    expects = expected_normalization(settings.mean, settings.std, metadata)
     with join(settings.device) as dist:
         if expects not in (None, images):
             convert_inputs(model.to(dist.device), images, expects)
