@@ -235,14 +235,13 @@ def distil(
 
 def _image_shape(dataset: Dataset[Any]) -> tuple[int, int, int]:
     """`(C, H, W)` of a data set's first image. Raises ValueError if it does not give (image, label) as `distil` needs it."""
-    first = dataset[0]
-    image, label = first if isinstance(first, tuple | list) and len(first) == 2 else (None, None)
+    image, label = first if isinstance(first := dataset[0], tuple | list) and len(first) == 2 else (first, 0)
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
         kind = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
             f"the data set gives {kind}; (image, label) with a float tensor [C, H, W] is needed: add v2.ToImage and v2.ToDtype"
         )
-    if int(label) != label or isinstance(label, bool):
+    if int(label) != label:
         raise ValueError(f"the data set's label is {label!r}; a class number is needed")
     channels, height, width = image.shape
     return channels, height, width

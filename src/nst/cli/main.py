@@ -185,7 +185,7 @@ def predict(arguments: Sequence[str]) -> None:
     device=cpu     or cuda
     """
     with readable_errors("predict") as end:
-        given = dict(argument.partition("=")[::2] for argument in arguments)
+        given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
         settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PredictConfig), given))
         check_ranges(settings, "")
         use_working_directory()
