@@ -20,6 +20,9 @@ from nst.data.memory import MemorySplit, ViewScheme
 if TYPE_CHECKING:  # it imports torchvision's transforms, which images in memory do without
     from nst.data.augment import AspectSampling, AutoAugment, Interpolation
 
+Pixels = tuple[Tensor, Tensor]
+"""Images [n, C, size, size] uint8 and their labels [n] int64."""
+
 _SEED = 0x1707  # of the fixed shuffle
 
 
@@ -70,9 +73,8 @@ class Dataset:
         check("channels", self.channels, "1 (grey) or 3 (RGB)", lambda v: type(v) is int and v in (1, 3))
         numbers, channels = f"{self.channels} finite numbers (data.channels={self.channels})", self.channels
         check("mean", self.mean, numbers, lambda v: len(v) == channels and np.isfinite(v).all())
-        check(
-            "std", self.std, f"{numbers} from 1e-6", lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf
-        )
+        positive = f"{numbers} from 1e-6"
+        check("std", self.std, positive, lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf)
         fraction = "a fraction of the training images, 0 (none) to below 1"
         check("validation", self.validation, fraction, lambda v: type(v) in (int, float) and 0 <= v < 1)
         least = self.num_classes if self.labeled else 1
@@ -84,13 +86,11 @@ class Dataset:
         """Read the images into `train`, `val` and `test`."""
         raise NotImplementedError
 
-    def in_memory(
-        self, scheme: ViewScheme, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor] | None, val: Any = None
-    ) -> None:
-        """Make the splits of images in memory, [n, C, size, size] uint8, and labels, [n] int64; `scheme`: of the training views."""
+    def in_memory(self, scheme: ViewScheme, train: Pixels, test: Pixels | None, val: Pixels | None = None) -> None:
+        """Make the splits of images in memory; `scheme` numbers the training views."""
         plain = ViewScheme(self.size, 0, False)  # nothing to augment, so nothing padded
 
-        def split(part: tuple[Tensor, Tensor], rows: Tensor | slice, augmented: bool) -> Split:
+        def split(part: Pixels, rows: Tensor | slice, augmented: bool) -> Split:
             images, labels = (values[rows] for values in part)
             return MemorySplit(images, labels, scheme if augmented else plain, self.mean, self.std)
 
@@ -205,13 +205,10 @@ class Digits(Dataset):
 
     def read(self) -> None:
         """From scikit-learn's package."""
-        right = {"num_classes": 10, "channels": 1, "size": 8, "root": None}
-        for key, value in right.items():
-            check(
-                key,
-                getattr(self, key),
-                f"{value}: the digits are 8×8, grey, of 10 classes, embedded",
-                lambda v, r=value: v == r,
+        if (self.num_classes, self.channels, self.size, self.root) != (10, 1, 8, None):
+            found = ", ".join(f"data.{key}={getattr(self, key)}" for key in ("num_classes", "channels", "size", "root"))
+            raise ValueError(
+                f"{found}: the digits are of 10 classes, 1 channel and size 8, and embedded (root is null)"
             )
         scheme = ViewScheme(self.size, self.pad, self.flip)
         package = find_spec("sklearn")  # importing it takes a second, and pandas
@@ -265,26 +262,16 @@ class Images(Dataset):
 
     def read(self) -> None:
         """From the folder `root`, or as `path` says."""
-        byte = "R, G, B of 0 … 255"
-        check(
-            "background",
-            self.background,
-            byte,
-            lambda v: len(v) == 3 and all(type(c) is int and 0 <= c < 256 for c in v),
-        )
+        byte = range(256)
+        check("background", self.background, "R, G, B of 0 … 255", lambda v: len(v) == 3 and all(c in byte for c in v))
         if (self.root is None) == (self.path is None):
             raise ValueError("data.root, data.path: give one of them, the folder of the images")
-        split = self._photographs() if self.pad is None else None
-        scheme = None if self.pad is None else ViewScheme(self.size, self.pad, self.flip, self.padding_mode)
-        train, val, test = self._parts()
-        if split is not None:
-            self.divide(train.labels, train, val, test, split)
-        if scheme is not None:
+        if self.pad is not None:
+            scheme = ViewScheme(self.size, self.pad, self.flip, self.padding_mode)
             shape = (self.channels, self.size, self.background)
-            pairs = [part and (part.images.pixels(*shape), part.labels) for part in (train, val, test)]
+            pairs = [part and (part.images.pixels(*shape), part.labels) for part in self._parts()]
             self.in_memory(scheme, pairs[0], pairs[2], pairs[1])
-
-    def _photographs(self) -> Callable[[Part, Any, bool], Split]:
+            return
         from nst.data.augment import Augmentation
         from nst.data.photographs import PhotographSplit
 
@@ -296,11 +283,11 @@ class Images(Dataset):
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
             rows = torch.arange(len(part.labels))[rows]
-            return PhotographSplit(
-                part.images, rows, part.labels[rows], augmentation, self.mean, self.std, self.background
-            )
+            about = (augmentation, self.mean, self.std, self.background)
+            return PhotographSplit(part.images, rows, part.labels[rows], *about)
 
-        return split
+        train, val, test = self._parts()
+        self.divide(train.labels, train, val, test, split)
 
     def _parts(self) -> tuple[Part, Part | None, Part | None]:
         """What is trained, validated and tested on. Beside a test part the validation part is one; alone it is the test part.
@@ -413,8 +400,6 @@ class Cifar(Images):
                 f"{archive} of torchvision's ({error}). data.download=true downloads {self.name} into it"
             ) from None
         self.classes = tuple(train.classes)
-        pairs = [
-            (torch.tensor(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-            for part in (train, test)
-        ]
-        self.in_memory(scheme, *pairs)
+        pixels = [torch.tensor(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+        labels = [torch.tensor(part.targets) for part in (train, test)]
+        self.in_memory(scheme, *zip(pixels, labels, strict=True))
