@@ -1,5 +1,6 @@
 """Data sets too large for memory: images are read, decoded and augmented as they are needed, in worker processes."""
 
+import atexit
 import hashlib
 import multiprocessing
 import os
@@ -10,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,8 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
         _start_server()
     batches: Any = iter(loader)
     if loader.num_workers:
-        left = weakref.ref(batches)
-        Finalize(batches, lambda: (it := left()) and it._shutdown_workers(), exitpriority=10)
+        left = weakref.ref(batches)  # what is registered last, here after multiprocessing and torch, runs first
+        atexit.register(lambda: (it := left()) and it._shutdown_workers())
     try:
         yield from batches
     except (EOFError, OSError) as error:  # while it handed over a batch; else torch raises an error of its own
