@@ -269,7 +269,7 @@ class Images(Dataset):
         if self.pad is not None:
             scheme = ViewScheme(self.size, self.pad, self.flip, self.padding_mode)
             shape = (self.channels, self.size, self.background)
-            pairs = [part and (part.images.pixels(*shape), part.labels) for part in self._parts()]
+            pairs: list[Any] = [part and (part.images.pixels(*shape), part.labels) for part in self._parts()]
             self.in_memory(scheme, pairs[0], pairs[2], pairs[1])
             return
         from nst.data.augment import Augmentation
@@ -323,8 +323,8 @@ class Images(Dataset):
         first = parts[train]()
         self.classes = first.classes
         self.check_classes()
-        self._check(first)
-        return first, *(self._check(parts[name]()) if name else None for name in (val, test))
+        val, test = (self._check(parts[name]()) if name else None for name in (val, test))
+        return self._check(first), val, test
 
     def _check(self, part: Part) -> Part:
         """The part. Raises ValueError unless its classes are those of the training part, and its labels numbers of these."""
