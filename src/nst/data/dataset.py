@@ -75,6 +75,7 @@ class Dataset:
         check("mean", self.mean, numbers, lambda v: len(v) == channels and np.isfinite(v).all())
         positive = f"{numbers} from 1e-6"
         check("std", self.std, positive, lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf)
+        self.mean, self.std = tuple(self.mean), tuple(self.std)  # to be compared with those that weights expect
         fraction = "a fraction of the training images, 0 (none) to below 1"
         check("validation", self.validation, fraction, lambda v: type(v) in (int, float) and 0 <= v < 1)
         least = self.num_classes if self.labeled else 1
