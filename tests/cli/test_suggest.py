@@ -68,6 +68,6 @@ def test_a_teacher_measured_on_held_out_images_says_so(capsys: pytest.CaptureFix
         "best": {"epoch": 1, "top1": 90.0}, "seconds": 1.0, "steps": 2, "folder": "outputs/x",
     }  # fmt: skip
     train.print_result(RunConfig(), summary)
-    assert "96.00 % top-1 (on the val images)" in capsys.readouterr().out
+    assert "top-1 96.00 % (on the val images)" in capsys.readouterr().out
     train.print_result(RunConfig(), summary | {"teacher": teacher | {"evaluated_on": "test"}})
     assert "(on the val images)" not in capsys.readouterr().out
