@@ -122,7 +122,7 @@ def test_mistakes_are_clear_errors_without_importing_torch(tmp_path: Path) -> No
 def test_runs_before_any_run_and_a_word_that_is_no_filter(nst: Nst) -> None:
     assert "0 runs yet" in nst("runs").out
     assert "0 runs match" in nst("runs", "data=digits", "loss=*kd*", "sort=best").out
-    assert "finished: runs have no such field" in nst("runs", "finished").error
+    assert "'finished': key=value is needed" in nst("runs", "finished").error
 
 
 @pytest.mark.parametrize(
