@@ -1,6 +1,5 @@
 """A teacher cache returns the teacher's targets, continues interrupted writing, finds damage, and refuses what it is not of."""
 
-import json
 from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import replace
@@ -245,13 +244,6 @@ def test_a_disk_too_small_is_known_before_anything_is_computed(tmp_path: Path, m
     with pytest.raises(ValueError, match=r"needs 3\.7 kB more, the disk has 100\.0 MB free; ask for fewer"):
         write(opened(tmp_path), live, POLY)
     assert live.calls == 0
-
-
-def test_the_manifest_names_what_is_cached(tmp_path: Path) -> None:
-    cache = written_cache(tmp_path, POLY)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["key"] == {"version": cache_module.VERSION, **KEY}
-    assert list(manifest["arrays"].values()) == [{"shape": [10], "rows": cache.rows}]
 
 
 class Constant(AT):

@@ -40,7 +40,7 @@ def run_key(config: Mapping[str, Any]) -> Config:
     their SHA-256, so they may be moved; one that is not there by its path.
     """
     key = _of_schema(RunConfig, json.loads(json.dumps(config)))
-    key |= {part: _by_content(key[part]) for part in ("model", "teacher") if part in key}
+    key |= {part: by_content(key[part]) for part in ("model", "teacher") if part in key}
     if config["teacher"]["model"] is None:
         key.pop("teacher", None)
     elif config["teacher"]["weights"] is not None:
@@ -50,11 +50,11 @@ def run_key(config: Mapping[str, Any]) -> Config:
     return key
 
 
-def _by_content(node: Any) -> Any:
+def by_content(node: Any) -> Any:
     """Nested settings of networks with the SHA-256 of weights files for their paths."""
     if not isinstance(node, dict):
         return node
-    named = {key: _by_content(value) for key, value in node.items()}
+    named = {key: by_content(value) for key, value in node.items()}
     if isinstance(path := named.get("weights"), str) and Path(path).is_file():
         found = Path(path).stat()
         named["weights"] = _sha256(path, found.st_size, found.st_mtime_ns)

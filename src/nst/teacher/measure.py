@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nst.config import TrainerConfig
-from nst.data.batch import Split, counted
+from nst.data.batch import Loader, Split, counted
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
@@ -70,8 +70,9 @@ class Measurements:
         if not found["images"]:
             assert self.network is not None
             if classifies:
-                title, total = f"evaluating the teacher {self.name}", len(images) // self.dist.world
-                batches = self._loader(images, rank=self.dist.rank, world=self.dist.world).epoch(0)
+                size, total = self.trainer.eval_batch_size, len(images) // self.dist.world
+                title = f"evaluating the teacher {self.name}"
+                batches = self.loader(images, size, train=False, rank=self.dist.rank, world=self.dist.world).epoch(0)
                 metrics = evaluate(self.network, counted(batches, title, total), self.dist, self.precision)
                 found = {name: getattr(metrics, name) for name in names}
             else:
@@ -125,11 +126,10 @@ class Measurements:
             self.network, split, indices, self.dist, self.trainer, layer=layer, precision=self.precision, title=title
         )
 
-    def _loader(self, split: Split, rank: int = 0, world: int = 1) -> Any:
-        return split.loader(
-            self.trainer.eval_batch_size, train=False, rank=rank, world=world, device=self.dist.device,
-            channels_last=self.trainer.channels_last, workers=self.trainer.workers,
-        )  # fmt: skip
+    def loader(self, split: Split, batch_size: int, **keys: Any) -> Loader:
+        """A loader of a split on this rank's device, by the trainer's settings and further arguments of `Split.loader`."""
+        layout, workers = self.trainer.channels_last, self.trainer.workers
+        return split.loader(batch_size, device=self.dist.device, channels_last=layout, workers=workers, **keys)
 
 
 def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | None, trained_here: bool) -> None:

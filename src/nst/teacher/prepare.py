@@ -1,7 +1,6 @@
 """The teacher of a run, from its settings to the source of its targets. As `nst.run`, this sees the configuration."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from nst.dist import Dist
 from nst.distiller import TargetSpec
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
-from nst.storage.folder import not_default
+from nst.storage.folder import by_content, not_default
 from nst.teacher.cache import (
     MANIFEST,
     CachedArray,
@@ -59,13 +58,8 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
         about = _load(settings, networks, weights, dist, data)
 
     # what the teacher's outputs depend on besides the images
-    arguments = not_default(teacher.model, ("name", "num_classes", "in_channels"))
-    facts = {
-        "name": name,
-        "sha256": about["sha256"],
-        "arguments": _without_files(arguments),
-        "precision": teacher.precision,
-    }
+    arguments = by_content(not_default(teacher.model, ("name", "num_classes", "in_channels")))
+    facts = {"name": name, "sha256": about["sha256"], "arguments": arguments, "precision": teacher.precision}
     if teacher.weights_key is not None:
         facts["weights_key"] = teacher.weights_key
     key: dict[str, Any] = {
@@ -126,11 +120,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
         compare_with_teacher(store, live, data.train.render(first, views, settings.trainer.channels_last), arrays)
         if incomplete:
             store.teacher = about
-            keys: dict[str, Any] = {
-                "channels_last": settings.trainer.channels_last,
-                "workers": settings.trainer.workers,
-            }
-            loader = data.train.loader(settings.trainer.batch_size, train=True, device=dist.device, **keys)
+            loader = measured.loader(data.train, settings.trainer.batch_size, train=True)
             write_cache(store, live, loader, subset, arrays, dist)
     if store is not None and subset is not None and arrays:
         sources.append(CachedTeacher(store, arrays, subset, dist.device))
@@ -184,7 +174,7 @@ def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: 
     Returns:
         What is known of it; with `members`, what is known of each.
     """
-    model, teacher, images = networks.teacher, settings.teacher, Normalization(data.mean, data.std)
+    model, teacher, images = networks.teacher, settings.teacher, Normalization(tuple(data.mean), tuple(data.std))
     assert model is not None
     name, inputs = teacher.model["name"], {}
     model.to(dist.device).eval().requires_grad_(False)
@@ -208,13 +198,6 @@ def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: 
         some = data.test.render(first, torch.full_like(first, data.test.unaugmented))
         fold_batch_norm(model, some, [*(spec.layer for spec in specs), *once])
     return about
-
-
-def _without_files(node: Any) -> Any:
-    """Nested settings of a network without the paths of weights, which their SHA-256 stands for."""
-    if isinstance(node, Mapping):
-        return {key: _without_files(value) for key, value in node.items() if key != "weights"}
-    return node
 
 
 def plan_cache(
