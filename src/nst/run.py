@@ -324,6 +324,6 @@ def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[],
 
     def draw() -> dict[str, Tensor]:
         with training.averaged():
-            return heatmaps(images, networks, Normalization(data.mean, data.std), labels=labels)
+            return heatmaps(images, networks, Normalization(tuple(data.mean), tuple(data.std)), labels=labels)
 
     return draw
