@@ -14,7 +14,7 @@ from nst.distiller import Distiller, seed_draws
 from nst.evaluate import Metrics
 from nst.layers import LOGITS, LayerHooks
 from nst.losses import TransferLoss
-from nst.losses.maps import pool
+from nst.losses.base import pool
 
 if TYPE_CHECKING:
     from nst.teacher import LiveTeacher

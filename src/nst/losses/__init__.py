@@ -11,14 +11,13 @@ docs/conventions.md has the settings of each loss's authors, and where papers an
 
 from nst.losses.abkd import ABKD
 from nst.losses.attention import AT
-from nst.losses.base import Convention, Input, LossSpec, Shape, TransferLoss
+from nst.losses.base import Convention, CrossEntropy, Input, LossSpec, Shape, TransferLoss
 from nst.losses.class_maps import CATKD, SDD
 from nst.losses.crd import CRD
 from nst.losses.dist import DIST
 from nst.losses.dkd import DKD, RLD
 from nst.losses.fitnet import FitNet
 from nst.losses.kd import KD, NKD, TTM
-from nst.losses.logits import CrossEntropy
 from nst.losses.mgd import MGD
 from nst.losses.nst import NST
 from nst.losses.ofa import OFA

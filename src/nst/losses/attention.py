@@ -11,13 +11,19 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_choice,
+    check_map,
     check_numbers,
+    first_order,
+    image_blocks,
+    join,
     no_autocast,
+    resize_key,
+    resize_student,
+    resize_teacher,
+    shared_size,
     target_tensor,
     working_dtype,
 )
-from nst.losses.blocks import first_order, image_blocks, join
-from nst.losses.maps import check_map, resize_key, resize_student, resize_teacher, shared_size
 
 ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
 ZOO_EPS = 1e-6

@@ -14,15 +14,17 @@ from nst.losses.base import (
     TransferLoss,
     check_choice,
     check_flags,
+    check_map,
     check_numbers,
+    check_shapes,
     no_autocast,
     target_tensor,
+    unit_rows,
     warmup_factor,
     working_dtype,
 )
 from nst.losses.kd import nkd_rows
 from nst.losses.logits import expectation, label_expectation, log_binary, log_softmax_without
-from nst.losses.maps import check_map, check_shapes, unit_rows
 
 Form = Literal["kd", "dkd", "nkd"]
 SCALES = (1, 2, 4)

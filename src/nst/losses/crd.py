@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Shape, check_choice, check_numbers
-from nst.losses.blocks import blocks_of, first_order
-from nst.losses.maps import unit_rows
+from nst.losses.base import Shape, blocks_of, check_choice, check_numbers, first_order, unit_rows
 from nst.losses.relational import PooledLoss
 
 EPS = 1e-7

@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Convention, LossSpec, Shape, check_choice, no_autocast
-from nst.losses.maps import MapLoss, check_shapes, resize_student
+from nst.losses.base import Convention, LossSpec, Shape, check_choice, check_shapes, no_autocast, resize_student
+from nst.losses.maps import MapLoss
 
 Regressor = Literal["conv1x1", "conv_bn_relu", "none"]
 

@@ -1,13 +1,13 @@
 """Losses on logits: their base class, what they share, and cross-entropy."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import LossSpec, Shape, TransferLoss, check_numbers, no_autocast, target_tensor, working_dtype
+from nst.losses.base import LossSpec, Shape, TransferLoss, no_autocast, target_tensor, working_dtype
 
 STANDARD_EPS = 1e-7
 """What the code of logit standardisation adds to the deviation."""
@@ -69,40 +69,6 @@ class LogitLoss(TransferLoss):
                 f"{type(self).__name__} needs both to be (classes,) with one number of classes"
             )
         return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 4 * self.rows * teacher_shape[0])
-
-
-class CrossEntropy(TransferLoss):
-    """H(y, p_S) = −Σ_c y_c log softmax(z_S)[c], mean over the batch.
-
-    `forward(logits, {"labels": labels})` with logits `[B, classes]` and int64 labels `[B]`, or `[B, classes]` probabilities of
-    images that are mixtures.
-
-    Args:
-        label_smoothing: ε, 0 <= ε < 1: each class gets ε / classes of the target (Szegedy et al., 2016).
-    """
-
-    source: ClassVar[Literal["teacher", "labels"]] = "labels"
-    on_logits: ClassVar[bool] = True
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        check_numbers(least=0, below=1, label_smoothing=label_smoothing)
-        self.label_smoothing = float(label_smoothing)
-
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """Raises TypeError: labels come from the data, not from a teacher."""
-        raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its target")
-
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy. Raises ValueError when the labels are missing or of another batch size."""
-        labels = target_tensor(target, "labels", student_feature.shape[0])
-        with no_autocast(student_feature):
-            logits = student_feature.to(working_dtype(student_feature))
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Labels are no part of a teacher's target."""
-        return LossSpec("cross-entropy", {}, 8 * student_shape[0])
 
 
 def standardise(logits: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nst.losses.base import LossSpec, Shape, check_numbers, made
+from nst.losses.base import LossSpec, Shape, check_numbers, check_shapes, made
 from nst.losses.crd import random_keys
-from nst.losses.maps import MapLoss, check_shapes
+from nst.losses.maps import MapLoss
 
 
 class MGD(MapLoss):

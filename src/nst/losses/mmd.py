@@ -21,8 +21,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from nst.losses.base import no_autocast, working_dtype
-from nst.losses.blocks import first_order, image_blocks, join, map_blocks
+from nst.losses.base import first_order, image_blocks, join, map_blocks, no_autocast, working_dtype
 
 DEAD = 1e-12
 """A channel whose norm is not above this, or not above the smallest normal number of its dtype (6.1e-5 in float16),

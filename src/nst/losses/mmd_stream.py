@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nst.losses.base import no_autocast, working_dtype
-from nst.losses.blocks import blocks_of, first_order, image_blocks, join, map_blocks
+from nst.losses.base import blocks_of, first_order, image_blocks, join, map_blocks, no_autocast, working_dtype
 from nst.losses.mmd import inverse_norms, matmul_like, scale_maps, unit_gradient
 
 SIGMA2_FLOOR = 1e-4

@@ -12,12 +12,17 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_choice,
+    check_map,
     check_numbers,
+    laid_out_like,
     no_autocast,
+    resize_key,
+    resize_student,
+    resize_teacher,
+    shared_size,
     target_tensor,
     working_dtype,
 )
-from nst.losses.maps import check_map, laid_out_like, resize_key, resize_student, resize_teacher, shared_size
 from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positions, quadratic_mmd
 from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
 

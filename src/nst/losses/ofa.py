@@ -6,9 +6,18 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn, where
 from torch.nn import functional as F
 
-from nst.losses.base import LossSpec, Shape, check_choice, check_numbers, no_autocast, target_tensor, working_dtype
+from nst.losses.base import (
+    LossSpec,
+    Shape,
+    check_choice,
+    check_map,
+    check_numbers,
+    check_shape,
+    no_autocast,
+    target_tensor,
+    working_dtype,
+)
 from nst.losses.logits import LogitLoss, expectation
-from nst.losses.maps import check_map, check_shape
 
 
 class OFA(LogitLoss):

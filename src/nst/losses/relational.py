@@ -12,12 +12,18 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_choice,
+    check_map,
     check_numbers,
+    check_shapes,
+    laid_out_like,
+    map_shape,
     no_autocast,
+    pool,
     target_tensor,
+    unit_rows,
     working_dtype,
 )
-from nst.losses.maps import MapLoss, check_map, check_shapes, laid_out_like, map_shape, pool, unit_rows
+from nst.losses.maps import MapLoss
 
 CRD_EPS = 1e-7
 

@@ -11,13 +11,16 @@ from nst.losses.base import (
     LossSpec,
     Shape,
     check_flags,
+    check_map,
     check_numbers,
+    laid_out_like,
+    map_shape,
     no_autocast,
     target_tensor,
     warmup_factor,
     working_dtype,
 )
-from nst.losses.maps import MapLoss, check_map, laid_out_like, map_shape
+from nst.losses.maps import MapLoss
 
 LEVELS = (4, 2, 1)
 """Sides of the pooled maps that are compared besides the map itself, each at half the weight of the one before."""

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import check_choice, check_numbers
-from nst.losses.blocks import blocks_of, first_order
+from nst.losses.base import blocks_of, check_choice, check_numbers, first_order
 from nst.losses.relational import PooledLoss
 
 SAME = 1e-13

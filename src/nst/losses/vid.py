@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Shape, check_choice, check_numbers, made, no_autocast
-from nst.losses.maps import MapLoss, resize_student
+from nst.losses.base import Shape, check_choice, check_numbers, made, no_autocast, resize_student
+from nst.losses.maps import MapLoss
 
 
 class VID(MapLoss):

@@ -16,7 +16,9 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_choice,
+    check_map,
     check_numbers,
+    check_shape,
     cosine_decay_factor,
     made,
     no_autocast,
@@ -25,7 +27,6 @@ from nst.losses.base import (
 )
 from nst.losses.fitnet import conv_bn_relu
 from nst.losses.logits import LogitLoss, label_expectation, log_softmax_without
-from nst.losses.maps import check_map, check_shape
 
 COST_EPS = 1e-8
 """Added to the costs and to the divisors of a Sinkhorn step, as in the authors' code."""
