@@ -12,6 +12,7 @@ from tests.conftest import Compose
 
 from nst import build
 from nst.cli.train import run
+from nst.data.memory import MemorySplit
 from nst.loop import Training
 from nst.models import resnet8
 from nst.models.weights import save_weights
@@ -139,6 +140,15 @@ def test_a_run_of_moved_weights_is_the_same_and_of_other_weights_another(
     assert run(compose(*tiny, "loss=kd", f"teacher.weights={moved}"))["was_finished"]
     save_weights(weights, resnet8(num_classes=10, in_channels=1), {})
     assert run(compose(*tiny, "loss=kd", f"teacher.weights={weights}"))["folder"] != first["folder"]
+
+
+def test_a_finished_run_is_not_passed_off_as_one_of_other_images(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(compose(*tiny, "loss=ce", "teacher=none"))
+    monkeypatch.setattr(MemorySplit, "fingerprint", "0" * 64)
+    with pytest.raises(ValueError, match="is finished, with a data set of SHA-256"):
+        run(compose(*tiny, "loss=ce", "teacher=none"))
 
 
 def test_outputs_that_cannot_be_made_are_named(compose: Compose, tiny: list[str], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     check_files(settings, dist)
     folder = RunFolder(run_folder(config))
     if is_finished(folder, dist):
-        return finished(settings, folder)
+        return finished(settings, folder, data or build.dataset(settings))
     networks = build.networks(settings, dist)
     distiller = networks.distiller
     try_networks(settings, distiller, networks.teacher)
@@ -84,7 +84,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     lock(folder, config, dist, wait)
     try:
         if is_finished(folder, dist):  # by another process in the meantime
-            return finished(settings, folder)
+            return finished(settings, folder, data)
         build.init_memory(settings, distiller, len(data.train))
         training = Training(
             distiller,
@@ -220,11 +220,11 @@ def is_finished(folder: RunFolder, dist: Dist) -> bool:
     return dist.max(int(dist.main and folder.summary() is not None)) == [1]
 
 
-def finished(settings: RunConfig, folder: RunFolder) -> dict[str, Any]:
-    """The summary of a finished run. Its data are not read: images of other content need another `data.name` or `outputs`.
+def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
+    """The summary of a finished run.
 
     Raises:
-        ValueError: the named teacher cache differs from the run's, or its student's file has changed.
+        ValueError: its images or the named teacher cache differ from the run's, or its student's file has changed.
     """
     summary = folder.summary()
     assert summary is not None
@@ -232,6 +232,7 @@ def finished(settings: RunConfig, folder: RunFolder) -> dict[str, Any]:
     files: list[tuple[str, Any, str, str]] = [("student", student, summary["student"]["sha256"], sha256_of(student))]
     if (teacher := summary["teacher"]) is not None:
         files.append(("teacher", cache, teacher["sha256"], cached_teacher_sha256(cache) or teacher["sha256"]))
+    files.append(("data set", f"data={data.name}", summary["data"]["sha256"], data.fingerprint))
     for what, file, recorded, found in files:
         if found != recorded:
             raise ValueError(
