@@ -1,13 +1,16 @@
 """Tiny data sets written as their publishers write them."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 
+from nst.data.batch import Batch
 from nst.data.dataset import Dataset, Images
 
 SETTINGS: dict[str, Any] = {
@@ -59,3 +62,15 @@ def write_tree(root: Path, parts: tuple[str, ...] = ("train", "val"), classes: i
                 height, width = draw.integers(30, 60, 2)
                 pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 (folder / f"{i}.JPEG").write_bytes(encode(pixels, "JPEG", ("RGB", "L", "CMYK")[i % 3]))
+
+
+def same(batches: list[Batch], others: list[Batch]) -> bool:
+    """Bit for bit."""
+    return len(batches) == len(others) and all(
+        torch.equal(a, b) for one, other in zip(batches, others, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def joined(ranks: list[Iterator[Batch]]) -> list[Batch]:
+    """The batches of one process, put together from the parts that each rank has."""
+    return [Batch(*(torch.cat(parts) for parts in zip(*step, strict=True))) for step in zip(*ranks, strict=True)]

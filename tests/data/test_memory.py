@@ -1,5 +1,7 @@
 """Images in memory: rendering in batches is what torchvision does one by one; views are numbered without gaps."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,18 +33,13 @@ def reference(split: MemorySplit, index: int, view: int) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
-@pytest.mark.parametrize(("size", "pad", "flip", "channels"), [(8, 2, True, 3), (5, 1, False, 1), (6, 0, True, 3)])
+@pytest.mark.parametrize(
+    "kind", [(8, 2, True, 3, "reflect"), (8, 2, True, 3, "constant"), (5, 1, False, 1), (6, 0, True, 3)]
+)
 def test_rendering_equals_one_image_at_a_time(
-    size: int,
-    pad: int,
-    flip: bool,
-    channels: int,
-    padding_mode: str,
-    channels_last: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: tuple[Any, ...], channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = make_split(12, size, pad, flip, channels, padding_mode)
+    split = make_split(12, *kind)
     indices = torch.arange(12).repeat_interleave(split.num_views)
     views = torch.arange(split.num_views).repeat(12)
     images = split.render(indices, views, channels_last)

@@ -5,25 +5,25 @@ from typing import Any
 
 import pytest
 import torch
-from tests.data.samples import load, write_tree
+from tests.data.samples import joined, load, same, write_tree
 from tests.data.test_memory import make_split
 from torch import Tensor
 
-from nst.data.batch import Batch, MixingLoader, epoch_mixture, mixed
+from nst.data.batch import MixingLoader, epoch_mixture, mixed
 
 KINDS = [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)]
 
 
-def loader(mixup: float, cutmix: float, n: int = 37, batch: int = 16, **ranks: Any) -> MixingLoader:
-    return MixingLoader(make_split(n), batch, True, 3, num_classes=10, mixup=mixup, cutmix=cutmix, **ranks)
+def loader(mixup: float, cutmix: float, split: Any = None, batch: int = 16, **ranks: Any) -> MixingLoader:
+    return MixingLoader(split or make_split(37), batch, True, 3, num_classes=10, mixup=mixup, cutmix=cutmix, **ranks)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("mixup", "cutmix"), KINDS)
 def test_each_image_is_the_mixture_it_should_be(mixup: float, cutmix: float, channels_last: bool) -> None:
     mixing = loader(mixup, cutmix, batch=9, channels_last=channels_last)
-    split, mixture = make_split(37), epoch_mixture(37, 3, 2, mixup, cutmix)
-    plain = split.loader(9, train=True, seed=3, channels_last=channels_last).epoch(2)
+    mixture = epoch_mixture(37, 3, 2, mixup, cutmix)
+    plain = make_split(37).loader(9, train=True, seed=3, channels_last=channels_last).epoch(2)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for batch, one in zip(mixing.epoch(2), plain, strict=True):
         assert torch.equal(batch.indices, one.indices)
@@ -52,31 +52,18 @@ def by_hand(image: Tensor, other: Tensor, weight: Tensor, boxed: Tensor, centre:
     return result, 1 - taken / 64
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize(("mixup", "cutmix"), KINDS)
-def test_ranks_and_restarts_change_nothing(mixup: float, cutmix: float, world: int) -> None:
+def test_ranks_and_restarts_change_nothing(on_disk: bool, world: int, tmp_path: Path) -> None:
     """Parts of 5 and 6 images: partners lie in other parts, too."""
-    whole = list(loader(mixup, cutmix).epoch(1))
-    ranks = [loader(mixup, cutmix, rank=rank, world=world).epoch(1) for rank in range(world)]
-    joined = [
-        Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True))) for batches in zip(*ranks, strict=True)
-    ]
-    later = list(loader(mixup, cutmix).epoch(1, first_step=2))
-    for found, right in [*zip(joined, whole, strict=True), *zip(later, whole[2:], strict=True)]:
-        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
-
-
-def test_images_from_disk_are_mixed_alike(tmp_path: Path) -> None:
-    write_tree(tmp_path)
-    split = load(tmp_path).train
-
-    def batches(**ranks: Any) -> list[Batch]:
-        return list(MixingLoader(split, 7, True, 1, num_classes=3, mixup=1.0, cutmix=1.0, **ranks).epoch(0))
-
-    whole, ranks = batches(), [batches(rank=rank, world=2) for rank in range(2)]
-    for right, *parts in zip(whole, *ranks, strict=True):
-        assert torch.equal(right.images, torch.cat([part.images for part in parts]))
-        assert torch.equal(right.labels, torch.cat([part.labels for part in parts]))
+    split = make_split(37)
+    if on_disk:
+        write_tree(tmp_path)
+        split = load(tmp_path).train
+    whole = list(loader(0.4, 1.0, split).epoch(1))
+    ranks = [loader(0.4, 1.0, split, rank=rank, world=world).epoch(1) for rank in range(world)]
+    assert same(joined(ranks), whole)
+    assert same(list(loader(0.4, 1.0, split).epoch(1, first_step=1)), whole[1:])
 
 
 def test_shares_follow_their_distribution_and_other_epochs_draw_others() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.models.test_weights import WithState
 from torch import nn
 
 from nst.storage.checkpoint import MAGIC, Checkpoints, check_resumable, read_checkpoint
@@ -34,15 +35,16 @@ def found(checkpoints: Checkpoints) -> int:
 
 
 def test_the_newest_comes_back_and_the_last_ones_stay(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    assert found(checkpoints) == 3
-    assert [path.name for path in checkpoints.paths()] == ["step-00000002.ckpt", "step-00000003.ckpt"]
-    assert found(Checkpoints(tmp_path)) == 3
+    (checkpoints.folder / "step-00000004.ckpt.tmp").write_bytes(b"half written")
+    assert found(checkpoints) == found(Checkpoints(tmp_path)) == 3
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000002.ckpt", "step-00000003.ckpt"]
     assert Checkpoints(tmp_path / "new").latest() is None
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The one before is used; where none is left, training does not start over."""
     path = checkpoints.paths()[-1]
     whole = path.read_bytes()
     flipped = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in range(0, len(whole), 17)]
@@ -53,20 +55,10 @@ def test_every_flipped_bit_and_every_truncation_is_noticed(
     with caplog.at_level(logging.WARNING):
         assert found(checkpoints) == 2
     assert "step-00000003.ckpt.damaged and the one before it is used" in caplog.text
-
-
-def test_without_any_left_it_does_not_start_over(checkpoints: Checkpoints) -> None:
-    for path in checkpoints.paths():
-        path.write_bytes(b"")
+    checkpoints.paths()[-1].write_bytes(b"")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"step-00000003\.ckpt was written there \(damaged: step-00000002"):
             checkpoints.latest()
-
-
-def test_half_written_files_are_cleared_away(checkpoints: Checkpoints) -> None:
-    (checkpoints.folder / "step-00000004.ckpt.tmp").write_bytes(b"half")
-    assert found(checkpoints) == 3
-    assert not list(checkpoints.folder.glob("*.tmp"))
 
 
 def test_a_failed_save_names_the_last_good_one(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,51 +72,22 @@ def test_a_failed_save_names_the_last_good_one(checkpoints: Checkpoints, monkeyp
     assert found(checkpoints) == 3
 
 
-def written(path: Path, content: Any) -> Path:
-    """A checkpoint with a right checksum that holds anything."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    body = buffer.getvalue()
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1], "it holds a list"), ({"x": Path()}, r"(?s)is damaged: .*PosixPath"), (b"no", "damaged")],
+)
+def test_a_right_checksum_alone_makes_no_checkpoint(tmp_path: Path, content: Any, message: str) -> None:
+    buffer = io.BytesIO(content if isinstance(content, bytes) else b"")
+    if not isinstance(content, bytes):
+        torch.save(content, buffer)
+    body, path = buffer.getvalue(), tmp_path / "a.ckpt"
     path.write_bytes(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    return path
-
-
-def test_a_right_checksum_alone_makes_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="it holds a list"):
-        read_checkpoint(written(tmp_path / "a.ckpt", [1]))
-    with pytest.raises(ValueError, match=r"(?s)is damaged: .*PosixPath"):
-        read_checkpoint(written(tmp_path / "a.ckpt", {"x": tmp_path}))
-    path = tmp_path / "a.ckpt"
-    path.write_bytes(MAGIC + hashlib.sha256(b"no").hexdigest().encode() + b"\nno")
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match=message):
         read_checkpoint(path)
 
 
-def test_a_folder_in_place_of_a_checkpoint(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
-    newest = checkpoints.paths()[-1]
-    newest.unlink()
-    (newest / "inside").mkdir(parents=True)
-    with caplog.at_level(logging.WARNING):
-        assert found(checkpoints) == 2
-    assert "is damaged: [Errno 21] Is a directory" in caplog.text
-
-
-class Own(nn.Module):
-    """Has state of its own."""
-
-    def __init__(self, state: Any) -> None:
-        super().__init__()
-        self.state = state
-
-    def get_extra_state(self) -> Any:
-        return self.state
-
-    def set_extra_state(self, state: Any) -> None:
-        self.state = state
-
-
 def test_state_that_cannot_come_back_is_refused() -> None:
-    check_resumable(Own({"count": 3, "mean": torch.zeros(2), "names": ["a"]}))
-    for state in (Path("x"), nn.Linear(1, 1), lambda: 0):
+    check_resumable(WithState({"count": 3, "mean": torch.zeros(2), "names": ["a"]}))
+    for own in (Path("x"), nn.Linear(1, 1), lambda: 0):
         with pytest.raises(ValueError, match=r"the state _extra_state is a .* that no checkpoint can hold"):
-            check_resumable(Own(state))
+            check_resumable(WithState(own))

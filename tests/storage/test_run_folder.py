@@ -10,7 +10,6 @@ import pytest
 from tests.conftest import Compose
 
 from nst import build
-from nst.config import differences
 from nst.storage import folder
 from nst.storage.folder import RunFolder, RunLockedError, run_folder
 
@@ -57,14 +56,8 @@ def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second.close()
 
 
-def test_differences() -> None:
-    old, new = {"a": {"b": 1, "c": 2}, "d": None}, {"a": {"b": 1, "c": 3}, "e": 4}
-    assert differences(old, new) == ["a.c: 2 there, 3 now", "e: None there, 4 now"]
-    assert differences(old, old) == []
-
-
 @pytest.mark.parametrize(("file", "remedy"), [("summary.json", "start again"), ("config.json", "writes it again")])
-@pytest.mark.parametrize("content", ["{", "[]", "\0" * 20, ""])
+@pytest.mark.parametrize("content", ["{", "[]", ""])
 def test_a_damaged_file_is_named(file: str, remedy: str, content: str, tmp_path: Path) -> None:
     finish(tmp_path, str(tmp_path))
     (tmp_path / file).write_text(content)
@@ -103,15 +96,13 @@ def test_weights_are_named_by_what_they_hold(tmp_path: Path, place: str) -> None
 
     def name(weights: Path) -> Path:
         node = {"name": "resnet20", "weights": str(weights)}
-        if place == "model":
-            return run_folder(config(model=node))
-        if place == "teacher":
-            return run_folder(config(teacher={"model": {"name": "resnet20"}, "weights": str(weights)}))
-        return run_folder(config(teacher={"model": {"name": "ensemble", "members": {"a": node}}, "weights": None}))
+        ensemble = {"model": {"name": "ensemble", "members": {"a": node}}, "weights": None}
+        teacher = {"model": {"name": "resnet20"}, "weights": str(weights)} if place == "teacher" else ensemble
+        return run_folder(config(model=node) if place == "model" else config(teacher=teacher))
 
     first, other = tmp_path / "a.pt", tmp_path / "elsewhere.pt"
-    first.write_bytes(b"weights")
-    other.write_bytes(b"weights")
+    for path in (first, other):
+        path.write_bytes(b"weights")
     before = name(first)
     assert name(other) == before
     first.write_bytes(b"others")
@@ -127,8 +118,5 @@ def test_naming_a_stored_configuration_imports_nothing() -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_recorded_runs_keep_their_names(name: str, compose: Compose) -> None:
     """Folders of 0.3: an added key or a changed default must not make finished runs, teachers and caches unknown."""
-    recorded = NAMES[name]
-    assert (
-        str(run_folder(asdict(build.settings(compose(*recorded["overrides"], "outputs=outputs")))))
-        == recorded["folder"]
-    )
+    settings = build.settings(compose(*NAMES[name]["overrides"], "outputs=outputs"))
+    assert str(run_folder(asdict(settings))) == NAMES[name]["folder"]
