@@ -66,6 +66,9 @@ HABITS: dict[str, Callable[[State], Any]] = {
     "arguments": lambda s: {"model": s, "opt": argparse.Namespace(lr=0.1, name="a")},
     "numpy": lambda s: {"state_dict": s, "best": np.float64(93.1), "epoch": np.int64(3)},
     "no counters": lambda s: {key: value for key, value in s.items() if not key.endswith("num_batches_tracked")},
+    "a part compiled alone": lambda s: {key.replace("bn1.", "bn1._orig_mod."): value for key, value in s.items()},
+    "sharded parts": lambda s: under("_fsdp_wrapped_module.", {k.replace("bn1.", "bn1._fsdp_wrapped_module."): v for k, v in s.items()}),
+    "counted operations": lambda s: s | {"total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)},
     "half": lambda s: {key: value.half() if value.is_floating_point() else value for key, value in s.items()},
 }  # fmt: skip
 
@@ -84,6 +87,9 @@ def test_files_as_people_have_them(tmp_path: Path, habit: str, kind: str) -> Non
         torch.save(content, path, _use_new_zipfile_serialization=kind == "pt")
     load_weights(target, path)
     assert same(source, target)
+    renamed_file = path.rename(tmp_path / ("w.bin" if kind == "safetensors" else "w.safetensors"))
+    load_weights(again := net(), renamed_file)  # the content says what it is
+    assert same(source, again)
 
 
 def flat(content: Any, name: str = "") -> State:
@@ -235,11 +241,22 @@ def test_what_does_not_fit_or_is_no_weights_file_is_named(tmp_path: Path) -> Non
     wrong: list[tuple[Any, nn.Module, str]] = [
         (state, nn.Sequential(nn.Linear(2, 2)), r"missing: 0\.weight.*not in the model: .*conv1"),
         ([1, 2], net(), r"holds no state dict \(found list\)"),
+        (
+            state | {"fc.weight": torch.ones(3, 4, dtype=torch.int8)},
+            net(),
+            r"no float weights: fc\.weight: torch\.int8",
+        ),
+        (state | {"fc.weight": torch.full((3, 4), torch.nan)}, net(), r"not a number: fc\.weight"),
     ]
     for content, model, message in wrong:
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             load_weights(model, path)
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(
+        ValueError, match=r"neither safetensors nor of torch\.save; it begins with b'version https:[^:]*$"
+    ):
+        read_weights(path)
     with pytest.raises(ValueError, match=r"nowhere\.pt does not exist"):
         read_weights(tmp_path / "nowhere.pt")
     with pytest.raises(ValueError, match="it is a folder"):

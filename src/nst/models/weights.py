@@ -29,7 +29,10 @@ CHECKSUM = "sha256_of_tensors"  # in the metadata of the files we write
 State = dict[str, Tensor]
 
 CLASSIFIERS = ("fc", "linear", "classifier", "head")  # one of these in the file may be another in the model
-COUNTERS = ("num_batches_tracked", "n_averaged")  # may be missing, or left over
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # may be missing, or left over
+WRAPPED = re.compile(
+    r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)  # a part that was compiled or sharded alone
 
 # The names under which training code keeps a state, and the prefixes that wrappers leave on its keys.
 STATES = ("state_dict", "model_state_dict", "model_state", "model", "net", "module", "_orig_mod")
@@ -64,7 +67,7 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
         raise ValueError(f"weights file {path} does not exist" + " (it is a folder)" * path.is_dir())
     metadata: dict[str, str] = {}
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             with safe_open(path, framework="pt") as file:
                 content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = file.metadata() or {}
@@ -73,13 +76,22 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
     except Exception as error:  # on a damaged file a parser may raise nearly anything
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
-            reason = str(error).partition("\n")[0][:200]
+            reason = (
+                "" if "weights_only" in str(error) else f": {type(error).__name__} {error}".partition("\n")[0][:200]
+            )
+            if "TorchScript" in str(error):
+                reason = (
+                    ": TorchScript; torch.save(torch.jit.load('old.pt').state_dict(), 'new.pth') makes weights of it"
+                )
+            with path.open("rb") as file:
+                begins = file.read(24)
             raise ValueError(
-                f"weights file {path} is damaged or not of its format: {type(error).__name__} {reason}"
+                f"weights file {path} is damaged, or neither safetensors nor of torch.save; it begins with {begins!r}{reason}"
             ) from error
         raise ValueError(
             f"weights file {path} holds more than tensors and plain values ({code[1]}); loading it could run its code, so it is "
-            "refused. Only the state dict is needed. If you trust the file, save the state dict alone, by its key: "
+            "refused. Only the state dict is needed. If you trust the file, save the state dict alone, a "
+            "whole network's by its .state_dict(), one among others by its key: "
             "import torch; torch.save(torch.load('old.pth', weights_only=False)['model'], 'new.pth')"
         ) from error
     states = dict(_states(content))
@@ -95,10 +107,16 @@ def read_weights(path: str | PathLike[str]) -> WeightsFile:
 
 def recorded_size(path: str | PathLike[str] | None) -> int | None:
     """Height and width of the images that weights were trained on, if their safetensors file says so."""
-    if path is None or Path(path).suffix != ".safetensors" or not Path(path).is_file():
+    if path is None or not Path(path).is_file() or not _is_safetensors(Path(path)):
         return None
     size = read_weights(path).metadata.get("size")
     return None if size is None else int(size)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content, whatever it is called: the length of a header, then the header in JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _unpickled(content: bytes) -> Any:
@@ -171,7 +189,7 @@ def load_weights(
         if not any(_within(name, [part]) for names in (own, *(c.state for c in candidates)) for name in names):
             raise ValueError(f"drop={list(drop)}: neither {type(model).__name__} nor {path} has a part {part}")
     if key is not None:
-        names = [candidate.name for candidate in candidates]
+        names = [candidate.name or "weights without a name" for candidate in candidates]
         candidates = [c for c in candidates if f".{key}." in f".{c.name}."]
         if not candidates:
             raise ValueError(f"weights file {path} has no state {key} for this network; it has {', '.join(names)}")
@@ -207,6 +225,7 @@ def _candidate(
     name: str, state: Mapping[str, Tensor], prefix: str, own: Mapping[str, Tensor], drop: Collection[str]
 ) -> _Candidate:
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    found = {key if key in own else WRAPPED.sub("", key): value for key, value in found.items()}
     present = [part for part in CLASSIFIERS if f"{part}.weight" in found]
     needed = [part for part in CLASSIFIERS if f"{part}.weight" in own]
     if len(present) == len(needed) == 1:
@@ -223,6 +242,12 @@ def _candidate(
             for key, value in kept.items()
             if key in own and value.shape != own[key].shape
         ],
+        "no float weights": [
+            f"{key}: {value.dtype}"
+            for key, value in kept.items()
+            if key in own and own[key].is_floating_point() and not value.is_floating_point()
+        ],
+        "not a number": [key for key, value in kept.items() if value.is_floating_point() and value.isnan().any()],
     }
     place = ".".join(part for part in (name, prefix.rstrip(".")) if part)
     return _Candidate(place, kept, {kind: names for kind, names in problems.items() if names})
