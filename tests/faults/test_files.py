@@ -103,9 +103,9 @@ def test_another_run(place: Place, tmp_path: Path) -> None:
     """Other data under the same name, another number of processes."""
     run = Place(tmp_path / "own", place.args)
     assert run.run("die_after_step", 3) == -9
-    assert run.run("other_data") == 2
+    assert run.run("other_data") == 1
     assert "is of another run: data.sha256: '" in run.text()
-    assert run.ranks() == [2, 2]
+    assert run.ranks() == [1, 1]
     assert "is of another run: ranks: 1 there, 2 now" in run.text(0)
     assert "error:" not in run.text(1)
     assert "Traceback" not in run.text()
