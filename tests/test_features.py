@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,26 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tests.conftest import Compose
 from torch import Tensor, nn
 
 from nst import build
-from nst.cli.train import run
-from nst.config import TrainerConfig
+from nst.cli.train import next_command, run
+from nst.config import EvaluateConfig, ExportConfig, TrainerConfig
 from nst.dist import Dist
 from nst.distiller import Distiller, Term
-from nst.export import finished_run
+from nst.export import export, finished_run
+from nst.export.formats import load
+from nst.export.inference import classifier, evaluate_weights
 from nst.features import FeatureEvaluation, batches, pooled_features
 from nst.layers import LayerHooks, Pair, feature_shapes
 from nst.losses import AT, RKD, FitNet
 from nst.models import resnet8
 from nst.models.parts import NoClassifier
 from nst.models.weights import save_weights
+from nst.tables.listing import list_runs
 from nst.teacher import LiveTeacher
 
 ONE = Dist(0, 1, torch.device("cpu"))
@@ -242,3 +247,79 @@ def test_features_are_pooled_over_positions(compose: Compose) -> None:
     found = pooled_features(network, split, indices, ONE, TrainerConfig(eval_batch_size=2))
     images = split.render(indices, torch.full_like(indices, split.unaugmented))
     torch.testing.assert_close(found, network.conv(images).mean((2, 3)).detach())
+
+
+@pytest.fixture
+def finished(compose: Compose, tiny: list[str]) -> str:
+    return run(compose(*tiny, *FEATURES))["folder"]
+
+
+def test_an_evaluation_gives_neighbours_and_a_linear_probe(
+    finished: str, capsys: pytest.CaptureFixture[str], unlabelled: list[str]
+) -> None:
+    report = evaluate_weights(EvaluateConfig(run=finished))
+    summary = json.loads((Path(finished) / "summary.json").read_text())
+    assert report["knn"] == summary["test"]["knn"]
+    data, student = build.dataset(finished_run(finished).settings), finished_run(finished).student()
+    hooks = LayerHooks(student, ["last"])
+    rows = []
+    with torch.no_grad():
+        for split in (data.train, data.test):
+            student(split.render(torch.arange(len(split)), torch.full((len(split),), split.unaugmented)))
+            rows.append(hooks.read()["last"].mean((2, 3)).numpy())
+    mean, std = rows[0].mean(0), rows[0].std(0)
+    std[std == 0] = 1.0
+    probe = LogisticRegression(max_iter=1000).fit((rows[0] - mean) / std, data.train.labels)
+    by_hand = 100 * probe.score((rows[1] - mean) / std, data.test.labels)
+    assert report["linear_probe"] == pytest.approx(by_hand, abs=0.6)  # two of 360 images near a border
+    assert (
+        f"linear probe {report['linear_probe']:.2f} %, both by the features of 40 training images"
+        in capsys.readouterr().out
+    )
+    plain = {word.removeprefix("data.").partition("=")[0]: word.partition("=")[2] for word in unlabelled[1:4]}
+    node = {
+        "_target_": "nst.data.dataset.Images",
+        "name": "images",
+        "labeled": False,
+        "num_classes": 10,
+        "path": plain["path"],
+    }
+    node |= {"size": 8, "channels": 1, "mean": [0.5], "std": [0.3], "validation": 0.1}
+    with pytest.raises(ValueError, match="data=images: its images have no labels, by which features are judged"):
+        evaluate_weights(EvaluateConfig(run=finished, data=node))
+
+
+def test_an_export_is_a_backbone(finished: str, tmp_path: Path) -> None:
+    report = export(ExportConfig(run=finished, to=str(tmp_path), images=20, repeats=1))
+    about, card = json.loads((tmp_path / "model.json").read_text()), (tmp_path / "MODEL_CARD.md").read_text()
+    assert about["output"] == {"shape": ["batch", 64], "values": "features"}
+    assert report["files"]["onnx"]["max_difference"] < 1e-4
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        expected = finished_run(finished).student()(images)
+        for name in ("safetensors", "torch", "onnx"):
+            torch.testing.assert_close(load(tmp_path, name)(images), expected, rtol=1e-4, atol=1e-4)
+    assert "A backbone without classifier" in card
+    assert "features = session.run(None" in card
+    assert "top-1" not in card.partition("## Files and cost")[2].partition("## Limits")[0]
+    for folder in (finished, tmp_path):
+        with pytest.raises(ValueError, match="its student gives features, not classes"):
+            classifier(folder)
+
+
+def test_the_next_command_fine_tunes(
+    compose: Compose, tiny: list[str], finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is composed as it stands, and starts from the student."""
+    words = shlex.split(next_command(build.settings(compose(*tiny, *FEATURES)), finished, ["fc"]))
+    assert words[:2] == ["nst", "train"]
+    settings = build.settings(compose("model=resnet8", *words[2:]))
+    student = build.networks(settings).distiller.student.state_dict()
+    kept = finished_run(finished).student().state_dict()
+    assert all(torch.equal(student[name], value) for name, value in kept.items())
+    assert set(student) - set(kept) == {"fc.weight", "fc.bias"}
+
+
+def test_runs_are_listed_by_what_judges_them(finished: str, capsys: pytest.CaptureFixture[str]) -> None:
+    list_runs([f"outputs={Path(finished).parents[3]}", "each=true"])
+    assert "features alone, by k-NN" in capsys.readouterr().out

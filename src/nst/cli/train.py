@@ -16,6 +16,7 @@ from rich.table import Table
 from nst.cli.compose import hydra_main
 from nst.config import RunConfig
 from nst.storage import measure_of, measured
+from nst.storage.folder import STUDENT
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -172,16 +173,16 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     console.print(table)
     lines = [f"written to: {summary['folder']}"]
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        lines.append(f"next: {next_command(settings, summary['folder'])}")
+        lines.append(f"next: {next_command(settings, summary['folder'], student.get('left_out', ()))}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def next_command(settings: RunConfig, folder: str) -> str:
+def next_command(settings: RunConfig, folder: str, left_out: Sequence[str] = ()) -> str:
     """A sensible next command after the run in `folder`, for a shell: the user's arguments with a change.
 
     After a baseline: the same student with a teacher. After the default loss: other losses and seeds. With settings of one loss or
-    cache, which would not fit other losses: other seeds only. Else an export.
+    cache, which would not fit other losses: other seeds only. After features without labels: the classifier is trained. Else an export.
     """
     typed, chosen = list[str](), ""
     if HydraConfig.initialized():
@@ -190,9 +191,19 @@ def next_command(settings: RunConfig, folder: str) -> str:
         typed = [*(f"--config-dir={path}" for path in folders), *HydraConfig.get().overrides.task]
 
     def without(*groups: str) -> list[str]:
-        groups = (*groups, *(f"+{group}" for group in groups))
-        return [word for word in typed if word.partition("=")[0].partition(".")[0].partition("@")[0] not in groups]
+        return [w for w in typed if w.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in groups]
 
+    if left_out:  # the classifier
+        started = ("model.weights=", "model.weights_key=", "model.drop=")
+        kept = [
+            word for word in without("loss", "teacher", "cache", "layers") if not word.lstrip("+").startswith(started)
+        ]
+        if not settings.data.get("labeled", True):
+            shape = ("data.size=", "data.channels=", "data.mean=", "data.std=")
+            kept = [word for word in kept if not word.startswith("data") or word.startswith(shape)]
+            kept += ["data=folder", "data.root=LABELLED", "data.num_classes=NUMBER"]
+        start = [f"++model.weights={folder}/{STUDENT}", f"++model.drop=[{','.join(left_out)}]"]
+        return shlex.join(["nst", "train", *kept, *start, "loss=ce", "teacher=none"])
     if settings.teacher.model is None:
         kept = without("loss", "cache", *(["teacher"] if "teacher=none" in typed else []))
         if chosen == "none" and "teacher=none" not in typed:  # by an experiment

@@ -77,10 +77,10 @@ def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
     return program
 
 
-def onnx_bytes(program: ExportedProgram, name: str) -> bytes:
-    """The content of `student.onnx`, weights inside; input `name`, output `logits`, the batch size free."""
+def onnx_bytes(program: ExportedProgram, name: str, output: str = "logits") -> bytes:
+    """The content of `student.onnx`, weights inside; input `name`, the batch size free."""
     exported = torch.onnx.export(
-        program, (), input_names=[name], output_names=["logits"], dynamo=True, external_data=False, verbose=False
+        program, (), input_names=[name], output_names=[output], dynamo=True, external_data=False, verbose=False
     )
     assert exported is not None
     model = exported.model_proto

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from nst import build
-from nst.config import EvaluateConfig, check_numbers, check_pair, check_ranges
+from nst.config import EvaluateConfig, TrainerConfig, check_numbers, check_pair, check_ranges
 from nst.data.batch import scale_and_shift
+from nst.data.dataset import Dataset
 from nst.data.images import SUFFIXES, WHITE, decode, is_image
-from nst.dist import join
+from nst.dist import Dist, join
 from nst.evaluate import evaluate
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
+from nst.features import knn_accuracy, labelled_features, linear_probe
 from nst.files import sha256_of, write_whole
 from nst.models.external import look_at
 from nst.models.weights import load_weights, recorded_size
@@ -97,12 +99,14 @@ def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
     if (folder / MODEL).is_file():
         about = read_export(folder)
         file = next(name for name in ("safetensors", "onnx", "torch", "onnx_int8") if name in about["files"])
+        _check_classifies(folder, about["output"]["values"] == "logits")
         model, prepare, names = load(folder, file), preprocessing(about["input"]), about["classes"]
         if about["normalize"] and file != "safetensors":  # the file does it itself
             prepare = replace(prepare, mean=(0.0,) * prepare.channels, std=(1.0,) * prepare.channels)
         count = about["output"]["shape"][-1]
     elif (folder / SUMMARY).is_file():
         run = finished_run(folder)
+        _check_classifies(folder, not run.settings.model.get("features_only"))
         model, prepare, names = run.student(), preprocessing(run.settings.data), run.classes()
         count = run.settings.data["num_classes"]
     else:
@@ -113,6 +117,14 @@ def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
     elif device != "cpu":
         raise ValueError(f"device={device}: {FILES[file]} runs on the CPU; formats=[safetensors] runs anywhere")
     return Classifier(model, prepare, tuple(map(str, names or range(count))))
+
+
+def _check_classifies(folder: Path, classifies: bool) -> None:
+    if not classifies:
+        raise ValueError(
+            f"model={folder}: its student gives features, not classes, since it was trained without labels; fine-tune it on labelled images "
+            "first, by the command that its run proposes as next"
+        )
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -152,7 +164,8 @@ def predict(
 
 
 def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes.
+    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes; of a network without
+    classifier the accuracy of nearest neighbours and of a linear probe.
 
     Returns:
         All of it, and the confusion matrix (rows: labels, columns: answers). Written to `evaluation.json` in `settings.to`, by
@@ -172,24 +185,29 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     for group in ("model", "data"):
         build.check_component(group, getattr(settings, group))
     check_pair("", settings, settings.data["channels"])
-    classes = [node.get("num_classes") for node in (settings.model, settings.data)]
-    if None not in classes and classes[0] != classes[1]:
+    classes, features_only = (
+        [node.get("num_classes") for node in (settings.model, settings.data)],
+        settings.model.get("features_only"),
+    )
+    if None not in classes and classes[0] != classes[1] and not features_only:
         raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
     model = build.network("model", build.without_weights(settings.model), seed=0)
     look_at(model, recorded_size(settings.weights))
     metadata, data = load_weights(model, settings.weights, settings.weights_key), build.dataset(settings)
-    names = run.classes(data) if run is not None else data.classes
     images = Normalization(tuple(data.mean), tuple(data.std))
     expects = expected_normalization(settings.mean, settings.std, metadata)
     with join(settings.device) as dist:
         if expects not in (None, images):
             convert_inputs(model.to(dist.device), images, expects)
+        if features_only:
+            return _evaluate_features(settings, model.to(dist.device).eval(), data, dist)
         matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
         batches = data.split(settings.split).loader(
             settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
         )
         metrics = asdict(evaluate(model.to(dist.device), batches.epoch(0), dist, settings.precision, matrix))
         matrix, main = dist.sum(matrix).tolist(), dist.main
+    names = run.classes(data) if run is not None else data.classes
     classes = worst_classes(metrics, names)
     report = {
         "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
@@ -205,6 +223,30 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
             write_whole(Path(settings.to) / "evaluation.html", evaluation_page(report).encode())
         _print(report, run, settings.to)
+    return report
+
+
+def _evaluate_features(settings: EvaluateConfig, model: nn.Module, data: Dataset, dist: Dist) -> dict[str, Any]:
+    """The report of a network without classifier: nearest neighbours and a linear probe that know the training images."""
+    if not data.labeled:
+        raise ValueError(
+            f"data={data.name}: its images have no labels, by which features are judged; name labelled ones, such as data=cifar10"
+        )
+    trainer, parts = TrainerConfig(eval_batch_size=settings.batch_size), (data.train, data.split(settings.split))
+    found = labelled_features(model, parts, dist, trainer, precision=settings.precision, title="features")
+    assert settings.weights is not None
+    report = {
+        "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
+        "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
+        "images": len(found[3]), "known_images": len(found[1]), "knn": knn_accuracy(*found), "linear_probe": linear_probe(*found),
+    }  # fmt: skip
+    if dist.main:
+        print(
+            f"{report['model']} ({settings.weights}) without classifier on {len(found[3]):,} {settings.split} images of {data.name}: k-NN "
+            f"{report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the features of {len(found[1]):,} training images"
+        )
+        if settings.to is not None:
+            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
     return report
 
 

@@ -28,6 +28,8 @@ from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
 from nst.report.render import code, plain
+from nst.storage import measure_of
+from nst.storage import measured as shown_as
 from nst.storage.record import provenance
 
 CARD = "MODEL_CARD.md"
@@ -73,7 +75,10 @@ def export(settings: ExportConfig) -> dict[str, Any]:
 
 def _about(run: FinishedRun, data: Dataset, names: list[str], settings: ExportConfig) -> dict[str, Any]:
     """What `model.json` says of the network: how to rebuild it, what goes in and comes out."""
-    node = build.without_weights(run.settings.model)
+    node, output = build.without_weights(run.settings.model), {"shape": ["batch", data.num_classes], "values": "logits"}
+    if run.settings.model.get("features_only"):
+        width = run.student()(torch.zeros(1, *run.image_shape)).shape[1]
+        output = {"shape": ["batch", width], "values": "features"}
     return {
         "target": node["_target_"],
         "arguments": {key: value for key, value in node.items() if key not in ("name", "_target_")},
@@ -86,7 +91,7 @@ def _about(run: FinishedRun, data: Dataset, names: list[str], settings: ExportCo
             "values": "(pixel / 255 - mean) / std, by channel",
             **asdict(preprocessing(run.settings.data)),
         },
-        "output": {"shape": ["batch", data.num_classes], "values": "logits"},
+        "output": output,
         "classes": run.classes(data),
     }
 
@@ -107,7 +112,9 @@ def _write(folder: Path, run: FinishedRun, data: Dataset, about: dict[str, Any],
             torch.export.save(program, buffer)
             write_whole(folder / FILES["torch"], buffer.getvalue())
         if {"onnx", "onnx_int8"} & names:
-            content = formats.onnx_bytes(program, "pixels" if settings.normalize else "images")
+            content = formats.onnx_bytes(
+                program, "pixels" if settings.normalize else "images", about["output"]["values"]
+            )
             if "onnx" in names:
                 write_whole(folder / FILES["onnx"], content)
             if "onnx_int8" in names:
@@ -122,7 +129,7 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
     """Load every file again, compare it with the student in memory on test images, and time them and the teacher."""
     batches = list(sample_images(data.test, settings.images))
     images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
-    student, teacher = run.student(), run.teacher()
+    student, teacher, classifies = run.student(), run.teacher(), not run.settings.model.get("features_only")
     expected = logits_of(student, images)
     loaded = {name: formats.load(folder, name) for name in FILES if (folder / FILES[name]).is_file()}
     files = {}
@@ -132,7 +139,7 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
         difference = (found - expected).abs().max().item()
         if difference > TOLERANCE * max(1.0, expected.abs().max().item()) and name != "onnx_int8":
             raise ValueError(
-                f"{path} disagrees with the network in memory: its logits differ by up to {difference:.3g} on {len(labels)} test "
+                f"{path} disagrees with the network in memory: its outputs differ by up to {difference:.3g} on {len(labels)} test "
                 "images; do not use it"
             )
         files[name] = {
@@ -140,9 +147,10 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
             "bytes": path.stat().st_size,
             "sha256": sha256_of(path),
             "max_difference": difference,
-            "top1": _percent(found.argmax(1) == labels),
-            "same_class": _percent(found.argmax(1) == expected.argmax(1)),
         }
+        if classifies:
+            files[name]["top1"] = _percent(found.argmax(1) == labels)
+            files[name]["same_class"] = _percent(found.argmax(1) == expected.argmax(1))
     layers = [name for name, m in student.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
     timed["student"] = student.to(settings.device)
@@ -156,7 +164,8 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
         "int8_exclude": settings.int8_exclude,
         "ends": layers[:1] + layers[-1:],
         "files": files,
-        "student": cost(student, run.image_shape) | {"top1": _percent(expected.argmax(1) == labels)},
+        "student": cost(student, run.image_shape)
+        | ({"top1": _percent(expected.argmax(1) == labels)} if classifies else {}),
         "test": run.test,
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
         "latency": {str(size): latencies(timed, example, settings.repeats) for size, example in examples.items()},
@@ -248,7 +257,15 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
     }
     test, teacher, classes = report["test"], run.summary["teacher"], run.classes(data)
     measured = {"student": report["student"], **report["files"]}
-    interval = binomtest(round(test["top1"] * test["images"] / 100), test["images"]).proportion_ci(method="wilson")
+    about, interval = measure_of(test), ""
+    if about != "loss":
+        found = binomtest(round(test[about] * test["images"] / 100), test["images"]).proportion_ci(method="wilson")
+        interval = f"{100 * found.low:.1f} and {100 * found.high:.1f} %"
+    if teacher:
+        measured = {
+            "teacher": report["teacher"] | {key: teacher[key] for key in ("top1",) if key in teacher},
+            **measured,
+        }
     return environment.get_template("model_card.md").render(
         run=run,
         report=report,
@@ -258,14 +275,16 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
         data=data,
         licence=licence,
         classes=classes,
-        worst=worst_classes(test, classes)[:5],
+        output="logits" if about == "top1" else "features",
+        quality=None if about == "top1" else shown_as(about, test[about]),
+        worst=worst_classes(test, classes)[:5] if about == "top1" else [],
         input="pixels" if report["normalize"] else "images",
         image_shape=", ".join(str(n) for n in run.image_shape),
         preprocessing=_Markdown(preprocessing(run.settings.data)),
         module=str(run.settings.model["_target_"]).partition(".")[0],
-        measured={"teacher": report["teacher"] | {"top1": teacher["top1"]}, **measured} if teacher else measured,
+        measured=measured,
         calls=min(latency["calls"] for at in report["latency"].values() for latency in at.values()),
-        interval=f"{100 * interval.low:.1f} and {100 * interval.high:.1f} %",
+        interval=interval,
     )
 
 

@@ -181,7 +181,7 @@ def evaluation_page(report: Record) -> str:
 
 def _confusion(report: Record) -> Markup | None:
     """The confusion matrix of an evaluation, each row of the counts as shares; None of more than 100 classes."""
-    counts = report["confusion"]
+    counts = report.get("confusion", [])
     if len(counts) > MOST_CLASSES:
         return None
     shares = [[100 * count / sum(row) if count else None for count in row] for row in counts]
