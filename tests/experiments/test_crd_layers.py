@@ -49,11 +49,6 @@ def composed(*overrides: str) -> Any:
         return build.settings(compose("config", overrides=[*overrides, "data.root=/nowhere"]))
 
 
-@cache
-def method_settings(method: str) -> Any:
-    return composed("experiment=crd/resnet56-resnet20", f"loss=crd/{method}")
-
-
 class Published:
     """f1 … of a network, the same before the ReLU (of teachers), the pooled vector, the logits."""
 
@@ -113,62 +108,48 @@ def handed(method: str, teacher: Published, student: Published) -> list[tuple[Te
     return {"fitnet": stages[1:2], "sp": stages[-1:]}.get(method, pooled)
 
 
-class Side:
-    """A network of a pair in float64: its named layers for three images, and what the published code has for them."""
-
-    def __init__(self, net: nn.Module, images: Tensor) -> None:
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.normal_(module.weight, 1, 0.1)
-                nn.init.normal_(module.bias, std=0.3)
-        self.net = net.double()
-        hooks = LayerHooks(net, net.named_layers)  # pyright: ignore[reportArgumentType]
-        with torch.no_grad():
-            net.train()(images)  # so that the running statistics are not the first ones
-            self.logits = net.eval()(images)
-            self.layers = hooks.read()
-            self.published = Published(net, images)
-        hooks.remove()
-        self.shapes = {name: tuple(feature.shape[1:]) for name, feature in self.layers.items()}
-
-
-SIDES: dict[str, Side] = {}  # by network: some stand in several pairs
-
-
-@pytest.fixture(scope="module", params=PAIRS)
-def pair(request):
-    run = composed(f"experiment=crd/{request.param}", "loss=crd/kd")
-    assert run.layers == "last"  # no pair says which layers a method compares
+@cache
+def side(name: str) -> tuple[nn.Module, dict[str, Tensor], Published]:
+    """A network in float64, its named layers for three images, and what the published code has for them."""
+    net: Any = build.network("model", composed("data=cifar100", f"model={name}").model, 0).double()
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight, 1, 0.1)
+        nn.init.normal_(norm.bias, std=0.3)
+        nn.init.normal_(norm.running_mean, std=0.1)  # pyright: ignore[reportArgumentType]
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for node in (run.teacher.model, run.model):
-        if node["name"] not in SIDES:
-            SIDES[node["name"]] = Side(build.network("model", node, 0), images)
-    return request.param, SIDES[run.teacher.model["name"]], SIDES[run.model["name"]]
+    hooks = LayerHooks(net, net.named_layers)
+    with torch.no_grad():
+        logits = net.eval()(images)
+        layers, published = hooks.read(), Published(net, images)
+    hooks.remove()
+    torch.testing.assert_close(published.logits, logits)
+    return net, layers, published
 
 
-def test_the_pooled_vector_gives_the_logits(pair):
-    name, teacher, student = pair
-    for side, shapes, channels in zip((teacher, student), PAIRS[name][:2], PAIRS[name][2:], strict=True):
-        assert [tuple(f.shape[1:3]) for f in side.published.features] == shapes
-        assert side.shapes["pooled"] == (channels,)
-        torch.testing.assert_close(side.published.logits, side.logits)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_layers_widths_and_convention_are_the_published_ones(pair):
+    run = composed(f"experiment=crd/{pair}", f"loss=[{','.join(f'crd/{method}' for method in METHODS)}]")
+    teacher_shapes, student_shapes, *channels = PAIRS[pair]
+    (teacher_net, teacher, from_teacher), (student_net, student, from_student) = (
+        side(node["name"]) for node in (run.teacher.model, run.model)
+    )
+    for layers, published, shapes, width in zip(
+        (teacher, student), (from_teacher, from_student), (teacher_shapes, student_shapes), channels, strict=True
+    ):
+        assert [tuple(f.shape[1:3]) for f in published.features] == shapes
+        assert layers["pooled"].shape[1] == width
 
+    terms = {term.name: term for term in build.terms(run, [student_net, teacher_net]) if term.loss.source == "teacher"}
+    assert len(terms) == len(METHODS)
+    for method, (name, term) in zip(METHODS, terms.items(), strict=True):
+        assert run.loss[name].get("convention", "crd") == "crd"  # equations: tests/losses
+        for names, (t, s) in zip(term.pairs, handed(method, from_teacher, from_student), strict=True):
+            torch.testing.assert_close(teacher[names.teacher], t)
+            torch.testing.assert_close(student[names.student], s)
 
-@pytest.mark.parametrize("method", METHODS)
-def test_layers_widths_and_convention_are_the_published_ones(pair, method):
-    name, teacher, student = pair
-    expected = handed(method, teacher.published, student.published)
-    term = build.terms(method_settings(method), [student.net, teacher.net])[-1]
-    assert len(term.pairs) == len(expected)
-    for layers, (t, s) in zip(term.pairs, expected, strict=True):
-        torch.testing.assert_close(teacher.layers[layers.teacher], t)
-        torch.testing.assert_close(student.layers[layers.student], s)
-
-    assert method_settings(method).loss[term.name].get("convention", "crd") == "crd"  # equations: tests/losses
-    distiller = Distiller(student.net, [term], student.shapes, teacher.shapes)
+    shapes = ({name: tuple(feature.shape[1:]) for name, feature in own.items()} for own in (student, teacher))
+    distiller = Distiller(student_net, [terms["review"]], *shapes)
     distiller.hooks.remove()
-    losses: list[Any] = list(distiller.losses.values())
-    if method == "review":
-        shapes, _, *pooled = PAIRS[name]
-        assert {stage.enter[0].out_channels for stage in losses[0].stages} == {min(512, pooled[1])}
-        assert [stage.leave[0].out_channels for stage in losses[0].stages] == [*(c for c, _ in shapes), pooled[0]]
+    (review,) = distiller.losses.values()
+    assert {stage.enter[0].out_channels for stage in review.stages} == {min(512, channels[1])}
+    assert [stage.leave[0].out_channels for stage in review.stages] == [*(c for c, _ in teacher_shapes), channels[0]]

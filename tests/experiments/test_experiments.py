@@ -55,7 +55,7 @@ def settle(network: torch.nn.Module, channels: int) -> None:
     """Give the batch norms the statistics of some noise: in `eval()` 333 untrained residual blocks overflow."""
     for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.momentum = 1.0
-    network.train()(torch.randn(2, channels, 64, 64))
+    network.train()(torch.randn(2, channels, 32, 32))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -82,18 +82,15 @@ def test_composes_builds_and_takes_two_steps(group):
     assert all(np.isfinite(value) for value in logged["terms"].values())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_is_a_short_difference_with_a_full_header(name):
-    text = (FOLDER / f"{name}.yaml").read_text()
-    assert text.startswith("# @package _global_\n")
-    assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 35
-    assert f"nst train experiment={name} loss=" in text
-    assert "nst reproduce table=" in text
-
-
-def test_every_setting_is_in_a_table():
+def test_every_setting_is_a_short_difference_with_a_full_header_and_stands_in_a_table():
     used = {word for words in GROUPS.values() for word in words}
-    assert all(f"experiment={name}" in used for name in NAMES)
+    for name in NAMES:
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert text.startswith("# @package _global_\n")
+        assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 35
+        assert f"nst train experiment={name} loss=" in text
+        assert "nst reproduce table=" in text
+        assert f"experiment={name}" in used
 
 
 def test_crd_s_settings():
@@ -104,13 +101,6 @@ def test_crd_s_settings():
     assert (run.loss["ce"]["weight"], run.loss["kd"]["weight"], run.loss["kd"]["temperature"]) == (0.1, 0.9, 4.0)
     slower = composed("experiment=crd/vgg13-mobilenet_v2_half", "loss=crd/kd")
     assert slower.optim["lr"] == 0.01  # students of other families
-
-
-def test_crd_s_residual_networks_have_projections():
-    for name, counts in (("resnet56-resnet20", (861_620, 278_324)), ("resnet110-resnet32", (1_736_564, 472_756))):
-        networks = build.networks(composed(f"experiment=crd/{name}", "loss=kd"))
-        assert networks.teacher is not None
-        assert (build.count_parameters(networks.teacher), build.count_parameters(networks.distiller.student)) == counts
 
 
 def test_the_paper_s_settings():
