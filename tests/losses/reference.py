@@ -1,8 +1,13 @@
 """The losses written out as double loops in float64: what the fast implementations must equal, value and gradient."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from nst.losses import TransferLoss
 
 KINDS = ("signed", "relu", "dead channels", "constant")
 
@@ -72,40 +77,45 @@ def mmd2(student: Tensor, teacher: Tensor, kernel, teacher_term: bool = True, ep
     return total / len(student)
 
 
-def attention(student: Tensor, teacher: Tensor, p: float) -> Tensor:
-    """Mean squared difference of the unit attention maps."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for image_s, image_t in zip(student, teacher, strict=True):
-        maps = []
-        for image in (image_s, image_t):
-            _, height, width = image.shape
-            values = [
-                sum((image[c, i, j].abs() ** p for c in range(len(image))), torch.zeros(()).double())
-                for i in range(height)
-                for j in range(width)
-            ]
-            maps.append(unit(torch.stack(values)))
-        for a, b in zip(*maps, strict=True):
-            total, count = total + (a - b) ** 2, count + 1
-    return total / count
-
-
-def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ‖ student) of the softened distributions, mean over the images."""
-    total = torch.zeros((), dtype=torch.float64)
-    for z_s, z_t in zip(student, teacher, strict=True):
-        p_s, p_t = [torch.exp(z / temperature) / torch.exp(z / temperature).sum() for z in (z_s, z_t)]
-        for s, t in zip(p_s, p_t, strict=True):
-            total = total + t * (torch.log(t) - torch.log(s))
-    return total / len(student)
-
-
 def value_and_gradient(function, student: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and df/dx in float64; a zero gradient where f does not depend on x."""
     x = student.clone().requires_grad_(True)
     value = function(x)
     (gradient,) = torch.autograd.grad(value, x, allow_unused=True) if value.requires_grad else (None,)
     return value.detach().double(), torch.zeros_like(student) if gradient is None else gradient.double()
+
+
+def check(
+    make: Callable[[], TransferLoss],
+    expected: Callable[[Any, Tensor], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    extra: dict[str, Tensor] | None = None,
+    rough: float = 2e-5,
+) -> None:
+    """A loss in float64 and, roughly, in float32 equals `expected(loss, student)`: value, gradients of the feature and of what it learns."""
+    shapes = tuple(student.shape[1:]), tuple(teacher.shape[1:])
+    wanted: list[Tensor] = []
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, rough)):
+        torch.manual_seed(0)
+        loss = make()
+        loss.setup(*shapes)
+        loss.to(dtype)
+        target = loss.target(teacher.to(dtype), shapes[0])
+        given = target | {name: extra[name] for name in loss.inputs if extra}
+        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+
+        def step(function: Any, x: Tensor, own: TransferLoss = loss) -> list[Tensor]:
+            x = x.detach().requires_grad_(True)
+            value = function(x)
+            return [value.detach(), *torch.autograd.grad(value, [x, *own.parameters()], materialize_grads=True)]
+
+        wanted = wanted or step(lambda x, own=loss: expected(own, x), student)
+        found = step(lambda x, own=loss, given=given: own(x, given), student.to(dtype))
+        assert found[0].dtype == dtype
+        assert abs(found[0] - wanted[0]) <= tolerance * (1 + abs(wanted[0]))
+        for gradient, slope in zip(found[1:], wanted[1:], strict=True):
+            assert (gradient - slope).norm() <= tolerance * (1 + 10 * slope.norm())
 
 
 def assert_equal(loss, student: Tensor, teacher: Tensor, expected, *, rtol: float = 1e-6, atol: float = 3e-7) -> None:

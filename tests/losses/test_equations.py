@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.losses.reference import value_and_gradient
+from tests.losses.reference import check, value_and_gradient
 from torch import Tensor
 
 from nst.losses import ABKD, CATKD, DIST, DKD, KD, MGD, NKD, OFA, RLD, SDD, TTM, WKDF, WKDL, CrossEntropy
@@ -209,44 +207,15 @@ def batch_of(seed: int, batch: int, classes: int, epoch: float = 1.0) -> tuple[T
     return student, teacher, extra
 
 
-def check(make: Any, expected: Any, student: Tensor, teacher: Tensor, extra: Extra, rtol: float = 2e-5) -> None:
-    """Value and gradient in float64 and in float32, from a target that was made for the dtype."""
-    wanted, slope = value_and_gradient(lambda x: expected(x, teacher, extra), student)
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, rtol)):
-        loss = make()
-        loss.setup(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
-        loss.to(dtype)
-        target = loss.target(teacher.to(dtype), tuple(student.shape[1:]))
-        given = target | {name: extra[name] for name in loss.inputs}
-        value, gradient = value_and_gradient(lambda x, own=loss, all=given: own(x, all), student.to(dtype))
-        torch.testing.assert_close(value, wanted, rtol=tolerance, atol=tolerance * float(1 + wanted.abs()))
-        torch.testing.assert_close(gradient, slope, rtol=10 * tolerance, atol=tolerance * float(1 + slope.abs().max()))
-
-
 @pytest.mark.parametrize("name", LOGITS)
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), batch=st.integers(1, 4), classes=st.integers(2, 6), epoch=st.floats(0, EPOCHS - 0.01))
-def test_losses_on_logits(name, seed, batch, classes, epoch):
+def test_losses_on_logits(name):
     make, expected = LOGITS[name]
-    if name.startswith("dist"):
-        batch, classes = batch + 1, classes + 1  # of one image or two classes a correlation is 0 or ±1
-    student, teacher, extra = batch_of(seed, batch, CLASSES if name == "wkd_l" else classes, epoch)
-    rough = 2e-2 if name.startswith("dist") else 1e-4 if "negative" in name or "+" in name else 2e-5
-    check(make, expected, student, teacher, extra, rough)
-
-
-@pytest.mark.parametrize(("convention", "power", "eps"), [("paper", 0, 0.0), ("official", 2, 1e-8)])
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), batch=st.integers(2, 5), classes=st.integers(2, 6), t=st.sampled_from([1.0, 4.0]))
-def test_dist_in_single_precision(convention, power, eps, seed, batch, classes, t):
-    """Its gradient is ill-conditioned where probabilities hardly vary, so it is compared by its norm."""
-    student, teacher, _ = batch_of(seed, batch, classes)
-    student, teacher = student * 2 / 3, teacher * 2 / 3
-    wanted, slope = value_and_gradient(lambda x: dist(t, 1.5, 0.7, power, eps)(x, teacher, {}), student)
-    loss = DIST(t, 1.5, 0.7, convention)
-    value, gradient = value_and_gradient(lambda x: loss(x, loss.target(teacher.float())), student.float())
-    torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
-    assert (gradient - slope).norm() <= 1e-2 * slope.norm() + 1e-5
+    least = 1 if name.startswith("dist") else 0  # of one image or two classes a correlation is 0 or ±1
+    rough = 5e-3 if name.startswith("dist") else 1e-4 if "negative" in name or "+" in name else 2e-5  # ill-conditioned
+    for seed in range(8):
+        classes = CLASSES if name == "wkd_l" else 2 + least + seed % 5
+        student, teacher, extra = batch_of(seed, 1 + least + seed % 4, classes, 1.6 * seed)
+        check(make, lambda loss, x, t=teacher, e=extra: expected(x, t, e), student, teacher, extra, rough)
 
 
 def rows_of(x: Tensor, scales: tuple[int, ...]) -> Tensor:
@@ -308,13 +277,13 @@ MAPS: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", MAPS)
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 1000), batch=st.integers(1, 3), classes=st.integers(2, 4), epoch=st.integers(0, 6))
-def test_losses_on_maps_of_classes(name, seed, batch, classes, epoch):
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = (2 * torch.randn(2, batch, classes, 4, 4, generator=generator)).double().unbind()
-    _, _, extra = batch_of(seed, batch, classes, float(epoch))
-    check(*MAPS[name], student, teacher, extra)
+def test_losses_on_maps_of_classes(name):
+    make, expected = MAPS[name]
+    for seed in range(4):
+        _, _, extra = batch_of(seed, 1 + seed % 3, 2 + seed % 3, 2.0 * seed)
+        shape = (2, len(extra["labels"]), 2 + seed % 3, 4, 4)
+        student, teacher = (2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).double().unbind()
+        check(make, lambda loss, x, t=teacher, e=extra: expected(x, t, e), student, teacher, extra)
 
 
 def test_maps_of_other_sizes_are_pooled():
@@ -348,28 +317,18 @@ def moments(x: Tensor, grid: int, correction: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("projector", ["conv_bn_relu", "bottleneck"])
 @pytest.mark.parametrize(("grid", "size", "epoch"), [(1, 4, 0), (2, 4, 3), (4, 7, 8), (3, 8, EPOCHS - 1)])
 def test_wkd_f(convention, projector, grid, size, epoch):
-    torch.manual_seed(grid + epoch)
     student, teacher = torch.randn(3, 4, size, size).double(), torch.randn(3, 6, size, size).double()
-    loss = WKDF(3.0, grid, projector, decay_from=3, epochs=EPOCHS, convention=convention)
-    loss.setup((4, size, size), (6, size, size))
-    loss.double().eval()  # batch statistics are the projector's business
     extra = {"epoch": torch.tensor(epoch + 0.4, dtype=torch.float64)}
 
-    def expected(x: Tensor) -> Tensor:
+    def expected(loss: WKDF, x: Tensor) -> Tensor:
         (mu_s, sigma_s), (mu_t, sigma_t) = (
             moments(f, grid, convention == "official") for f in (loss.projector(x), teacher)
         )
         value = 3.0 * ((mu_s - mu_t) ** 2).sum() + ((sigma_s - sigma_t) ** 2).sum()
         return decay(extra, 3) * value / (3 * grid**2)
 
-    target = loss.target(teacher, (4, size, size))
-    assert {name: tuple(value.shape[1:]) for name, value in target.items()} == loss.spec(
-        (4, size, size), (6, size, size)
-    ).target
-    wanted, slope = value_and_gradient(expected, student)
-    value, gradient = value_and_gradient(lambda x: loss(x, target | extra), student)
-    torch.testing.assert_close(value, wanted)
-    torch.testing.assert_close(gradient, slope)
+    make = lambda: WKDF(3.0, grid, projector, decay_from=3, epochs=EPOCHS, convention=convention)  # noqa: E731
+    check(make, expected, student, teacher, extra, rough=1e-4)
 
 
 def test_at_no_moment_of_a_run_everything_is_at_full_strength():
@@ -388,29 +347,18 @@ def test_at_no_moment_of_a_run_everything_is_at_full_strength():
 def test_mgd():
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 4, 3, 3).double(), torch.randn(3, 6, 3, 3).double()
-    loss = MGD(0.5)
-    loss.setup((4, 3, 3), (6, 3, 3))
-    loss.double()
     _, _, extra = batch_of(5, 3, 2)
-    kept = loss.kept(extra["seed"], extra["index"], 6)
-    a, first, last = loss.align, loss.generate[0], loss.generate[2]
 
-    def expected(x: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
-        for image, goal, mask in zip(x, teacher, kept, strict=True):
+    def expected(loss: MGD, x: Tensor) -> Tensor:
+        total, conv = torch.zeros((), dtype=torch.float64), torch.nn.functional.conv2d
+        a, first, last = loss.align, loss.generate[0], loss.generate[2]
+        for image, goal, mask in zip(x, teacher, loss.kept(extra["seed"], extra["index"], 6), strict=True):
             aligned = torch.einsum("oc,chw->ohw", a.weight[:, :, 0, 0], image) + a.bias[:, None, None]
-            hidden = torch.nn.functional.conv2d((aligned * mask)[None], first.weight, first.bias, padding=1).clamp(
-                min=0
-            )
-            made = torch.nn.functional.conv2d(hidden, last.weight, last.bias, padding=1)[0]
-            total = total + ((made - goal) ** 2).sum()
+            hidden = conv((aligned * mask)[None], first.weight, first.bias, padding=1).clamp(min=0)
+            total = total + ((conv(hidden, last.weight, last.bias, padding=1)[0] - goal) ** 2).sum()
         return total / 3
 
-    target = loss.target(teacher, (4, 3, 3)) | extra
-    wanted, slope = value_and_gradient(expected, student)
-    value, gradient = value_and_gradient(lambda x: loss(x, target), student)
-    torch.testing.assert_close(value, wanted)
-    torch.testing.assert_close(gradient, slope)
+    check(lambda: MGD(0.5), expected, student, teacher, extra)
 
 
 def test_mgd_masks_by_step_and_image():
@@ -521,25 +469,6 @@ def test_degenerate_logits(name, kind, shape):
         torch.testing.assert_close(student.grad.double(), slope, rtol=1e-3, atol=1e-4 * float(1 + slope.abs().max()))
 
 
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("kind", ["constant", "zeros", "certain", "wrong"])
-@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 3, 7, 5)])
-def test_degenerate_maps_are_finite(name, kind, shape):
-    loss = MAPS[name][0]()
-    student, teacher = torch.randn(shape), torch.randn(shape)
-    if kind in ("constant", "zeros"):
-        student, teacher = (torch.full(shape, float(kind == "constant")) for _ in range(2))
-    else:
-        teacher[:, 0 if kind == "certain" else -1] = 500.0
-    extra = {"labels": torch.zeros(shape[0], dtype=torch.int64), "epoch": torch.tensor(5.0)}
-    student.requires_grad_(True)
-    value = loss(student, loss.target(teacher, shape[1:]) | extra)
-    value.backward()
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
-    assert student.grad.abs().max() < 1e4
-
-
 def test_sinkhorn_holds_no_matrix_for_each_image():
     """Largest tensor that autograd keeps, at 200 classes: that of the classes' cost, not one of 16 images."""
     sizes = []
@@ -581,25 +510,24 @@ def test_standardised_logits_have_no_scale():
         torch.testing.assert_close(scaled, value, rtol=1e-5, atol=1e-8)
 
 
-def test_class_counts_that_differ_are_named():
-    for make in (KD, DKD, DIST):
-        with pytest.raises(ValueError, match=f"number of classes|{make.__name__} needs both"):
-            make().spec((10,), (100,))
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher", "message"),
+    [
+        (KD(), (10,), (100,), "number of classes|KD needs both"),
+        (WKDF(grid=4), (3, 8, 8), (3, 4, 4), "single position in a cell"),
+        (WKDF(grid=4, projector="bottleneck"), (3, 4, 4), (3, 8, 8), "student's map of 4×4 has a single position"),
+        (MGD(), (3, 4, 4), (3, 8, 8), "maps of one size"),
+        (SDD(), (10, 4, 4), (100, 8, 8), "one channel for each class"),
+    ],
+)
+def test_shapes_that_do_not_fit(loss, student, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        loss.spec(student, teacher)
+
+
+def test_logits_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(2, 10\).*\(2, 100\)"):
         KD()(torch.randn(2, 10), KD().target(torch.randn(2, 100)))
-    with pytest.raises(ValueError, match=r"\[B, classes\]"):
-        KD().target(torch.randn(2, 10, 1, 1))
-
-
-def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match="single position in a cell"):
-        WKDF(grid=4).spec((3, 8, 8), (3, 4, 4))
-    with pytest.raises(ValueError, match="student's map of 4×4 has a single position"):
-        WKDF(grid=4, projector="bottleneck").spec((3, 4, 4), (3, 8, 8))
-    assert WKDF(grid=4).spec((3, 4, 4), (3, 8, 8)).target["mean"] == (3, 4, 4)  # projected to 8×8
-    with pytest.raises(ValueError, match="maps of one size"):
-        MGD().spec((3, 4, 4), (3, 8, 8))
-    with pytest.raises(ValueError, match="one channel for each class"):
-        SDD().spec((10, 4, 4), (100, 8, 8))
-    with pytest.raises(ValueError, match="teacher's logits"):
-        OFA().target(torch.randn(2, 3, 4, 4))
+    for make in (KD, OFA):
+        with pytest.raises(ValueError, match=r"\[B, classes\]|teacher's logits"):
+            make().target(torch.randn(2, 10, 1, 1))

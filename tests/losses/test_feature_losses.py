@@ -1,0 +1,259 @@
+"""Losses on features equal their sums written out as loops in float64, value and gradients, and are well defined at the edges."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.losses.reference import check, feature, value_and_gradient
+from torch import Tensor
+
+from nst.losses import AT, CC, PKT, RKD, SP, VID, FitNet
+
+
+def zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum()
+
+
+def pooled(x: Tensor) -> list[Tensor]:
+    return [image.flatten(1).sum(1) / image[0].numel() for image in x]
+
+
+def one_by_one(weight: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("oc,bchw->bohw", weight[:, :, 0, 0], x)
+
+
+def at(power: Callable[[Tensor], Tensor], factor: float = 0.5, eps: float = 0.0, length: bool = False) -> Any:
+    """Mean squared difference of the unit attention maps; with `length` the length of the difference."""
+
+    def loop(loss: AT, student: Tensor, teacher: Tensor) -> Tensor:
+        total = zero()
+        for images in zip(student, teacher, strict=True):
+            maps = []
+            for image in images:
+                values = torch.stack([sum((power(c) for c in cells), zero()) for cells in image.flatten(1).T])
+                maps.append(values / (dot(values, values).sqrt() + eps))
+            squared = dot(maps[0] - maps[1], maps[0] - maps[1])
+            total = total + (squared.sqrt() if length else factor * squared / len(maps[0]))
+        return total / len(student)
+
+    return loop
+
+
+def fitnet(factor: float, normed: bool = False) -> Any:
+    def loop(loss: FitNet, student: Tensor, teacher: Tensor) -> Tensor:
+        convolution = loss.regressor[0] if normed else loss.regressor
+        x: Tensor = convolution(student)
+        if normed:
+            norm = loss.regressor[1]
+            mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
+            x = (x - mean) / (variance + norm.eps).sqrt()
+            x = (x * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+        pairs = zip(x.flatten(), teacher.flatten(), strict=True)
+        return factor * sum(((a - b) ** 2 for a, b in pairs), zero()) / teacher.numel()
+
+    return loop
+
+
+def vid(loss: VID, student: Tensor, teacher: Tensor) -> Tensor:
+    first, second, third = (loss.mean[i].weight for i in (0, 2, 4))
+    mean = one_by_one(third, one_by_one(second, one_by_one(first, student).clamp(min=0)).clamp(min=0))
+    total = zero()
+    for b in range(len(student)):
+        for c in range(teacher.shape[1]):
+            variance = torch.log(1 + torch.exp(loss.alpha[c])) + loss.eps
+            for difference in (mean[b, c] - teacher[b, c]).flatten():
+                total = total + 0.5 * (difference**2 / variance + torch.log(variance))
+    return total / teacher.numel()
+
+
+def embedded(layer: Any, x: Tensor) -> Tensor:
+    rows = torch.stack(pooled(x))
+    return rows if isinstance(layer, torch.nn.Identity) else rows @ layer.weight.T + layer.bias
+
+
+def cc(gamma: float, order: int) -> Any:
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+        terms = ((2 * gamma * cosine) ** p / math.factorial(p) for p in range(order + 1))
+        return math.exp(-2 * gamma) * sum(terms, zero())
+
+    def loop(loss: CC, student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = embedded(loss.embed_student, student), embedded(loss.embed_teacher, teacher)
+        index = range(len(s))
+        return sum(((kernel(s[i], s[j]) - kernel(t[i], t[j])) ** 2 for i in index for j in index), zero()) / len(s) ** 2
+
+    return loop
+
+
+def cc_crd(loss: CC, student: Tensor, teacher: Tensor) -> Tensor:
+    """Of neighbours in the batch, value by value."""
+    rows = (embedded(loss.embed_student, student) - embedded(loss.embed_teacher, teacher)).abs()
+    return sum((dot(rows[b], rows[b + 1]) for b in range(len(rows) - 1)), zero()) / (len(rows) - 1)
+
+
+def sp(loss: SP, student: Tensor, teacher: Tensor) -> Tensor:
+    total = zero()
+    for i in range(len(student)):
+        rows = [torch.stack([dot(x[i], x[j]) for j in range(len(x))]) for x in (student, teacher)]
+        units = [row / dot(row, row).sqrt() for row in rows]
+        total = total + ((units[0] - units[1]) ** 2).sum()
+    return total / len(student) ** 2
+
+
+def pkt(own: bool, eps: float) -> Any:
+    def loop(loss: PKT, student: Tensor, teacher: Tensor) -> Tensor:
+        total, count = zero(), len(student)
+        for i in range(count):
+            probabilities = []
+            for x in (pooled(student), pooled(teacher)):
+                unit = [v / (dot(v, v).sqrt() + eps) for v in x]
+                kernel = {j: (dot(unit[i], unit[j]) + 1) / 2 for j in range(count) if own or j != i}
+                whole = sum(kernel.values(), zero())
+                probabilities.append({j: value / whole for j, value in kernel.items()})
+            s, t = probabilities
+            total = total + sum((t[j] * torch.log((t[j] + eps) / (s[j] + eps)) for j in t), zero())
+        return total / count**2
+
+    return loop
+
+
+def huber(x: Tensor) -> Tensor:
+    return 0.5 * x * x if x.abs() < 1 else x.abs() - 0.5
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    squared = dot(x - y, x - y)
+    return squared.sqrt() if squared > 0 else squared
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    lengths = dot(x, x) * dot(y, y)
+    return dot(x, y) / lengths.sqrt() if lengths > 0 else zero()
+
+
+def rkd(w_d: float, w_a: float, every: bool) -> Any:
+    def loop(loss: RKD, student: Tensor, teacher: Tensor) -> Tensor:
+        sides, index = (pooled(student), pooled(teacher)), range(len(student))
+        distinct = [(i, j) for i in index for j in index if i != j]
+        means = [sum((distance(x[i], x[j]) for i, j in distinct), zero()) / len(distinct) for x in sides]
+        pairs = [(i, j) for i in index for j in index if every or i != j]
+        total = zero()
+        for i, j in pairs:
+            d_s, d_t = (distance(x[i], x[j]) / mean for x, mean in zip(sides, means, strict=True))
+            total = total + w_d * huber(d_s - d_t) / len(pairs)
+        triples = [(i, j, k) for i in index for j in index for k in index if every or len({i, j, k}) == 3]
+        for i, j, k in triples:
+            a_s, a_t = (cosine(x[i] - x[j], x[k] - x[j]) for x in sides)
+            total = total + w_a * huber(a_s - a_t) / len(triples)
+        return total
+
+    return loop
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "at": (AT, at(lambda x: x**2)),
+    "at, p = 1.5": (lambda: AT(1.5, "official"), at(lambda x: x.abs() ** 1.5)),
+    "at crd": (lambda: AT(4.0, "crd"), at(lambda x: x**4, 1.0)),
+    "at crd, signed": (lambda: AT(3.0, "crd"), at(lambda x: x**3, 1.0)),
+    "at zoo": (lambda: AT(3.0, "zoo"), at(lambda x: x.abs() ** 3, 1.0, 1e-6)),
+    "at torchdistill": (lambda: AT(convention="torchdistill"), at(lambda x: x**2, length=True)),
+    "fitnet": (FitNet, fitnet(0.5)),
+    "fitnet crd": (lambda: FitNet("crd"), fitnet(1.0)),
+    "fitnet normed": (lambda: FitNet("crd", "conv_bn_relu"), fitnet(1.0, normed=True)),
+    "vid": (VID, vid),
+    "vid narrow": (lambda: VID(0.5, 1e-3), vid),
+    "cc": (CC, cc(0.4, 2)),
+    "cc order 3": (lambda: CC(5, 0.7, 3), cc(0.7, 3)),
+    "cc plain": (lambda: CC(None), cc(0.4, 2)),
+    "cc crd": (lambda: CC(6, convention="crd"), cc_crd),
+    "sp": (SP, sp),
+    "rkd": (lambda: RKD(3.0, 5.0), rkd(3.0, 5.0, every=False)),
+    "rkd crd": (lambda: RKD(3.0, 5.0, "crd"), rkd(3.0, 5.0, every=True)),
+    "pkt": (PKT, pkt(own=False, eps=0.0)),
+    "pkt crd": (lambda: PKT("crd"), pkt(own=True, eps=1e-7)),
+}
+relational = pytest.mark.parametrize("make", [SP, RKD, lambda: RKD(convention="crd"), PKT, lambda: PKT("crd")])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("batch", "student", "teacher"), [(3, 4, 6), (5, 3, 3), (4, 7, 2)])
+def test_equals_the_loops(name, batch, student, teacher):
+    make, loop = CASES[name]
+    if name == "cc plain":
+        student = teacher
+    x, y = feature(batch, (batch, student, 2, 3), "signed"), feature(1, (batch, teacher, 2, 3), "relu") + 0.1
+    rough = 2e-3 if name.startswith("pkt") else 1e-4  # PKT: the logarithm of cos + 1 near cos = −1
+    check(make, lambda loss, x: loop(loss, x, y), x, y, rough=rough)
+
+
+@pytest.mark.parametrize("sizes", [((3, 8, 8), (5, 4, 4)), ((3, 4, 4), (5, 8, 8)), ((3, 8, 6), (5, 7, 3))])
+def test_crd_s_regressor_goes_to_the_teacher_s_size(sizes):
+    student, teacher = (feature(0, (4, *size), "signed") for size in sizes)
+    loop = fitnet(1.0, normed=True)
+    check(lambda: FitNet("crd", "conv_bn_relu"), lambda loss, x: loop(loss, x, teacher), student, teacher, rough=1e-4)
+
+
+@pytest.mark.parametrize("make", [AT, FitNet, VID])
+def test_maps_of_other_sizes(make):
+    """The target is of the student's size, in CRD's convention of the smaller one."""
+    student, teacher = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 8, 8)
+    for loss in (make(), make(convention="crd")):
+        loss.setup((5, 4, 4), (5, 8, 8))
+        target = loss.target(teacher, (5, 4, 4))
+        (shape,) = loss.spec((5, 4, 4), (5, 8, 8)).target.values()
+        assert {tuple(value.shape) for value in target.values()} == {(2, *shape)}
+        assert shape == ((16,) if make is AT else (5, 4, 4))
+        assert loss(student, target).isfinite()
+    loss = make()
+    loss.setup((5, 4, 4), (5, 8, 8))
+    with pytest.raises(ValueError, match="student_shape"):
+        loss(torch.randn(2, 5, 8, 8), loss.target(teacher, (5, 4, 4)))
+
+
+def test_conventions_that_differ_share_no_cache():
+    keys = [AT(p, c).target_key for p, c in ((3.0, "paper"), (3.0, "crd"), (3.0, "zoo"), (2.0, "paper"), (2.0, "crd"))]
+    assert len(set(keys)) == len(keys)
+    assert AT(convention="torchdistill").target_key == AT().target_key
+
+
+def test_regressors_that_do_not_fit():
+    loss = FitNet("crd", "conv_bn_relu")
+    for run in (loss.setup, loss.spec):
+        with pytest.raises(ValueError, match=r"4×4.*12×12"):
+            run((3, 4, 4), (5, 12, 12))
+    with pytest.raises(ValueError, match="equal channels"):
+        FitNet(regressor="none").spec((3, 4, 4), (5, 4, 4))
+    assert FitNet(regressor="none").target_key == FitNet().target_key != loss.target_key
+
+
+@relational
+def test_zero_for_one_image(make):
+    one = torch.randn(1, 4, 3, 3, requires_grad=True)
+    found = make()(one, make().target(torch.randn(1, 6, 3, 3)))
+    found.backward()
+    assert found.item() == 0
+    assert (one.grad == 0).all()
+
+
+@relational
+def test_large_features_do_not_become_zero(make):
+    student, teacher, loss = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3), make()
+    expected = loss(student, loss.target(teacher))
+    torch.testing.assert_close(loss(student * 1e15, loss.target(teacher * 1e15)), expected, rtol=1e-3, atol=1e-5)
+    found = loss(student * 1e22, loss.target(teacher))
+    assert found.isnan() or (found - expected).abs() < 1e-3 * found + 1e-5
+    assert AT()(student * 1e20, AT().target(teacher)).isnan()  # its map overflows
+
+
+def test_the_angles_of_rkd_come_in_blocks(monkeypatch):
+    student, teacher = torch.randn(9, 8), torch.randn(9, 5)
+    loss = RKD()
+    expected = value_and_gradient(lambda x: loss(x, loss.target(teacher)), student)
+    monkeypatch.setattr("nst.losses.rkd.BLOCK_BYTES", 8 * 81 * 2)
+    torch.testing.assert_close(value_and_gradient(lambda x: loss(x, loss.target(teacher)), student), expected)
