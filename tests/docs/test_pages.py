@@ -36,11 +36,6 @@ def test_links(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}: no such heading"
 
 
-def test_anchors_are_named_as_on_github(tmp_path: Path) -> None:
-    (page := tmp_path / "page.md").write_text("# One, `two`\n## A [link](b.md) → c\n```\n# code\n```\n## One, two\n")
-    assert anchors(page) == {"one-two", "a-link--c", "one-two-1"}
-
-
 def test_configuration_page_is_current() -> None:
     assert PAGE.read_text() == reference(), "run: python scripts/configuration.py"
 

@@ -82,21 +82,6 @@ def test_rows_are_means_over_seeds_beside_the_baseline(kept: pd.DataFrame) -> No
     assert lines[-1].endswith("Measured with commit abc on cpu, threads: 1.")
 
 
-def test_settings_that_differ_are_columns_and_options_names(kept: pd.DataFrame) -> None:
-    """A method is compared with the baseline of its own settings; the option of most runs is not named."""
-    other = kept[kept["seed"] == 0].copy()
-    other["settings"] = [settings | {"optim.lr": 0.2} for settings in other["settings"]]
-    lines = script.section(pd.concat([kept, other], ignore_index=True)).splitlines()
-    assert lines[0] == "| method, λ | learning rate | last epoch | median | Δ vs. baseline | training accuracy |"
-    assert "| KD 16 | 0.2 (step) | 95.00 (1) | 95.00 | +1.00 | 70.0 |" in lines
-    kept.loc[kept["seed"] == 2, "settings"] = kept[kept["seed"] == 2]["settings"].map(
-        lambda s: s | ({"loss.kd.temperature": 8.0} if "loss.kd.weight" in s else {})
-    )
-    text = script.section(kept)
-    assert re.search(r"^\| KD 16 temperature=8.0 \| .* \(1\) \|", text, re.M)
-    assert re.search(r"^\| KD 16 \| .* \(2\) \|", text, re.M)
-
-
 def test_collapsed_and_diverged_runs_are_counted(kept: pd.DataFrame) -> None:
     """A collapsed one stays in the mean, a diverged one has no accuracy; the README's short tables have no counts."""
     kept.loc[3, "collapsed"] = True
@@ -105,13 +90,3 @@ def test_collapsed_and_diverged_runs_are_counted(kept: pd.DataFrame) -> None:
     assert text.startswith("| method, λ | last epoch | median | collapsed |")
     assert re.search(r"\(2\); diverged \(1\) \| 9\d\.\d\d \| 1 of 3 \|", text)
     assert "collapsed" not in script.section(kept, short=True)
-
-
-def test_gains_compare_runs_of_one_setting(kept: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match=r"training images: all: gains need data\.limit"):
-        script.gain_section(kept)
-    kept["settings"] = [settings | {"data.limit": 1000} for settings in kept["settings"]]
-    assert "| KD 16 | +1.00 ± 0.00 \\[+1.00\\] (3) |" in script.gain_section(kept)
-    kept["settings"].iloc[0]["optim.lr"] = 0.7
-    with pytest.raises(ValueError, match="these differ in learning rate"):
-        script.gain_section(kept)

@@ -2,7 +2,7 @@
 
 import copy
 from functools import cache
-from math import inf, nan, prod
+from math import inf, nan
 
 import pytest
 import torch
@@ -41,17 +41,15 @@ cases = cache(Case)
 
 @every
 def test_equal_keys_mean_equal_targets(name):
+    """Of one implementation; a loss's copy has its key."""
     case = cases(name)
-    for other in map(cases, LOSSES):
-        if other is case or other.loss.target_key != case.loss.target_key:
-            continue
-        for (student, teacher), feature in zip(case.shapes, case.teachers, strict=True):
-            if (student, teacher) not in other.shapes:
-                continue
-            mine, theirs = (c.loss.target(feature, student) for c in (case, other))
-            implementations = [c.loss.spec(student, teacher).implementation for c in (case, other)]
-            for key in mine.keys() & theirs.keys() if implementations[0] == implementations[1] else ():
-                assert torch.equal(mine[key], theirs[key])
+    assert copy.deepcopy(LOSSES[name]()).target_key == case.loss.target_key
+    for other in (c for c in map(cases, LOSSES) if c.loss.target_key == case.loss.target_key):
+        for shapes, feature in zip(case.shapes, case.teachers, strict=True):
+            specs = [c.loss.spec(*shapes).implementation for c in (case, other) if shapes in c.shapes]
+            if len(specs) == 2 and specs[0] == specs[1]:
+                mine, theirs = (c.loss.target(feature, shapes[0]) for c in (case, other))
+                assert all(torch.equal(mine[key], theirs[key]) for key in mine.keys() & theirs.keys())
 
 
 @every
@@ -80,25 +78,6 @@ def test_a_second_derivative_is_right_or_refused(name):
     torch.testing.assert_close(found, (ends[0] - ends[1]) / (2 * step), rtol=1e-4, atol=1e-7)
 
 
-@every
-def test_copies_are_independent(name):
-    """Each pair of layers has a copy of its own, made before setup."""
-    loss = LOSSES[name]()
-    other = copy.deepcopy(loss)
-    case = Case(name)
-    assert other.target_key == case.loss.target_key
-    assert not [*loss.parameters(), *loss.buffers()]
-
-
-@every
-def test_float64_stays_and_all_else_is_float32(name):
-    case = Case(name)
-    assert case.value(case.students, case.targets()).dtype == torch.float32
-    case.loss.double()
-    case.teachers = [x.double() for x in case.teachers]
-    assert case.value([x.double() for x in case.students], case.targets()).dtype == torch.float64
-
-
 @pytest.mark.parametrize("name", [name for name, make in LOSSES.items() if make().relational])
 def test_what_ranks_exchange_gives_the_value_of_the_whole_feature(name):
     case = Case(name)
@@ -124,23 +103,6 @@ def test_the_value_is_a_mean_over_images_unless_it_relates_them(name):
     torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, whole, rtol=1e-5, atol=1e-7)
 
 
-def test_targets_are_as_small_as_the_docs_say():
-    sizes = {}
-    for name in LOSSES:
-        case = Case(name)
-        sizes[name] = [prod(shape) for shape in case.loss.spec(*case.shapes[0]).target.values()]
-    assert sizes["AT"] == [64]
-    assert sizes["NST gram"] == [64 * 65 // 2]
-    assert sizes["KD"] == sizes["DKD"] == sizes["DIST"] == [10]
-    assert sizes["RKD"] == sizes["PKT"] == sizes["CC"] == sizes["CRD"] == [40]
-    assert sizes["TTM"] == sizes["NKD"] == sizes["RLD"] == sizes["ABKD"] == sizes["WKDL"] == sizes["OFA"] == [10]
-    assert sizes["WKDF"] == [40, 40]
-    assert sizes["CATKD"] == [40]
-    assert sizes["SDD"] == [50]
-    assert sizes["MGD"] == [40 * 64]
-    assert sizes["SP"] == sizes["VID"] == sizes["FitNet"] == sizes["ReviewKD"] == [40 * 64]
-
-
 @every
 def test_half_precision_and_autocast(name):
     """Autocast changes nothing but what learned convolutions compute; half features give a float32 value near the exact one."""
@@ -159,7 +121,7 @@ def test_half_precision_and_autocast(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["AT", "AT zoo", "FitNet", "KD", "DKD", "DIST", "SP", "RKD", "RKD crd", "PKT", "PKT crd", "NST gram", "NST crd"],
+    ["AT", "AT zoo", "FitNet", "KD", "DKD", "DIST", "SP", "RKD", "RKD crd", "PKT", "PKT crd", "NST crd"],
 )
 def test_zero_at_equality(name):
     loss = LOSSES[name]()
@@ -206,39 +168,20 @@ def test_what_is_missing_or_does_not_fit_is_named(name):
             case.value(case.students, targets)
 
 
-CONVENTIONS = ("AT", "NST", "FitNet", "KD", "DKD", "DIST", "RKD", "PKT", "CC", "VID", "ABKD", "WKDF", "SDD", "OFA")
-NUMBERS = {
-    "AT": {"p": (nan, inf, 0.5)},
-    "ABKD": {"alpha": (nan,)},
-    "CATKD": {"resolution": (0,)},
-    "CC": {"gamma": (0.0,), "dim": (0, 1.5), "order": (0, 1.5)},
-    "CRD": {"temperature": (0.0,), "dim": (0,), "negatives": (1.5,), "momentum": (1.0, nan), "sampling": ("exact",)},
-    "CrossEntropy": {"label_smoothing": (-0.1, 1.0, nan)},
-    "DIST": {"temperature": (-1.0,), "beta": (-1.0, inf)},
-    "DKD": {"temperature": (0.0, nan, inf), "alpha": (-1.0,), "beta": (nan,), "warmup": (-1,)},
-    "FitNet": {"regressor": ("linear",)},
-    "KD": {"temperature": (0.0, -1.0, nan, inf, True), "standardize": (1,)},
-    "MGD": {"mask": (1.0,)},
-    "NKD": {"temperature": (0.0,)},
-    "NST": {"degree": (1.5,), "c": (nan,), "kernel": ("cubic",)},
-    "OFA": {"epsilon": (0.0,), "width": (0,)},
-    "ReviewKD": {"warmup": (-1, inf), "channels": (0, 1.5), "pooled": (0,)},
-    "RKD": {"distance": (-1.0,), "angle": (inf,)},
-    "RLD": {"alpha_temperature": (0.0,)},
-    "SDD": {"form": ("linear",), "scales": ([2, 4],)},
-    "TTM": {"gamma": (0.0,), "weighted": (1,)},
-    "VID": {"initial_variance": (0.0,), "eps": (6.0,)},
-    "WKDF": {"grid": (0,), "projector": ("linear",), "epochs": (0,)},
-    "WKDL": {"sharpness": (0.0,), "steps": (0,)},
-}
-
-
 @pytest.mark.parametrize(
     ("loss", "name", "value"),
-    [(loss, *pair) for loss, own in NUMBERS.items() for pair in own.items()]
-    + [(loss, "convention", ("code",)) for loss in CONVENTIONS],
+    [
+        ("AT", "p", nan),
+        ("CRD", "negatives", 1.5),
+        ("CrossEntropy", "label_smoothing", 1.0),
+        ("DIST", "beta", inf),
+        ("FitNet", "convention", "code"),
+        ("KD", "temperature", True),
+        ("KD", "standardize", 1),
+        ("NST", "kernel", "cubic"),
+        ("SDD", "scales", [2, 4]),
+    ],
 )
 def test_arguments_out_of_range_are_named(loss, name, value):
-    for wrong in value:
-        with pytest.raises(ValueError, match=f"^{name} is"):
-            getattr(losses, loss)(**{name: wrong})
+    with pytest.raises(ValueError, match=f"^{name} is"):
+        getattr(losses, loss)(**{name: value})

@@ -119,27 +119,19 @@ def test_the_banks_move_towards_the_embeddings_in_training_only():
         assert torch.equal(bank[rest], old[rest])
 
 
-def test_negatives_are_other_images_of_other_classes_each_once():
-    for sampling in ("classes", "images"):
-        loss = built(sampling=sampling)
-        counts = torch.zeros(IMAGES)
-        for seed in range(400):
-            _, _, extra = batch(3, seed=1)
-            extra["seed"] = torch.tensor(seed)
-            for i, negatives in zip(extra["index"].tolist(), drawn(loss, extra), strict=True):
-                assert len(negatives) == 7
-                assert i not in negatives
-                assert sampling == "images" or all(KNOWN[j] != KNOWN[i] for j in negatives)
-            counts[drawn(loss, extra)[0]] += 1
-        allowed = [
-            j for j in range(IMAGES) if j != i_of(extra) and (sampling == "images" or KNOWN[j] != KNOWN[i_of(extra)])
-        ]
-        expected = 400 * 7 / len(allowed)
-        assert (counts[allowed] - expected).abs().max() < 4.5 * math.sqrt(expected)  # binomial
-
-
-def i_of(extra) -> int:
-    return int(extra["index"][0])
+@pytest.mark.parametrize("sampling", ["classes", "images"])
+def test_negatives_are_other_images_of_other_classes_each_once(sampling):
+    loss, draws = built(sampling=sampling), 200
+    _, _, extra = batch(1)
+    own, counts = int(extra["index"]), torch.zeros(IMAGES)
+    for seed in range(draws):
+        (negatives,) = drawn(loss, extra | {"seed": torch.tensor(seed)})
+        assert len(negatives) == 7
+        counts[negatives] += 1
+    allowed = [j for j in range(IMAGES) if j != own and (sampling == "images" or KNOWN[j] != KNOWN[own])]
+    expected = draws * 7 / len(allowed)
+    assert counts.sum() == counts[allowed].sum()
+    assert (counts[allowed] - expected).abs().max() < 4.5 * math.sqrt(expected)  # binomial
 
 
 def test_draws_depend_on_seed_and_image_alone():
@@ -157,37 +149,14 @@ def test_draws_depend_on_seed_and_image_alone():
     assert abs(shared.std() - (0.09 * 0.91 / 200) ** 0.5) < 0.003
 
 
-@pytest.mark.parametrize("kind", ["one class", "zero features", "one image", "equal images", "small temperature"])
+@pytest.mark.parametrize("kind", ["one class", "small temperature"])
 def test_degenerate_cases_are_finite(kind):
     loss = built(dtype=torch.float32, temperature=1e-3 if kind == "small temperature" else 0.07)
-    student, teacher, extra = batch(1 if kind == "one image" else 4, dtype=torch.float32)
-    student = student.detach()
+    student, teacher, extra = batch(dtype=torch.float32)
     if kind == "one class":
         loss.labels.zero_()
         extra["labels"] = torch.zeros_like(extra["labels"])
-    elif kind == "zero features":
-        student, teacher = student * 0, teacher * 0
-        for layer in (loss.embed_student, loss.embed_teacher):
-            torch.nn.init.zeros_(layer.bias)
-    elif kind == "equal images":
-        student = student[:1].repeat(4, 1, 1, 1)
-    student.requires_grad_(True)
     found = value(loss, student, teacher, extra)
     found.backward()
-    assert found.isfinite()
-    assert student.grad.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in loss.parameters())
-    assert loss.log_z.isfinite().all()
-
-
-def test_state_survives_a_checkpoint_and_a_step_that_is_undone():
-    loss, (student, teacher, extra) = built(), batch()
-    state = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
-    first = value(loss, student, teacher, extra)
-    value(loss, *batch(seed=2))
-    loss.load_state_dict(state)
-    torch.testing.assert_close(value(loss, student, teacher, extra), first)  # the step again, Z included
-    other = built(seed=5)
-    other.load_state_dict(loss.state_dict())
-    again = batch(seed=2)
-    assert torch.equal(value(other, *again), value(loss, *again))
+    tensors = (found, student.grad, loss.log_z, *(p.grad for p in loss.parameters()))
+    assert all(x.isfinite().all() for x in tensors)

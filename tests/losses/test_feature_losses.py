@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.losses.reference import check, feature, value_and_gradient
 from torch import Tensor
+from torch.nn import functional as F
 
 from nst.losses import AT, CC, PKT, RKD, SP, VID, FitNet
 
@@ -51,9 +52,7 @@ def fitnet(factor: float, normed: bool = False) -> Any:
         x: Tensor = convolution(student)
         if normed:
             norm = loss.regressor[1]
-            mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
-            x = (x - mean) / (variance + norm.eps).sqrt()
-            x = (x * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+            x = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps).clamp(min=0)
         pairs = zip(x.flatten(), teacher.flatten(), strict=True)
         return factor * sum(((a - b) ** 2 for a, b in pairs), zero()) / teacher.numel()
 
