@@ -59,14 +59,14 @@ def test_each_part_can_be_turned_off_and_half_are_mirrored() -> None:
 
 def test_colours_change_as_much_as_the_settings_say() -> None:
     image = np.full((16, 16, 3), 100, np.uint8)
-    bright = [augmentation(**WHOLE, pca_noise=0.0)(image, 0, view).float().mean().item() for view in range(300)]
-    assert 57 <= min(bright) < 64  # torchvision rounds down at each step
-    assert 136 < max(bright) <= 140
-    noisy = torch.stack([augmentation(**WHOLE, jitter=0.0)(image, 0, v)[:, 0, 0].float() for v in range(2000)])
+    bright = [augmentation(**WHOLE, pca_noise=0.0)(image, 0, view).float().mean().item() for view in range(200)]
+    assert 57 <= min(bright) < 65  # torchvision rounds down at each step
+    assert 135 < max(bright) <= 140
+    noisy = torch.stack([augmentation(**WHOLE, jitter=0.0)(image, 0, v)[:, 0, 0].float() for v in range(800)])
     # standard deviation of channel c: 0.1 · sqrt(Σ_k (vector_ck · value_k)²)
     expected = 0.1 * ((-0.5675 * 55.46) ** 2 + (0.7192 * 4.794) ** 2 + (0.4009 * 1.148) ** 2) ** 0.5
-    assert noisy.std(0)[0].item() == pytest.approx(expected, rel=0.05)
-    assert noisy.mean(0).sub(100).abs().max() < 0.5
+    assert noisy.std(0)[0].item() == pytest.approx(expected, rel=0.08)
+    assert noisy.mean(0).sub(100).abs().max() < 0.8
 
 
 @pytest.mark.parametrize("erased", [(9.0, 8.0, 7.0), (9.0,)])
@@ -81,52 +81,31 @@ def test_a_rectangle_is_filled_with_the_colour_as_often_as_the_settings_say(eras
         assert filled.sum() == filled.any(1).sum() * filled.any(0).sum()
 
 
-@pytest.mark.parametrize(("name", "transform"), [("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)])
-def test_auto_augment_is_torchvisions(name: Any, transform: Any) -> None:
-    """And takes grey images."""
-    image = noise(1, 16)[0]
-    for channels in (3, 1):
-        own = augmentation(**WHOLE, **PLAIN, flip=False, augment=name, erased=(5.0,) * channels)
-        (step,) = own._colours
-        assert type(step) is transform
-        assert step.interpolation.value == "bilinear"
-        assert own(image[..., :channels].copy(), 0, 1).shape == (channels, 16, 16)
+def test_auto_augment_is_torchvisions() -> None:
+    kinds: dict[Any, Any] = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
+    for name, transform in kinds.items():
+        (step,) = augmentation(**PLAIN, augment=name)._colours
+        assert (type(step), step.interpolation.value) == (transform, "bilinear")
 
 
-def linear(x: float) -> float:
-    return max(0.0, 1 - abs(x))
-
-
-def cubic(x: float) -> float:
-    """Keys' kernel with a = -0.75, OpenCV's."""
-    x, a = abs(x), -0.75
-    if x < 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
-
-
-def opencv_weights(old: int, new: int, kernel: Callable[[float], float]) -> np.ndarray:
-    """[new, old]: pixel centres map to pixel centres, the kernel is as wide however much smaller it gets, borders repeat."""
-    weights = np.zeros((new, old))
+def opencv_bicubic(old: int, new: int) -> np.ndarray:
+    """[new, old]: pixel centres map to pixel centres, Keys' kernel with a = -0.75 is as wide however much smaller it gets, borders repeat."""
+    weights, a = np.zeros((new, old)), -0.75
     for i in range(new):
         centre = (i + 0.5) * old / new - 0.5
-        for j in range(int(np.floor(centre)) - 2, int(np.floor(centre)) + 4):
-            weights[i, min(max(j, 0), old - 1)] += kernel(centre - j)
+        for j in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            x = abs(centre - j)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[i, min(max(j, 0), old - 1)] += near if x < 1 else far
     return weights
 
 
-@pytest.mark.parametrize(("interpolation", "kernel"), [("bilinear", linear), ("bicubic", cubic)])
-def test_resizing_is_opencvs_without_antialiasing_and_pils_with_it(
-    interpolation: str, kernel: Callable[[float], float]
-) -> None:
+def test_resizing_is_opencvs_without_antialiasing_and_pils_with_it() -> None:
     image = noise(1, 40)[0][:30]  # 30 × 40, to 20 × 26
-    rows, columns = opencv_weights(30, 20, kernel), opencv_weights(40, 26, kernel)
-    opencv = np.clip(np.einsum("ih,jw,hwc->cij", rows, columns, image), 0, 255)  # overshoots: clipped, not wrapped
-    pil = np.asarray(Image.fromarray(image).resize((26, 20), Image.Resampling[interpolation.upper()])).transpose(
-        2, 0, 1
-    )
+    opencv = np.einsum("ih,jw,hwc->cij", opencv_bicubic(30, 20), opencv_bicubic(40, 26), image).clip(0, 255)
+    pil = np.asarray(Image.fromarray(image).resize((26, 20), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     for antialias, resized, tolerance in ((False, opencv, 0.51), (True, pil, 1)):  # rounding
-        found = augmentation(interpolation=interpolation, antialias=antialias)(image, 3, UNAUGMENTED).numpy()
+        found = augmentation(interpolation="bicubic", antialias=antialias)(image, 3, UNAUGMENTED).numpy()
         assert np.abs(found - resized[:, 2:18, 5:21].astype(float)).max() <= tolerance
 
 
@@ -141,15 +120,15 @@ def test_the_crops_of_the_papers_code_are_distributed_as_stated() -> None:
     low, high = 0.5, 1.5
     crop, image = SwappedCrop(16, (0.01, 0.2), (low, high)), torch.zeros(3, 600, 800)
     torch.manual_seed(0)
-    crops = [crop.make_params([image]) for _ in range(10_000)]
+    crops = [crop.make_params([image]) for _ in range(5000)]
     top, left, height, width = (np.array([c[key] for c in crops]) for key in ("top", "left", "height", "width"))
 
     def uniform(x: np.ndarray, low: float = 0, high: float = 1) -> np.ndarray:
         return np.clip((x - low) / (high - low), 0, 1)
 
-    assert distance(width / height, lambda x: (uniform(x, low, high) + 1 - uniform(1 / x, low, high)) / 2) < 0.02
-    assert distance(height * width / 480_000, lambda x: uniform(x, 0.01, 0.2)) < 0.02
-    assert distance(top / (600 - height), uniform) < 0.02
-    assert distance(left / (800 - width), uniform) < 0.02
+    assert distance(width / height, lambda x: (uniform(x, low, high) + 1 - uniform(1 / x, low, high)) / 2) < 0.03
+    assert distance(height * width / 480_000, lambda x: uniform(x, 0.01, 0.2)) < 0.03
+    assert distance(top / (600 - height), uniform) < 0.03
+    assert distance(left / (800 - width), uniform) < 0.03
     square = SwappedCrop(16, (1.0, 1.0), (0.75, 4 / 3)).make_params([torch.zeros(3, 10, 1000)])
     assert square == {"top": 0, "left": 495, "height": 10, "width": 10}

@@ -87,16 +87,3 @@ def test_a_sweep_shows_every_image_in_the_view_asked_for() -> None:
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
     assert torch.cat([batch.views for batch in batches]).tolist() == views.tolist()
     assert all(torch.equal(batch.images, split.render(batch.indices, batch.views)) for batch in batches)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch": 0}, "batch size: 0"),
-        ({"rank": 2, "world": 2}, "rank 2 of 2"),
-        ({"views": torch.zeros(3, 2)}, "views for 3 images were given, the split has 10"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        loader(**({"n": 10, "batch": 4} | settings))

@@ -1,43 +1,26 @@
-"""Reading a network's layers in its tests, without the project's own reader."""
+"""What a network's tests look at: its features, and its shapes at no cost."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-Capture = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
+from nst.layers import LayerHooks
 
 
-def _capture(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    features: dict[str, Tensor] = {}
-
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor, role: str, side: str) -> None:
-        features[role] = inputs[0] if side == "input" else output
-
-    roles: dict[str, str] = model.named_layers  # pyright: ignore[reportAssignmentType]
-    handles = []
-    for role, layer in roles.items():
-        name, _, side = layer.partition(":")
-        assert side in ("", "input")
-        assert name
-        handles.append(model.get_submodule(name).register_forward_hook(partial(keep, role=role, side=side)))
-    logits = model(x)
-    for handle in handles:
-        handle.remove()
-    return logits, features
+def capture(model: nn.Module, images: Tensor, layers: Iterable[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A network's logits, and the features of these layers (all of its named ones)."""
+    named: Any = model.named_layers if layers is None else list(layers)
+    hooks = LayerHooks(model, named)
+    logits = model(images)
+    hooks.remove()
+    return logits, hooks.read()
 
 
 @pytest.fixture
-def capture() -> Capture:
-    """Runs a network on images; gives its logits and the feature of every role in its `layers`."""
-    return _capture
-
-
-@pytest.fixture
-def meta():
-    """Tensors without data: shapes at no cost."""
+def meta() -> Iterator[None]:
+    """Tensors without data."""
     with torch.device("meta"):
         yield

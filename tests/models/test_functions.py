@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models.conftest import capture
 from torch import Tensor, nn
 
 import nst.models as models
-from nst.models.resnet import PaddedShortcut
 
 
 class Reference:
@@ -234,7 +234,7 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_and_named_layers_are_the_stated_function(name, capture):
+def test_logits_and_named_layers_are_the_stated_function(name: str) -> None:
     make, function, arguments = NETWORKS[name]
     model = make()
     net = Reference(model)
@@ -247,13 +247,3 @@ def test_logits_and_named_layers_are_the_stated_function(name, capture):
     for role, feature in net.expected.items():
         torch.testing.assert_close(features[role], feature)
     assert net.read == {key for key in net.state if not key.endswith("num_batches_tracked")}
-
-
-def test_padded_shortcut_is_option_a():
-    x = torch.randn(2, 16, 5, 6)
-    expected = torch.zeros(2, 32, 3, 3)
-    for c in range(16):
-        for i in range(3):
-            for j in range(3):
-                expected[:, 8 + c, i, j] = x[:, c, 2 * i, 2 * j]
-    assert torch.equal(PaddedShortcut(16, 32, stride=2)(x), expected)

@@ -13,15 +13,13 @@ def test_the_commit_of_a_repository_that_only_contains_the_installed_package_is_
 ) -> None:
     def git(*arguments: str) -> str:
         settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        return subprocess.run(
-            ["git", *settings, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(["git", *settings, *arguments], cwd=tmp_path, text=True).strip()
 
     installed = tmp_path / ".venv" / "nst" / "storage" / "record.py"
     installed.parent.mkdir(parents=True)
     installed.write_text("# installed\n")
-    git("init")
-    git("commit", "--allow-empty", "--message", "a user's own project")
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "a user's own project")
     monkeypatch.setattr(record, "__file__", str(installed))
     assert record.commit() is None
     git("add", ".")

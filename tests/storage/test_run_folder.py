@@ -109,12 +109,6 @@ def test_weights_are_named_by_what_they_hold(tmp_path: Path, place: str) -> None
     assert name(first) != before
 
 
-def test_naming_a_stored_configuration_imports_nothing() -> None:
-    """A component of the user that nobody has imported yet is not looked up."""
-    stored = config(model={"name": "resnet8", "_target_": "no_such_module.that.must.not.be.imported"})
-    assert "no_such_module.that.must.not.be.imported" in str(folder.run_key(stored))
-
-
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_recorded_runs_keep_their_names(name: str, compose: Compose) -> None:
     """Folders of 0.3: an added key or a changed default must not make finished runs, teachers and caches unknown."""

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import Compose
 from tests.outcome import board
 
-from nst.cli.train import run
-from nst.loop import Training
 from nst.storage.record import last_steps
 from nst.storage.trackers import MLflow, RunInfo, TensorBoard, Tracker, WandB, cut
 
@@ -125,28 +122,3 @@ def test_whole_lines_of_a_log_count_and_lost_ones_are_said(tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         cut(log, 1000)
     assert "1000 when the checkpoint was written: rows are lost" in caplog.text
-
-
-def test_a_tracker_that_one_start_does_without_keeps_its_history(
-    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorBoard's files are cut back to what the last checkpoint with TensorBoard knew, not deleted."""
-    step = Training.step
-    words = [*tiny, "loss=ce", "trainer.checkpoint_every=1 steps", "trainer.log_every=1"]
-
-    def stop_after(number: int, *more: str) -> None:
-        def patched(self: Training, batch: Any, targets: Any) -> None:
-            if self.progress.step == number:
-                raise KeyboardInterrupt
-            step(self, batch, targets)
-
-        monkeypatch.setattr(Training, "step", patched)
-        with pytest.raises(KeyboardInterrupt):
-            run(compose(*words, *more))
-
-    stop_after(2)
-    stop_after(4, "tracker=[]")
-    monkeypatch.setattr(Training, "step", step)
-    folder = Path(run(compose(*words))["folder"])
-    seen = [number for name, number, _ in board(folder) if name == "train/loss"]
-    assert seen == [1, 2, 5, 6]
