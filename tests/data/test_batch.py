@@ -16,7 +16,7 @@ def loader(n: int, batch: int, train: bool = True, **settings: Any) -> Loader:
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("n", "batch", "world"), [(100, 16, 2), (97, 16, 8), (5, 8, 2), (1, 4, 4)])
+@pytest.mark.parametrize(("n", "batch", "world"), [(97, 16, 8), (1, 4, 4)])
 def test_ranks_together_see_each_image_once_as_one_process_would(n: int, batch: int, world: int, train: bool) -> None:
     """And leave the global generator alone."""
     state = torch.get_rng_state()
@@ -46,11 +46,11 @@ def test_order_and_views_are_as_published_whatever_the_batch_size() -> None:
 
 
 def test_views_are_uniform_and_unlisted_ones_hardly_ever_repeat() -> None:
-    it = loader(100_000, 16)
-    assert (torch.bincount(it.plan(0)[1], minlength=50) - 2000).abs().max() < 6 * 2000**0.5
+    it = loader(10_000, 16)
+    assert (torch.bincount(it.plan(0)[1], minlength=50) - 200).abs().max() < 6 * 200**0.5
     it.split.num_views = None
     views = it.plan(0)[1]
-    assert views.unique().numel() == 100_000
+    assert views.unique().numel() == 10_000
     assert 0 <= int(views.min()) < int(views.max()) < UNLISTED_VIEWS
 
 

@@ -48,8 +48,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
 
 
 def dataset(config: str, **changes: Any) -> Any:
-    node = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "data" / f"{config}.yaml"))
-    assert isinstance(node, dict)
+    node: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "data" / f"{config}.yaml"))
     needed = {"num_classes": 12, "root": "."} if config == "folder" else {}
     return build.dataset(EvaluateConfig(data={**node, **needed, **changes}))
 
