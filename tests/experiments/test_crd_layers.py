@@ -90,13 +90,13 @@ def handed(method: str, teacher: Published, student: Published) -> list[tuple[Te
 
 @cache
 def side(name: str) -> tuple[nn.Module, dict[str, Tensor], Published]:
-    """A network in float64, its named layers for three images, and what the published code has for them."""
+    """A network in float64, its named layers for two images, and what the published code has for them."""
     net: Any = build.network("model", composed("data=cifar100", f"model={name}").model, 0).double()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(norm.weight, 1, 0.1)
         nn.init.normal_(norm.bias, std=0.3)
         nn.init.normal_(norm.running_mean, std=0.1)  # pyright: ignore[reportArgumentType]
-    images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hooks = LayerHooks(net, net.named_layers)
     with torch.no_grad():
         logits = net.eval()(images)

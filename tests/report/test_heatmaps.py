@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.report.heatmaps import LEFT, SIZE, TOP, coloured, features, heatmaps, nearest
+from nst.report.heatmaps import LEFT, SIZE, TOP, features, heatmaps, nearest
 from nst.teacher import Normalization
 
 NORMALIZATION = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -42,19 +42,3 @@ def test_a_column_is_the_nearest_channel() -> None:
     shown = (maps[0][:, :SIZE, :SIZE] - images[0].repeat_interleave(6, 1).repeat_interleave(6, 2)).abs().max()
     assert shown < 1 / 255
     assert heatmaps(images, {"own": networks["own"]}, NORMALIZATION) == {}
-
-
-def test_maps_of_other_sizes_are_compared() -> None:
-    maps = torch.rand(3, 5, 4, 4)
-    larger = nn.functional.interpolate(maps, (8, 8), mode="bilinear", align_corners=False)
-    indices, cosines = nearest(maps, larger[:, [4, 0]])
-    assert indices == [4, 0]
-    assert cosines == pytest.approx([1.0, 1.0])
-
-
-def test_colours_are_inferno_s() -> None:
-    from matplotlib import colormaps
-
-    places = torch.linspace(0, 1, 50)
-    known = torch.tensor(colormaps["inferno"](places.numpy()))[:, :3].T
-    assert (coloured(places) - known).abs().max() < 0.05

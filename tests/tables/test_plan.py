@@ -1,6 +1,5 @@
 """What a table's request asks for, and the runs that it needs."""
 
-import json
 import shlex
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from omegaconf.errors import OmegaConfBaseException
 
 from nst.tables.command import Request, parse
-from nst.tables.file import read_table
 from nst.tables.plan import folder_of, make_plan
 
 SMALL = """title: Digits, 20 and 40 images
@@ -43,11 +41,8 @@ def test_request() -> None:
     [
         (["seeds=3"], "missing mandatory value: table"),
         (["table=x", "seeds=0"], "seeds=0: a number at least 1 is needed"),
-        (["table=x", "epochs=3"], "epochs=3.0: a number above 0 and at most 1 is needed"),
         (["table=x", "plan=maybe"], "'maybe' is not a valid bool"),
-        (["table=x", "seed=3"], "seeds=N"),
         (["table=x", "epoch=0.1"], "epoch=0.1: unknown key; did you mean epochs?"),
-        (["table=x", "now"], "key=value"),
         (["table=x", "plan=true", "page=true"], "one of them"),
     ],
 )
@@ -56,33 +51,33 @@ def test_request_errors(words: list[str], message: str) -> None:
         parse(words)
 
 
-def own_table(folder: Path, overrides: list[str], first: str = "loss=ce") -> Path:
-    """The file of a table of a baseline and KD with these overrides."""
-    file = folder / "own.yaml"
-    file.write_text(
-        "title: t\nsource: s\nmetric: accuracy\nseeds: 1\noverrides: [data=digits, model=resnet8, teacher=resnet20]\n"
-        "groups:\n  - name: g\n    title: g\n    rows:\n"
-        f"      - {{name: student, label: B, overrides: [{first}]}}\n"
-        f"      - {{name: kd, label: KD, overrides: {json.dumps(['loss=kd', *overrides])}}}\n"
-        f"      - {{name: at, label: AT, overrides: [loss=at]}}\n"
-    )
-    return file
+OWN = """title: t
+source: s
+metric: accuracy
+seeds: 1
+overrides: [data=digits, model=resnet8, teacher=resnet20]
+groups:
+  - name: g
+    title: g
+    rows:
+      - {{name: student, label: B, overrides: [{}]}}
+      - {{name: kd, label: KD, overrides: [loss=kd, {}]}}
+      - {{name: at, label: AT, overrides: [loss=at]}}
+"""
 
 
 @pytest.mark.parametrize(
     ("override", "first", "message"),
     [
         ("optim.lrr=1", "loss=ce", "rows: kd: .*Did you mean optim.lr"),
-        ("recipe=foo", "loss=ce", "rows: kd: .*foo: no such recipe"),
         ("seed=3", "loss=ce", "rows: kd: seed=3: a table runs seeds 0 to N-1"),
-        ("outputs=x", "loss=ce", "rows: kd: outputs=x: pass outputs=FOLDER"),
         ("seed=0", "loss=kd", "rows: student has the teacher resnet20; the first row is the baseline"),
         ("model=resnet14", "loss=ce", r"rows: kd has another student \(resnet14\) than student \(resnet8\)"),
         ("teacher=resnet56", "loss=ce", r"rows: at has another teacher \(resnet20\) than kd \(resnet56\)"),
     ],
 )  # fmt: skip
 def test_an_error_in_a_table_names_its_row(tmp_path: Path, override: str, first: str, message: str) -> None:
-    file = own_table(tmp_path, [override], first)
+    (file := tmp_path / "own.yaml").write_text(OWN.format(first, override))
     with pytest.raises(ValueError, match=rf"(?s)table={file}: groups: g: {message}"):
         make_plan(Request(str(file)))
 
@@ -101,25 +96,17 @@ def test_plan_of_the_paper_s_table() -> None:
     assert [run.seed for run in plan.named_runs().values()] == [0] * 10 + [1] * 10 + [2] * 10
 
 
-def test_a_reduced_plan_says_so() -> None:
+def test_what_was_changed_is_said_and_decides_what_is_comparable() -> None:
     plan = make_plan(Request("quick/digits", 1, 0.4, overrides=["data.limit=200", "data.root=null"]))
     assert all(cell.reduced and not cell.comparable for cell in plan.cells)
     assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
-    assert "trainer.epochs=2" in plan.cells[1].command
-    assert "teacher.train.epochs=6" in plan.cells[1].command
+    assert "trainer.epochs=2 " in plan.cells[1].command + " "
     (teacher,) = plan.teachers
     assert teacher.trainer.epochs == 6
-
-
-def test_how_a_run_is_computed_leaves_it_comparable() -> None:
-    overrides = ["trainer.precision=bf16", "teacher.weights=/home/me/t.pt"]
-    plan = make_plan(Request("quick/digits", 1, overrides=[*overrides]))
-    assert all(cell.comparable and not cell.reduced for cell in plan.cells)
-    assert "trainer.precision: bf16 (table: fp32)" in plan.cells[0].changes
-    assert "teacher.weights: t.pt (table: null)" in plan.cells[1].changes
-    assert plan.teachers == []
-    other = make_plan(Request("quick/digits", 1, overrides=["optim.lr=0.07"]))
-    assert not any(cell.comparable or cell.reduced for cell in other.cells)
+    computed = make_plan(Request("quick/digits", 1, overrides=["trainer.precision=bf16", "teacher.weights=/me/t.pt"]))
+    assert all(cell.comparable and not cell.reduced for cell in computed.cells)
+    assert "teacher.weights: t.pt (table: null)" in computed.cells[1].changes
+    assert computed.teachers == []
 
 
 def test_the_teacher_cache_is_written_once_for_all_rows() -> None:
@@ -139,9 +126,7 @@ def test_the_teacher_cache_is_written_once_for_all_rows() -> None:
     ("old", "new", "overrides", "message"),
     [
         ("along: data.limit", "along: data.limt", (), r"along: data.limt: runs have no such setting; did you mean data.limit"),
-        ("along: data.limit", "along: data.name", (), r"it is digits in group 40; digits in group 20; an axis is one number"),
         ("[loss=at]", "[loss=at, data.limit=30]", (), r"it is 40 and 30 in group 40; 20 and 30 in group 20; an axis"),
-        ("label: AT,", "label: Baseline,", (), r"two have the label .Baseline."),
         ("seeds: 2", "seeds: 1", ("data.limit=30",), r"it is 30 in group 40; 30 in group 20; .*no override"),
     ],
 )  # fmt: skip
@@ -150,16 +135,3 @@ def test_what_is_no_axis_is_named(tmp_path: Path, old: str, new: str, overrides:
     (tmp_path / "sizes.yaml").write_text(SMALL.replace(old, new))
     with pytest.raises(ValueError, match=message):
         make_plan(Request(str(tmp_path / "sizes.yaml"), overrides=[*overrides]))
-
-
-def test_the_sizes_of_the_study_have_equally_many_steps() -> None:
-    table = read_table("study/images")
-    steps = []
-    for group in table.groups:
-        words = dict(word.split("=", 1) for word in group.rows[0].overrides)
-        images, epochs = int(words["data.limit"]), int(words["trainer.epochs"])
-        steps.append(-(-images // 128) * epochs)
-        assert images * epochs == 200_000
-        assert epochs / int(words["trainer.eval_every"]) == (8 if images == 5000 else 4)
-        assert int(words["cache.views"]) == min(epochs, 40)
-    assert steps == [1600, 1600, 1600, 1580, 1568, 1564]

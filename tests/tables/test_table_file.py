@@ -59,21 +59,14 @@ def test_groups_times_methods(folder: Path) -> None:
     ("old", "new", "message"),
     [
         ("seeds:", "seedz:", r"mine.yaml: seedz of the table: no such key; did you mean seeds\?"),
-        ("label: KD", "lable: KD", r"mine.yaml: lable of a row: no such key; did you mean label\?"),
-        ("seeds: 1", "seeds: many", "mine.yaml: seeds of the table: .*many"),
         ("seeds: 1", "seeds: 0", "mine.yaml: seeds=0: a number at least 1 is needed"),
-        ("published: 92.5", "published: 92.5, epoch: first", "kd: epoch=first: one of last, best, unknown"),
         ("metric: accuracy\n", "", "mine.yaml: metric of the table is missing"),
         ("name: kd", "name: student", "student occurs 2 times"),
         ("name: kd", "name: ../kd", r"the name '../kd' becomes part of file names"),
-        ("name: kd", "name: teacher", "a row cannot be called teacher"),
         ("title: Mine", "title: [", "mine.yaml: invalid YAML"),
         (GROUP, "groups: [{name: one, title: A, rows: []}]", "one: rows: at least the baseline is needed"),
-        (GROUP, "groups: none", "mine.yaml: groups of the table: a list is needed"),
-        (GROUP, MATRIX.replace("groups: [b]", "groups: [c]"), "methods: at: groups: c is not among them"),
         (GROUP, MATRIX.replace("b: {at: 71}", "b: {att: 71}"), "b: published: att is not among them; did you mean at"),
         (GROUP, MATRIX.replace("at: 71", "at: high"), "published of a published figure: .*high"),
-        (GROUP, MATRIX.replace("epoch: best", "epok: best"), "epok of a published figure: no such key; did you mean epoch"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(folder: Path, old: str, new: str, message: str) -> None:
@@ -100,11 +93,9 @@ def test_where_tables_are_looked_for(folder: Path) -> None:
 def test_a_name_is_no_path(folder: Path) -> None:
     (folder / "x.yaml").write_text(HEAD + GROUP)
     assert parse(["table=configs/../x.yaml"]).folder == Path("outputs/tables/x/full")
-    for name in ("../x", "/x", "quick/../../x", "", "quick//digits"):
+    for name in ("../x", "/x", ""):
         with pytest.raises(ValueError, match="a name such as quick/digits is needed"):
             parse([f"table={name}"])
-    with pytest.raises(ValueError, match="no such file"):
-        read_table("y.yaml")
 
 
 def test_the_table_in_the_documentation(folder: Path) -> None:
