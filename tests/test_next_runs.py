@@ -1,4 +1,4 @@
-"""Runs on digits with the losses of 2022 to 2025: alone, in one sum, cached, and continued after a kill."""
+"""Runs on digits with the losses of 2022 to 2025 in one sum: cached, and continued after a kill."""
 
 from pathlib import Path
 
@@ -16,13 +16,6 @@ SUM = [
     "loss=[ttm,nkd,rld,abkd,wkd_l,wkd_f,cat_kd,sdd,mgd,ofa]", OFA, "loss.ttm.weight=0.1", "loss.abkd.weight=1",
     "loss.wkd_l.transport=1", "loss.cat_kd.weight=0.1", "loss.rld.beta=1", "loss.wkd_l.decay_from=1", "loss.ofa.weight=0.1",
 ]  # fmt: skip
-NAMES = (
-    "wttm",
-    "wkd_l",
-    "wkd_f",
-    "cat_kd",
-    "ofa",
-)  # one of each kind: logits, what a teacher is asked once, learned, maps of classes, several layers
 
 
 def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -30,30 +23,12 @@ def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Te
     return summary, load_file(Path(summary["folder"]) / "student.safetensors")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_alone_from_a_cache_of_two_views(name: str, compose: Compose, tiny: list[str]) -> None:
-    own = [OFA] if name == "ofa" else []
-    summary, _ = trained(compose, *tiny, f"loss={name}", *own, "cache.views=2", "trainer.clip_grad_norm=2")
-    assert summary["steps"] == 6
-
-
-def test_their_sum_from_a_cache_equals_the_live_one_bit_for_bit(compose: Compose, tiny: list[str]) -> None:
-    live, by_live = trained(compose, *tiny, *SUM)
-    cache = ["cache.views=all", "cache.dtype=float32", "cache.large=true"]
-    cached, by_cache = trained(compose, *tiny, *SUM, *cache)
-    assert live["last"] == cached["last"]
-    assert all(torch.equal(by_live[key], by_cache[key]) for key in by_live)
-    arrays = [path.name for path in Path(cached["folder"]).parents[2].glob("cache/*/*")]
-    assert (
-        len([name for name in arrays if name.startswith("logits.")]) == 2
-    )  # one array for all losses on logits, and its checksums
-
-
-def test_a_killed_run_ends_as_if_it_had_not_been(
+def test_their_sum_from_a_cache_killed_equals_the_live_one_bit_for_bit(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Masks, ramps and the classes' similarity are those of the whole run."""
-    _, whole = trained(compose, *tiny, *SUM, "outputs=" + compose().outputs + "/whole")
+    live, by_live = trained(compose, *tiny, *SUM)
+    cache = ["cache.views=all", "cache.dtype=float32", "cache.large=true", "trainer.checkpoint_every=2 steps"]
     forward, calls = MGD.forward, []
 
     def die_at_five(self: MGD, *arguments: object) -> torch.Tensor:
@@ -62,12 +37,15 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
             raise RuntimeError("power cut")
         return forward(self, *arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(MGD, "forward", die_at_five)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(compose(*tiny, *SUM))
-    monkeypatch.setattr(MGD, "forward", forward)
-    _, continued = trained(compose, *tiny, *SUM)
-    assert all(torch.equal(whole[key], continued[key]) for key in whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(MGD, "forward", die_at_five)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(compose(*tiny, *SUM, *cache))
+    cached, by_cache = trained(compose, *tiny, *SUM, *cache)
+    assert live["last"] == cached["last"]
+    assert all(torch.equal(by_live[key], by_cache[key]) for key in by_live)
+    arrays = [path.name for path in Path(cached["folder"]).parents[2].glob("cache/*/*")]
+    assert len([name for name in arrays if name.startswith("logits.")]) == 1  # one array for all losses on logits
 
 
 def test_the_similarity_of_the_classes_is_computed_once(

@@ -42,11 +42,9 @@ class LogitMap(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """What comes before the pooling → `[B, classes, H, W]`. Raises ValueError as `positions`."""
-        bias: Any = self.classifier[0].bias if self.bias else None
-        weight = (
-            self.classifier[0].get_parameter("weight").flatten(1)
-        )  # [classes, C], of a linear layer or a 1×1 convolution
-        return F.conv2d(self.positions(feature), weight[:, :, None, None], bias)
+        classifier: Any = self.classifier[0]  # its parameters are plain tensors where a trial calls the network
+        weight = classifier.weight.flatten(1)  # [classes, C], of a linear layer or a 1×1 convolution
+        return F.conv2d(self.positions(feature), weight[:, :, None, None], classifier.bias if self.bias else None)
 
     def positions(self, feature: Tensor) -> Tensor:
         """`[B, C, H, W]`, `[B, H, W, C]` or tokens `[B, N, C]` of a square → `[B, C, H, W]`, whose mean the classifier gets.
@@ -54,7 +52,8 @@ class LogitMap(nn.Module):
         Raises:
             ValueError: the classifier takes another number of channels.
         """
-        channels = self.classifier[0].get_parameter("weight").shape[1]
+        classifier: Any = self.classifier[0]
+        channels = classifier.weight.shape[1]
         shape = list(feature.shape) if isinstance(feature, Tensor) else []
         if len(shape) == 3 and (side := round(shape[1] ** 0.5)) ** 2 == shape[1]:
             feature = feature.unflatten(1, (side, side))
