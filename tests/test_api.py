@@ -43,9 +43,7 @@ def test_errors_are_exceptions(tiny: list[str], tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     for words, told in {
         ("modle=resnet8",): "Did you mean model",
-        ("model=resnet21",): "resnet20",
         ("data=folder",): "`data.num_classes` is required",
-        ("trainer.epochs=0",): "at least 1",
     }.items():
         with pytest.raises(ValueError, match=told):
             nst.train(*words)
@@ -127,14 +125,13 @@ def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_in_a_notebook(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started, stopped by the stop button's signal, continued; an error is one that a cell can catch."""
+    """Started, stopped by the stop button's signal, continued."""
     nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
     cells = [
         f"import nst\nwords = {[*tiny, 'loss=kd']}",
-        "try:\n    nst.train('modle=x')\nexcept ValueError as error:\n    print(error)",
         "import signal, os\nstep = nst.Training.step\ndef stop(self, *given):\n    step(self, *given)\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "nst.Training.step = stop\ntry:\n    nst.train(*words)\nexcept nst.Interrupted as stopped:\n    print(stopped)\nnst.Training.step = step",
         "run = nst.train(*words)\nprint(run.summary['steps'], type(run.metrics).__name__, run.student().training, len(nst.runs()))",
@@ -142,6 +139,5 @@ def test_in_a_notebook(tiny: list[str], tmp_path: Path, monkeypatch: pytest.Monk
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
-    assert "Did you mean model" in printed[1]
-    assert "stopped by SIGINT after saving" in printed[2]
-    assert printed[3].splitlines()[-1] == "6 DataFrame False 2"
+    assert "stopped by SIGINT after saving" in printed[1]
+    assert printed[2].splitlines()[-1] == "6 DataFrame False 2"

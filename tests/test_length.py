@@ -101,8 +101,5 @@ def test_patience_ends_a_run_by_its_validation_part(
 
 
 def test_patience_needs_a_validation_part(compose: Compose, tiny: list[str]) -> None:
-    for more in ([], ["dry_run=true"]):
-        with pytest.raises(
-            ValueError, match=r"trainer\.patience=2: .*not be chosen on the test images.*data\.validation=0\.1"
-        ):
-            run(compose(*tiny, "loss=kd", "trainer.patience=2", *more))
+    with pytest.raises(ValueError, match=r"trainer\.patience=2: .*not be chosen on the test images"):
+        run(compose(*tiny, "loss=kd", "trainer.patience=2", "dry_run=true"))

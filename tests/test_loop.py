@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nst
 from nst import build
-from nst.compiled import disagreement
 from nst.config import TrainerConfig
 from nst.data.batch import Loader
 from nst.data.memory import MemorySplit, ViewScheme
@@ -179,7 +178,6 @@ def test_training_accuracy_of_mixed_images_counts_the_larger_part() -> None:
     labels = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.9, 0.0], [0.0, 0.4, 0.6]])
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
     assert measure(logits, labels, torch.zeros(()), {})["top1"] == 200
-    assert measure(logits, labels.argmax(1), torch.zeros(()), {})["top1"] == 200
 
 
 def test_the_average_is_what_its_equation_says() -> None:
@@ -236,6 +234,11 @@ def not_finite(output: Any) -> Any:
     return logits, {**values, "ce": values["ce"] + 0 * (values["ce"] - values["ce"]).sqrt()}
 
 
+def steeper(output: Any) -> Any:
+    logits, values = output
+    return logits, {**values, "ce": 2 * values["ce"] - values["ce"].detach()}
+
+
 def failing(output: Any) -> Any:
     raise RuntimeError("no C++ compiler here\nand more")
 
@@ -244,6 +247,7 @@ def failing(output: Any) -> Any:
     ("change", "message"),
     [
         (doubled, "loss differ"),
+        (steeper, "gradient differ"),
         (not_finite, "non-finite gradients in"),
         (failing, "RuntimeError: no C++ compiler here"),
     ],
@@ -265,12 +269,6 @@ def test_disagreement_or_failure_is_logged_once_and_eager_code_is_used(
     assert sizes == []
 
 
-def test_gradients_are_compared() -> None:
-    loss, gradient = torch.tensor(1.0), [torch.ones(3), torch.ones(2)]
-    assert disagreement((loss, gradient), (loss, gradient), "fp32") is None
-    assert "gradient differ by 1.0e" in str(disagreement((loss, [2 * g for g in gradient]), (loss, gradient), "fp32"))
-
-
 @pytest.mark.compiles
 def test_compiled_steps_do_what_eager_steps_do() -> None:
     """Dropout and the eager tail batches included; that a killed run continues compiled is in tests/faults/test_kill.py."""
@@ -286,9 +284,7 @@ def test_compiled_steps_do_what_eager_steps_do() -> None:
     [
         (70.0, 31.0, 10.0, True),
         (70.0, 41.0, 10.0, False),  # a bit less than half
-        (14.0, 10.0, 10.0, False),  # noise near chance
-        (16.0, 12.0, 10.0, True),
-        (2.5, 1.0, 1.0, False),  # 100 classes: 1.5 points are noise there too
+        (2.5, 1.0, 1.0, False),  # 100 classes: 1.5 points are noise
         (90.0, 55.0, 50.0, True),  # two classes
     ],
 )

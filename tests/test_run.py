@@ -3,17 +3,14 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from safetensors import safe_open
 from tests.conftest import Compose
 
 from nst import build
 from nst.cli.train import run
 from nst.data.memory import MemorySplit
-from nst.loop import Training
 from nst.models import resnet8
 from nst.models.weights import save_weights
 from nst.storage.folder import run_folder
@@ -57,44 +54,6 @@ def test_a_run_trains_its_teacher_once_and_writes_everything(
     again = run(compose(*tiny, "loss=[kd,nst_poly]", "trainer.heatmaps=true"))
     assert again["test"] == summary["test"]
     assert "nothing was run" in capsys.readouterr().out
-
-
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(compose(*tiny, "loss=nst_poly", "seed=3", "outputs=" + compose().outputs + "/whole"))
-    step = Training.step
-
-    def die_at_five(self: Training, batch: object, targets: Any) -> None:
-        step(self, batch, targets)  # pyright: ignore[reportArgumentType]
-        if self.progress.step == 5 and self.steps == 6:
-            raise RuntimeError("power cut")
-
-    monkeypatch.setattr(Training, "step", die_at_five)
-    with pytest.raises(RuntimeError, match="power cut"):
-        run(compose(*tiny, "loss=nst_poly", "seed=3"))
-    monkeypatch.setattr(Training, "step", step)
-    continued = run(compose(*tiny, "loss=nst_poly", "seed=3"))
-
-    def comparable(summary: dict[str, str], kind: str) -> list[dict[str, object]]:
-        return [{k: v for k, v in e.items() if k != "timing"} for e in events(summary["folder"], kind)]
-
-    for kind in ("train", "eval"):
-        assert comparable(whole, kind) == comparable(continued, kind)
-    with (
-        safe_open(Path(whole["folder"]) / "student.safetensors", framework="pt") as a,
-        safe_open(Path(continued["folder"]) / "student.safetensors", framework="pt") as b,
-    ):
-        assert all(torch.equal(a.get_tensor(k), b.get_tensor(k)) for k in list(a.keys()))
-
-
-def test_a_dry_run_prints_and_touches_nothing(
-    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(compose("dry_run=true", "data=cifar10", "data.root=/nowhere", "loss=kd_fitnet_nst_poly")) == {}
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("resnet20", "gram", "64×8×8", "MiB", "losses"))
-    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(
@@ -151,18 +110,6 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_images(
         run(compose(*tiny, "loss=ce", "teacher=none"))
 
 
-def test_outputs_that_cannot_be_made_are_named(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=rf"outputs: {tmp_path}/file/.* cannot be made \(Not a directory\)"):
-        run(compose(*tiny, "loss=ce", f"outputs={tmp_path}/file"))
-
-
-def test_the_teachers_floor_holds_for_stored_knowledge_too(compose: Compose, tiny: list[str]) -> None:
-    run(compose(*tiny, "loss=kd", "cache.views=16"))
-    with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
-        run(compose(*tiny, "loss=kd", "cache.views=16", "seed=1", "teacher.min_accuracy=99.5"))
-
-
 def test_outputs_that_were_moved_are_found_from_another_folder(
     compose: Compose,
     tiny: list[str],
@@ -189,11 +136,11 @@ def test_outputs_that_were_moved_are_found_from_another_folder(
     assert len(list(there.glob("elsewhere/digits/cache/*"))) == 1
 
 
-@pytest.mark.parametrize(("batch", "accumulate", "other"), [(13, 1, 14), (16, 8, 17), (40, 40, 41)])
+@pytest.mark.parametrize(("batch", "accumulate"), [(13, 1), (16, 8)])
 def test_a_batch_that_leaves_a_single_image_is_foreseen(
-    compose: Compose, tiny: list[str], batch: int, accumulate: int, other: int
+    compose: Compose, tiny: list[str], batch: int, accumulate: int
 ) -> None:
-    """Before the teacher is trained, and only for a network that cannot take it: 40 images."""
+    """Only for a network that cannot take it: 40 images."""
     own = [*tiny, "loss=ce", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}"]
     pooled = ["model._target_=tests.faults.small.Pooled", "model.name=pooled"]
     with pytest.raises(
@@ -201,12 +148,18 @@ def test_a_batch_that_leaves_a_single_image_is_foreseen(
     ) as error:
         run(compose(*own, *pooled))
     if accumulate == 1:
-        assert f"trainer.batch_size={other} leaves none" in str(error.value)
-        run(compose(*own, *pooled, f"trainer.batch_size={other}"))
+        assert "trainer.batch_size=14 leaves none" in str(error.value)
+        run(compose(*own, *pooled, "trainer.batch_size=14"))
         run(compose(*own))
 
 
-def test_a_dry_run_tries_the_teachers_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:
+def test_a_dry_run_prints_tries_the_teachers_weights_and_touches_nothing(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(compose("dry_run=true", "data=cifar10", "data.root=/nowhere", "loss=kd_fitnet_nst_poly")) == {}
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("resnet20", "gram", "64×8×8", "MiB", "losses"))
+    assert not (tmp_path / "outputs").exists()
     weights = tmp_path / "teacher.safetensors"
     save_weights(weights, build.network("model", build.settings(compose("model=resnet14")).model, seed=0), {})
     run(compose("dry_run=true", "teacher=resnet14", f"teacher.weights={weights}"))

@@ -53,15 +53,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_is_tried_as_it_is_trained(
-    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, kind: str, more: list[str]
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     own, said = KINDS[kind]
     monkeypatch.setattr(runs, "prepare_teacher", lambda *_: pytest.fail("work has begun"))
     with pytest.raises(ValueError, match=said):
-        run(compose(*tiny, "loss=vid", f"model._target_=tests.test_trial.{kind}", "++model.layers=null", *own, *more))
+        run(compose(*tiny, "loss=vid", f"model._target_=tests.test_trial.{kind}", "++model.layers=null", *own))
 
 
 def test_a_teacher_is_tried_too_and_the_advice_works(compose: Compose, tiny: list[str]) -> None:

@@ -22,22 +22,21 @@ sys.meta_path.insert(0, Broken())
 """
 
 
-def process(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """A command in a process of its own, in which torchvision is broken."""
-    code = f"import sys\nsys.argv = ['nst', *sys.argv[1:]]\n{BROKEN}\nfrom nst.cli.main import main\nmain()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def test_digits_need_no_torchvision(tmp_path: Path) -> None:
-    words = ("teacher=none", "loss=ce", "model=resnet8", "data.limit=40", "trainer.epochs=1", "trainer.heatmaps=false")
-    said = process("train", *words, folder=tmp_path)
-    assert said.returncode == 0, said.stderr
-    [folder] = tmp_path.glob("outputs/digits/none-resnet8/ce/*")
-    exported = process("export", f"run={folder}", "formats=[safetensors]", folder=tmp_path)
-    assert exported.returncode == 0, exported.stderr
+    """To be trained and exported."""
+    words = "teacher=none loss=ce model=resnet8 data.limit=40 trainer.epochs=1 trainer.heatmaps=false"
+    commands = f"""
+sys.argv = ["nst"]
+from pathlib import Path
+from nst.cli.main import main
+main(["train", *{words.split()}])
+[folder] = Path().glob("outputs/digits/none-resnet8/ce/*")
+main(["export", f"run={{folder}}", "formats=[safetensors]"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    process = [sys.executable, "-c", BROKEN + commands]
+    done = subprocess.run(process, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_needs_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

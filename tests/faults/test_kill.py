@@ -33,7 +33,7 @@ def undisturbed(make_place: MakePlace) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("every", "steps"),
-    [("2 steps", [1, 2, 5, 6, 7, 12]), ("1 epoch", [3, 8]), ("0.0001 min", [4])],
+    [("2 steps", [1, 6, 9, 12]), ("1 epoch", [8]), ("0.0001 min", [4])],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_after_a_step(make_place: MakePlace, undisturbed: dict[str, object], every: str, steps: list[int]) -> None:
@@ -65,18 +65,23 @@ RUNS = {
     "a network that draws and remembers": ["loss=ce", "model._target_=tests.faults.small.Drawing"],
     "recipe": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16", "trainer.ema=0.8"],
     "cached teacher": ["loss=[kd,at,nst_linear,nst_poly]", "cache.views=3"],
-    "features alone": ["loss=[fitnet,nst_poly]", "loss.ce.weight=0", "trainer.ema=0.8"],
+    "features alone": [
+        "loss=[fitnet,nst_poly]",
+        "loss.ce.weight=0",
+        "optim=adamw",
+        "optim.lr_factors={layer1: 0.1, loss.fitnet: 2}",
+    ],
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_twice(make_place: MakePlace, name: str) -> None:
+def test_what_a_run_carries(make_place: MakePlace, name: str) -> None:
     """A cache also while it is written. What losses learn is in the checkpoints, and none of it in the student."""
     alone, killed = make_place(*RUNS[name], OFTEN), make_place(*RUNS[name], OFTEN)
     assert alone.run() == 0, alone.text()
     if name == "cached teacher":
         assert killed.run("while_writing", 4, signal.SIGKILL) == KILLED, killed.text()
-    assert [killed.run("die_after_step", step) for step in (3, 8)] == [KILLED, KILLED], killed.text()
+    assert killed.run("die_after_step", 3) == KILLED, killed.text()
     assert killed.run() == 0, killed.text()
     assert differing(outcome(killed.path), outcome(alone.path)) == []
     if name == "losses that learn and remember":

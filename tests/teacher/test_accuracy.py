@@ -1,25 +1,17 @@
-"""Teachers without a classifier: measured by their nearest neighbours, refused where a term compares logits."""
+"""Teachers without a classifier, and with which normalisation a teacher looks at images."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tests.conftest import Compose
-from torch import nn
 
-from nst import build
 from nst.cli.train import run
-from nst.config import TrainerConfig
-from nst.data.memory import MemorySplit, ViewScheme
-from nst.dist import Dist
-from nst.features import knn_accuracy, labelled_features
 from nst.models import resnet8, timm_model
 from nst.models.external import InputFormat
 from nst.models.weights import save_weights
 from nst.teacher import Normalization
 from nst.teacher.network import load_teacher
-from nst.teacher.prepare import comes_trained
 
 DATA = Normalization((0.4, 0.4, 0.4), (0.3, 0.3, 0.3))
 HEADLESS = [
@@ -27,32 +19,6 @@ HEADLESS = [
     "teacher.model.input_size=32",
 ]  # fmt: skip
 POLY = ["loss=nst_poly", "loss.nst_poly.layers=[{teacher: blocks.5, student: last}]"]
-
-
-def split(images: int, seed: int) -> MemorySplit:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (images,), generator=generator)
-    noise = torch.randint(0, 90, (images, 3, 4, 4), generator=generator)
-    pixels = (noise + 12 * torch.stack([labels == c for c in range(3)], 1)[:, :, None, None]).to(torch.uint8)
-    return MemorySplit(pixels, labels, ViewScheme(4, 0, False), (0.5,) * 3, (0.5,) * 3)
-
-
-def test_nearest_neighbours_by_hand() -> None:
-    """Of a network that gives the images as they are, averaged over positions."""
-    known, asked = split(60, 0), split(40, 1)
-    one, settings = Dist(0, 1, torch.device("cpu")), TrainerConfig(eval_batch_size=16, workers=0)
-    features = labelled_features(nn.Identity(), (known, asked), one, settings)
-    accuracy = knn_accuracy(*features)
-    rows = [
-        s.render(torch.arange(len(s)), torch.zeros(len(s), dtype=torch.long)).mean((2, 3)).double()
-        for s in (known, asked)
-    ]
-    unit = [(row / row.norm(dim=1, keepdim=True)).numpy() for row in rows]
-    nearest = np.argsort(1 - unit[1] @ unit[0].T, axis=1, kind="stable")[:, :20]
-    votes = np.stack([(known.labels.numpy()[nearest] == c).sum(1) for c in range(3)], 1)
-    assert [len(rows) for rows in features] == [60, 60, 40, 40]
-    assert accuracy == pytest.approx(100 * float((votes.argmax(1) == asked.labels.numpy()).mean()))
-    assert 50 < accuracy < 100
 
 
 def test_a_teacher_without_a_classifier(
@@ -95,16 +61,6 @@ def test_the_normalisation_is_read_in_this_order(tmp_path: Path, given: str) -> 
     first = {"as given": "0.7", stored: "0.1", record: "0.5", "as the data": "0.4"}[given]
     assert about["input"].startswith(f"mean {first}, ")
     assert given in about["input"]
-
-
-def test_which_teachers_are_trained_first(compose: Compose) -> None:
-    """Published weights with other classes, and networks without weights; not published ones with these classes, or with none."""
-    model, plain = resnet8(10), build.settings(compose("loss=kd"))
-    assert not comes_trained(plain, model, (10,), 10)
-    model.input_format = InputFormat((0.5,) * 3, (0.5,) * 3, 224, "bilinear", "timm's", 1000)  # pyright: ignore[reportAttributeAccessIssue]
-    assert not comes_trained(plain, model, (10,), 10)
-    assert comes_trained(plain, model, (1000,), 1000)
-    assert comes_trained(plain, model, (64,), 10)
 
 
 @pytest.mark.parametrize(("key", "value"), [("mean", "[0.1]"), ("weights_key", "ema")])

@@ -8,7 +8,6 @@ from tests.conftest import Compose
 from tests.data.samples import write_tree
 
 from nst import build
-from nst.cli.train import run
 from nst.dist import Dist
 from nst.run import prepare_teacher
 
@@ -49,14 +48,3 @@ def test_cached_targets_are_those_of_the_same_crop(
     crops = data.train.render(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
     assert not torch.equal(crops[0], crops[1])
     assert not torch.equal(crops[2], crops[3])
-
-
-def test_a_run_says_that_views_repeat(
-    compose: Compose, photographs: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(compose(*photographs, *CACHED))
-    printed = capsys.readouterr().out
-    assert "3 views of 18 images, float32" in printed
-    assert "image's 3 cached views in turn, not new random ones; that can cost accuracy; cache.views=4 would" in printed
-    with pytest.raises(ValueError, match=r"cache\.views=all: the views of data=folder are random-sized crops, which"):
-        run(compose(*photographs, *CACHED, "cache.views=all"))

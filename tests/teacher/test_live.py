@@ -44,13 +44,6 @@ def test_a_summary_that_is_no_dict_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         live(batch())
 
 
-def test_features_are_not_kept() -> None:
-    live = LiveTeacher(resnet8(), [AT_STAGE1, POLY])
-    live(batch())
-    assert not live(batch())["nst:0"]["gram"].requires_grad
-    assert live.hooks.features == {}
-
-
 @pytest.mark.compiles
 def test_compiled_targets_equal_eager_ones() -> None:
     model = resnet8()
