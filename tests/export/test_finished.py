@@ -15,13 +15,7 @@ from nst.models import resnet8
 from nst.models.weights import save_weights
 
 FILE = Path("somewhere/summary.json")
-KNOWN = (
-    "nst.models.resnet8",
-    "nst.models.torchvision_model",
-    "nst.data.dataset.Cifar",
-    "torch.nn.Linear",
-    "theirs.Tiny",
-)
+KNOWN = ("nst.models.resnet8", "nst.models.torchvision_model", "nst.data.dataset.Cifar", "torch.nn.Linear", "theirs.T")
 OTHERS = (
     "os.system", "builtins.eval", "nst.data.images.os.system", "nst.files.write_whole", "torch.load", "torch.hub.load",
     "nst.models", "", "nst.models.", "nst.modelsx.resnet8", 7, None, "theirs.os.system", "elsewhere.Net",
@@ -32,7 +26,7 @@ OTHERS = (
 def hostile(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of a finished run beside a module of the user's own in the working folder."""
     run = Path(shutil.copytree(finished, tmp_path / finished.name))
-    code = "import os\nfrom nst.models import CifarResNet\n\nclass Tiny(CifarResNet): ...\n"
+    code = "import os\nfrom nst.models import CifarResNet\n\nclass T(CifarResNet): ...\n"
     (tmp_path / "theirs.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -67,21 +61,22 @@ def test_a_run_with_code_from_elsewhere_is_refused_before_it_is_imported(hostile
     before = (hostile / "summary.json").read_text()
     for where in (("model",), ("data",), ("teacher", "model")):
         (hostile / "summary.json").write_text(before)
-        change(hostile / "summary.json", "config", *where, "_target_", to="theirs.Tiny")
-        with pytest.raises(ValueError, match=r"summary\.json names 'theirs\.Tiny'.*Start the command in the folder"):
+        change(hostile / "summary.json", "config", *where, "_target_", to="theirs.T")
+        with pytest.raises(ValueError, match=r"summary\.json names 'theirs\.T'.*Start the command in the folder"):
             export(ExportConfig(run=str(hostile)))
     assert "theirs" not in sys.modules
 
 
 def test_ones_own_network_needs_no_permission(hostile: Path, tmp_path: Path) -> None:
-    arguments = {"_target_": "theirs.Tiny", "depth": 8, "in_channels": 1, "name": "tiny"}
+    arguments = {"_target_": "theirs.T", "depth": 8, "in_channels": 1, "name": "tiny"}
     change(hostile / "summary.json", "config", "model", to=arguments)
     change(hostile / "summary.json", "config", "loss", "kd", "_target_", to="elsewhere.Loss")  # which nothing calls
     to = tmp_path / "files"
     export(ExportConfig(run=str(hostile), formats=["safetensors"], repeats=1, images=10, to=str(to)))
-    assert type(load_student(to)).__name__ == "Tiny"
-    text = "(`theirs.Tiny`; `model.json` has its arguments), in a folder with `theirs`:"
-    assert text in (to / "MODEL_CARD.md").read_text()
+    assert type(load_student(to)).__name__ == "T"
+    assert (
+        "(`theirs.T`; `model.json` has its arguments), in a folder with `theirs`:" in (to / "MODEL_CARD.md").read_text()
+    )
 
 
 def test_another_version_and_other_weights_are_named(
