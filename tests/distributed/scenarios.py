@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tests.kinds import Learned, Ramped, Relational, Remembering, SeveralLayers
 from torch import Tensor, nn
 
+import nst
 from nst import losses as of
 from nst.config import TrainerConfig
 from nst.data.batch import MixingLoader
@@ -20,6 +22,7 @@ from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
 from nst.evaluate import evaluate, macro_accuracy
+from nst.features import FeatureEvaluation
 from nst.layers import LOGITS, feature_shapes
 from nst.loop import Training
 from nst.optim import Step
@@ -166,6 +169,17 @@ def results(here: Dist) -> dict[str, Any]:
     metrics = {"macro": macro_accuracy, "first image": lambda logits, labels: logits[0, 0]}
     network = Network(6, True).to(here.device)
     found["evaluation"] = evaluate(network, evaluation.epoch(0), here, metrics=metrics).as_dict()
+    terms, teacher = (
+        [Term("at", nst.AT(), 1.0, LAST), Term("rkd", nst.RKD(), 1.0, LAST)],
+        Network(4, True).to(here.device),
+    )
+    shapes = [feature_shapes(net, ["last"], (1, 8, 8)) for net in (network, teacher)]
+    distiller = Distiller(network, terms, *shapes)
+    images: Any = SimpleNamespace(train=data(), labeled=True, split=lambda name: data())
+    judge = FeatureEvaluation(
+        distiller, LiveTeacher(teacher, distiller.target_specs), images, here, TrainerConfig(eval_batch_size=20)
+    )
+    found["features"] = judge("test", lambda: here.max(0)).as_dict()  # ranks that call unequally often would not end
     return found
 
 

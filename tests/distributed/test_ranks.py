@@ -53,6 +53,7 @@ def test_images_are_seen_once_in_an_epoch_and_in_an_evaluation(ranks: list[Found
     assert one["evaluation"]["images"] == scenarios.IMAGES
     for rank in ranks:
         torch.testing.assert_close(rank["evaluation"], one["evaluation"], rtol=1e-6, atol=0)
+        assert rank["features"] == one["features"]  # each batch is one rank's, so to the last bit
 
 
 @pytest.mark.parametrize(("parts", "whole"), [("parts", "plain"), ("next_parts", "next")])
