@@ -68,8 +68,8 @@ def settings(cfg: DictConfig) -> RunConfig:
     for group in ("model", "data"):
         check_component(group, getattr(run, group))
     for key in ("num_classes", "channels", "size"):
-        if isinstance(number := run.data.get(key), int) and number < 1:
-            raise ValueError(f"data.{key}={number}: at least 1 is needed")
+        if type(number := run.data.get(key, 1)) is not int or number < 1:
+            raise ValueError(f"data.{key}={number}: a whole number, at least 1, is needed")
     losses = {name: loss_class(name, node) for name, node in run.loss.items()}
     used = [name for name in losses if run.loss[name]["weight"] > 0]
     if not used:

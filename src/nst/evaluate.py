@@ -189,7 +189,7 @@ def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targe
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
     values = dict.fromkeys(gradients, 0.0)
     for number, (batch, targets) in enumerate(batches):
-        _, terms = distiller(batch.images, batch.labels, targets, _context(batch, number))
+        _, terms = distiller(batch.images, batch.labels, targets, final_context(batch, number))
         for term in distiller.terms:
             gradients[term.name] = gradients[term.name] + term.weight * gradient(distiller, terms[term.name]).cpu()
             values[term.name] += terms[term.name].item() / len(batches)
@@ -203,8 +203,8 @@ def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targe
     ]  # fmt: skip
 
 
-def _context(batch: Batch, number: int) -> dict[str, Any]:
-    """The context of losses (see `losses.base.Input`) at the end of a run, before anything has fallen."""
+def final_context(batch: Batch, number: int) -> dict[str, Tensor]:
+    """The context of losses (see `losses.base.Input`) at the end of a run, so that epochs can be compared; `number` seeds draws."""
     epoch = torch.full((), torch.inf, device=batch.images.device)
     return {
         "index": batch.indices, "epoch": epoch, "progress": torch.ones_like(epoch),

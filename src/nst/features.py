@@ -11,7 +11,7 @@ from nst.data.batch import Batch, Split, counted
 from nst.data.dataset import Dataset
 from nst.dist import Dist, autocast
 from nst.distiller import Distiller, seed_draws
-from nst.evaluate import Metrics
+from nst.evaluate import Metrics, final_context
 from nst.layers import LOGITS, LayerHooks
 from nst.losses import TransferLoss
 from nst.losses.base import pool
@@ -187,12 +187,9 @@ class FeatureEvaluation:
             -(-len(images) // self.trainer.eval_batch_size), len(self.terms), device=device, dtype=torch.float64
         )
         gather, distiller.gather = distiller.gather, None  # each rank has whole batches
-        whole = torch.full((), torch.inf, device=device)  # at the end of a run, so that epochs can be compared
         try:
             for number, _, batch in batches(images, torch.arange(len(images)), self.dist, self.trainer, after):
-                seed = torch.full((), number, dtype=torch.int64)
-                context = {"index": batch.indices, "epoch": whole, "progress": torch.ones_like(whole), "seed": seed}
-                targets = teacher(batch)
+                context, targets = final_context(batch, number), teacher(batch)
                 seed_draws(number)
                 with autocast(device, self.trainer.precision):
                     logits = distiller.student(batch.images)

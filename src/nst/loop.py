@@ -30,9 +30,8 @@ from nst.trial import check_ranks
 
 ONE = Dist(0, 1, torch.device("cpu"))
 SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
-Evaluation = Callable[
-    [str, Callable[[], object]], Metrics
-]  # of a split; the function is called between batches, on all ranks alike
+# of a split; the function is called between batches, on all ranks alike
+Evaluation = Callable[[str, Callable[[], object]], Metrics]
 Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
 SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
 
@@ -125,9 +124,8 @@ class Training:
         # forward, losses, backward
         sums: dict[str, Tensor] = {}
         parts = self.parts(len(batch.labels)) if settings.accumulate > 1 else [slice(0, len(batch.labels))]
-        plain = (
-            dist.world == len(parts) == 1 and not self.relational
-        )  # the loss of this part is that of the global batch
+        # whether the loss of the only part is that of the global batch
+        plain = dist.world == len(parts) == 1 and not self.relational
         for rows in parts:
             part, labels = batch.images[rows], batch.labels[rows]
             forward = self.forward if self.compiled is None or len(part) != self.compiled[0] else self.compiled[1]
@@ -138,7 +136,7 @@ class Training:
             with nullcontext() if replicas is None or rows is parts[-1] else replicas.no_sync():
                 with nullcontext() if settings.precision == "fp32" else autocast(dist.device, settings.precision):
                     logits, values = forward(part, labels, taught, inputs)
-                loss = torch.stack([term.weight * values[term.name] for term in distiller.terms]).sum()
+                loss = distiller.total(values)
                 scaled = loss if plain else self.ddp_scale(loss, values, len(part))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             for name, value in measure(logits, labels, loss, values).items():
@@ -402,9 +400,8 @@ class Loop:
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of the current epoch that are still to come; sums the time spent waiting for them."""
         progress, loader = self.training.progress, self.training.loader
-        if progress.step == min(
-            (progress.epoch + 1) * loader.steps, self.training.steps
-        ):  # stopped while it was evaluated
+        end = min((progress.epoch + 1) * loader.steps, self.training.steps)
+        if progress.step == end:  # stopped while it was evaluated
             return
         batches = loader.epoch(*divmod(progress.step, loader.steps))
         while True:

@@ -111,7 +111,7 @@ def nearest_keys(name: str, keys: Sequence[str]) -> list[str]:
 
     similar = difflib.get_close_matches(name, keys, n=3, cutoff=0.6)
     ends = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in keys}, n=1, cutoff=0.6)
-    return [key for key in ending_in(name) or similar or ending_in(*ends) if key != name]
+    return [key for key in ending_in(name) or similar or ending_in(*ends) if not f"{name}.".startswith(f"{key}.")]
 
 
 def known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:

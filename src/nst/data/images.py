@@ -273,6 +273,8 @@ def table_parts(
             labels[name] = table.select_columns([label])[:][label] if label in table.features else []
         texts = {value for values in labels.values() for value in values if isinstance(value, str)}
         names = getattr(features[label], "names", None) or sorted(texts) or None
+        if all(value in (None, -1) for values in labels.values() for value in values):
+            raise ValueError(f"{said}: column {label} holds no labels; data.labeled=false reads images without them")
     usable = [name for name, values in labels.items() if not labeled or any(v not in (None, -1) for v in values)]
 
     number = {name: i for i, name in enumerate(names or ())}

@@ -139,7 +139,7 @@ def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | Non
     """
     top1, split, reason = about["top1"], about["evaluated_on"], None
     if minimum is not None and top1 < minimum:
-        reason = f"teacher.min_accuracy={minimum} is required"
+        reason = f"teacher.min_accuracy={minimum} is required;"
     elif minimum is None:
         from scipy.stats import binomtest  # takes half a second to import
 

@@ -124,9 +124,7 @@ def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()
         How many pairs were folded.
     """
     layers = list(layers)
-    convolved: dict[
-        int, tuple[str, Tensor]
-    ] = {}  # id of an output → convolution and the output, which keeps the id in use
+    convolved: dict[int, tuple[str, Tensor]] = {}  # id of an output → convolution; the output keeps the id in use
     pairs: dict[str, str] = {}  # norm → convolution
     handles = []
     for name, module in model.named_modules():

@@ -105,7 +105,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     else:
         assert store is not None
         about = store.teacher or {}
-    trained_here = teacher.weights is None and settings.cache.path is None
+    trained_here = weights is not None and teacher.weights is None
     if data.labeled:
         check_accuracy(about, data, teacher.min_accuracy, trained_here)
     (measured if store is None else replace(measured, folder=store.folder)).init_losses(specs)
