@@ -53,6 +53,7 @@ def test_each_parameter_has_the_rate_of_its_longest_part(compose: Compose, tiny:
         ("{fcc: 10}", r"optim: lr_factors: nothing that is trained is called 'fcc'; nearest: fc"),
         ("{loss.fitne: 10}", r"'loss\.fitne'; nearest: loss\.fitnet"),
         ("{fc: 0}", r"optim\.lr_factors=.*: factors above 0"),
+        ("{0: 2}", r"optim\.lr_factors=.*: factors above 0"),
         ("3", r"optim\.lr_factors=3: factors above 0"),
     ],
 )

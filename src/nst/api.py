@@ -11,6 +11,7 @@ finite, `nst.Interrupted` for a run that was stopped and saved.
 import copy
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from nst import build
 from nst.cli.compose import composed
 from nst.cli.train import dry_run
-from nst.config import CONFIGS, TrainerConfig, differences
+from nst.config import CONFIGS, TrainerConfig, check_ranges, differences
 from nst.data.batch import Batch, Loader
 from nst.dist import join
 from nst.distiller import Distiller, Term, seeded
@@ -148,7 +149,7 @@ def distil(
         student, teacher: images `[B, C, H, W]` → logits `[B, classes]`; trained in place, and left as it is. None: labels alone.
         loss: of each term its weight λ: `{"kd": 16, "nst_poly": 50}` are the losses of `loss=NAME` with their defaults,
             `{"mine": (2.0, MyLoss())}` is one of your own. The cross-entropy is added, with weight 1 if there is no "ce".
-        train, test: give (image, label): a float32 tensor `[C, H, W]` and a class number.
+        train, test: give (image, label): a float32 tensor `[C, H, W]`, of one size in each, and a class number.
         layers: compared by all losses on features: a layer of both networks, or a list of `{"teacher": …, "student": …}`.
         lr, optimizer, schedule: by default SGD with momentum 0.9, weight decay 5e-4 and one cycle of the rate; `optimizer` makes one from
             parameters, such as `partial(torch.optim.AdamW, lr=1e-3)`.
@@ -159,7 +160,13 @@ def distil(
         ValueError: networks, losses or images that do not fit together; a folder of another run.
         FloatingPointError, Interrupted: see `train`.
     """
+    for key, number in (("epochs", epochs), ("batch_size", batch_size), ("seed", seed)):
+        if type(number) is not int or number < (key != "seed"):
+            raise ValueError(f"{key}={number!r}: a whole number{', at least 1,' if key != 'seed' else ''} is needed")
     settings = replace(trainer or TrainerConfig(), epochs=epochs, batch_size=batch_size, heatmaps=False)
+    check_ranges(settings, "trainer.")
+    if not len(train) or not len(test):  # pyright: ignore[reportArgumentType]
+        raise ValueError(f"{'test' if len(train) else 'train'}: the data set is empty")  # pyright: ignore[reportArgumentType]
     place = Path(tempfile.mkdtemp(prefix="nst-") if folder is None else folder)
     networks = [student] if teacher is None else [student, teacher]
     shape = _image_shape(train)
@@ -187,7 +194,7 @@ def distil(
         "student": type(student).__name__, "teacher": None if teacher is None else type(teacher).__name__, "layers": layers,
         "loss": {term.name: term.weight for term in terms}, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
-    run, lock = Run(place, student), RunFolder(place)
+    run, lock, classes = Run(place, student), RunFolder(place), student_shapes[LOGITS][0]
     if (known := lock.summary()) is not None:
         if changed := differences(known["config"], about):
             raise ValueError(f"{place} holds another run: {'; '.join(changed)}; give this one a folder of its own")
@@ -197,7 +204,15 @@ def distil(
 
         def loader(dataset: Dataset[Any], size: int, train: bool) -> Loader:
             ranks: Any = (dist.rank, dist.world, dist.device)
-            return _Images(_Seeded(dataset), size, train, seed, *ranks, settings.channels_last, workers=workers)  # pyright: ignore[reportArgumentType]
+            return _Images(
+                _Seeded(dataset, _image_shape(dataset), classes),
+                size,
+                train,
+                seed,
+                *ranks,
+                settings.channels_last,
+                workers=workers,
+            )  # pyright: ignore[reportArgumentType]
 
         training = Training(
             distiller, loader(train, batch_size, True),
@@ -211,7 +226,7 @@ def distil(
             lock.open(about)
         try:
             with Record(training, RunInfo(place, place.name, "distil", about), about={"config": about}) as record:
-                chance = 100 / student_shapes[LOGITS][0]
+                chance = 100 / classes
                 loaders = {"test": loader(test, settings.eval_batch_size, False)}
                 evaluation = ClassifierEvaluation(student, loaders, dist, settings.precision)
                 last = Loop(training, live, evaluation, record, chance=chance).run()
@@ -235,14 +250,16 @@ def distil(
 
 def _image_shape(dataset: Dataset[Any]) -> tuple[int, int, int]:
     """`(C, H, W)` of a data set's first image. Raises ValueError if it does not give (image, label) as `distil` needs it."""
-    image, label = first if isinstance(first := dataset[0], tuple | list) and len(first) == 2 else (first, 0)
-    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+    if not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"the data set is a {type(dataset).__name__}; one with a length and an item for each index is needed"
+        )
+    image, _ = first if isinstance(first := dataset[0], tuple | list) and len(first) == 2 else (first, 0)
+    if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.ndim != 3:
         kind = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(
-            f"the data set gives {kind}; (image, label) with a float tensor [C, H, W] is needed: add v2.ToImage and v2.ToDtype"
+            f"the data set gives {kind}; (image, label) with a float32 tensor [C, H, W] is needed: add v2.ToImage and v2.ToDtype"
         )
-    if int(label) != label:
-        raise ValueError(f"the data set's label is {label!r}; a class number is needed")
     channels, height, width = image.shape
     return channels, height, width
 
@@ -251,7 +268,16 @@ def _terms(
     loss: Mapping[str, float | tuple[float, TransferLoss]], layers: Any, networks: Sequence[nn.Module], epochs: int
 ) -> Iterator[Term]:
     """The terms of a `loss` of `distil`, the cross-entropy first."""
+    if not isinstance(loss, Mapping):
+        raise ValueError(f"loss={loss!r}: a weight by name is needed, such as {{'kd': 16}}")
     for name, given in (loss if "ce" in loss else {"ce": 1.0, **loss}).items():
+        if isinstance(given, tuple) and (len(given) != 2 or not isinstance(given[1], TransferLoss)):
+            raise ValueError(f"loss {name}: {given!r}; (weight, object of a TransferLoss) is needed")
+        if "." in str(name):
+            raise ValueError(f"loss {name}: a name without dots is needed")
+        number = given[0] if isinstance(given, tuple) else given
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ValueError(f"loss {name}: weight {number!r}; a finite number, 0 or more, is needed")
         if isinstance(given, tuple):
             weight, made = given
         elif name == "ce":
@@ -291,8 +317,8 @@ class _Seeded(Dataset[Any]):
 
     labels, num_views, unaugmented = torch.empty(0), None, 0
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset[Any], shape: tuple[int, int, int], classes: int) -> None:
+        self.dataset, self.shape, self.classes = dataset, shape, classes
 
     def __len__(self) -> int:
         return len(self.dataset)  # pyright: ignore[reportArgumentType]
@@ -302,4 +328,14 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         with seeded(int(np.random.SeedSequence(key).generate_state(1)[0])):
-            return self.dataset[key[0]]
+            image, label = self.dataset[key[0]]
+        if not isinstance(image, Tensor) or (image.shape, image.dtype) != (self.shape, torch.float32):
+            found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image {key[0]} is {found}; {self.shape} float32 is needed, as of the first one")
+        plain = isinstance(label, np.generic) or (isinstance(label, Tensor) and label.numel() == 1)
+        number = label.item() if plain else label
+        if type(number) is not int or not 0 <= number < self.classes:
+            raise ValueError(
+                f"the label of image {key[0]} is {label!r}; a class number from 0 to {self.classes - 1} is needed"
+            )
+        return image, number

@@ -233,9 +233,9 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
     items = list(factors.items()) if isinstance(factors, Mapping) else [(factors, 0)]
-    if any(isinstance(part, float) or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
+    if any(not isinstance(part, str) or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
         raise ValueError(
-            f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, loss: 0.1}}, are needed"
+            f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, '0': 0.1}}, are needed"
         )
     arguments = {k: v for k, v in run.optim.items() if k not in ("no_decay", "lr_factors")}
     make = instantiate(key, arguments, partial=True)
@@ -294,6 +294,8 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
             )
     try:
         if node.get("weights") is not None:
+            if not isinstance(node["weights"], str):
+                raise ValueError(f"weights={node['weights']!r}: the path of a file is needed")
             load_weights(model, node["weights"], node.get("weights_key"), [*(node.get("drop") or ()), *left_out])
         for name in left_out:
             model.set_submodule(name, NoClassifier())

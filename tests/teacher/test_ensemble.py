@@ -94,6 +94,11 @@ def test_what_cannot_be_an_ensemble_is_named(weights: dict[str, str]) -> None:
         ({"a": member()}, "two or more"),
         ({"a": member(), "b.c": member()}, r"members\.b\.c: not a possible name"),
         ({"a": member(), "eval": member()}, r"members\.eval: not a possible name"),
+        ({"a": member(), "b": {"weights": "x"}}, r"members\.b: .*missing .*'network'"),
+        ({"a": member(), "b": member(mean=[0.5])}, r"members\.b: mean=\[0\.5\], std=None: both or neither"),
+        ({"a": member(), "b": member(mean=[0.5], std=[0])}, "std above 0"),
+        ({"a": member(), "b": member(mean="a", std="b")}, "a number for each channel"),
+        ({"a": member(), "b": member(input_size="x")}, "input_size='x': a number of pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             Ensemble(members)

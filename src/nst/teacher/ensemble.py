@@ -33,6 +33,20 @@ class Member:
     std: Sequence[float] | None = None
     input_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings of another type or range."""
+        if not isinstance(self.network, nn.Module):
+            raise ValueError(f"network={self.network!r}: a network is needed")
+        if self.weights is not None and not isinstance(self.weights, str):
+            raise ValueError(f"weights={self.weights!r}: the path of a file is needed")
+        if self.input_size is not None and (type(self.input_size) is not int or self.input_size < 1):
+            raise ValueError(f"input_size={self.input_size!r}: a number of pixels is needed")
+        for values in (self.mean, self.std):
+            if values is not None and (isinstance(values, str) or any(type(v) not in (int, float) for v in values)):
+                raise ValueError(f"mean={self.mean}, std={self.std}: a number for each channel is needed")
+        if (self.mean is None) != (self.std is None) or min(self.std or [1]) <= 0:
+            raise ValueError(f"mean={self.mean}, std={self.std}: both or neither are needed, std above 0")
+
 
 class Ensemble(nn.Module):
     """Teachers of the same classes, or any without a classifier: `a.last` is the layer `last` of the member `a`.
@@ -56,7 +70,12 @@ class Ensemble(nn.Module):
         if average is not None:
             check_choice("average", average, ("probabilities", "logits"))
         self.average = average
-        self.members = {name: Member(**member) for name, member in members.items()}
+        self.members: dict[str, Member] = {}
+        for name, member in members.items():
+            try:
+                self.members[name] = Member(**member)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"members.{name}: {error}") from error
         self.named_layers: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the images that each network saw last, for its layout
         for name, member in self.members.items():
