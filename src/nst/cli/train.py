@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -122,7 +123,11 @@ def dry_run(settings: RunConfig) -> None:
         images = data.describe()
         if teacher is not None and settings.cache.views:
             images += "\n" + cache_report(settings, networks, data)
-    except (ValueError, OSError) as error:  # such as a folder that is on another machine
+    except (ValueError, OSError) as error:
+        place = settings.data.get("root") or settings.data.get("path")
+        if place is not None and Path(place).exists():
+            raise
+        # the images are on another machine, or the Hub's
         images, data = f"not read: {error}", None
     if data is not None:
         check_data(settings, networks.distiller, data)
