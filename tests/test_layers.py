@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nst.layers import LOGITS, LayerHooks, feature_shapes, resolve
+from nst.layers import LOGITS, LayerHooks, feature_shapes, pairs_of, resolve
 from nst.models import timm_model
 
 
@@ -110,3 +110,12 @@ def test_windows_and_unknown_grids_are_refused() -> None:
         feature_shapes(vit(), ["blocks.0.attn.q_norm"], (3, 32, 32))
     with pytest.raises(ValueError, match=r"mlp_tokens.* has 512 tokens an image, not 2×2 plus 0"):
         feature_shapes(mixer, ["blocks.0.mlp_tokens"], (3, 64, 64))
+
+
+def test_a_layer_that_yaml_read_as_something_else_is_named() -> None:
+    """0.10 is another layer than 0.1, which a quoted number would name."""
+    for name in (0.1, 10, None):
+        with pytest.raises(
+            ValueError, match=f"x: {name!r} is what YAML reads there.*in quotes, as nst layers shows it"
+        ):
+            pairs_of("x", [{"teacher": "last", "student": name}])

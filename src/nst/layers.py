@@ -219,7 +219,9 @@ def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[P
         pair = Pair(**{"weight": 1.0, **node})
         for name in (pair.teacher, pair.student):
             if not isinstance(name, str):
-                raise ValueError(f"{key}: {name!r} is read as a number; write the layer's name in quotes: '{name}'")
+                raise ValueError(
+                    f"{key}: {name!r} is what YAML reads there, no name; write the layer's name in quotes, as nst layers shows it, such as '0.10'"
+                )
         if isinstance(pair.weight, bool) or not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
             raise ValueError(f"{key}: weight={pair.weight!r}: a positive number is needed")
         kinds = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
