@@ -124,10 +124,9 @@ def dry_run(settings: RunConfig) -> None:
         if teacher is not None and settings.cache.views:
             images += "\n" + cache_report(settings, networks, data)
     except (ValueError, OSError) as error:
-        place = settings.data.get("root") or settings.data.get("path")
-        if place is not None and Path(place).exists():
-            raise
-        # the images are on another machine, or the Hub's
+        places = [settings.data[key] for key in ("root", "path") if settings.data.get(key) is not None]
+        if "download" not in settings.data and all(Path(place).exists() for place in places):
+            raise  # else the images are not on this machine
         images, data = f"not read: {error}", None
     if data is not None:
         check_data(settings, networks.distiller, data)

@@ -100,7 +100,7 @@ class PhotographSplit(Split):
 
         Raises (when batches are taken):
             ValueError: an image is bad.
-            RuntimeError: a worker process died.
+            OSError: a worker process died.
         """
         if workers < 0:
             raise ValueError(f"trainer.workers: {workers}; it must not be negative")
@@ -170,8 +170,14 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
         atexit.register(lambda: (it := left()) and it._shutdown_workers())
     try:
         yield from batches
-    except (EOFError, OSError) as error:  # while it handed over a batch; else torch raises an error of its own
-        raise RuntimeError(f"a DataLoader worker died ({error!r}); fewer trainer.workers need less memory") from error
+    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while it handed over a batch
+        if not loader.num_workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+            raise
+        raise OSError(
+            "a data worker process died, most often because memory ran out or it was killed, or because a script that trains with "
+            'workers has no `if __name__ == "__main__":`; fewer trainer.workers '
+            f"(now {loader.num_workers}) need less memory. torch says: {error!r}"
+        ) from error
 
 
 def _start_server() -> None:
