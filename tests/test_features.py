@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -297,6 +298,7 @@ def test_the_next_command_fine_tunes(
     compose: Compose, tiny: list[str], finished: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is composed as it stands, and starts from the student."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # nothing typed before
     words = shlex.split(next_command(build.settings(compose(*tiny, *FEATURES)), finished, ["fc"]))
     assert words[:2] == ["nst", "train"]
     settings = build.settings(compose("model=resnet8", *words[2:]))
