@@ -54,7 +54,8 @@ def _section(schema: Any) -> str:
     summary = inspect.getdoc(schema) or ""
     keys = sorted(_prefixes(schema, RunConfig))
     title = " and ".join(f"`{key}`" for key in keys if key) or ("A run" if keys else re.findall("`[^`]+`", summary)[0])
-    bases = [inspect.getsource(base) for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)]
+    parents: Any = [base for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)]
+    bases = [inspect.getsource(base) for base in parents]
     written = dict(
         re.findall(r"^    (\w+): (.*?)(?=^    \w|^\s*$|\Z)", "\n\n".join(bases), re.M | re.S)
     )  # name → type and the rest

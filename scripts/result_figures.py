@@ -8,7 +8,7 @@ from typing import Any
 
 from nst.report import figures
 from nst.tables.statistics import gains, sample
-from results import BASELINE, ROOT, by_images, by_seed, named, read_lines
+from results import BASELINE, ROOT, by_images, by_seed, named, read_lines  # pyright: ignore[reportAttributeAccessIssue]
 
 IMAGES = ROOT / "docs" / "images"
 RATES, NORMS = (0.2, 0.4, 0.8), (None, 5, 2, 1)

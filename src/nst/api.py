@@ -203,16 +203,9 @@ def distil(
     with join(settings.device, settings.timeout) as dist:
 
         def loader(dataset: Dataset[Any], size: int, train: bool) -> Loader:
-            ranks: Any = (dist.rank, dist.world, dist.device)
-            return _Images(
-                _Seeded(dataset, _image_shape(dataset), classes),
-                size,
-                train,
-                seed,
-                *ranks,
-                settings.channels_last,
-                workers=workers,
-            )  # pyright: ignore[reportArgumentType]
+            images: Any = _Seeded(dataset, _image_shape(dataset), classes)
+            here = (dist.rank, dist.world, dist.device)
+            return _Images(images, size, train, seed, *here, settings.channels_last, workers=workers)
 
         training = Training(
             distiller, loader(train, batch_size, True),

@@ -89,7 +89,7 @@ class Analysis:
         self.images = torch.cat([batch.images for batch in batches])
         numbers = torch.cat([batch.labels for batch in batches])[:SHOWN].tolist()
         self.labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
-        self.normalization = Normalization(data.mean, data.std)
+        self.normalization = Normalization(tuple(data.mean), tuple(data.std))
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
         look_at(self.teacher, run.teacher.input_size or recorded_size(weights))
         metadata = load_weights(self.teacher, weights, run.teacher.weights_key)
