@@ -39,7 +39,7 @@ BASELINE, CONTROL = "baseline", "baseline on the cached views"
 NEGLIGIBLE = 1e-6  # a weight that only has the run read the cache, so that it sees the same views
 NAMES = {
     "kd": "KD", "fitnet": "FitNet", "at": "AT", "nst_linear": "NST (linear)", "nst_poly": "NST (poly)",
-    "nst_gaussian": "NST (Gaussian)", "review": "ReviewKD",
+    "nst_gaussian": "NST (Gaussian)", "review": "ReviewKD", "cat_kd": "CAT-KD", "wkd_f": "WKD-F", "wkd_l": "WKD-L", "ofa": "OFA-KD",
 }  # in the order of rows; others follow, in capitals  # fmt: skip
 SHOWN = (  # settings that columns show; those of losses and the views of the cache are in the names of rows
     "model.name", "optim.lr", "schedule._target_", "optim.weight_decay", "trainer.clip_grad_norm", "data.limit",
