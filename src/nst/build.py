@@ -297,6 +297,8 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
             if not isinstance(node["weights"], str):
                 raise ValueError(f"weights={node['weights']!r}: the path of a file is needed")
             load_weights(model, node["weights"], node.get("weights_key"), [*(node.get("drop") or ()), *left_out])
+        elif node.get("drop"):
+            raise ValueError(f"drop={list(node['drop'])}: parts that weights=FILE leaves new; there are no weights")
         for name in left_out:
             model.set_submodule(name, NoClassifier())
         if node.get("freeze"):

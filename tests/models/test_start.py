@@ -28,6 +28,20 @@ def test_a_run_starts_from_weights_and_keeps_what_is_frozen(compose: Compose, ti
     assert kept == {name for name in before if name.startswith(("conv1", "bn1", "layer1"))}
 
 
+def test_a_backbones_weights_leave_the_classifier_new_and_only_weights_leave_parts_out(
+    compose: Compose, tiny: list[str], tmp_path: Path
+) -> None:
+    backbone = resnet8(num_classes=10, in_channels=1)
+    backbone.set_submodule("fc", torch.nn.Identity())
+    save_weights(tmp_path / "backbone.safetensors", backbone)
+    words = [f"++model.weights={tmp_path}/backbone.safetensors", "++model.drop=[fc]"]
+    with pytest.raises(ValueError, match=r"missing: fc\.weight, fc\.bias; for a student, model\.drop=\[fc\]"):
+        build.networks(build.settings(compose(*tiny, words[0])))
+    with pytest.raises(ValueError, match=r"drop=\['fc'\]: .* there are no weights"):
+        build.networks(build.settings(compose(*tiny, words[1])))
+    build.networks(build.settings(compose(*tiny, *words)))
+
+
 def test_a_teacher_of_another_size_looks_at_images_of_its_own(
     compose: Compose, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,7 +197,11 @@ def load_weights(
     if not fitting:
         best = max(candidates, key=lambda c: sum(name in own for name in c.state))
         differences = "; ".join(f"{kind}: {_few(names)}" for kind, names in best.problems.items())
-        raise ValueError(f"weights file {path} is of another architecture; {differences}")
+        advice = ""
+        if set(best.problems) == {"missing"}:  # a backbone, perhaps
+            parts = sorted({name.partition(".")[0] for name in best.problems["missing"]})
+            advice = f"; for a student, model.drop=[{','.join(parts)}] leaves what is missing as it starts"
+        raise ValueError(f"weights file {path} is of another architecture; {differences}{advice}")
     chosen, *others = fitting
     if others:
         names = " and ".join(c.name or "weights without a name" for c in fitting)
