@@ -1,6 +1,7 @@
 """What a forked process does: a command line of `train.py`, after a fault was set. Imported once by the fork server, with all that a run needs."""
 
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -25,6 +26,8 @@ def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str],
         output: the file in it to which all is appended that the command prints.
         fault: a function of `injections` and its arguments, or ().
     """
+    # another test may have started the fork server, with the signals blocked that data workers do not take
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     torch.set_num_threads(1)
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

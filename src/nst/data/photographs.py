@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -166,6 +166,7 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
         _start_server()
     batches: Any = iter(loader)
     if loader.num_workers:
+        _kill_at_exit()  # runs after the next
         left = weakref.ref(batches)  # what is registered last, here after multiprocessing and torch, runs first
         atexit.register(lambda: (it := left()) and it._shutdown_workers())
     try:
@@ -178,6 +179,12 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
             'workers has no `if __name__ == "__main__":`; fewer trainer.workers '
             f"(now {loader.num_workers}) need less memory. torch says: {error!r}"
         ) from error
+
+
+@cache
+def _kill_at_exit() -> None:
+    """Have the workers that are still there at exit killed, before multiprocessing waits for them."""
+    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
 
 
 def _start_server() -> None:
