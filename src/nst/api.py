@@ -171,15 +171,7 @@ def distil(
     networks = [student] if teacher is None else [student, teacher]
     shape = _image_shape(train)
     terms = list(_terms(loss, layers, networks, epochs))
-    if teacher is None and (taught := [term.name for term in terms if term.loss.source == "teacher"]):
-        raise ValueError(f"loss {taught[0]} learns from a teacher, but teacher is None")
-    if settings.mixup or settings.cutmix:
-        raise ValueError("trainer: mixup and cutmix are for data of nst train; mix images in the data set")
-    for term in terms:
-        if term.loss.teacher_layer is not None:
-            raise ValueError(
-                f"loss {term.name} needs statistics of the teacher over all images, which only nst train computes"
-            )
+    _check(terms, teacher, settings)
     with seeded(seed):
         student_shapes = feature_shapes(
             student, [p.student for t in terms for p in t.pairs] + [LOGITS], shape, trained=True
@@ -239,6 +231,19 @@ def distil(
     distiller.hooks.remove()
     student.eval()
     return run
+
+
+def _check(terms: Sequence[Term], teacher: nn.Module | None, settings: TrainerConfig) -> None:
+    """Raises ValueError for what `distil` cannot train: terms without their teacher or its statistics, mixed images."""
+    if teacher is None and (taught := [term.name for term in terms if term.loss.source == "teacher"]):
+        raise ValueError(f"loss {taught[0]} learns from a teacher, but teacher is None")
+    if settings.mixup or settings.cutmix:
+        raise ValueError("trainer: mixup and cutmix are for data of nst train; mix images in the data set")
+    for term in terms:
+        if term.loss.teacher_layer is not None:
+            raise ValueError(
+                f"loss {term.name} needs statistics of the teacher over all images, which only nst train computes"
+            )
 
 
 def _image_shape(dataset: Dataset[Any]) -> tuple[int, int, int]:

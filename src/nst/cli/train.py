@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,6 +18,9 @@ from nst.cli.compose import hydra_main
 from nst.config import RunConfig
 from nst.storage import measure_of, measured
 from nst.storage.folder import STUDENT
+
+if TYPE_CHECKING:
+    from nst.build import Networks
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -68,7 +71,7 @@ def dry_run(settings: RunConfig) -> None:
         ValueError: what makes the run impossible, weights that do not fit included.
     """
     from nst import build
-    from nst.layers import LOGITS, shown
+    from nst.layers import LOGITS
     from nst.models.weights import load_weights
     from nst.storage.folder import SUMMARY, run_folder
     from nst.teacher.prepare import cache_report, comes_trained
@@ -95,20 +98,6 @@ def dry_run(settings: RunConfig) -> None:
             if member.weights is not None:
                 load_weights(member.network, member.weights)
         lines.insert(0, f"teacher: {settings.teacher.model['name']}, {build.count_parameters(teacher):,} parameters")
-
-    # terms
-    table = Table(title=f"loss terms, batch {trainer.batch_size}")
-    for column in ("term", "weight", "teacher", "student", "target of the teacher", "memory"):
-        table.add_column(column, overflow="fold")
-    for term, pair in ((t, pair) for t in networks.distiller.terms for pair in t.pairs):
-        row = [term.name, f"{term.weight * pair.weight:g}", "labels", "logits"]
-        if term.loss.source == "teacher":
-            shapes = networks.student_shapes[pair.student], networks.teacher_shapes[pair.teacher]
-            spec = term.loss.spec(*shapes)
-            row[2:] = f"{pair.teacher} {shown(shapes[1])}", f"{pair.student} {shown(shapes[0])}"
-            row.append(f"{spec.implementation}: {sum(map(prod, spec.target.values())):,} values")
-            row.append(f"{spec.workspace * trainer.batch_size / 2**20:.1f} MiB")
-        table.add_row(*row)
 
     # length and images, of which nothing is downloaded
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -148,9 +137,28 @@ def dry_run(settings: RunConfig) -> None:
                 f"teacher: no teacher.weights; {first.model['name']}, {first.trainer.epochs} epochs, {known}: {folder}"
             )
     console = Console()
-    console.print(table)
+    console.print(terms_table(networks, trainer.batch_size))
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def terms_table(networks: "Networks", batch: int) -> Table:
+    """Each term at each pair of layers: its weight, the layers with their shapes, the teacher's target, and memory for a batch."""
+    from nst.layers import shown
+
+    table = Table(title=f"loss terms, batch {batch}")
+    for column in ("term", "weight", "teacher", "student", "target of the teacher", "memory"):
+        table.add_column(column, overflow="fold")
+    for term, pair in ((t, pair) for t in networks.distiller.terms for pair in t.pairs):
+        row = [term.name, f"{term.weight * pair.weight:g}", "labels", "logits"]
+        if term.loss.source == "teacher":
+            shapes = networks.student_shapes[pair.student], networks.teacher_shapes[pair.teacher]
+            spec = term.loss.spec(*shapes)
+            row[2:] = f"{pair.teacher} {shown(shapes[1])}", f"{pair.student} {shown(shapes[0])}"
+            row.append(f"{spec.implementation}: {sum(map(prod, spec.target.values())):,} values")
+            row.append(f"{spec.workspace * batch / 2**20:.1f} MiB")
+        table.add_row(*row)
+    return table
 
 
 def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
