@@ -49,20 +49,17 @@ class FinishedRun:
         """The names of the classes in the training; those of `data` where the run has not kept them.
 
         Raises:
-            ValueError: a class of the training has another number in `data`. One data set may spell its classes in two ways,
-                so names that `data` does not have are only logged.
+            ValueError: a class of the training has another number in `data`. Names that `data` does not have are only logged.
         """
         trained, here = self.summary["data"].get("classes"), [] if data is None else list(data.classes or ())
         for label, (before, now) in enumerate(zip(trained or (), here, strict=False)):
             if before != now and (before in here or now in trained):
                 raise ValueError(
-                    f"{self.folder} was trained with class {label} {before!r}, these images have class {label} {now!r}: give images "
-                    "of the same classes, in the same order"
+                    f"{self.folder} was trained with class {label} {before!r}, these images have class {label} {now!r}: give the "
+                    "same classes in the same order"
                 )
         if trained and here and trained != here:
-            log.warning(
-                "the classes are spelled otherwise than in the training of %s: %s", self.folder, ", ".join(here)
-            )
+            log.warning("classes are spelled otherwise than in the training of %s: %s", self.folder, ", ".join(here))
         return trained or here or None
 
     def student(self) -> nn.Module:
@@ -86,13 +83,12 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
         weights: "last" or "best": of the last epoch, or of the best one by the validation images, else by the test images.
 
     Raises:
-        ValueError: there is no such folder, its run is not finished, its summary or its student is damaged, or it names code
-            that `check_code` refuses.
+        ValueError: there is no finished run, its summary or its student is damaged, or it names code that `check_code` refuses.
     """
     folder = Path(folder)
-    file = folder / SUMMARY
-    if not file.is_file() or not (folder / STUDENT).is_file():
-        missing = "no such folder" if not folder.is_dir() else f"no finished run ({file.name} or {STUDENT} is missing)"
+    file, student = folder / SUMMARY, folder / STUDENT
+    if not file.is_file() or not student.is_file():
+        missing = f"no finished run ({SUMMARY} or {STUDENT} is missing)" if folder.is_dir() else "no such folder"
         raise ValueError(f"run={folder}: {missing}; pass the folder that a run prints after 'written to'")
     summary = read_json(file)
     try:
@@ -104,14 +100,13 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
         digest = summary["student"]["sha256"]
     except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: its settings are not those of a run of this version: {error}") from error
-    _check_sha256(folder / STUDENT, digest, file)
+    _check_sha256(student, digest, file)
     if data_root is not None:
         settings.data = {**settings.data, "path" if "path" in settings.data else "root": data_root}
-    if weights not in ("last", "best"):
-        raise ValueError(f"weights={weights}: with run=… one of last, best is needed")
-    if weights == "best" and not (folder / BEST).is_file():
-        raise ValueError(f"weights=best: {folder / BEST} is missing; the last epoch's are there (weights=last)")
-    return FinishedRun(folder, settings, summary, folder / (STUDENT if weights == "last" else BEST))
+    chosen = {"last": student, "best": folder / BEST}.get(weights)
+    if chosen is None or not chosen.is_file():
+        raise ValueError(f"weights={weights}: {folder} has weights=last" + ", best" * (folder / BEST).is_file())
+    return FinishedRun(folder, settings, summary, chosen)
 
 
 def check_code(node: Any, file: Path) -> None:
@@ -144,8 +139,8 @@ def check_code(node: Any, file: Path) -> None:
         raise ValueError(f"{file} names {target[:80]!r}, which cannot be imported: {error}") from error
     if not known(str(getattr(getattr(found, "func", found), "__module__", None))):  # of a partial, its function
         raise ValueError(
-            f"{file} names {target[:80]!r}, which is neither a network or data set of nst, torch.nn, torchvision or timm, nor in a "
-            f"module of the working folder {here}: it is not called. Start the command in the folder of your own modules"
+            f"{file} names {target[:80]!r}, which is not of nst, torch.nn, torchvision, timm or a module in {here}: it is not "
+            "called. Start the command in the folder of your own modules"
         )
 
 
@@ -181,6 +176,4 @@ def read_export(folder: str | PathLike[str]) -> dict[str, Any]:
 def _check_sha256(weights: Path, expected: str, named_in: Path) -> None:
     """Raises ValueError if a weights file is not the one that `named_in` describes."""
     if weights.is_file() and (found := sha256_of(weights)) != expected:
-        raise ValueError(
-            f"{weights} has SHA-256 {found}, {named_in} says {expected}: it was replaced or is damaged; restore it"
-        )
+        raise ValueError(f"{weights} has SHA-256 {found}, {named_in} says {expected}: it was replaced or is damaged")

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from nst import build
 from nst.config import EvaluateConfig, TrainerConfig, check_numbers, check_pair, check_ranges
 from nst.data.batch import scale_and_shift
-from nst.data.dataset import Dataset
 from nst.data.images import SUFFIXES, WHITE, decode, is_image
-from nst.dist import Dist, join
+from nst.dist import join
 from nst.evaluate import evaluate
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
 from nst.features import knn_accuracy, labelled_features, linear_probe
-from nst.files import sha256_of, write_whole
+from nst.files import write_whole
 from nst.models.external import look_at
-from nst.models.weights import load_weights, recorded_size
+from nst.models.weights import recorded_size
 from nst.storage.folder import SUMMARY
-from nst.teacher import Normalization, convert_inputs, expected_normalization
+from nst.teacher.network import Normalization, load_teacher
 
 if TYPE_CHECKING:  # torchvision, which only a call needs
     from nst.data.augment import Interpolation
@@ -99,32 +98,28 @@ def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
     if (folder / MODEL).is_file():
         about = read_export(folder)
         file = next(name for name in ("safetensors", "onnx", "torch", "onnx_int8") if name in about["files"])
-        _check_classifies(folder, about["output"]["values"] == "logits")
+        features_only = about["output"]["values"] != "logits"
         model, prepare, names = load(folder, file), preprocessing(about["input"]), about["classes"]
         if about["normalize"] and file != "safetensors":  # the file does it itself
             prepare = replace(prepare, mean=(0.0,) * prepare.channels, std=(1.0,) * prepare.channels)
         count = about["output"]["shape"][-1]
     elif (folder / SUMMARY).is_file():
         run = finished_run(folder)
-        _check_classifies(folder, not run.settings.model.get("features_only"))
+        features_only = run.settings.model.get("features_only")
         model, prepare, names = run.student(), preprocessing(run.settings.data), run.classes()
         count = run.settings.data["num_classes"]
     else:
         reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
         raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
+    if features_only:
+        raise ValueError(
+            f"model={folder}: its student gives features, not classes; fine-tune it on labelled images first"
+        )
     if isinstance(model, nn.Module):
         model = model.to(device)
     elif device != "cpu":
         raise ValueError(f"device={device}: {FILES[file]} runs on the CPU; formats=[safetensors] runs anywhere")
     return Classifier(model, prepare, tuple(map(str, names or range(count))))
-
-
-def _check_classifies(folder: Path, classifies: bool) -> None:
-    if not classifies:
-        raise ValueError(
-            f"model={folder}: its student gives features, not classes, since it was trained without labels; fine-tune it on labelled images "
-            "first, by the command that its run proposes as next"
-        )
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -164,8 +159,9 @@ def predict(
 
 
 def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes; of a network without
-    classifier the accuracy of nearest neighbours and of a linear probe.
+    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes.
+
+    A network without classifier has the accuracy of nearest neighbours and of a linear probe that know the training images.
 
     Returns:
         All of it, and the confusion matrix (rows: labels, columns: answers). Written to `evaluation.json` in `settings.to`, by
@@ -185,68 +181,52 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     for group in ("model", "data"):
         build.check_component(group, getattr(settings, group))
     check_pair("", settings, settings.data["channels"])
-    classes, features_only = (
-        [node.get("num_classes") for node in (settings.model, settings.data)],
-        settings.model.get("features_only"),
-    )
-    if None not in classes and classes[0] != classes[1] and not features_only:
-        raise ValueError(f"model.num_classes={classes[0]}, but data.num_classes={classes[1]}: they must be the same")
+    features_only = settings.model.get("features_only")
+    classes, others = (node.get("num_classes") for node in (settings.model, settings.data))
+    if None not in (classes, others) and classes != others and not features_only:
+        raise ValueError(f"model.num_classes={classes}, but data.num_classes={others}: they must be the same")
     model = build.network("model", build.without_weights(settings.model), seed=0)
     look_at(model, recorded_size(settings.weights))
-    metadata, data = load_weights(model, settings.weights, settings.weights_key), build.dataset(settings)
-    images = Normalization(tuple(data.mean), tuple(data.std))
-    expects = expected_normalization(settings.mean, settings.std, metadata)
+    data = build.dataset(settings)
+    if features_only and not data.labeled:
+        raise ValueError(f"data={data.name}: its images have no labels, by which features are judged")
+    names, images = data.classes if run is None else run.classes(data), Normalization(tuple(data.mean), tuple(data.std))
     with join(settings.device) as dist:
-        if expects not in (None, images):
-            convert_inputs(model.to(dist.device), images, expects)
+        model.to(dist.device)
+        about = load_teacher(model, images, settings.weights, settings.weights_key, settings.mean, settings.std)
+        report: dict[str, Any] = {
+            "model": settings.model["name"], "weights": settings.weights, "sha256": about["sha256"],
+            "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
+        }  # fmt: skip
         if features_only:
-            return _evaluate_features(settings, model.to(dist.device).eval(), data, dist)
-        matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
-        batches = data.split(settings.split).loader(
-            settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
-        )
-        metrics = asdict(evaluate(model.to(dist.device), batches.epoch(0), dist, settings.precision, matrix))
-        matrix, main = dist.sum(matrix).tolist(), dist.main
-    names = run.classes(data) if run is not None else data.classes
-    classes = worst_classes(metrics, names)
-    report = {
-        "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
-        "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
-        **{key: metrics[key] for key in ("loss", "top1", "top5", "images")},
-        "macro": sum(entry["top1"] for entry in classes) / len(classes), "classes": classes, "confusion": matrix,
-        "names": [str(name) for name in names or range(data.num_classes)],
-    }  # fmt: skip
-    if main:
+            trainer, parts = (
+                TrainerConfig(eval_batch_size=settings.batch_size),
+                (data.train, data.split(settings.split)),
+            )
+            known = labelled_features(
+                model.eval(), parts, dist, trainer, precision=settings.precision, title="features"
+            )
+            report |= {"images": len(known[3]), "known_images": len(known[1])}
+            report |= {"knn": knn_accuracy(*known), "linear_probe": linear_probe(*known)}
+        else:
+            matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
+            loader = data.split(settings.split).loader(
+                settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
+            )
+            metrics = asdict(evaluate(model, loader.epoch(0), dist, settings.precision, matrix))
+            worst = worst_classes(metrics, names)
+            report |= {key: metrics[key] for key in ("loss", "top1", "top5", "images")}
+            report |= {"macro": sum(entry["top1"] for entry in worst) / len(worst), "classes": worst}
+            report |= {"confusion": dist.sum(matrix).tolist(), "names": [*map(str, names or range(data.num_classes))]}
+    if dist.main:
+        _print(report, run)
         if settings.to is not None:
+            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+        if settings.to is not None and not features_only:
             from nst.report.page import evaluation_page  # brings matplotlib
 
-            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
             write_whole(Path(settings.to) / "evaluation.html", evaluation_page(report).encode())
-        _print(report, run, settings.to)
-    return report
-
-
-def _evaluate_features(settings: EvaluateConfig, model: nn.Module, data: Dataset, dist: Dist) -> dict[str, Any]:
-    """The report of a network without classifier: nearest neighbours and a linear probe that know the training images."""
-    if not data.labeled:
-        raise ValueError(
-            f"data={data.name}: its images have no labels, by which features are judged; name labelled ones, such as data=cifar10"
-        )
-    trainer, parts = TrainerConfig(eval_batch_size=settings.batch_size), (data.train, data.split(settings.split))
-    found = labelled_features(model, parts, dist, trainer, precision=settings.precision, title="features")
-    assert settings.weights is not None
-    report = {
-        "model": settings.model["name"], "weights": settings.weights, "sha256": sha256_of(settings.weights),
-        "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
-        "images": len(found[3]), "known_images": len(found[1]), "knn": knn_accuracy(*found), "linear_probe": linear_probe(*found),
-    }  # fmt: skip
-    if dist.main:
-        print(
-            f"{report['model']} ({settings.weights}) without classifier on {len(found[3]):,} {settings.split} images of {data.name}: k-NN "
-            f"{report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the features of {len(found[1]):,} training images"
-        )
-        if settings.to is not None:
-            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+            print(f"every class and the confusion matrix: {Path(settings.to) / EVALUATION}, evaluation.html")
     return report
 
 
@@ -261,17 +241,22 @@ def worst_classes(metrics: Mapping[str, Any], names: Sequence[str] | None) -> li
     return sorted(found, key=lambda entry: entry["top1"])
 
 
-def _print(report: dict[str, Any], run: FinishedRun | None, folder: str | None) -> None:
-    data, top5 = report["data"], f" top-5 {report['top5']:.2f} %," if len(report["confusion"]) > 5 else ""
-    text = (
-        f"{report['model']} ({report['weights']}) on {report['images']:,} {data['split']} images of {data['name']}: "
+def _print(report: dict[str, Any], run: FinishedRun | None) -> None:
+    data, about = report["data"], f"{report['model']} ({report['weights']})"
+    on = f"{report['images']:,} {data['split']} images of {data['name']}"
+    if "knn" in report:
+        print(
+            f"{about} without classifier on {on}: k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, "
+            f"both by the features of {report['known_images']:,} training images"
+        )
+        return
+    top5 = f" top-5 {report['top5']:.2f} %," if len(report["confusion"]) > 5 else ""
+    said = (
         f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, cross-entropy {report['loss']:.4f}"
     )
     if run is not None and run.test and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
         before = run.test["top1"]
-        text += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""
-    print(text)
-    worst = report["classes"][:5]
-    print("worst classes: " + ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in worst))
-    if folder is not None:
-        print(f"every class and the confusion matrix: {Path(folder) / EVALUATION}, evaluation.html")
+        said += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""
+    print(f"{about} on {on}: {said}")
+    worst = ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in report["classes"][:5])
+    print(f"worst classes: {worst}")

@@ -30,7 +30,7 @@ from nst.report.heatmaps import features, heatmaps
 from nst.storage.folder import STUDENT, SUMMARY
 from nst.tables.file import Group
 from nst.tables.plan import Cell, Plan, finished, folder_of
-from nst.teacher import Normalization, expected_normalization
+from nst.teacher.network import Normalization, load_teacher
 
 IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
@@ -92,13 +92,11 @@ class Analysis:
         self.normalization = Normalization(tuple(data.mean), tuple(data.std))
         self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
         look_at(self.teacher, run.teacher.input_size or recorded_size(weights))
-        metadata = load_weights(self.teacher, weights, run.teacher.weights_key)
         self.teacher.to(device).eval()
-        expects = expected_normalization(run.teacher.mean, run.teacher.std, metadata) or self.normalization
-        scale, shift = (self.images.new_tensor(v).view(1, -1, 1, 1) for v in self.normalization.onto(expects))
-        self.teacher_images = self.images * scale + shift
+        key, mean, std = run.teacher.weights_key, run.teacher.mean, run.teacher.std
+        load_teacher(self.teacher, self.normalization, weights, key, mean, std)
         with torch.no_grad():
-            self.teacher_features = features(self.teacher, self.teacher_images, group.layers.teacher)
+            self.teacher_features = features(self.teacher, self.images, group.layers.teacher)
 
     def student(self, run: RunConfig, trained: bool = True) -> nn.Module:
         """The student of a run, before or after its training."""
@@ -152,7 +150,7 @@ class Analysis:
     def neurons(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students: PNG in base64."""
         images, pictures = self.images[:SHOWN], {}
-        networks = {"teacher": (self.teacher, self.teacher_images[:SHOWN])}
+        networks = {"teacher": (self.teacher, images)}
         networks |= {cell.row.name: (self.student(cell.runs[0]), images) for cell in cells}
         for name, picture in heatmaps(images, networks, self.normalization, labels=self.labels).items():
             file = io.BytesIO()
