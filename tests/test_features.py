@@ -22,10 +22,10 @@ from nst.cli.train import next_command, run
 from nst.config import EvaluateConfig, ExportConfig, TrainerConfig
 from nst.dist import Dist
 from nst.distiller import Distiller, Term
+from nst.evaluate import Evaluation, feature_evaluation, whole_batches
 from nst.export import export, finished_run
 from nst.export.formats import load
 from nst.export.inference import classifier, evaluate_weights
-from nst.features import FeatureEvaluation, batches
 from nst.layers import LayerHooks, Pair, feature_shapes
 from nst.losses import AT, RKD, FitNet
 from nst.models import resnet8
@@ -127,7 +127,7 @@ class Halves(nn.Module):
         return self.fc(self.conv(images).mean((2, 3)))
 
 
-def made(data: Any) -> tuple[Distiller, FeatureEvaluation, list[Term], nn.Module]:
+def made(data: Any) -> tuple[Distiller, Evaluation, list[Term], nn.Module]:
     torch.manual_seed(0)
     student, teacher = Halves(6), Halves(9)
     pair = (Pair("last", "last"),)
@@ -136,7 +136,7 @@ def made(data: Any) -> tuple[Distiller, FeatureEvaluation, list[Term], nn.Module
     distiller = Distiller(student, terms, *shapes)
     live = LiveTeacher(teacher, distiller.target_specs)
     trainer = TrainerConfig(eval_batch_size=100)
-    return distiller, FeatureEvaluation(distiller, live, data, ONE, trainer), terms, teacher
+    return distiller, feature_evaluation(distiller, live, data, ONE, trainer), terms, teacher
 
 
 def test_terms_and_neighbours_by_hand(compose: Compose) -> None:
@@ -174,12 +174,12 @@ def test_terms_and_neighbours_by_hand(compose: Compose) -> None:
 
 def test_an_evaluation_leaves_no_trace(compose: Compose) -> None:
     """No hook, no step of a norm's statistics, the same values again."""
-    distiller, evaluation, *_ = made(build.dataset(build.settings(compose("loss=ce"))))
+    distiller, evaluation, _, teacher = made(build.dataset(build.settings(compose("loss=ce"))))
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
     first, second = evaluation("test"), evaluation("test")
     assert first == second
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
-    assert sum(len(m._forward_hooks) for m in evaluation.teacher.model.modules()) == 2  # of the run's own LiveTeacher
+    assert sum(len(m._forward_hooks) for m in teacher.modules()) == 2  # of the run's own LiveTeacher
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -193,7 +193,7 @@ def test_ranks_share_whole_batches(compose: Compose, world: int) -> None:
             nonlocal count
             count += 1
 
-        of_rank = batches(
+        of_rank = whole_batches(
             split, torch.arange(360), Dist(rank, world, torch.device("cpu")), TrainerConfig(eval_batch_size=80), after
         )
         seen |= {number: (part, batch.images) for number, part, batch in of_rank}

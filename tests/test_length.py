@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.conftest import Compose
 
-import nst.evaluate
+import nst.run
 from nst.cli.train import run
 from nst.evaluate import Metrics
 from nst.loop import Loop
@@ -81,7 +81,7 @@ def test_patience_ends_a_run_by_its_validation_part(
 
     monkeypatch.setattr(Loop, "finish_epoch", finish_epoch)
     monkeypatch.setattr(
-        nst.evaluate, "evaluate", lambda *_, **__: Metrics(1.0, accuracies[step[0].training.progress.step], 99.0, 10)
+        nst.run, "evaluate", lambda *_, **__: Metrics(1.0, accuracies[step[0].training.progress.step], 99.0, 10)
     )
     own = [*tiny, "loss=ce", "trainer.epochs=5", "trainer.patience=2", "data.validation=0.2"]
     whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))

@@ -28,7 +28,7 @@ from nst.loop import Loop, Training, measure
 from nst.losses import NST, CrossEntropy
 from nst.optim import Step
 from nst.run import prepare_teacher
-from nst.storage import has_collapsed
+from nst.storage.folder import has_collapsed
 from nst.teacher import LiveTeacher, Teacher
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
@@ -34,7 +34,7 @@ from nst.config import CONFIGS, TrainerConfig, check_ranges, differences
 from nst.data.batch import Batch, Loader
 from nst.dist import join
 from nst.distiller import Distiller, Term, seeded
-from nst.evaluate import ClassifierEvaluation
+from nst.evaluate import Metrics, evaluate
 from nst.export.finished import finished_run
 from nst.export.formats import Rescaled
 from nst.files import write_whole
@@ -212,8 +212,11 @@ def distil(
         try:
             with Record(training, RunInfo(place, place.name, "distil", about), about={"config": about}) as record:
                 chance = 100 / classes
-                loaders = {"test": loader(test, settings.eval_batch_size, False)}
-                evaluation = ClassifierEvaluation(student, loaders, dist, settings.precision)
+                held_out = loader(test, settings.eval_batch_size, False)
+
+                def evaluation(split: str, after: Callable[[], object] = bool) -> Metrics:
+                    return evaluate(student, held_out.epoch(0), dist, settings.precision, after=after)
+
                 last = Loop(training, live, evaluation, record, chance=chance).run()
             if training.average is not None:
                 training.average.adopt()

@@ -1,33 +1,42 @@
-"""Accuracy of a network on a split, and the gradients of the terms of a loss."""
+"""How good a student is: accuracy, nearest neighbours, a linear probe, the terms of its loss on held-out images, their gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.data.batch import Batch, Loader
+from nst.config import TrainerConfig
+from nst.data.batch import Batch, Split, counted
+from nst.data.dataset import Dataset
 from nst.dist import Dist, autocast
-from nst.distiller import Distiller, Targets
-from nst.storage import measure_of
+from nst.distiller import Distiller, Targets, seed_draws
+from nst.layers import LOGITS, LayerHooks
+from nst.losses import TransferLoss
+from nst.losses.base import pool
+from nst.storage.folder import measure_of
+
+if TYPE_CHECKING:
+    from nst.teacher import LiveTeacher
+
+NEIGHBOURS = 20
+MOST_IMAGES = 10_000  # of the training images, and of those whose classes are asked for
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of one evaluation, each image counted once; accuracies in percent."""
+    """Of one evaluation, each image counted once; accuracies in percent. A student of features alone has no top-1."""
 
-    loss: float  # cross-entropy; of a student that learns features alone the weighted sum of the terms
-    top1: float | None  # None of such a student
+    loss: float  # cross-entropy; of a student of features alone the weighted sum of the terms
+    top1: float | None
     top5: float | None
     images: int
     class_images: list[int] = field(default_factory=list)  # of each class
     class_top1: list[float | None] = field(default_factory=list)  # accuracy of each class; None where it has no image
-    others: dict[str, float] = field(
-        default_factory=dict
-    )  # values of further metrics by name, of such a student its weighted terms
-    knn: float | None = None  # accuracy of the nearest neighbours, of such a student
+    others: dict[str, float] = field(default_factory=dict)  # further metrics by name, or the weighted terms
+    knn: float | None = None  # accuracy of the nearest neighbours, of features alone
 
     @property
     def measure(self) -> str:
@@ -47,6 +56,9 @@ class Metrics:
         """All values by name."""
         return {name: value for name, value in asdict(self).items() if name != "others"} | self.others
 
+
+Evaluation = Callable[..., Metrics]
+"""Of a split by name, and a function that is called after each batch, on all ranks alike."""
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """A function of an evaluation's logits `[N, classes]`, float32, and labels `[N]`, all images at once; the value is a number."""
@@ -79,12 +91,14 @@ def evaluate(
     precision: str = "fp32",
     confusion: Tensor | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    after: Callable[[], object] = bool,
 ) -> Metrics:
     """Evaluate this rank's batches in `eval()` mode and average over all ranks; the model's mode is restored.
 
     Args:
         confusion: `[classes, classes]` int64, to which this rank's images are added: label (row), answer (column).
         metrics: more to measure, by name; all ranks' images come to each in the order of the split.
+        after: called after each batch.
 
     Raises:
         ValueError: if there is no image; a metric that gives no number.
@@ -111,6 +125,7 @@ def evaluate(
                 kept.append((batch.indices, logits, batch.labels))
             if confusion is not None:
                 confusion.index_put_((batch.labels, answers), torch.ones_like(answers), accumulate=True)
+            after()
     finally:
         model.train(training)
     (classes,) = ranks.max(by_class.shape[1])
@@ -129,36 +144,172 @@ def evaluate(
             try:
                 others[name] = float(metric(logits[order], labels[order]))
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
-                raise ValueError(
-                    f"metric.{name}: {error}; a function of logits [N, classes] and labels [N] that gives a number is needed"
-                ) from error
+                raise ValueError(f"metric.{name}: {error}; a number from logits and labels is needed") from error
     percent = 100 * top1 / images, 100 * top5 / images
     return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies, others)
 
 
-class ClassifierEvaluation:
-    """Of a student that classifies: its accuracy."""
+def whole_batches(
+    split: Split,
+    indices: Tensor,
+    dist: Dist,
+    trainer: TrainerConfig,
+    after: Callable[[], object] = bool,
+    title: str = "",
+) -> Iterator[tuple[int, slice, Batch]]:
+    """This rank's batches of unaugmented images: whole batches in turn, the same ones for any number of ranks.
 
-    def __init__(
-        self,
-        student: nn.Module,
-        loaders: Mapping[str, Loader],
-        dist: Dist,
-        precision: str = "fp32",
-        metrics: Mapping[str, Metric] | None = None,
-    ) -> None:
-        """Nothing runs yet; `loaders`: of the splits, this rank's."""
-        self.student, self.loaders, self.dist, self.precision, self.metrics = student, loaders, dist, precision, metrics
+    Args:
+        indices: `[n]`, in the split.
+        after: called after each batch, equally often on every rank.
+        title: of a progress bar; none without.
 
-    def __call__(self, split: str, after: Callable[[], object] = bool) -> Metrics:
-        """As `evaluate`; `after` is called after each batch."""
+    Yields:
+        The batch's number, its place in `indices`, and the batch.
+    """
+    size, n, layout = trainer.eval_batch_size, len(indices), trainer.channels_last
+    count = -(-n // size)
+    parts = [slice(n * i // count, n * (i + 1) // count) for i in range(count)]  # none much smaller than the others
+    loader = split.loader(size, train=False, device=dist.device, channels_last=layout, workers=trainer.workers)
+    own = loader.batches(indices, torch.full_like(indices, split.unaugmented), parts[dist.rank :: dist.world])
+    own = counted(own, title, n // dist.world) if title else own
+    for first in range(0, count, dist.world):
+        if (number := first + dist.rank) < count:
+            yield number, parts[number], next(own)
+        after()
 
-        def batches() -> Iterator[Batch]:
-            for batch in self.loaders[split].epoch(0):
-                yield batch
-                after()
 
-        return evaluate(self.student, batches(), self.dist, self.precision, metrics=self.metrics)
+@torch.no_grad()
+def pooled_features(
+    network: nn.Module,
+    split: Split,
+    indices: Tensor,
+    dist: Dist,
+    trainer: TrainerConfig,
+    *,
+    layer: str | None = None,
+    precision: str = "fp32",
+    after: Callable[[], object] = bool,
+    title: str = "",
+) -> Tensor:
+    """A network's features of unaugmented images, averaged over positions: `[n, D]` on every rank.
+
+    Args:
+        network: in `eval()` mode.
+        layer: None: the last stage where the network names it, else its output.
+        indices, after, title: as of `whole_batches`.
+    """
+    if layer is None and "last" in getattr(network, "named_layers", {}):
+        layer = "last"
+    hooks, rows = LayerHooks(network, [] if layer is None else [layer]), torch.empty(0)
+    try:
+        for _, part, batch in whole_batches(split, indices, dist, trainer, after, title):
+            with autocast(dist.device, precision):
+                output = network(batch.images)
+            features = pool(output if layer is None else hooks.read()[layer], "network")
+            if not len(rows):
+                rows = features.new_zeros(len(indices), features.shape[1])
+            rows[part] = features
+    finally:
+        hooks.remove()
+    (width,) = dist.max(rows.shape[-1])
+    return dist.sum(rows if len(rows) else torch.zeros(len(indices), width, device=dist.device))
+
+
+def labelled_features(
+    network: nn.Module, parts: Iterable[Split], dist: Dist, trainer: TrainerConfig, **settings: Any
+) -> list[Tensor]:
+    """Features and labels of at most 10,000 images of each split, evenly spaced; of a known and an asked split what `knn_accuracy` takes.
+
+    Raises:
+        FloatingPointError: a feature is not finite.
+    """
+    found: list[Tensor] = []
+    for split in parts:
+        indices = torch.linspace(0, len(split) - 1, min(MOST_IMAGES, len(split))).long()
+        features = pooled_features(network, split, indices, dist, trainer, **settings)
+        if not bool(torch.isfinite(features).all()):
+            raise FloatingPointError("its features are not finite")
+        found += [features.float().cpu(), split.labels[indices]]
+    return found
+
+
+def knn_accuracy(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
+    """How often the classes of the 20 nearest images tell an image's class, by cosine distance and majority: in percent.
+
+    Args:
+        known, asked: features `[n, D]`, `[m, D]`.
+        labels, truth: their classes `[n]`, `[m]`.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", algorithm="brute")
+    neighbours.fit(known.numpy(), labels.numpy())
+    return 100 * float(neighbours.score(asked.numpy(), truth.numpy()))
+
+
+def linear_probe(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
+    """The accuracy of a logistic regression on standardised features, in percent; the arguments are those of `knn_accuracy`."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(known.numpy(), labels.numpy())
+    return 100 * float(probe.score(asked.numpy(), truth.numpy()))
+
+
+def feature_evaluation(
+    distiller: Distiller, live: "LiveTeacher", data: Dataset, dist: Dist, trainer: TrainerConfig
+) -> Evaluation:
+    """Of a student of features alone: the terms on held-out images, and where there are labels its nearest neighbours.
+
+    It leaves the student in `eval()` mode and is a collective call; it raises FloatingPointError for features that are not finite.
+
+    Raises:
+        ValueError: no term can be evaluated on other images than those it was trained on.
+    """
+    # a memory has a row for each training image
+    terms = [t for t in distiller.terms if type(t.loss).init_memory is TransferLoss.init_memory]
+    if not terms and not data.labeled:
+        raise ValueError(
+            f"loss.{distiller.terms[0].name} says nothing of held-out images: without labels add a term such as nst_poly"
+        )
+
+    @torch.no_grad()
+    def evaluation(split: str, after: Callable[[], object] = bool) -> Metrics:
+        distiller.eval()
+        images, teacher = data.split(split), live.beside(distiller.target_specs)
+        count = -(-len(images) // trainer.eval_batch_size)
+        rows = torch.zeros(count, len(terms), device=dist.device, dtype=torch.float64)
+        gather, distiller.gather = distiller.gather, None  # each rank has whole batches
+        try:
+            for number, _, batch in whole_batches(images, torch.arange(len(images)), dist, trainer, after):
+                context, targets = final_context(batch, number), teacher(batch)
+                seed_draws(number)
+                with autocast(dist.device, trainer.precision):
+                    logits = distiller.student(batch.images)
+                    features = distiller.hooks.read() | {LOGITS: logits}
+                    for column, term in enumerate(terms):
+                        value = distiller.value(term, features, targets, {**context, "labels": batch.labels})
+                        rows[number, column] = term.weight * len(batch.labels) * value.double()
+        finally:
+            distiller.gather = gather
+            teacher.set_target_specs(())
+        values, knn = (dist.sum(rows).sum(0) / len(images)).tolist(), None
+        if data.labeled:
+            of, settings = (data.train, images), {"precision": trainer.precision, "after": after}
+            knn = knn_accuracy(*labelled_features(distiller.student, of, dist, trainer, **settings))
+        weighted = {f"weighted/{term.name}": value for term, value in zip(terms, values, strict=True)}
+        return Metrics(sum(values), None, None, len(images), others=weighted, knn=knn)
+
+    return evaluation
+
+
+def final_context(batch: Batch, number: int) -> dict[str, Tensor]:
+    """The context of losses (see `losses.base.Input`) at the end of a run, so that epochs can be compared; `number` seeds draws."""
+    epoch, seed = torch.full((), torch.inf, device=batch.images.device), torch.full((), number, dtype=torch.int64)
+    return {"index": batch.indices, "epoch": epoch, "progress": torch.ones_like(epoch), "seed": seed}
 
 
 @dataclass(frozen=True)
@@ -181,48 +332,24 @@ def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targe
     Raises:
         ValueError: no term of labels to compare with.
     """
-    labels = [term for term in distiller.terms if term.loss.source == "labels"]
+    labels = [term.name for term in distiller.terms if term.loss.source == "labels"]
     if not labels:
         raise ValueError("loss: no term on the labels, so there is nothing to compare the others with")
     distiller.train()
-    batches = list(batches)
+    batches, parameters = list(batches), [p for p in distiller.student.parameters() if p.requires_grad]
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
     values = dict.fromkeys(gradients, 0.0)
     for number, (batch, targets) in enumerate(batches):
         _, terms = distiller(batch.images, batch.labels, targets, final_context(batch, number))
         for term in distiller.terms:
-            gradients[term.name] = gradients[term.name] + term.weight * gradient(distiller, terms[term.name]).cpu()
+            parts = torch.autograd.grad(terms[term.name], parameters, retain_graph=True, materialize_grads=True)
+            gradients[term.name] = gradients[term.name] + term.weight * torch.cat([g.flatten() for g in parts]).cpu()
             values[term.name] += terms[term.name].item() / len(batches)
-    reference_norm = torch.stack([gradients[term.name] for term in labels]).sum(0).norm()
-    return [
-        TermGradient(
-            term.name, term.weight, values[term.name], float(gradients[term.name].norm() / reference_norm),
-            {name: _cosine(gradients[term.name], other) for name, other in gradients.items()},
-        )
-        for term in distiller.terms
-    ]  # fmt: skip
-
-
-def final_context(batch: Batch, number: int) -> dict[str, Tensor]:
-    """The context of losses (see `losses.base.Input`) at the end of a run, so that epochs can be compared; `number` seeds draws."""
-    epoch = torch.full((), torch.inf, device=batch.images.device)
-    return {
-        "index": batch.indices, "epoch": epoch, "progress": torch.ones_like(epoch),
-        "seed": torch.full((), number, dtype=torch.int64),
-    }  # fmt: skip
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.cosine_similarity(a, b, dim=0))
-
-
-def gradient(distiller: Distiller, value: Tensor) -> Tensor:
-    """The gradient of a scalar in all of the student's parameters as one vector, zero where it does not depend on them."""
-    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat(
-        [
-            torch.zeros_like(p).flatten() if g is None else g.flatten()
-            for g, p in zip(gradients, parameters, strict=True)
-        ]
-    )
+    reference = torch.stack([gradients[name] for name in labels]).sum(0).norm()
+    found: list[TermGradient] = []
+    for term in distiller.terms:
+        own = gradients[term.name]
+        cosines = {name: float(torch.cosine_similarity(own, other, dim=0)) for name, other in gradients.items()}
+        norm = float(own.norm() / reference)
+        found.append(TermGradient(term.name, term.weight, values[term.name], norm, cosines))
+    return found

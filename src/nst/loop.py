@@ -20,18 +20,16 @@ from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast, gather_rows
 from nst.distiller import Distiller, Targets, seed_draws
-from nst.evaluate import Metrics
+from nst.evaluate import Evaluation, Metrics
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
 from nst.signals import Interrupted, StopFlag, stop_flag
-from nst.storage import has_collapsed, measured
+from nst.storage.folder import has_collapsed, measured
 from nst.storage.record import Record
 from nst.teacher import Teacher
 from nst.trial import check_ranks
 
 ONE = Dist(0, 1, torch.device("cpu"))
 SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
-# of a split; the function is called between batches, on all ranks alike
-Evaluation = Callable[[str, Callable[[], object]], Metrics]
 Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
 SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
 

@@ -15,8 +15,7 @@ from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.dist import Dist, check_precision
-from nst.evaluate import ClassifierEvaluation
-from nst.features import FeatureEvaluation
+from nst.evaluate import Metrics, evaluate, feature_evaluation
 from nst.files import sha256_of, write_whole
 from nst.layers import LOGITS
 from nst.loop import Loop, Training
@@ -72,13 +71,17 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     if distiller.classifies:
         loaders = {split: build.loader(settings, dist, data, split) for split in dict.fromkeys((evaluated, "test"))}
         precision = settings.trainer.precision
-        evaluation = ClassifierEvaluation(distiller.student, loaders, dist, precision, metrics)
+
+        def evaluation(split: str, after: Callable[[], object] = bool) -> Metrics:
+            batches = loaders[split].epoch(0)
+            return evaluate(distiller.student, batches, dist, precision, metrics=metrics, after=after)
+
     elif teacher.live is None:
         raise ValueError(
             f"cache.path={settings.cache.path}: the terms are evaluated on held-out images, of which a cache has no targets: name teacher.weights"
         )
     else:
-        evaluation = FeatureEvaluation(distiller, teacher.live, data, dist, settings.trainer)
+        evaluation = feature_evaluation(distiller, teacher.live, data, dist, settings.trainer)
 
     # train
     lock(folder, config, dist, wait)

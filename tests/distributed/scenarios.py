@@ -21,8 +21,7 @@ from nst.data.batch import MixingLoader
 from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist, join
 from nst.distiller import Distiller, Pair, Term
-from nst.evaluate import evaluate, macro_accuracy
-from nst.features import FeatureEvaluation
+from nst.evaluate import evaluate, feature_evaluation, macro_accuracy
 from nst.layers import LOGITS, feature_shapes
 from nst.loop import Training
 from nst.optim import Step
@@ -176,7 +175,7 @@ def results(here: Dist) -> dict[str, Any]:
     shapes = [feature_shapes(net, ["last"], (1, 8, 8)) for net in (network, teacher)]
     distiller = Distiller(network, terms, *shapes)
     images: Any = SimpleNamespace(train=data(), labeled=True, split=lambda name: data())
-    judge = FeatureEvaluation(
+    judge = feature_evaluation(
         distiller, LiveTeacher(teacher, distiller.target_specs), images, here, TrainerConfig(eval_batch_size=20)
     )
     found["features"] = judge("test", lambda: here.max(0)).as_dict()  # ranks that call unequally often would not end

@@ -16,8 +16,7 @@ from rich.table import Table
 
 from nst.cli.compose import hydra_main
 from nst.config import RunConfig
-from nst.storage import measure_of, measured
-from nst.storage.folder import STUDENT
+from nst.storage.folder import STUDENT, measure_of, measured
 
 if TYPE_CHECKING:
     from nst.build import Networks

@@ -15,10 +15,9 @@ from nst.config import EvaluateConfig, TrainerConfig, check_numbers, check_pair,
 from nst.data.batch import scale_and_shift
 from nst.data.images import SUFFIXES, WHITE, decode, is_image
 from nst.dist import join
-from nst.evaluate import evaluate
+from nst.evaluate import evaluate, knn_accuracy, labelled_features, linear_probe
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
-from nst.features import knn_accuracy, labelled_features, linear_probe
 from nst.files import write_whole
 from nst.models.external import look_at
 from nst.models.weights import recorded_size

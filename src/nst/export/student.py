@@ -28,8 +28,8 @@ from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
 from nst.report.render import code, plain
-from nst.storage import measure_of
-from nst.storage import measured as shown_as
+from nst.storage.folder import measure_of
+from nst.storage.folder import measured as shown_as
 from nst.storage.record import provenance
 
 CARD = "MODEL_CARD.md"

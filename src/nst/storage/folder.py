@@ -28,6 +28,9 @@ METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
 DIVERGED = "diverged.json"  # step and reason, if a non-finite loss or gradient stopped the run
 SUMMARY = "summary.json"  # of a finished run
 
+LEAD = 5.0  # points above chance; losing half of less may be noise
+MEASURES = {"top1": "top-1", "knn": "k-NN", "loss": "loss"}
+
 # Seconds to wait for a lock: a killed process holds it until it has ended.
 PATIENCE = 10.0
 
@@ -197,3 +200,18 @@ def read_json(file: Path, remedy: str = "delete it and start again: the checkpoi
         return content
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); {remedy}") from error
+
+
+def measure_of(values: Mapping[str, Any]) -> str:
+    """By which of an evaluation's values the best epoch is chosen: "top1", else "knn", else "loss"."""
+    return next((name for name in ("top1", "knn") if values.get(name) is not None), "loss")
+
+
+def measured(measure: str, value: float) -> str:
+    """Such a value with the name of its measure."""
+    return f"loss {value:.4g}" if measure == "loss" else f"{MEASURES[measure]} {value:.2f} %"
+
+
+def has_collapsed(top1: float, best: float, chance: float) -> bool:
+    """Whether more than half of the best accuracy above chance before is lost, if that was `LEAD` points or more; all in percent."""
+    return best - chance >= LEAD and top1 - chance < (best - chance) / 2

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nst.config import UNNAMED
-from nst.storage import has_collapsed, measure_of
-from nst.storage.folder import DIVERGED, METRICS, SUMMARY
+from nst.storage.folder import DIVERGED, METRICS, SUMMARY, has_collapsed, measure_of
 from nst.tables.statistics import Frame
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nst.storage import MEASURES
+from nst.storage.folder import MEASURES
 from nst.tables.frame import as_text, other_contents, rate, read_frame, weights_text
 from nst.tables.statistics import Frame, sample
 

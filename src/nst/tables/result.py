@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nst.storage import MEASURES
+from nst.storage.folder import MEASURES
 from nst.tables.file import Group, Row
 from nst.tables.frame import check_agreement, rate, read_frame
 from nst.tables.plan import Cell, Plan, folder_of

@@ -17,8 +17,7 @@ from nst.data.batch import Loader, Split, counted
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
-from nst.evaluate import evaluate
-from nst.features import NEIGHBOURS, knn_accuracy, labelled_features, pooled_features
+from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, pooled_features
 from nst.files import write_whole
 
 
