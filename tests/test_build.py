@@ -231,7 +231,7 @@ def test_stages_are_those_that_both_networks_have(compose: Compose) -> None:
     ]  # fmt: skip
     half = build.settings(compose("loss=at"))
     half.loss["at"]["layers"] = [{"teacher": "stages", "student": "last"}]
-    with pytest.raises(ValueError, match="name all stages on both sides"):
+    with pytest.raises(ValueError, match=r"no stages \(teacher\) and last in common"):
         build.terms(half)
 
 

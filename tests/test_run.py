@@ -143,12 +143,9 @@ def test_a_batch_that_leaves_a_single_image_is_foreseen(
     """Only for a network that cannot take it: 40 images."""
     own = [*tiny, "loss=ce", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}"]
     pooled = ["model._target_=tests.faults.small.Pooled", "model.name=pooled"]
-    with pytest.raises(
-        ValueError, match=rf"trainer\.batch_size={batch}: .*single image.*pooled.*more than 1 value"
-    ) as error:
+    with pytest.raises(ValueError, match=rf"trainer\.batch_size={batch}: .*single image.*pooled.*more than 1 value"):
         run(compose(*own, *pooled))
     if accumulate == 1:
-        assert "trainer.batch_size=14 leaves none" in str(error.value)
         run(compose(*own, *pooled, "trainer.batch_size=14"))
         run(compose(*own))
 

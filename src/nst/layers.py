@@ -13,7 +13,6 @@ timm and torchvision have one. Without it, a feature is what the layer yields.
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from nst.models.logit_map import LOGIT_MAPS, add_logit_map, check_logit_map
 
 LOGITS = "logits"  # the layer that is the model's own output
-_SIZE_HINT = "; input_size=224, for instance, resizes the images for this network alone"
+STAGES = ("stages", "stages_pre_relu", "stages_out")  # all stages that both networks have
 
 LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
 """Names that the shipped losses use for their layers."""
@@ -49,57 +48,54 @@ def resolve(model: nn.Module, layer: str) -> str:
         return add_logit_map(model, layer)
     nearest = difflib.get_close_matches(layer, [*named, *(m for m in modules if m)], n=4, cutoff=0.4)
     raise ValueError(
-        f"unknown layer '{layer}' in {type(model).__name__}: "
-        f"{'nearest names: ' + ', '.join(nearest) + '; ' if nearest else ''}"
-        f"named layers: {', '.join(named) or 'none'}; any module name works too, `nst layers` lists them"
+        f"unknown layer '{layer}' in {type(model).__name__}; nearest: {', '.join(nearest) or 'none'}; `nst layers` lists them"
     )
 
 
 class LayerHooks:
     """Records the features at layers during a forward pass.
 
-    Attach before `torch.compile`: hooks added later never fire in a compiled model.
+    Attach before `torch.compile`: hooks added later never fire in a compiled model. Deep copies of the model record here, too.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, layers: Iterable[str], versions: bool = False) -> None:
         """Attach to `model`.
 
         Args:
             layers: names of layers or modules; see the module's docstring. `"logits"` needs no hook and is ignored here.
+            versions: also record the version of each feature, which in-place operations increment.
 
         Raises:
             ValueError: for a name the model does not have.
         """
         self.features: dict[str, Tensor] = {}
+        self.versions: dict[str, int] | None = {} if versions else None
         self._images: tuple[int, ...] = ()  # the shape of the input images
         self._handles: list[RemovableHandle] = []
         layout = getattr(model, "feature_layout", None)
         if layout is not None:
-            self._handles.append(model.register_forward_pre_hook(self._note_images))
+
+            def note_images(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                self._images = tuple(inputs[0].shape)
+
+            self._handles.append(model.register_forward_pre_hook(note_images))
         for layer in dict.fromkeys(layers):
-            path = resolve(model, layer)
-            if path == LOGITS:
+            if (path := resolve(model, layer)) == LOGITS:
                 continue
             convert = None if layout is None else layout(model, path)
-            if path.endswith(":input"):
-                hook = self._keep_input(layer, convert)
-                handle = model.get_submodule(path.removesuffix(":input")).register_forward_pre_hook(hook)
-            else:
-                handle = model.get_submodule(path).register_forward_hook(self._keep_output(layer, convert))
-            self._handles.append(handle)
+            name = path.removesuffix(":input")
+            module = model.get_submodule(name)
+            register = module.register_forward_hook if name == path else module.register_forward_pre_hook
+            self._handles.append(register(self._keep(layer, convert)))
 
-    def _note_images(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._images = tuple(inputs[0].shape)
+    def _keep(self, layer: str, convert: Convert | None) -> Any:
+        """A hook before a module, which keeps its first input, or after it, which keeps its output."""
 
-    def _keep_output(self, layer: str, convert: Convert | None) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.features[layer] = output if convert is None else convert(output, self._images)
-
-        return hook
-
-    def _keep_input(self, layer: str, convert: Convert | None) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.features[layer] = inputs[0] if convert is None else convert(inputs[0], self._images)
+        def hook(module: nn.Module, inputs: Any, *output: Any) -> None:
+            feature = output[0] if output else inputs[0]
+            self.features[layer] = feature if convert is None else convert(feature, self._images)
+            if self.versions is not None and isinstance(kept := self.features[layer], Tensor):
+                self.versions[layer] = kept._version  # of a view: that of its base
 
         return hook
 
@@ -113,28 +109,6 @@ class LayerHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-
-
-class VersionedHooks(LayerHooks):
-    """Also records the version of each feature, which in-place operations increment."""
-
-    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
-        self.versions: dict[str, int] = {}
-        super().__init__(model, layers)
-
-    def _keep_output(self, layer: str, convert: Convert | None) -> Any:
-        keep = super()._keep_output(layer, convert)
-
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            keep(module, inputs, output)
-            if isinstance(feature := self.features[layer], Tensor):  # a view has the version of its base
-                self.versions[layer] = feature._version
-
-        return hook
-
-    def _keep_input(self, layer: str, convert: Convert | None) -> Any:
-        keep = self._keep_output(layer, convert)
-        return lambda module, inputs: keep(module, None, inputs[0])
 
 
 @torch.no_grad()
@@ -152,8 +126,8 @@ def feature_shapes(
             is overwritten later in the forward pass; for images that the model does not take; for a map of logits whose mean
             is not the logits.
     """
-    layers = list(layers)
-    recorder, training = VersionedHooks(model, layers), model.training
+    layers, network, training = list(layers), type(model).__name__, model.training
+    recorder = LayerHooks(model, layers, versions=True)
     parameter = next(model.parameters())
     try:
         model.eval()
@@ -163,21 +137,20 @@ def feature_shapes(
         with torch.random.fork_rng(devices=[]):
             logits = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
     except (AssertionError, RuntimeError) as error:  # a network for other image sizes
-        hint = _SIZE_HINT if hasattr(model, "feature_layout") else ""
-        raise ValueError(f"{type(model).__name__} cannot take images of {image_shape}: {error}{hint}") from error
+        hint = "; input_size=224, for instance, resizes them inside it" if hasattr(model, "feature_layout") else ""
+        raise ValueError(f"{network} cannot take images of {image_shape}: {error}{hint}") from error
     finally:
         model.train(training)
         recorder.remove()
-    features = recorder.read() | {LOGITS: logits}
+    features, versions = recorder.read() | {LOGITS: logits}, recorder.versions or {}
     for layer in layers:
         if resolve(model, layer).endswith(f".{layer}") and layer in LOGIT_MAPS:
             check_logit_map(model, layer, image_shape)
         if not isinstance(features.get(layer), Tensor):
-            raise ValueError(f"layer '{layer}' of {type(model).__name__} yields no tensor in a forward pass")
-        if layer in recorder.versions and features[layer]._version != recorder.versions[layer]:
+            raise ValueError(f"layer '{layer}' of {network} yields no tensor in a forward pass")
+        if layer in versions and features[layer]._version != versions[layer]:
             raise ValueError(
-                f"layer '{layer}' of {type(model).__name__} is overwritten by what follows, such as an in-place ReLU or dropout: "
-                "name the layer that overwrites it, or make that one inplace=False"
+                f"layer '{layer}' of {network} is overwritten by what follows, such as an in-place ReLU: name that, or make it inplace=False"
             )
     return {layer: tuple(features[layer].shape[1:]) for layer in layers}
 
@@ -199,8 +172,6 @@ class Pair:
 def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[Pair, ...]:
     """The pairs that a setting names: by a layer of both networks, or a list of `{teacher, student, weight}`.
 
-    `stages`, `stages_pre_relu` and `stages_out` stand for all stages that both networks have so.
-
     Args:
         key: of the setting, for errors.
         models: student and teacher; without them `stages` is one pair.
@@ -216,34 +187,23 @@ def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[P
     for node in layers:
         if not isinstance(node, Mapping) or not {"teacher", "student"} <= set(node) <= {"teacher", "student", "weight"}:
             raise ValueError(f"{key}: {node!r}: entries like {{teacher: last, student: last, weight: 1.0}} are needed")
-        pair = Pair(**{"weight": 1.0, **node})
-        for name in (pair.teacher, pair.student):
+        pair = Pair(**node)
+        sides = (pair.student, pair.teacher)
+        for name in sides:
             if not isinstance(name, str):
-                raise ValueError(
-                    f"{key}: {name!r} is what YAML reads there, no name; write the layer's name in quotes, as nst layers shows it, such as '0.10'"
-                )
-        if isinstance(pair.weight, bool) or not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
+                raise ValueError(f"{key}: {name!r} is what YAML reads there; write the layer in quotes, such as '0.10'")
+        if not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
             raise ValueError(f"{key}: weight={pair.weight!r}: a positive number is needed")
-        kinds = [re.fullmatch("stages(_pre_relu|_out|)", side) for side in (pair.student, pair.teacher)]
-        if not any(kinds):
+        if not {*sides} & {*STAGES}:
             pairs.append(pair)
             continue
-        if not all(kinds):
-            raise ValueError(
-                f"{key}: teacher {pair.teacher}, student {pair.student}: name all stages on both sides, or one layer"
-            )
-        suffixes = [kind[1] for kind in kinds if kind]
-        sides = [(getattr(model, "named_layers", {}), suffix) for model, suffix in zip(models, suffixes, strict=False)]
-        stages = [
-            k for k in range(1, 100 if models else 2) if all(f"stage{k}{suffix}" in names for names, suffix in sides)
-        ]
-        if not stages:
-            raise ValueError(
-                f"{key}: teacher {pair.teacher}, student {pair.student}: the networks have no stages in common; name pairs of layers, "
-                "`nst layers` lists them"
-            )
-        student, teacher = suffixes
-        pairs += [Pair(f"stage{k}{teacher}", f"stage{k}{student}", pair.weight) for k in stages]
+        names = [side.replace("stages", "stage{}", 1) for side in sides]
+        sets = [getattr(model, "named_layers", {}) for model in models]
+        count = range(1, 100 if models else 2)
+        stages = [k for k in count if all(name.format(k) in known for name, known in zip(names, sets, strict=False))]
+        if not stages or not {*sides} <= {*STAGES}:
+            raise ValueError(f"{key}: the networks have no {pair.teacher} (teacher) and {pair.student} in common")
+        pairs += [Pair(names[1].format(k), names[0].format(k), pair.weight) for k in stages]
     return tuple(pairs)
 
 
@@ -262,11 +222,9 @@ def assign_layers(layers: Any, losses: Mapping[str, dict[str, Any]], on_features
         raise ValueError(f"layers={layers}: a layer such as last, pooled or stages, or at least one pair is needed")
     named = layers if isinstance(layers, Mapping) else {"last": layers}
     used = {*LAYER_NAMES, *(node["layers"] for node in losses.values() if isinstance(node.get("layers"), str))}
-    for name in named:
-        if name not in used:
-            nearest = difflib.get_close_matches(str(name), LAYER_NAMES, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"losses use {', '.join(sorted(used))}"
-            raise ValueError(f"layers.{name}: no loss uses this name; {hint}")
+    if unknown := [str(name) for name in named if name not in used]:
+        nearest = difflib.get_close_matches(unknown[0], used, n=1) or sorted(used)
+        raise ValueError(f"layers.{unknown[0]}: no loss uses this name; did you mean {', '.join(nearest)}?")
     for name, node in losses.items():
         # A run whose layers are the default keeps its name: nothing is added.
         if "layers" not in node and named.get("last", "last") != "last" and name in on_features:

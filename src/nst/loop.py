@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nst.compiled import compile_step
 from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
 from nst.dist import Dist, autocast, gather_rows
@@ -26,7 +25,7 @@ from nst.signals import Interrupted, StopFlag, stop_flag
 from nst.storage.folder import has_collapsed, measured
 from nst.storage.record import Record
 from nst.teacher import Teacher
-from nst.trial import check_ranks
+from nst.trial import check_ranks, compile_step
 
 ONE = Dist(0, 1, torch.device("cpu"))
 SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save

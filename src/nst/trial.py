@@ -1,151 +1,95 @@
-"""Before any work: a tiny batch through both networks in the mode, memory format and precision in which training runs them, and what
-the data must have. After the first step: what several ranks cannot train.
-"""
+"""What is tried before it is relied on: both networks, the smallest batch, several ranks, and the compiled step."""
 
 import copy
-import random
-from itertools import chain
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nst.config import RunConfig
+from nst.data.batch import Batch
 from nst.data.dataset import Dataset
 from nst.dist import Dist, autocast
-from nst.distiller import Distiller, seeded
-from nst.layers import LOGITS, LayerHooks
+from nst.distiller import Distiller, seed_draws, seeded
+from nst.layers import LOGITS
+from nst.teacher import Teacher
 
-PASSES = 4  # of a network that draws random numbers: another part of it may run in each
+if TYPE_CHECKING:
+    from nst.loop import Forward, Training
+
+log = logging.getLogger(__name__)
+
+Result = tuple[Tensor, list[Tensor]]  # loss and gradients
+TOLERANCE = {
+    "fp32": (1e-3, 2e-2),
+    "bf16": (3e-2, 2e-1),
+    "fp16": (1e-2, 1e-1),
+}  # relative: of the loss, of the gradient's norm
 
 
 def try_networks(settings: RunConfig, distiller: Distiller, teacher: nn.Module | None) -> None:
     """Run the student in training mode and the teacher in evaluation mode on two blank images. On the CPU; nothing changes.
 
     Raises:
-        ValueError: a network that fails so, an output that is not logits, a layer that not every pass reaches; says what to do.
+        ValueError: a network that fails so, an output that is not logits, a layer that the student does not reach.
     """
-    layers = {pair.student for term in distiller.terms for pair in term.pairs} - {LOGITS}
-    _try(settings, "model", distiller.student, distiller.hooks, layers, settings.trainer.precision)
-    if teacher is not None:
-        layers = {spec.layer for spec in distiller.target_specs} - {LOGITS}
-        hooks = LayerHooks(teacher, sorted(layers))
-        try:
-            _try(settings, "teacher.model", teacher, hooks, layers, settings.teacher.precision)
-        finally:
-            hooks.remove()
-
-
-def _try(settings: RunConfig, key: str, model: nn.Module, hooks: LayerHooks, layers: set[str], precision: str) -> None:
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):  # runs on GPUs alone
-        return
-    train, channels_last = key == "model", settings.trainer.channels_last
-    size, mode = settings.data["size"], "training" if train else "evaluation"
-    images = torch.zeros(2, settings.data["channels"], size, size)
-    for seed in range(PASSES):
-        try:
-            output, drew = forward(model, images, train, channels_last, precision, seed)
-        except Exception as error:  # whatever a user's network raises
-            raise ValueError(f"{key} fails in {mode} mode: {_cause(model, images, train, precision, error)}") from error
-        finally:
-            features = hooks.read()
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"{key}: in {mode} mode it gives a {type(output).__name__}, not logits; let it return the logits only (a second "
-                "output, such as an auxiliary classifier's, is not trained)"
-            )
-        if missing := sorted(layers - features.keys()):
-            raise ValueError(
-                f"{key}: layer {missing[0]} is not reached in every pass in {mode} mode (a block that stochastic depth skips?), so no loss can "
-                "compare it: name another layer, such as the output of the stage"
-            )
-        if not drew:
-            return
-
-
-def _cause(model: nn.Module, images: Tensor, train: bool, precision: str, error: Exception) -> str:
-    """What of the settings makes a pass fail, and what to do."""
-    for setting, remedy, channels_last, tried in (
-        ("channels_last", "use trainer.channels_last=false, or reshape for view in its forward", False, precision),
-        ("precision", "use precision=fp32", False, "fp32"),
+    images = torch.zeros(2, settings.data["channels"], settings.data["size"], settings.data["size"])
+    channels_last = settings.trainer.channels_last
+    for key, model, precision in (
+        ("model", distiller.student, settings.trainer.precision),
+        ("teacher.model", teacher, settings.teacher.precision),
     ):
-        try:
-            forward(model, images, train, channels_last, tried)
-        except Exception:  # it is not this
+        if model is None or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):  # for GPUs alone
             continue
-        return f"{error}. It does not with another {setting}: {remedy}"
-    return str(error)
+        mode = "training" if key == "model" else "evaluation"
+        try:
+            output = forward(model, images, key == "model", channels_last, precision)
+        except Exception as error:  # whatever a user's network raises
+            raise ValueError(
+                f"{key} fails in {mode} mode: {error} (trainer.channels_last={str(channels_last).lower()}, precision={precision})"
+            ) from error
+        finally:
+            features = distiller.hooks.read()
+        if not isinstance(output, Tensor):
+            raise ValueError(f"{key}: in {mode} mode it gives a {type(output).__name__}, not logits alone")
+        layers = {pair.student for term in distiller.terms for pair in term.pairs} - {LOGITS}
+        if key == "model" and (missing := sorted(layers - features.keys())):
+            raise ValueError(f"model: layer {missing[0]} is not reached in training mode, so no loss can compare it")
 
 
 @torch.no_grad()
-def forward(
-    model: nn.Module, images: Tensor, train: bool, channels_last: bool, precision: str, seed: int = 0
-) -> tuple[Any, bool]:
-    """The output for `images`, and whether random numbers were drawn for it. The model's weights, buffers and mode stay as they were."""
-    layout = {"memory_format": torch.channels_last} if channels_last else {}
-    weights = {
-        name: value.clone(**(layout if value.ndim == 4 else {}))
-        for name, value in chain(model.named_parameters(), model.named_buffers())
-    }
-    own = {name: copy.deepcopy(v) for name, v in model.state_dict().items() if name.endswith("_extra_state")}
-    mode, precision = model.training, "bf16" if precision == "fp16" else precision  # the CPU's
-    try:
-        with seeded(seed):
-            first = _draws()
-        with seeded(seed), autocast(torch.device("cpu"), precision):
-            output = functional_call(model.train(train), weights, (images.clone(**layout),))
-            return output, _draws() != first
-    finally:
-        model.train(mode)
-        if own:
-            model.load_state_dict(own, strict=False)
-
-
-def _draws() -> tuple[float, ...]:
-    """The next number of each generator."""
-    return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
+def forward(model: nn.Module, images: Tensor, train: bool, channels_last: bool, precision: str) -> Any:
+    """The output of a copy of `model` for `images`; its hooks are those of the model."""
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    copied = copy.deepcopy(model).train(train).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    with seeded(0), autocast(torch.device("cpu"), "bf16" if precision == "fp16" else precision):
+        return copied(images.clone(memory_format=layout))
 
 
 def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: int = 1) -> None:
     """Check that the student can be trained on these images, on `world` ranks.
 
     Raises:
-        ValueError: a batch with fewer images than ranks, or with a single one for batch norm of maps of 1×1; `trainer.patience` without
-            a validation part.
+        ValueError: `trainer.patience` without a validation part; a batch with fewer images than ranks; a forward pass of a
+            single image that the student cannot take, such as batch norm of maps of 1×1.
     """
-    if settings.trainer.patience is not None and data.val is None:
-        raise ValueError(
-            f"trainer.patience={settings.trainer.patience}: when to stop must not be chosen on the test images; hold out a validation "
-            "part, for example data.validation=0.1"
-        )
-    images = len(data.train)
-    batch, accumulate = settings.trainer.batch_size, settings.trainer.accumulate
-    tail = images % batch or batch
-    if min(batch, tail) < world:
-        raise ValueError(
-            f"trainer.batch_size={batch}: the last batch of an epoch of {images} images has {min(batch, tail)}, "
-            f"too few for {world} ranks; choose another batch size"
-        )
-
-    def smallest(size: int) -> int:
-        """Images of the smallest forward pass with batches of `size`: of a rank, in one gradient accumulation step."""
-        counts = [part // world for part in (min(size, images), images % size) if part]
-        return min(count // (min(accumulate, count) or 1) for count in counts)
-
-    if smallest(batch) > 1 or (settings.trainer.sync_bn and world > 1):
+    trainer, images = settings.trainer, len(data.train)
+    if trainer.patience is not None and data.val is None:
+        raise ValueError("trainer.patience: must not be chosen on the test images; hold some out: data.validation=0.1")
+    batch = f"trainer.batch_size={trainer.batch_size}: a batch of an epoch of {images} images"
+    counts = [part // world for part in (min(trainer.batch_size, images), images % trainer.batch_size) if part]
+    if min(counts) < 1:
+        raise ValueError(f"{batch} has too few for {world} ranks; choose another batch size")
+    single = any(count // min(trainer.accumulate, count) == 1 for count in counts)
+    if not single or (trainer.sync_bn and world > 1):
         return
     one = torch.zeros(1, data.channels, data.size, data.size)
     try:
-        forward(distiller.student, one, True, settings.trainer.channels_last, settings.trainer.precision)
+        forward(distiller.student, one, True, trainer.channels_last, trainer.precision)
     except (ValueError, RuntimeError) as error:
-        better = next((size for size in range(batch + 1, 2 * batch + 2) if smallest(size) > 1), None)
-        raise ValueError(
-            f"trainer.batch_size={batch}: in the last batch of an epoch of {images} images a rank (or a gradient accumulation "
-            f"step) has a single image, on which {settings.model['name']} cannot be trained ({error}); "
-            f"{f'trainer.batch_size={better} leaves none' if better else 'choose another one'}"
-        ) from error
+        name = settings.model["name"]
+        raise ValueError(f"{batch} leaves a single image, on which {name} cannot be trained: {error}") from error
     finally:
         distiller.hooks.read()
 
@@ -159,19 +103,76 @@ def check_ranks(distiller: Distiller, dist: Dist) -> None:
     unused = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
     if unused and any(term.loss.on_logits for term in distiller.terms):
         raise ValueError(
-            f"{', '.join(name.removeprefix('student.') for name in unused[:3])}: no gradient reaches this parameter, so "
-            "several ranks cannot train it: set its requires_grad to False or take it out of the model, or use one process"
+            f"{unused[0]}: no gradient reaches this parameter, so several ranks cannot train it: freeze it"
         )
     modules = dict(distiller.named_modules())
     for path, buffer in distiller.named_buffers():
         if isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm) or dist.equal(buffer):
             continue
-        part, _, name = path.partition(".")
-        owner, advice = "model", "checkpoints hold that of one"
-        if part != "student":
-            key, _, name = name.partition(".")
-            owner = f"loss.{key.split(':')[0]}"
-            advice = "declare relational = True in its class, so that every rank sees the global batch"
-        raise ValueError(
-            f"{owner}: its buffer {name} differs between ranks, since each sees other images: {advice}, or use one process"
-        )
+        advice = "use one process" if path.startswith("student.") else "declare relational = True in the loss's class"
+        raise ValueError(f"{path}: this buffer differs between ranks, since each sees other images: {advice}")
+
+
+def compile_step(training: "Training", teacher: Teacher, batch: Batch) -> None:
+    """Compile the forward pass and the teacher for batches of this size, and use both if loss and gradients agree with eager code.
+
+    Wrong gradients of compiled code have been seen (torch 2.15, bf16). Weights, statistics and gradients stay as they were.
+    """
+    distiller, precision, dist = training.distiller, training.settings.precision, training.dist
+    rows = training.parts(len(batch.labels))[0]
+
+    def attempt(forward: "Forward") -> Result:
+        """One forward and backward pass."""
+        before = [buffer.clone() for buffer in distiller.buffers()]
+        seed_draws(0)
+        try:
+            taught = {key: {n: v[rows] for n, v in target.items()} for key, target in teacher(batch).items()}
+            inputs = {name: value[rows] if value.ndim else value for name, value in training.context(batch).items()}
+            with autocast(dist.device, precision):
+                _, values = forward(batch.images[rows], batch.labels[rows], taught, inputs)
+            loss = distiller.total(values)
+            (loss if training.scaler is None else training.scaler.scale(loss)).backward()
+            return loss.detach(), [p.grad.clone() for p in distiller.parameters() if p.grad is not None]
+        finally:
+            for p in distiller.parameters():
+                p.grad = None
+            for buffer, old in zip(distiller.buffers(), before, strict=True):
+                buffer.copy_(old)
+
+    eager = attempt(training.forward)
+    teacher.compile(len(batch.labels))
+    # CUDA graphs need one backward pass a step, in one process. Dropout must draw as in eager code, else the two cannot be compared.
+    graphs = dist.device.type == "cuda" and training.settings.accumulate == 1 and dist.world == 1
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
+    compiled: Any = torch.compile(training.forward, dynamic=False, options=options)
+
+    def forward(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        return compiled(*inputs)
+
+    try:
+        reason = disagreement(attempt(forward), eager, precision)
+    except Exception as error:  # no C++ compiler, an operator that does not compile, …: all end in eager code
+        reason = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+    training.compiles = dist.max(int(reason is not None)) == [0]
+    if training.compiles:
+        training.compiled = (rows.stop - rows.start, forward)
+    else:
+        teacher.compile(0)
+        log.warning("the step is not compiled: %s", reason or "it fails on another rank")
+
+
+def disagreement(compiled: Result, eager: Result, precision: str) -> str | None:
+    """How loss and gradients of the compiled step differ from those of the eager one; None: by rounding only."""
+    bad = sum(not bool(torch.isfinite(g).all()) for g in compiled[1])
+    if bad and all(bool(torch.isfinite(g).all()) for g in eager[1]):
+        return f"compiled code gives non-finite gradients in {bad} parameters, eager code does not"
+    pairs = {"loss": [(compiled[0], eager[0])], "gradient": [*zip(compiled[1], eager[1], strict=True)]}
+    for (what, values), tolerance in zip(pairs.items(), TOLERANCE[precision], strict=True):
+        difference = torch.stack([(found - wanted).float().norm() for found, wanted in values]).norm()
+        size = torch.stack([wanted.float().norm() for _, wanted in values]).norm()
+        change = float(difference / size.clamp(min=1e-12))
+        if not change <= tolerance:
+            return f"compiled and eager {what} differ by {change:.1e} of its norm"
+    return None

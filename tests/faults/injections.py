@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nst import compiled, loop
+from nst import loop, trial
 from nst.data import memory
 from nst.data.batch import Loader
 from nst.losses import NST
@@ -91,7 +91,7 @@ def signal_in_compilation(signum: int) -> None:
         os.kill(os.getpid(), signum)
         raise RuntimeError("the compiler was interrupted")
 
-    compiled.disagreement = failing
+    trial.disagreement = failing
 
 
 def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:

@@ -42,7 +42,7 @@ def test_all_ranks_fail_alike(place: Place) -> None:
     assert place.text().count("error: loss.nst_poly.weight=-1") == 1, place.text()
     own = ["+loss.own._target_=tests.kinds.Unequal", "+loss.own.weight=1.0"]
     assert place.ranks(args=own) == [1, 1]
-    assert place.text().count("loss.own: its buffer seen differs between ranks") == 1
+    assert place.text().count("losses.own:0.seen: this buffer differs between ranks") == 1
 
 
 FAULTY = """

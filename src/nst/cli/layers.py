@@ -91,11 +91,11 @@ def layers_of(model: "nn.Module", image_shape: tuple[int, int, int]) -> list[Lay
     """
     import torch
 
-    from nst.layers import VersionedHooks, resolve
+    from nst.layers import LayerHooks, resolve
 
-    class Everything(VersionedHooks):
-        def _keep_output(self, layer: str, convert: Any) -> Any:
-            keep = super()._keep_output(layer, convert)
+    class Everything(LayerHooks):
+        def _keep(self, layer: str, convert: Any) -> Any:
+            keep = super()._keep(layer, convert)
 
             def hook(*call: Any) -> None:
                 with suppress(ValueError):
@@ -107,17 +107,19 @@ def layers_of(model: "nn.Module", image_shape: tuple[int, int, int]) -> list[Lay
     for name in getattr(model, "named_layers", {}):
         named.setdefault(resolve(model, name), []).append(name)
     modules, training = dict(model.named_modules()), model.training
-    hooks = Everything(model, [*filter(None, modules), *(path for path in named if path.endswith(":input"))])
+    hooks = Everything(
+        model, [*filter(None, modules), *(path for path in named if path.endswith(":input"))], versions=True
+    )
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *image_shape))
     finally:
         model.train(training)
         hooks.remove()
-    found = []
+    found, versions = [], hooks.versions or {}
     for path, feature in hooks.read().items():
         if isinstance(feature, torch.Tensor):
-            kind, intact = type(modules[path.removesuffix(":input")]).__name__, feature._version == hooks.versions[path]
+            kind, intact = type(modules[path.removesuffix(":input")]).__name__, feature._version == versions[path]
             found.append(Layer(path, kind, tuple(feature.shape[1:]), tuple(named.get(path, ())), intact))
     return found
 
