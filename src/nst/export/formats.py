@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Rescaled(nn.Module):
-    """A network whose input is scaled and shifted by channel first: `model(images · scale + shift)`.
-
-    Args:
-        scale, shift: `[C]` float32.
-    """
+    """A network whose input is scaled and shifted by channel first: `model(images · scale + shift)`, both `[C]` float32."""
 
     scale: Tensor
     shift: Tensor
@@ -58,18 +54,13 @@ def formats_to_write(formats: Sequence[str] | None) -> list[str]:
 
 
 def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
-    """The model as a graph of torch's own operations, for any batch size.
-
-    Raises:
-        ValueError: its `forward` can't be captured (for example, it branches on values).
-    """
-    example = torch.zeros(2, *image_shape)
+    """The model as a graph of torch's own operations, for any batch size. Raises ValueError if it branches on values, for example."""
     try:
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        dynamic = ({0: Dim("batch", min=1)},)
+        program = torch.export.export(model, (torch.zeros(2, *image_shape),), dynamic_shapes=dynamic)
     except Exception as error:  # torch raises many kinds here
         raise ValueError(
-            f"torch.export can't capture {type(model).__name__}: {error}\n"
-            "formats=[safetensors] needs no capture; torch and onnx do"
+            f"torch.export can't capture {type(model).__name__}, formats=[safetensors] needs no capture: {error}"
         ) from error
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
@@ -90,7 +81,7 @@ def onnx_bytes(program: ExportedProgram, name: str, output: str = "logits") -> b
     return model.SerializeToString()
 
 
-def int8_bytes(onnx: bytes, calibration: Sequence[Tensor], exclude: Collection[str] = ()) -> bytes:
+def int8_bytes(onnx: bytes, calibration: Iterable[Tensor], exclude: Collection[str] = ()) -> bytes:
     """A model of `onnx_bytes` in 8 bits, by onnxruntime's static quantisation: activations by their range on images (QDQ), weights by channel.
 
     Batch norms are folded into the convolutions first.
@@ -114,25 +105,26 @@ def int8_bytes(onnx: bytes, calibration: Sequence[Tensor], exclude: Collection[s
         for name in node.input
         if name in values and name.endswith(".weight")
     }
+    excluded: list[str] = []
     for name in exclude:
-        if not any(f"{layer}.".startswith(f"{name}.") for layer in layers):
+        inside = [node for layer, node in layers.items() if f"{layer}.".startswith(f"{name}.")]
+        if not inside:
             raise ValueError(f"int8_exclude: the network has no layer {name} with weights; it has {', '.join(layers)}")
-    excluded = [node for layer, node in layers.items() if any(f"{layer}.".startswith(f"{name}.") for name in exclude)]
+        excluded += inside
 
     class Reader(CalibrationDataReader):
-        batches = iter([{graph.input[0].name: batch.numpy()} for batch in calibration])
+        batches = iter(calibration)
 
         def get_next(self) -> Any:
-            return next(self.batches, None)
+            batch = next(self.batches, None)
+            return None if batch is None else {graph.input[0].name: batch.numpy()}
 
     with tempfile.TemporaryDirectory() as folder:
         plain, folded, small = (Path(folder) / name for name in ("plain.onnx", "folded.onnx", "int8.onnx"))
         plain.write_bytes(onnx)
         quant_pre_process(plain, folded, skip_symbolic_shape=True)
-        quantize_static(
-            folded, small, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
-        )  # fmt: skip
+        kinds: Any = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
+        quantize_static(folded, small, Reader(), QuantFormat.QDQ, nodes_to_exclude=excluded, **kinds)
         return small.read_bytes()
 
 

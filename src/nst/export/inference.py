@@ -41,26 +41,23 @@ class Preprocessing:
     antialias: bool
     mean: tuple[float, ...]  # by channel, on the scale 0 … 1
     std: tuple[float, ...]
-    background: tuple[int, ...] = WHITE  # R, G, B behind transparent images
+    background: tuple[int, ...]  # R, G, B behind transparent images
 
     def __call__(self, encoded: bytes) -> Tensor:
         """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
         from nst.data.augment import centre_crop
 
-        pixels = decode(encoded, self.channels, self.background)
-        side = self.size if self.resize is None else self.resize
+        pixels, side = decode(encoded, self.channels, self.background), self.resize or self.size
         cropped = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
         scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
         return cropped.to(torch.float32).mul_(scale).add_(shift)
 
     def __str__(self) -> str:
         mean, std = (f"[{', '.join(f'{v:g}' for v in values)}]" for values in (self.mean, self.std))
-        smooth, before = "with" if self.antialias else "without", f"images of {self.size} × {self.size} pixels"
+        before = f"images of {self.size} × {self.size} pixels"
         if self.resize is not None:
-            before = (
-                f"the shorter side resized to {self.resize} pixels ({self.interpolation}, {smooth} antialiasing), then the "
-                f"centre crop of {self.size} × {self.size}"
-            )
+            how = f"{self.interpolation}, {'with' if self.antialias else 'without'} antialiasing"
+            before = f"the shorter side resized to {self.resize} pixels ({how}), then the centre crop of {self.size} × {self.size}"
         return f"{before}; by channel `(pixel / 255 - mean) / std` with mean {mean} and std {std}"
 
 
@@ -91,22 +88,20 @@ def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
     """From the folder of a finished run, or of an export: its weights, else its ONNX file or its graph, which run on the CPU.
 
     Raises:
-        ValueError: it is neither, damaged, or names code that `check_code` refuses.
+        ValueError: it is neither, damaged, gives no classes, or names code that `check_code` refuses.
     """
     folder, file = Path(folder), "safetensors"
     if (folder / MODEL).is_file():
         about = read_export(folder)
         file = next(name for name in ("safetensors", "onnx", "torch", "onnx_int8") if name in about["files"])
-        features_only = about["output"]["values"] != "logits"
         model, prepare, names = load(folder, file), preprocessing(about["input"]), about["classes"]
         if about["normalize"] and file != "safetensors":  # the file does it itself
             prepare = replace(prepare, mean=(0.0,) * prepare.channels, std=(1.0,) * prepare.channels)
-        count = about["output"]["shape"][-1]
+        features_only, count = about["output"]["values"] != "logits", about["output"]["shape"][-1]
     elif (folder / SUMMARY).is_file():
         run = finished_run(folder)
-        features_only = run.settings.model.get("features_only")
         model, prepare, names = run.student(), preprocessing(run.settings.data), run.classes()
-        count = run.settings.data["num_classes"]
+        features_only, count = run.settings.model.get("features_only"), run.settings.data["num_classes"]
     else:
         reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
         raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
@@ -126,13 +121,12 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
     folder = Path(folder)
     if folder.is_file():
         return [folder]
-    if not folder.is_dir():
-        raise ValueError(f"images={folder}: no such folder or file")
-    images = sorted(file for file in folder.iterdir() if is_image(file.name) and file.is_file())
+    images = sorted(file for file in folder.glob("*") if is_image(file.name) and file.is_file())
     if not images:
         inner = sorted(file.parent for file in folder.glob("[!.]*/*") if is_image(file.name))
+        reason = f"no images ({', '.join(SUFFIXES)}) in it" if folder.is_dir() else "no such folder or file"
         hint = f"; only the folder itself is read: images={inner[0]}" if inner else ""
-        raise ValueError(f"images={folder}: no images in it (an image ends in {', '.join(SUFFIXES)}){hint}")
+        raise ValueError(f"images={folder}: {reason}{hint}")
     return images
 
 
@@ -140,11 +134,7 @@ def image_files(folder: str | PathLike[str]) -> list[Path]:
 def predict(
     student: Classifier, files: Sequence[str | PathLike[str]], top: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """For each file its `top` most probable classes, with softmax probabilities.
-
-    Raises:
-        ValueError: a file that is no image, by name.
-    """
+    """For each file its `top` most probable classes, with softmax probabilities. Raises ValueError for a file that is no image."""
     for start in range(0, len(files), batch_size):
         batch, images = [Path(file) for file in files[start : start + batch_size]], []
         for file in batch:
@@ -163,8 +153,8 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     A network without classifier has the accuracy of nearest neighbours and of a linear probe that know the training images.
 
     Returns:
-        All of it, and the confusion matrix (rows: labels, columns: answers). Written to `evaluation.json` in `settings.to`, by
-        default the folder of the run, with the page `evaluation.html`.
+        What is written to `evaluation.json` in `settings.to`, by default the folder of the run: all of it, and the confusion
+        matrix (rows: labels, columns: answers).
 
     Raises:
         ValueError: a file or setting at fault.
@@ -177,8 +167,6 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     assert settings.weights is not None
     check_numbers(settings, "")
     check_ranges(settings, "")
-    for group in ("model", "data"):
-        build.check_component(group, getattr(settings, group))
     check_pair("", settings, settings.data["channels"])
     features_only = settings.model.get("features_only")
     classes, others = (node.get("num_classes") for node in (settings.model, settings.data))
@@ -232,11 +220,8 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
 def worst_classes(metrics: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
     """Name, number of images and accuracy in percent of the classes that have images, the worst first; `metrics` of an evaluation."""
     images, top1 = metrics["class_images"], metrics["class_top1"]
-    found = [
-        {"class": str(name), "images": n, "top1": accuracy}
-        for name, n, accuracy in zip(names or range(len(images)), images, top1, strict=True)
-        if n
-    ]
+    rows = zip(names or range(len(images)), images, top1, strict=True)
+    found = [{"class": str(name), "images": n, "top1": accuracy} for name, n, accuracy in rows if n]
     return sorted(found, key=lambda entry: entry["top1"])
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,31 +55,8 @@ def export(settings: ExportConfig) -> dict[str, Any]:
         raise ValueError("device=cuda, but torch finds no CUDA device")
     names = formats.formats_to_write(settings.formats)
     run = finished_run(settings.run, settings.root, settings.weights)
-    data = build.dataset(run.settings)
-    folder = Path(settings.to) if settings.to else run.folder / "export"
-    about = _about(run, data, names, settings)
-    for name in (*FILES.values(), MODEL, CARD):
-        (folder / name).unlink(missing_ok=True)
-    _write(folder, run, data, about, settings)
-    report = _measure(folder, run, data, settings)
-    write_whole(folder / MODEL, json.dumps(about | {"measured": report}, indent=1).encode())
-    card = model_card(run, report, data, settings.licence)
-    write_whole(folder / CARD, card.encode())
-    console = Console()
-    console.print(Markdown(card[card.index("## Files and cost") :].partition("\n- ")[0]))  # without the SHA-256
-    if not any(name.startswith("onnx") for name in names):
-        console.print("no ONNX file: formats=[onnx] writes one (pip install 'nst[onnx]')", markup=False)
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
-    return report
-
-
-def _about(run: FinishedRun, data: Dataset, names: list[str], settings: ExportConfig) -> dict[str, Any]:
-    """What `model.json` says of the network: how to rebuild it, what goes in and comes out."""
-    node, output = build.without_weights(run.settings.model), {"shape": ["batch", data.num_classes], "values": "logits"}
-    if run.settings.model.get("features_only"):
-        width = run.student()(torch.zeros(1, *run.image_shape)).shape[1]
-        output = {"shape": ["batch", width], "values": "features"}
-    return {
+    data, student, node = build.dataset(run.settings), run.student(), build.without_weights(run.settings.model)
+    about: dict[str, Any] = {
         "target": node["_target_"],
         "arguments": {key: value for key, value in node.items() if key not in ("name", "_target_")},
         "files": {name: FILES[name] for name in names},
@@ -91,63 +68,72 @@ def _about(run: FinishedRun, data: Dataset, names: list[str], settings: ExportCo
             "values": "(pixel / 255 - mean) / std, by channel",
             **asdict(preprocessing(run.settings.data)),
         },
-        "output": output,
+        "output": {
+            "shape": ["batch", student(torch.zeros(1, *run.image_shape)).shape[1]],
+            "values": "features" if run.settings.model.get("features_only") else "logits",
+        },
         "classes": run.classes(data),
     }
-
-
-def _write(folder: Path, run: FinishedRun, data: Dataset, about: dict[str, Any], settings: ExportConfig) -> None:
-    """The files of `about`, and `model.json`, which gets the weights' SHA-256."""
-    student, names = run.student(), {*about["files"]}
+    folder = Path(settings.to) if settings.to else run.folder / "export"
+    for name in (*FILES.values(), MODEL, CARD):
+        (folder / name).unlink(missing_ok=True)
     if "safetensors" in names:
         save_weights(folder / FILES["safetensors"], student, read_weights(run.weights).metadata)
         about["sha256"] = sha256_of(folder / FILES["safetensors"])
-    if names - {"safetensors"}:
-        # The captured files take images as the loader gives them, or with `normalize` pixels in 0…1.
-        scale, shift = scale_and_shift(data.mean, data.std)
-        model = formats.Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
-        program = formats.capture(model, run.image_shape)
-        if "torch" in names:
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
-            write_whole(folder / FILES["torch"], buffer.getvalue())
-        if {"onnx", "onnx_int8"} & names:
-            content = formats.onnx_bytes(
-                program, "pixels" if settings.normalize else "images", about["output"]["values"]
-            )
-            if "onnx" in names:
-                write_whole(folder / FILES["onnx"], content)
-            if "onnx_int8" in names:
-                images = [x for x, _ in sample_images(data.train, settings.calibration)]
-                images = [_pixels(x, data) for x in images] if settings.normalize else images
-                small = formats.int8_bytes(content, images, settings.int8_exclude)
-                write_whole(folder / FILES["onnx_int8"], small)
+    if names != ["safetensors"]:
+        _write_graphs(folder, student, run, data, about, settings)
     write_whole(folder / MODEL, json.dumps(about, indent=1).encode())
+    report = _measure(folder, student, run, data, settings)
+    write_whole(folder / MODEL, json.dumps(about | {"measured": report}, indent=1).encode())
+    card = model_card(run, report, data, settings.licence)
+    write_whole(folder / CARD, card.encode())
+    console = Console()
+    console.print(Markdown(card[card.index("## Files and cost") :].partition("\n- ")[0]))  # without the SHA-256
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+    return report
 
 
-def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConfig) -> dict[str, Any]:
+def _write_graphs(
+    folder: Path, student: nn.Module, run: FinishedRun, data: Dataset, about: Mapping[str, Any], settings: ExportConfig
+) -> None:
+    """The files other than the weights: they take images as the loader gives them, or with `normalize` pixels in 0…1."""
+    scale, shift = scale_and_shift(data.mean, data.std)
+    model = formats.Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
+    program = formats.capture(model, run.image_shape)
+    if "torch" in about["files"]:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        write_whole(folder / FILES["torch"], buffer.getvalue())
+    if about["files"].keys() & {"onnx", "onnx_int8"}:
+        name = "pixels" if settings.normalize else "images"
+        content = formats.onnx_bytes(program, name, about["output"]["values"])
+        if "onnx" in about["files"]:
+            write_whole(folder / FILES["onnx"], content)
+        if "onnx_int8" in about["files"]:
+            _, given, _ = _sample(data.train, settings.calibration, data, settings.normalize)
+            small = formats.int8_bytes(content, given.split(CHUNK), settings.int8_exclude)
+            write_whole(folder / FILES["onnx_int8"], small)
+
+
+def _measure(
+    folder: Path, student: nn.Module, run: FinishedRun, data: Dataset, settings: ExportConfig
+) -> dict[str, Any]:
     """Load every file again, compare it with the student in memory on test images, and time them and the teacher."""
-    batches = list(sample_images(data.test, settings.images))
-    images, labels = [b[0] for b in batches], torch.cat([b[1] for b in batches])
-    student, teacher, classifies = run.student(), run.teacher(), not run.settings.model.get("features_only")
-    expected = logits_of(student, images)
+    images, given, labels = _sample(data.test, settings.images, data, settings.normalize)
+    teacher, classifies, expected = (
+        run.teacher(),
+        not run.settings.model.get("features_only"),
+        _outputs(student, images),
+    )
     loaded = {name: formats.load(folder, name) for name in FILES if (folder / FILES[name]).is_file()}
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for name, forward in loaded.items():
-        inputs = [_pixels(x, data) for x in images] if settings.normalize and name != "safetensors" else images
-        found, path = logits_of(forward, inputs), folder / FILES[name]
+        found, path = _outputs(forward, images if name == "safetensors" else given), folder / FILES[name]
         difference = (found - expected).abs().max().item()
         if difference > TOLERANCE * max(1.0, expected.abs().max().item()) and name != "onnx_int8":
-            raise ValueError(
-                f"{path} disagrees with the network in memory: its outputs differ by up to {difference:.3g} on {len(labels)} test "
-                "images; do not use it"
-            )
-        files[name] = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "max_difference": difference,
-        }
+            raise ValueError(f"{path} disagrees with the network in memory by up to {difference:.3g}; do not use it")
+        files[name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        files[name]["max_difference"] = difference
         if classifies:
             files[name]["top1"] = _percent(found.argmax(1) == labels)
             files[name]["same_class"] = _percent(found.argmax(1) == expected.argmax(1))
@@ -157,6 +143,7 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
     if settings.device == "cpu":  # where the files run
         timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
     examples = {size: torch.randn(size, *run.image_shape, device=settings.device) for size in BATCHES}
+    top1 = {"top1": _percent(expected.argmax(1) == labels)} if classifies else {}
     return {
         "images": len(labels),
         "normalize": settings.normalize,
@@ -164,13 +151,25 @@ def _measure(folder: Path, run: FinishedRun, data: Dataset, settings: ExportConf
         "int8_exclude": settings.int8_exclude,
         "ends": layers[:1] + layers[-1:],
         "files": files,
-        "student": cost(student, run.image_shape)
-        | ({"top1": _percent(expected.argmax(1) == labels)} if classifies else {}),
+        "student": cost(student, run.image_shape) | top1,
         "test": run.test,
         "teacher": None if teacher is None else cost(teacher, run.image_shape),
-        "latency": {str(size): latencies(timed, example, settings.repeats) for size, example in examples.items()},
+        "latency": {str(size): _latencies(timed, example, settings.repeats) for size, example in examples.items()},
         **provenance(torch.device(settings.device), 1),
     }
+
+
+def _sample(split: Split, most: int, data: Dataset, pixels: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `most` images without augmentation, evenly spaced: normalised, as `pixels` in 0…1 or the same again, and labels."""
+    indices = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long()
+    images = split.render(indices, torch.full_like(indices, split.unaugmented))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    return images, images * std + mean if pixels else images, split.labels[indices]
+
+
+@torch.no_grad()
+def _outputs(network: Forward, images: Tensor) -> Tensor:
+    return torch.cat([network(batch) for batch in images.split(CHUNK)])
 
 
 def _percent(hits: Tensor) -> float:
@@ -183,9 +182,8 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
 
     A multiplication and an addition count as two; convolutions and matrix products are counted.
     """
-    device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *image_shape, device=device))
+        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
@@ -193,21 +191,8 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
     }
 
 
-def sample_images(split: Split, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """At most `most` images without augmentation, evenly spaced over the split: normalised `[B, C, H, W]` and labels `[B]`."""
-    indices = torch.linspace(0, len(split) - 1, min(most, len(split))).round().long()
-    for part in indices.split(CHUNK):
-        yield split.render(part, torch.full_like(part, split.unaugmented)), split.labels[part]
-
-
 @torch.no_grad()
-def logits_of(network: Forward, images: list[Tensor]) -> Tensor:
-    """All logits `[n, classes]`."""
-    return torch.cat([network(batch) for batch in images])
-
-
-@torch.no_grad()
-def latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
+def _latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of a call on `images` `[B, C, H, W]`, over `calls`; the networks take turns, so that drift hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in networks}
     start = time.perf_counter()
@@ -222,12 +207,6 @@ def latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> 
             break
     measured = {name: taken[WARM_UP:] for name, taken in times.items()}
     return {name: {"milliseconds": 1000 * statistics.median(t), "calls": len(t)} for name, t in measured.items()}
-
-
-def _pixels(images: Tensor, data: Dataset) -> Tensor:
-    """Normalised images back to pixels in 0…1."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    return images * std + mean
 
 
 class _Markdown(str):
@@ -256,32 +235,22 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
         "component": lambda node: f"{node['_target_'].rpartition('.')[2]} ({_arguments(node)})",
     }
     test, teacher, classes = report["test"], run.summary["teacher"], run.classes(data)
-    measured = {"student": report["student"], **report["files"]}
-    about, interval = measure_of(test), ""
+    measured, about, interval = {"student": report["student"], **report["files"]}, measure_of(test), ""
     if about != "loss":
         found = binomtest(round(test[about] * test["images"] / 100), test["images"]).proportion_ci(method="wilson")
         interval = f"{100 * found.low:.1f} and {100 * found.high:.1f} %"
     if teacher:
-        measured = {
-            "teacher": report["teacher"] | {key: teacher[key] for key in ("top1",) if key in teacher},
-            **measured,
-        }
+        top1 = {key: teacher[key] for key in ("top1",) if key in teacher}
+        measured = {"teacher": report["teacher"] | top1, **measured}
     return environment.get_template("model_card.md").render(
         run=run,
         report=report,
-        settings=run.settings,
-        test=test,
-        teacher=teacher,
         data=data,
         licence=licence,
         classes=classes,
-        output="logits" if about == "top1" else "features",
         quality=None if about == "top1" else shown_as(about, test[about]),
         worst=worst_classes(test, classes)[:5] if about == "top1" else [],
-        input="pixels" if report["normalize"] else "images",
-        image_shape=", ".join(str(n) for n in run.image_shape),
         preprocessing=_Markdown(preprocessing(run.settings.data)),
-        module=str(run.settings.model["_target_"]).partition(".")[0],
         measured=measured,
         calls=min(latency["calls"] for at in report["latency"].values() for latency in at.values()),
         interval=interval,
