@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     if "memory" in arguments.parts:
         report["memory"] = loss_steps.measure_memory(arguments.device)
         title = f"1,000 classes, batch {loss_steps.LARGE_BATCH}: memory of forward and backward"
-        rows = [(row["loss"], f"{row['extra_mb']:.0f}", f"{row['stated_mb']:.0f}") for row in report["memory"]]
-        show(title, ("loss", "MB", "stated, MB"), rows, arguments.markdown)
+        rows = [(row["loss"], f"{row['extra_mb']:.0f}") for row in report["memory"]]
+        show(title, ("loss", "MB"), rows, arguments.markdown)
     write(report, arguments.json)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nst.losses import LossSpec, Shape, TransferLoss
+from nst.losses import Shape, TransferLoss
 
 
 class OfFeature(TransferLoss):
@@ -21,8 +21,8 @@ class OfFeature(TransferLoss):
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         return {"pooled": teacher_feature.float().mean((2, 3))}
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        return LossSpec("pooled", {"pooled": (teacher_shape[0],)}, 8)
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        return {"pooled": (teacher_shape[0],)}
 
 
 class Learned(OfFeature):

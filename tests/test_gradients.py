@@ -17,7 +17,7 @@ from nst.data.batch import Batch
 from nst.distiller import Distiller, Pair, Targets, Term
 from nst.evaluate import compare_gradients
 from nst.layers import LOGITS
-from nst.losses import LossSpec, Shape, TransferLoss
+from nst.losses import Shape, TransferLoss
 
 
 class Linear(TransferLoss):
@@ -35,8 +35,8 @@ class Linear(TransferLoss):
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         return (student_feature * self.factors).sum(1).mean()
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        return LossSpec("linear", {}, 0)
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        return {}
 
 
 def distiller(**factors: tuple[str, float, list[float]]) -> Distiller:

@@ -355,7 +355,7 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
     for spec in distiller.target_specs:
         name, shapes = spec.key.split(":")[0], (spec.student_shape, teacher_shapes[spec.layer])
         try:
-            spec.loss.spec(*shapes)
+            spec.loss.target_shapes(*shapes)
             if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
                 raise ValueError(
                     f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "

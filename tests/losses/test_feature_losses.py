@@ -205,7 +205,7 @@ def test_maps_of_other_sizes(make):
     for loss in (make(), make(convention="crd")):
         loss.setup((5, 4, 4), (5, 8, 8))
         target = loss.target(teacher, (5, 4, 4))
-        (shape,) = loss.spec((5, 4, 4), (5, 8, 8)).target.values()
+        (shape,) = loss.target_shapes((5, 4, 4), (5, 8, 8)).values()
         assert {tuple(value.shape) for value in target.values()} == {(2, *shape)}
         assert shape == ((16,) if make is AT else (5, 4, 4))
         assert loss(student, target).isfinite()
@@ -223,11 +223,11 @@ def test_conventions_that_differ_share_no_cache():
 
 def test_regressors_that_do_not_fit():
     loss = FitNet("crd", "conv_bn_relu")
-    for run in (loss.setup, loss.spec):
+    for run in (loss.setup, loss.target_shapes):
         with pytest.raises(ValueError, match=r"4×4.*12×12"):
             run((3, 4, 4), (5, 12, 12))
     with pytest.raises(ValueError, match="equal channels"):
-        FitNet(regressor="none").spec((3, 4, 4), (5, 4, 4))
+        FitNet(regressor="none").target_shapes((3, 4, 4), (5, 4, 4))
     assert FitNet(regressor="none").target_key == FitNet().target_key != loss.target_key
 
 

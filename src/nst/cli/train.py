@@ -136,26 +136,25 @@ def dry_run(settings: RunConfig) -> None:
                 f"teacher: no teacher.weights; {first.model['name']}, {first.trainer.epochs} epochs, {known}: {folder}"
             )
     console = Console()
-    console.print(terms_table(networks, trainer.batch_size))
+    console.print(terms_table(networks))
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def terms_table(networks: "Networks", batch: int) -> Table:
-    """Each term at each pair of layers: its weight, the layers with their shapes, the teacher's target, and memory for a batch."""
+def terms_table(networks: "Networks") -> Table:
+    """Each term at each pair of layers: its weight, the layers with their shapes, the teacher's target."""
     from nst.layers import shown
 
-    table = Table(title=f"loss terms, batch {batch}")
-    for column in ("term", "weight", "teacher", "student", "target of the teacher", "memory"):
+    table = Table(title="loss terms")
+    for column in ("term", "weight", "teacher", "student", "target of the teacher"):
         table.add_column(column, overflow="fold")
     for term, pair in ((t, pair) for t in networks.distiller.terms for pair in t.pairs):
         row = [term.name, f"{term.weight * pair.weight:g}", "labels", "logits"]
         if term.loss.source == "teacher":
             shapes = networks.student_shapes[pair.student], networks.teacher_shapes[pair.teacher]
-            spec = term.loss.spec(*shapes)
             row[2:] = f"{pair.teacher} {shown(shapes[1])}", f"{pair.student} {shown(shapes[0])}"
-            row.append(f"{spec.implementation}: {sum(map(prod, spec.target.values())):,} values")
-            row.append(f"{spec.workspace * batch / 2**20:.1f} MiB")
+            target = term.loss.target_shapes(*shapes)
+            row.append(", ".join(f"{name}: {prod(shape):,} values" for name, shape in target.items()))
         table.add_row(*row)
     return table
 

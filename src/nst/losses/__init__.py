@@ -11,7 +11,7 @@ docs/conventions.md has the settings of each loss's authors, and where papers an
 
 from nst.losses.abkd import ABKD
 from nst.losses.attention import AT
-from nst.losses.base import Convention, CrossEntropy, Input, LossSpec, Shape, TransferLoss
+from nst.losses.base import Convention, CrossEntropy, Input, Shape, TransferLoss
 from nst.losses.class_maps import CATKD, SDD
 from nst.losses.crd import CRD
 from nst.losses.dist import DIST
@@ -53,7 +53,6 @@ __all__ = [
     "CrossEntropy",
     "FitNet",
     "Input",
-    "LossSpec",
     "ReviewKD",
     "Shape",
     "TransferLoss",

@@ -29,8 +29,6 @@ class ABKD(LogitLoss):
             with an infinite logit on either side is left out of the sum.
     """
 
-    rows = 18
-
     def __init__(
         self,
         alpha: float = 0.8,

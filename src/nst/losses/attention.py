@@ -1,13 +1,13 @@
 """Attention transfer (Zagoruyko & Komodakis, 2017), method AT of the paper's tables."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
@@ -124,8 +124,6 @@ class AT(TransferLoss):
                 length = length + self.eps / scale
             return power / torch.where(peak > 0, length, 1.0)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: one value a position. Memory: the student's gradient."""
-        height, width = shared_size(student_shape, teacher_shape, self.convention)
-        positions = height * width
-        return LossSpec("attention map", {"attention": (positions,)}, 4 * positions * (student_shape[0] + 8))
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """One value a position."""
+        return {"attention": (prod(shared_size(student_shape, teacher_shape, self.convention)),)}

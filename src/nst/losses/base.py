@@ -9,7 +9,6 @@ gradient. On a GPU, and inside a compiled graph, which fuses, the batch is one b
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from math import inf, isfinite, pi, prod, sqrt
 from typing import Any, ClassVar, Literal, TypeVar
@@ -28,21 +27,6 @@ int64; the epochs done so far and the fraction of the run done so far (float32 s
 number of epochs stands for no moment of a run, where whatever rises or falls during it is at its full strength); a
 number for random draws, another one each step and the same on every rank (int64 scalar on the CPU)."""
 BY_IMAGE: tuple[Input, ...] = ("labels", "index")
-
-
-@dataclass(frozen=True)
-class LossSpec:
-    """Implementation and memory of a loss for given shapes.
-
-    Attributes:
-        implementation: name of the exact implementation that is used, e.g. "gram".
-        target: shape of each tensor of the teacher's target, for one image (no batch dimension).
-        workspace: bytes for one image, about the extra memory of a forward and backward pass.
-    """
-
-    implementation: str
-    target: dict[str, Shape]
-    workspace: int
 
 
 class TransferLoss(nn.Module, ABC):
@@ -69,7 +53,7 @@ class TransferLoss(nn.Module, ABC):
     every rank, and gradient accumulation is refused."""
     all_layers: ClassVar[bool] = False
     """Compares several pairs of layers at once: `setup` and `forward` get lists, in the order of the layers, and there is one
-    instance for all pairs. `target` and `spec` are still of one layer."""
+    instance for all pairs. `target` and `target_shapes` are still of one layer."""
     normalises_maps: ClassVar[bool] = False
     """It compares maps scaled to unit length over the positions, so a map of 1×1 carries no information."""
 
@@ -78,7 +62,7 @@ class TransferLoss(nn.Module, ABC):
 
     @property
     def target_key(self) -> str | None:
-        """Everything that the target depends on besides shapes and implementation: losses with equal keys share cached targets.
+        """Everything that the target depends on besides shapes: losses with equal keys share cached tensors of one name.
 
         None: unknown, so that the target is never cached.
         """
@@ -119,8 +103,15 @@ class TransferLoss(nn.Module, ABC):
         """Student side: a scalar, the mean over the batch. Of one feature and its target; with `all_layers` lists of them."""
 
     @abstractmethod
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Implementation, target and memory for one image of the given shapes: (C, H, W), or (classes,) for logits."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The shape of each tensor of one image's target.
+
+        Args:
+            student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits.
+
+        Raises:
+            ValueError: the two cannot be compared; a run then stops before any work.
+        """
 
     def given(self, target: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
         """What `inputs` names, out of a target that it was added to. Raises ValueError as `target_tensor` does."""
@@ -236,9 +227,9 @@ class CrossEntropy(TransferLoss):
             logits = student_feature.to(working_dtype(student_feature))
             return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
         """Labels are no part of a teacher's target."""
-        return LossSpec("cross-entropy", {}, 8 * student_shape[0])
+        return {}
 
 
 def check_map(feature: Tensor, owner: str, or_vector: bool = False) -> None:

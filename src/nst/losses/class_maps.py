@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
@@ -117,12 +116,10 @@ class CATKD(ClassMapLoss):
         a, b = (maps.flatten(2).flatten(0, 1) for maps in (student, teacher))
         return F.mse_loss(unit_rows(a), unit_rows(b)) if self.normalize else F.mse_loss(a, b)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the pooled maps. Raises ValueError when the numbers of classes differ."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The pooled maps. Raises ValueError when the numbers of classes differ."""
         self.check_classes(student_shape, teacher_shape)
-        classes, pooled = teacher_shape[0], (6 if self.normalize else 2) * self.resolution**2
-        workspace = 4 * classes * (student_shape[1] * student_shape[2] + pooled)
-        return LossSpec("pooled maps", {"maps": (classes, self.resolution, self.resolution)}, workspace)
+        return {"maps": (teacher_shape[0], self.resolution, self.resolution)}
 
 
 class SDD(ClassMapLoss):
@@ -207,9 +204,7 @@ class SDD(ClassMapLoss):
         target, others = expectation(b_t.exp(), b_t - b_s), expectation(q_t.exp(), q_t - q_s)
         return t**2 * (self.alpha * target + self.beta * others)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the rows. Raises ValueError when the numbers of classes differ."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The rows. Raises ValueError when the numbers of classes differ."""
         self.check_classes(student_shape, teacher_shape)
-        classes, cells = teacher_shape[0], sum(scale**2 for scale in self.scales)
-        workspace = 4 * classes * (student_shape[1] * student_shape[2] + SCALES[-1] ** 2 + 22 * cells)
-        return LossSpec("rows", {"rows": (cells, classes)}, workspace)
+        return {"rows": (sum(scale**2 for scale in self.scales), teacher_shape[0])}

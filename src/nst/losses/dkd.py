@@ -29,8 +29,6 @@ class DKD(LogitLoss):
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
     """
 
-    rows = 16
-
     def __init__(
         self,
         temperature: float = 4.0,
@@ -93,8 +91,6 @@ class RLD(LogitLoss):
         warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
     """
-
-    rows = 20
 
     def __init__(
         self,

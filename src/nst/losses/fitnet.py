@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Convention, LossSpec, Shape, check_choice, check_shapes, no_autocast, resize_student
+from nst.losses.base import Convention, Shape, check_choice, check_shapes, no_autocast, resize_student
 from nst.losses.maps import MapLoss
 
 Regressor = Literal["conv1x1", "conv_bn_relu", "none"]
@@ -57,8 +57,8 @@ class FitNet(MapLoss):
         """Of maps of one shape."""
         return self.scale * F.mse_loss(student, teacher)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the teacher's map, at the size of the comparison. Raises ValueError where r does not fit."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The teacher's map, at the size of the comparison. Raises ValueError where r does not fit."""
         if self.own_size:
             convolution(student_shape, teacher_shape)
         elif self.kind == "none" and student_shape[0] != teacher_shape[0]:
@@ -66,7 +66,7 @@ class FitNet(MapLoss):
                 f"regressor 'none' compares equal channels: the student has {student_shape[0]}, the teacher {teacher_shape[0]}; "
                 "take regressor 'conv1x1'"
             )
-        return super().spec(student_shape, teacher_shape)
+        return super().target_shapes(student_shape, teacher_shape)
 
 
 def convolution(student_shape: Shape, teacher_shape: Shape) -> dict[str, Any]:

@@ -53,8 +53,6 @@ class TTM(LogitLoss):
         weighted: WTTM.
     """
 
-    rows = 9
-
     def __init__(self, gamma: float = 0.1, weighted: bool = False) -> None:
         super().__init__()
         check_numbers(above=0, gamma=gamma)
@@ -81,7 +79,6 @@ class NKD(LogitLoss):
         gamma: at least 0.
     """
 
-    rows = 14
     inputs = ("labels",)
 
     def __init__(self, temperature: float = 1.0, gamma: float = 1.5) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import LossSpec, Shape, TransferLoss, no_autocast, target_tensor, working_dtype
+from nst.losses.base import Shape, TransferLoss, no_autocast, target_tensor, working_dtype
 
 STANDARD_EPS = 1e-7
 """What the code of logit standardisation adds to the deviation."""
@@ -23,8 +23,6 @@ class LogitLoss(TransferLoss):
     value: Callable[..., Tensor]
     standardize: bool = False
     """Scale the logits of either side to zero mean and unit deviation first."""
-    rows: int = 6
-    """About how many tensors `[B, classes]` its forward and backward pass hold at once."""
 
     @property
     def target_key(self) -> str:
@@ -39,7 +37,7 @@ class LogitLoss(TransferLoss):
                 f"the teacher's logits have shape {tuple(teacher_feature.shape)}; {type(self).__name__} needs [B, classes]"
             )
         if student_shape is not None:
-            self.spec(student_shape, tuple(teacher_feature.shape[1:]))
+            self.target_shapes(student_shape, tuple(teacher_feature.shape[1:]))
         return {"logits": teacher_feature}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
@@ -61,14 +59,14 @@ class LogitLoss(TransferLoss):
                 student, teacher = standardise(student), standardise(teacher)
             return self.value(student, teacher, **given)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the logits. Raises ValueError when the class counts differ."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The logits. Raises ValueError when the class counts differ."""
         if tuple(student_shape) != tuple(teacher_shape) or len(teacher_shape) != 1:
             raise ValueError(
                 f"the student's logits are {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; "
                 f"{type(self).__name__} needs both to be (classes,) with one number of classes"
             )
-        return LossSpec("soft targets", {"logits": (teacher_shape[0],)}, 4 * self.rows * teacher_shape[0])
+        return {"logits": tuple(teacher_shape)}
 
 
 def standardise(logits: Tensor) -> Tensor:

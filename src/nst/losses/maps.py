@@ -1,14 +1,11 @@
 """The base of losses whose target is a feature map."""
 
 from collections.abc import Callable, Mapping
-from math import prod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     TransferLoss,
     check_map,
@@ -37,8 +34,6 @@ class MapLoss(TransferLoss):
     value: Callable[..., Tensor]
     own_size: bool = True
     convention: str = "paper"
-    maps: ClassVar[int] = 2
-    """About how many maps of the target's size its forward and backward pass hold at once."""
 
     @property
     def target_key(self) -> str:
@@ -76,9 +71,8 @@ class MapLoss(TransferLoss):
             dtype = working_dtype(student_feature)
             return self.value(projected.to(dtype), laid_out_like(teacher, projected).to(dtype))
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the teacher's map, at the size of the comparison. Memory: maps of that size."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The teacher's map, at the size of the comparison."""
         check_shapes(student_shape, teacher_shape)
         size = teacher_shape[1:] if self.own_size else shared_size(student_shape, teacher_shape, self.convention)
-        shape = (teacher_shape[0], *size)
-        return LossSpec("feature", {"feature": shape}, 4 * self.maps * prod(shape))
+        return {"feature": (teacher_shape[0], *size)}

@@ -1,10 +1,8 @@
 """Masked generative distillation, MGD (Yang, Li, Shao, Shi, Yuan & Yuan, ECCV 2022)."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from nst.losses.base import LossSpec, Shape, check_numbers, check_shapes, made
+from nst.losses.base import Shape, check_numbers, check_shapes, made
 from nst.losses.crd import random_keys
 from nst.losses.maps import MapLoss
 
@@ -22,11 +20,10 @@ class MGD(MapLoss):
         mask: probability that a channel is masked, 0 ≤ mask < 1.
 
     Raises:
-        ValueError: an argument out of range; in `spec`, maps of different height and width.
+        ValueError: an argument out of range; in `target_shapes`, maps of different height and width.
     """
 
     inputs = ("index", "seed")
-    maps: ClassVar[int] = 8
 
     def __init__(self, mask: float = 0.15) -> None:
         super().__init__()
@@ -64,12 +61,12 @@ class MGD(MapLoss):
         keys = random_keys(seed.to(index.device), index[:, None], channels)
         return (keys >= int(self.mask * 2**63))[:, :, None, None]
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the teacher's map. Memory: the maps of a and G, and their gradients."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The teacher's map. Raises ValueError for maps of different height and width."""
         check_shapes(student_shape, teacher_shape)
         if tuple(student_shape[1:]) != tuple(teacher_shape[1:]):
             raise ValueError(
                 f"the student's map is {student_shape[1]}×{student_shape[2]}, the teacher's {teacher_shape[1]}×{teacher_shape[2]}; MGD "
                 "compares maps of one size: take another pair of layers"
             )
-        return super().spec(student_shape, teacher_shape)
+        return super().target_shapes(student_shape, teacher_shape)

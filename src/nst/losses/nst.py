@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nst.losses.base import (
     Convention,
-    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
@@ -27,8 +26,7 @@ from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positi
 from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
 
 Implementation = Literal["mean", "gram", "pairs", "stream"]
-KEYS: tuple[Implementation, ...] = ("gram", "mean", "pairs", "stream")
-"""A target holds the tensor named like its implementation; that of "gram" may hold "mean" besides, so it is looked for first."""
+"""A target holds the tensor named like its implementation; that of "gram" may hold "gram_mean" besides."""
 
 
 class NST(TransferLoss):
@@ -106,7 +104,7 @@ class NST(TransferLoss):
 
     @torch.no_grad()
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """The target of the teacher's `[B, C_T, H, W]`; see `spec` for its shapes.
+        """The target of the teacher's `[B, C_T, H, W]`; see `target_shapes` for its shapes.
 
         Args:
             teacher_feature: any floating dtype and memory format.
@@ -123,14 +121,14 @@ class NST(TransferLoss):
             if implementation != "gram":
                 return {implementation: teacher_units(x, self.eps)}
             gram, mean = gram_target(x, self.needs_mean, self.eps)
-            return {"gram": gram} if mean is None else {"gram": gram, "mean": mean}
+            return {"gram": gram} if mean is None else {"gram": gram, "gram_mean": mean}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar. Raises ValueError when the target is of another loss, map size or batch."""
         check_map(student_feature, "student")
         with no_autocast(student_feature):
             names = () if isinstance(target, Tensor) else target.keys()
-            supported: list[Implementation] = [key for key in KEYS if key in self.implementations and key in names]
+            supported: list[Implementation] = [key for key in self.implementations if key in names]
             implementation = supported[0] if supported else self.implementations[0]
             main = target_tensor(target, implementation, student_feature.shape[0])
             count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
@@ -149,22 +147,17 @@ class NST(TransferLoss):
                 value = quadratic_mmd(x, teacher, c, term, eps)
             return self.scale * value.mean()
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Implementation, target and memory for shapes (C, H, W). Raises ValueError as `target` does."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """Of the implementation's target, for shapes (C, H, W). Raises ValueError as `target` does."""
         height, width = shared_size(student_shape, teacher_shape, self.convention)
-        n, c_s, c_t = height * width, student_shape[0], teacher_shape[0]
-        implementation = self.choose(c_s, c_t, n)
+        n, c_t = height * width, teacher_shape[0]
+        implementation = self.choose(student_shape[0], c_t, n)
         if implementation == "mean":
-            return LossSpec(implementation, {"mean": (n,)}, 4 * 2 * n * c_s)
-        if implementation == "gram":
-            target: dict[str, Shape] = {"gram": (n * (n + 1) // 2,)}
-            if self.needs_mean:
-                target["mean"] = (n,)
-            return LossSpec(implementation, target, 4 * (3 * n * c_s + 4 * n * n))
-        target = {implementation: (c_t, n)}
-        if implementation == "pairs":
-            return LossSpec(implementation, target, 4 * (3 * n * (c_s + c_t) + 2 * (c_s + c_t) ** 2))
-        return LossSpec(implementation, target, 4 * (2 * n * c_s + n * c_t))
+            return {"mean": (n,)}
+        if implementation != "gram":
+            return {implementation: (c_t, n)}
+        gram = {"gram": (n * (n + 1) // 2,)}
+        return {**gram, "gram_mean": (n,)} if self.needs_mean else gram
 
 
 def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polynomial | Gaussian:

@@ -7,7 +7,6 @@ from torch import Tensor, nn, where
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     check_choice,
     check_map,
@@ -100,19 +99,16 @@ class OFA(LogitLoss):
         own = F.one_hot(labels, p.shape[1]).bool()
         return where(own, (1 + p) ** self.epsilon - 1, p**self.epsilon if self.official else p)
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Of one layer. Target: the logits. Memory: the maps of a head and their gradients."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The logits, of one layer."""
         if len(teacher_shape) != 1 or (len(student_shape) == 1 and student_shape[0] != teacher_shape[0]):
             raise ValueError(
                 f"the student's feature is {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; OFA needs the teacher's "
                 "logits (classes,) and the student's maps (C, H, W) or logits: name pairs such as {teacher: logits, student: stage1}"
             )
-        classes = teacher_shape[0]
-        maps = 0
-        if len(student_shape) == 3:
+        if len(student_shape) != 1:
             check_shape(student_shape, "student")
-            maps = 4 * student_shape[0] * student_shape[1] * student_shape[2]
-        return LossSpec("soft targets", {"logits": (classes,)}, 4 * (6 * classes + maps))
+        return {"logits": tuple(teacher_shape)}
 
 
 def head(channels: int, width: int, classes: int, halvings: int) -> nn.Module:

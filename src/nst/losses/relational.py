@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
     check_map,
     check_numbers,
-    check_shapes,
     laid_out_like,
     map_shape,
     no_autocast,
@@ -64,10 +62,10 @@ class PooledLoss(TransferLoss):
             teacher = target_tensor(target, "pooled", len(student)).to(student.dtype)
             return self.value(student, teacher, **self.given(target, len(student)))
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the pooled feature. Memory: the gradient of the student's."""
-        c_s, c_t = map_shape(student_shape, "student")[0], map_shape(teacher_shape, "teacher")[0]
-        return LossSpec("pooled", {"pooled": (c_t,)}, 16 * (c_s + c_t))
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The pooled feature."""
+        map_shape(student_shape, "student")
+        return {"pooled": map_shape(teacher_shape, "teacher")[:1]}
 
 
 class PKT(PooledLoss):
@@ -194,12 +192,6 @@ class SP(MapLoss):
             with torch.no_grad():
                 expected = similarities(laid_out_like(teacher, student_feature).to(dtype))
             return (similarities(student_feature.to(dtype)) - expected).square().mean()
-
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the teacher's map. Memory: the student's gradient."""
-        check_shapes(student_shape, teacher_shape)
-        channels, height, width = student_shape
-        return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * channels * height * width)
 
 
 def similarities(feature: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     check_flags,
     check_map,
@@ -114,11 +113,11 @@ class ReviewKD(MapLoss):
         given = self.given(target[0], len(students[0]))
         return warmup_factor(given.get("epoch"), self.warmup) * total
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Of one layer. Target: the teacher's map. Memory: the maps of the fusion and their gradients."""
-        (_, h_s, w_s), (c_t, h_t, w_t) = map_shape(student_shape, "student"), map_shape(teacher_shape, "teacher")
-        inner = min(self.channels, c_t)
-        return LossSpec("feature", {"feature": tuple(teacher_shape)}, 4 * (6 * inner * h_s * w_s + 6 * c_t * h_t * w_t))
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The teacher's map, of one layer."""
+        for shape, owner in ((student_shape, "student"), (teacher_shape, "teacher")):
+            map_shape(shape, owner)
+        return {"feature": tuple(teacher_shape)}
 
 
 def as_map(feature: Tensor) -> Tensor:

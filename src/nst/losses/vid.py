@@ -1,7 +1,7 @@
 """Variational information distillation (Ahn, Hu, Damianou, Lawrence & Dai, CVPR 2019)."""
 
 from math import expm1, log
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,6 @@ class VID(MapLoss):
         convention: maps of different size: "paper" interpolates the teacher's to the student's size, "crd" average-pools the
             larger one.
     """
-
-    maps: ClassVar[int] = 10
 
     def __init__(
         self, initial_variance: float = 5.0, eps: float = 1e-5, convention: Literal["paper", "crd"] = "paper"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst.losses.base import (
-    LossSpec,
     Shape,
     TransferLoss,
     check_choice,
@@ -83,7 +82,6 @@ class WKDL(LogitLoss):
         self.regularization, self.steps = regularization, steps
         self.decay_from, self.epochs = decay_from, epochs
         self.inputs = ("labels",) if epochs is None else ("labels", "epoch")
-        self.rows = 6 * steps + 12  # autograd keeps six of each step; the shared cost matrix comes on top
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         """Make the cost matrix, NaN until `init_teacher`."""
@@ -298,14 +296,11 @@ class WKDF(TransferLoss):
             decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
             return decay * terms.sum(dim=(1, 2, 3)).mean() / self.grid**2
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Target: the moments. Memory: the projector's maps and their gradients."""
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The moments. Raises ValueError for a map that is too small for the grid."""
         check_shape(student_shape, "student")
         self.check_grid(teacher_shape, "teacher")
         if self.kind == "bottleneck":  # the other projector brings the student's map to the teacher's size
             self.check_grid(student_shape, "student")
-        height, width = (student_shape if self.kind == "bottleneck" else teacher_shape)[1:]
-        channels, positions = teacher_shape[0], height * width
-        moments = (channels, self.grid, self.grid)
-        hidden = 3 * HIDDEN if self.kind == "bottleneck" else 0
-        return LossSpec("moments", {"mean": moments, "deviation": moments}, 8 * positions * (5 * channels + hidden))
+        moments = (teacher_shape[0], self.grid, self.grid)
+        return {"mean": moments, "deviation": moments}

@@ -68,12 +68,12 @@ def cached_arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[Cac
         path: the layer as a module path of the teacher, so that different names of one layer share an array.
         teacher_shape: of one image's feature at the layer.
     """
-    loss_spec = spec.loss.spec(spec.student_shape, teacher_shape)
     # What the target of logits is does not depend on the student's maps.
     size = "" if path == LOGITS else "x".join(str(side) for side in spec.student_shape[1:])
-    parts = [path.replace(":", "_"), spec.loss.target_key or "", loss_spec.implementation.replace(" ", "-"), size]
+    parts = [path.replace(":", "_"), spec.loss.target_key or "", size]
     stem = ".".join(part for part in parts if part)
-    return [CachedArray(spec.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in loss_spec.target.items()]
+    shapes = spec.loss.target_shapes(spec.student_shape, teacher_shape)
+    return [CachedArray(spec.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in shapes.items()]
 
 
 def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
@@ -87,7 +87,7 @@ def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
     level = next(level for level in type(spec.loss).__mro__ if {"target", "target_key"} & vars(level).keys())
     if "target_key" not in vars(level) or spec.loss.target_key is None:
         return "its loss does not say what its target depends on (target_key)"
-    values = sum(prod(shape) for shape in spec.loss.spec(spec.student_shape, teacher_shape).target.values())
+    values = sum(prod(shape) for shape in spec.loss.target_shapes(spec.student_shape, teacher_shape).values())
     feature = prod((teacher_shape[0], *spec.student_shape[1:]))  # at the size at which it is compared
     if large or spec.loss.on_logits or spec.layer == LOGITS or values < feature:
         return None
@@ -214,7 +214,7 @@ class TeacherCache:
         """
         if target.shape[1:] != array.shape:
             raise ValueError(
-                f"{array.term}: its target gives {array.tensor!r} of shape {tuple(target.shape[1:])} an image, its spec says {array.shape}; "
+                f"{array.term}: its target gives {array.tensor!r} of shape {tuple(target.shape[1:])} an image, its target_shapes {array.shape}; "
                 "what relates images belongs into forward"
             )
         stored = target.to(getattr(torch, self.dtype.name))

@@ -224,7 +224,7 @@ def plan_cache(
             for array in cached_arrays(spec, resolve(networks.teacher, spec.layer), shape):
                 arrays.setdefault(array.name, []).append(array)
         else:
-            size = decimal(sum(map(cache.size, spec.loss.spec(spec.student_shape, shape).target.values())))
+            size = decimal(sum(map(cache.size, spec.loss.target_shapes(spec.student_shape, shape).values())))
             live.append(f"  loss.{spec.key.split(':')[0]} uses a live teacher: {reason} ({size})")
     for name, (array, *_) in arrays.items():
         done = cache.rows_written(name) / cache.rows

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nst.data.dataset import Dataset
 from nst.data.memory import ViewScheme
-from nst.losses import LossSpec, Shape, TransferLoss
+from nst.losses import Shape, TransferLoss
 
 
 class SmallNet(nn.Module):
@@ -66,6 +66,6 @@ class MappedMeans(TransferLoss):
         """The student's side: `[B, C, H, W]` to a scalar."""
         return (self.map(student_feature.float().mean((2, 3))) - target["means"].float()).square().mean()
 
-    def spec(self, student_shape: Shape, teacher_shape: Shape) -> LossSpec:
-        """Name, shapes of the target of one image, bytes of memory."""
-        return LossSpec("means", {"means": (teacher_shape[0],)}, 8 * student_shape[0])
+    def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
+        """The shape of each tensor of one image's target."""
+        return {"means": (teacher_shape[0],)}
