@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nst.storage.record import commit, hardware, versions
+from nst.storage.record import provenance
 
 Row = dict
 
@@ -23,7 +23,8 @@ Row = dict
 def machine(device: str) -> dict[str, object]:
     """Hardware, versions and commit as a run's `target.json` names them, and the date."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {**hardware(torch.device(device), 1), **versions(), "commit": commit(), "date": date}
+    about = provenance(torch.device(device), 1)
+    return {**about["hardware"], **about["versions"], "commit": about["commit"], "date": date}
 
 
 def timed(work: Callable[[], object], device: str) -> tuple[float, float]:

@@ -363,7 +363,7 @@ class Loop:
         """
         training, record = self.training, self.record
         settings, progress = training.settings, training.progress
-        with stop_flag() as self.flag, record.ending_when_nonfinite():
+        with stop_flag() as self.flag:
             if progress.step == 0:
                 record.draw_heatmaps(0)
             while not training.finished:

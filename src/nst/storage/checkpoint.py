@@ -14,7 +14,6 @@ from nst.files import write_whole
 log = logging.getLogger(__name__)
 
 MAGIC = b"NST checkpoint, sha256 "
-NEWEST = "newest-checkpoint"  # beside the folder, so that a lost folder is noticed
 
 
 class Checkpoints:
@@ -22,32 +21,29 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int = 2) -> None:
         """`keep`: number of checkpoints to keep."""
-        self.folder, self.marker = run / "checkpoints", run / NEWEST
-        self.keep = keep
+        self.folder, self.keep = run / "checkpoints", keep
+        self.marker = run / "newest-checkpoint"  # beside the folder, so that a lost folder is noticed
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*.ckpt"))
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state of a run after `step` steps; older ones beyond `keep` are removed afterwards.
 
         Raises:
             OSError: disk full, read-only folder, lost mount; earlier checkpoints are untouched.
         """
-        buffer = io.BytesIO()
+        buffer, path = io.BytesIO(), self.folder / f"step-{step:08d}.ckpt"
         torch.save(state, buffer)
         content = buffer.getvalue()
-        digest = hashlib.sha256(content).hexdigest()
-        path = self.folder / f"step-{step:08d}.ckpt"
         try:
-            write_whole(path, MAGIC + digest.encode() + b"\n" + content)
+            write_whole(path, MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
             write_whole(self.marker, path.name.encode() + b"\n")
             for old in self.paths()[: -self.keep]:
                 old.unlink()
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror or error}; {self.last_good()}") from error
-        return path
 
     def last_good(self) -> str:
         """For messages: the checkpoint that the run can continue from."""
@@ -75,10 +71,9 @@ class Checkpoints:
                 log.warning("%s; it is kept as %s.damaged and the one before it is used", error, path.name)
                 path.replace(path.with_name(path.name + ".damaged"))
         if newest or paths:
-            damaged = [path.name for path in sorted(self.folder.glob("*.damaged"))]
             raise ValueError(
-                f"{self.folder} has no usable checkpoint, but {newest or paths[-1].name} was written there "
-                f"(damaged: {', '.join(damaged) or 'none'}); restore it, or delete {self.folder.parent} to start over"
+                f"{self.folder} has no usable checkpoint, but {newest or paths[-1].name} was written there; restore it, or "
+                f"delete {self.folder.parent} to start over"
             )
         return None
 
@@ -110,7 +105,5 @@ def check_resumable(module: nn.Module) -> None:
             content.seek(0)
             torch.load(content, weights_only=True)
         except Exception as error:  # whatever pickling a user's object raises
-            raise ValueError(
-                f"the state {key} is a {type(value).__name__} that no checkpoint can hold ({error}); let get_extra_state return "
-                "tensors, numbers, text, or lists and dictionaries of these"
-            ) from error
+            kind = type(value).__name__
+            raise ValueError(f"the state {key} is a {kind} that no checkpoint can hold: {error}") from error

@@ -1,4 +1,4 @@
-"""A run's folder: named after its configuration, locked while it runs."""
+"""A run's folder: named after its configuration, locked while it runs; what the files in it are called, and how a run is judged."""
 
 import hashlib
 import inspect
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,90 +27,9 @@ BEST = "best.safetensors"  # the weights of the best epoch
 METRICS = "metrics.jsonl"  # every event of a run, one JSON object a line
 DIVERGED = "diverged.json"  # step and reason, if a non-finite loss or gradient stopped the run
 SUMMARY = "summary.json"  # of a finished run
-
-LEAD = 5.0  # points above chance; losing half of less may be noise
 MEASURES = {"top1": "top-1", "knn": "k-NN", "loss": "loss"}
-
-# Seconds to wait for a lock: a killed process holds it until it has ended.
-PATIENCE = 10.0
-
-
-def run_key(config: Mapping[str, Any]) -> Config:
-    """What names a run: the resolved configuration without keys that do not change the result and keys at their default.
-
-    So a key that is added later, with a default that changes nothing, renames no run. Which keys are left out is marked in the
-    schema (`nst.config.setting`); defaults are those of the schema and of the components' own signatures. Weights files are named by
-    their SHA-256, so they may be moved; one that is not there by its path.
-    """
-    key = _of_schema(RunConfig, json.loads(json.dumps(config)))
-    key |= {part: by_content(key[part]) for part in ("model", "teacher") if part in key}
-    if config["teacher"]["model"] is None:
-        key.pop("teacher", None)
-    elif config["teacher"]["weights"] is not None:
-        key["teacher"].pop("train", None)
-    if config["trainer"].get("patience") is not None:  # it counts evaluations
-        key["trainer"]["eval_every"] = config["trainer"]["eval_every"]
-    return key
-
-
-def by_content(node: Any) -> Any:
-    """Nested settings of networks with the SHA-256 of weights files for their paths."""
-    if not isinstance(node, dict):
-        return node
-    named = {key: by_content(value) for key, value in node.items()}
-    if isinstance(path := named.get("weights"), str) and Path(path).is_file():
-        found = Path(path).stat()
-        named["weights"] = _sha256(path, found.st_size, found.st_mtime_ns)
-    return named
-
-
-@cache
-def _sha256(path: str, size: int, changed: int) -> str:
-    """Of a file; read once as long as its size and time stay."""
-    return sha256_of(path)
-
-
-def _of_schema(schema: Any, values: Config) -> Config:
-    key: Config = {}
-    for f in fields(schema):
-        if f.name not in values or not f.metadata.get("key", True):
-            continue
-        value = values[f.name]
-        if is_dataclass(f.type):
-            if inner := _of_schema(f.type, value):
-                key[f.name] = inner
-        elif isinstance(value, dict):
-            unnamed = f.metadata.get("unnamed", ())
-            key[f.name] = _without_defaults({name: v for name, v in value.items() if name not in unnamed})
-        elif value != (f.default if f.default_factory is MISSING else f.default_factory()):
-            key[f.name] = value
-    return key
-
-
-def not_default(node: Mapping[str, Any], ignored: Collection[str] = ()) -> Config:
-    """A component's arguments that differ from their default, without those in `ignored`."""
-    return {k: v for k, v in _without_defaults(node).items() if k not in ("_target_", *ignored)}
-
-
-def _without_defaults(node: Mapping[str, Any]) -> Config:
-    """A component, or several by name, without the arguments equal to the default in its signature.
-
-    Torch's defaults stay, since they may change with the version, and those of what needs another import: a stored configuration must
-    not run code.
-    """
-    target, defaults = str(node.get("_target_", "torch.")), Config()
-    if not target.startswith("torch.") and (target.startswith("nst.") or target.rpartition(".")[0] in sys.modules):
-        with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
-            parameters = inspect.signature(get_object(target)).parameters
-            defaults = {
-                name: list(p.default) if isinstance(p.default, tuple) else p.default for name, p in parameters.items()
-            }
-    defaults["lr_factors"] = None  # of an optimizer, whatever its class
-    return {
-        name: _without_defaults(value) if isinstance(value, dict) else value
-        for name, value in node.items()
-        if name not in defaults or defaults[name] != value
-    }
+LEAD = 5.0  # points above chance; losing half of less may be noise
+PATIENCE = 10.0  # seconds to wait for a lock: a killed process holds it until it has ended
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -122,6 +41,59 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
 
 
+def run_key(config: Mapping[str, Any]) -> Config:
+    """What names a run: the resolved configuration without keys that do not change the result and keys at their default.
+
+    So a key that is added later, with a default that changes nothing, renames no run. Which keys are left out is marked in the
+    schema (`nst.config.setting`).
+    """
+    key = not_default(json.loads(json.dumps(config)), schema=RunConfig)
+    if config["teacher"]["model"] is None:
+        key.pop("teacher", None)
+    elif config["teacher"]["weights"] is not None:
+        key["teacher"].pop("train", None)
+    if config["trainer"].get("patience") is not None:  # it counts evaluations
+        key["trainer"]["eval_every"] = config["trainer"]["eval_every"]
+    return key
+
+
+def not_default(node: Mapping[str, Any], ignored: Collection[str] = (), schema: Any = None) -> Config:
+    """The settings of a schema, of a component, or of several by name, that differ from their default, without those in `ignored`.
+
+    Defaults are those of the schema or of the component's signature. Torch's stay, since they may change with the version, and those
+    of what needs another import: a stored configuration must not run code. A file of weights is named by its SHA-256, so it may be
+    moved; one that is not there by its path.
+    """
+    target, known = str(node.get("_target_", "torch.")), {f.name: f for f in fields(schema)} if schema else {}
+    defaults = dict(vars(schema())) if schema else {}
+    if not target.startswith("torch.") and (target.startswith("nst.") or target.rpartition(".")[0] in sys.modules):
+        with suppress(HydraException, ImportError, AttributeError, ValueError, TypeError):
+            parameters = inspect.signature(get_object(target)).parameters.values()
+            defaults |= {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
+    defaults["lr_factors"] = None  # of an optimizer, whatever its class
+    key = Config()
+    for name, value in node.items():
+        field = known.get(name)
+        marks, kind = (field.metadata, field.type) if field else ({}, None)
+        if name in ignored or not marks.get("key", True):
+            continue
+        if is_dataclass(kind):
+            if inner := not_default(value, schema=kind):
+                key[name] = inner
+        elif name not in defaults or defaults[name] != value:
+            key[name] = not_default(value, marks.get("unnamed", ())) if isinstance(value, dict) else value
+    if isinstance(path := key.get("weights"), str) and Path(path).is_file():
+        found = Path(path).stat()
+        key["weights"] = _sha256(path, found.st_size, found.st_mtime_ns)
+    return key
+
+
+@cache
+def _sha256(path: str, size: int, changed: int) -> str:
+    """Of a file; read once as long as its size and time stay."""
+    return sha256_of(path)
+
+
 class RunLockedError(ValueError):
     """Another process is writing a run's folder."""
 
@@ -131,8 +103,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         """Nothing is written yet."""
-        self.path = path
-        self._lock = FileLock(path / "lock")
+        self.path, self._lock = path, FileLock(path / "lock")
 
     def open(self, config: Config) -> None:
         """Make the folder, lock it, and write `config.json`.
@@ -159,13 +130,12 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Whether another process has locked it."""
-        if not (self.path / "lock").exists():
+        with suppress(Timeout):
+            if (self.path / "lock").exists():
+                with self._lock.acquire(timeout=0):
+                    pass
             return False
-        try:
-            with self._lock.acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        return True
 
     def close(self) -> None:
         """Release the lock."""
@@ -185,8 +155,7 @@ class RunFolder:
         summary = read_json(file)
         if not (self.path / STUDENT).is_file():
             return None
-        name = Path(str(summary.get("folder"))).name
-        if name != self.path.name:
+        if (name := Path(str(summary.get("folder"))).name) != self.path.name:
             raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")
         return summary | {"folder": str(self.path)}  # where it is now
 

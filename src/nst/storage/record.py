@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,18 @@ class Record:
         Raises:
             ValueError: every checkpoint is damaged, or they are of another run (the fields are named).
         """
-        self.settings, self.dist, self.folder = training.settings, training.dist, info.folder
-        self.about = {**(about or {}), "ranks": self.dist.world}
-        self.draw, self.metadata = draw, dict(metadata or {})
-        self.checkpoints = Checkpoints(self.folder, self.settings.keep_checkpoints)
-        state = self._newest()
-        self.last: Metrics | None = None  # the last evaluation of an earlier start
-        self.trackers = dict(trackers or {}) if self.dist.main else {}
+        dist = self.dist = training.dist
+        self.folder, self.draw, self.metadata = info.folder, draw, dict(metadata or {})
+        self.trackers = dict(trackers or {}) if dist.main else {}
         self.tracker_states: dict[str, Any] = {}  # of trackers that this start does not use, too: a later start may
+        self.last: Metrics | None = None  # the last evaluation of an earlier start
+        self.about = {**(about or {}), "ranks": dist.world}
+        # what may differ between two starts of a run; the results then differ by rounding only
+        self.environment = {
+            "torch": str(torch.__version__), "device": dist.device.type, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        self.checkpoints = Checkpoints(self.folder, training.settings.keep_checkpoints)
+        state = self._newest()
         if state is not None:
             try:
                 training.load_state(state)
@@ -76,8 +80,23 @@ class Record:
                     f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {error!r}; delete it to use the "
                     f"one before it, or {self.folder} to start over"
                 ) from error
-        if self.dist.main:
-            self._open(training, info, None if state is None else state["logs"])
+        if not dist.main:
+            return
+        step, steps, self.seen = training.progress.step, training.steps, last_steps(self.folder / METRICS)
+        (self.folder / DIVERGED).unlink(missing_ok=True)
+        cut(self.folder / METRICS, 0 if state is None else state["logs"]["metrics"])
+        self._lines = (self.folder / METRICS).open("ab", buffering=0)
+        for name, tracker in self.trackers.items():
+            tracker.start(info, bool(self.seen), self.tracker_states.get(name))
+        hidden = not (sys.stderr.isatty() or "ipykernel" in sys.modules)  # neither a terminal nor a notebook
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
+        batch, parts, lr = training.loader.batch_size, training.settings.accumulate, training.optimizer.param_groups[0]
+        rank, rank_lr = (f"{value / dist.world:g} a rank" for value in (batch, lr["initial_lr"]))
+        text = f"{dist.world} ranks: global batch size {batch}, {rank}" if dist.world > 1 else f"batch size {batch}"
+        text += f", in {parts} gradient accumulation steps" if parts > 1 else ""
+        self.print(f"{text}; learning rate {lr['initial_lr']:g}{f', {rank_lr}' if dist.world > 1 else ''}")
+        if state is not None:
+            self.print(f"continuing after step {step} of {steps}")
 
     def _newest(self) -> dict[str, Any] | None:
         """The newest intact checkpoint: rank 0 finds it, all ranks read the same file."""
@@ -86,30 +105,14 @@ class Record:
             path, state = newest
             if changed := differences(state.get("about"), self.about):
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
-            if changed := differences(state.get("environment"), environment(self.dist.device)):
+            if changed := differences(state.get("environment"), self.environment):
                 log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
-        if self.dist.world == 1:
-            return newest[1] if newest else None
-        names = [str(newest[0]) if newest else None]
-        torch.distributed.broadcast_object_list(names, 0)
+        names = [newest and str(newest[0])]
+        if self.dist.world > 1:
+            torch.distributed.broadcast_object_list(names, 0)
         if names[0] is None:
             return None
         return newest[1] if newest else read_checkpoint(Path(names[0]))
-
-    def _open(self, training: "Training", info: RunInfo, logs: Mapping[str, Any] | None) -> None:
-        step, steps = training.progress.step, training.steps
-        (self.folder / DIVERGED).unlink(missing_ok=True)
-        logged_steps = last_steps(self.folder / METRICS)
-        cut(self.folder / METRICS, 0 if logs is None else logs["metrics"])
-        self._lines = (self.folder / METRICS).open("ab", buffering=0)
-        for name, tracker in self.trackers.items():
-            tracker.start(info, logged_steps, self.tracker_states.get(name))
-        seen = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal, or a notebook
-        self._bar = tqdm(total=steps, initial=step, unit="step", disable=not seen, dynamic_ncols=True)
-        self._bar.set_postfix_str(f"epoch {step / training.loader.steps:.1f}/{training.epochs}", refresh=False)
-        self.print(batch_line(training))
-        if logs is not None:
-            self.print(f"continuing after step {step} of {steps}")
 
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl.
@@ -121,7 +124,8 @@ class Record:
             return
         numbers = {name: value for name, value in flat({kind: values}, "/").items() if isinstance(value, int | float)}
         for tracker in self.trackers.values():
-            tracker.scalars(kind, step, numbers)
+            if tracker.rewinds or step > self.seen.get(kind, -1):
+                tracker.scalars(step, numbers)
         line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
         with naming(self.folder / METRICS):
             while line:
@@ -129,10 +133,10 @@ class Record:
 
     def draw_heatmaps(self, step: int) -> None:
         """Send heat maps to the trackers, if there are any."""
-        if self.trackers and self.draw is not None:
-            for name, grid in self.draw().items():
-                for tracker in self.trackers.values():
-                    tracker.image(name, grid, step)
+        pictures = self.draw() if self.trackers and self.draw is not None else {}
+        for name, picture in pictures.items():
+            for tracker in self.trackers.values():
+                tracker.image(name, picture, step)
 
     def advance(self, text: str = "") -> None:
         """One step done; `text` is shown at the progress bar."""
@@ -148,72 +152,61 @@ class Record:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint with the lengths of the logs, which are synced to disk first."""
-        if not self.dist.main:
-            return
-        self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
-        logs = {"metrics": on_disk(self.folder / METRICS), "trackers": self.tracker_states}
-        extra = {"logs": logs, "about": self.about, "environment": environment(self.dist.device)}
-        self.checkpoints.save(step, state | extra)
+        if self.dist.main:
+            self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
+            logs = {"metrics": on_disk(self.folder / METRICS), "trackers": self.tracker_states}
+            about = {"about": self.about, "environment": self.environment}
+            self.checkpoints.save(step, state | {"logs": logs} | about)
 
     def save_best(self, student: nn.Module, epoch: int) -> None:
         """Write the student's weights as those of the best epoch so far. Before the checkpoint that knows of them: a killed run repeats the epoch."""
         if self.dist.main:
             save_weights(self.folder / BEST, student, self.metadata | {"epoch": str(epoch)})
 
-    @contextmanager
-    def ending_when_nonfinite(self) -> Iterator[None]:
-        """A block in which a non-finite step ends the run: writes `diverged.json`, names the last good checkpoint and a remedy."""
-        try:
-            yield
-        except FloatingPointError as error:
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Flush and close everything; an error here does not hide an earlier one.
+
+        After a non-finite step `diverged.json` is written, and the error names the last good checkpoint and a remedy.
+        """
+        if self.dist.main:
+            with nullcontext() if kind is None else suppress(Exception):
+                self._bar.close()
+                self._lines.close()
+                for tracker in self.trackers.values():
+                    tracker.close(finished=kind is None)
+        if isinstance(error, FloatingPointError):
             if self.dist.main:
                 write_whole(self.folder / DIVERGED, json.dumps({"reason": str(error)}).encode())
             hint = "trainer.clip_grad_norm=2 or a lower optim.lr may prevent it"
             raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
 
-    def __enter__(self) -> "Record":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Flush and close everything; an error here does not hide an earlier one."""
-        if not self.dist.main:
-            return
-        with nullcontext() if kind is None else suppress(Exception):
-            self._bar.close()
-            self._lines.close()
-            for tracker in self.trackers.values():
-                tracker.close(finished=kind is None)
-
 
 def last_steps(metrics: Path) -> dict[str, int]:
     """The last step of each kind that metrics.jsonl holds, whole lines only."""
     steps: dict[str, int] = {}
-    if metrics.is_file():
-        for line in metrics.read_bytes().splitlines(keepends=True):
-            with suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
-                steps[str(event["kind"])] = int(event["step"])
+    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            event = json.loads(line)
+            steps[str(event["kind"])] = int(event["step"])
     return steps
 
 
-def batch_line(training: "Training") -> str:
-    """The global and per-rank batch size and learning rate."""
-    batch, world = training.loader.batch_size, training.dist.world
-    lr, steps = training.optimizer.param_groups[0]["initial_lr"], training.settings.accumulate
-    accumulation = f", in {steps} gradient accumulation steps of {batch / world / steps:g}" if steps > 1 else ""
-    if world == 1:
-        return f"batch size {batch}{accumulation}; learning rate {lr:g}"
-    return f"{world} ranks: global batch size {batch}, {batch / world:g} a rank{accumulation}; learning rate {lr:g}, {lr / world:g} a rank"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What may differ between two starts of a run; the results then differ by rounding only."""
-    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
-
-
-def provenance(device: torch.device, world: int) -> dict[str, object]:
-    """Where a result is from: commit, versions of the packages, hardware."""
-    return {"commit": commit(), "versions": versions(), "hardware": hardware(device, world)}
+def provenance(device: torch.device, world: int) -> dict[str, Any]:
+    """Where a result is from: commit, versions of Python and of the packages it depends on, hardware with ranks and threads."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(models, platform.processor() or platform.machine())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
+    hardware = {"device": name, "ranks": world, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    return {"commit": commit(), "versions": versions, "hardware": hardware}
 
 
 def commit() -> str | None:
@@ -221,31 +214,11 @@ def commit() -> str | None:
     file = Path(__file__)
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another repository
         return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that results depend on."""
-    result = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            result[name] = version(name)
-    return result
-
-
-def hardware(device: torch.device, world: int) -> dict[str, object]:
-    """The device by name, threads and ranks."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "ranks": world, "threads": torch.get_num_threads(), "cores": os.cpu_count()}

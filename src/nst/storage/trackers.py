@@ -1,7 +1,7 @@
 """Trackers: destinations of a run's scalars and pictures besides its metrics.jsonl.
 
-A continued run repeats some steps, with the same results. Each step must appear once: TensorBoard's files are truncated to
-the checkpoint, the other trackers skip steps that an earlier start has sent.
+A continued run repeats some steps, with the same results. Each step must appear once: what can be truncated to the checkpoint is
+(`rewinds`), the other trackers get only steps that no earlier start has sent.
 """
 
 import logging
@@ -15,9 +15,6 @@ from typing import Any
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-BOARD = "tensorboard"  # in the run's folder
-EVENTS = "events.out.tfevents."  # prefix of TensorBoard's files
 
 
 @dataclass(frozen=True)
@@ -33,20 +30,22 @@ class RunInfo:
 class Tracker:
     """A member of the group `tracker`; only rank 0 has one."""
 
-    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+    rewinds = False  # whether `start` removes what was logged after the checkpoint
+
+    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
         """Open.
 
         Args:
-            logged_steps: the last step of each kind that earlier starts have logged, after their last checkpoint too.
-            state: the result of `state()` in the checkpoint that the run continues from; None in a new run.
+            resumed: whether an earlier start has logged steps.
+            state: the result of `state()` in the checkpoint that the run continues from, if there is one.
         """
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Named values of one step, of the kind "train" or "eval"."""
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Named values of one step."""
         raise NotImplementedError
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """A picture `[3, H, W]` in 0…1."""
+        """A picture `[3, H, W]` in 0…1; it may come again in a continued run."""
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint; everything logged is on disk or sent when this returns."""
@@ -74,32 +73,33 @@ def on_disk(file: Path) -> int:
     return file.stat().st_size
 
 
-def flat(values: Mapping[str, Any], separator: str) -> dict[str, Any]:
+def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
     """Nested values by their joined names."""
     joined: dict[str, Any] = {}
     for name, value in values.items():
-        inner = flat(value, separator) if isinstance(value, Mapping) else {"": value}
-        joined |= {f"{name}{separator}{key}" if key else name: v for key, v in inner.items()}
+        inner = isinstance(value, Mapping)
+        joined |= flat(value, separator, f"{prefix}{name}{separator}") if inner else {f"{prefix}{name}": value}
     return joined
 
 
 class TensorBoard(Tracker):
     """Event files in the run's folder."""
 
-    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Truncate the event files to the checkpoint."""
+    rewinds = True
+
+    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = run.folder / BOARD
+        self.folder = run.folder / "tensorboard"
         for file in self._files():
             cut(file, (state or {}).get("sizes", {}).get(file.name, 0))
         self._writer = SummaryWriter(str(self.folder))
 
     def _files(self) -> list[Path]:
         """The event files only: other files are the user's."""
-        return [f for f in self.folder.glob(f"{EVENTS}*") if f.is_file() and not f.is_symlink()]
+        return [f for f in self.folder.glob("events.out.tfevents.*") if f.is_file() and not f.is_symlink()]
 
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -107,7 +107,6 @@ class TensorBoard(Tracker):
         self._writer.add_image(name, picture, step)
 
     def state(self) -> dict[str, Any]:
-        """The sizes of the event files, after syncing them to disk."""
         self._writer.flush()
         return {"sizes": {file.name: on_disk(file) for file in self._files()}}
 
@@ -115,82 +114,65 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
-class Remote(Tracker):
-    """What trackers share that cannot delete logged values: steps that an earlier start has sent are skipped."""
-
-    logged_steps: Mapping[str, int] = {}
-
-    def __init__(self, package: str) -> None:
-        """Raises ValueError where the package is missing."""
-        if find_spec(package) is None:
-            raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{package}]'")
-
-    def scalars(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        if step > self.logged_steps.get(kind, -1):
-            self.send(step, values)
-
-    def send(self, step: int, values: Mapping[str, float]) -> None:
-        """Send the values of one step."""
-        raise NotImplementedError
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{package}]'")
 
 
-class WandB(Remote):
+class WandB(Tracker):
     """Weights & Biases; `WANDB_MODE=offline` or `mode: offline` writes into the run's folder, for `wandb sync`."""
 
     def __init__(self, project: str = "nst", entity: str | None = None, mode: str | None = None) -> None:
         """See W&B's `init` for the arguments. Raises ValueError where the package is missing."""
-        super().__init__("wandb")
+        _require("wandb")
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
         self.project, self.entity, self.mode = project, entity, mode
 
-    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
-        """Start the run, or resume it."""
+    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
         import wandb
         from wandb.errors import UsageError
 
-        self.logged_steps = logged_steps
         identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
         try:
             self._run = wandb.init(
                 project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
-                config=dict(run.config), dir=str(run.folder), resume="allow" if logged_steps else None,
+                config=dict(run.config), dir=str(run.folder), resume="allow" if resumed else None,
             )  # fmt: skip
         except UsageError as error:  # such as no login
             raise ValueError(f"tracker.wandb: {error}. tracker.wandb.mode=offline needs no account") from error
 
-    def send(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         import wandb
 
-        if step >= (self._run.step or 0):  # the same picture twice does no harm
+        if step >= (self._run.step or 0):
             self._run.log({name: wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
 
     def close(self, finished: bool = True) -> None:
         self._run.finish(exit_code=0 if finished else 1)
 
 
-class MLflow(Remote):
+class MLflow(Tracker):
     """MLflow, by default in a local folder; `uri` or `MLFLOW_TRACKING_URI` names a server."""
 
     def __init__(self, experiment: str = "nst", uri: str | None = None) -> None:
         """Raises ValueError where the package is missing."""
-        super().__init__("mlflow")
+        _require("mlflow")
         self.experiment, self.uri = experiment, uri
 
-    def start(self, run: RunInfo, logged_steps: Mapping[str, int], state: Mapping[str, Any] | None) -> None:
+    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
         """Start the run, or find it by its name and resume it."""
         from mlflow import MlflowClient
 
-        self.logged_steps = logged_steps
         self._client = MlflowClient(tracking_uri=self.uri or os.environ.get("MLFLOW_TRACKING_URI"))
         existing = self._client.get_experiment_by_name(self.experiment)
         experiment = existing.experiment_id if existing else self._client.create_experiment(self.experiment)
         full = f"{run.group}/{run.name}"
         matches = self._client.search_runs([experiment], f"tags.`nst.run` = '{full}'", max_results=1)
-        if matches and logged_steps:
+        if matches and resumed:
             self._id = matches[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return
@@ -200,7 +182,7 @@ class MLflow(Remote):
             self._client.log_param(self._id, key, str(value)[:500])
         self._client.log_dict(self._id, dict(run.config), "config.json")
 
-    def send(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step)
 

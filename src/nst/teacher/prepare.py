@@ -15,7 +15,7 @@ from nst.dist import Dist
 from nst.distiller import TargetSpec
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
-from nst.storage.folder import by_content, not_default
+from nst.storage.folder import not_default
 from nst.teacher.cache import (
     MANIFEST,
     CachedArray,
@@ -58,7 +58,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
         about = _load(settings, networks, weights, dist, data)
 
     # what the teacher's outputs depend on besides the images
-    arguments = by_content(not_default(teacher.model, ("name", "num_classes", "in_channels")))
+    arguments = not_default(teacher.model, ("_target_", "name", "num_classes", "in_channels"))
     facts = {"name": name, "sha256": about["sha256"], "arguments": arguments, "precision": teacher.precision}
     if teacher.weights_key is not None:
         facts["weights_key"] = teacher.weights_key
