@@ -295,7 +295,7 @@ def feature_evaluation(
                         rows[number, column] = term.weight * len(batch.labels) * value.double()
         finally:
             distiller.gather = gather
-            teacher.set_target_specs(())
+            teacher.hooks.remove()
         values, knn = (dist.sum(rows).sum(0) / len(images)).tolist(), None
         if data.labeled:
             of, settings = (data.train, images), {"precision": trainer.precision, "after": after}

@@ -21,7 +21,7 @@ def content(cache: TeacherCache) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> set[int]:
-    return {state["rows"] for state in TeacherCache(folder, KEY, IMAGES, VIEWS, "float32").state.values()}
+    return set(TeacherCache(folder, KEY, IMAGES, VIEWS, "float32").written.values())
 
 
 def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tests.data.samples import load
 from tests.teacher.test_cache import KEY, MAP, POLY, VIEWS, arrays_for, resnet8, split
-from torch import Tensor
 
+from nst.data.batch import Batch
 from nst.dist import Dist, join
 from nst.distiller import Targets
 from nst.signals import Interrupted
@@ -25,11 +25,11 @@ class Stopped(LiveTeacher):
 
     after = 0
 
-    def targets(self, images: Tensor) -> Targets:
+    def __call__(self, batch: Batch) -> Targets:
         self.after -= 1
         if self.after == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().targets(images)
+        return super().__call__(batch)
 
 
 def photographs(tree: Path) -> Any:

@@ -34,7 +34,7 @@ def test_a_teacher_without_a_classifier(
     with pytest.raises(ValueError, match=r"loss\.kd compares logits, teacher\.model: its output has shape \(192,\)"):
         run(compose(*tiny, *HEADLESS, *POLY, weights, "loss=[kd,nst_poly]"))
     with pytest.raises(
-        ValueError, match=r"without a classifier of these classes cannot be trained here: name its teacher\.weights"
+        ValueError, match=r"without such a classifier it cannot be trained here: name its teacher\.weights"
     ):
         run(compose(*tiny, *HEADLESS, *POLY))
     with pytest.raises(
@@ -68,12 +68,10 @@ def test_how_weights_are_used_is_refused_where_there_are_none(
     compose: Compose, tiny: list[str], key: str, value: str
 ) -> None:
     words = [*tiny, "loss=kd", f"teacher.{key}={value}", *(["teacher.std=[0.2]"] if key == "mean" else [])]
-    with pytest.raises(
-        ValueError, match=rf"teacher\.{key}=.* is for weights that are given, but this teacher is trained here"
-    ):
+    with pytest.raises(ValueError, match=rf"teacher\.{key}=.* is for given weights, but this teacher is trained here"):
         run(compose(*words))
     members = [f"+model@teacher.model.members.{name}.network=resnet8" for name in "ab"]
     with pytest.raises(
-        ValueError, match=rf"teacher\.{key}: the members of an ensemble.* use teacher\.model\.members\.NAME\.{key}"
+        ValueError, match=rf"teacher\.{key}=.*: an ensemble has none; use teacher\.model\.members\.NAME"
     ):
         run(compose(*words[:1], *words[2:], "teacher=ensemble", *members))

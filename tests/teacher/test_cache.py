@@ -1,6 +1,5 @@
 """A teacher cache returns the teacher's targets, continues interrupted writing, finds damage, and refuses what it is not of."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nst.layers import LOGITS, resolve
 from nst.losses import AT, KD, NST, FitNet, Shape, TransferLoss
 from nst.models import resnet8
 from nst.teacher import CachedTeacher, LiveTeacher, TeacherCache, cached_arrays, why_live, write_cache
-from nst.teacher.cache import CachedArray, compare_with_teacher
+from nst.teacher.cache import CachedArray
 
 IMAGES, VIEWS = 21, 4
 KEY = {"teacher": {"name": "resnet8", "sha256": "abc"}, "views": VIEWS, "dtype": "float32"}
@@ -101,11 +100,11 @@ class CutOff(LiveTeacher):
     after = 10**9
     calls = 0
 
-    def targets(self, images: Tensor) -> Targets:
+    def __call__(self, batch: Batch) -> Targets:
         if self.calls == self.after:
             raise KeyboardInterrupt
         self.calls += 1
-        return super().targets(images)
+        return super().__call__(batch)
 
 
 def test_a_half_written_cache_is_continued(tmp_path: Path) -> None:
@@ -171,19 +170,8 @@ def test_what_stays_live_and_why(loss: TransferLoss, large: bool, reason: str | 
 
 def test_a_cache_of_something_else_is_refused_naming_the_fields(tmp_path: Path) -> None:
     written_cache(tmp_path, SOFT)
-    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now.*delete the folder"):
+    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now; delete it"):
         opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
-    (array,) = arrays_for(SOFT)
-    with pytest.raises(ValueError, match=r"npy has \(10,\) an image, loss\.kd now gives \(5,\): its code has changed"):
-        opened(tmp_path).missing([replace(array, shape=(5,))])
-
-
-def test_another_teacher_than_the_rows_are_of_is_noticed(tmp_path: Path) -> None:
-    cache, first = written_cache(tmp_path, POLY), some_batch([0, 1, 2, 3], [0, 0, 0, 0]).images
-    compare_with_teacher(cache, teacher(POLY), first, arrays_for(POLY))
-    torch.manual_seed(1)
-    with pytest.raises(ValueError, match=r"not of this teacher any more: layer3.*first 4 images differs by"):
-        compare_with_teacher(cache, LiveTeacher(resnet8(), [POLY]), first, arrays_for(POLY))
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
@@ -204,7 +192,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert not written_cache(tmp_path, SOFT).missing([array])
     assert_same(reader(opened(tmp_path), SOFT)(BATCH), teacher(SOFT)(BATCH), rtol=0, atol=0)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is damaged, or of another version"):
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         opened(tmp_path)
 
 
@@ -223,7 +211,7 @@ class Constant(AT):
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        (7e4, "float16", r"loss\.mine: .*values up to 7e\+04, more than float16 can hold \(65,504\); use cache\.dtype=float32"),
+        (7e4, "float16", r"loss\.mine: .*values above 65,504, the largest of float16; use cache\.dtype=float32"),
         (7e4, "float32", None),
         (float("nan"), "float16", r"loss\.mine: .*not finite.* check teacher\.weights"),
         (float("inf"), "float32", r"loss\.mine: .*not finite.* check teacher\.weights"),
@@ -238,4 +226,4 @@ def test_a_target_that_the_cache_cannot_hold_is_refused(
         return
     with pytest.raises(ValueError, match=message):
         written_cache(tmp_path, mine, dtype=dtype)
-    assert opened(tmp_path, dtype).rows_written(arrays_for(mine)[0].name) == 0
+    assert set(opened(tmp_path, dtype).written.values()) == {0}

@@ -34,12 +34,12 @@ def test_cached_targets_are_those_of_the_same_crop(
     data, networks = build.dataset(settings), build.networks(settings)
     cached = prepare_teacher(settings, networks, ONE, data)
     assert cached.live is not None  # it has just written the cache
-    cached.live.set_target_specs(networks.distiller.target_specs)
+    live = cached.live.beside(networks.distiller.target_specs)
     seen: dict[int, list[int]] = {}
     loader = build.loader(settings, ONE, data, "train", cached.views)
     for epoch in range(3):
         for batch, read in cached.targets(loader.epoch(epoch)):
-            computed = cached.live(batch)
+            computed = live(batch)
             for key, name in ((key, name) for key, target in computed.items() for name in target):
                 torch.testing.assert_close(read[key][name], computed[key][name], rtol=1e-4, atol=1e-5)
             for index, view in zip(batch.indices.tolist(), batch.views.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""A live teacher stops at its last layer; its targets are the same eager, stopped early or compiled."""
+"""A live teacher's targets are the same eager or compiled; in other precisions, by the statistics of the batch."""
 
 import copy
 
@@ -10,7 +10,8 @@ from nst.distiller import TargetSpec
 from nst.layers import LOGITS
 from nst.losses import AT, KD, NST
 from nst.models import resnet8
-from nst.teacher import LiveTeacher, Normalization, convert_inputs
+from nst.teacher import LiveTeacher, Normalization
+from nst.teacher.network import load_teacher
 
 
 def batch(n: int = 4) -> Batch:
@@ -24,30 +25,10 @@ POLY = TargetSpec("nst:0", "last", NST(), (64, 2, 2))
 SOFT = TargetSpec("kd:0", LOGITS, KD(), (10,))
 
 
-def test_the_forward_pass_ends_at_the_last_layer() -> None:
-    model = resnet8()
-    calls: list[str] = []
-    model.layer2.register_forward_hook(lambda *_: calls.append("layer2"))
-    live = LiveTeacher(model, [AT_STAGE1])
-    first = live(batch())  # to the end, once: how often a named layer is passed is not known before
-    again = live(batch())
-    assert calls == ["layer2"]
-    assert torch.equal(first["at:0"]["attention"], again["at:0"]["attention"])
-    assert model(batch().images).shape == (4, 10)  # others may still run it to the end
-    assert len(calls) == 2
-
-
-def test_a_summary_that_is_no_dict_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AT_STAGE1.loss, "target", lambda feature, shape: feature)
-    live = LiveTeacher(resnet8(), [AT_STAGE1])
-    with pytest.raises(ValueError, match=r"loss\.at: target returns a Tensor; a dict of tensors is needed"):
-        live(batch())
-
-
 @pytest.mark.compiles
 def test_compiled_targets_equal_eager_ones() -> None:
     model = resnet8()
-    convert_inputs(model, Normalization((0.1,) * 3, (0.2,) * 3), Normalization((0.3,) * 3, (0.4,) * 3))
+    load_teacher(model, Normalization((0.1,) * 3, (0.2,) * 3), mean=[0.3] * 3, std=[0.4] * 3)
     live = LiveTeacher(model, [AT_STAGE1, POLY])
     eager, tail = live(batch()), live(batch(3))
     live.compile(4)
@@ -68,18 +49,15 @@ def test_in_bf16_the_network_computes_coarsely_and_the_summary_in_float32() -> N
         assert not torch.equal(found[key][name], right[key][name])
         torch.testing.assert_close(found[key][name], right[key][name], rtol=0.1, atol=0.05)
     assert found["nst:0"]["gram"].bfloat16().float().ne(found["nst:0"]["gram"]).any()  # finer than bf16
-    short = LiveTeacher(resnet8(), [POLY], precision="bf16")  # cut off at its last layer
-    assert torch.equal(short(batch())["nst:0"]["gram"], short(batch())["nst:0"]["gram"])
-    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_batch_statistics_are_those_of_the_batch_and_change_nothing() -> None:
     """Also after other code has set the network to `eval()`."""
-    model, images = resnet8(num_classes=10, in_channels=3), torch.randn(6, 3, 16, 16)
+    model, images = resnet8(), batch(6)
     state = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
-    expected = copy.deepcopy(model).train()(images)
-    by_running = LiveTeacher(model, [SOFT]).targets(images)["kd:0"]["logits"]
+    expected = copy.deepcopy(model).train()(images.images)
+    by_running = LiveTeacher(model, [SOFT])(images)["kd:0"]["logits"]
     live = LiveTeacher(model, [SOFT], batch_statistics=True)
-    torch.testing.assert_close(live.targets(images)["kd:0"]["logits"], expected)
+    torch.testing.assert_close(live(images)["kd:0"]["logits"], expected)
     assert not torch.allclose(by_running, expected, atol=1e-3)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())

@@ -73,7 +73,7 @@ def dry_run(settings: RunConfig) -> None:
     from nst.layers import LOGITS
     from nst.models.weights import load_weights
     from nst.storage.folder import SUMMARY, run_folder
-    from nst.teacher.prepare import cache_report, comes_trained
+    from nst.teacher.prepare import comes_trained, plan_cache
     from nst.trial import check_data, try_networks
 
     published = bool((settings.teacher.model or {}).get("pretrained"))
@@ -110,7 +110,7 @@ def dry_run(settings: RunConfig) -> None:
         length = f"{total / steps:g} epochs of {steps:,} steps, {total:,} in all"
         images = data.describe()
         if teacher is not None and settings.cache.views:
-            images += "\n" + cache_report(settings, networks, data)
+            images += "\n" + plan_cache(settings, networks, data)[-1]
     except (ValueError, OSError) as error:
         places = [settings.data[key] for key in ("root", "path") if settings.data.get(key) is not None]
         if "download" not in settings.data and all(Path(place).exists() for place in places):

@@ -3,9 +3,8 @@
 from nst.teacher.cache import CachedTeacher, TeacherCache, cached_arrays, why_live, write_cache
 from nst.teacher.ensemble import Ensemble
 from nst.teacher.live import LiveTeacher, Teacher
-from nst.teacher.network import Normalization, convert_inputs, expected_normalization
+from nst.teacher.network import Normalization
 
 __all__ = [
-    "CachedTeacher", "Ensemble", "LiveTeacher", "Normalization", "Teacher", "TeacherCache", "cached_arrays", "convert_inputs",
-    "expected_normalization", "why_live", "write_cache",
+    "CachedTeacher", "Ensemble", "LiveTeacher", "Normalization", "Teacher", "TeacherCache", "cached_arrays", "why_live", "write_cache",
 ]  # fmt: skip

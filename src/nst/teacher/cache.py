@@ -1,11 +1,8 @@
 """The teacher cache: targets of every image in K views, computed once and read by all later runs.
 
-A folder with one memory-mapped array of records `[images, views]` for each (layer, target, tensor), so that losses with equal
-targets share it, and `manifest.json`, which says what they are of: the teacher's weights, the data, the view numbering, the dtype,
-and how many rows of each array are written.
-
-A record is a row's CRC-32 and its values. So a killed writer continues with the rows that do not have their checksum, each rank
-writes its own rows without asking the others, and damage is found in the row that is read.
+A folder with one memory-mapped array of records `[images, views]` for each (layer, target, tensor), and `manifest.json`, which says what
+they are of and how many rows of each are written. A record is a row's CRC-32 and its values: a killed writer continues with the rows
+that do not have their checksum, and damage is found in the row that is read.
 """
 
 import json
@@ -13,9 +10,9 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -42,7 +39,6 @@ VERSION = 3
 MANIFEST = "manifest.json"
 SPARE = 100_000_000  # bytes to leave free on the disk
 READ_AHEAD = 4  # batches read while the student trains
-ROWS_TOLERANCE = 0.1  # of a target's largest value, between a cache and its teacher; bfloat16 differs by a few percent between machines
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,6 @@ class CachedArray:
     tensor: str  # its name in the target
     name: str  # of the array: arrays of one name have the same values, whichever loss needs them
     shape: Shape  # of one image in one view
-
-    @property
-    def term(self) -> str:
-        """The configuration's key of the term that needs it."""
-        return f"loss.{self.spec.split(':')[0]}"
 
 
 def cached_arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[CachedArray]:
@@ -94,52 +85,55 @@ def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
     return f"its target has {values:,} values an image and view, the feature {feature:,}; cache.large=true caches it all the same"
 
 
+@dataclass
 class TeacherCache:
-    """The cached targets of one teacher on one training set."""
+    """The cached targets of one teacher on one training set; nothing is written before `create`.
 
-    def __init__(
-        self, folder: str | PathLike[str], key: Mapping[str, Any], images: int, views: int, dtype: str
-    ) -> None:
-        """Open a cache, or describe one that does not exist yet; nothing is written.
+    Raises:
+        ValueError: the folder holds a cache with another key (the fields are named), or is damaged.
+    """
 
-        Args:
-            key: what the targets depend on besides the losses (teacher, data, views), as plain values.
-            images: in the training set.
-            views: cached of each image.
-            dtype: "float16" or "float32".
+    folder: Path
+    key: dict[str, Any]  # what the targets depend on besides the losses (teacher, data, views), as plain values
+    images: int  # in the training set
+    views: int  # cached of each image
+    dtype: str  # "float16" or "float32"
 
-        Raises:
-            ValueError: the folder holds a cache with another key (the fields are named), or is damaged.
-        """
-        self.folder, self.images, self.views, self.dtype = Path(folder), images, views, np.dtype(dtype)
-        self.rows = images * views  # of each array; row `index · views + slot`
-        self.key = {"version": VERSION, **json.loads(json.dumps(key))}
+    def __post_init__(self) -> None:
+        self.rows = self.images * self.views  # of each array; row `index · views + slot`
+        self.key = {"version": VERSION, **json.loads(json.dumps(self.key))}
         self.teacher: dict[str, Any] | None = None  # name, weights and accuracy of the teacher
-        self.state: dict[str, dict[str, Any]] = {}  # array → shape of a row, rows written
         self.arrays: dict[str, np.ndarray] = {}  # memory-mapped, [rows] records of `crc` and `value`
-        self.reload()
+        self.written: dict[str, int] = {}  # rows of each array, by the manifest
+        self.load()
 
-    def reload(self) -> None:
-        """Read the manifest again: another process may have written. Raises ValueError as the constructor."""
+    def load(self) -> None:
+        """Read the manifest, also again: another process may have written. Raises ValueError as the constructor."""
         if not (self.folder / MANIFEST).is_file():
             return
         manifest = read_manifest(self.folder)
         if different := differences(manifest["key"], self.key):
             raise ValueError(
-                f"the teacher cache {self.folder} is of something else: {'; '.join(different)}. Choose another "
-                "cache.path, or delete the folder to have it built again"
+                f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; delete it, or choose another cache.path"
             )
         self.teacher = manifest["teacher"] or self.teacher
-        self.state = {name: state for name, state in manifest["arrays"].items() if self.file(name).is_file()}
-        for name, state in self.state.items():
-            file, needed = self.file(name), self.record(state["shape"])
-            try:
-                array = np.load(file, mmap_mode="r")
-                if (array.shape, array.dtype) != ((self.images, self.views), needed):
-                    raise ValueError(f"it holds {array.shape} {array.dtype}, not {(self.images, self.views)} {needed}")
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{file} is damaged ({error}); delete it to have it computed again") from error
-            self.arrays[name] = array.reshape(-1)
+        self.arrays, self.written = {}, {}
+        for name, state in manifest["arrays"].items():
+            if (file := self.file(name)).is_file():
+                try:
+                    self.arrays[name] = np.load(file, mmap_mode="r").reshape(self.rows)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{file} is damaged ({error}); delete it to have it computed again") from error
+                self.written[name] = state["rows"]
+
+    def save(self) -> None:
+        """Write the manifest."""
+        arrays = {
+            name: {"shape": list(self.arrays[name].dtype["value"].shape), "rows": rows}
+            for name, rows in self.written.items()
+        }
+        manifest = {"key": self.key, "teacher": self.teacher, "arrays": arrays}
+        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def file(self, name: str) -> Path:
         """Of an array."""
@@ -149,24 +143,10 @@ class TeacherCache:
         """A row of this shape and its CRC-32, which is 0 where the row is not written yet."""
         return np.dtype([("crc", "<u4"), ("value", self.dtype, tuple(shape))])
 
-    def size(self, shape: Sequence[int]) -> int:
-        """Bytes of an array whose rows have this shape."""
-        return self.rows * self.record(shape).itemsize
-
     def missing(self, needed: Sequence[CachedArray]) -> list[CachedArray]:
-        """The arrays that are not complete, each name once. Raises ValueError for one that is there with another shape."""
+        """The arrays that are not complete, each name once."""
         unique = {array.name: array for array in needed}
-        for name, array in unique.items():
-            if name in self.state and (shape := tuple(self.state[name]["shape"])) != array.shape:
-                raise ValueError(
-                    f"{self.file(name)} has {shape} an image, {array.term} now gives {array.shape}: its code has changed; delete the "
-                    "file to have it computed again"
-                )
-        return [array for array in unique.values() if self.rows_written(array.name) < self.rows]
-
-    def rows_written(self, name: str) -> int:
-        """Rows of an array that are on disk, by the manifest."""
-        return self.state[name]["rows"] if name in self.state else 0
+        return [array for name, array in unique.items() if self.written.get(name, 0) < self.rows]
 
     def create(self, missing: Sequence[CachedArray]) -> None:
         """Make the files of these arrays where there are none.
@@ -175,34 +155,18 @@ class TeacherCache:
             ValueError: the disk is too small; names the needed and the free space.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        left = sum(self.size(a.shape) * (self.rows - self.rows_written(a.name)) // self.rows for a in missing)
+        left = sum((self.rows - self.written.get(a.name, 0)) * self.record(a.shape).itemsize for a in missing)
         free = shutil.disk_usage(self.folder).free
         if left + SPARE > free:
             raise ValueError(
-                f"the teacher cache {self.folder} needs {decimal(left)} more, the disk has {decimal(free)} free; ask for fewer cache.views "
-                f"(now {self.views}) or another cache.path"
+                f"the teacher cache {self.folder} needs {decimal(left)} more, the disk has {decimal(free)} free; ask for fewer cache.views"
             )
         for array in missing:
-            if array.name not in self.state:
+            if array.name not in self.arrays:
                 shape = (self.images, self.views)
-                np.lib.format.open_memmap(self.file(array.name), "w+", self.record(array.shape), shape)
-                self.state[array.name] = {"shape": list(array.shape), "rows": 0}
+                made = np.lib.format.open_memmap(self.file(array.name), "w+", self.record(array.shape), shape)
+                self.arrays[array.name], self.written[array.name] = made.reshape(-1), 0
         self.save()
-
-    def save(self) -> None:
-        """Write the manifest."""
-        manifest = {"key": self.key, "teacher": self.teacher, "arrays": self.state}
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-
-    @contextmanager
-    def locked(self, dist: Dist) -> Iterator[None]:
-        """Lock the cache for writing by these ranks, once no other process writes it. Collective."""
-        waiting = f"another process is writing {self.folder}; waiting for it"
-        with locked(self.folder / "lock", lambda: dist.max(1), waiting) if dist.main else nullcontext():
-            while dist.max(0) != [0]:  # 1 each second while the first rank waits
-                pass
-            self.reload()
-            yield
 
     def write(self, file: BinaryIO, array: CachedArray, first: int, target: Tensor) -> None:
         """The rows from `first` on, `[B, ...]`, with their checksums.
@@ -212,107 +176,69 @@ class TeacherCache:
         Raises:
             ValueError: of another shape than the loss says, or not finite in the cache's dtype.
         """
+        term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
         if target.shape[1:] != array.shape:
             raise ValueError(
-                f"{array.term}: its target gives {array.tensor!r} of shape {tuple(target.shape[1:])} an image, its target_shapes {array.shape}; "
-                "what relates images belongs into forward"
+                f"{term} has shape {tuple(target.shape[1:])} an image, its target_shapes says {array.shape}"
             )
-        stored = target.to(getattr(torch, self.dtype.name))
+        stored = target.to(getattr(torch, self.dtype))
         if not torch.isfinite(stored).all():
-            reason = "values that are not finite: the teacher itself gives them; check teacher.weights, teacher.precision, .mean and .std"
             if torch.isfinite(target).all():
-                largest = f"{target.abs().max():.3g}"
-                reason = f"values up to {largest}, more than float16 can hold (65,504); use cache.dtype=float32 or cache.views=0"
-            raise ValueError(f"{array.term}: its target {array.name} has {reason}")
+                raise ValueError(f"{term} has values above 65,504, the largest of float16; use cache.dtype=float32")
+            raise ValueError(
+                f"{term} is not finite by the teacher; check teacher.weights, teacher.precision, .mean and .std"
+            )
         records = np.zeros(len(target), self.record(array.shape))
         records["value"] = stored.cpu().numpy()
-        records["crc"] = [checksum(value) for value in records["value"]]
+        records["crc"] = checksums(records["value"])
         with naming(self.file(array.name)):
             file.seek((first - self.rows) * records.itemsize, os.SEEK_END)
             file.write(records.tobytes())
             file.flush()
 
     def read(self, name: str, rows: np.ndarray | slice) -> np.ndarray:
-        """Rows of an array. Raises ValueError, naming the file, for one that was not written or does not have its checksum."""
+        """Rows of an array. Raises ValueError, naming the file, for one that does not have its checksum."""
         records = self.arrays[name][rows]
-        if not (whole := is_whole(records)).all():
-            there = records["crc"][~whole].any()
-            what = "is damaged: a row does not have its checksum" if there else "is not complete: a row is missing"
-            raise ValueError(f"{self.file(name)} {what}; delete it to have it computed again")
+        if not (records["crc"] == checksums(records["value"])).all():
+            raise ValueError(
+                f"{self.file(name)} is damaged: a row does not have its checksum; delete it to have it computed again"
+            )
         return np.ascontiguousarray(records["value"])
 
     def whole(self, name: str) -> np.ndarray:
         """`[rows]` bool: which rows of an array have their checksum. Reads all of it."""
+        found = np.zeros(self.rows, bool)
         with progress_bar(f"checking {self.file(name)}", self.rows, " rows") as progress:
-            parts = []
             for first in range(0, self.rows, 1000):
-                parts.append(is_whole(self.arrays[name][first : first + 1000]))
-                progress.update(len(parts[-1]))
-        return np.concatenate(parts)
+                records = self.arrays[name][first : first + 1000]
+                found[first : first + 1000] = records["crc"] == checksums(records["value"])
+                progress.update(len(records))
+        return found
 
     def check(self) -> str:
-        """What it holds, one line an array. Raises ValueError for the first complete array with a row that does not have its checksum."""
+        """What it holds, one line an array. Raises ValueError as `read`, for the first array with fewer such rows than the manifest says."""
         lines = []
-        for name, state in self.state.items():
-            count = int(self.whole(name).sum())
-            if count < state["rows"]:
-                self.read(name, ~self.whole(name))
-            lines.append(f"{name}: {count:,} of {self.rows:,} rows, {decimal(self.size(state['shape']))}")
+        for name, array in self.arrays.items():
+            whole = self.whole(name)
+            if (count := int(whole.sum())) < self.written[name]:
+                self.read(name, ~whole)
+            lines.append(f"{name}: {count:,} of {self.rows:,} rows, {decimal(array.nbytes)}")
         return "\n".join(lines)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
     """The manifest of a cache: its key, facts about the teacher, its arrays. Raises ValueError if it is damaged."""
-    file = folder / MANIFEST
+    file = Path(folder) / MANIFEST
     try:
         manifest = json.loads(file.read_text())
         return {part: manifest[part] for part in ("key", "teacher", "arrays")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is damaged, or of another version ({error!r}); delete the folder to have it built again"
-        ) from error
+        raise ValueError(f"{file} is damaged ({error!r}); delete the folder to have it built again") from error
 
 
-def checksum(value: np.ndarray) -> int:
-    """CRC-32 of a row, never 0."""
-    return zlib.crc32(value.tobytes()) or 1
-
-
-def is_whole(records: np.ndarray) -> np.ndarray:
-    """`[n]` bool: which rows are written and have their checksum."""
-    found = [
-        crc and crc == checksum(value) for crc, value in zip(records["crc"].tolist(), records["value"], strict=True)
-    ]
-    return np.array(found, bool)
-
-
-def compare_with_teacher(
-    cache: TeacherCache, teacher: LiveTeacher, images: Tensor, needed: Sequence[CachedArray]
-) -> None:
-    """Compare the rows of the first images in their first view with what the teacher gives now.
-
-    A cache's key does not contain code: this finds one from before a change in the code of the network or of a loss.
-
-    Args:
-        teacher: its target specs include those of the arrays.
-        images: [B, C, H, W], the first training images in their first cached view.
-
-    Raises:
-        ValueError: they differ by more than rounding; names the array. Or a row is damaged.
-    """
-    targets = teacher.targets(images)
-    first = slice(0, len(images) * cache.views, cache.views)
-    for array in (array for array in needed if cache.rows_written(array.name) == cache.rows):
-        rows = cache.read(array.name, first)
-        now = targets[array.spec][array.tensor].float().cpu()
-        difference = float((now - torch.from_numpy(rows.astype(np.float32))).abs().max())
-        if not difference <= ROWS_TOLERANCE * (largest := float(now.abs().max())):
-            raise ValueError(
-                f"the teacher cache {cache.folder} is not of this teacher any more: {array.name} of the first {len(images)} images "
-                f"differs by up to {difference:.3g} (largest value: {largest:.3g}). If the code of the network or of {array.term} has "
-                "changed, delete the folder to have it built again, or name another cache.path; weights that were trained with the "
-                "network's old code stay as they are"
-            )
+def checksums(values: np.ndarray) -> np.ndarray:
+    """CRC-32 of each row, never 0."""
+    return np.array([zlib.crc32(value.tobytes()) or 1 for value in values], "<u4")
 
 
 def write_cache(
@@ -329,7 +255,7 @@ def write_cache(
     number of ranks, and another number of them may continue.
 
     Args:
-        teacher: its target specs include those of the arrays; afterwards they are those that were missing.
+        teacher: its target specs include those of the arrays.
         loader: of the training set, of a single process.
         subset: [images, views] view numbers, from `split.view_subset`.
         dist: the ranks, all of which see the folder.
@@ -338,7 +264,11 @@ def write_cache(
         ValueError: the disk is too small; a target is not finite in the cache's dtype.
         Interrupted: by a signal, after saving.
     """
-    with cache.locked(dist):
+    signum, waiting = 0, f"another process is writing {cache.folder}; waiting for it"
+    with locked(cache.folder / "lock", lambda: dist.max(1), waiting) if dist.main else nullcontext():
+        while dist.max(0) != [0]:  # 1 each second while the first rank waits
+            pass
+        cache.load()
         missing, undone = cache.missing(needed), np.zeros(cache.rows, bool)
         for array in missing:
             undone |= ~cache.whole(array.name) if array.name in cache.arrays else True
@@ -346,9 +276,7 @@ def write_cache(
         if dist.main:
             cache.create(missing)
         dist.barrier()
-        cache.reload()
-        keys = {array.spec for array in missing}
-        teacher.set_target_specs([spec for spec in teacher.target_specs if spec.key in keys])
+        cache.load()
 
         # this rank's contiguous share of the batches in which a row is missing
         size, before = loader.batch_size, int(undone.sum())
@@ -361,13 +289,9 @@ def write_cache(
         batches = loader.batches(indices, subset[indices, slots].long(), parts)
         results = zip(starts.tolist(), teacher.add_targets((batch, {}) for batch in batches), strict=True)
 
-        signum = 0
         with ExitStack() as stack:
-            title = f"writing the teacher cache {cache.folder}"
-            progress, flag = (
-                stack.enter_context(progress_bar(title, len(rows), " views")),
-                stack.enter_context(stop_flag()),
-            )
+            flag, title = stack.enter_context(stop_flag()), f"writing the teacher cache {cache.folder}"
+            progress = stack.enter_context(progress_bar(title, len(rows), " views"))
             files = [stack.enter_context(cache.file(array.name).open("r+b")) for array in missing]
             for _ in range(rounds):
                 for start, (batch, targets) in islice(results, 1):
@@ -380,31 +304,24 @@ def write_cache(
                     break
             for file in files:
                 os.fsync(file.fileno())
-        left = before - int(sum(written for (written,) in dist.gather(before - int(undone.sum()))))
+        left = before - int(sum(done for (done,) in dist.gather(before - int(undone.sum()))))
         if dist.main:
-            for array in missing:
-                cache.state[array.name]["rows"] = cache.rows - left
+            cache.written |= {array.name: cache.rows - left for array in missing}
             cache.save()
         dist.barrier()
-        cache.reload()
+        cache.load()
     if signum:
         raise Interrupted(signum)
 
 
+@dataclass
 class CachedTeacher:
     """Looks up the targets of each image view of a batch in memory-mapped arrays; the teacher itself is not needed."""
 
-    def __init__(
-        self, cache: TeacherCache, needed: Sequence[CachedArray], subset: Tensor, device: torch.device
-    ) -> None:
-        """Read from a cache.
-
-        Args:
-            needed: arrays that are complete in the cache.
-            subset: [images, views] view numbers, ascending in each row.
-            device: of the targets.
-        """
-        self.cache, self.needed, self.subset, self.device = cache, tuple(needed), subset, device
+    cache: TeacherCache
+    needed: Sequence[CachedArray]  # complete in the cache
+    subset: Tensor  # [images, views] view numbers, ascending in each row
+    device: torch.device  # of the targets
 
     def __call__(self, batch: Batch) -> Targets:
         """Targets of a batch, by spec key, in the cache's dtype. Raises ValueError for a damaged row."""

@@ -16,35 +16,22 @@ from nst.teacher.network import Normalization, load_teacher
 
 @dataclass(frozen=True)
 class Member:
-    """One network of an ensemble.
-
-    Args:
-        network: images -> logits, or features of a network without a classifier.
-        weights: its file.
-        weights_key: the state to load where the file holds several, such as "state_dict_ema".
-        mean, std: of its inputs; None: as stored with the weights, else those of the network's library, else the data's.
-        input_size: the size at which it looks at the images; None: as stored with the weights, else as they come.
-    """
+    """One network of an ensemble: images -> logits, or features of a network without a classifier."""
 
     network: nn.Module
-    weights: str | None = None
-    weights_key: str | None = None
-    mean: Sequence[float] | None = None
+    weights: str | None = None  # its file
+    weights_key: str | None = None  # the state to load where the file holds several, such as "state_dict_ema"
+    mean: Sequence[float] | None = (
+        None  # of its inputs; None: as stored with the weights, else its library's, else the data's
+    )
     std: Sequence[float] | None = None
-    input_size: int | None = None
+    input_size: int | None = (
+        None  # at which it looks at the images; None: as stored with the weights, else as they come
+    )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for settings of another type or range."""
-        if not isinstance(self.network, nn.Module):
-            raise ValueError(f"network={self.network!r}: a network is needed")
-        if self.weights is not None and not isinstance(self.weights, str):
-            raise ValueError(f"weights={self.weights!r}: the path of a file is needed")
-        if self.input_size is not None and (type(self.input_size) is not int or self.input_size < 1):
-            raise ValueError(f"input_size={self.input_size!r}: a number of pixels is needed")
-        for values in (self.mean, self.std):
-            if values is not None and (isinstance(values, str) or any(type(v) not in (int, float) for v in values)):
-                raise ValueError(f"mean={self.mean}, std={self.std}: a number for each channel is needed")
-        if (self.mean is None) != (self.std is None) or min(self.std or [1]) <= 0:
+        """Raises ValueError for one of `mean` and `std` alone, or a `std` that is not above 0."""
+        if (self.mean is None) != (self.std is None) or not all(value > 0 for value in self.std or ()):
             raise ValueError(f"mean={self.mean}, std={self.std}: both or neither are needed, std above 0")
 
 
@@ -65,31 +52,27 @@ class Ensemble(nn.Module):
     def __init__(self, members: Mapping[str, Mapping[str, Any]], average: str | None = "probabilities") -> None:
         super().__init__()
         if len(members) < 2:
-            names = ", ".join(members) or "none"
-            raise ValueError(f"members: {names}; an ensemble has two or more, each with a name and a network")
+            raise ValueError(f"members: {', '.join(members) or 'none'}; an ensemble has two or more")
         if average is not None:
             check_choice("average", average, ("probabilities", "logits"))
         self.average = average
         self.members: dict[str, Member] = {}
-        for name, member in members.items():
-            try:
-                self.members[name] = Member(**member)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"members.{name}: {error}") from error
         self.named_layers: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the images that each network saw last, for its layout
-        for name, member in self.members.items():
-            if "." in name or hasattr(self, name):
-                raise ValueError(f"members.{name}: not a possible name of a member; letters such as a or teacher1 are")
-            self.add_module(name, member.network)
+        for name, arguments in members.items():
+            try:
+                self.members[name] = member = Member(**arguments)
+                self.add_module(name, member.network)
+                look_at(member.network, member.input_size or recorded_size(member.weights))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"members.{name}: {error}") from error
 
             def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 self._shapes[name] = tuple(inputs[0].shape)
 
-            look_at(member.network, member.input_size or recorded_size(member.weights))
             member.network.register_forward_pre_hook(note_shape)
-            named: dict[str, str] = getattr(member.network, "named_layers", {})
-            self.named_layers |= {f"{name}.{layer}": f"{name}.{path}" for layer, path in named.items()}
+            for layer, path in getattr(member.network, "named_layers", {}).items():
+                self.named_layers[f"{name}.{layer}"] = f"{name}.{path}"
 
     def feature_layout(self, model: nn.Module, path: str) -> Any:
         """How the output of a member's layer becomes a map: as in the member alone (see `nst.models.layout`)."""
@@ -102,37 +85,29 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]; with `average=None` [B, all members' outputs]."""
-        outputs = {name: member.network(images) for name, member in self.members.items()}
+        outputs = [member.network(images) for member in self.members.values()]
         if self.average is None:
-            return torch.cat([*outputs.values()], 1)
-        if len({output.shape for output in outputs.values()}) > 1:
-            shapes = ", ".join(f"{name}: {tuple(output.shape[1:])}" for name, output in outputs.items())
-            raise ValueError(
-                f"the members' outputs have different shapes, {shapes}, so they have no mean; average=null is for members without a classifier"
-            )
+            return torch.cat(outputs, 1)
+        if len(shapes := {tuple(output.shape[1:]) for output in outputs}) > 1:
+            raise ValueError(f"the members' outputs have different shapes, {shapes}, so no mean; average=null has none")
         if self.average == "logits":
-            return torch.stack([*outputs.values()]).mean(0)
-        log_probabilities = torch.stack([F.log_softmax(output.float(), 1) for output in outputs.values()])
+            return torch.stack(outputs).mean(0)
+        log_probabilities = torch.stack([F.log_softmax(output.float(), 1) for output in outputs])
         return log_probabilities.logsumexp(0) - torch.tensor(float(len(outputs))).log().item()
 
     def load(self, images: Normalization) -> dict[str, dict[str, Any]]:
-        """Load the members' weights, and have each convert images of this normalisation to its own.
-
-        Returns:
-            By member, what `load_teacher` returns.
+        """Load the members' weights; each converts images of this normalisation to its own. By member, what `load_teacher` returns.
 
         Raises:
             ValueError: a member without weights, or with those of another network; names the member.
         """
         facts: dict[str, dict[str, Any]] = {}
         for name, member in self.members.items():
-            key = f"teacher.model.members.{name}"
-            if member.weights is None and not hasattr(member.network, "input_format"):
-                raise ValueError(f"{key}: its weights are missing: name a file, or network.pretrained=true")
+            network, file = member.network, member.weights
             try:
-                facts[name] = load_teacher(
-                    member.network, images, member.weights, member.weights_key, member.mean, member.std
-                )
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+                if file is None and not hasattr(network, "input_format"):
+                    raise ValueError("its weights are missing: name a file, or network.pretrained=true")
+                facts[name] = load_teacher(network, images, file, member.weights_key, member.mean, member.std)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"teacher.model.members.{name}: {error}") from error
         return facts

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,21 +29,6 @@ class Normalization:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std}"
 
-    def onto(self, other: "Normalization") -> tuple[list[float], list[float]]:
-        """Scale and shift per channel that turn images normalised by `self` into images normalised by `other`."""
-        scale = [s / o for s, o in zip(self.std, other.std, strict=True)]
-        shift = [(m - o) / s for m, o, s in zip(self.mean, other.mean, other.std, strict=True)]
-        return scale, shift
-
-
-def expected_normalization(
-    mean: Sequence[float] | None, std: Sequence[float] | None, metadata: Mapping[str, str]
-) -> Normalization | None:
-    """The normalisation that weights were trained with: as given, else as stored with them (metadata), else unknown."""
-    stored = {key: [float(v) for v in metadata[key].split(",")] for key in ("mean", "std") if key in metadata}
-    mean, std = mean or stored.get("mean"), std or stored.get("std")
-    return Normalization(tuple(mean), tuple(std)) if mean and std else None
-
 
 def load_teacher(
     network: nn.Module,
@@ -53,10 +38,9 @@ def load_teacher(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Give a network its weights, and let it take images as the data has them: it converts them to its own normalisation.
+    """Give a network on its device its weights, and have it convert images as the data has them to its own normalisation.
 
     Args:
-        network: on its device.
         images: the normalisation of the images that it will get.
         weights: its file; None: it has its weights (`pretrained`).
         weights_key: the state to load where the file holds several.
@@ -71,78 +55,78 @@ def load_teacher(
     """
     metadata = {} if weights is None else load_weights(network, weights, weights_key)
     record: InputFormat | None = getattr(network, "input_format", None)
-    expects, source = expected_normalization(mean, std, metadata), "as given" if mean else "as stored with its weights"
-    if expects is None and record is not None:
+    expects, source = images, "as the data, since its weights say nothing else"
+    if mean is not None and std is not None:
+        expects, source = Normalization(tuple(mean), tuple(std)), "as given"
+    elif {"mean", "std"} <= metadata.keys():
+        stored = (tuple(map(float, metadata[key].split(","))) for key in ("mean", "std"))
+        expects, source = Normalization(*stored), "as stored with its weights"
+    elif record is not None:
         expects, source = Normalization(record.mean, record.std), f"by the record of {record.source}"
-    elif expects is None:
-        expects, source = images, "as the data, since its weights say nothing else"
     if expects != images:
-        convert_inputs(network, images, expects)
+        device = next(network.parameters()).device
+        scales = [ours / own for ours, own in zip(images.std, expects.std, strict=True)]
+        shifts = [(ours - own) / std for ours, own, std in zip(images.mean, expects.mean, expects.std, strict=True)]
+        scale, shift = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (scales, shifts))
+        network.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift, *inputs[1:]), prepend=True)
     if (size := looked_at(network)) is not None:
         source += f"; looked at as {size}×{size} pixels"
+    if weights is not None:
+        sha256 = sha256_of(weights)
+    else:
+        digest = hashlib.sha256()
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        sha256 = digest.hexdigest()
+    parameters = sum(p.numel() for p in network.parameters())
     return {
         "weights": weights or "pretrained",
-        "sha256": state_sha256(network) if weights is None else sha256_of(weights),
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "sha256": sha256,
+        "parameters": parameters,
         "input": f"{expects}, {source}",
     }
 
 
-def convert_inputs(network: nn.Module, images: Normalization, expects: Normalization) -> None:
-    """From now on the network takes images `[B, C, H, W]` of the normalisation `images`, and converts them to what it expects."""
-    device = next(network.parameters()).device
-    scale, shift = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in images.onto(expects))
-
-    def convert(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs[0] * scale + shift, *inputs[1:]
-
-    network.register_forward_pre_hook(convert, prepend=True)
-
-
-def state_sha256(model: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers, for one without a weights file."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 @torch.no_grad()
-def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()) -> int:
+def fold_batch_norm(model: nn.Module, images: Tensor, layers: Sequence[str] = ()) -> int:
     """Fold each `BatchNorm2d` into the `Conv2d` before it, in place: the norm becomes `nn.Identity`.
 
-    For networks that only run forward, before hooks are attached. Modules keep their names, so layers can be named as before. If
-    the output or a feature moves by more than rounding, the network stays as it was: a convolution's own output is then used, too.
+    For networks in `eval()` mode that only run forward, before hooks are attached. Modules keep their names. If the output or a feature
+    moves by more than rounding, the network stays as it was: a convolution's own output is then used, too.
 
     Args:
-        model: in `eval()` mode, on the device of `images`.
         images: `[B, C, H, W]`; pairs are found, and outputs compared, by running the model on them.
         layers: named layers, whose features must stay.
 
     Returns:
         How many pairs were folded.
     """
-    layers = list(layers)
+
+    def features() -> dict[str, Tensor]:
+        hooks = LayerHooks(model, layers)
+        logits = model(images)
+        hooks.remove()
+        return hooks.read() | {LOGITS: logits}
+
     convolved: dict[int, tuple[str, Tensor]] = {}  # id of an output → convolution; the output keeps the id in use
     pairs: dict[str, str] = {}  # norm → convolution
     handles = []
     for name, module in model.named_modules():
+
+        def note(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
+            convolved[id(output)] = (name, output)
+
+        def match(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            if found := convolved.get(id(inputs[0])):
+                pairs[name] = found[0]
+
         # A convolution with other parameters computes its weight from them (`weight_norm`), so it is left as it is.
         if type(module) is nn.Conv2d and module._parameters.keys() == {"weight", "bias"}:
-
-            def note(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
-                convolved[id(output)] = (name, output)
-
             handles.append(module.register_forward_hook(note))
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
-
-            def match(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                if found := convolved.get(id(inputs[0])):
-                    pairs[name] = found[0]
-
             handles.append(module.register_forward_pre_hook(match))
-    before = _features(model, images, layers)
+    before = features()
     for handle in handles:
         handle.remove()
     originals = {name: model.get_submodule(name) for pair in pairs.items() for name in pair}
@@ -151,17 +135,9 @@ def fold_batch_norm(model: nn.Module, images: Tensor, layers: Iterable[str] = ()
         dtype = next(originals[conv].parameters()).dtype
         model.set_submodule(conv, fuse_conv_bn_eval(exact[0], exact[1]).to(dtype).requires_grad_(False))
         model.set_submodule(norm, nn.Identity())
-    after = _features(model, images, layers)
+    after = features()
     if all((after[k] - value).abs().max() <= FOLDING_TOLERANCE * value.abs().max() for k, value in before.items()):
         return len(pairs)
     for name, module in originals.items():
         model.set_submodule(name, module)
     return 0
-
-
-def _features(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-    """Logits and the features at the layers."""
-    hooks = LayerHooks(model, layers)
-    logits = model(images)
-    hooks.remove()
-    return hooks.read() | {LOGITS: logits}

@@ -1,7 +1,7 @@
 """The teacher of a run, from its settings to the source of its targets. As `nst.run`, this sees the configuration."""
 
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +22,17 @@ from nst.teacher.cache import (
     CachedTeacher,
     TeacherCache,
     cached_arrays,
-    compare_with_teacher,
     read_manifest,
     why_live,
     write_cache,
 )
 from nst.teacher.ensemble import Ensemble
 from nst.teacher.live import LiveTeacher, Teacher
-from nst.teacher.measure import Measurements, check_accuracy, digest
+from nst.teacher.measure import check_accuracy, digest, init_losses, measure_accuracy
 from nst.teacher.network import Normalization, fold_batch_norm, load_teacher
 
 if TYPE_CHECKING:
     from nst.build import Networks
-
-COMPARED_IMAGES = 8  # of which a cache is compared with its teacher at each start
 
 
 def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> Teacher:
@@ -48,16 +45,17 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     Raises:
         ValueError: wrong weights, a teacher below its minimum accuracy, a cache that does not fit, is damaged or too large.
     """
-    model, specs, shapes = networks.teacher, networks.distiller.target_specs, networks.teacher_shapes
+    model, teacher, specs, cache = networks.teacher, settings.teacher, networks.distiller.target_specs, None
     if model is None:
         return Teacher()
-    teacher, name, classifies = settings.teacher, settings.teacher.model["name"], shapes[LOGITS] == (data.num_classes,)
-    loaded = weights is not None or comes_trained(settings, model, shapes[LOGITS], data.num_classes)
+    name, output = teacher.model["name"], networks.teacher_shapes[LOGITS]
     about: dict[str, Any] = {"sha256": cached_teacher_sha256(settings.cache.path)}
-    if loaded:
+    live = None
+    if weights is not None or comes_trained(settings, model, output, data.num_classes):
         about = _load(settings, networks, weights, dist, data)
+        live = LiveTeacher(model, (), precision=teacher.precision, batch_statistics=teacher.batch_statistics)
 
-    # what the teacher's outputs depend on besides the images
+    # what its outputs depend on besides the images
     arguments = not_default(teacher.model, ("_target_", "name", "num_classes", "in_channels"))
     facts = {"name": name, "sha256": about["sha256"], "arguments": arguments, "precision": teacher.precision}
     if teacher.weights_key is not None:
@@ -70,65 +68,49 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     }
 
     # the cache: which targets are in it, and what is missing
-    store, subset, cached, arrays = None, None, [], []
+    cached, arrays, views, incomplete = [], [], None, False
     if settings.cache.views:
-        views, images = count_views(settings.cache.views, data), data.train
-        place = {**key, "dtype": settings.cache.dtype, "views": {"scheme": images.view_key, "number": views}}
-        place["data"] = key["data"] | {"sha256": images.fingerprint}
-        path = settings.cache.path or Path(settings.outputs) / data.name / "cache" / f"{name}-{digest(place)}"
-        store = TeacherCache(path, place, len(images), views, settings.cache.dtype)
-        cached, arrays, report = plan_cache(store, networks, settings.cache.large)
-        subset = data.train.view_subset(store.views)
+        cache, cached, arrays, report = plan_cache(settings, networks, data, key)
+        views, incomplete = data.train.view_subset(cache.views), dist.max(int(bool(cache.missing(arrays)))) == [1]
         if dist.main:
-            print(
-                f"{report}\n{_views_shown(store.views, data.train.num_views, settings.trainer.epochs)}".strip(),
-                flush=True,
-            )
+            print(report, flush=True)
     live_specs = [spec for spec in specs if spec not in cached]
-    incomplete = store is not None and dist.max(int(bool(store.missing(arrays)))) == [1]
-    if not loaded and (store is None or incomplete or live_specs or store.teacher is None):
-        where = settings.cache.path if store is None else store.folder
+    if live is None and (cache is None or incomplete or live_specs or cache.teacher is None):
+        place = settings.cache.path if cache is None else cache.folder
         raise ValueError(
-            f"the teacher cache {where} does not have all targets of this run, so the teacher itself is needed: name its teacher.weights"
+            f"the teacher cache {place} lacks targets of this run: name the teacher's file by teacher.weights"
         )
 
     # how good it is, and what losses need of it
-    folder = Path(settings.outputs) / data.name / "teachers"
-    measured = Measurements(
-        name, model if loaded else None, teacher.precision, key, folder, data, dist, settings.trainer
-    )
-    if loaded:
+    if live is not None:
+        classifies = output == (data.num_classes,)
         for member, known in about.get("members", {}).items():
-            network = replace(measured, name=f"{name}.{member}", network=model.get_submodule(member))
-            known |= network.accuracy(classifies)
-        about = {"name": name, **about, **measured.accuracy(classifies)}
-    else:
-        assert store is not None
-        about = store.teacher or {}
-    trained_here = weights is not None and teacher.weights is None
+            network = model.get_submodule(member)
+            known |= measure_accuracy(f"{name}.{member}", network, key, settings, data, dist, classifies)
+        about = {"name": name, **about, **measure_accuracy(name, model, key, settings, data, dist, classifies)}
+    elif cache is not None:
+        about = cache.teacher or {}
     if data.labeled:
-        check_accuracy(about, data, teacher.min_accuracy, trained_here)
-    (measured if store is None else replace(measured, folder=store.folder)).init_losses(specs)
+        check_accuracy(about, data, teacher.min_accuracy)
+    folder = Path(settings.outputs) / data.name / "teachers" if cache is None else cache.folder
+    init_losses(specs, model if live is not None else None, folder / name, key, settings, data, dist)
 
     # the sources of its targets
-    live, sources = None, []
-    if loaded:
-        live = LiveTeacher(model, cached, precision=teacher.precision, batch_statistics=teacher.batch_statistics)
-    if live is not None and store is not None and subset is not None and arrays:
-        first = torch.arange(min(COMPARED_IMAGES, len(data.train)), device=dist.device)
-        views = subset[: len(first), 0].long().to(dist.device)
-        compare_with_teacher(store, live, data.train.render(first, views, settings.trainer.channels_last), arrays)
-        if incomplete:
-            store.teacher = about
-            loader = measured.loader(data.train, settings.trainer.batch_size, train=True)
-            write_cache(store, live, loader, subset, arrays, dist)
-    if store is not None and subset is not None and arrays:
-        sources.append(CachedTeacher(store, arrays, subset, dist.device))
+    sources: list[LiveTeacher | CachedTeacher] = []
+    if cache is not None and views is not None and arrays:
+        if live is not None and incomplete:
+            cache.teacher = about
+            batches = {"channels_last": settings.trainer.channels_last, "workers": settings.trainer.workers}
+            loader = data.train.loader(settings.trainer.batch_size, train=True, device=dist.device, **batches)
+            writer = live.beside(cached)
+            write_cache(cache, writer, loader, views, arrays, dist)
+            writer.hooks.remove()
+        sources.append(CachedTeacher(cache, arrays, views, dist.device))
     if live is not None and live_specs:
-        live.set_target_specs(live_specs)
+        live = live.beside(live_specs)
         sources.append(live)
-    all_views = store is None or store.views == data.train.num_views
-    return Teacher(sources, about, live, None if all_views else subset, store)
+    all_views = cache is None or cache.views == data.train.num_views
+    return Teacher(sources, about, live, None if all_views else views, cache)
 
 
 def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes: int) -> bool:
@@ -145,26 +127,21 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
             are to be used, where the teacher has no such weights.
     """
     teacher, record = settings.teacher, getattr(model, "input_format", None)
-    given = [
-        key for key in ("weights", "weights_key", "mean", "std", "input_size") if getattr(teacher, key) is not None
-    ]
+    keys = ("weights", "weights_key", "mean", "std", "input_size")
+    given = [f"teacher.{key}={value}" for key in keys if (value := getattr(teacher, key)) is not None]
     if isinstance(model, Ensemble):
         if given:
-            key = f"teacher.model.members.NAME.{given[0]}"
-            raise ValueError(f"teacher.{given[0]}: the members of an ensemble have their own; use {key}")
+            raise ValueError(f"{given[0]}: an ensemble has none; use teacher.model.members.NAME for each member's own")
         return True
     if teacher.weights is not None or (record is not None and (output != (classes,) or record.classes == classes)):
         return True
     if output != (classes,):
         raise ValueError(
-            f"teacher.model gives {output} values an image, data.num_classes={classes}: a network without a classifier of these classes cannot "
-            "be trained here: name its teacher.weights, or use published ones (teacher.model.pretrained=true)"
+            f"teacher.model gives {output}, data.num_classes={classes}: without such a classifier it cannot be trained here: name its "
+            "teacher.weights, or use teacher.model.pretrained=true"
         )
     if given and cached_teacher_sha256(settings.cache.path) is None:
-        raise ValueError(
-            f"teacher.{given[0]}={getattr(teacher, given[0])} is for weights that are given, but this teacher is trained here, on images as "
-            "the data has them: name its teacher.weights, or leave this out"
-        )
+        raise ValueError(f"{given[0]} is for given weights, but this teacher is trained here: name its teacher.weights")
     return False
 
 
@@ -176,94 +153,84 @@ def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: 
     """
     model, teacher, images = networks.teacher, settings.teacher, Normalization(tuple(data.mean), tuple(data.std))
     assert model is not None
-    name, inputs = teacher.model["name"], {}
+    name = teacher.model["name"]
     model.to(dist.device).eval().requires_grad_(False)
     if isinstance(model, Ensemble):
         members = model.load(images)
-        inputs = {f"{name}.{member}": facts["input"] for member, facts in members.items()}
+        known = {f"{name}.{member}": facts for member, facts in members.items()}
         about = {"weights": f"those of {', '.join(members)}", "members": members}
         about["sha256"] = digest({member: facts["sha256"] for member, facts in members.items()}, 64)
         about["parameters"] = sum(facts["parameters"] for facts in members.values())
     else:
         about = load_teacher(model, images, weights, teacher.weights_key, teacher.mean, teacher.std)
-        inputs = {name: about["input"]}
-    for network, line in inputs.items() if dist.main else ():
-        print(f"teacher {network}: images normalised by {line}")
+        known = {name: about}
+    for network, facts in known.items() if dist.main else ():
+        print(f"teacher {network}: images normalised by {facts['input']}")
     if settings.trainer.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if not teacher.batch_statistics:
-        specs = networks.distiller.target_specs
-        once = [spec.loss.teacher_layer for spec in specs if spec.loss.teacher_layer is not None]
+        layers = [(spec.layer, spec.loss.teacher_layer) for spec in networks.distiller.target_specs]
         first = torch.arange(min(8, len(data.test)), device=dist.device)
         some = data.test.render(first, torch.full_like(first, data.test.unaugmented))
-        fold_batch_norm(model, some, [*(spec.layer for spec in specs), *once])
+        fold_batch_norm(model, some, [layer for both in layers for layer in both if layer is not None])
     return about
 
 
 def plan_cache(
-    cache: TeacherCache, networks: "Networks", large: bool
-) -> tuple[list[TargetSpec], list[CachedArray], str]:
-    """Which targets are cached, their arrays, and what there is to say about it: sizes, free space, what stays live and why.
+    settings: RunConfig, networks: "Networks", data: Dataset, key: Mapping[str, Any] | None = None
+) -> tuple[TeacherCache, list[TargetSpec], list[CachedArray], str]:
+    """The cache of a run, the targets that are in it, their arrays, and a report: sizes, free space, what stays live and why.
 
     Args:
-        large: cache targets that are as large as the feature, too.
+        key: what the teacher's outputs depend on besides the images; None: as if nothing was cached yet, without reading the images.
+
+    Raises:
+        ValueError: all of views that cannot be enumerated; as `TeacherCache`.
     """
     assert networks.teacher is not None
-    existing = next(folder for folder in (cache.folder, *cache.folder.absolute().parents) if folder.is_dir())
-    free = decimal(shutil.disk_usage(existing).free)
-    lines = [
-        f"teacher cache {cache.folder}: {cache.views} views of {cache.images:,} images, {cache.dtype}; {free} free"
-    ]
+    config, images, most = settings.cache, data.train, data.train.num_views
+    if config.views == "all" and most is None:
+        raise ValueError(
+            f"cache.views=all: the random-sized crops of data={data.name} cannot be enumerated; choose a number, such as 16"
+        )
+    views = most if config.views == "all" and most else min(int(config.views), most or int(config.views))
+    folder, place = Path(settings.outputs) / data.name / "cache", {}
+    if key is not None:
+        place = {**key, "dtype": config.dtype, "views": {"scheme": images.view_key, "number": views}}
+        place["data"] = key["data"] | {"sha256": images.fingerprint}
+        folder = Path(config.path or folder / f"{settings.teacher.model['name']}-{digest(place)}")
+    cache = TeacherCache(folder, place, len(images), views, config.dtype)
+
+    # its targets
     cached: list[TargetSpec] = []
     arrays: dict[str, list[CachedArray]] = {}
     live: list[str] = []
     for spec in networks.distiller.target_specs:
         shape = networks.teacher_shapes[spec.layer]
-        if (reason := why_live(spec, shape, large)) is None:
+        if (reason := why_live(spec, shape, config.large)) is None:
             cached.append(spec)
             for array in cached_arrays(spec, resolve(networks.teacher, spec.layer), shape):
                 arrays.setdefault(array.name, []).append(array)
         else:
-            size = decimal(sum(map(cache.size, spec.loss.target_shapes(spec.student_shape, shape).values())))
-            live.append(f"  loss.{spec.key.split(':')[0]} uses a live teacher: {reason} ({size})")
+            live.append(f"  loss.{spec.key.split(':')[0]} uses a live teacher: {reason}")
+
+    # the report
+    existing = next(part for part in (folder, *folder.absolute().parents) if part.is_dir())
+    free, total = decimal(shutil.disk_usage(existing).free), 0
+    lines = [f"teacher cache {folder}: {views} views of {len(images):,} images, {config.dtype}; {free} free"]
     for name, (array, *_) in arrays.items():
-        done = cache.rows_written(name) / cache.rows
+        size, done = cache.rows * cache.record(array.shape).itemsize, cache.written.get(name, 0) / cache.rows
+        total += size
         state = "complete" if done == 1 else f"{100 * done:.0f} % there" if done else "to be computed"
-        lines.append(f"  {name}: {decimal(cache.size(array.shape))}, {state}")
-    if len(arrays) > 1:
-        lines.append(f"  together {decimal(sum(cache.size(array.shape) for array, *_ in arrays.values()))}")
-    return cached, [array for same in arrays.values() for array in same], "\n".join(lines + live)
-
-
-def cache_report(settings: RunConfig, networks: "Networks", data: Dataset) -> str:
-    """What a cache of a run's targets would hold, as `plan_cache` says it, before anything is loaded or written."""
-    folder, views = Path(settings.outputs) / data.name / "cache", count_views(settings.cache.views, data)
-    empty = TeacherCache(folder, {}, len(data.train), views, settings.cache.dtype)
-    return plan_cache(empty, networks, settings.cache.large)[2]
-
-
-def count_views(requested: int | str, data: Dataset) -> int:
-    """How many of an image's views to cache. Raises ValueError for all of views that cannot be enumerated."""
-    most = data.train.num_views
-    if requested != "all":
-        return min(int(requested), most or int(requested))
-    if most is None:
-        raise ValueError(
-            f"cache.views=all: the views of data={data.name} are random-sized crops, which cannot be enumerated; choose a number of "
-            "them, such as cache.views=16, or use cache.views=0"
-        )
-    return most
-
-
-def _views_shown(views: int, num_views: int | None, epochs: int) -> str:
-    """What fewer views than live training has mean for the run; nothing where all are cached."""
-    if views == num_views:
-        return ""
-    others = "new random ones" if num_views is None else f"random ones of all {num_views}"
-    text = f"epochs show each image's {views} cached views in turn, not {others}"
-    if views < epochs:
-        text += f"; that can cost accuracy; cache.views={min(epochs, num_views or epochs)} would repeat none"
-    return text
+        lines.append(f"  {name}: {decimal(size)}, {state}")
+    lines += [f"  together {decimal(total)}", *live]
+    if views != most:
+        others = "new random ones" if most is None else f"random ones of all {most}"
+        lines.append(f"epochs show each image's {views} cached views in turn, not {others}")
+        if views < (epochs := settings.trainer.epochs):
+            enough = min(epochs, most or epochs)
+            lines[-1] += f"; that can cost accuracy; cache.views={enough} would repeat none"
+    return cache, cached, [array for same in arrays.values() for array in same], "\n".join(lines)
 
 
 def cached_teacher_sha256(path: str | None) -> str | None:
