@@ -43,7 +43,7 @@ def test_a_run_is_that_of_the_command(tiny: list[str], tmp_path: Path, monkeypat
 def test_errors_are_exceptions(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words, told in {
-        ("modle=resnet8",): "Did you mean model",
+        ("modle=resnet8",): "did you mean model",
         ("data=folder",): "`data.num_classes` is required",
     }.items():
         with pytest.raises(ValueError, match=told):

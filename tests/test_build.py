@@ -12,7 +12,7 @@ from tests.kinds import Drawing
 from torch import nn
 
 from nst import build
-from nst.cli.errors import explain
+from nst.cli.compose import explain
 from nst.config import CONFIGS, RunConfig
 from nst.models import resnet8, wrn16_2
 from nst.optim import make_optimizer

@@ -13,8 +13,7 @@ from hydra.errors import MissingConfigException
 from tests.cli.conftest import Nst
 from tests.conftest import ROOT
 
-from nst.cli.compose import as_override, composed
-from nst.cli.errors import EXTRAS, explain
+from nst.cli.compose import EXTRAS, as_override, composed, explain
 from nst.cli.main import COMMANDS
 from nst.config import EvaluateConfig, ExportConfig
 
@@ -59,17 +58,17 @@ def test_help_of_training(nst: Nst) -> None:
 MISTAKES = (
         (("trian",), "did you mean nst train?"),
         (("model=resnet8",), "did you mean nst train model=resnet8?"),
-        (("train", "modle=resnet8"), "Did you mean model"),
+        (("train", "modle=resnet8"), "modle: no such key; did you mean model or teacher.model?"),
         (("train", "trainer.epoch=3"), "trainer.epochs"),
         (("train", "epoch=3"), "trainer.epochs"),
         (("train", "seed=x"), "'x' of type 'str' could not be converted to Integer"),
         (("train", "model=resnet21"), "resnet20"),
         (("train", "loss=kd,at"), "To sweep over it, add --multirun"),
         (("train", "model=[resnet8,resnet14]"), "one choice is needed, model=NAME"),
-        (("train", "recipe=cifra10"), "recipe=cifra10: no such recipe; did you mean cifar10"),
-        (("train", "recipe@teacher.train=foo"), "foo: no such recipe; there are cifar10"),
-        (("train", "--epochs", "3"), "--epochs: no such option; settings are written key=value; did you mean trainer.epochs=…?"),
-        (("train", "--lr=0.1"), "did you mean optim.lr=…?"),
+        (("train", "recipe=cifra10"), "recipe=cifra10: no such choice; did you mean cifar10"),
+        (("train", "recipe@teacher.train=foo"), "recipe=foo: no such choice; there are cifar10"),
+        (("train", "--epochs", "3"), "--epochs: no such option; settings are written key=value; did you mean trainer.epochs"),
+        (("train", "--lr=0.1"), "did you mean optim.lr"),
         (("train", "nst_poly"), "'nst_poly': settings are written key=value"),
         (("train", "loss=[kd", "seed=1"), "a bracket is not closed"),
         (("train", "data=folder"), "`data.num_classes` is required: pass data.num_classes=…"),
@@ -80,11 +79,11 @@ MISTAKES = (
         (("train", "teacher.recipe.recipe.epochs=4"), "teacher.train.epochs"),
         (("train", "optim@teacher.recipe.optim=adamw"), "teacher.train"),
         (("evaluate",), "`run` or `weights` is required"),
-        (("evaluate", "prec=bf16"), "Did you mean precision?"),
+        (("evaluate", "prec=bf16"), "did you mean precision?"),
         (("export",), "`run` is required: pass run=…"),
-        (("export", "zzz=1"), "There are run, weights, to, formats"),
+        (("export", "zzz=1"), "there are run, weights, to, formats"),
         (("predict",), "`model` is required: pass model=…"),
-        (("predict", "modle=x", "images=y"), "Did you mean model?"),
+        (("predict", "modle=x", "images=y"), "did you mean model?"),
         (("predict", "model=x", "images=y", "top=many"), "top: Value 'many' of type 'str' could not be converted to Integer"),
         (("predict", "model=x", "images=y", "format=xml"), "format=xml: one of csv, json is needed"),
         (("reproduce", "table=quick/digit"), "did you mean quick/digits"),
@@ -176,8 +175,8 @@ def test_a_folder_of_ones_own_beside_its_outputs(nst: Nst, tmp_path: Path) -> No
     assert said.status == 0, said.err
     assert "  huberish:" in said.out
     assert "outputs:" not in nst("train", "--help").out
-    assert "Did you mean mine?" in nst("train", "loss=mime").error
-    assert "Did you mean loss.huberish.delta" in nst("train", "loss=mine", "loss.huberish.detla=1").error
+    assert "did you mean mine?" in nst("train", "loss=mime").error
+    assert "did you mean loss.huberish.delta" in nst("train", "loss=mine", "loss.huberish.detla=1").error
     assert "mine" in nst("train", "--config-dir", ".", "--help").out
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,7 +15,6 @@ from tests.conftest import ROOT, Compose
 
 import nst.storage.folder
 from nst.cli.main import command
-from nst.cli.sweep import read_sweep
 from nst.cli.train import run
 from nst.files import write_whole
 from nst.loop import Training
@@ -41,7 +39,8 @@ def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> S
         except SystemExit as stop:
             status = int(stop.code or 0)
         files = set(tmp_path.glob("sweeps/*")) - before
-        return status, [job for file in files for job in read_sweep(file)]
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return status, sorted(lines, key=lambda job: job["job"])
 
     return start
 
@@ -49,27 +48,21 @@ def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> S
 ALONE = ("teacher=none", "loss=ce")
 
 
-def test_a_failed_job_costs_no_other_and_the_table_names_it(
+def test_a_failed_job_costs_no_other_and_is_told_at_the_end(
     sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     status, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1", "trainer.epochs=1")
     assert status == 1
     assert [job["state"] for job in jobs] == ["failed", "failed", "finished", "finished"]
-    assert all(Path(job["folder"], "student.safetensors").is_file() for job in jobs[2:])
+    assert len([*tmp_path.rglob("student.safetensors")]) == 2
     printed = capfd.readouterr().out
-    assert re.search(r"│ 3 +│ trainer.batch_size=16 seed=1 +│ finished +│ +\d+\.\d\d %", printed)
     assert "jobs 0, 1 failed: trainer.batch_size=0: a number at least 1 is needed" in printed
-    assert f"all runs so far: nst runs outputs={tmp_path}" in " ".join(printed.split())
+    assert printed.endswith(f"2 of 4 jobs finished: nst runs outputs={tmp_path}\n")
     assert "next:" not in printed
 
 
-def test_a_dry_run_has_no_accuracy_and_leaves_nothing(
-    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
     assert sweep(*ALONE, "dry_run=true", "seed=0,1") == (0, [])
-    printed = capfd.readouterr().out
-    assert len(re.findall(r"│ seed=[01] +│ dry run +│ +│", printed)) == 2
-    assert "nst runs" not in printed
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -115,8 +108,9 @@ def test_launchers_run_jobs_side_by_side(launcher: str, package: str, extra: str
     assert status == 0
     assert [job["state"] for job in jobs] == ["finished", "finished"]
     [teacher] = tmp_path.glob("digits/none-resnet8/ce/*/summary.json")
-    sha256 = {json.loads(Path(job["folder"], "summary.json").read_text())["teacher"]["sha256"] for job in jobs}
-    assert len(sha256) == 1
+    students = [*tmp_path.glob("digits/resnet8-resnet8/kd/*/summary.json")]
+    assert len({json.loads(file.read_text())["teacher"]["sha256"] for file in students}) == 1
+    assert len(students) == 2
     assert teacher.is_file()
 
 
@@ -133,7 +127,7 @@ def test_slurm_where_there_is_none_is_told_in_words(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert sweep("hydra/launcher=slurm", *ALONE, "seed=0,1") == (2, [])
     told = capfd.readouterr().err
-    assert "Slurm's srun is not on this machine; hydra/launcher=slurm_local tries the sweep without it" in told
+    assert "Slurm's srun is not on this machine; hydra/launcher=slurm_local does without" in told
     assert "Traceback" not in told
 
 
@@ -176,4 +170,4 @@ def test_a_search_over_weights_layers_and_temperature_repeats_itself(sweep: Swee
     found = [sweep(*arguments, "loss.kd.temperature=choice(2,4)") for _ in range(2)]
     assert [status for status, _ in found] == [0, 0]
     assert found[0][1] == found[1][1]
-    assert len({job["folder"] for job in found[0][1]}) == 3
+    assert len({*map(str, (job["overrides"] for job in found[0][1]))}) == 3

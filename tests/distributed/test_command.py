@@ -42,4 +42,4 @@ def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose
     assert {"images_per_second_rank0", "images_per_second_rank1"} <= set(lines[1][0]["timing"])
     said = "2 ranks: global batch size 4, 2 a rank; learning rate 0.01, 0.005 a rank"
     assert text.count(said) == 3  # rank 0 alone prints
-    assert "jobs of the sweep" in text
+    assert "2 of 2 jobs finished" in text

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tests.faults import injections
 
 import nst.run  # noqa: F401
-from nst.cli.errors import readable_errors
+from nst.cli.compose import readable_errors
 from nst.cli.train import run
 
 
@@ -38,7 +38,8 @@ def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str],
     try:
         if fault:
             getattr(injections, fault[0])(*fault[1:])
-        with readable_errors(status=1):
+        with readable_errors() as end:
+            end.status = 1
             run(cfg)
         status = 0
     except SystemExit as end:

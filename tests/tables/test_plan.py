@@ -69,7 +69,7 @@ groups:
 @pytest.mark.parametrize(
     ("override", "first", "message"),
     [
-        ("optim.lrr=1", "loss=ce", "rows: kd: .*Did you mean optim.lr"),
+        ("optim.lrr=1", "loss=ce", "rows: kd: .*did you mean optim.lr"),
         ("seed=3", "loss=ce", "rows: kd: seed=3: a table runs seeds 0 to N-1"),
         ("seed=0", "loss=kd", "rows: student has the teacher resnet20; the first row is the baseline"),
         ("model=resnet14", "loss=ce", r"rows: kd has another student \(resnet14\) than student \(resnet8\)"),

@@ -1,11 +1,13 @@
-"""Hydra for the commands: where it looks for configurations, what a shell user may type, and the call of a command."""
+"""Hydra for the commands: where it looks for configurations, what a shell user may type, and its errors in one line."""
 
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -19,16 +21,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import env_override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from nst.cli.errors import explain, known_keys, nearest_keys, readable_errors
-from nst.config import CONFIGS, START
+from nst.config import CONFIGS, START, renamed
+from nst.signals import Interrupted
 
 LISTS = ("loss", "tracker", "metric")  # the groups of which several may be chosen
+# Errors that a user can cause and fix; anything else is a bug and shows its traceback.
+USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
+# Hydra's plugin → NST's extra that installs it.
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "optuna": "optuna"}
+NO_SLURM = 'Could not detect "srun"'  # a RuntimeError of submitit
 
 
 def user_folders() -> list[Path]:
@@ -55,11 +63,11 @@ class UserFolder(FileConfigSource):
         """A file, which may have comments or a byte-order mark above its `# @package`. Raises ValueError if it is not UTF-8."""
         file = Path(self.path) / self._normalize_file_name(config_path)
         try:
-            text = file.read_text("utf-8-sig")
+            packages = re.findall(r"^# *@package .*$", file.read_text("utf-8-sig"), re.M)
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: is not UTF-8: {error}") from error
         result = super().load_config(config_path)
-        result.header = self._get_header_dict("\n".join(re.findall(r"^# *@package .*$", text, re.M)[:1]))
+        result.header = self._get_header_dict("\n".join(packages[:1]))
         return result
 
 
@@ -131,9 +139,8 @@ def hydra_arguments(arguments: Sequence[str], config_name: str) -> list[str]:
     """A command's arguments for Hydra, whose parser wants options first. Raises ValueError for an unknown option."""
     known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
-        nearest = nearest_keys(unknown[0].lstrip("-").partition("=")[0], known_keys(config_name, ()))
-        example = f"; did you mean {nearest[0]}=…?" if nearest else ""
-        raise ValueError(f"{unknown[0]}: no such option; settings are written key=value{example}")
+        hint = nearest(unknown[0].lstrip("-").partition("=")[0], known_keys(config_name, ()))
+        raise ValueError(f"{unknown[0]}: no such option; settings are written key=value; {hint}")
     options = [argument for argument in arguments if argument not in known.overrides]
     return [*options, *(known.overrides if known.shell_completion else map(as_override, known.overrides))]
 
@@ -146,9 +153,7 @@ def as_override(argument: str) -> str:
     """
     key, equals, value = argument.partition("=")
     if not key.strip("+~ ") or not (equals or key.startswith("~")):
-        raise ValueError(
-            f"{argument!r}: settings are written key=value, for example model=resnet20 or trainer.epochs=30"
-        )
+        raise ValueError(f"{argument!r}: settings are written key=value, for example model=resnet20")
     if argument == "teacher=null":
         return "teacher=none"
     if value.startswith("~"):
@@ -160,7 +165,7 @@ def as_override(argument: str) -> str:
     except HydraException as error:
         if value[:1] in ("[", "{") and any(value.count(a) != value.count(b) for a, b in ("[]", "{}")):
             raise ValueError(
-                f"{argument}: a bracket is not closed; lists are written key=[one,other], in quotes where they hold spaces"
+                f"{argument}: a bracket is not closed; write key=[one,other], with spaces in quotes"
             ) from error
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     if (value == "null" or isinstance(parsed.value(), list)) and (CONFIGS / key).is_dir() and key not in LISTS:
@@ -169,18 +174,105 @@ def as_override(argument: str) -> str:
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Check what Hydra does not: that no value is missing, and that there are the recipes that were asked for.
+    """Check what Hydra does not: that values can be resolved, and that there are the recipes that were asked for.
 
     Raises:
         OmegaConfBaseException: a required value is missing, or an interpolation cannot be resolved.
-        ValueError: no such recipe, which Hydra ignores, since a data set may have none.
+        MissingConfigException: no such recipe, which Hydra ignores, since a data set may have none.
     """
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key.partition("@")[0] == "recipe":
-            known = GlobalHydra.instance().config_loader().get_group_options("recipe")
-            if value not in known:
-                nearest = difflib.get_close_matches(value, known, n=2)
-                hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-                raise ValueError(f"{override}: no such recipe; {hint}there are {', '.join(known)}")
+        known = GlobalHydra.instance().config_loader().get_group_options("recipe")
+        if key.partition("@")[0] == "recipe" and value not in known:
+            raise MissingConfigException(f"Could not find 'recipe/{value}'")
+
+
+@contextmanager
+def readable_errors(config_name: str = "config", arguments: Sequence[str] = ()) -> Iterator[SimpleNamespace]:
+    """End the process with a message and an exit status on a user's error, and quietly after a stop on request.
+
+    The block gets an object whose `status` is that of an error: 2 while arguments are read; the block sets 1 when its work begins.
+    With several ranks only the first to fail prints its error. `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks.
+
+    Args:
+        config_name, arguments: what is composed, for suggestions.
+    """
+    end = SimpleNamespace(status=2)
+    try:
+        yield end
+    except (Interrupted, KeyboardInterrupt) as stop:
+        saved = isinstance(stop, Interrupted)
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                stop if saved else "stopped at once; the same command continues from the last checkpoint",
+                file=sys.stderr,
+            )
+        sys.exit(stop.status if saved else 130)
+    except Exception as error:
+        if "RANK" in os.environ:
+            from nst.dist import should_report_error
+
+            if not should_report_error():
+                sys.exit(end.status)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (isinstance(error, USER_ERRORS) or NO_SLURM in str(error)):
+            raise
+        text = explain(error, config_name, arguments)
+        print(f"error: {text}\n(HYDRA_FULL_ERROR=1 shows the traceback)", file=sys.stderr)
+        sys.exit(end.status)
+
+
+def explain(error: BaseException, config_name: str = "config", arguments: Sequence[str] = ()) -> str:
+    """The message of `error`; one of Hydra's without its internals and with what could have been meant."""
+    if NO_SLURM in str(error):
+        return "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local does without"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return str(error)
+    key = getattr(error, "full_key", None)
+    internals = r"\n\s*(?:full_key|reference_type|object_type|Config search path|To append to your config)"
+    parts = [re.split(internals, str(part))[0] for part in (error, error.__cause__) if part is not None]
+    text = "\n".join(dict.fromkeys(parts))
+    if match := re.search(r"(?i)missing mandatory value: (\S+)", text):
+        key = match[1] if "interpolation" in text else key or match[1]
+        return f"`{key}` is required: pass {key}=…"
+    if match := re.search(r"Could not (?:find|load) '([\w/]+)/([^']+)'", text):
+        group, choice = match.groups()
+        if choice in EXTRAS:
+            return f"{group}={choice} comes with an extra: pip install 'nst[{EXTRAS[choice]}]'"
+        folders = [folder / group for folder in (CONFIGS, *user_folders())]
+        names = sorted(
+            {str(f.relative_to(folder).with_suffix("")) for folder in folders for f in folder.rglob("*.yaml")}
+        )
+        return f"{group}={choice}: no such choice; {nearest(choice, names)}"
+    if match := re.search(r"Could not override '[+~]*([^']+)'|Key '([^']+)' not in", text):
+        name = match[1] or match[2]
+        return renamed(name) or f"{name}: no such key; {nearest(name, known_keys(config_name, arguments))}"
+    return text if not key or key in text.split("\n")[0] else f"{key}: {text}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint at what a misspelt name could be: similar ones (for one without dots, keys that end so), else all there are."""
+    keys = sorted(known, key=lambda key: (key.startswith(("recipe", "teacher.")), key.count(".")))  # a run's own first
+    ends = {key: key if "." in name else key.rpartition(".")[2] for key in keys}
+    close = difflib.get_close_matches(name, dict.fromkeys(ends.values()), n=3)
+    found = [key for end in close for key in keys if ends[key] == end and not name.startswith(f"{key}.")]
+    if found:
+        return f"did you mean {' or '.join(found[:3])}?"
+    return f"there are {', '.join(key for key in keys if '.' not in key)}"
+
+
+def known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Dotted names of all keys of a configuration, with the choices of groups in `arguments` where they compose."""
+    chosen = [arg for arg in arguments if "=" in arg and (CONFIGS / arg.partition("=")[0].lstrip("+")).is_dir()]
+
+    def keys(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{key}"
+            yield from keys(value, f"{prefix}{key}.")
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for overrides in (chosen, []):
+            with suppress(HydraException, OmegaConfBaseException, ValueError):
+                return [*keys(OmegaConf.to_container(hydra.compose(config_name, overrides)), "")]
+    return []

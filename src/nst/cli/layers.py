@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nst.cli.compose import hydra_main
-from nst.cli.errors import readable_errors
+from nst.cli.compose import hydra_main, readable_errors
 
 if TYPE_CHECKING:
     from torch import nn

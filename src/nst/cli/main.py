@@ -14,8 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nst.cli.compose import hydra_main, use_working_directory
-from nst.cli.errors import readable_errors
+from nst.cli.compose import hydra_main, readable_errors, use_working_directory
 from nst.config import PredictConfig, check_ranges
 
 COMMANDS = {

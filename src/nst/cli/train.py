@@ -1,25 +1,23 @@
 """`nst train`: a run, its plan for `dry_run=true`, its result and a next command."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from nst.cli.compose import hydra_main
 from nst.config import RunConfig
 from nst.storage.folder import STUDENT, measure_of, measured
-
-if TYPE_CHECKING:
-    from nst.build import Networks
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -70,7 +68,7 @@ def dry_run(settings: RunConfig) -> None:
         ValueError: what makes the run impossible, weights that do not fit included.
     """
     from nst import build
-    from nst.layers import LOGITS
+    from nst.layers import LOGITS, shown
     from nst.models.weights import load_weights
     from nst.storage.folder import SUMMARY, run_folder
     from nst.teacher.prepare import comes_trained, plan_cache
@@ -87,16 +85,16 @@ def dry_run(settings: RunConfig) -> None:
     build.metrics(settings)
     if settings.teacher.model is not None and settings.teacher.weights is None:
         build.optimization(build.teacher_run(settings), "teacher.train.")
-    student, teacher, trainer = networks.distiller.student, networks.teacher, settings.trainer
-    lines = [f"student: {settings.model['name']}, {build.count_parameters(student):,} parameters"]
-    lines.append(f"losses: {build.count_parameters(networks.distiller.losses):,} parameters")
+    teacher, trainer = networks.teacher, settings.trainer
+    plan = [f"student: {settings.model['name']}, {build.count_parameters(networks.distiller.student):,} parameters"]
+    plan.append(f"losses: {build.count_parameters(networks.distiller.losses):,} parameters")
     if teacher is not None and settings.teacher.model is not None:
+        plan.insert(0, f"teacher: {settings.teacher.model['name']}, {build.count_parameters(teacher):,} parameters")
         if settings.teacher.weights is not None:
             load_weights(teacher, settings.teacher.weights, settings.teacher.weights_key)
         for member in getattr(teacher, "members", {}).values():  # of an ensemble
             if member.weights is not None:
                 load_weights(member.network, member.weights)
-        lines.insert(0, f"teacher: {settings.teacher.model['name']}, {build.count_parameters(teacher):,} parameters")
 
     # length and images, of which nothing is downloaded
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -107,47 +105,33 @@ def dry_run(settings: RunConfig) -> None:
         data = build.dataset(settings)
         steps = -(-len(data.train) // trainer.batch_size)
         total = trainer.steps or trainer.epochs * steps
-        length = f"{total / steps:g} epochs of {steps:,} steps, {total:,} in all"
-        images = data.describe()
+        length, images = f"{total / steps:g} epochs of {steps:,} steps, {total:,} in all", data.describe()
         if teacher is not None and settings.cache.views:
             images += "\n" + plan_cache(settings, networks, data)[-1]
     except (ValueError, OSError) as error:
         places = [settings.data[key] for key in ("root", "path") if settings.data.get(key) is not None]
         if "download" not in settings.data and all(Path(place).exists() for place in places):
             raise  # else the images are not on this machine
-        images, data = f"not read: {error}", None
-    if data is not None:
+        images = f"not read: {error}"
+    else:
         check_data(settings, networks.distiller, data)
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
-    lines.append(
-        f"training: {length}; batch {trainer.batch_size}, {optimizer} at {settings.optim.get('lr')}, {schedule}"
-    )
-    lines.append(f"images: {images}")
+    rate = settings.optim.get("lr")
+    plan.append(f"training: {length}; batch {trainer.batch_size}, {optimizer} at {rate}, {schedule}")
+    plan.append(f"images: {images}")
 
     # what comes before the student
-    if teacher is not None and settings.teacher.weights is None:
-        if published:
-            lines.append("teacher: published weights; trained first only if they are of another number of classes")
-        elif not comes_trained(settings, teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]):
-            first = build.teacher_run(settings)
-            folder = run_folder(asdict(first))
-            known = "was trained before" if (folder / SUMMARY).is_file() else "is trained first and kept"
-            lines.append(
-                f"teacher: no teacher.weights; {first.model['name']}, {first.trainer.epochs} epochs, {known}: {folder}"
-            )
-    console = Console()
-    console.print(terms_table(networks))
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def terms_table(networks: "Networks") -> Table:
-    """Each term at each pair of layers: its weight, the layers with their shapes, the teacher's target."""
-    from nst.layers import shown
-
-    table = Table(title="loss terms")
-    for column in ("term", "weight", "teacher", "student", "target of the teacher"):
-        table.add_column(column, overflow="fold")
+    if published and settings.teacher.weights is None:
+        plan.append("teacher: published weights; trained first only if they are of another number of classes")
+    elif teacher is not None and not comes_trained(
+        settings, teacher, networks.teacher_shapes[LOGITS], settings.data["num_classes"]
+    ):
+        first = build.teacher_run(settings)
+        folder = run_folder(asdict(first))
+        known = "was trained before" if (folder / SUMMARY).is_file() else "is trained first and kept"
+        plan.append(f"teacher: {first.model['name']}, {first.trainer.epochs} epochs, {known}: {folder}")
+    columns = ("term", "weight", "teacher", "student", "target of the teacher")
+    table = Table(*(Column(name, overflow="fold") for name in columns), title="loss terms")
     for term, pair in ((t, pair) for t in networks.distiller.terms for pair in t.pairs):
         row = [term.name, f"{term.weight * pair.weight:g}", "labels", "logits"]
         if term.loss.source == "teacher":
@@ -156,7 +140,8 @@ def terms_table(networks: "Networks") -> Table:
             target = term.loss.target_shapes(*shapes)
             row.append(", ".join(f"{name}: {prod(shape):,} values" for name, shape in target.items()))
         table.add_row(*row)
-    return table
+    Console().print(table)
+    print(*plan, sep="\n")
 
 
 def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
@@ -179,48 +164,26 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
     chosen = f"(chosen on the {summary['evaluated_on']} images)"
     table.add_row("best epoch", f"{best['epoch']}: {measured(measure, best[measure])} {chosen}")
     table.add_row("time", f"{summary['seconds']:.1f} s of training, {summary['steps']:,} steps")
-    console = Console()
-    console.print(table)
-    lines = [f"written to: {summary['folder']}"]
+    Console().print(table)
+    print(f"written to: {summary['folder']}")
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        lines.append(f"next: {next_command(settings, summary['folder'], student.get('left_out', ()))}")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print(f"next: {next_command(settings, summary['folder'], student.get('left_out', ()))}")
 
 
 def next_command(settings: RunConfig, folder: str, left_out: Sequence[str] = ()) -> str:
-    """A sensible next command after the run in `folder`, for a shell: the user's arguments with a change.
-
-    After a baseline: the same student with a teacher. After the default loss: other losses and seeds. With settings of one loss or
-    cache, which would not fit other losses: other seeds only. After features without labels: the classifier is trained. Else an export.
-    """
-    typed, chosen = list[str](), ""
+    """A sensible next command, for a shell: with a teacher after a baseline, the classifier after features alone, else an export."""
+    typed: list[str] = []
     if HydraConfig.initialized():
-        chosen = HydraConfig.get().runtime.choices.get("teacher")
         folders = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
         typed = [*(f"--config-dir={path}" for path in folders), *HydraConfig.get().overrides.task]
-
-    def without(*groups: str) -> list[str]:
-        return [w for w in typed if w.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in groups]
-
-    if left_out:  # the classifier
-        started = ("model.weights=", "model.weights_key=", "model.drop=")
-        kept = [
-            word for word in without("loss", "teacher", "cache", "layers") if not word.lstrip("+").startswith(started)
-        ]
-        if not settings.data.get("labeled", True):
-            shape = ("data.size=", "data.channels=", "data.mean=", "data.std=")
-            kept = [word for word in kept if not word.startswith("data") or word.startswith(shape)]
-            kept += ["data=folder", "data.root=LABELLED", "data.num_classes=NUMBER"]
-        start = [f"++model.weights={folder}/{STUDENT}", f"++model.drop=[{','.join(left_out)}]"]
-        return shlex.join(["nst", "train", *kept, *start, "loss=ce", "teacher=none"])
-    if settings.teacher.model is None:
-        kept = without("loss", "cache", *(["teacher"] if "teacher=none" in typed else []))
-        if chosen == "none" and "teacher=none" not in typed:  # by an experiment
-            kept.append("teacher=resnet20")
-        return shlex.join(["nst", "train", *kept, "loss=kd"])
-    if set(settings.loss) == {"ce", "nst_poly"}:
-        one = any(word.lstrip("+~").startswith(("loss.", "experiment", "cache.path")) for word in typed)
-        kept = without("seed") if one else [*without("seed", "loss"), "loss=ce,kd,at,nst_poly,kd_nst_poly"]
-        return shlex.join(["nst", "train", "-m", *kept, "seed=0,1,2"])
-    return shlex.join(["nst", "export", f"run={folder}"])
+    if settings.teacher.model is None and not left_out:
+        words = [word for word in typed if word != "teacher=none" and not re.match(r"\+*(loss|cache)\b", word)]
+        return shlex.join(["nst", "train", *words, "loss=kd"])
+    if not left_out:
+        return shlex.join(["nst", "export", f"run={folder}"])
+    gone = r"\+*((loss|teacher|cache|layers)\b|model\.(weights|weights_key|drop)=)"
+    start = [f"++model.weights={folder}/{STUDENT}", f"++model.drop=[{','.join(left_out)}]", "loss=ce", "teacher=none"]
+    if not settings.data.get("labeled", True):
+        gone += r"|data(?!\.(size|channels|mean|std)=)"
+        start = ["data=folder", "data.root=LABELLED", "data.num_classes=NUMBER", *start]
+    return shlex.join(["nst", "train", *(word for word in typed if not re.match(gone, word)), *start])

@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
 from nst.build import teacher_run
-from nst.cli.compose import composed
-from nst.cli.errors import explain
+from nst.cli.compose import composed, explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.storage.folder import SUMMARY, run_folder
 from nst.tables.command import OF_THE_TABLE, Request
