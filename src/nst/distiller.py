@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nst.layers import LOGITS, LayerHooks, Pair
 from nst.losses import Shape, TransferLoss
-from nst.models.logit_map import LOGIT_MAPS
+from nst.models.layout import LOGIT_MAPS
 
 Targets = dict[str, dict[str, Tensor]]  # spec key → the teacher's target
 

@@ -8,7 +8,7 @@ A model's own `feature_layout` (see `nst.models.layout`) says how its layers' ou
 timm and torchvision have one. Without it, a feature is what the layer yields.
 
 `"logit_map"` and `"cam"` are layers of every network that ends in global average pooling and a linear classifier; see
-`nst.models.logit_map`.
+`nst.models.layout`.
 """
 
 import difflib
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nst.models.logit_map import LOGIT_MAPS, add_logit_map, check_logit_map
+from nst.models.layout import LOGIT_MAPS, add_logit_map, check_logit_map
 
 LOGITS = "logits"  # the layer that is the model's own output
 STAGES = ("stages", "stages_pre_relu", "stages_out")  # all stages that both networks have

@@ -78,7 +78,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     for name in (*FILES.values(), MODEL, CARD):
         (folder / name).unlink(missing_ok=True)
     if "safetensors" in names:
-        save_weights(folder / FILES["safetensors"], student, read_weights(run.weights).metadata)
+        save_weights(folder / FILES["safetensors"], student, read_weights(run.weights)[1])
         about["sha256"] = sha256_of(folder / FILES["safetensors"])
     if names != ["safetensors"]:
         _write_graphs(folder, student, run, data, about, settings)

@@ -1,16 +1,22 @@
-"""Converts the output of a layer of timm's or torchvision's networks to a map `[B, C, H, W]`.
+"""How a layer's output becomes a map `[B, C, H, W]`: of timm's and torchvision's networks, and the map of logits of any network.
 
 Tokens `[B, N, C]` lose their class, distillation and register tokens and are laid out on the network's own grid; maps
 `[B, H, W, C]` are permuted. The information comes from the network: `num_prefix_tokens`, `patch_embed`, `feature_info`,
 `output_fmt`, and the kinds of its modules. Only views are made, so that hooks cost nothing and can be compiled.
+
+For a network that ends in global average pooling and a linear classifier, W F(x) + b at each position x is a map
+`[B, classes, H, W]` whose mean is the logits: the layer "logit_map"; "cam", the class activation maps (Zhou et al., 2016), is the
+same without b. A dropout between pooling and classifier is left out, so in training the mean is the logits only without one.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape [B, C, H, W] → a map
 
@@ -38,6 +44,14 @@ _PREFIX = {"coat.CoaT": 1, "vision_transformer.VisionTransformer": 1}  # where `
 _BY_HEAD = ("q_norm", "k_norm", "attn_drop")  # in an attention: [B, heads, N, C / heads] or [B, heads, N, N]
 _BY_WINDOW = ("nest.TransformerLayer", "hiera.HieraBlock")  # their tokens are not in the order of the image
 
+LOGIT_MAPS = {"logit_map": True, "cam": False}
+"""Names of the layers that are maps of logits, and whether they include the bias."""
+_TOLERANCE = 1e-3  # of the largest value: what the mean of the map may differ by, since sums run in another order
+_NONE = "the network does not end in global average pooling and a linear classifier, so it has no map of logits; take another layer"
+_POOLS = ("SelectAdaptivePool2d", "FastAdaptiveAvgPool")  # timm's, besides nn.AdaptiveAvgPool2d
+# The module whose output is pooled, in families where the pooling is none; it is followed by a ReLU in DenseNet.
+_BEFORE_POOLING = {"densenet.DenseNet": "features", "mlp_mixer.MlpMixer": "norm", "twins.Twins": "norm"}
+
 
 def qualified(module: nn.Module) -> str:
     """`file.Class` of a module: "swin_transformer.SwinTransformer"."""
@@ -56,49 +70,55 @@ def feature_layout(model: nn.Module, path: str) -> Convert:
         values of other ranks as they are. It raises ValueError for what is no map: windows of the images apart, tokens
         that are not on the network's grid.
     """
-    name, side = path.removesuffix(":input"), "input" if path.endswith(":input") else "output"
-    module = model.get_submodule(name)
-    if qualified(module) == "hiera.HieraBlock" and side == "output" and name.startswith("blocks."):
-        return _hiera_block(model, int(name.rpartition(".")[2]))
+    name, is_input = path.removesuffix(":input"), path.endswith(":input")
+    module: Any = model.get_submodule(name)
+    parts = name.split(".") if name else []
+    line = [
+        model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)
+    ]  # from the module to the network
     item = _ITEM.get(qualified(model))
-    last = _channels_last(model, name) and not (side == "input" and hasattr(module, "patch_size"))
-    by_window = any(qualified(around) in _BY_WINDOW for around in _enclosing(model, name))
-    by_head = name.rpartition(".")[2] in _BY_HEAD
+    last = _channels_last(line) and not (is_input and hasattr(module, "patch_size"))
+    by_window = any(qualified(around) in _BY_WINDOW for around in line)
+    by_head = bool(parts) and parts[-1] in _BY_HEAD
+    hiera: Any = model if qualified(module) == "hiera.HieraBlock" and not is_input and parts[:1] == ["blocks"] else None
 
     def convert(value: Any, images: tuple[int, ...]) -> Any:
+        if hiera is not None:
+            return hiera.reroll(value, int(parts[1])).permute(0, 3, 1, 2)
         if item is not None and isinstance(value, list | tuple):
             value = value[item]
         if not isinstance(value, Tensor) or value.ndim not in (3, 4):
             return value
         if value.shape[0] != images[0] or by_window:
-            raise _no_map(model, path, value, "it has parts of the images (windows), not whole maps")
-        if by_head:
-            raise _no_map(model, path, value, "it has separate attention heads")
-        if value.ndim == 4:
+            why = "it has parts of the images (windows), not whole maps"
+        elif by_head:
+            why = "it has separate attention heads"
+        elif value.ndim == 4:
             return value.permute(0, 3, 1, 2) if last else value
-        return _unfolded(model, path, value, images)
+        else:
+            prefix = getattr(model, "num_prefix_tokens", None)
+            prefix = _PREFIX.get(qualified(model), 0) if prefix is None else int(prefix)
+            grids = list(dict.fromkeys(_grids(model, images[2], images[3])))
+            for height, width in grids:
+                for extra in (prefix, 0):  # some families add the class token in their last blocks
+                    if value.shape[1] == height * width + extra:
+                        return value[:, extra:].transpose(1, 2).unflatten(2, (height, width))
+            expected = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
+            why = f"it has {value.shape[1]} tokens an image, not {expected} plus {prefix}"
+        named = ", ".join(getattr(model, "named_layers", {}))
+        raise ValueError(
+            f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
+            f"choose {'one of ' + named if named else 'another layer'}"
+        )
 
     return convert
 
 
-def _unfolded(model: nn.Module, path: str, tokens: Tensor, images: tuple[int, ...]) -> Tensor:
-    """`[B, prefix + H · W, C]` → `[B, C, H, W]`."""
-    prefix = getattr(model, "num_prefix_tokens", None)
-    prefix = _PREFIX.get(qualified(model), 0) if prefix is None else int(prefix)
-    grids = list(dict.fromkeys(_grids(model, images[2], images[3])))
-    for height, width in grids:
-        for extra in (prefix, 0):  # some families add the class token in their last blocks
-            if tokens.shape[1] == height * width + extra:
-                return tokens[:, extra:].transpose(1, 2).unflatten(2, (height, width))
-    expected = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
-    raise _no_map(model, path, tokens, f"it has {tokens.shape[1]} tokens an image, not {expected} plus {prefix}")
-
-
 def _grids(model: nn.Module, height: int, width: int) -> Iterator[tuple[int, int]]:
     """The grids of tokens that a network can have for images of this size."""
-    embed = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
-        high, wide = embed.dynamic_feat_size((height, width))  # pyright: ignore[reportOptionalMemberAccess]
+        high, wide = embed.dynamic_feat_size((height, width))
         yield int(high), int(wide)
     steps = [entry["reduction"] for entry in feature_info(model)]
     if isinstance(size := getattr(model, "patch_size", None), int):  # torchvision's VisionTransformer
@@ -113,30 +133,19 @@ def feature_info(model: nn.Module) -> list[Mapping[str, Any]]:
     return list(info if isinstance(info, list) else info.get_dicts())
 
 
-def _hiera_block(model: nn.Module, index: int) -> Convert:
-    def convert(value: Any, images: tuple[int, ...]) -> Any:
-        return model.reroll(value, index).permute(0, 3, 1, 2)  # pyright: ignore[reportCallIssue]
-
-    return convert
-
-
-def _enclosing(model: nn.Module, name: str) -> list[nn.Module]:
-    """A module and the modules that contain it, the network last."""
-    parts = name.split(".") if name else []
-    return [model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)]
-
-
-def _channels_last(model: nn.Module, name: str) -> bool:
+def _channels_last(line: list[nn.Module]) -> bool:
     """Whether a 4-D output of a module is `[B, H, W, C]`, by the module or the nearest enclosing one that determines it."""
-    line = _enclosing(model, name)
     for module, parent in zip(line, [*line[1:], None], strict=True):
-        if (last := _known_layout(module)) is not None:
-            return last
+        known = [module]
         if isinstance(parent, nn.Sequential):  # an activation keeps the layout of the module before it
-            before = list(parent)[: list(parent).index(module)]
-            if (last := next((t for m in reversed(before) if (t := _known_layout(m)) is not None), None)) is not None:
-                return last
+            known += reversed(list(parent)[: list(parent).index(module)])
+        if (last := _first_known(known)) is not None:
+            return last
     return False
+
+
+def _first_known(modules: Iterable[nn.Module]) -> bool | None:
+    return next((last for module in modules if (last := _known_layout(module)) is not None), None)
 
 
 def _known_layout(module: nn.Module) -> bool | None:
@@ -155,13 +164,124 @@ def _known_layout(module: nn.Module) -> bool | None:
     if hasattr(module, "fc1") and hasattr(module, "fc2"):  # a perceptron: linear layers or 1x1 convolutions
         return _known_layout(module.fc2)  # pyright: ignore[reportArgumentType]
     if isinstance(module, nn.Sequential) and len(module):
-        return next((t for m in reversed(list(module)) if (t := _known_layout(m)) is not None), None)
+        return _first_known(reversed(list(module)))
     return None
 
 
-def _no_map(model: nn.Module, path: str, value: Tensor, why: str) -> ValueError:
-    named = getattr(model, "named_layers", {})
-    return ValueError(
-        f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
-        f"choose {'one of ' + ', '.join(named) if named else 'another layer'}"
-    )
+class LogitMap(nn.Module):
+    """The classifier at each position of a map; it has no parameters of its own."""
+
+    output_fmt = "NCHW"
+
+    def __init__(self, classifier: nn.Module, bias: bool, relu: bool = False) -> None:
+        super().__init__()
+        self.classifier = (classifier,)  # in a tuple: a submodule would own the weights twice
+        self.bias, self.relu = bias, relu
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """What comes before the pooling → `[B, classes, H, W]`. Raises ValueError as `positions`."""
+        classifier: Any = self.classifier[0]  # its parameters are plain tensors where a trial calls the network
+        weight = classifier.weight.flatten(1)  # [classes, C], of a linear layer or a 1×1 convolution
+        return F.conv2d(self.positions(feature), weight[:, :, None, None], classifier.bias if self.bias else None)
+
+    def positions(self, feature: Tensor) -> Tensor:
+        """`[B, C, H, W]`, `[B, H, W, C]` or tokens `[B, N, C]` of a square → `[B, C, H, W]`, whose mean the classifier gets.
+
+        Raises:
+            ValueError: the classifier takes another number of channels.
+        """
+        classifier: Any = self.classifier[0]
+        channels = classifier.weight.shape[1]
+        shape = list(feature.shape) if isinstance(feature, Tensor) else []
+        if len(shape) == 3 and (side := round(shape[1] ** 0.5)) ** 2 == shape[1]:
+            feature = feature.unflatten(1, (side, side))
+        if shape and feature.ndim == 4 and feature.shape[1] != channels:
+            feature = feature.movedim(-1, 1)
+        if not shape or feature.ndim != 4 or feature.shape[1] != channels:
+            raise ValueError(f"its classifier takes {channels} channels, before the pooling come {shape}: {_NONE}")
+        return feature.relu() if self.relu else feature
+
+
+class _Feed:
+    """Hook before the pooling, or after the last layer: computes the map while something listens to it."""
+
+    def __init__(self, logit_map: LogitMap) -> None:
+        self.logit_map = logit_map
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], *output: Tensor) -> None:
+        if self.logit_map._forward_hooks:
+            self.logit_map(output[0] if output else inputs[0])
+
+
+def add_logit_map(model: nn.Module, layer: str) -> str:
+    """The module path of the layer "logit_map" or "cam"; the module is added below the classifier the first time.
+
+    Raises:
+        ValueError: the network has no linear classifier, or nothing is known of what comes before its pooling.
+    """
+    modules, kind = dict(model.named_modules()), qualified(model)
+    known = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
+    known = known if isinstance(known, nn.Linear | nn.Conv2d) else None
+    linear = [n for n, m in modules.items() if (isinstance(m, nn.Linear) if known is None else m is known)]
+    if not linear:
+        raise ValueError(
+            f"{type(model).__name__} has no linear classifier, so it has no map of logits; take another layer"
+        )
+    classifier, path = modules[linear[-1]], f"{linear[-1]}.{layer}"
+    if path in modules:
+        return path
+    pools = [
+        module
+        for module in modules.values()
+        if type(module).__name__ in _POOLS
+        or (isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)))
+    ]
+    last: str = getattr(model, "named_layers", {}).get("last", "")
+    body = modules.get(_BEFORE_POOLING.get(kind) or last.removesuffix(":input") or "nothing")
+    logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and kind == "densenet.DenseNet")
+    if pools:
+        pools[-1].register_forward_pre_hook(_Feed(logit_map))
+    elif body is not None:
+        body.register_forward_hook(_Feed(logit_map))
+    else:
+        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
+    classifier.add_module(layer, logit_map)
+    return path
+
+
+@torch.no_grad()
+def check_logit_map(model: nn.Module, layer: str, image_shape: tuple[int, int, int]) -> None:
+    """Check on one image of noise that the classifier gets the mean of the map and gives the logits.
+
+    Raises:
+        ValueError: it does not: the network ends in something else.
+    """
+    logit_map: Any = model.get_submodule(add_logit_map(model, layer))
+    found: dict[str, Tensor] = {}
+
+    def note_map(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        found["map"] = logit_map.positions(inputs[0]).mean(dim=(2, 3))
+
+    def note_classifier(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found["input"], found["output"] = inputs[0], output
+
+    parameter, training = next(model.parameters()), model.training
+    noise = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
+    handles = [
+        logit_map.register_forward_hook(note_map),
+        logit_map.classifier[0].register_forward_hook(note_classifier),
+    ]
+    try:
+        logits = model.eval()(noise.to(parameter))
+        pairs = [(found["map"], found["input"]), (logits, found["output"])] if len(found) == 3 else []
+        if not pairs or not all(
+            a.numel() == b.numel() and (a.flatten() - b.flatten()).abs().max() <= _TOLERANCE * b.abs().max()
+            for a, b in pairs
+        ):
+            raise ValueError(_NONE)
+    except ValueError as error:
+        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {error}") from error
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
