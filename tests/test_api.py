@@ -113,36 +113,30 @@ def test_objects_learn_by_the_same_loop_and_continue_exactly(tmp_path: Path, mon
 
 def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
     student, teacher = networks()
-    images = Blobs(8)
-    for loss, taught_by, told in (
-        ({"kdd": 1.0}, teacher, "loss kdd: there is none of this name; .*, kd, "),
-        ({"kd": 1.0}, None, "kd learns from a teacher"),
-        ({"kd": -1.0}, teacher, "loss kd: weight -1.0; a finite number"),
-        ({"kd": (1, 3)}, teacher, r"loss kd: \(1, 3\); \(weight, object"),
-        ("kd", teacher, "loss='kd': a weight by name"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            nst.distil(student, taught_by, loss, images, images, epochs=1, folder=tmp_path / "x")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="a float32 tensor"):
-        nst.distil(student, teacher, {"kd": 1.0}, [("a", 1)], images, epochs=1)  # pyright: ignore[reportArgumentType]
-    assert not (tmp_path / "x").exists()
-    image = images[0][0]
-    for item, told in (
-        ((image, 4), "label of image 5 is 4; a class number from 0 to 3"),
-        ((image, 1.0), "label of image 5 is 1.0"),
-        ((image[:, :7], 1), r"image 5 is \(1, 7, 8\) torch.float32; \(1, 8, 8\) float32 is needed"),
-    ):
-        odd: Any = [(image, torch.tensor([1]))] * 5 + [item]
-        with pytest.raises(ValueError, match=told):
-            nst.distil(student, teacher, {"kd": 1.0}, odd, images, epochs=1)
-    for settings, told in (
+    images, image = Blobs(8), torch.rand(1, 8, 8)
+    good: list[Any] = [(image, torch.tensor([1]))] * 5
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"loss": {"kdd": 1.0}}, "loss kdd: there is none of this name; .*, kd, "),
+        ({"teacher": None}, "kd learns from a teacher"),
+        ({"loss": {"kd": -1.0}}, "loss kd: weight -1.0; a finite number"),
+        ({"train": [("a", 1)]}, "a float32 tensor"),
+        ({"train": [*good, (image, 4)]}, "image 5: its label is 4; a class from 0 to 3"),
+        ({"train": [*good, (image[:, :7], 1)]}, r"image 5 is \(1, 7, 8\) torch.float32; \(1, 8, 8\) float32 is needed"),
+        ({"test": []}, "data set is empty"),
         ({"epochs": 0}, "epochs=0"),
-        ({"trainer": nst.TrainerConfig(patience=0)}, r"trainer\.patience=0"),
-    ):
+        ({"trainer": nst.TrainerConfig(mixup=1.0)}, "mixup"),
+    ]
+    fitting = {
+        "student": student,
+        "teacher": teacher,
+        "loss": {"kd": 1.0},
+        "train": images,
+        "test": images,
+        "epochs": 1,
+    }
+    for case, told in cases:
         with pytest.raises(ValueError, match=told):
-            nst.distil(student, teacher, {"kd": 1.0}, images, images, **{"epochs": 1, **settings})
-    with pytest.raises(ValueError, match="test: the data set is empty"):
-        nst.distil(student, teacher, {"kd": 1.0}, images, Blobs(0), epochs=1)
+            nst.distil(**{**fitting, **case})
 
 
 def test_in_a_notebook(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_images(
 ) -> None:
     run(compose(*tiny, "loss=ce", "teacher=none"))
     monkeypatch.setattr(MemorySplit, "fingerprint", "0" * 64)
-    with pytest.raises(ValueError, match="is finished, with a data set of SHA-256"):
+    with pytest.raises(ValueError, match="is finished, but data=digits has changed"):
         run(compose(*tiny, "loss=ce", "teacher=none"))
 
 

@@ -491,14 +491,6 @@ def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor 
     )
 
 
-def init_memory(run: RunConfig, distiller: Distiller, num_images: int) -> None:
-    """Let losses allocate their buffers with one row per training image."""
-    with seeded(run.seed):
-        for loss in distiller.losses.values():
-            assert isinstance(loss, TransferLoss)
-            loss.init_memory(num_images)
-
-
 def count_parameters(model: nn.Module) -> int:
     """Values of all parameters, trainable or not."""
     return sum(p.numel() for p in model.parameters())

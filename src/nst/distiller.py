@@ -99,6 +99,12 @@ class Distiller(nn.Module):
                 self.target_specs.append(TargetSpec(key, pair.teacher, loss, shape))
         return instance
 
+    def init_memory(self, num_images: int) -> None:
+        """Let losses allocate their buffers with one row per training image."""
+        for loss in self.losses.values():
+            assert isinstance(loss, TransferLoss)
+            loss.init_memory(num_images)
+
     def forward(
         self, images: Tensor, labels: Tensor, targets: Targets, context: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -67,7 +67,7 @@ def test_composes_builds_and_takes_two_steps(group):
     networks, images = build.networks(run), images_of(run)
     assert networks.teacher is not None
     settle(networks.teacher, run.data["channels"])
-    build.init_memory(run, networks.distiller, len(images))
+    networks.distiller.init_memory(len(images))
     for loss in networks.distiller.losses.values():
         if loss.teacher_layer is not None:
             loss.init_teacher(torch.eye(run.data["num_classes"]))

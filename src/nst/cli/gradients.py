@@ -48,6 +48,7 @@ def show(settings: RunConfig) -> None:
     """
     from nst import build
     from nst.dist import join
+    from nst.distiller import seeded
     from nst.evaluate import compare_gradients
     from nst.files import write_whole
     from nst.models.weights import load_weights
@@ -64,7 +65,8 @@ def show(settings: RunConfig) -> None:
         if dist.world > 1:
             raise ValueError("nst gradients: one process is needed; start it without torchrun")
         teacher = prepare_teacher(settings, networks, dist, data)
-        build.init_memory(settings, networks.distiller, len(data.train))
+        with seeded(settings.seed):
+            networks.distiller.init_memory(len(data.train))
         distiller = networks.distiller.to(dist.device)
         epoch = build.loader(settings, dist, data, "train", teacher.views).epoch(0)
         batches = list(teacher.targets(islice(epoch, BATCHES)))
