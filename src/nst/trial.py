@@ -76,7 +76,9 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
     """
     trainer, images = settings.trainer, len(data.train)
     if trainer.patience is not None and data.val is None:
-        raise ValueError("trainer.patience: must not be chosen on the test images; hold some out: data.validation=0.1")
+        raise ValueError(
+            f"trainer.patience={trainer.patience}: must not be chosen on the test images; add data.validation=0.1"
+        )
     batch = f"trainer.batch_size={trainer.batch_size}: a batch of an epoch of {images} images"
     counts = [part // world for part in (min(trainer.batch_size, images), images % trainer.batch_size) if part]
     if min(counts) < 1:
