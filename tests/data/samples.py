@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
 
 def load(root: Path | str, **changes: Any) -> Dataset:
     """Images of three classes, as `data=folder` reads them."""
-    place = {} if "path" in changes else {"root": str(root)}
+    place: dict[str, Any] = {} if "path" in changes else {"root": str(root)}
     return Images(**(SETTINGS | place | changes))
 
 

@@ -11,7 +11,8 @@ from tests.data.samples import noise
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from nst.data.augment import UNAUGMENTED, Augmentation, SwappedCrop
+from nst.data.augment import Augmentation, SwappedCrop
+from nst.data.batch import UNLISTED_VIEWS
 
 PAPERS_CODE = {"interpolation": "bicubic", "antialias": False, "aspect_sampling": "uniform_swapped"}
 PLAIN: dict[str, Any] = {"jitter": 0.0, "pca_noise": 0.0}
@@ -39,12 +40,12 @@ def test_a_picture_is_a_function_of_index_and_view(kind: dict[str, Any]) -> None
     assert not any(torch.equal(first[0], other) for other in (*first[1:], augment(image, 6, 0)))
     assert len({augmentation(**other).key for other in KINDS}) == len(KINDS)
     for height, width in ((10, 1000), (1000, 10), (1, 1)):
-        for view in (0, 1, UNAUGMENTED):
+        for view in (0, 1, UNLISTED_VIEWS):
             picture = augment(np.zeros((height, width, 3), np.uint8), 0, view)
             assert (picture.shape, picture.dtype) == ((3, 16, 16), torch.uint8)
     if kind != PAPERS_CODE:
         expected = transforms.center_crop(transforms.resize(torch.from_numpy(image).permute(2, 0, 1), [20]), [16, 16])
-        assert torch.equal(augment(image, 3, UNAUGMENTED), expected)
+        assert torch.equal(augment(image, 3, UNLISTED_VIEWS), expected)
 
 
 def test_each_part_can_be_turned_off_and_half_are_mirrored() -> None:
@@ -105,7 +106,7 @@ def test_resizing_is_opencvs_without_antialiasing_and_pils_with_it() -> None:
     opencv = np.einsum("ih,jw,hwc->cij", opencv_bicubic(30, 20), opencv_bicubic(40, 26), image).clip(0, 255)
     pil = np.asarray(Image.fromarray(image).resize((26, 20), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     for antialias, resized, tolerance in ((False, opencv, 0.51), (True, pil, 1)):  # rounding
-        found = augmentation(interpolation="bicubic", antialias=antialias)(image, 3, UNAUGMENTED).numpy()
+        found = augmentation(interpolation="bicubic", antialias=antialias)(image, 3, UNLISTED_VIEWS).numpy()
         assert np.abs(found - resized[:, 2:18, 5:21].astype(float)).max() <= tolerance
 
 

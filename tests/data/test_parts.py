@@ -105,14 +105,14 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load(changes.pop("root", tmp_path), **changes)
 
-    refused(r"data\.root=.*nowhere: no such folder. Expected a folder of train/<class>", root=tmp_path / "nowhere")
+    refused(r"data\.root=.*nowhere: no such folder", root=tmp_path / "nowhere")
     refused(r"data\.num_classes=4, but images has 3 classes, class0, class1, class2", num_classes=4)
-    refused(r"data\.validation: 0\.1; .* has a validation part, val", validation=0.1)
+    refused(r"data\.validation: 0\.1; it must be 0", validation=0.1)
     (tmp_path / "train").rename(tmp_path / "learn")
     refused(r"its parts are test, val; one must be called train")
     (tmp_path / "learn").rename(tmp_path / "train")
     (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
-    refused(r"val: its classes are not those of the training part: it lacks class0.*has other")
+    refused(r"val: its classes differ from the training part's in class0, other")
     (tmp_path / "val" / "other").rename(tmp_path / "val" / "class0")
     for path in (tmp_path / "val" / "class0").iterdir():
         path.unlink()
@@ -193,7 +193,7 @@ def test_what_is_wrong_with_a_table_is_named(shards: Path) -> None:
         with pytest.raises(ValueError, match=message):
             list(load_table(shards, **changes).train.loader(4, train=True).epoch(0))
 
-    refused(r"data\.label_column: 'kind'; .* has the columns image, label; name one", label_column="kind")
+    refused(r"data\.label_column: 'kind'; it must be a column of .*: image, label", label_column="kind")
     refused(r"data\.num_classes=2, but images has 3 classes", num_classes=2)
     refused("part train, row 15: the image cannot be decoded", [*encoded[:5], encoded[5][:99], *encoded[6:]])
     refused("part train, row 15: there is no image", [*encoded[:5], None, *encoded[6:]])
@@ -201,6 +201,4 @@ def test_what_is_wrong_with_a_table_is_named(shards: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     refused(r"data\.path=.*hub: Hugging Face datasets cannot read it")
     path.unlink()
-    refused(r"train-00001-of-00002\.parquet is missing; there should be 2 shards")
-    shutil.copy(shards / "data" / "train-00000-of-00002.parquet", shards / "data" / "train-00000-of-00001.parquet")
-    refused(r"train-\*\.parquet are several sets of shards")
+    refused(r"of the shards .*/train-\*-of-00002\.parquet there are 1")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.conftest import Compose
 
 from nst.cli.train import run
-from nst.data.memory import Renderer
+from nst.data.memory import MemorySplit
 from nst.models.resnet import CifarResNet
 
 TERMS = "loss=[kd,at,nst_poly]"
@@ -82,7 +82,7 @@ def test_a_second_run_whose_images_torch_renders(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU; on the CPU it is numpy."""
-    monkeypatch.setattr(Renderer, "_by_numpy", Renderer._by_torch)
+    monkeypatch.setattr(MemorySplit, "by_numpy", False)
     trained(compose, *tiny, "loss=kd", "cache.views=2")
     trained(compose, *tiny, "loss=kd", "cache.views=2", "seed=1")
 

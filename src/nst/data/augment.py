@@ -3,21 +3,19 @@
 The result for an image is a function of (index, view) only: the transforms draw under a seed made of the two.
 """
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from math import inf, sqrt
+from math import sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nst.data.batch import UNLISTED_VIEWS, check
 from nst.vision import InterpolationMode, v2
 from nst.vision import transforms as functional
-
-UNAUGMENTED = UNLISTED_VIEWS
-"""The view used in evaluation; random views are numbered below it."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 AspectSampling = Literal["log_uniform", "uniform_swapped"]
@@ -70,25 +68,21 @@ class Augmentation:
     erased: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        size = f"a whole number from data.size={self.size}"
-        check("resize", self.resize, size, lambda v: type(v) is int and v >= self.size)
-        ends = "a range in 0 … 1, [from, to]"
-        check("area", self.area, ends, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1)
-        ends = "width over height, [from, to]"
-        check("aspect", self.aspect, ends, lambda v: len(v) == 2 and 0 < v[0] <= v[1] < inf)
-        check("jitter", self.jitter, "from 0 (none) to 1", lambda v: 0 <= v <= 1)
-        check("pca_noise", self.pca_noise, "a standard deviation from 0 (none)", lambda v: 0 <= v < inf)
-        check("erase", self.erase, "a probability, 0 (never) to 1", lambda v: 0 <= v <= 1)
-        choices = {
-            "flip": (True, False), "antialias": (True, False), "interpolation": get_args(Interpolation),
-            "aspect_sampling": get_args(AspectSampling), "augment": (*get_args(AutoAugment), None),
-        }  # fmt: skip
-        for key, values in choices.items():
-            right = " or ".join("null" if value is None else str(value).lower() for value in values)
-            value = getattr(self, key)
-            check(key, value, right, lambda v, values=values: v in values and type(v) in map(type, values))
+        check(self, "resize", int, self.size)
+        for key in ("area", "aspect"):
+            check(self, key, float, 1e-6, 1 if key == "area" else 1e6, 2)
+            if getattr(self, key)[0] > getattr(self, key)[1]:
+                raise ValueError(f"data.{key}: {getattr(self, key)}; it must be [from, to]")
+        check(self, "jitter", float, 0, 1)
+        check(self, "pca_noise", float, 0)
+        check(self, "erase", float, 0, 1)
+        check(self, "flip", (True, False))
+        check(self, "antialias", (True, False))
+        check(self, "interpolation", get_args(Interpolation))
+        check(self, "aspect_sampling", get_args(AspectSampling))
+        check(self, "augment", (*get_args(AutoAugment), None))
         if self.pca_noise and len(self.erased) != 3:
-            raise ValueError(f"data.pca_noise: {self.pca_noise}; it is noise of RGB images, data.channels is not 3")
+            raise ValueError(f"data.pca_noise: {self.pca_noise}; it must be 0 for images that are not RGB")
 
     @property
     def key(self) -> str:
@@ -97,7 +91,7 @@ class Augmentation:
 
     def __call__(self, pixels: np.ndarray, index: int, view: int) -> Tensor:
         """[H, W, C] uint8 → [C, size, size] uint8. torch's global generator is as before afterwards."""
-        if view == UNAUGMENTED:
+        if view == UNLISTED_VIEWS:
             return centre_crop(pixels, self.size, self.resize, self.interpolation, self.antialias)
         (seed,) = np.random.SeedSequence([index, view]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
@@ -107,7 +101,9 @@ class Augmentation:
             image = _to_bytes(self._crop.transform(image, crop))  # a call of it takes half as long again
             if self.flip and torch.rand(()) < 0.5:
                 image = image.flip(-1)
-            return self._colours(image)
+            for step in self._colours:
+                image = step(image)
+            return image
 
     @cached_property
     def _crop(self) -> v2.RandomResizedCrop:
@@ -115,7 +111,7 @@ class Augmentation:
         return kind(self.size, self.area, self.aspect, InterpolationMode(self.interpolation), self.antialias)
 
     @cached_property
-    def _colours(self) -> nn.Sequential:
+    def _colours(self) -> list[Callable[[Tensor], Tensor]]:
         steps = []
         if self.augment is not None:
             kind = v2.TrivialAugmentWide if self.augment == "trivial" else v2.RandAugment
@@ -123,10 +119,15 @@ class Augmentation:
         if self.jitter:
             steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
         if self.pca_noise:
-            steps.append(PCANoise(self.pca_noise))
+            steps.append(self._with_pca_noise)
         if self.erase:
             steps.append(v2.RandomErasing(self.erase, value=list(self.erased)))  # pyright: ignore[reportArgumentType]
-        return nn.Sequential(*steps)
+        return steps
+
+    def _with_pca_noise(self, image: Tensor) -> Tensor:
+        """[3, H, W] uint8 and one colour: normal noise of `pca_noise` times the eigenvalue along each principal axis of RGB."""
+        noise = _EIGENVECTORS @ (torch.randn(3) * self.pca_noise * _EIGENVALUES)
+        return _to_bytes(image.float().add_(noise[:, None, None]))
 
 
 class SwappedCrop(v2.RandomResizedCrop):
@@ -150,19 +151,6 @@ class SwappedCrop(v2.RandomResizedCrop):
                 return {"top": top, "left": left, "height": h, "width": w}
         side = min(height, width)
         return {"top": (height - side) // 2, "left": (width - side) // 2, "height": side, "width": side}
-
-
-class PCANoise(nn.Module):
-    """A colour is added to the whole image: normal noise of `deviation` times the eigenvalue along each principal axis of RGB."""
-
-    def __init__(self, deviation: float) -> None:
-        super().__init__()
-        self.deviation = deviation
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[3, H, W] uint8 → uint8."""
-        noise = _EIGENVECTORS @ (torch.randn(3) * self.deviation * _EIGENVALUES)
-        return _to_bytes(image.float().add_(noise[:, None, None]))
 
 
 def centre_crop(

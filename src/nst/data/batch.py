@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 UNLISTED_VIEWS = 2**63 - 1
-"""The number of view numbers if the views of an image cannot be enumerated (random-sized crops)."""
+"""Where views cannot be enumerated (random-sized crops): random ones are numbered below it, the unaugmented one is it."""
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -35,34 +38,26 @@ Stream = Callable[[Tensor, Tensor, Sequence[slice]], Iterator[Tensor]]
 
 
 class Split(ABC):
-    """The images of one part of a data set (training, validation or test).
+    """The images of one part of a data set: training, validation or test."""
 
-    Attributes:
-        labels: [n] int64, on the CPU; −1: not labelled.
-        mean, std: of the C channels, on the scale 0 … 1.
-        num_views: of an image; None: they cannot be enumerated.
-        unaugmented: number of the view used in evaluation.
-        view_key: identity of the numbering of views, for a manifest: equal keys number the same views.
-        fingerprint: SHA-256 of the images and labels, hex.
-    """
-
-    labels: Tensor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_views: int | None
-    unaugmented: int
-    view_key: str
-
-    @cached_property
-    @abstractmethod
-    def fingerprint(self) -> str: ...
+    labels: Tensor  # [n] int64, on the CPU; −1: not labelled
+    mean: Sequence[float]  # of the C channels, on the scale 0 … 1
+    std: Sequence[float]
+    num_views: int | None  # of an image; None: they cannot be enumerated
+    unaugmented: int  # the view used in evaluation
+    view_key: str  # for a manifest: equal keys number the same views
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of the images and labels, hex."""
+
     @abstractmethod
     def view_subset(self, k: int) -> Tensor:
-        """[n, k]: the k views of each image in a cache with k views per image. The same for every seed."""
+        """[n, k]: the k views of each image in a cache with k views per image, those for k among those for k + 1. The same for every seed."""
 
     @abstractmethod
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
@@ -70,12 +65,7 @@ class Split(ABC):
 
     @abstractmethod
     def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
-        """What renders the batches of a loader: (order, views, parts) → images of each part, on the device.
-
-        Args:
-            workers: processes that decode images, where there are any to decode.
-            keep: whether they stay from one epoch to the next.
-        """
+        """What renders the batches of a loader, on the device; `workers` processes, if it decodes, which stay between epochs or not."""
 
     def loader(self, batch_size: int, *, train: bool, **settings: Any) -> "Loader":
         """One rank's loader of this split; the settings are those of `Loader`."""
@@ -94,9 +84,6 @@ class Loader:
         train: shuffle and draw views by (seed, epoch); else every image in order, unaugmented.
         views: [n, K] from `view_subset(K)`: show each image in these only; K epochs show each of them once.
         workers: processes that decode images, where there are any to decode.
-
-    Raises:
-        ValueError: a batch size, rank or seed that cannot be, or views for another number of images.
     """
 
     split: Split
@@ -112,14 +99,6 @@ class Loader:
 
     def __post_init__(self) -> None:
         self.num_images = len(self.split)  # in the whole split
-        if self.batch_size < 1:
-            raise ValueError(f"batch size: {self.batch_size}; it must be at least 1")
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank {self.rank} of {self.world}: a rank is from 0 to {self.world - 1}")
-        if self.seed < 0:
-            raise ValueError(f"seed: {self.seed}; it must not be negative")
-        if self.views is not None and len(self.views) != self.num_images:
-            raise ValueError(f"views for {len(self.views)} images were given, the split has {self.num_images}")
         self.steps = -(-self.num_images // self.batch_size)  # of an epoch, the same on every rank
         self.labels = self.split.labels.to(self.device)
         self.stream = self.split.stream(torch.device(self.device), self.channels_last, self.workers, keep=self.train)
@@ -169,16 +148,10 @@ class MixingLoader(Loader):
     number, the last one stays unmixed. Each image has its own λ from Beta(α, α): mixup gives λ · image + (1 − λ) · partner,
     cutmix the image with a box of the partner that covers 1 − λ of it, clipped at the border. Labels become [B, classes]
     probabilities with these weights. With both, each image gets one of them with probability ½.
-
-    torchvision's transforms mix the batch of one process by one draw from torch's global generator, so the images of a run would
-    depend on the number of ranks and on restarts.
-
-    Args:
-        mixup, cutmix: α of each; 0: off.
     """
 
     num_classes: int = 0
-    mixup: float = 0.0
+    mixup: float = 0.0  # α; 0: off
     cutmix: float = 0.0
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -191,7 +164,13 @@ class MixingLoader(Loader):
             places = torch.arange(part.start, part.stop)
             partners = start + ((places - start) ^ 1)
             partners = partners.where(partners < min(start + self.batch_size, self.num_images), places)
-            others = self._rendered(batch, part, partners, order, views)
+            # the partners are in the batch itself, except for one or two in another rank's part
+            inside = (partners >= part.start) & (partners < part.stop)
+            others = batch.images.index_select(0, torch.where(inside, partners - part.start, 0).to(device))
+            if not bool(inside.all()):
+                outside = partners[~inside]
+                fetched = self.split.render(order[outside].to(device), views[outside].to(device), self.channels_last)
+                others.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
             images, share = mixed(batch.images, others, *(values[order[part]].to(device) for values in mixture))
             own, other = (
                 F.one_hot(labels.to(device), self.num_classes)
@@ -199,24 +178,13 @@ class MixingLoader(Loader):
             )
             yield batch._replace(images=images, labels=share[:, None] * own + (1 - share[:, None]) * other)
 
-    def _rendered(self, batch: Batch, part: slice, partners: Tensor, order: Tensor, views: Tensor) -> Tensor:
-        """The partners' images [B, C, H, W]: from the batch itself, except for one or two in another rank's part."""
-        device = batch.images.device
-        inside = (partners >= part.start) & (partners < part.stop)
-        images = batch.images.index_select(0, torch.where(inside, partners - part.start, 0).to(device))
-        if not bool(inside.all()):
-            outside = partners[~inside]
-            fetched = self.split.render(order[outside].to(device), views[outside].to(device), self.channels_last)
-            images.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
-        return images
-
 
 def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, Tensor]:
-    """How each of n images is mixed in an epoch, by index; `mixup`, `cutmix`: α of each, 0: off.
+    """How each of n images is mixed in an epoch, by index.
 
     Returns:
-        λ, the weight of the image itself, [n] float32; whether a box is replaced, else all is averaged, [n] bool; the centre of
-        the box, by rows and columns on the scale 0 … 1, [n, 2] float32.
+        λ, the weight of the image itself, [n] float32; whether a box is replaced (else all is averaged), [n] bool; the box's centre
+        (row, column) on the scale 0 … 1, [n, 2] float32.
     """
     draw = np.random.default_rng([seed, epoch, 2])
     boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
@@ -228,7 +196,7 @@ def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) ->
 def mixed(images: Tensor, others: Tensor, share: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """Images [B, C, H, W] mixed with `others`, as `epoch_mixture` says; and the weight of each in its mixture, [B] float32.
 
-    The weight is λ, corrected where a box is clipped at the border.
+    That is λ, corrected where a box is clipped at the border.
     """
     inside, area, sizes = [], torch.ones((), dtype=torch.int64, device=images.device), images.shape[2:]
     for axis, size in enumerate(sizes):
@@ -249,27 +217,41 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     return (1 / (255 * std64)).float(), (-mean64 / std64).float()
 
 
-def check(key: str, value: Any, right: str, holds: Callable[[Any], bool]) -> None:
-    """Raises ValueError for the setting `data.<key>` unless the value holds; one of another type, which cannot be tested, does not."""
-    try:
-        good = holds(value)
-    except (AttributeError, LookupError, TypeError, ValueError):
-        good = False
+def check(
+    settings: Any, key: str, right: type | tuple[Any, ...], least: float = -inf, most: float = inf, count: int = 0
+) -> None:
+    """Raises ValueError unless `settings.<key>`, which is `data.<key>`, is right.
+
+    Args:
+        right: the values allowed; or int or float: a finite number from `least` to `most`, or a list of `count` of them.
+    """
+    value = getattr(settings, key)
+    if isinstance(right, tuple):
+        good = any(value == one and type(value) is type(one) for one in right)
+        said = " or ".join("null" if one is None else str(one).lower() for one in right)
+    else:
+        values = value if count else [value]
+        good = isinstance(values, list | tuple) and len(values) == (count or 1)
+        good = good and all(isinstance(v, int | right) and not isinstance(v, bool) and abs(v) < inf for v in values)
+        good = good and all(least <= v <= most for v in values)
+        said = (
+            f"{count or 'a'} {'whole ' if right is int else ''}number{'s' if count > 1 else ''} from {least} to {most}"
+        )
     if not good:
-        raise ValueError(f"data.{key}: {value!r}; it must be {right}")
+        raise ValueError(f"data.{key}: {value!r}; it must be {said}")
 
 
-def progress_bar(what: str, total: int, unit: str = " images") -> "tqdm[Any]":
-    """Progress of long work before training, on stderr, of the first rank: a bar, in a file a line every half minute."""
-    terminal = sys.stderr.isatty()
-    hidden = os.environ.get("RANK", "0") != "0"
-    interval = 0.1 if terminal else 30
-    return tqdm(total=total, desc=what, unit=unit, delay=2, leave=not terminal, disable=hidden, mininterval=interval)
-
-
-def counted(batches: Iterable[Batch], what: str, total: int) -> Iterator[Batch]:
-    """Batches of a long pass over `total` images, with its progress."""
-    with progress_bar(what, total) as progress:
-        for batch in batches:
-            yield batch
-            progress.update(len(batch.labels))
+def counted(
+    items: Iterable[T],
+    what: str,
+    total: int,
+    unit: str = " images",
+    size: Callable[[Any], int] = lambda batch: len(batch.labels),
+) -> Iterator[T]:
+    """The items of a long pass before training. On stderr of the first rank their sizes: a bar, in a file a line every half minute."""
+    terminal, hidden = sys.stderr.isatty(), os.environ.get("RANK", "0") != "0"
+    bar: dict[str, Any] = {"leave": not terminal, "disable": hidden, "mininterval": 0.1 if terminal else 30, "delay": 2}
+    with tqdm(total=total, desc=what, unit=unit, **bar) as progress:
+        for item in items:
+            progress.update(size(item))
+            yield item

@@ -1,6 +1,7 @@
 """The data sets that `data=` names: digits, CIFAR, and any images in folders or tables; `Dataset` is the base of one's own."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,27 +24,10 @@ if TYPE_CHECKING:  # it imports torchvision's transforms, which images in memory
 Pixels = tuple[Tensor, Tensor]
 """Images [n, C, size, size] uint8 and their labels [n] int64."""
 
-_SEED = 0x1707  # of the fixed shuffle
-
 
 @dataclass(kw_only=True, eq=False)
 class Dataset:
     """Splits of one data set. A subclass has a method `read`, which sets `train`, `val` and `test`, for example by `in_memory`.
-
-    Args:
-        channels: 1 (grey) or 3 (RGB).
-        size: height and width of an image, in pixels.
-        mean, std: of the channels, on the scale 0 … 1.
-        root: where the images are.
-        validation: fraction of the training images held out, the same ones for every seed, each class in proportion. Without a
-            test part they are the test part.
-        limit: how many of the other training images are used, classes balanced; None: all.
-
-    Attributes:
-        train, val, test: the splits; val: None without one.
-        classes: their names; None: not known.
-        unused: names of parts that were found and are not used.
-        labeled: false: every label is −1.
 
     Raises:
         ValueError: a setting is wrong, or the data are; the message names the key or the file.
@@ -51,36 +35,31 @@ class Dataset:
 
     name: str
     num_classes: int
-    channels: int
-    size: int
-    mean: Sequence[float]
+    channels: int  # 1 (grey) or 3 (RGB)
+    size: int  # height and width of an image, in pixels
+    mean: Sequence[float]  # of the channels, on the scale 0 … 1
     std: Sequence[float]
-    root: str | None = None
-    validation: float = 0.0
-    limit: int | None = None
+    root: str | None = None  # where the images are
+    validation: float = 0.0  # fraction of the training images held out, for testing if there is no test part
+    limit: int | None = None  # how many of the other training images are used, classes balanced; None: all
 
-    labeled = True
+    labeled = True  # false: every label is −1
 
     def __post_init__(self) -> None:
         self.train: Split
         self.val: Split | None = None
         self.test: Split
-        self.classes: tuple[str, ...] | None = None
-        self.unused: tuple[str, ...] = ()
-        check("name", self.name, "a text that is not empty", lambda v: bool(v.strip()))
-        for key in ("num_classes", "size"):
-            check(key, getattr(self, key), "a whole number from 1", lambda v: type(v) is int and v >= 1)
-        check("channels", self.channels, "1 (grey) or 3 (RGB)", lambda v: type(v) is int and v in (1, 3))
-        numbers, channels = f"{self.channels} finite numbers (data.channels={self.channels})", self.channels
-        check("mean", self.mean, numbers, lambda v: len(v) == channels and np.isfinite(v).all())
-        positive = f"{numbers} from 1e-6"
-        check("std", self.std, positive, lambda v: len(v) == channels and 1e-6 <= min(v) <= max(v) < np.inf)
+        self.classes: tuple[str, ...] | None = None  # their names; None: not known
+        self.unused: tuple[str, ...] = ()  # names of parts that were found and are not used
+        check(self, "num_classes", int, 1)
+        check(self, "channels", (1, 3))
+        check(self, "size", int, 1)
+        check(self, "mean", float, 0, 1, self.channels)
+        check(self, "std", float, 1e-6, 1, self.channels)
+        check(self, "validation", float, 0, 0.99)
+        if self.limit is not None:
+            check(self, "limit", int, self.num_classes if self.labeled else 1)
         self.mean, self.std = tuple(self.mean), tuple(self.std)  # to be compared with those that weights expect
-        fraction = "a fraction of the training images, 0 (none) to below 1"
-        check("validation", self.validation, fraction, lambda v: type(v) in (int, float) and 0 <= v < 1)
-        least = self.num_classes if self.labeled else 1
-        whole = f"a whole number from {least} (data.num_classes), or null for all"
-        check("limit", self.limit, whole, lambda v: v is None or (type(v) is int and v >= least))
         self.read()
 
     def read(self) -> None:
@@ -98,29 +77,19 @@ class Dataset:
         self.divide(train[1], train, val, test, split)
 
     def divide(self, labels: Tensor, train: Any, val: Any, test: Any, split: Callable[[Any, Any, bool], Split]) -> None:
-        """Make the splits of parts, by `split(part, rows, augmented)`: `validation` is held out first, so it does not change with `limit`.
-
-        Raises:
-            ValueError: `limit` exceeds the training images or is below one image per class.
-        """
+        """Make the splits of parts, by `split(part, rows, augmented)`: `validation` is held out first, so it does not change with `limit`."""
         self.check_classes()
         labels = labels.clamp(min=0)  # without labels as if of one class
-        count = self.num_classes if self.labeled else 1
         kept, held = hold_out(labels, self.validation)
         if self.limit is not None:
-            if not count <= self.limit <= len(kept):
-                raise ValueError(
-                    f"data.limit: {self.limit}; the training set has {len(kept)} images of {count} classes, so it is "
-                    f"from {count} to {len(kept)}, or null for all"
-                )
+            check(self, "limit", int, self.num_classes if self.labeled else 1, len(kept))
             kept = kept[balanced(labels[kept], self.limit)]
         self.train = split(train, kept, True)
-        others = [None if part is None else split(part, slice(None), False) for part in (val, test)]
-        if len(held):
-            others[0 if test is not None else 1] = split(train, held, False)
-        self.val, test = others
-        assert test is not None
-        self.test = test
+        self.val, self.test = (part and split(part, slice(None), False) for part in (val, test))
+        if len(held) and test:
+            self.val = split(train, held, False)
+        elif len(held):
+            self.test = split(train, held, False)
 
     def check_classes(self) -> None:
         """Raises ValueError unless there are as many class names as `num_classes`, or none."""
@@ -130,11 +99,9 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test". Raises ValueError if there is none."""
-        splits = {"train": self.train, "val": self.val, "test": self.test}
-        if (split := splits.get(name)) is None:
-            names = ", ".join(key for key, value in splits.items() if value is not None)
-            hint = "; data.validation=0.1 holds out a tenth of the training images" if name == "val" else ""
-            raise ValueError(f"split {name!r}: {self.name} has {names}{hint}")
+        split = {"train": self.train, "val": self.val, "test": self.test}.get(name)
+        if split is None:
+            raise ValueError(f"split {name!r}: {self.name} has none; data.validation=0.1 holds out a validation part")
         return split
 
     @cached_property
@@ -169,7 +136,7 @@ class Dataset:
 
 def _class_rank(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each image its place in a fixed shuffle, overall and within its class."""
-    place = np.random.default_rng(_SEED).permutation(len(labels))
+    place = np.random.default_rng(0x1707).permutation(len(labels))
     by_class = np.lexsort((place, labels))
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rank = np.empty_like(place)
@@ -206,11 +173,8 @@ class Digits(Dataset):
 
     def read(self) -> None:
         """From scikit-learn's package."""
-        if (self.num_classes, self.channels, self.size, self.root) != (10, 1, 8, None):
-            found = ", ".join(f"data.{key}={getattr(self, key)}" for key in ("num_classes", "channels", "size", "root"))
-            raise ValueError(
-                f"{found}: the digits are of 10 classes, 1 channel and size 8, and embedded (root is null)"
-            )
+        for key, only in (("channels", 1), ("size", 8), ("root", None)):
+            check(self, key, (only,))
         scheme = ViewScheme(self.size, self.pad, self.flip)
         package = find_spec("sklearn")  # importing it takes a second, and pandas
         assert package is not None
@@ -263,8 +227,7 @@ class Images(Dataset):
 
     def read(self) -> None:
         """From the folder `root`, or as `path` says."""
-        byte = range(256)
-        check("background", self.background, "R, G, B of 0 … 255", lambda v: len(v) == 3 and all(c in byte for c in v))
+        check(self, "background", int, 0, 255, 3)
         if (self.root is None) == (self.path is None):
             raise ValueError("data.root, data.path: give one of them, the folder of the images")
         if self.pad is not None:
@@ -276,34 +239,32 @@ class Images(Dataset):
         from nst.data.augment import Augmentation
         from nst.data.photographs import PhotographSplit
 
-        erased = tuple(float(min(max(round(255 * value), 0), 255)) for value in self.mean)
         keys = {key: getattr(self, key) for key in (f.name for f in fields(Augmentation)) if key != "erased"}
-        keys |= {"resize": self.size if self.resize is None else self.resize, "erased": erased}
         keys |= {key: tuple(value) for key, value in keys.items() if isinstance(value, list)}
-        augmentation = Augmentation(**keys)
+        keys |= {"resize": self.size if self.resize is None else self.resize}
+        augmentation = Augmentation(**keys, erased=tuple(float(round(255 * value)) for value in self.mean))
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
             rows = torch.arange(len(part.labels))[rows]
-            about = (augmentation, self.mean, self.std, self.background)
+            about = (augmentation, self.mean, self.std, tuple(self.background))
             return PhotographSplit(part.images, rows, part.labels[rows], *about)
 
         train, val, test = self._parts()
         self.divide(train.labels, train, val, test, split)
 
     def _parts(self) -> tuple[Part, Part | None, Part | None]:
-        """What is trained, validated and tested on. Beside a test part the validation part is one; alone it is the test part.
-
-        Raises:
-            ValueError: no part is called train, there is nothing to test on, or there would be two validation parts.
-        """
-        key, value = ("root", self.root) if self.path is None else ("path", self.path)
-        said, folder = f"data.{key}={value}", existing_folder(key, value, needed=self.path is None)
+        """What is trained, validated and tested on. Beside a test part the validation part is one; alone it is the test part."""
+        said = f"data.path={self.path}" if self.root is None else f"data.root={self.root}"
+        folder = _local(self.root or self.path)
         if folder.is_dir() and not is_table(folder):
             parts, unused = folder_parts(folder, self.labeled)
-            said = str(folder)
+        elif folder.is_dir() or self.path:
+            place, columns = str(folder if folder.is_dir() else self.path), (self.image_column, self.label_column)
+            parts, unused = table_parts(said, place, self.labeled, *columns, self.subset, self.cache_dir)
         else:
-            columns = (self.image_column, self.label_column)
-            parts, unused = table_parts(said, str(value), self.labeled, *columns, self.subset, self.cache_dir)
+            raise ValueError(
+                f"{said}: no such folder; it should hold train/<class>/*.jpg or train-*.parquet, and val or test"
+            )
         train, val, test = (
             next((name for kind in kinds for name in parts if name.lower() == kind), None)
             for kinds in (TRAIN, VALIDATION, TEST)
@@ -311,50 +272,28 @@ class Images(Dataset):
         if len(parts) == 1 and not (val or test):
             train = next(iter(parts))
         if train is None:
-            raise ValueError(f"{said}: its parts are {listed(list(parts))}; one must be called {' or '.join(TRAIN)}")
+            raise ValueError(f"{said}: its parts are {listed(list(parts))}; one must be called train")
         if val and test and self.validation:
-            raise ValueError(f"data.validation: {self.validation}; {said} has a validation part, {val}: leave it at 0")
+            raise ValueError(f"data.validation: {self.validation}; it must be 0, since {said} has a validation part")
         val, test = (val, test) if test else (None, val)
         if not test and not self.validation:
-            names = " or ".join((*VALIDATION[:3], TEST[0]))
-            raise ValueError(
-                f"{said}: there is no test part; data.validation=0.1 takes a tenth of the images for it, or add a part {names}"
-            )
+            raise ValueError(f"{said}: there is no test part; data.validation=0.1 takes a tenth of the images for it")
         self.unused = (*(name for name in parts if name not in (train, val, test)), *unused)
-        first = parts[train]()
-        self.classes = first.classes
+        found: dict[str | None, Part] = {name: parts[name]() for name in (train, val, test) if name}
+        self.classes = found[train].classes
         self.check_classes()
-        val, test = (self._check(parts[name]()) if name else None for name in (val, test))
-        return self._check(first), val, test
-
-    def _check(self, part: Part) -> Part:
-        """The part. Raises ValueError unless its classes are those of the training part, and its labels numbers of these."""
-        if part.classes != self.classes:
-            here, there = set(part.classes or ()), set(self.classes or ())
-            text = [f"lacks {name}" for name in sorted(there - here)] + [f"has {name}" for name in sorted(here - there)]
-            raise ValueError(f"{part.where}: its classes are not those of the training part: it {listed(text)}")
-        outside = ((part.labels < 0) | (part.labels >= self.num_classes)).nonzero().flatten().tolist()
-        if self.labeled and outside:
-            raise ValueError(
-                f"{part.where}, row {outside[0]}: label {int(part.labels[outside[0]])}, but data.num_classes={self.num_classes} allows "
-                f"0 to {self.num_classes - 1} ({len(outside)} labels are outside)"
-            )
-        return part
+        for images, labels, classes in found.values():
+            if other := sorted({*(classes or ())} ^ {*(self.classes or ())}):
+                raise ValueError(f"{images.place}: its classes differ from the training part's in {listed(other)}")
+            outside = ((labels < 0) | (labels >= self.num_classes)).nonzero().flatten().tolist()
+            if self.labeled and outside:
+                row, allowed = outside[0], f"data.num_classes={self.num_classes} allows 0 to {self.num_classes - 1}"
+                raise ValueError(f"{images.place}, row {row}: label {int(labels[row])}, but {allowed}")
+        return found[train], found.get(val), found.get(test)
 
 
-def existing_folder(key: str, value: str | None, needed: bool) -> Path:
-    """The path that `data.<key>` names, `~` expanded. Raises ValueError if it cannot be one, or is needed and does not exist."""
-    check(key, value, "the path of a folder", lambda v: bool(v.strip()) and "\0" not in v)
-    try:
-        folder = Path(str(value)).expanduser()
-        if not folder.is_dir() and (needed or folder.exists()):
-            raise ValueError("no such folder")
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"data.{key}={value}: {error}. Expected a folder of train/<class>/*.jpg and val/<class>/*.jpg (or test), "
-            "or of train-*.parquet and validation-*.parquet"
-        ) from None
-    return folder
+def _local(path: Any) -> Path:
+    return Path(os.path.expanduser(str(path)))  # noqa: PTH111 - unlike pathlib's it raises nothing
 
 
 _CIFAR = {  # torchvision's folder, and the column of the labels in the Hub's tables
@@ -378,9 +317,9 @@ class Cifar(Images):
 
     def read(self) -> None:
         """From the folder `root`."""
-        check("name", self.name, " or ".join(_CIFAR), lambda v: v in _CIFAR)
+        check(self, "name", tuple(_CIFAR))
         archive, self.label_column = _CIFAR[self.name]
-        folder = existing_folder("root", self.root, needed=False)
+        folder = _local(self.root)
         folder = folder.parent if folder.name == archive else folder
         if not (folder / archive).is_dir() and folder.is_dir() and is_table(folder):
             super().read()
@@ -397,8 +336,8 @@ class Cifar(Images):
             train, test = (kind(str(folder), train=part) for part in (True, False))
         except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
             raise ValueError(
-                f"data.root={self.root}: it holds neither parquet shards (train-*.parquet, test-*.parquet) nor a whole folder "
-                f"{archive} of torchvision's ({error}). data.download=true downloads {self.name} into it"
+                f"data.root={self.root}: it holds neither parquet shards nor a whole folder {archive} ({error}); "
+                f"data.download=true downloads {self.name} into it"
             ) from None
         self.classes = tuple(train.classes)
         pixels = [torch.tensor(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -88,7 +89,7 @@ class EncodedImages:
         self.table, self.place, self.cached = table, place, cached
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """The image's bytes, and its file or its row in the table. Raises ValueError, naming that, if it cannot be read."""
+        """The image's bytes, and its file or its row in the table. Raises ValueError or OSError, naming that, if it cannot be read."""
         return _content(self.table.data.column(0)[row].as_py(), f"{self.place}, row {row}")
 
     def describe(self, rows: Tensor) -> Iterator[bytes]:
@@ -129,7 +130,6 @@ def _pixels_of_rows(
     batch: Any, rows: list[int], place: str, channels: int, size: int, background: Sequence[int], version: str
 ) -> dict[str, list[bytes]]:
     """The pixels of some rows, channel by channel; with another `version` of the decoder they are decoded anew."""
-    del version
     pixels = []
     for row, value in zip(rows, next(iter(batch.values())), strict=True):
         data, where = _content(value, f"{place}, row {row}")
@@ -144,23 +144,19 @@ def _pixels_of_rows(
 def _content(value: dict[str, Any] | None, row: str) -> tuple[bytes, str]:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError(f"{row}: there is no image")
-    try:
-        return (Path(value["path"]).read_bytes(), value["path"]) if value["bytes"] is None else (value["bytes"], row)
-    except OSError as error:
-        raise ValueError(f"{value['path']}: cannot be read ({error.strerror})") from None
+    return (Path(value["path"]).read_bytes(), value["path"]) if value["bytes"] is None else (value["bytes"], row)
 
 
 class Part(NamedTuple):
-    """Encoded images and their labels."""
+    """Encoded images, their labels [n] int64 (−1: not labelled), and the classes' names."""
 
-    where: str  # for errors
     images: EncodedImages
-    labels: Tensor  # [n] int64; −1: not labelled
+    labels: Tensor
     classes: tuple[str, ...] | None
 
 
-Parts = dict[str, Callable[[], Part]]
-"""What reads each part that was found, by its name."""
+Parts = tuple[dict[str, Callable[[], Part]], list[str]]
+"""What reads each part that was found, by its name; and what was found beside."""
 
 
 def listed(names: Sequence[str], at_most: int = 5) -> str:
@@ -168,7 +164,7 @@ def listed(names: Sequence[str], at_most: int = 5) -> str:
     return ", ".join(names[:at_most]) + (f", … ({len(names)} in all)" if len(names) > at_most else "")
 
 
-def folder_parts(root: Path, labeled: bool) -> tuple[Parts, list[str]]:
+def folder_parts(root: Path, labeled: bool) -> Parts:
     """The parts of `root/<part>/<class>/*`, or of `root/<class>/*` in one part; and the names of the other folders.
 
     Images may lie deeper in a class folder. Names that begin with a dot, and folders that begin with two underscores, are skipped.
@@ -177,50 +173,45 @@ def folder_parts(root: Path, labeled: bool) -> tuple[Parts, list[str]]:
         labeled: whether the first folder is the class; else parts are flat or nested as they like.
 
     Raises:
-        ValueError: a folder cannot be read, or (when its part is read) a class has no image.
+        ValueError: when a part is read: it has no class, or a class has no image.
     """
-    folders = _subfolders(root)
-    names = [name for name in folders if name.lower() in (*TRAIN, *VALIDATION, *TEST)]
+
+    def folders(folder: Path) -> list[str]:
+        return sorted(at.name for at in folder.iterdir() if at.is_dir() and not at.name.startswith((".", "__")))
+
+    def read(name: str) -> Part:
+        folder, paths, labels, others = root / name, [], [], []
+        classes = folders(folder) if labeled else ["."]
+        for label, of in enumerate(classes):
+            pattern = f"{glob.escape(str(folder / of))}/**/*.*"  # matches no name that begins with a dot
+            files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - unlike pathlib's, it follows links to folders
+            images = [file for file in files if file.lower().endswith(SUFFIXES)]
+            if not images:
+                raise ValueError(f"{folder / of}: no images in it (an image ends in {', '.join(SUFFIXES)})")
+            paths += images
+            labels += [label if labeled else -1] * len(images)
+            others += [file for file in files if not file.lower().endswith(SUFFIXES) and Path(file).is_file()]
+        if not classes:
+            raise ValueError(f"{folder}: no class folders in it")
+        if others:
+            print(f"{folder}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
+        import datasets
+
+        table = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+        return Part(EncodedImages(table, str(folder)), torch.tensor(labels), tuple(classes) if labeled else None)
+
+    found = folders(root)
+    names = [name for name in found if name.lower() in (*TRAIN, *VALIDATION, *TEST)]
     if labeled:  # a folder of images is a class, even if it is called "train"
         names = [name for name in names if not any(is_image(file.name) for file in (root / name).iterdir())]
-    parts = {name: partial(_folder_part, root / name, labeled) for name in names or ["."]}
-    return parts, [name for name in folders if names and name not in names]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    try:
-        return sorted(at.name for at in folder.iterdir() if at.is_dir() and not at.name.startswith((".", "__")))
-    except OSError as error:
-        raise ValueError(f"{folder}: cannot be read ({error.strerror})") from None
-
-
-def _folder_part(folder: Path, labeled: bool) -> Part:
-    classes, paths, labels, others = _subfolders(folder) if labeled else ["."], [], [], []
-    if not classes:
-        raise ValueError(f"{folder}: no class folders in it (it should hold one folder of images a class)")
-    for label, name in enumerate(classes):
-        pattern = f"{glob.escape(str(folder / name))}/**/*.*"  # matches no name that begins with a dot
-        files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - unlike pathlib's, it follows links to folders
-        images = [file for file in files if file.lower().endswith(SUFFIXES)]
-        if not images:
-            raise ValueError(f"{folder / name}: no images in it (an image ends in {', '.join(SUFFIXES)})")
-        paths += images
-        labels += [label if labeled else -1] * len(images)
-        others += [file for file in files if not file.lower().endswith(SUFFIXES) and Path(file).is_file()]
-    if others:
-        print(f"{folder}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
-    import datasets
-
-    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
-    encoded = EncodedImages(images, str(folder))
-    return Part(str(folder), encoded, torch.tensor(labels), tuple(classes) if labeled else None)
+    return {name: partial(read, name) for name in names or ["."]}, [n for n in found if names and n not in names]
 
 
 def is_table(folder: Path) -> bool:
     """Whether a local folder is one for `datasets`: parquet or Arrow files, or an image folder with metadata."""
-    places = [folder, *(folder / name for name in _subfolders(folder))]
-    names = ("*.parquet", "*.arrow", "metadata.csv", "metadata.jsonl", "dataset_dict.json")
-    return any(True for place in places for name in names for _ in place.glob(name))
+    files = (file for pattern in ("*", "[!.]*/*") for file in folder.glob(pattern))
+    names = ("metadata.csv", "metadata.jsonl", "dataset_dict.json")
+    return any(file.suffix in (".parquet", ".arrow") or file.name in names for file in files)
 
 
 def table_parts(
@@ -231,7 +222,7 @@ def table_parts(
     label_column: str | None = None,
     subset: str | None = None,
     cache_dir: str | None = None,
-) -> tuple[Parts, list[str]]:
+) -> Parts:
     """The parts of a data set that `datasets` reads; and those that have no labels where labels are needed.
 
     Args:
@@ -243,77 +234,59 @@ def table_parts(
         cache_dir: where `datasets` writes its Arrow files; None: its own folder.
 
     Raises:
-        ValueError: it cannot be read, shards or columns are missing, or (when its part is read) a label is.
+        ValueError: it cannot be read, or shards, columns or labels are missing.
     """
     import datasets
 
-    folder = Path(path).expanduser()
+    folder, shards = Path(path), Counter[str]()
+    for file in folder.rglob("*-of-*.parquet"):  # of train-00000-of-00003.parquet, datasets reads what there is
+        shards[re.sub(r"-\d+-of-(\d+).*", r"-*-of-\1", str(file))] += 1
+    for name, count in shards.items():
+        if count < int(name.rpartition("-")[2]):
+            raise ValueError(f"{said}: of the shards {name}.parquet there are {count}")
+    if not folder.is_dir():
+        print(f"{said}: no such folder here, so the Hugging Face Hub is asked for it", file=sys.stderr)
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
         datasets.disable_progress_bars()
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        if folder.is_dir():
-            _check_shards(folder)
-        else:
-            print(f"{said}: no such folder here, so the Hugging Face Hub is asked for it", file=sys.stderr)
-        place = str(folder) if folder.is_dir() else path
         tables: Any = (
-            datasets.load_from_disk(place) if saved else datasets.load_dataset(place, subset, cache_dir=cache_dir)
+            datasets.load_from_disk(path) if saved else datasets.load_dataset(path, subset, cache_dir=cache_dir)
         )
     except Exception as error:  # its own, pyarrow's, fsspec's, the Hub's
         raise ValueError(f"{said}: Hugging Face datasets cannot read it ({error})") from None
     tables = {"train": tables} if isinstance(tables, datasets.Dataset) else tables
     features = next(iter(tables.values())).features
-    image = _column(features, image_column, "image_column", _IMAGE_COLUMNS, datasets.Image, said)
+
+    def column(key: str, given: str | None, names: Sequence[str], kind: type) -> str:
+        """By its key, else by its type, else by its name."""
+        typed = [name for name, feature in features.items() if isinstance(feature, kind)]
+        found = typed if len(typed) == 1 else [*(name for name in names if name in features), *typed]
+        name = given or (found or [""])[0]
+        if name not in features:
+            raise ValueError(f"data.{key}: {given!r}; it must be a column of {said}: {', '.join(features)}")
+        return name
+
+    image = column("image_column", image_column, _IMAGE_COLUMNS, datasets.Image)
     labels: dict[str, list[Any]] = {name: [-1] * len(table) for name, table in tables.items()}
-    names: list[str] | None = None
+    classes: tuple[str, ...] | None = None
+    unused: list[str] = []
     if labeled:
-        label = _column(features, label_column, "label_column", _LABEL_COLUMNS, datasets.ClassLabel, said)
+        label = column("label_column", label_column, _LABEL_COLUMNS, datasets.ClassLabel)
         for name, table in tables.items():
             labels[name] = table.select_columns([label])[:][label] if label in table.features else []
         texts = {value for values in labels.values() for value in values if isinstance(value, str)}
-        names = getattr(features[label], "names", None) or sorted(texts) or None
-        if all(value in (None, -1) for values in labels.values() for value in values):
+        classes = tuple(getattr(features[label], "names", None) or sorted(texts)) or None
+        numbers = {name: number for number, name in enumerate(classes or ())}
+        for name, values in labels.items():
+            values[:] = [numbers[v] if isinstance(v, str) else v if isinstance(v, int) else -1 for v in values]
+            if set(values) <= {-1}:
+                unused.append(f"{name} (no labels)")
+        if len(unused) == len(tables):
             raise ValueError(f"{said}: column {label} holds no labels; data.labeled=false reads images without them")
-    usable = [name for name, values in labels.items() if not labeled or any(v not in (None, -1) for v in values)]
-
-    number = {name: i for i, name in enumerate(names or ())}
 
     def read(name: str) -> Part:
-        where = f"{said}, part {name}"
-        images = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        numbers = [number.get(value) if isinstance(value, str) else value for value in labels[name]]
-        for row, value in enumerate(numbers):
-            if not isinstance(value, int):
-                raise ValueError(f"{where}, row {row}: label {labels[name][row]!r}; a number or a name is needed")
-        encoded = EncodedImages(images, where, not saved)
-        return Part(where, encoded, torch.tensor(numbers, dtype=torch.int64), tuple(names) if names else None)
+        table = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        return Part(EncodedImages(table, f"{said}, part {name}", not saved), torch.tensor(labels[name]), classes)
 
-    unlabelled = [f"{name} (no labels)" for name in tables if name not in usable]
-    return {name: partial(read, name) for name in usable}, unlabelled
-
-
-def _column(features: Any, given: str | None, key: str, names: Sequence[str], kind: type, said: str) -> str:
-    """A column by its key, else by its type, else by its name. Raises ValueError with the columns there are."""
-    typed = [name for name, feature in features.items() if isinstance(feature, kind)]
-    known = [name for name in names if name in features]
-    candidates = [given] if given else typed if len(typed) == 1 else [*known, *typed]
-    if not candidates or candidates[0] not in features:
-        wrong = f"{given!r}; " if given else ""
-        raise ValueError(f"data.{key}: {wrong}{said} has the columns {', '.join(features)}; name one of them")
-    return candidates[0]
-
-
-def _check_shards(folder: Path) -> None:
-    """`datasets` reads what there is: a missing numbered shard, or those of two versions, would go unnoticed."""
-    sets: dict[Path, list[tuple[int, int]]] = {}
-    for path in folder.rglob("*.parquet"):  # train-00000-of-00003, some with a hash behind
-        if numbered := re.fullmatch(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet", path.name):
-            stem, number, total = numbered.groups()
-            sets.setdefault(path.parent / stem, []).append((int(number), int(total)))
-    for stem, shards in sets.items():
-        (_, total), found = shards[0], sorted(shards)
-        if {other for _, other in shards} != {total} or len(set(found)) < len(found):
-            raise ValueError(f"{stem}-*.parquet are several sets of shards, such as two versions of one; keep one set")
-        if missing := sorted({*range(total)} - {number for number, _ in shards}):
-            raise ValueError(f"{stem}-{missing[0]:05}-of-{total:05}.parquet is missing; there should be {total} shards")
+    return {name: partial(read, name) for name in tables if f"{name} (no labels)" not in unused}, unused

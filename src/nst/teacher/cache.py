@@ -26,7 +26,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from nst.config import differences
-from nst.data.batch import Batch, Loader, progress_bar
+from nst.data.batch import Batch, Loader, counted
 from nst.dist import Dist
 from nst.distiller import Targets, TargetSpec
 from nst.files import locked, naming, write_whole
@@ -207,13 +207,9 @@ class TeacherCache:
 
     def whole(self, name: str) -> np.ndarray:
         """`[rows]` bool: which rows of an array have their checksum. Reads all of it."""
-        found = np.zeros(self.rows, bool)
-        with progress_bar(f"checking {self.file(name)}", self.rows, " rows") as progress:
-            for first in range(0, self.rows, 1000):
-                records = self.arrays[name][first : first + 1000]
-                found[first : first + 1000] = records["crc"] == checksums(records["value"])
-                progress.update(len(records))
-        return found
+        blocks = (self.arrays[name][first : first + 1000] for first in range(0, self.rows, 1000))
+        blocks = counted(blocks, f"checking {self.file(name)}", self.rows, " rows", len)
+        return np.concatenate([block["crc"] == checksums(block["value"]) for block in blocks])
 
     def check(self) -> str:
         """What it holds, one line an array. Raises ValueError as `read`, for the first array with fewer such rows than the manifest says."""
@@ -287,18 +283,17 @@ def write_cache(
         indices, slots = rows // cache.views, rows % cache.views
         parts = [slice(first, first + size) for first in range(0, len(rows), size)]
         batches = loader.batches(indices, subset[indices, slots].long(), parts)
+        batches = counted(batches, f"writing the teacher cache {cache.folder}", len(rows), " views")
         results = zip(starts.tolist(), teacher.add_targets((batch, {}) for batch in batches), strict=True)
 
         with ExitStack() as stack:
-            flag, title = stack.enter_context(stop_flag()), f"writing the teacher cache {cache.folder}"
-            progress = stack.enter_context(progress_bar(title, len(rows), " views"))
+            flag = stack.enter_context(stop_flag())
             files = [stack.enter_context(cache.file(array.name).open("r+b")) for array in missing]
             for _ in range(rounds):
                 for start, (batch, targets) in islice(results, 1):
                     for array, file in zip(missing, files, strict=True):
                         cache.write(file, array, start, targets[array.spec][array.tensor])
                     undone[start : start + len(batch.indices)] = False
-                    progress.update(len(batch.indices))
                 (signum,) = dist.max(flag.signum)
                 if signum:
                     break
