@@ -111,7 +111,7 @@ def test_terms_that_need_labels_are_named(
 
 def test_a_teacher_cannot_be_trained_without_labels(compose: Compose, tiny: list[str], unlabelled: list[str]) -> None:
     settings = [word for word in tiny if not word.startswith("data.")] + unlabelled[:6]
-    with pytest.raises(ValueError, match="no labels, on which a teacher could be trained: name its"):
+    with pytest.raises(ValueError, match="without labels no teacher can be trained: name its"):
         run(compose(*settings, *FEATURES, "data.num_classes=10"))
 
 
