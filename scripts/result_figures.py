@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from nst.report import figures
+from nst.report.text import rendered
 from nst.tables.statistics import gains, sample
 from results import BASELINE, ROOT, by_images, by_seed, named, read_lines  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -28,7 +31,20 @@ def drawn() -> Iterator[tuple[Path, str, str]]:
     ):
         file = ROOT / "results" / source
         digest = f"results/{source}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
-        yield IMAGES / name, digest, figures.as_file(draw(file), digest)
+        yield IMAGES / name, digest, as_file(draw(file), digest)
+
+
+def as_file(drawing: str, drawn_from: str) -> str:
+    """A drawing as an SVG file of its own, with the page's colours; `drawn_from` stands in it as its description."""
+    style = rendered("style.css")
+    colours = re.findall(r":root \{.*?\}(?: \})?", style, flags=re.S)[0]
+    dark = re.findall(r"@media \(prefers-color-scheme: dark\) \{.*?\} \}", style, flags=re.S)[0]
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)[0]
+    head, rest = drawing.split(">", 1)
+    style = f"<style>{colours}\n{dark}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
+    ground = '<rect width="100%" height="100%" fill="var(--card)"/>'
+    size = f' width="{1.6 * float(width):.0f}" height="{1.6 * float(height):.0f}"'
+    return f"{head}{size}>\n<desc>{escape(drawn_from)}</desc>\n{style}\n{ground}{rest}\n"
 
 
 def gain_by_images(file: Path) -> str:
@@ -44,8 +60,8 @@ def methods(file: Path) -> str:
         kind = (
             "baseline" if name.startswith(BASELINE) else "nst" if any(t.startswith("nst") for t in terms) else "other"
         )
-        rows.append(figures.Point(name, kind, [*by_seed(runs)], sample(by_seed(runs))))
-    rows.sort(key=lambda row: -row.sample.mean if row.sample else 0.0)
+        rows.append((name, kind, [*by_seed(runs)], sample(by_seed(runs)), None))
+    rows.sort(key=lambda row: -row[3].mean if row[3] else 0.0)
     return figures.points(rows, "test accuracy in percent by method")
 
 

@@ -22,8 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from nst.report.render import plain
-from nst.report.text import Grid, gain_grid, nst_grid
+from nst.report.text import Grid, gain_grids, plain
 from nst.tables.file import Table, read_table
 from nst.tables.frame import as_text, rate, read_frame
 from nst.tables.statistics import GAIN, Frame, Series, gains, paired, sample
@@ -244,8 +243,7 @@ def by_images(runs: Frame) -> Frame:
 def gain_section(runs: Frame) -> str:
     """The gain over the baseline of the same number of images, and what NST adds."""
     runs = by_images(runs)
-    grid = gain_grid(runs, gains(runs, lower_is_better=False), "training images")
-    added = nst_grid(runs, gains(runs, lower_is_better=False, of_nst=True), "training images")
+    grid, added = gain_grids(runs, False, "training images")
     return "\n".join([
         f"Gain over the baseline of the same images, in percentage points: {GAIN}.", "", *markdown(grid), "",
         "What NST adds, alone and in sums; the last column is the mean of the others, seed by seed:", "", *markdown(added), "",

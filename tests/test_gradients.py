@@ -82,12 +82,9 @@ def test_tables_before_and_after_a_run(compose: Compose, tiny: list[str], capsys
     text = capsys.readouterr().out
     assert text.index("before training") < text.index("after training")
     assert text.count("nst_poly") >= 2
-    page = Path(text.rpartition("written: ")[2].partition(",")[0])
-    result = json.loads(page.with_name("gradients.json").read_text())
+    result = json.loads(Path(text.rpartition("written: ")[2].strip().replace("\n", "")).read_text())
     assert [term["term"] for term in result["measured"]["after training"]] == ["ce", "kd", "nst_poly"]
     for found in result["measured"].values():
         for a in found:
             assert a["cosines"][a["term"]] == pytest.approx(1, rel=1e-5)
             assert all(a["cosines"][b["term"]] == pytest.approx(b["cosines"][a["term"]], abs=1e-6) for b in found)
-    kd = result["measured"]["after training"][1]
-    assert f">{kd['cosines']['nst_poly']:+.2f}</text>" in page.read_text()

@@ -284,9 +284,9 @@ def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[],
     """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
     first = torch.arange(min(8, len(data.test)), device=training.dist.device)
     images = data.test.render(first, torch.full_like(first, data.test.unaugmented))
-    networks = {"student": (training.distiller.student, images)}
+    networks = {"student": training.distiller.student}
     if teacher.live is not None:
-        networks["teacher"] = (teacher.live.model, images)
+        networks["teacher"] = teacher.live.model
     numbers = data.test.labels[: len(images)].tolist()
     names = data.classes or [f"class {number}" for number in range(data.num_classes)]
     labels = [names[number] for number in numbers] if data.labeled else None

@@ -33,7 +33,7 @@ def test_a_column_is_the_nearest_channel() -> None:
     found, cosines = nearest(features(student, images, "last"), features(teacher, images, "last"))
     assert [order[channel] for channel in found] == [*range(6)]
     assert cosines == pytest.approx([1.0] * 6)
-    networks = {"student": (student, images), "teacher": (teacher, images), "own": (nn.Conv2d(3, 2, 1), images)}
+    networks = {"student": student, "teacher": teacher, "own": nn.Conv2d(3, 2, 1)}
     first, again = (heatmaps(images, networks, NORMALIZATION, labels=["猫", "$x$", "c"]) for _ in range(2))
     assert first.keys() == {"neurons/student", "neurons/teacher"}
     assert all(torch.equal(picture, again[name]) for name, picture in first.items())

@@ -11,9 +11,9 @@ import pytest
 from tests.tables.written import change, runs_of, write_evidence, write_table
 
 from nst.report.page import evaluation_page, page
-from nst.report.render import code, plain
-from nst.report.text import as_csv, as_json, as_markdown, grid, headline, notes, print_result, settings_text
-from nst.tables.result import read_result
+from nst.report.text import code, content, files, plain
+from nst.tables.plan import Plan
+from nst.tables.result import Method, read_result
 
 PAYLOAD = """</style><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7*7 }}{% x %}&lt;|`$x$"""
 
@@ -33,9 +33,13 @@ class Structure(HTMLParser):
         self.text += data
 
 
+def methods_of(plan: Plan) -> list[Method]:
+    (group,) = read_result(plan).groups
+    return group.methods
+
+
 def test_numbers(tmp_path: Path) -> None:
-    (group,) = read_result(write_table(tmp_path)).groups
-    student, kd, nst = group.methods
+    student, kd, nst = methods_of(write_table(tmp_path))
     assert student.last is not None
     assert (student.last.mean, student.last.std) == pytest.approx((6.0, 1.0))  # errors 6, 5, 7
     assert (str(kd.last), str(kd.best)) == ("5.00 ± 1.00 (3)", "4.00 ± 1.00 (3)")  # seed 2's best is epoch 1
@@ -43,41 +47,42 @@ def test_numbers(tmp_path: Path) -> None:
     assert (kd.paired.signed, kd.paired.n, kd.verdict) == ("-1.00 ± 0.00", 3, "reproduced")
     assert nst.last is not None
     assert (nst.last.n, len(nst.cell.runs), nst.last.mean) == (2, 3, pytest.approx(4.45))
-    assert [(method.rank, method.published_rank) for method in group.methods] == [(3, 3), (2, 2), (1, 1)]
-    assert group.teacher is not None
-    assert group.teacher["figure"] == pytest.approx(4.0)
+    assert [(method.rank, method.published_rank) for method in (student, kd, nst)] == [(3, 3), (2, 2), (1, 1)]
 
 
 def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
-    (group,) = read_result(write_table(tmp_path, metric="accuracy")).groups
-    assert [method.rank for method in group.methods] == [3, 2, 1]
-    assert grid(group)[2][1] == "+1.00 ± 0.00"
-    assert "+1.05 ± 5.72 points: no more than the variation between seeds explains" in headline(group, "accuracy")
+    plan = write_table(tmp_path, metric="accuracy")
+    (group,) = content(read_result(plan))["groups"]
+    assert [method.rank for method in methods_of(plan)] == [3, 2, 1]
+    assert group["grid"][2][1] == "+1.00 ± 0.00"
+    assert "+1.05 ± 5.72 points: no more than the variation between seeds explains" in group["headline"]
 
 
-def test_all_files_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_files_say_the_same(tmp_path: Path) -> None:
     result = read_result(write_table(tmp_path))
-    assert grid(result.groups[0])[2] == [
+    shown = content(result)
+    (group,), written = shown["groups"], files(result, shown)
+    assert group["grid"][2] == [
         "KD", "-1.00 ± 0.00", "5.00 ± 1.00 (3)", "5.00", "kd 16 †", "2.52 … 7.48", "4.00 ± 1.00 (3)", "4.47 (unknown)",
         "+0.53 (last)", "2 (2)", "reproduced",
     ]  # fmt: skip
-    assert "| KD | -1.00 ± 0.00 | 5.00 ± 1.00 (3) | 5.00 | kd 16 † |" in as_markdown(result)
-    (line,) = [row for row in csv.DictReader(as_csv(result).splitlines()) if row["method"] == "kd"]
+    assert "| KD | -1.00 ± 0.00 | 5.00 ± 1.00 (3) | 5.00 | kd 16 † |" in written["table.md"]
+    assert "Runs missing, by method: NST &lt;poly&gt; 1." in written["table.md"]
+    (line,) = [row for row in csv.DictReader(written["table.csv"].splitlines()) if row["method"] == "kd"]
     assert (float(line["last_mean"]), float(line["published"])) == (pytest.approx(5), 4.47)
-    assert json.loads(as_json(result))["groups"][0]["rows"][1]["by_seed"] == pytest.approx(
-        {"0": 5.0, "1": 4.0, "2": 6.0}
-    )
-    print_result(result)
-    assert "Runs missing, by method: NST <poly> 1." in capsys.readouterr().out
-    assert "epochs 2; learning rate 0.05 (step)" in settings_text(result.groups[0])
+    (whole,) = json.loads(written["table.json"])["groups"]
+    assert whole["rows"][1]["by_seed"] == pytest.approx({"0": 5.0, "1": 4.0, "2": 6.0})
+    assert whole["teacher"]["figure"] == pytest.approx(4.0)
+    assert "epochs 2; learning rate 0.05 (step)" in group["settings"]
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
     result = read_result(write_table(tmp_path, overrides=["data.limit=200"]))
-    for text in (as_markdown(result), page(result, tmp_path)):
+    written = files(result, content(result))
+    for text in (written["table.md"], page(result, tmp_path)):
         assert "digits, test error (reduced)" in text
         assert "data.limit: 200 (table: null)" in text
-    assert all("not comparable: reduced" in text for text in (as_csv(result), as_json(result)))
+    assert all("not comparable: reduced" in text for text in written.values())
 
 
 def test_lost_runs_are_counted(tmp_path: Path) -> None:
@@ -90,21 +95,19 @@ def test_lost_runs_are_counted(tmp_path: Path) -> None:
     (second / "metrics.jsonl").write_text(
         '{"kind": "eval", "epoch": 0.5, "top1": 90.0}\n{"kind": "eval", "epoch": 0.7, "top1": 40.0}\n' + lines
     )
-    result = read_result(plan)
-    row = result.methods[1]
+    row = methods_of(plan)[1]
     assert (row.diverged, row.collapsed, row.last and row.last.n) == (1, 1, 2)
-    assert "Runs that collapsed: 1; that diverged: 1." in " ".join(notes(result))
+    assert "Runs that collapsed: 1; that diverged: 1." in " ".join(content(read_result(plan))["notes"])
 
 
 def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Path) -> None:
     """Unless that was chosen on held-out images, and the published one on test images."""
     plan = write_table(tmp_path)
     plan.cells[1].row.epoch = "best"
-    row = read_result(plan).methods[1]
-    assert grid(read_result(plan).groups[0])[2][7:9] == ["4.47 (best)", "-0.47 (best)"]
+    assert content(read_result(plan))["groups"][0]["grid"][2][7:9] == ["4.47 (best)", "-0.47 (best)"]
     for folder in runs_of(plan, "kd"):
         change(folder / "summary.json", "evaluated_on", "val")
-    row = read_result(plan).methods[1]
+    row = methods_of(plan)[1]
     assert (row.difference, row.verdict) == (None, "not comparable: our best epoch is one on validation images")
 
 
@@ -122,7 +125,7 @@ def test_no_string_becomes_markup(tmp_path: Path) -> None:
         result = read_result(plan)
         shown = Structure()
         shown.feed(page(result, plan.request.folder))
-        found.append((shown, as_markdown(result)))
+        found.append((shown, files(result, content(result))["table.md"]))
     (harmless, _), (injected, markdown) = found
     assert injected.tags == harmless.tags
     assert PAYLOAD in injected.text
@@ -149,14 +152,10 @@ def evaluation(classes: int) -> dict[str, Any]:
     confusion = [[3 * (i == j) + (j == (i + 1) % classes) for j in range(classes)] for i in range(classes)]
     names = [f"{PAYLOAD} {i}" for i in range(classes)]
     found = [{"class": name, "images": 4, "top1": 75.0} for name in names]
-    about = {"model": "resnet8", "weights": "w", "images": 4 * classes, "top1": 75.0, "macro": 75.0}
     return {
-        **about,
-        "data": {"name": "digits", "split": "test"},
-        "classes": found,
-        "names": names,
-        "confusion": confusion,
-    }
+        "model": "resnet8", "weights": "w", "images": 4 * classes, "top1": 75.0, "macro": 75.0,
+        "data": {"name": "digits", "split": "test"}, "classes": found, "names": names, "confusion": confusion,
+    }  # fmt: skip
 
 
 def test_the_page_of_an_evaluation_draws_up_to_100_classes() -> None:

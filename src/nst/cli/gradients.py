@@ -28,8 +28,7 @@ def gradients(arguments: Sequence[str]) -> None:
 
     For each term: the norm of its weighted gradient relative to that of the cross-entropy, and the cosines between the gradients
     of all terms. The arguments are those of `nst train`. Only a teacher without weights is trained. The student is measured before
-    training, and also after training if the run with the same arguments is finished: then both are written to the run's folder, as
-    gradients.json and the page gradients.html.
+    training, and also after training if the run with the same arguments is finished: then both are written to its gradients.json.
     """
 
     def task(cfg: DictConfig) -> None:
@@ -52,7 +51,6 @@ def show(settings: RunConfig) -> None:
     from nst.evaluate import compare_gradients
     from nst.files import write_whole
     from nst.models.weights import load_weights
-    from nst.report.page import gradient_page
     from nst.run import prepare_teacher
     from nst.storage.checkpoint import Checkpoints, read_checkpoint
     from nst.storage.folder import STUDENT, SUMMARY, run_folder
@@ -82,35 +80,26 @@ def show(settings: RunConfig) -> None:
         gradient_tables("after training", measured["after training"])
     images = sum(len(batch.labels) for batch, _ in batches)
     result = {
-        "run": "/".join(folder.parts[-4:]),
-        "about": [
-            f"Teacher {settings.teacher.model['name']}, student {settings.model['name']}, {settings.data['name']}, seed {settings.seed}.",
-            f"Mean gradient over the first {images:,} training images of an epoch, in batches of {settings.trainer.batch_size}, "
-            "of all of the student's parameters, in training mode.",
-            f"Commit {commit() or 'unknown'}.",
-        ],
+        "run": "/".join(folder.parts[-4:]), "commit": commit(), "images": images, "batch_size": settings.trainer.batch_size,
         "measured": {when: [asdict(term) for term in terms] for when, terms in measured.items()},
-    }
+    }  # fmt: skip
     # JSON has no numbers for what is relative to a gradient of zero length
     text = re.sub(r"(?<=: )(NaN|-?Infinity)(?=[,\n])", "null", json.dumps(result, indent=1, ensure_ascii=False))
     write_whole(folder / "gradients.json", f"{text}\n".encode())
-    write_whole(folder / "gradients.html", gradient_page(result).encode())
-    print(f"written: {folder}/gradients.html, gradients.json")
+    print(f"written: {folder}/gradients.json")
 
 
 def gradient_tables(when: str, measured: "Sequence[TermGradient]") -> None:
-    """Print the gradients of a run's terms: norms, and the cosines between them, whose columns have the terms' numbers."""
-    from nst.report.page import cosines, norms
-
-    console, terms = Console(), [asdict(gradient) for gradient in measured]
-    header, *rows = norms(terms)
-    lengths = Table(*header, title=f"{when}; gradient of the labels = 1", title_justify="left")
-    for row in rows:
-        lengths.add_row(*row)
+    """Print the gradients of a run's terms: λ · |gradient| and its share of their sum, and the cosines, by the terms' numbers."""
+    total = sum(term.relative_norm for term in measured) or 1.0
+    numbers = [str(number) for number, _ in enumerate(measured, 1)]
+    title = f"{when}; gradient of the labels = 1"
+    lengths = Table("term", "λ", "value", "λ · |gradient|", "of the sum", title=title, title_justify="left")
     # without vertical lines ten terms fit into 80 columns
-    numbers = [str(number) for number, _ in enumerate(terms, 1)]
     matrix = Table("term", *numbers, title="cosines", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, term, row in zip(numbers, terms, cosines(terms), strict=True):
-        matrix.add_row(f"{number} {term['term']}", *(f"{cosine:+.2f}" for cosine in row))
-    console.print(lengths)
-    console.print(matrix)
+    for number, term in zip(numbers, measured, strict=True):
+        share = f"{100 * term.relative_norm / total:.0f} %"
+        lengths.add_row(term.term, f"{term.weight:g}", f"{term.value:.4g}", f"{term.relative_norm:.3g}", share)
+        matrix.add_row(f"{number} {term.term}", *(f"{term.cosines[other.term]:+.2f}" for other in measured))
+    for table in (lengths, matrix):
+        Console().print(table)

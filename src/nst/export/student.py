@@ -27,7 +27,6 @@ from nst.export.formats import FILES, Forward
 from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
-from nst.report.render import code, plain
 from nst.storage.folder import measure_of
 from nst.storage.folder import measured as shown_as
 from nst.storage.record import provenance
@@ -219,6 +218,8 @@ def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licen
     Args:
         licence: of the weights, None if not stated.
     """
+    from nst.report.text import code, plain  # brings pandas
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

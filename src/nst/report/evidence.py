@@ -61,100 +61,85 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
-            analysis, chosen = Analysis(group, taught, weights, device), _chosen(cells)
-            found = {"mmd": analysis.mmd(cells), "tsne": analysis.tsne(chosen), "neurons": analysis.neurons(chosen)}
+            found = evaluated(group, cells, taught, weights, device)
         except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
-        write_whole(file, json.dumps({**subject, "images": len(analysis.images), **found}, indent=1).encode())
+        write_whole(file, json.dumps({**subject, **found}, indent=1).encode())
 
 
-def _chosen(cells: Sequence[Cell]) -> list[Cell]:
-    """The rows that the pictures compare: the baseline and a few methods that are there, those with NST first."""
-    done = [cell for cell in cells if finished(cell.runs[0])]
-    methods = [cell for cell in done if cell is not cells[0]]
-    methods.sort(key=lambda cell: not any(name.startswith("nst") for name in cell.runs[0].loss))
-    alone = [cell for cell in methods if len(cell.runs[0].loss) <= 2]  # the cross-entropy and one more
-    return [cell for cell in done if cell is cells[0] or cell in (alone or methods)[:DRAWN]]
+def evaluated(
+    group: Group, cells: Sequence[Cell], taught: RunConfig, weights: str, device: torch.device
+) -> dict[str, Any]:
+    """What the page shows of a group's networks, each seed's student before and after its training.
 
+    Returns:
+        images (their number), mmd: row → kernel → MMD² of each seed, the paper's eq. 4, mean over the images; of a few rows (the
+        baseline and methods, those with NST first) tsne: row → coordinates of the teacher's and the student's unit channel maps
+        on the first image, and neurons: heat maps as PNG in base64, by row and of the teacher.
 
-class Analysis:
-    """A group's teacher, some test images, and what any student makes of them."""
+    Raises:
+        ValueError: a network lacks the layer, or its features have no channels.
+    """
+    data, of_teacher = build.dataset(taught), taught.teacher
+    batches = [*islice(data.split("test").loader(64, train=False, device=device).epoch(0), IMAGES // 64)]
+    images = torch.cat([batch.images for batch in batches])  # [N, C, H, W]
+    numbers = torch.cat([batch.labels for batch in batches])[:SHOWN].tolist()
+    normalization = Normalization(tuple(data.mean), tuple(data.std))
+    teacher = build.network("teacher.model", of_teacher.model, of_teacher.seed).to(device).eval()
+    look_at(teacher, of_teacher.input_size or recorded_size(weights))
+    load_teacher(teacher, normalization, weights, of_teacher.weights_key, of_teacher.mean, of_teacher.std)
 
-    def __init__(self, group: Group, run: RunConfig, weights: str, device: torch.device) -> None:
-        """Load the teacher of `run` from `weights`, and the first test images `[N, C, H, W]`, normalised."""
-        data = build.dataset(run)
-        self.group, self.device = group, device
-        batches = [*islice(data.split("test").loader(64, train=False, device=device).epoch(0), IMAGES // 64)]
-        self.images = torch.cat([batch.images for batch in batches])
-        numbers = torch.cat([batch.labels for batch in batches])[:SHOWN].tolist()
-        self.labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
-        self.normalization = Normalization(tuple(data.mean), tuple(data.std))
-        self.teacher = build.network("teacher.model", run.teacher.model, run.teacher.seed)
-        look_at(self.teacher, run.teacher.input_size or recorded_size(weights))
-        self.teacher.to(device).eval()
-        key, mean, std = run.teacher.weights_key, run.teacher.mean, run.teacher.std
-        load_teacher(self.teacher, self.normalization, weights, key, mean, std)
-        with torch.no_grad():
-            self.teacher_features = features(self.teacher, self.images, group.layers.teacher)
-
-    def student(self, run: RunConfig, trained: bool = True) -> nn.Module:
-        """The student of a run, before or after its training."""
+    def student(run: RunConfig, trained: bool = True) -> nn.Module:
         model = build.network("model", run.model, run.seed)
         if trained:
             load_weights(model, folder_of(run) / STUDENT)
-        return model.to(self.device)
+        return model.to(device)
 
-    @torch.no_grad()
-    def student_features(self, run: RunConfig, trained: bool = True) -> Tensor:
-        """Its features on the images."""
-        return features(self.student(run, trained), self.images, self.group.layers.student)
-
-    def mmd(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Row → kernel → MMD² of each seed's student, untrained and trained: the paper's eq. 4, mean over the images."""
-        distances: dict[str, Any] = {}
+    with torch.no_grad():
+        teacher_features = features(teacher, images, group.layers.teacher)
+        mmd: dict[str, Any] = {}
         for cell in cells:
-            values: dict[str, Any] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
+            mmd[cell.row.name] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
             for run in (run for run in cell.runs if finished(run)):
-                for when, trained in (("before", False), ("after", True)):
-                    of_student = self.student_features(run, trained)
+                for when in ("before", "after"):
+                    of_student = features(student(run, when == "after"), images, group.layers.student)
                     for kernel in KERNELS:
-                        loss, total = NST(kernel), 0.0
-                        for t, s in zip(self.teacher_features.split(16), of_student.split(16), strict=True):
-                            total += (
-                                2 * float(loss(s, loss.target(t, tuple(s.shape[1:])))) * len(s)
-                            )  # the loss has ½ of it
-                        values[kernel][when].append(round(total / len(of_student), 8))
-            distances[cell.row.name] = values
-        return distances
+                        loss, total = NST(kernel), 0.0  # which has ½ of MMD²
+                        for t, s in zip(teacher_features.split(16), of_student.split(16), strict=True):
+                            total += 2 * float(loss(s, loss.target(t, tuple(s.shape[1:])))) * len(s)
+                        mmd[cell.row.name][kernel][when].append(round(total / len(images), 8))
 
-    def tsne(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Row → coordinates of the teacher's and the student's unit channel maps on the first test image, laid out jointly."""
-        from sklearn.manifold import TSNE
-
-        places: dict[str, Any] = {}
-        for cell in cells:
-            student, teacher = self.student_features(cell.runs[0])[:1], self.teacher_features[:1]
-            if teacher.shape[2:] != student.shape[2:]:
-                teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
-            maps = [feature[0].flatten(1) for feature in (teacher, student)]
-            sides = [
-                F.normalize(side[side.norm(dim=1) > 0], dim=1).numpy() for side in maps
-            ]  # channels that are not zero
-            points = np.concatenate(sides)
-            place = TSNE(perplexity=min(30, (len(points) - 1) // 3), init="pca", random_state=0).fit_transform(points)
-            first, second = np.split(np.round(place, 2), [len(sides[0])])
-            places[cell.row.name] = {"teacher": first.tolist(), "student": second.tolist()}
-        return places
-
-    def neurons(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Heat maps of the teacher's most active neurons of the last stage and of the nearest ones of the students: PNG in base64."""
-        images, pictures = self.images[:SHOWN], {}
-        networks = {"teacher": (self.teacher, images)}
-        networks |= {cell.row.name: (self.student(cell.runs[0]), images) for cell in cells}
-        for name, picture in heatmaps(images, networks, self.normalization, labels=self.labels).items():
+        done = [cell for cell in cells if finished(cell.runs[0])]
+        methods = [cell for cell in done if cell is not cells[0]]
+        methods.sort(key=lambda cell: not any(name.startswith("nst") for name in cell.runs[0].loss))
+        alone = [cell for cell in methods if len(cell.runs[0].loss) <= 2]  # the cross-entropy and one more
+        chosen = [cell for cell in done if cell is cells[0] or cell in (alone or methods)[:DRAWN]]
+        networks = {cell.row.name: student(cell.runs[0]) for cell in chosen}
+        tsne = {
+            name: _tsne(teacher_features[:1], features(model, images, group.layers.student)[:1])
+            for name, model in networks.items()
+        }
+        pictures = {}
+        labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
+        networks = {"teacher": teacher, **networks}
+        for name, picture in heatmaps(images[:SHOWN], networks, normalization, labels=labels).items():
             file = io.BytesIO()
-            pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()  # [3, H, W] in 0…1
+            pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()  # of [3, H, W] in 0…1
             Image.fromarray(pixels).save(file, "PNG", optimize=True)
             pictures[name.removeprefix("neurons/")] = base64.b64encode(file.getvalue()).decode()
-        return pictures
+    return {"images": len(images), "mmd": mmd, "tsne": tsne, "neurons": pictures}
+
+
+def _tsne(teacher: Tensor, student: Tensor) -> dict[str, Any]:
+    """The unit channel maps of both features `[1, C, H, W]`, without those that are zero, in the plane."""
+    from sklearn.manifold import TSNE
+
+    if teacher.shape[2:] != student.shape[2:]:
+        teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
+    maps = [feature[0].flatten(1) for feature in (teacher, student)]
+    sides = [F.normalize(side[side.norm(dim=1) > 0], dim=1).numpy() for side in maps]
+    points = np.concatenate(sides)
+    place = TSNE(perplexity=min(30, (len(points) - 1) // 3), init="pca", random_state=0).fit_transform(points)
+    first, second = np.split(np.round(place, 2), [len(sides[0])])
+    return {"teacher": first.tolist(), "student": second.tolist()}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from nst.report.render import html_style, number
+from nst.report.text import number
 from nst.tables.statistics import Gain, Sample
 
 # Colours that matplotlib draws with, and the CSS variable that takes the place of each in the file.
@@ -39,6 +39,14 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
     It is without styles, which the page's policy would refuse.
     """
 
+    def attributes(style: re.Match[str]) -> str:  # of a font its size alone
+        pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
+        found = {name.strip(): value.strip() for name, value in pairs}
+        found.pop("font-family", None)
+        if size := re.search(r"[\d.]+px", found.pop("font", "")):
+            found["font-size"] = size[0]
+        return " ".join(f'{name}="{value}"' for name, value in found.items())
+
     @wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> str:
         with mpl.rc_context(STYLE):
@@ -51,7 +59,7 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
         text = text[text.index("<svg") :]
         text = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style [^>]*>.*?</style>|\s*<!--.*?-->", "", text, flags=re.S)
         text = re.sub(r'<g id="[^"]*"', "<g", text)
-        text = re.sub(r'style="([^"]*)"', _attributes, text)
+        text = re.sub(r'style="([^"]*)"', attributes, text)
         size, label = r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(description)}"'
         text = re.sub(size, lambda _: label, text, count=1)
         for name, colour in COLOURS.items():
@@ -59,32 +67,6 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
         return text.strip()
 
     return drawn
-
-
-def _attributes(style: re.Match[str]) -> str:
-    """Declarations of a `style="…"` as attributes; of a font its size alone."""
-    pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
-    found = {name.strip(): value.strip() for name, value in pairs}
-    if size := re.search(r"[\d.]+px", found.pop("font", "")):
-        found["font-size"] = size[0]
-    found.pop("font-family", None)
-    return " ".join(f'{name}="{value}"' for name, value in found.items())
-
-
-def as_file(drawing: str, drawn_from: str) -> str:
-    """A drawing as an SVG file of its own, with the page's colours.
-
-    Args:
-        drawn_from: what names the data that it shows; stands in the file as its description.
-    """
-    colours = re.findall(r":root \{.*?\}(?: \})?", html_style(), flags=re.S)[0]
-    dark = re.findall(r"@media \(prefers-color-scheme: dark\) \{.*?\} \}", html_style(), flags=re.S)[0]
-    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)[0]
-    head, rest = drawing.split(">", 1)
-    style = f"<style>{colours}\n{dark}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
-    ground = '<rect width="100%" height="100%" fill="var(--card)"/>'
-    size = f' width="{1.6 * float(width):.0f}" height="{1.6 * float(height):.0f}"'
-    return f"{head}{size}>\n<desc>{escape(drawn_from)}</desc>\n{style}\n{ground}{rest}\n"
 
 
 def _axes(width: float, height: float) -> Axes:
@@ -110,36 +92,28 @@ def _log_scale(axes: Axes, which: str, low: float, high: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-class Point(NamedTuple):
-    """A method's figure: its kind (a colour), a value for each seed, their statistics, and the published value."""
-
-    label: str
-    kind: str
-    values: Collection[float]
-    sample: Sample | None
-    published: float | None = None
-
-
 @_as_svg
-def points(rows: Sequence[Point], description: str) -> tuple[Axes, str]:
+def points(rows: Sequence[tuple[str, str, Collection[float], Sample | None, float | None]], description: str) -> tuple[Axes, str]:  # fmt: skip
     """A line a method: faint dots for the seeds, the mean with its 95 % interval, a diamond for the published figure.
 
     A wide interval is cut off, it would hide all else.
+
+    Args:
+        rows: label, kind (a colour), a value for each seed, their statistics, the published value.
     """
-    axes = _lines([row.label for row in rows])
-    for y, row in enumerate(rows):
-        axes.scatter([*row.values], [y] * len(row.values), s=22, color=COLOURS[row.kind], alpha=0.35, linewidths=0)
-        if row.sample:
-            axes.plot(row.sample.mean, y, "o", color=COLOURS[row.kind], markersize=6)
-        if row.published is not None:
-            axes.plot(row.published, y, "D", color=COLOURS["published"], markersize=5)
+    axes = _lines([row[0] for row in rows])
+    for y, (_, kind, values, mean, published) in enumerate(rows):
+        axes.scatter([*values], [y] * len(values), s=22, color=COLOURS[kind], alpha=0.35, linewidths=0)
+        if mean:
+            axes.plot(mean.mean, y, "o", color=COLOURS[kind], markersize=6)
+        if published is not None:
+            axes.plot(published, y, "D", color=COLOURS["published"], markersize=5)
     low, high = axes.get_xlim()
     margin = max(high - low, 0.2) * 0.75
-    for y, row in enumerate(rows):
-        if row.sample and row.sample.half_width is not None:
-            mean, half = row.sample.mean, row.sample.half_width
-            ends = [max(mean - half, low - margin, 0), min(mean + half, high + margin, 100)]
-            axes.plot(ends, [y, y], color=COLOURS[row.kind], linewidth=2, alpha=0.75)
+    for y, (_, kind, _, mean, _) in enumerate(rows):
+        if mean and (half := mean.half_width) is not None:
+            ends = [max(mean.mean - half, low - margin, 0), min(mean.mean + half, high + margin, 100)]
+            axes.plot(ends, [y, y], color=COLOURS[kind], linewidth=2, alpha=0.75)
     return axes, description
 
 

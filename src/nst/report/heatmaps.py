@@ -13,19 +13,16 @@ from nst.teacher import Normalization
 
 SIZE, GAP = 96, 2  # pixels of one picture and between pictures
 LEFT, TOP, BOTTOM = 112, 84, 44  # pixels for classes, for title and channels, for the colour scale
+NEURONS = 4  # channels of a picture
 LONGEST = 18  # characters of a class name
 COLOURS = "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4"  # "inferno", in tenths
 
 
 @torch.no_grad()
 def heatmaps(
-    images: Tensor,
-    networks: Mapping[str, tuple[nn.Module, Tensor]],
-    normalization: Normalization,
-    neurons: int = 4,
-    labels: Sequence[str] | None = None,
+    images: Tensor, networks: Mapping[str, nn.Module], normalization: Normalization, labels: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """One picture per network, one row per image: the image, then the responses of some channels of the last stage.
+    """One picture per network, one row per image: the image, then the responses of a few channels of the last stage.
 
     For the reference (the network called "teacher", else the first) these are the channels with the largest mean activation
     over the images; for the others the channels most similar to each of the reference's, so that columns correspond. The colours
@@ -33,9 +30,8 @@ def heatmaps(
 
     Args:
         images: `[B, C, H, W]`, normalised.
-        networks: by name, each with the images in its own normalisation; those without a `last` layer are left out.
+        networks: by name; those without a `last` layer are left out.
         normalization: of the images.
-        neurons: how many channels.
         labels: the images' classes; None if unknown.
 
     Returns:
@@ -43,13 +39,13 @@ def heatmaps(
     """
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
-    named = {name: entry for name, entry in networks.items() if "last" in getattr(entry[0], "named_layers", {})}
-    maps = {name: features(network, inputs, "last") for name, (network, inputs) in named.items()}
+    named = {name: network for name, network in networks.items() if "last" in getattr(network, "named_layers", {})}
+    maps = {name: features(network, images, "last") for name, network in named.items()}
     if not maps:
         return {}
     reference = "teacher" if "teacher" in maps else next(iter(maps))
     activity = maps[reference].mean((0, 2, 3))
-    chosen = activity.topk(min(neurons, len(activity))).indices.tolist()
+    chosen = activity.topk(min(NEURONS, len(activity))).indices.tolist()
     found = {}
     for name, of_network in maps.items():
         channels, captions = chosen, [""] * len(chosen)
@@ -57,12 +53,15 @@ def heatmaps(
             channels, cosines = nearest(of_network, maps[reference][:, chosen])
             known = zip(chosen, cosines, strict=True)
             captions = [f"\nfor {shortened(reference)} {theirs}\ncosine {cosine:.2f}" for theirs, cosine in known]
-        title = f"{name}: layer {resolve(named[name][0], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
-        columns = {
-            f"channel {channel}\nmax. {of_network[:, channel].max():.3g}{caption}": of_network[:, channel]
-            for channel, caption in zip(channels, captions, strict=True)
-        }
-        found[f"neurons/{name}"] = drawing(title, pictures, columns, labels)
+        title = f"{name}: layer {resolve(named[name], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
+        columns = {"image": pictures}
+        for channel, caption in zip(channels, captions, strict=True):
+            heat = F.interpolate(of_network[:, [channel]].relu(), SIZE, mode="bilinear", align_corners=False)[:, 0]
+            over = coloured(heat / heat.max().clamp(min=1e-12)).transpose(0, 1)
+            columns[f"channel {channel}\nmax. {of_network[:, channel].max():.3g}{caption}"] = (
+                0.4 * pictures + 0.6 * over
+            )
+        found[f"neurons/{name}"] = drawing(title, columns, labels)
     return found
 
 
@@ -92,42 +91,34 @@ def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
     return indices.tolist(), cosines.tolist()
 
 
-def drawing(title: str, pictures: Tensor, columns: Mapping[str, Tensor], labels: Sequence[str] | None) -> Tensor:
-    """A picture `[3, H', W']` in 0…1 of pictures `[B, 3, S, S]` and of heat maps over them, by caption `[B, h, w]`."""
-    rows, step = len(pictures), SIZE + GAP
-    canvas = Image.new("RGB", (LEFT + (len(columns) + 1) * step, TOP + rows * step + BOTTOM), "white")
+def drawing(title: str, columns: Mapping[str, Tensor], labels: Sequence[str] | None) -> Tensor:
+    """A picture `[3, H', W']` in 0…1 of columns of pictures `[B, 3, S, S]`, by caption."""
+
+    def image(picture: Tensor) -> Image.Image:
+        return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+    rows, step = len(columns["image"]), SIZE + GAP
+    canvas = Image.new("RGB", (LEFT + len(columns) * step, TOP + rows * step + BOTTOM), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
     draw.text((6, 12), title, "black", ImageFont.load_default(13), "lm")
     for row in range(rows):
         label = f"image {row}" if labels is None else shortened(labels[row])
         draw.text((LEFT - 6, TOP + row * step + SIZE / 2), label, "black", font, "rm")
-    for column, (caption, shown) in enumerate({"image": pictures, **columns}.items()):
-        left = LEFT + column * step
-        draw.text((left + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
-        for row, picture in enumerate(shown if shown.ndim == 4 else overlay(pictures, shown)):
-            canvas.paste(_image(picture), (left, TOP + row * step))
-    scale = _image(coloured(torch.linspace(0, 1, 144).expand(8, -1)))
-    canvas.paste(scale, (LEFT + step, TOP + rows * step + 8))
-    draw.text((LEFT + step, TOP + rows * step + 24), "0", "black", font, "lm")
-    draw.text((LEFT + step + 144, TOP + rows * step + 24), "channel's max.", "black", font, "mm")
+    for column, (caption, shown) in enumerate(columns.items()):
+        draw.text((LEFT + column * step + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
+        for row, picture in enumerate(shown):
+            canvas.paste(image(picture), (LEFT + column * step, TOP + row * step))
+    below = TOP + rows * step
+    canvas.paste(image(coloured(torch.linspace(0, 1, 144).expand(8, -1))), (LEFT + step, below + 8))
+    draw.text((LEFT + step, below + 24), "0", "black", font, "lm")
+    draw.text((LEFT + step + 144, below + 24), "channel's max.", "black", font, "mm")
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
-
-
-def _image(picture: Tensor) -> Image.Image:
-    """A picture `[3, H, W]` in 0…1 for PIL."""
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def shortened(text: str) -> str:
     """A class name that fits, on one line."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def overlay(pictures: Tensor, maps: Tensor) -> Tensor:
-    """Pictures `[B, 3, S, S]` under the heat maps `[B, h, w]` of one channel, scaled to its maximum over the images."""
-    heat = F.interpolate(maps[:, None].relu(), pictures.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return 0.4 * pictures + 0.6 * coloured(heat / heat.max().clamp(min=1e-12)).transpose(0, 1)
 
 
 def coloured(heat: Tensor) -> Tensor:

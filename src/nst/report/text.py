@@ -1,17 +1,24 @@
-"""A table's result as text: columns, notes, headline; for the terminal, and as Markdown, CSV and JSON."""
+"""A table's result as text: grids, sentences, notes; as Markdown, CSV and JSON. The package's Jinja templates, which escape.
 
+HTML escapes whatever it is given; in Markdown the filters `plain` and `code` do.
+"""
+
+import base64
+import hashlib
 import json
-from collections.abc import Sequence
+import re
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
-from nst.report.render import environment, number
 from nst.tables.frame import weights_text
-from nst.tables.plan import folder_of
+from nst.tables.plan import LABELS, folder_of
 from nst.tables.result import GroupResult, Method, Result
-from nst.tables.statistics import GAIN, Frame, Gain, Sample, gains, lost_text, sample
+from nst.tables.statistics import GAIN, Frame, Sample, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
@@ -23,217 +30,193 @@ COARSE = 0.1  # percentage points of one test image, from which the headline sta
 
 Grid = list[list[str]]
 """A table as text: the header, then the rows."""
+Record = dict[str, Any]
 
 
-def grid(group: GroupResult) -> Grid:
-    """A group's table without the columns that say nothing: settings that all rows share, counts of lost runs that are 0."""
-    methods, compared = group.methods, any(method.row.published is not None for method in group.methods)
-    shared = shared_settings(group)
-    varying = [key for key in dict.fromkeys(key for method in methods for key in method.settings) if key not in shared]
-    lost = [name for name in ("collapsed", "diverged") if any(getattr(method, name) for method in methods)]
-    weighted = ["λ"] if any(method.weights for method in methods) else []
-    names = ["method", BASELINE, "last epoch", "median", *weighted, *varying, "95 % interval", "best epoch", *lost]
-    names += ["published", PUBLISHED, "rank (published)", "verdict"] if compared else ["rank"]
-    return [names, *([cells.get(name, "–") for name in names] for cells in map(_cells, methods))]
+def plain(text: str) -> str:
+    """Text that Markdown and HTML show as it is: on one line, with every character of their syntax neutralised."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def _cells(method: Method) -> dict[str, str]:
-    """A method as text, by column; what it lacks is left out."""
-    row, last, runs = method.row, method.last, len(method.cell.runs)
-    cells = {"method": row.label, "verdict": method.verdict, **method.settings}
-    cells |= {name: f"{getattr(method, name)} of {runs}" for name in ("collapsed", "diverged")}
-    if method.weights:
-        cells["λ"] = f"{weights_text(method.weights)}{'' if row.tuned else f' {NOT_TUNED}'}"
-    if method.paired:
-        cells[BASELINE] = method.paired.signed
-    if last:
-        top5 = f" / {method.top5.mean:.2f}" if method.top5 and row.published_top5 is not None else ""
-        cells |= {"last epoch": f"{last}{top5}", "median": f"{last.median:.2f}", "95 % interval": last.interval}
-        cells |= {"best epoch": str(method.best), "rank": str(method.rank)}
-    if row.published is not None:
-        about = ", ".join(filter(None, (row.epoch, row.by)))
-        cells["published"] = f"{published_text(row.published, row.published_top5)} ({about})"
-    if method.difference is not None:
-        cells[PUBLISHED] = f"{method.difference:+.2f} ({'best' if row.epoch == 'best' else 'last'})"
-    theirs = "" if method.published_rank is None else f" ({method.published_rank})"
-    return cells | {"rank (published)": cells.get("rank", "–") + theirs}
+def code(text: str) -> str:
+    """A code span of Markdown that its text cannot end; pipes are neutralised, for tables."""
+    text = " ".join(text.split()).replace("|", r"\|")
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
-def published_text(top1: float, top5: float | None) -> str:
-    """A published figure, top-5 beside it where there is one."""
-    return f"{top1:.2f}" + ("" if top5 is None else f" / {top5:.2f}")
+def number(value: float) -> str:
+    """A value of an axis: 50,000."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
 
 
-def shared_settings(group: GroupResult) -> dict[str, str]:
-    """The settings that are equal in all rows that have them; rows without a finished run lack some."""
-    values: dict[str, set[str]] = {}
-    for key, text in (item for method in group.methods for item in method.settings.items()):
-        values.setdefault(key, set()).add(text)
-    return {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
+def rendered(template: str, **content: object) -> str:
+    """One of `nst/report/templates`; a page of HTML is one file that fetches nothing, and its policy forbids scripts."""
+    templates = Environment(
+        loader=PackageLoader("nst.report"), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters |= {"plain": plain, "code": code}
+    if template.endswith(".html"):
+        style = templates.get_template("style.css").render()
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+        content |= {"style": Markup(style), "policy": policy}  # the package's own file
+    return templates.get_template(template).render(**content)
 
 
-def settings_text(group: GroupResult) -> str:
-    """The settings that all rows of a group share, in a line; "" before the first run."""
-    seeds = ", ".join(dict.fromkeys(str(seed) for method in group.methods for seed in method.by_seed))
-    shared = shared_settings(group) | ({"seeds": seeds} if seeds else {})
-    return "; ".join(f"{key} {text}" for key, text in shared.items())
-
-
-def teacher_text(group: GroupResult) -> str:
-    """The teacher's figure beside the published one; "" before the first run."""
-    teacher, theirs = group.teacher, group.group.teacher
-    if teacher is None:
-        return ""
-    top5 = teacher["top5"] if theirs.published_top5 is not None else None
-    text = f"Teacher {teacher['name']}: {published_text(teacher['figure'], top5)} %"
-    text += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
-    if theirs.published is not None:
-        text += f" (published {published_text(theirs.published, theirs.published_top5)})"
-    return f"{text}."
-
-
-def headline(group: GroupResult, metric: str) -> str:
-    """The result in a sentence or two."""
-    methods = [method for method in group.methods if method.last]
-    if not methods:
-        return "No run of this group is finished."
-    best, first = min(methods, key=lambda method: method.rank or 0), group.methods[0]
-    assert best.last is not None
-    text = f"Best mean at the last epoch: {best.row.label}, {best.last.mean:.2f} % {metric}"
-    if best is not first and first.last:
-        text += f"; baseline {first.last.mean:.2f} %"
-        if best.paired and best.paired.half_width is not None:
-            sure = "more" if abs(best.paired.mean) > best.paired.half_width else "no more"
-            text += f". Over the same {best.paired.n} seeds that is {best.paired.signed} points: {sure} than the variation between seeds explains"
-            if best.test_images and 100 / best.test_images >= COARSE:
-                count = round(abs(best.paired.mean) * best.test_images / 100)
-                text += f", and about {count} of the {best.test_images:,} test images"
-    return f"{text}."
-
-
-def along(result: Result) -> dict[str, Any] | None:
-    """What is shown of a table whose groups are values of one setting: its name, the gains, and grids of them and of what NST adds."""
-    if result.plan.table.along is None or not len(result.frame):
-        return None
-    axis, lower, frame = AXES.get(result.plan.table.along, result.plan.table.along), result.lower, result.frame
-    found, added = gains(frame, lower), gains(frame, lower, of_nst=True)
-    return {"axis": axis, "gains": found, "grid": gain_grid(frame, found, axis), "added": nst_grid(frame, added, axis)}
-
-
-def gain_grid(runs: Frame, found: Sequence[Gain], axis: str) -> Grid:
-    """The baseline as it is, then each method's gain, with the counts of lost runs."""
-    places, base = sorted(runs["at"].unique()), []
-    for at in places:
-        here = runs[runs["at"] == at]
-        own = here[here["method"] == here["method"].iloc[0]]
-        values = sample(own["value"].dropna())
-        spread = "" if values is None or values.std is None else f" ± {values.std:.2f} [{values.median:.2f}]"
-        base.append((f"{values.mean:.2f}{spread} ({values.n})" if values else "–") + lost_text(own))
-    rows = [[gain.label, *(_at(gain, at) + gain.lost.get(at, "") for at in places)] for gain in found]
-    return [[axis, *map(number, places)], ["baseline, %", *base], *rows]
-
-
-def nst_grid(runs: Frame, found: Sequence[Gain], axis: str) -> Grid:
-    """What NST adds, the last column its mean; the header alone if no method has NST."""
-    places = sorted(runs["at"].unique())
-    rows = [
-        [gain.label, *(_at(gain, at) for at in places), gain.overall.gain if gain.overall else "–"] for gain in found
-    ]
-    return [[axis, *map(number, places), "mean"], *rows]
-
-
-def _at(gain: Gain, at: float) -> str:
-    return gain.points[at].gain if at in gain.points else "–"
-
-
-def title(result: Result) -> str:
-    """The table's title, marked if its runs differ from the table's settings."""
-    title, cells = result.plan.table.title, result.plan.cells
-    if all(cell.comparable for cell in cells):
-        return title
-    return f"{title} ({'reduced' if any(cell.reduced for cell in cells) else 'changed'})"
-
-
-def banner(result: Result) -> str:
-    """The first line of every rendering if the runs differ from the table's settings; else empty."""
-    cells = result.plan.cells
-    changes = dict.fromkeys(change for cell in cells for change in cell.changes)
-    if not changes:
-        return ""
-    comparable, reduced = all(cell.comparable for cell in cells), any(cell.reduced for cell in cells)
-    kind = "Reduced" if reduced else "Computed otherwise" if comparable else "Changed"
-    return f"{kind}: {'; '.join(changes)}.{'' if comparable else ' Not comparable with published figures.'}"
-
-
-def notes(result: Result) -> list[str]:
-    """Notes on how to read the figures."""
-    methods = result.methods
+def content(result: Result) -> Record:
+    """What the page and table.md show as text."""
+    plan, frame, lower = result.plan, result.frame, result.plan.table.metric == "error"
+    methods, along = [method for group in result.groups for method in group.methods], None
+    if plan.table.along is not None and len(frame):
+        axis = AXES.get(plan.table.along, plan.table.along)
+        along = dict(zip(("axis", "grid", "added"), (axis, *gain_grids(frame, lower, axis)), strict=True))
     missing = {m.row.label: len(m.cell.runs) - m.diverged - (m.last.n if m.last else 0) for m in methods}
-    text = environment().get_template("notes.txt").render(
-        lower=result.lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
+    notes = rendered(
+        "notes.txt", lower=lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
         published=any(method.row.published is not None for method in methods), by=any(method.row.by for method in methods),
         untuned=any(method.weights and not method.row.tuned for method in methods),
         splits=sorted({name for method in methods for name in method.evaluated_on}),
         collapsed=sum(method.collapsed for method in methods), diverged=sum(method.diverged for method in methods),
         missing=", ".join(f"{label} {count}" for label, count in missing.items() if count),
     )  # fmt: skip
-    return [line for line in text.splitlines() if line]
-
-
-def as_markdown(result: Result) -> str:
-    """GitHub's tables."""
-    return environment().get_template("table.md").render(
-        title=title(result), banner=banner(result), along=along(result), gain=GAIN, plan=result.plan, notes=notes(result), words=WORDS,
-        groups=[
-            {"title": g.group.title, "grid": grid(g), "teacher": teacher_text(g), "settings": settings_text(g)} for g in result.groups
-        ],
-    )  # fmt: skip
-
-
-def as_json(result: Result) -> str:
-    """All of it, for a program."""
-    table, request = result.plan.table, result.plan.request
-    content = {
-        "table": request.table, "command": request.command, "title": table.title, "source": table.source, "metric": table.metric,
-        "along": table.along, "origin": result.origin,
-        "groups": [
-            {"name": g.group.name, "title": g.group.title, "at": result.plan.along.get(g.group.name), "teacher": g.teacher,
-             "published": asdict(g.group.teacher), "layers": asdict(g.group.layers), "rows": [*map(_record, g.methods)]}
-            for g in result.groups
-        ],
+    return {
+        "title": f"{plan.table.title} ({plan.label})" if plan.label in LABELS[2:] else plan.table.title,
+        "banner": plan.banner, "table": plan.table, "command": plan.request.command, "origin": result.origin,
+        "along": along, "gain": GAIN, "notes": [line for line in notes.splitlines() if line], "words": WORDS,
+        "groups": [group_content(group, plan.table.metric) for group in result.groups],
     }  # fmt: skip
-    return json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n"
 
 
-def _record(method: Method) -> dict[str, Any]:
-    """A method's row in the file with its figures, unrounded."""
-    figures = {key: asdict(value) if isinstance(value, Sample) else value for key, value in vars(method).items()}
-    del figures["cell"]
-    row = {key: value for key, value in asdict(method.row).items() if key not in ("name", "groups")}
-    about = {key: getattr(method.cell, key) for key in ("command", "changes", "reduced", "comparable")}
-    runs = [str(folder_of(run)) for run in method.cell.runs]
-    return {"method": method.row.name, **row, **figures, **about, "runs": runs}
+def group_content(group: GroupResult, metric: str) -> Record:
+    """A group as text: its grid, without columns that say nothing, the settings that all rows share, the result in a sentence."""
+    methods, theirs = group.methods, group.group.teacher
+    values: dict[str, set[str]] = {}  # of each setting; rows without a finished run lack some
+    for key, text in (item for method in methods for item in method.settings.items()):
+        values.setdefault(key, set()).add(text)
+    shared = {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
+    if seeds := dict.fromkeys(str(seed) for method in methods for seed in method.by_seed):
+        shared["seeds"] = ", ".join(seeds)
+
+    compared = any(method.row.published is not None for method in methods)
+    lost = [name for name in ("collapsed", "diverged") if any(getattr(method, name) for method in methods)]
+    rows = []
+    for method in methods:
+        row, last, top5 = method.row, method.last, method.top5
+        beside = top5.mean if top5 and row.published_top5 is not None else None
+        cells = {
+            "method": row.label, BASELINE: method.paired.signed if method.paired else "",
+            "last epoch": f"{last}{_top5(beside)}" if last else "", "median": f"{last.median:.2f}" if last else "",
+            "λ": f"{weights_text(method.weights)}{'' if row.tuned else f' {NOT_TUNED}'}" if method.weights else "",
+            **{key: method.settings.get(key, "") for key in values if key not in shared},
+            "95 % interval": last.interval if last else "", "best epoch": str(method.best or ""),
+            **{name: f"{getattr(method, name)} of {len(method.cell.runs)}" for name in lost},
+        }  # fmt: skip
+        if compared:
+            about, which = ", ".join(filter(None, (row.epoch, row.by))), "best" if row.epoch == "best" else "last"
+            figure = "" if row.published is None else f"{row.published:.2f}{_top5(row.published_top5)} ({about})"
+            cells |= {
+                "published": figure, PUBLISHED: "" if method.difference is None else f"{method.difference:+.2f} ({which})",
+                "rank (published)": f"{method.rank or '–'}{f' ({method.published_rank})' if method.published_rank else ''}",
+                "verdict": method.verdict,
+            }  # fmt: skip
+        else:
+            cells["rank"] = str(method.rank or "")
+        rows.append(cells)
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+
+    taught = ""
+    if (teacher := group.teacher) is not None:
+        top5 = teacher["top5"] if theirs.published_top5 is not None else None
+        taught = f"Teacher {teacher['name']}: {teacher['figure']:.2f}{_top5(top5)} %"
+        taught += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
+        if theirs.published is not None:
+            taught += f" (published {theirs.published:.2f}{_top5(theirs.published_top5)})"
+        taught += "."
+    return {
+        "title": group.group.title, "headline": headline(methods, metric), "teacher": taught,
+        "settings": "; ".join(f"{key} {text}" for key, text in shared.items()),
+        "grid": [names, *([row[name] or "–" for name in names] for row in rows)],
+    }  # fmt: skip
 
 
-def as_csv(result: Result) -> str:
-    """One line a method, with columns such as `last_mean`; without lists and curves."""
-    about = {"table": result.plan.request.table, "metric": result.plan.table.metric}
-    lines = [
-        {**about, "group": group.group.name, **_record(method), "weights": weights_text(method.weights)}
-        for group in result.groups
-        for method in group.methods
-    ]
+def _top5(value: float | None) -> str:
+    """Top-5, beside top-1."""
+    return "" if value is None else f" / {value:.2f}"
+
+
+def headline(methods: list[Method], metric: str) -> str:
+    """The result in a sentence or two."""
+    done, first = [method for method in methods if method.last], methods[0]
+    if not done:
+        return "No run of this group is finished."
+    best = min(done, key=lambda method: method.rank or 0)
+    assert best.last is not None
+    text = f"Best mean at the last epoch: {best.row.label}, {best.last.mean:.2f} % {metric}"
+    if best is not first and first.last:
+        text += f"; baseline {first.last.mean:.2f} %"
+        if (gain := best.paired) and gain.half_width is not None:
+            sure = "more" if abs(gain.mean) > gain.half_width else "no more"
+            text += f". Over the same {gain.n} seeds that is {gain.signed} points: {sure} than the variation between seeds explains"
+            if best.test_images and 100 / best.test_images >= COARSE:
+                count = round(abs(gain.mean) * best.test_images / 100)
+                text += f", and about {count} of the {best.test_images:,} test images"
+    return f"{text}."
+
+
+def gain_grids(runs: Frame, lower_is_better: bool, axis: str) -> tuple[Grid, Grid]:
+    """The baseline along an axis, each method's gain over it, and the lost runs; what NST adds, with the mean along the axis.
+
+    Args:
+        runs: as `nst.tables.statistics.gains` has them.
+    """
+    places = sorted(runs["at"].unique())
+    header, base = [axis, *map(number, places)], ["baseline, %"]
+    for at in places:
+        here = runs[runs["at"] == at]
+        own = here[here["method"] == here["method"].iloc[0]]
+        values = sample(own["value"].dropna())
+        spread = f" ± {values.std:.2f} [{values.median:.2f}]" if values and values.std is not None else ""
+        base.append((f"{values.mean:.2f}{spread} ({values.n})" if values else "–") + lost_text(own))
+    grid, added = [header, base], [[*header, "mean"]]
+    for gain in gains(runs, lower_is_better):
+        texts = [gain.points[at].gain if at in gain.points else "–" for at in places]
+        grid.append([gain.label, *(text + gain.lost.get(at, "") for text, at in zip(texts, places, strict=True))])
+    for gain in gains(runs, lower_is_better, of_nst=True):
+        points = [*(gain.points.get(at) for at in places), gain.overall]
+        added.append([gain.label, *(point.gain if point else "–" for point in points)])
+    return grid, added
+
+
+def files(result: Result, content: Record) -> dict[str, str]:
+    """The table by file name: as Markdown, as JSON with all figures unrounded, and as CSV, a line a method, without lists."""
+    table, request, groups, lines = result.plan.table, result.plan.request, [], []
+    for group in result.groups:
+        rows = []
+        for method in group.methods:
+            cell, row = method.cell, {k: v for k, v in asdict(method.row).items() if k not in ("name", "groups")}
+            rows.append({
+                "method": method.row.name, **row,
+                **{k: asdict(v) if isinstance(v, Sample) else v for k, v in vars(method).items() if k != "cell"},
+                "command": cell.command, "changes": cell.changes, "reduced": cell.label == "reduced",
+                "comparable": cell.label not in LABELS[2:], "runs": [str(folder_of(run)) for run in cell.runs],
+            })  # fmt: skip
+            line = {"table": request.table, "metric": table.metric, "group": group.group.name, **rows[-1]}
+            lines.append(line | {"weights": weights_text(method.weights)})
+        own, at = group.group, result.plan.along.get(group.group.name)
+        published, layers = asdict(own.teacher), asdict(own.layers)
+        about = {"name": own.name, "title": own.title, "at": at, "teacher": group.teacher, "published": published}
+        groups.append({**about, "layers": layers, "rows": rows})
+    whole = {
+        "table": request.table, "command": request.command, "title": table.title, "source": table.source,
+        "metric": table.metric, "along": table.along, "origin": result.origin, "groups": groups,
+    }  # fmt: skip
     lists = ["overrides", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
     flat = [{key: value for key, value in line.items() if value is not None and key not in lists} for line in lines]
-    return pd.json_normalize(flat, sep="_").to_csv(index=False)
-
-
-def print_result(result: Result) -> None:
-    """The tables, for the terminal."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=220)
-    console.print(Markdown(as_markdown(result)))
+    return {
+        "table.md": rendered("table.md", **content),
+        "table.json": json.dumps(whole, indent=1, ensure_ascii=False, default=float) + "\n",
+        "table.csv": pd.json_normalize(flat, sep="_").to_csv(index=False),
+    }

@@ -47,25 +47,31 @@ def read_run(folder: Path) -> Record:
     """A run, finished or not.
 
     Returns:
-        folder, data, teacher, model, loss (names of the terms), seed, epochs; settings (those that distinguish runs, by
-        dotted key), weights (λ by term, the cross-entropy's only where it is not 1), chance; curve (epoch → accuracy),
-        train (accuracy on the training crops over the last epoch), state ("finished", "epoch 3 of 15", "diverged after …"),
-        diverged (the reason, or None), collapsed; last and best, best_epoch, seconds, and of finished runs all other
-        `COLUMNS`; data_sha256 and teacher_sha256 with the settings that name them. Accuracies are
-        in percent, by measure: "top1", of a student that learns features alone "knn" or, without labels, its "loss"; last is on the test images, of a run that is not finished on those of its evaluations.
+        `COLUMNS`, of which a run that is not finished has those up to "seconds": names and settings (those that distinguish
+        runs, by dotted key), weights (λ by term, the cross-entropy's only where it is not 1), chance, curve (epoch →
+        accuracy), train (accuracy on the training crops over the last epoch), state ("finished", "epoch 3 of 15",
+        "diverged after …"), measure, diverged (the reason, or None), collapsed. Accuracies are in percent, by measure:
+        "top1", of a student that learns features alone "knn" or, without labels, its "loss"; last is on the test images, of
+        a run that is not finished on those of its evaluations.
 
     Raises:
         ValueError: a damaged file, named with its key.
     """
     with _opened(folder / "config.json") as config:
         taught = config["teacher"]["model"]
+        given = bool(taught) and config["teacher"].get("weights") is not None  # else it was trained on these images
         weights = {name: float(node["weight"]) for name, node in config["loss"].items()}
         classes, epochs = config["data"].get("num_classes"), int(config["trainer"]["epochs"])
+        unused = (*UNNAMED, "seed", *(() if taught else ("teacher", "cache")), *(("teacher.train",) if given else ()))
+        settings = {
+            key: value for key, value in flat(config).items()
+            if value is not None and not any(f"{key}.".startswith(f"{name}.") for name in unused)
+        }  # fmt: skip
         run: Record = {
             "folder": str(folder), "data": config["data"]["name"], "model": config["model"]["name"],
             "teacher": taught["name"] if taught else "none",
             "loss": "+".join(name for name in weights if name != "ce") or "ce",
-            "seed": int(config["seed"]), "epochs": epochs, "settings": distinguishing(config),
+            "seed": int(config["seed"]), "epochs": epochs, "settings": settings,
             "weights": {name: weight for name, weight in weights.items() if name != "ce" or weight != 1},
             "chance": 100 / classes if classes else None,
         }  # fmt: skip
@@ -78,36 +84,31 @@ def read_run(folder: Path) -> Record:
     progress = f"epoch {max(curve, default=0):g} of {epochs}"
     run |= {
         "curve": curve, "train": sum(crops) / len(crops) if crops else None, "state": progress, "diverged": None,
-        "measure": measure, "collapsed": measure != "loss" and collapsed(curve.values(), run["chance"]), "last": list(curve.values())[-1] if curve else None,
-        "best": choose(curve.values(), default=None), "best_epoch": choose(curve, key=lambda epoch: curve[epoch], default=None),
+        "measure": measure, "collapsed": measure != "loss" and collapsed(curve.values(), run["chance"]),
+        "last": list(curve.values())[-1] if curve else None, "best": choose(curve.values(), default=None),
+        "best_epoch": choose(curve, key=lambda epoch: curve[epoch], default=None),
         "seconds": steps[-1].get("timing", {}).get("seconds") if steps else None,
     }  # fmt: skip
     if (folder / DIVERGED).exists():
         with _opened(folder / DIVERGED) as stop:
             run |= {"diverged": str(stop["reason"]), "state": f"diverged after {progress}"}
     if (folder / SUMMARY).exists():
-        run |= _result(folder / SUMMARY)
-    given = bool(taught) and config["teacher"].get("weights") is not None  # else it was trained on these images
-    images, teacher = ({k: v for k, v in run["settings"].items() if k.startswith(p)} for p in ("data.", "teacher."))
+        with _opened(folder / SUMMARY) as summary:
+            test, best, teacher = summary["test"], summary["best"], summary["teacher"]
+            measure, usual = measure_of(test), {"top1": None, "top5": None, "evaluated_on": "test"}
+            about = teacher and {key: teacher[key] for key in ("name", "parameters", "weights", "sha256")}
+            run |= {
+                **{key: summary[key] for key in ("evaluated_on", "steps", "commit", "versions", "hardware")},
+                "state": "finished", "diverged": None, "seconds": float(summary["seconds"]),
+                "test": float(test[measure]), "last": float(test[measure]), "top5": test.get("top5"),
+                "test_images": test.get("images"), "best": float(best[measure]), "best_epoch": best["epoch"],
+                "taught_by": teacher and about | {key: teacher.get(key, value) for key, value in usual.items()},
+                "data_sha256": (summary.get("data") or {}).get("sha256"), "teacher_sha256": teacher and teacher["sha256"],
+            }  # fmt: skip
+    images, teacher = ({k: v for k, v in settings.items() if k.startswith(p)} for p in ("data.", "teacher."))
     run["data_key"] = json.dumps(images, sort_keys=True)
     run["teacher_key"] = json.dumps([teacher, None if given else images], sort_keys=True)
     return run
-
-
-def _result(file: Path) -> Record:
-    """The columns that a finished run has of its summary."""
-    with _opened(file) as summary:
-        test, best, teacher = summary["test"], summary["best"], summary["teacher"]
-        measure = measure_of(test)
-        return {
-            **{key: summary[key] for key in ("evaluated_on", "steps", "commit", "versions", "hardware")},
-            "state": "finished", "diverged": None, "seconds": float(summary["seconds"]),
-            "test": float(test[measure]), "last": float(test[measure]), "top5": test.get("top5"), "test_images": test.get("images"),
-            "best": float(best[measure]), "best_epoch": best["epoch"],
-            "taught_by": teacher and {key: teacher[key] for key in ("name", "parameters", "weights", "sha256")}
-            | {"top1": teacher.get("top1"), "top5": teacher.get("top5"), "evaluated_on": teacher.get("evaluated_on", "test")},
-            "data_sha256": (summary.get("data") or {}).get("sha256"), "teacher_sha256": teacher and teacher["sha256"],
-        }  # fmt: skip
 
 
 @contextmanager
@@ -134,20 +135,6 @@ def _events(file: Path) -> list[Record]:
     return events
 
 
-def distinguishing(config: Mapping[str, Any]) -> Record:
-    """The settings that distinguish runs, by dotted key: without seed, paths, null, and what is not used."""
-    unused = [*UNNAMED, "seed"]
-    if config["teacher"]["model"] is None:
-        unused += ["teacher", "cache"]
-    elif config["teacher"].get("weights") is not None:
-        unused.append("teacher.train")
-    return {
-        key: setting
-        for key, setting in flat(config).items()
-        if setting is not None and not any(key == name or key.startswith(f"{name}.") for name in unused)
-    }
-
-
 def flat(node: Any, prefix: str = "") -> Record:
     """Nested settings as `{"dotted.key": value}`."""
     if not isinstance(node, Mapping) or not node:
@@ -163,10 +150,7 @@ def collapsed(accuracies: Iterable[float], chance: float | None) -> bool:
 
 
 def other_contents(runs: Frame) -> Iterator[tuple[str, Frame]]:
-    """Runs that name the same data, or the same teacher, but had other images or weights: ("data" or "teacher", those runs).
-
-    Files may change under a name: a data set that was extended, a teacher that was trained again.
-    """
+    """Runs that name the same data, or teacher, whose files changed under that name: ("data" or "teacher", those runs)."""
     for kind in ("data", "teacher") if len(runs) else ():
         for _, same in runs[runs[f"{kind}_sha256"].notna()].groupby(f"{kind}_key", sort=False):
             if same[f"{kind}_sha256"].nunique() > 1:
@@ -174,17 +158,12 @@ def other_contents(runs: Frame) -> Iterator[tuple[str, Frame]]:
 
 
 def check_agreement(runs: Frame) -> None:
-    """Check that runs can stand in one table.
-
-    Raises:
-        ValueError: two of them have the same settings, but other images or another teacher.
-    """
+    """Raises ValueError for two runs of the same settings, but other images or another teacher, in one table."""
     for kind, same in other_contents(runs):
         one, other = same.drop_duplicates(f"{kind}_sha256").head(2).to_dict("records")
         raise ValueError(
-            f"{one['folder']} and {other['folder']} cannot stand in one table: their settings of the {kind} are the same, but "
-            f"its SHA-256 was {one[f'{kind}_sha256'][:16]}… and {other[f'{kind}_sha256'][:16]}…; delete the outdated one to "
-            "run it again"
+            f"{one['folder']} and {other['folder']} cannot stand in one table: the {kind} changed under its name "
+            f"({one[f'{kind}_sha256'][:16]}…, {other[f'{kind}_sha256'][:16]}…); delete the outdated run"
         )
 
 

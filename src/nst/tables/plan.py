@@ -1,12 +1,15 @@
-"""The runs that a table needs, as settings."""
+"""The runs that a table needs, as settings, and their execution.
+
+Several processes can run one plan, on all GPUs or machines that see the folder: each takes a run that no other has.
+"""
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -15,16 +18,22 @@ from nst import build
 from nst.build import teacher_run
 from nst.cli.compose import composed, explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
-from nst.storage.folder import SUMMARY, run_folder
-from nst.tables.command import OF_THE_TABLE, Request
-from nst.tables.file import Group, Row, Table, nearest, read_table
+from nst.data.dataset import Dataset
+from nst.dist import Dist
+from nst.models.weights import load_weights
+from nst.run import execute as execute_run
+from nst.run import write_teacher_cache
+from nst.storage.folder import DIVERGED, PATIENCE, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder
+from nst.tables.command import Request
+from nst.tables.file import Group, Row, Table, check_known, read_table
 from nst.tables.frame import as_text, flat
 from nst.teacher import why_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
 HOW = ("trainer.precision", "teacher.precision", "trainer.compile", "trainer.channels_last", "trainer.sync_bn", "cache.", "teacher.weights")  # fmt: skip
 UNSTATED = (*UNNAMED, "seed", "teacher.mean", "teacher.std", "teacher.min_accuracy")
-SHORTER = ("trainer.epochs", "teacher.train.epochs")
+LABELS = ("", "computed otherwise", "changed", "reduced")
+"""What runs are beside the table's own settings; the last two cannot be compared with published figures."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,10 @@ class Cell:
 
     group: Group
     row: Row
-    original: RunConfig  # the table's settings, without the request's overrides
     command: str  # of its first seed
     runs: tuple[RunConfig, ...]
     changes: tuple[str, ...]  # "key: new (table: old)"
-    reduced: bool  # shorter, or on fewer images
-    comparable: bool  # with published figures: the table's own settings, except for how they are computed
+    label: str  # one of `LABELS`
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,19 @@ class Plan:
     request: Request
     table: Table
     cells: tuple[Cell, ...]
-    along: dict[str, float] = field(default_factory=dict)  # group → its value of the setting `table.along`
+    along: dict[str, float]  # group → its value of the setting `table.along`
+
+    @property
+    def label(self) -> str:
+        """One of `LABELS`, for all cells."""
+        return max((cell.label for cell in self.cells), key=LABELS.index)
+
+    @property
+    def banner(self) -> str:
+        """What differs from the table's settings, in a sentence or two; "" if nothing does."""
+        changes = dict.fromkeys(change for cell in self.cells for change in cell.changes)
+        apart = " Not comparable with published figures." if self.label in LABELS[2:] else ""
+        return f"{self.label.capitalize()}: {'; '.join(changes)}.{apart}" if changes else ""
 
     @property
     def teachers(self) -> list[RunConfig]:
@@ -68,12 +87,13 @@ class Plan:
             runs[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
         return list(runs.values())
 
+    def name_of(self, cell: Cell) -> str:
+        """A row's name for readers: its label, with that of its group where there are several."""
+        return f"{cell.group.title}: {cell.row.label}" if len(self.table.groups) > 1 else cell.row.label
+
     def named_runs(self) -> dict[str, RunConfig]:
-        """The students by name, for messages: all rows of the first seed, then of the next."""
-        several = len(self.table.groups) > 1
-        named = [
-            (f"{c.group.title}: {c.row.label}" if several else c.row.label, run) for c in self.cells for run in c.runs
-        ]
+        """The students by name: all rows of the first seed, then of the next."""
+        named = [(self.name_of(cell), run) for cell in self.cells for run in cell.runs]
         return {f"{name}, seed {run.seed}": run for name, run in sorted(named, key=lambda pair: pair[1].seed)}
 
 
@@ -94,62 +114,84 @@ def make_plan(request: Request) -> Plan:
         ValueError: an unknown table, settings that no run can have (the row is named), groups that are no values of the
             table's axis, or that lack a baseline or mix networks.
     """
-    table, place = read_table(request.table), f"table={request.table}"
+
+    def networks(run: RunConfig) -> list[str]:
+        return [model["name"] for model in (run.teacher.model, run.model) if model is not None]
+
+    def changed(cells: Sequence[Cell], *keys: str) -> bool:
+        return any(change.partition(":")[0] in keys for cell in cells for change in cell.changes)
+
+    table = read_table(request.table)
     cells = tuple(_cell(request, table, group, row) for group in table.groups for row in group.rows)
-    if any(cell.reduced or cell.original.data["name"] != cell.runs[0].data["name"] for cell in cells):
-        names = dict.fromkeys(
-            cell.runs[0].data["name"] for cell in cells
-        )  # the table's title may tell images and epochs
-        table.title = f"{', '.join(names)}, test {table.metric}"
+    if any(cell.label == "reduced" for cell in cells) or changed(cells, "data.name"):
+        data = dict.fromkeys(cell.runs[0].data["name"] for cell in cells)
+        table.title = f"{', '.join(data)}, test {table.metric}"  # the table's own may tell images and epochs
     for group in table.groups:
-        own = [cell for cell in cells if cell.group is group]
-        _check_group(own, f"{place}: groups: {group.name}")
-        if any(_networks(cell.original) != _networks(cell.runs[0]) for cell in own):
-            taught = dict.fromkeys(" → ".join(_networks(cell.runs[0])) for cell in own[1:] or own)
-            group.title = ", ".join(taught)
-    return Plan(
-        request, table, cells, _along(table.along, f"{place}: along: {table.along}", cells) if table.along else {}
-    )
-
-
-def _networks(run: RunConfig) -> list[str]:
-    """The names of teacher, if there is one, and student."""
-    return [model["name"] for model in (run.teacher.model, run.model) if model is not None]
+        first, *others = own = [cell for cell in cells if cell.group is group]
+        place = f"table={request.table}: groups: {group.name}: rows"
+        if first.runs[0].teacher.model is not None:
+            raise ValueError(
+                f"{place}: {first.row.name}: the first row is the baseline, which has no teacher (loss=ce)"
+            )
+        known: dict[str, str] = {}
+        for cell in own:
+            run = cell.runs[0]
+            used = {"student": run.model["name"]}
+            if run.teacher.model is not None:
+                used["teacher"] = json.dumps([run.teacher.model, run.teacher.weights, run.teacher.seed])
+            for part, network in used.items():
+                if known.setdefault(part, network) != network:
+                    name = networks(run)[-1 if part == "student" else 0]
+                    raise ValueError(f"{place}: {cell.row.name} has another {part}, {name}; a group has one of each")
+        if changed(own, "model.name", "teacher.model.name"):
+            group.title = ", ".join(dict.fromkeys(" → ".join(networks(cell.runs[0])) for cell in others or own))
+    return Plan(request, table, cells, _along(table, cells))
 
 
 def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
-    own = [*table.overrides, *row.overrides]
+    """Compose a row's runs, as the table has them and as they are requested, and say how they differ."""
+    overrides, place = (
+        [*table.overrides, *row.overrides],
+        f"table={request.table}: groups: {group.name}: rows: {row.name}",
+    )
     data_root = [o for o in request.overrides if o.startswith("data.root=")]  # depends on the machine: no table has it
-    place = f"table={request.table}: groups: {group.name}: rows: {row.name}"
     try:
-        overrides, original = _composed([*own, *data_root])
+        overrides, original = _composed([*overrides, *data_root])
         actual = original
         if request.overrides:
-            overrides, actual = _composed([*own, *request.overrides])
+            overrides, actual = _composed([*table.overrides, *row.overrides, *request.overrides])
+        if request.epochs < 1:
+            lengths = {"trainer.epochs": actual.trainer.epochs}
+            if actual.teacher.model is not None and actual.teacher.weights is None:
+                lengths["teacher.train.epochs"] = actual.teacher.train.epochs
+            shorter = [f"{key}={max(1, round(request.epochs * epochs))}" for key, epochs in lengths.items()]
+            overrides, actual = _composed([*overrides, *shorter])
+        if (actual.seed, actual.outputs, actual.dry_run) != (RunConfig.seed, RunConfig.outputs, RunConfig.dry_run):
+            raise ValueError(
+                "no row has a seed, outputs or dry_run: they are arguments of nst reproduce (seeds=N, plan=true)"
+            )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{place}: {explain(error)}") from error
-    if request.epochs < 1:
-        overrides.append(f"trainer.epochs={max(1, round(request.epochs * actual.trainer.epochs))}")
-        if actual.teacher.model is not None and actual.teacher.weights is None:
-            length = max(1, round(request.epochs * actual.teacher.train.epochs))
-            overrides.append(f"teacher.train.epochs={length}")
-        overrides, actual = _composed(overrides)
-    for key, remedy in OF_THE_TABLE.items():
-        if (value := getattr(actual, key)) != getattr(RunConfig(), key):
-            raise ValueError(f"{place}: {key}={as_text(value)}: {remedy}")
     actual = replace(actual, outputs=request.outputs)
     old, new = flat(asdict(original)), flat(asdict(actual))
     keys = [key for key in dict.fromkeys([*old, *new]) if not key.startswith(UNSTATED) and old.get(key) != new.get(key)]
     if actual.teacher.weights is not None:
         keys = [key for key in keys if not key.startswith("teacher.train.")]
-    shorter = any(key in SHORTER and new[key] < old[key] for key in keys)
-    views, usual = _views_shown(actual), min(_views_shown(original), actual.trainer.epochs)
+    label = "computed otherwise" if keys else ""
+    views, before = (int(v) if v and v != "all" else math.inf for v in (actual.cache.views, original.cache.views))
+    if views < min(before, actual.trainer.epochs) or not all(key.startswith(HOW) for key in keys):
+        label = "changed"  # fewer views than epochs are less augmentation
+    if "data.limit" in keys or any(new[k] < old[k] for k in keys if k in ("trainer.epochs", "teacher.train.epochs")):
+        label = "reduced"
+    # of an absolute path the last part, since a page may be shared
+    shown = [
+        [as_text(Path(v).name if isinstance(v, str) and v[:1] == "/" else v) for v in (new.get(k), old.get(k))]
+        for k in keys
+    ]
     return Cell(
-        group, row, original, " ".join(["nst train", *map(quote, overrides), "seed=0"]),
+        group, row, " ".join(["nst train", *map(quote, overrides), "seed=0"]),
         tuple(replace(actual, seed=seed) for seed in range(request.seeds or table.seeds)),
-        tuple(f"{key}: {_short(new.get(key))} (table: {_short(old.get(key))})" for key in keys),
-        reduced=shorter or actual.data.get("limit") != original.data.get("limit"),
-        comparable=all(key.startswith(HOW) for key in keys) and views >= usual,
+        tuple(f"{key}: {value} (table: {own})" for key, (value, own) in zip(keys, shown, strict=True)), label,
     )  # fmt: skip
 
 
@@ -165,56 +207,101 @@ def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
     return overrides, run
 
 
-def _views_shown(run: RunConfig) -> float:
-    """How many views of an image a run may show at most; fewer than its epochs means less augmentation."""
-    stored = run.cache.views and run.cache.views != "all"
-    return int(run.cache.views) if stored else math.inf
-
-
-def _short(value: Any) -> str:
-    """A value as it is typed; of an absolute path the last part, since a page may be shared."""
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else as_text(value)
-
-
-def _check_group(cells: Sequence[Cell], place: str) -> None:
-    """Raises ValueError for a group without a baseline, or of several students or teachers: one is measured and compared."""
-    if taught := cells[0].runs[0].teacher.model:
-        raise ValueError(
-            f"{place}: rows: {cells[0].row.name} has the teacher {taught['name']}; the first row is the baseline, trained "
-            "without one (loss=ce)"
-        )
-    runs = {cell.row.name: cell.runs[0] for cell in cells}
-    students = {name: (run.model["name"], "") for name, run in runs.items()}
-    teachers = {
-        name: (run.teacher.model["name"], json.dumps([run.teacher.model, run.teacher.weights, run.teacher.seed]))
-        for name, run in runs.items()
-        if run.teacher.model is not None
-    }
-    for part, known in (("student", students), ("teacher", teachers)):
-        for name, network in known.items():
-            first = next(iter(known))
-            if network != known[first]:
-                raise ValueError(
-                    f"{place}: rows: {name} has another {part} ({network[0]}) than {first} ({known[first][0]}); a group has one "
-                    "of each: make two groups"
-                )
-
-
-def _along(key: str, place: str, cells: Sequence[Cell]) -> dict[str, float]:
-    """The value of a setting in each group. Raises ValueError where it is no axis: one number above 0 for each group, each another."""
-    values: dict[str, dict[str, Any]] = {}
+def _along(table: Table, cells: Sequence[Cell]) -> dict[str, float]:
+    """The value of the table's axis in each group. Raises ValueError where it is none."""
+    if table.along is None:
+        return {}
+    pairs = []
     for cell in cells:
         settings = flat(asdict(cell.runs[0]))
-        if key not in settings:
-            hint = nearest(key, settings) or "a key such as data.limit is needed"
-            raise ValueError(f"{place}: runs have no such setting; {hint.strip()}")
-        values.setdefault(cell.group.name, {})[as_text(settings[key])] = settings[key]
-    each = [value for found in values.values() for value in found.values()]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in each)
-    if not numbers or not 1 < len(values) == len(each) == len({*each}):
-        found = "; ".join(f"{' and '.join(texts)} in group {group}" for group, texts in values.items())
-        raise ValueError(
-            f"{place}: it is {found}; an axis is one number above 0 in all rows of a group, another one in each of two or more "
-            "groups, so that no override of the command line can set it"
-        )
-    return {group: value for group, found in values.items() for value in found.values()}
+        check_known(f"along: {table.along}", table.along, settings)
+        pairs.append((cell.group.name, settings[table.along]))
+    numbers = all(type(value) in (int, float) and value > 0 for _, value in pairs)
+    if not numbers or not 1 < len(dict(pairs)) == len({*pairs}) == len({value for _, value in pairs}):
+        found = "; ".join(dict.fromkeys(f"{group}: {as_text(value)}" for group, value in pairs))
+        raise ValueError(f"along: {table.along}: one number above 0 a group is needed, each another; found {found}")
+    return dict(pairs)
+
+
+def check_teachers(plan: Plan) -> None:
+    """Load given teacher weights into their networks, since the baselines, which come first, do not read them.
+
+    Raises:
+        ValueError: a run that is not finished names weights that are missing, or of another architecture.
+    """
+    runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
+    for teacher in {json.dumps([r.teacher.model, r.teacher.weights], sort_keys=True): r.teacher for r in runs}.values():
+        assert teacher.weights is not None
+        if not Path(teacher.weights).is_file():
+            raise ValueError(f"teacher.weights={teacher.weights}: no such file")
+        load_weights(build.network("teacher.model", teacher.model, teacher.seed), teacher.weights, teacher.weights_key)
+
+
+def execute(plan: Plan, dist: Dist) -> tuple[list[str], list[str]]:
+    """Run or continue everything that is not finished and that no other process runs: teachers, then caches, then students.
+
+    Returns:
+        Runs that diverged, now or earlier, with the reason; names of runs that are not finished, since another process has them.
+
+    Raises:
+        ValueError: a run that cannot be made, or is finished on other data or with other teacher weights.
+        Interrupted: stopped by a signal, saved.
+    """
+    failed: dict[Path, str] = {}
+    sets: dict[str, Dataset] = {}  # read once for all runs that share them
+
+    def over(run: RunConfig) -> bool:
+        return finished(run) or (folder_of(run) / DIVERGED).exists()
+
+    def attempt(name: str, run: RunConfig, do: Callable[..., object] = execute_run) -> None:
+        """Do a run, unless another process has taken it; report it if it diverges."""
+        key = json.dumps(run.data, sort_keys=True, default=str)
+        if key not in sets:
+            sets[key] = build.dataset(run)
+        try:
+            do(run, dist, sets[key])
+        except RunLockedError:
+            return
+        except FloatingPointError as error:
+            failed[folder_of(run)] = f"{name}: {error}"
+            if dist.main:
+                print(f"failed: {error}", flush=True)
+
+    def run_all(runs: Mapping[str, RunConfig]) -> None:
+        """Do the runs one after the other: each time the first that is neither over nor locked, as rank 0 says for all."""
+        names = [*runs]
+        while True:
+            choice = len(names)
+            remaining = [n for n in names if not over(runs[n]) and folder_of(runs[n]) not in failed]
+            for moment in (
+                (0.0, PATIENCE) if dist.main and remaining else ()
+            ):  # a killed process's lock ends a little later
+                time.sleep(moment)
+                if free := [name for name in remaining if not RunFolder(folder_of(runs[name])).is_locked()]:
+                    choice = names.index(free[0])
+                    print(f"{free[0]} ({len(remaining)} of {len(names)} left)", flush=True)
+                    break
+            (choice,) = dist.max(choice if dist.main else 0)
+            if choice == len(names):
+                return
+            attempt(names[choice], runs[names[choice]])
+
+    students = plan.named_runs()
+    teachers = {f"teacher {run.model['name']}": run for run in plan.teachers}
+    # runs are added to finished ones only if those had the same data and teacher weights: rank 0 decides for all
+    adding = dist.main and not all(map(over, students.values()))
+    complete = [adding and finished(run) and (folder_of(run) / STUDENT).is_file() for run in students.values()]
+    for (name, run), check in zip(students.items(), dist.max(*map(int, complete)), strict=True):
+        if check:
+            attempt(name, run)  # of a finished run, the check is all it does
+    run_all(teachers)
+    for name, run in teachers.items():  # wait for those of other processes
+        attempt(name, run, lambda *args: execute_run(*args, wait=True))
+    if dist.max(int(not all(map(finished, students.values())))) == [1]:
+        for run in plan.caches:
+            attempt(f"teacher cache of {run.teacher.model['name']}", run, write_teacher_cache)
+    run_all(students)
+    for name, run in students.items():
+        if (stop := folder_of(run) / DIVERGED).exists():
+            failed.setdefault(stop.parent, f"{name}: {json.loads(stop.read_text())['reason']}")
+    return [*failed.values()], [name for name, run in students.items() if not over(run)]

@@ -9,7 +9,7 @@ import pandas as pd
 from nst.storage.folder import MEASURES
 from nst.tables.file import Group, Row
 from nst.tables.frame import check_agreement, rate, read_frame
-from nst.tables.plan import Cell, Plan, folder_of
+from nst.tables.plan import LABELS, Cell, Plan, folder_of
 from nst.tables.statistics import Frame, Sample, paired, sample, verdict
 
 
@@ -45,9 +45,7 @@ class Method:
     @property
     def kind(self) -> str:
         """ "nst" for a method with it, "other" for another one, "baseline" for none."""
-        if not self.weights:
-            return "baseline"
-        return "nst" if any(name.startswith("nst") for name in self.weights) else "other"
+        return "nst" if any(t.startswith("nst") for t in self.weights) else "other" if self.weights else "baseline"
 
 
 @dataclass
@@ -68,16 +66,6 @@ class Result:
     origin: dict[str, list[str]]  # commits, hardware and versions of its runs
     frame: Frame  # a row a run: the columns of `read_run`, at, group, method and value
 
-    @property
-    def methods(self) -> list[Method]:
-        """Of all groups."""
-        return [method for group in self.groups for method in group.methods]
-
-    @property
-    def lower(self) -> bool:
-        """Whether lower is better."""
-        return self.plan.table.metric == "error"
-
 
 def read_result(plan: Plan) -> Result:
     """Read every run of the plan, once.
@@ -88,66 +76,58 @@ def read_result(plan: Plan) -> Result:
     lower, groups = plan.table.metric == "error", []
     frames: list[Frame] = []
     for group in plan.table.groups:
-        methods, teachers = [], []
+        methods, teacher = [], None
         for cell in (cell for cell in plan.cells if cell.group is group):
             runs = read_frame(folder_of(run) for run in cell.runs)
             if without := [*runs["folder"][runs["measure"] == "loss"]]:
-                raise ValueError(
-                    f"{without[0]}: a table compares accuracies, but without labels this run has none; nst runs lists it"
-                )
-            value, at = _as_metric(runs["test"], lower), plan.along.get(group.name, 0.0)
-            runs = runs.assign(at=at, group=group.name, method=cell.row.label, value=value)
-            frames.append(runs)
-            teachers += [*runs["taught_by"].dropna()]
-            methods.append(_method(cell, runs, lower))
+                raise ValueError(f"{without[0]}: a run without labels has no accuracy for a table; nst runs lists it")
+            if lower:
+                for column in ("test", "best", "top5"):
+                    runs[column] = 100 - runs[column].astype(float)
+            at = plan.along.get(group.name, 0.0)
+            frames.append(runs.assign(at=at, group=group.name, method=cell.row.label, value=runs["test"].astype(float)))
+            methods.append(_method(cell, frames[-1], lower))
+            for about in runs["taught_by"].dropna().head(0 if teacher else 1):
+                figures = {"figure": about["top1"], "top5": about["top5"]}
+                teacher = {key: about[key] for key in ("name", "parameters", "weights", "sha256", "evaluated_on")} | {
+                    key: 100 - value if lower and value is not None else value for key, value in figures.items()
+                }
         baseline = pd.Series(methods[0].by_seed, dtype=float)
-        for method in methods[1:]:
-            method.paired = paired(pd.Series(method.by_seed, dtype=float), baseline)
-        ours = _ranks([method.last and method.last.mean for method in methods], lower)
-        theirs = _ranks([method.row.published for method in methods], lower)
-        for i, method in enumerate(methods):
-            method.rank, method.published_rank = ours[i], theirs[i]
-        groups.append(GroupResult(group, methods, _teacher(teachers[0], lower) if teachers else None))
+        means = pd.Series([method.last.mean if method.last else None for method in methods], dtype=float)
+        theirs = pd.Series([method.row.published for method in methods], dtype=float)
+        ranks = [[*values.rank(method="min", ascending=lower).fillna(0).astype(int)] for values in (means, theirs)]
+        for method, rank, published_rank in zip(methods, *ranks, strict=True):
+            method.rank, method.published_rank = rank or None, published_rank or None
+            if method is not methods[0]:
+                method.paired = paired(pd.Series(method.by_seed, dtype=float), baseline)
+        groups.append(GroupResult(group, methods, teacher))
     frame: Frame = pd.concat(frames, ignore_index=True)
     check_agreement(frame)
-    done = frame[frame["state"] == "finished"]
-    origin = {name: sorted({*map(_words, done[name])}) for name in ("commit", "hardware", "versions")}
+    origin = {
+        name: sorted({", ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else str(x) for x in values})
+        for name, values in frame[frame["state"] == "finished"][["commit", "hardware", "versions"]].items()
+    }
     return Result(plan, groups, origin, frame)
 
 
-def _as_metric(accuracies: Any, lower: bool) -> Any:
-    """Accuracies in percent as the table's metric: as they are, or errors."""
-    found = accuracies.astype(float) if isinstance(accuracies, pd.Series) else accuracies
-    return 100 - found if lower else found
-
-
-def _ranks(values: list[float | None], lower: bool) -> list[int | None]:
-    found = pd.Series(values, dtype=float).rank(method="min", ascending=lower)
-    return [None if pd.isna(rank) else int(rank) for rank in found]
-
-
-def _words(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
 def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
-    row, done = cell.row, runs[runs["state"] == "finished"]
-    last, best = sample(done["value"]), sample(_as_metric(done["best"], lower))
-    splits, diverged = sorted({*done["evaluated_on"]}), int(runs["diverged"].notna().sum())
+    """Statistics over a row's runs, whose test, best and top5 are in the table's metric."""
+    row, done, first = cell.row, runs[runs["state"] == "finished"], runs.iloc[0] if len(runs) else None
+    last, best, splits = sample(done["value"]), sample(done["best"]), sorted({*done["evaluated_on"]})
     ours, chosen_elsewhere = (best, "val" in splits) if row.epoch == "best" else (last, False)
-    incomparable = None if cell.comparable else "reduced" if cell.reduced else "other settings"
+    incomparable = cell.label if cell.label in LABELS[2:] else ""
     if chosen_elsewhere:
         incomparable = incomparable or "our best epoch is one on validation images"
-    images = next((int(n) for n in done["test_images"].dropna()), None)
+    diverged, images = int(runs["diverged"].notna().sum()), next((int(n) for n in done["test_images"].dropna()), None)
     curves = [{epoch: 100 - top1 for epoch, top1 in curve.items()} for curve in runs["curve"] if curve]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     return Method(
-        cell, dict(zip(done["seed"], done["value"], strict=True)),
-        last, best, top5=sample(_as_metric(done["top5"], lower)) if done["top5"].notna().all() else None,
+        cell, dict(zip(done["seed"], done["value"], strict=True)), last, best,
+        top5=sample(done["top5"]) if done["top5"].notna().all() else None,
         seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         diverged=diverged, collapsed=int(runs["collapsed"].sum()), evaluated_on=splits, test_images=images,
-        weights=runs["weights"].iloc[0] if len(runs) else {},
-        settings=stated(runs["settings"].iloc[0], images, runs["measure"].iloc[0]) if len(runs) else {},
+        weights={} if first is None else first["weights"],
+        settings={} if first is None else stated(first["settings"], images, first["measure"]),
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
         difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
         verdict=verdict(ours, row.published, lower, incomparable) if ours else "diverged" if diverged else "not run",
@@ -159,21 +139,11 @@ def stated(settings: Mapping[str, Any], test_images: int | None, measure: str = 
     held_out, clip = 100 * (settings.get("data.validation") or 0), settings.get("trainer.clip_grad_norm")
     decay = settings.get("optim.weight_decay")
     texts = {
-        "epochs": settings.get("trainer.epochs"),
-        "learning rate": rate(settings),
-        "weight decay": None if decay is None else f"{decay:g}",
-        "batch size": settings.get("trainer.batch_size"),
-        "gradient norm clipped at": None if clip is None else f"{clip:g}",
-        "precision": settings.get("trainer.precision"),
+        "epochs": settings.get("trainer.epochs"), "learning rate": rate(settings),
+        "weight decay": None if decay is None else f"{decay:g}", "batch size": settings.get("trainer.batch_size"),
+        "gradient norm clipped at": None if clip is None else f"{clip:g}", "precision": settings.get("trainer.precision"),
         "training images": settings.get("data.limit") or (f"all but {held_out:.3g} % held out" if held_out else "all"),
         "test images": None if test_images is None else f"{test_images:,}",
         "accuracy": None if measure == "top1" else f"{MEASURES[measure]} of features",
-    }
+    }  # fmt: skip
     return {key: str(text) for key, text in texts.items() if text is not None}
-
-
-def _teacher(about: dict[str, Any], lower: bool) -> dict[str, Any]:
-    """The one teacher of a group, with its figures as the table states them."""
-    figures = {"figure": None if about["top1"] is None else _as_metric(about["top1"], lower)}
-    figures["top5"] = None if about["top5"] is None else _as_metric(about["top5"], lower)
-    return {key: about[key] for key in ("name", "parameters", "weights", "sha256", "evaluated_on")} | figures

@@ -67,18 +67,15 @@ def paired(values: Series, baseline: Series) -> Sample | None:
     return sample((values - baseline).dropna())
 
 
-def verdict(ours: Sample, published: float | None, lower_is_better: bool, incomparable: str | None = None) -> str:
-    """Ours beside the published figure.
-
-    "reproduced" when it lies in our 95 % interval; "better by x" or "short by x" when it does not. One seed has no
-    interval, so no verdict but the difference.
+def verdict(ours: Sample, published: float | None, lower_is_better: bool, incomparable: str = "") -> str:
+    """Ours beside the published figure: "reproduced" where it lies in our 95 % interval, else "better by x" or "short by x".
 
     Args:
-        incomparable: why the two cannot be compared ("reduced"), or None.
+        incomparable: why the two cannot be compared ("reduced"), or "".
     """
     if published is None:
         return "nothing published"
-    if incomparable is not None:
+    if incomparable:
         return f"not comparable: {incomparable}"
     short = ours.mean - published if lower_is_better else published - ours.mean
     text = f"{'short' if short > 0 else 'better'} by {abs(short):.2f}"
@@ -109,7 +106,7 @@ def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain
         of_nst: what NST adds. A sum of which no method, or more than one, is the same without NST has no gain.
     """
     places, sign = sorted(runs["at"].unique()), -1 if lower_is_better else 1
-    differences: dict[str, dict[float, Series]] = {}
+    found: dict[str, dict[float, Series]] = {}  # label → value of the setting → seed → difference
     lost: dict[str, dict[float, str]] = {}
     with_nst: set[str] = set()
     for at in places:
@@ -119,25 +116,21 @@ def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain
         baseline = next(iter(methods))
         for name, own in weights.items():
             rest = {term: weight for term, weight in own.items() if not term.startswith("nst")}
-            reference, label = baseline, name
-            if of_nst:
-                same = [other for other in weights if weights[other] == rest] if rest else [baseline]
-                if rest == own or len(same) != 1:
-                    continue
-                reference, label = same[0], f"{name} − {same[0]}"
-            elif name == baseline:
+            same = [other for other in weights if weights[other] == rest] if rest and of_nst else [baseline]
+            if name == baseline or (of_nst and (rest == own or len(same) != 1)):
                 continue
-            differences.setdefault(label, {})[at] = (values[name] - values[reference]).dropna()
+            label = f"{name} − {same[0]}" if of_nst else name
+            found.setdefault(label, {})[at] = (values[name] - values[same[0]]).dropna()
             lost.setdefault(label, {})[at] = lost_text(methods[name])
             if rest != own:
                 with_nst.add(label)
-    found = []
-    for label, by_place in differences.items():
-        points = {at: point for at, values in by_place.items() if (point := sample(values)) is not None}
-        whole: Frame = pd.concat([*by_place.values()], axis=1).dropna()
-        overall = sample(whole.mean(axis=1)) if len(by_place) == len(places) else None
-        found.append(Gain(label, label in with_nst, points, lost[label], overall))
-    return found
+    return [
+        Gain(
+            label, label in with_nst, {at: point for at, values in by_place.items() if (point := sample(values))}, lost[label],
+            sample(pd.concat([*by_place.values()], axis=1).dropna().mean(axis=1)) if len(by_place) == len(places) else None,
+        )
+        for label, by_place in found.items()
+    ]  # fmt: skip
 
 
 def lost_text(runs: Frame) -> str:
