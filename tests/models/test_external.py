@@ -138,7 +138,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((torchvision.models, "get_model"), (timm, "create_model")):
         monkeypatch.setattr(module, name, Mock(side_effect=OSError("no network")))
     for make in (models.torchvision_model, models.timm_model):
-        with pytest.raises(ValueError, match=r"resnet18: .*no network.*pretrained=false"):
+        with pytest.raises(ValueError, match=r"arch=resnet18 .*no network.*pretrained=false"):
             make("resnet18", 1000, pretrained=True)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'nst\[timm\]'"):
@@ -162,10 +162,10 @@ WRONG: list[tuple[str, str, dict[str, Any], str]] = [
     ("torchvision", "resnet81", {}, r"arch='resnet81': torchvision .* it has .*resnet18"),
     ("timm", "resnet-50", {}, r"arch='resnet-50': timm .* it has .*resnet50"),
     ("torchvision", "resnet18", {"in_channels": 1, "pretrained": True}, r"in_channels=1: .* 3 channels"),
-    ("timm", VIT, {"image_size": 40}, r"images of 40×40 .* 16×16 patches; input_size=32 or 48"),
-    ("torchvision", "vit_b_16", {"pretrained": True, "image_size": 160}, r"224×224, not 160×160; input_size=224"),
+    ("timm", VIT, {"image_size": 40}, r"40×40 .* 16×16 patches; input_size=32"),
+    ("torchvision", "vit_b_16", {"pretrained": True, "image_size": 160}, r"for 224×224, not 160×160; input_size=224"),
     ("timm", VIT, {"arguments": {"drop_path_rte": 1}}, r"cannot build arch=vit_tiny.* with arguments .*drop_path_rte"),
-    ("timm", VIT, {"arguments": {"img_size": 1}}, "use the key input_size"),
+    ("timm", VIT, {"arguments": {"img_size": 1}}, r"arguments\.img_size: .* have keys of their own"),
 ]
 
 

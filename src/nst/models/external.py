@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -54,9 +53,7 @@ class InputFormat:
 class Resize:
     """A hook before a network's `forward`: images `[B, C, H, W]` at its own size, `[B, C, size, size]`.
 
-    Args:
-        size: height and width.
-        interpolation: "bicubic" or, for any other, "bilinear"; with antialiasing where the images shrink.
+    The interpolation is "bicubic" or, for any other, "bilinear"; with antialiasing where the images shrink.
     """
 
     def __init__(self, size: int, interpolation: str = "bilinear") -> None:
@@ -64,9 +61,9 @@ class Resize:
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         images, *others = inputs
-        if images.shape[-2:] == (self.size, self.size):
-            return inputs
         size = (self.size, self.size)
+        if images.shape[-2:] == size:
+            return inputs
         return F.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True), *others
 
 
@@ -107,43 +104,47 @@ def torchvision_model(
         if pretrained, an `InputFormat` as `input_format`.
 
     Raises:
-        ValueError: torchvision cannot be imported, no such name, argument or size, pretrained weights for other than 3
-                channels, or they cannot be downloaded.
+        ValueError: the library cannot be imported, has no such name, argument or size, or its weights cannot be downloaded, or
+            (torchvision) are for 3 channels only.
     """
     from nst.vision import models
 
     _check_name("torchvision", arch, models.list_models(module=models))
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    build, record, native, options = models.get_model, None, None, _options(arguments)
+    build, record, native = models.get_model, None, None
     if pretrained:
         chosen = models.get_model_weights(arch)["DEFAULT"]
-        how, classes = chosen.transforms(), len(chosen.meta["categories"])
-        name, size = f"torchvision's {chosen}", how.crop_size[0]
-        record = InputFormat(tuple(how.mean), tuple(how.std), size, how.interpolation.value, name, classes)
-        native = chosen.meta["min_size"][0]
-    input_size, size = _sizes(image_size, input_size, record)
+        how, classes, native = chosen.transforms(), len(chosen.meta["categories"]), chosen.meta["min_size"][0]
+        source, mode = f"torchvision's {chosen}", how.interpolation.value
+        record = InputFormat(tuple(how.mean), tuple(how.std), how.crop_size[0], mode, source, classes)
+    options, size, resized = _start(arguments, image_size, input_size, record)
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
     if size is not None and arch.startswith(("vit_", "maxvit")):  # built for one size
         if pretrained and size != native:
             raise ValueError(
-                f"arch={arch}: torchvision's pretrained weights are for images of {native}×{native}, not {size}×{size}; "
-                f"input_size={native} resizes them for this network"
+                f"arch={arch}: its weights are for {native}×{native}, not {size}×{size}; input_size={native} resizes"
             )
         options |= {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
     if not pretrained and num_classes:
         options["num_classes"] = num_classes
     with _building("torchvision", arch, pretrained, options):
         model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
-    if pretrained or not num_classes:
-        _replace_classifier(model, num_classes)
+    if pretrained or not num_classes:  # the last layer is linear, or SqueezeNet's 1x1 convolution
+        name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        if not num_classes:
+            model.set_submodule(name, nn.Identity())
+        elif isinstance(last, nn.Linear) and last.out_features != num_classes:
+            model.set_submodule(name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+        elif isinstance(last, nn.Conv2d) and last.out_channels != num_classes:
+            model.set_submodule(name, nn.Conv2d(last.in_channels, num_classes, 1))
     if in_channels != 3:
         stem = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
         stem.in_channels = in_channels
         stem.weight = nn.Parameter(torch.empty(stem.out_channels, in_channels, *stem.kernel_size))
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    return _prepare(model, torchvision_layers(model), input_size, record)
+    return _prepare(model, _residual_layers(model) or _torchvision_layers(model), resized, record)
 
 
 def timm_model(
@@ -155,89 +156,42 @@ def timm_model(
     input_size: int | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A classification network of timm (an optional extra): as `torchvision_model`, but for
+    """A classification network of timm (an optional extra), with arguments, result and errors as `torchvision_model`.
 
-    Args:
-        arch: its name there, with or without a tag: "resnet50", "resnet50.a1_in1k".
-        num_classes: number of logits; 0: without a classifier, the output is the pooled features.
-        in_channels: channels of the images; timm adapts pretrained weights to it, and a ViT's position embedding to the size.
-
-    Raises:
-        ValueError: timm is not installed, has no such name, argument or size, or its weights cannot be downloaded.
+    `arch` may have a tag: "resnet50.a1_in1k". timm adapts pretrained weights to the channels, and a ViT's position embedding to
+    the size.
     """
-    timm = _import_timm()
+    importlib.import_module("nst.vision")  # timm imports torchvision
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError("the model is one of timm, which is not installed: pip install 'nst[timm]'") from error
     if not timm.is_model(arch):
         _check_name("timm", arch, timm.list_models())
-    record, config, options = None, timm.models.get_pretrained_cfg(arch), _options(arguments)
+    record, config = None, timm.models.get_pretrained_cfg(arch)
     if pretrained and config is not None:
-        name = "timm's " + ".".join(part for part in (config.architecture, config.tag) if part)
-        mean, std, size = tuple(config.mean), tuple(config.std), config.input_size[-1]
-        record = InputFormat(mean, std, size, config.interpolation, name, config.num_classes)
-    input_size, size = _sizes(image_size, input_size, record)
-    if size is not None and config is not None and config.fixed_input_size:
+        source = "timm's " + ".".join(part for part in (config.architecture, config.tag) if part)
+        mean, std, native = tuple(config.mean), tuple(config.std), config.input_size[-1]
+        record = InputFormat(mean, std, native, config.interpolation, source, config.num_classes)
+    options, size, resized = _start(arguments, image_size, input_size, record)
+    fixed = config is not None and config.fixed_input_size
+    if size is not None and fixed:
         options["img_size"] = size
     with _building("timm", arch, pretrained, options):
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     embed = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    size = options.get("img_size")
-    if size is not None and isinstance(patch, int) and size % patch and not getattr(embed, "dynamic_img_pad", False):
-        raise ValueError(
-            f"arch={arch}: images of {size}×{size} are no whole number of its {patch}×{patch} patches; "
-            f"input_size={size // patch * patch or patch} or {(size // patch + 1) * patch} resizes them for this network"
-        )
-    return _prepare(model, timm_layers(model), input_size, record)
-
-
-def _import_timm() -> ModuleType:
-    importlib.import_module("nst.vision")  # timm imports torchvision
-    try:
-        return importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise ValueError("the model is one of timm, which is not installed: pip install 'nst[timm]'") from error
-
-
-def _options(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Further arguments of a constructor. Raises ValueError for one that has its own key."""
-    for name in arguments or {}:
-        if name in _KEYS:
-            key = {"in_chans": "in_channels", "weights": "pretrained"}.get(name, name)
-            raise ValueError(f"arguments.{name}: use the key {'input_size' if 'size' in name else key}")
-    return dict(arguments or {})
-
-
-def _sizes(
-    image_size: int | None, input_size: int | str | None, record: InputFormat | None
-) -> tuple[int | None, int | None]:
-    """The size that images are resized to in the network, and the one it gets. Raises ValueError for what is no size."""
-    if input_size == "auto":
-        input_size = None if record is None else record.size
-    for key, size in (("image_size", image_size), ("input_size", input_size)):
-        if size is not None and (type(size) is not int or size < 1):
-            raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
-    resized: Any = input_size
-    return resized, image_size if resized is None else resized
-
-
-@contextmanager
-def _building(library: str, arch: str, pretrained: bool, options: Mapping[str, Any]) -> Iterator[None]:
-    """Raises ValueError if a network or its weights are not available; the libraries raise a dozen kinds of errors."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"({type(error).__name__}: {error})"
-        if not pretrained:
-            raise ValueError(f"{library} cannot build arch={arch} with arguments {dict(options)} {reason}") from error
-        if "size mismatch" in str(error):
-            raise ValueError(
-                f"{library}'s pretrained weights do not fit arch={arch} with arguments {dict(options)}: input_size at the size of the "
-                f"weights, fewer arguments or pretrained=false would do {reason}"
-            ) from error
-        raise ValueError(
-            f"arch={arch}: {library}'s pretrained weights are not on this machine and could not be downloaded "
-            f"{reason}; pretrained=false leaves them out"
-        ) from error
+    if (
+        size is not None
+        and fixed
+        and isinstance(patch, int)
+        and size % patch
+        and not getattr(embed, "dynamic_img_pad", 0)
+    ):
+        near = size // patch * patch or patch
+        raise ValueError(f"arch={arch}: {size}×{size} are no whole {patch}×{patch} patches; input_size={near} resizes")
+    return _prepare(model, _residual_layers(model) or _timm_layers(model), resized, record)
 
 
 def _check_name(library: str, arch: str, names: list[str]) -> None:
@@ -246,16 +200,35 @@ def _check_name(library: str, arch: str, names: list[str]) -> None:
         raise ValueError(f"arch={arch!r}: {library} has no classification model of that name; it has {nearest}, …")
 
 
-def _replace_classifier(model: nn.Module, num_classes: int) -> None:
-    """Replace the last layer (linear, or SqueezeNet's 1x1 convolution), if the number of classes differs; 0: take it out."""
-    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    if not num_classes:
-        model.set_submodule(name, nn.Identity())
-    elif isinstance(last, nn.Linear):
-        if last.out_features != num_classes:
-            model.set_submodule(name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
-    elif last.out_channels != num_classes:
-        model.set_submodule(name, nn.Conv2d(last.in_channels, num_classes, 1))
+def _start(
+    arguments: Mapping[str, Any] | None,
+    image_size: int | None,
+    input_size: int | str | None,
+    record: InputFormat | None,
+) -> tuple[dict[str, Any], int | None, int | None]:
+    """The constructor's further arguments, the size that the network gets, and the one that it resizes its images to."""
+    if taken := [name for name in arguments or () if name in _KEYS]:
+        raise ValueError(
+            f"arguments.{taken[0]}: num_classes, in_channels, pretrained and input_size have keys of their own"
+        )
+    if input_size == "auto":
+        input_size = None if record is None else record.size
+    for key, size in (("image_size", image_size), ("input_size", input_size)):
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
+    resized: Any = input_size
+    return dict(arguments or {}), image_size if resized is None else resized, resized
+
+
+@contextmanager
+def _building(library: str, arch: str, pretrained: bool, options: Mapping[str, Any]) -> Iterator[None]:
+    """Raises ValueError if a network or its weights are not available; the libraries raise a dozen kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        hint = "; pretrained=false needs no download and fits any input_size" if pretrained else ""
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{library} cannot build arch={arch} with arguments {dict(options)} ({why}){hint}") from error
 
 
 def _prepare(
@@ -283,10 +256,8 @@ def _prepare(
     return model
 
 
-def timm_layers(model: nn.Module) -> dict[str, str]:
+def _timm_layers(model: nn.Module) -> dict[str, str]:
     """The named layers of a network of timm, from its `feature_info`; {} where that names no module that is called."""
-    if layers := residual_layers(model):
-        return layers
     if getattr(model, "incre_modules", None) is not None:  # HRNet: maps of all sizes in parallel, joined at the end
         count = len(model.incre_modules)  # pyright: ignore[reportArgumentType]
         return _named("stage", [f"incre_modules.{k}" for k in range(count)]) | {"last": "final_layer"}
@@ -304,10 +275,8 @@ def timm_layers(model: nn.Module) -> dict[str, str]:
     return layers if one_size else layers | _pre_relu(model, layers)
 
 
-def torchvision_layers(model: nn.Module) -> dict[str, str]:
+def _torchvision_layers(model: nn.Module) -> dict[str, str]:
     """The named layers of a network of torchvision."""
-    if layers := residual_layers(model):
-        return layers
     kind = qualified(model)
     if kind in _STAGES:
         layers = _named("stage", _STAGES[kind])
@@ -324,14 +293,12 @@ def torchvision_layers(model: nn.Module) -> dict[str, str]:
     return {}
 
 
-def residual_layers(model: nn.Module) -> dict[str, str]:
+def _residual_layers(model: nn.Module) -> dict[str, str]:
     """Named layers of a network with stages `layer1`, `layer2`, ... whose blocks end in a ReLU of a known name; else {}."""
     stages = [name for name, _ in model.named_children() if re.fullmatch("layer[1-9]", name)]
-    if len(stages) < 3:
-        return {}
     layers = _named("stage", stages)
     relus = _pre_relu(model, layers, families=None)
-    return layers | relus if len(relus) == len(stages) + 1 else {}
+    return layers | relus if len(stages) >= 3 and len(relus) == len(stages) + 1 else {}
 
 
 def _named(kind: str, names: list[str]) -> dict[str, str]:
