@@ -30,6 +30,7 @@ from nst.optim import Step
 from nst.run import prepare_teacher
 from nst.storage.folder import has_collapsed
 from nst.teacher import LiveTeacher, Teacher
+from nst.trial import compile_step
 
 BATCH, IMAGES = 8, 20  # two full batches and a tail of 4 an epoch
 WAITS = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
@@ -75,13 +76,11 @@ def training(device: str = "cpu", **settings: Any) -> tuple[Training, Teacher]:
 
 def take(it: Training, teacher: Teacher, steps: int) -> dict[str, Tensor]:
     """Some steps as a loop takes them, compiled where that is asked for; the state they lead to."""
-    record: Any = SimpleNamespace(last=None, print=lambda _: None)
-    around = Loop(it, teacher, lambda *_: Metrics(0.0, 0.0, 0.0, 0), record)
     it.distiller.train()
     for _ in range(steps):
         batch, targets = next(teacher.targets(it.loader.epoch(*divmod(it.progress.step, it.loader.steps))))
         if it.compiles is not False and it.compiled is None:
-            around.compile(batch)
+            compile_step(it, teacher, batch)
         it.step(batch, targets)
     return copy.deepcopy(it.distiller.state_dict())
 
@@ -307,5 +306,5 @@ def test_a_run_says_that_it_has_collapsed_and_what_to_try() -> None:
     for _ in range(3):
         around.finish_epoch()
     (line,) = [line for line in lines if "collapsed" in line]
-    assert line.startswith("the run has collapsed: top-1 52.50 % after 90.00 % at best.")
+    assert line.startswith("the run has collapsed: top-1 52.50 % after 90.00 % at best;")
     assert "trainer.clip_grad_norm=2" in line

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,8 @@ from nst.teacher import Teacher
 from nst.trial import check_ranks, compile_step
 
 ONE = Dist(0, 1, torch.device("cpu"))
-SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save
+SYNC_STEPS = 16  # with several ranks: how often they agree on whether to stop or save between the ends of epochs
 Forward = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # as `Distiller.forward`
-SAVE, STOP = 100, 200  # what a rank asks for; STOP + the signal's number
 
 
 @dataclass
@@ -190,13 +190,13 @@ class Training:
     def context(self, batch: Batch) -> dict[str, Tensor]:
         """What losses may need besides the teacher, for this step; see `nst.losses.base.Input`."""
         step, device = self.progress.step, self.dist.device
-        makers: dict[str, Callable[[], Tensor]] = {
-            "index": lambda: batch.indices,
-            "epoch": lambda: torch.full((), step / self.loader.steps, device=device),
-            "progress": lambda: torch.full((), step / self.steps, device=device),
-            "seed": lambda: torch.full((), step_seed(self.seed, step), dtype=torch.int64),  # the same on every rank
+        values = {
+            "index": batch.indices,
+            "epoch": torch.full((), step / self.loader.steps, device=device),
+            "progress": torch.full((), step / self.steps, device=device),
+            "seed": torch.full((), step_seed(self.seed, step), dtype=torch.int64),  # the same on every rank
         }
-        return {name: make() for name, make in makers.items() if name in self.inputs}
+        return {name: value for name, value in values.items() if name in self.inputs}
 
     def images_in(self, step: int) -> int:
         """Images of the global batch of a step; the last batch of an epoch may be smaller."""
@@ -251,12 +251,12 @@ class Training:
             bad = self.dist.sum((~torch.isfinite(self.nonfinite)).double()).tolist()
             found = [name for name, flag in zip(self.names, bad, strict=True) if flag and name.startswith("terms/")]
             terms = ", ".join(name.removeprefix("terms/") for name in found)
-            raise FloatingPointError(
-                f"step {step}: the loss or its gradient is not finite; terms not finite: {terms or 'none, so the backward pass'}"
-            )
+            where = f"terms not finite: {terms or 'none, so the backward pass'}"
+            raise FloatingPointError(f"step {step}: the loss or its gradient is not finite; {where}")
         if self.scaler is not None and self.scaler.get_scale() < 1:
+            step = self.progress.step
             raise FloatingPointError(
-                f"step {self.progress.step}: the gradient overflows fp16 at any scale of the loss; trainer.precision=bf16 has more range"
+                f"step {step}: the gradient overflows fp16 at any scale; try trainer.precision=bf16"
             )
 
     def state(self) -> dict[str, Any]:
@@ -278,10 +278,7 @@ class Training:
         if self.progress.step > self.steps:
             raise ValueError(f"it is of step {self.progress.step}, the run has {self.steps}")
         self.distiller.load_state_dict(state["distiller"])
-        buffers = self._unsaved_buffers()
-        if buffers.keys() != state["unsaved_buffers"].keys():
-            raise ValueError(f"buffers {sorted(state['unsaved_buffers'])} there, {sorted(buffers)} now")
-        for name, buffer in buffers.items():
+        for name, buffer in self._unsaved_buffers().items():
             buffer.copy_(state["unsaved_buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.compiles = state["compiled"]
@@ -344,12 +341,10 @@ class Loop:
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
         self.split, self.chance, self.after_step = split, chance, after_step
-        self.last = record.last
-        self.every_steps, self.every_seconds = parse_every(training.settings.checkpoint_every)
-        self.flag = StopFlag()
+        self.last, self.flag = record.last, StopFlag()
         self.started = time.monotonic() - training.progress.seconds
         self.saved = self.logged = time.monotonic()
-        self.images, self.waited = 0, 0.0  # of this rank since the last log line; seconds waiting for batches
+        self.images, self.waited = 0, 0.0  # since the last log line: of all ranks; seconds this one waited for batches
 
     def run(self) -> Metrics:
         """Train, evaluate, save, until the last epoch is done.
@@ -359,10 +354,11 @@ class Loop:
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
-            FloatingPointError: a non-finite loss or gradient; names the step, the terms and the last good checkpoint.
+            FloatingPointError: a non-finite loss or gradient; names the step and the terms.
         """
-        training, record = self.training, self.record
+        training, record, dist = self.training, self.record, self.training.dist
         settings, progress = training.settings, training.progress
+        every_steps, every_seconds = parse_every(settings.checkpoint_every)
         with stop_flag() as self.flag:
             if progress.step == 0:
                 record.draw_heatmaps(0)
@@ -370,47 +366,46 @@ class Loop:
                 training.distiller.train()
                 self.logged = time.monotonic()  # images/s exclude evaluating and saving
                 for batch, targets in self.teacher.targets(self.rest_of_epoch()):
-                    if training.compiles is not False and training.compiled is None and len(batch.labels):
-                        self.compile(batch)
+                    full = training.images_in(progress.step) == training.images_in(0)
+                    if training.compiles is not False and training.compiled is None and full:
+                        record.print("compiling the step: up to a few minutes; trainer.compile=false disables it")
+                        compile_step(training, self.teacher, batch)
+                        # Ctrl-C also kills the C++ compiler: the comparison's result is not kept, and there is nothing to save
+                        self.stop_if_asked()
+                    self.images += training.images_in(progress.step)
                     training.step(batch, targets)
                     self.after_step()
-                    self.images += len(batch.labels)
-                    last = training.ends_epoch
-                    if last or progress.step % settings.log_every == 0:
+                    if training.ends_epoch:  # and is evaluated before it is saved
+                        self.log()
+                        continue
+                    if progress.step % settings.log_every == 0:
                         self.log()
                     else:
                         record.advance()
-                    if not last:  # after the last step the epoch is evaluated first
-                        asked = self.asked()
-                        if asked or (self.every_steps and progress.step % self.every_steps == 0):
-                            self.save()
-                        if asked >= STOP:
-                            raise Interrupted(asked - STOP)
-                    if progress.step == training.steps:  # which an epoch may be cut by
-                        break
+                    signum, due = self.flag.signum, int(time.monotonic() - self.saved > every_seconds)
+                    if dist.world > 1:  # ranks agree now and then
+                        signum, due = (0, 0) if progress.step % SYNC_STEPS else dist.max(signum, due)
+                    if signum or due or (every_steps and progress.step % every_steps == 0):
+                        self.save()
+                    if signum:
+                        raise Interrupted(signum)
                 self.finish_epoch()
-                if (asked := self.asked()) >= STOP:
-                    raise Interrupted(asked - STOP)
+                self.stop_if_asked()
         assert self.last is not None
         return self.last
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of the current epoch that are still to come; sums the time spent waiting for them."""
         progress, loader = self.training.progress, self.training.loader
-        end = min((progress.epoch + 1) * loader.steps, self.training.steps)
-        if progress.step == end:  # stopped while it was evaluated
-            return
-        batches = loader.epoch(*divmod(progress.step, loader.steps))
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
+        left = min((progress.epoch + 1) * loader.steps, self.training.steps) - progress.step
+        start = time.monotonic()
+        for batch in islice(loader.epoch(*divmod(progress.step, loader.steps)), left):
             self.waited += time.monotonic() - start
-            if batch is None:
-                return
             yield batch
+            start = time.monotonic()
 
     def finish_epoch(self) -> None:
-        """Evaluate, keep the best accuracy, save."""
+        """Evaluate, keep the best weights, save."""
         training, record = self.training, self.record
         progress, settings, dist = training.progress, training.settings, training.dist
         epoch = progress.epoch + 1
@@ -420,35 +415,31 @@ class Loop:
                 dist.broadcast(training.average.values.values())
             try:
                 with training.averaged():
-                    self.last = self.evaluation(self.split, self.stop_if_asked)
+                    self.last = last = self.evaluation(self.split, self.stop_if_asked)
+                    progress.since_best += 1
+                    if not progress.best_epoch or last.better(progress.best):
+                        progress.best, progress.best_epoch, progress.since_best = last.value, epoch, 0
+                        record.save_best(training.distiller.student, epoch)
             except Interrupted:  # the epoch's steps are saved, its evaluation is not
                 self.save()
                 raise
-            last, shown = self.last, measured(self.last.measure, self.last.value)
-            if last.measure != "loss" and has_collapsed(last.value, progress.best, self.chance):
-                clip = settings.clip_grad_norm
-                smaller = "trainer.clip_grad_norm=2" if clip is None else f"trainer.clip_grad_norm below {clip:g}"
-                record.print(
-                    f"the run has collapsed: {shown} after {progress.best:.2f} % at best. The steps may be too large for this "
-                    f"sum of losses; if it does not recover, try {smaller}, or a lower optim.lr"
-                )
-            progress.since_best += 1
-            if not progress.best_epoch or last.better(progress.best):
-                progress.best, progress.best_epoch, progress.since_best = last.value, epoch, 0
-                with training.averaged():
-                    record.save_best(training.distiller.student, epoch)
             values = {
                 key: value for key in ("loss", "top1", "top5", "knn") if (value := getattr(last, key)) is not None
             }
             record.log("eval", progress.step, {"epoch": epoch, **values, **last.others})
             others = "".join(f", {name} {value:.4g}" for name, value in last.others.items())
+            shown, clip = measured(last.measure, last.value), settings.clip_grad_norm
             record.print(f"epoch {epoch}/{training.epochs}: {self.split} {shown}{others}")
+            if last.measure != "loss" and has_collapsed(last.value, progress.best, self.chance):
+                smaller = "=2" if clip is None else f" below {clip:g}"
+                record.print(
+                    f"the run has collapsed: {shown} after {progress.best:.2f} % at best; if it does not recover, try "
+                    f"trainer.clip_grad_norm{smaller}, or a lower optim.lr"
+                )
         progress.epoch = epoch
         if training.finished:
             if epoch < training.epochs:
-                record.print(
-                    f"stopped early: nothing better on the {self.split} images since epoch {progress.best_epoch} (trainer.patience={settings.patience})"
-                )
+                record.print(f"stopped early by trainer.patience: nothing better since epoch {progress.best_epoch}")
             record.draw_heatmaps(progress.step)
         self.save()
 
@@ -460,22 +451,17 @@ class Loop:
 
     def log(self) -> None:
         """Write the means since the last log line."""
-        training, dist = self.training, self.training.dist
-        values, progress, now = training.means(), training.progress, time.monotonic()
-        spent, self.logged, progress.seconds = now - self.logged, now, now - self.started
-        rates, waits = zip(*dist.gather(self.images / spent, self.waited / spent), strict=True)
-        self.images, self.waited = 0, 0.0
-        rate, epoch = sum(rates), progress.step / training.loader.steps
+        training, progress, now = self.training, self.training.progress, time.monotonic()
+        values, spent, progress.seconds = training.means(), now - self.logged, now - self.started
+        waiting = max(fraction for (fraction,) in training.dist.gather(self.waited / spent))
+        rate, epoch = self.images / spent, progress.step / training.loader.steps
+        self.logged, self.images, self.waited = now, 0, 0.0
         timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
-        timing["waiting_for_data"] = round(max(waits), 4)  # fraction of the time, on the rank that waits most
-        if dist.world > 1:
-            timing |= {f"images_per_second_rank{r}": round(rank_rate, 1) for r, rank_rate in enumerate(rates)}
+        timing["waiting_for_data"] = round(waiting, 4)  # fraction of the time, on the rank that waits most
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
-        self.record.advance(
-            f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}, "
-            + (f"top-1 {values['top1']:.1f} %, " if "top1" in values else "")
-            + f"{rate:.0f} images/s"
-        )
+        top1 = f", top-1 {values['top1']:.1f} %" if "top1" in values else ""
+        text = f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}{top1}, {rate:.0f} images/s"
+        self.record.advance(text)
 
     def save(self) -> None:
         """Write a checkpoint, logs included; never after a non-finite step."""
@@ -485,28 +471,3 @@ class Loop:
         last = None if self.last is None else asdict(self.last)
         self.record.save(training.progress.step, training.state() | {"last": last})
         self.saved = time.monotonic()
-
-    def asked(self) -> int:
-        """The most that any rank asks for: 0, SAVE (a checkpoint is due) or STOP + a signal's number.
-
-        Several ranks agree on it every `SYNC_STEPS` steps and at the end of an epoch.
-        """
-        training, step = self.training, self.training.progress.step
-        if training.dist.world > 1 and step % SYNC_STEPS and not training.ends_epoch:
-            return 0
-        due = time.monotonic() - self.saved > self.every_seconds
-        return training.dist.max(STOP + self.flag.signum if self.flag.signum else SAVE * due)[0]
-
-    def compile(self, batch: Batch) -> None:
-        """Compile the step if this is a full batch; a signal meanwhile ends the run before the step, with nothing to save.
-
-        The result of the comparison is not kept then: Ctrl-C also kills the C++ compiler.
-        """
-        training = self.training
-        if training.images_in(training.progress.step) != training.images_in(0):
-            return
-        self.record.print(
-            "compiling the step; the first time this takes up to a few minutes (trainer.compile=false disables it)"
-        )
-        compile_step(training, self.teacher, batch)
-        self.stop_if_asked()
