@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import nst.config
-from nst.config import RunConfig
+from nst.config import RunConfig, documented
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tables" / "configuration.md"
@@ -54,19 +54,12 @@ def _section(schema: Any) -> str:
     summary = inspect.getdoc(schema) or ""
     keys = sorted(_prefixes(schema, RunConfig))
     title = " and ".join(f"`{key}`" for key in keys if key) or ("A run" if keys else re.findall("`[^`]+`", summary)[0])
-    parents: Any = [base for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)]
-    bases = [inspect.getsource(base) for base in parents]
-    written = dict(
-        re.findall(r"^    (\w+): (.*?)(?=^    \w|^\s*$|\Z)", "\n\n".join(bases), re.M | re.S)
-    )  # name → type and the rest
+    written = documented(schema)
     lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
     for field in dataclasses.fields(schema):
         if not dataclasses.is_dataclass(field.type):
-            kind, _, rest = written[field.name].partition(" = ")
-            comment = "; ".join(
-                filter(None, [", ".join(field.metadata.get("one_of") or ()), rest.partition("  # ")[2].strip()])
-            )
-            lines.append(f"| `{field.name}` | {_cell(kind.strip())} | {_default(field)} | {_cell(comment)} |")
+            kind, comment = written[field.name]
+            lines.append(f"| `{field.name}` | {_cell(kind)} | {_default(field)} | {_cell(comment)} |")
     return "\n".join(lines) + "\n" if len(lines) > 4 else ""
 
 

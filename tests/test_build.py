@@ -159,7 +159,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
         (["teacher.train.optim=adamw"], "for example optim@teacher.train.optim=adamw"),
         (["optim.no_decay=[norms]"], "'norms' is none of norm, bias"),
         (["layers={lst: stages}"], "layers.lst: no loss uses this name; did you mean last"),
-        (["teacher.mean=[0.5]"], "teacher.mean is given without teacher.std"),
+        (["teacher.mean=[0.5]"], "teacher.mean is given alone"),
         (["teacher.batch_statistics=true", "cache.views=16"], "teacher.batch_statistics=true: .*cannot be cached"),
         (["teacher.mean=[0.5,0.5]", "teacher.std=[1,1]"], "2 values, but the images have 1 channel"),
         (

@@ -22,8 +22,8 @@ from nst.config import (
     RunConfig,
     TeacherConfig,
     TrainerConfig,
-    check_numbers,
     check_pair,
+    check_ranges,
     check_values,
     renamed,
 )
@@ -455,7 +455,7 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     Raises:
         ValueError: names the file or key at fault; images without labels for a run that needs them.
     """
-    check_numbers(run.data, "data")
+    check_ranges(run.data, "data.")
     data = instantiate("data", run.data)
     if isinstance(data, Dataset) and not data.labeled and not run.model.get("features_only"):
         raise ValueError(

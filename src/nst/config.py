@@ -4,10 +4,12 @@ Components (model, data, the losses, optimizer, schedule, trackers) are YAML nod
 their schema.
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +22,24 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "co
 """The folder of the configuration files."""
 
 
-def setting(
-    default: Any,
-    *,
-    least: float = -inf,
-    above: float = -inf,
-    most: float = inf,
-    below: float = inf,
-    one_of: tuple[str, ...] = (),
-    key: bool = True,
-    unnamed: tuple[str, ...] = (),
-) -> Any:
+def setting(default: Any, *, key: bool = True, unnamed: tuple[str, ...] = (), **limits: Any) -> Any:
     """A field of the schema.
 
     Args:
         default: of the key; it must never change where `key` is true: a new default is a new key.
-        least, above, most, below: range of a number; null is always allowed where the type allows it.
-        one_of: the allowed texts.
         key: whether the value is part of the run's name (see `nst.storage.folder.run_key`). False: it does not change the result,
             or acts through another key.
         unnamed: arguments of the component in this key that are no part of the name.
+        limits: `least`, `above`, `most`, `below` of a number (null is always allowed where the type allows it), or `one_of` texts.
     """
-    metadata = {"range": (least, above, most, below), "one_of": one_of, "key": key, "unnamed": unnamed}
+    metadata = {"key": key, "unnamed": unnamed, **limits}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 START = ("weights", "weights_key", "drop", "freeze")
-"""Keys of any `model` that are no arguments of its constructor: the file it starts from and the state in it, the parts that start anew, the
-parts that stay fixed."""
+"""Keys of any `model` that are no arguments of its constructor: a file and the state in it, parts that start anew, that stay fixed."""
 
 
 @dataclass
@@ -71,9 +61,7 @@ class TrainerConfig:
 
     epochs: int = setting(200, least=1)
     steps: int | None = setting(None, least=1)  # length of the run in steps; null: by epochs
-    patience: int | None = setting(
-        None, least=1
-    )  # stop after so many evaluations of the validation part without a better top-1
+    patience: int | None = setting(None, least=1)  # evaluations of data.validation without a better top-1, then stop
     batch_size: int = setting(128, least=1)  # global: shared by all ranks
     device: str = setting("auto", one_of=("auto", "cpu", "cuda"), key=False)
     precision: str = setting("fp32", one_of=PRECISIONS)  # autocast of the student; losses in fp32; fp16: CUDA
@@ -82,9 +70,7 @@ class TrainerConfig:
     clip_grad_norm: float | None = setting(None, above=0)  # scale gradients down to this norm
     mixup: float = setting(0.0, least=0)  # α of mixup, for instance 1.0: averages of two images; 0: off
     cutmix: float = setting(0.0, least=0)  # α of cutmix: a box of one image in another; with both, each image gets one
-    ema: float | None = setting(
-        None, above=0, below=1
-    )  # decay, such as 0.999: averaged weights are evaluated and saved
+    ema: float | None = setting(None, above=0, below=1)  # decay of averaged weights (0.999, say), evaluated and saved
     sync_bn: bool = False  # with several ranks on GPUs: BN over the global batch
     accumulate: int = setting(1, least=1)  # gradient accumulation steps of a batch (BN sees each alone)
     threads: int | None = setting(None, least=1, key=False)  # of a CPU's operations; null: see docs/cost.md
@@ -163,8 +149,8 @@ class EvaluateConfig:
 
     run: str | None = None  # folder of a finished run: its network, weights, data and normalisation
     root: str | None = None  # with `run`: folder of its data; null: as in the run
-    data: Any = None  # null: the run's
-    model: Any = None
+    data: Any = None  # of the images; null: the run's
+    model: Any = None  # without `run`: a network, with weights and data
     weights: str | None = None  # a file; with `run`: last or best, its epoch
     weights_key: str | None = None  # the state to load where the file holds several, such as state_dict_ema
     to: str | None = None  # folder of evaluation.json; null: the run's; without a run nothing is written
@@ -180,10 +166,10 @@ class EvaluateConfig:
 class PredictConfig:
     """What `nst predict` classifies, and how it prints."""
 
-    model: str = MISSING  # folder of a finished run, or of an export
-    images: str = MISSING  # a folder, or one file
-    format: str = setting("csv", one_of=("csv", "json"))
-    top: int = setting(5, least=1)  # classes of each image
+    model: str = MISSING  # folder of a finished run, or of an export (with model.json and student.safetensors)
+    images: str = MISSING  # a folder of images of any size, or one file
+    format: str = setting("csv", one_of=("csv", "json"))  # a line for each image and class; json: for each image
+    top: int = setting(5, least=1)  # classes of each image, the most probable first
     batch_size: int = setting(64, least=1)
     device: str = setting("cpu", one_of=("cpu", "cuda"))
 
@@ -192,22 +178,18 @@ class PredictConfig:
 class ExportConfig:
     """What `nst export` writes."""
 
-    run: str = MISSING  # folder of a finished run
+    run: str = MISSING  # folder of a finished run (required)
     weights: str = setting("last", one_of=("last", "best"))  # of the last or of the best epoch
     to: str | None = None  # folder of the files; null: export/ in the run's folder
     formats: list[str] | None = None  # safetensors, torch, onnx, onnx_int8; null: the first three, onnx if installed
     normalize: bool = False  # the torch and onnx files take pixels in 0…1 and normalise them themselves
     images: int = setting(1000, least=1)  # test images to verify on, evenly spaced over the split
     repeats: int = setting(50, least=1)  # timed calls a batch size; fewer where they take more than 10 s
-    device: str = setting(
-        "cpu", one_of=("cpu", "cuda")
-    )  # where teacher and student are timed; the files are verified on the CPU
+    device: str = setting("cpu", one_of=("cpu", "cuda"))  # where both networks are timed; files are verified on the CPU
     root: str | None = None  # folder of the data; null: as in the run
     licence: str | None = None  # of the weights, for the model card
     calibration: int = setting(512, least=1)  # training images that onnx_int8 takes the ranges of its activations from
-    int8_exclude: list[str] = setting(
-        []
-    )  # layers that onnx_int8 keeps in 32 bits, by their names in the network: [conv1,fc]
+    int8_exclude: list[str] = setting([])  # layers that onnx_int8 keeps in 32 bits, by their names: [conv1,fc]
 
 
 ConfigStore.instance().store("run_schema", node=RunConfig)
@@ -251,103 +233,80 @@ def renamed(key: str) -> str | None:
 
 
 def check_values(run: RunConfig) -> None:
-    """Check what types cannot express.
-
-    Raises:
-        ValueError: names the key, its value and a correct one.
-    """
-    check_numbers(run, "")
+    """Raises ValueError for what types cannot express; names the key, its value and a correct one."""
     check_ranges(run, "")
     parse_every(run.trainer.checkpoint_every)
-    check_pair("teacher.", run.teacher)
-    if run.cache.views != "all" and (not isinstance(run.cache.views, int) or run.cache.views < 0):
-        raise ValueError(
-            f"cache.views={run.cache.views}: a number of views of each image, or all, is needed; 0: no cache"
-        )
-    if run.cache.views == 0 and run.cache != CacheConfig():
-        changed = [f.name for f in fields(run.cache) if getattr(run.cache, f.name) != getattr(CacheConfig(), f.name)]
+    views, mixing = run.cache.views, [key for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
+    if views != "all" and (not isinstance(views, int) or views < 0):
+        raise ValueError(f"cache.views={views}: a number of views of each image, or all, is needed; 0: no cache")
+    if not views and (changed := [f.name for f in fields(CacheConfig) if getattr(run.cache, f.name) != f.default]):
         raise ValueError(f"cache.{changed[0]} is for the teacher cache only; add cache.views=16")
-    if run.teacher.batch_statistics and run.cache.views:
-        raise ValueError(
-            "teacher.batch_statistics=true: the teacher's output for an image then depends on its batch, so it cannot be "
-            "cached; use cache.views=0"
-        )
-    if run.cache.views and (run.trainer.mixup or run.trainer.cutmix):
-        name = "mixup" if run.trainer.mixup else "cutmix"
-        raise ValueError(
-            f"trainer.{name}={getattr(run.trainer, name)}: a teacher cache has no mixed images; use cache.views=0"
-        )
+    if views and run.teacher.batch_statistics:
+        raise ValueError("teacher.batch_statistics=true: such outputs cannot be cached; use cache.views=0")
+    if views and mixing:
+        number = getattr(run.trainer, mixing[0])
+        raise ValueError(f"trainer.{mixing[0]}={number}: a teacher cache has no mixed images; use cache.views=0")
+
+
+LIMITS = {"least": ("at least", ge), "above": ("above", gt), "most": ("at most", le), "below": ("below", lt)}
 
 
 def check_ranges(node: Any, prefix: str) -> None:
-    """Raises ValueError for the first value of a dataclass that is outside the range or choice of its field."""
-    for f in fields(node):
-        value, key = getattr(node, f.name), f"{prefix}{f.name}"
-        if is_dataclass(value):
-            check_ranges(value, f"{key}.")
-        elif choices := f.metadata.get("one_of"):
-            if value not in choices:
-                raise ValueError(f"{key}={value}: one of {', '.join(choices)} is needed")
-        elif limits := f.metadata.get("range"):
-            least, above, most, below = limits
-            for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, int | float) and not (least <= number <= most and above < number < below):
-                    texts = (("at least", least), ("above", above), ("at most", most), ("below", below))
-                    needed = " and ".join(f"{text} {limit:g}" for text, limit in texts if abs(limit) != inf)
-                    raise ValueError(f"{key}={value}: a number {needed} is needed")
-
-
-def check_numbers(node: Any, key: str) -> None:
-    """Raises ValueError for the first number in nested settings that float32 cannot hold: NaN, infinite, too large or too small."""
-    if isinstance(node, float) and node and not _SMALLEST <= abs(node) <= _LARGEST:
-        raise ValueError(f"{key}={node}: a finite number that float32 can hold is needed")
-    if isinstance(node, int) and not isinstance(node, bool) and abs(node) >= 2**63 and not key.endswith("seed"):
-        raise ValueError(f"{key}={node}: a number below 2^63 is needed")
+    """Raises ValueError for the first value in nested settings outside of its field's range or choices, or of float32 (int64)."""
     if is_dataclass(node):
-        node = {f.name: getattr(node, f.name) for f in fields(node)}
-    if isinstance(node, dict):
-        for name, value in node.items():
-            check_numbers(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            check_numbers(value, f"{key}[{i}]")
+        items = [(f"{prefix}{f.name}", getattr(node, f.name), f.metadata) for f in fields(node)]
+    elif isinstance(node, dict):
+        items = [(f"{prefix}{name}", value, {}) for name, value in node.items()]
+    else:
+        items = [(f"{prefix[:-1]}[{i}]", value, {}) for i, value in enumerate(node if isinstance(node, list) else ())]
+    for key, value, metadata in items:
+        if (choices := metadata.get("one_of")) and value not in choices:
+            raise ValueError(f"{key}={value}: one of {', '.join(choices)} is needed")
+        if isinstance(value, float) and value and not 1.1754943508222875e-38 <= abs(value) <= 3.4028234663852886e38:
+            raise ValueError(f"{key}={value}: a finite number that float32 can hold is needed")
+        if type(value) is int and abs(value) >= 2**63:
+            raise ValueError(f"{key}={value}: a number below 2^63 is needed")
+        check_ranges(value, f"{key}.")
+        limits = [(*LIMITS[name], metadata[name]) for name in LIMITS if name in metadata]
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+        if not all(inside(number, limit) for number in numbers for _, inside, limit in limits):
+            needed = " and ".join(f"{text} {limit:g}" for text, _, limit in limits)
+            raise ValueError(f"{key}={value}: a number {needed} is needed")
 
 
-_SMALLEST, _LARGEST = 1.1754943508222875e-38, 3.4028234663852886e38  # normal float32
-
-
-def check_pair(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int | None = None) -> None:
+def check_pair(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int) -> None:
     """Raises ValueError for a mean without a standard deviation, or one of another number of values than the images' channels."""
-    if (node.mean is None) != (node.std is None):
-        missing, given = ("std", "mean") if node.std is None else ("mean", "std")
-        raise ValueError(f"{prefix}{given} is given without {prefix}{missing}: give both, or neither")
-    for name in ("mean", "std"):
-        values = getattr(node, name)
-        if values is not None and channels is not None and len(values) != channels:
+    given = {name: getattr(node, name) for name in ("mean", "std") if getattr(node, name) is not None}
+    for name, values in given.items():
+        if len(given) == 1:
+            raise ValueError(f"{prefix}{name} is given alone: give both mean and std, or neither")
+        if len(values) != channels:
             raise ValueError(f"{prefix}{name}={values}: {len(values)} values, but the images have {channels} channels")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """How two nested settings differ, one line a field: `key: old value there, new value now`; a missing key counts as None."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
+        keys = dict.fromkeys([*old, *new])
+        return [line for k in keys for line in differences(old.get(k), new.get(k), f"{prefix}.{k}".lstrip("."))]
     return [] if old == new else [f"{prefix}: {old!r} there, {new!r} now"]
 
 
 def parse_every(text: str) -> tuple[int, float]:
     """`trainer.checkpoint_every` as (steps, seconds), either infinite (a step count of 0: only at epochs)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(epoch|steps?|min)", text.strip())
-    if match is None or float(match[1]) <= 0 or (match[2] == "epoch" and match[1] != "1"):
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) ?(epoch|steps?|min)", text.strip())
+    if match is None or not (number := float(match[1])) or (match[2] == "epoch" and number != 1):
         raise ValueError(f'trainer.checkpoint_every={text}: "1 epoch", "500 steps" or "10 min" is needed')
-    number = float(match[1])
-    if number > 1e9:
-        raise ValueError(f"trainer.checkpoint_every={text}: a number up to 1e9 is needed")
     steps = max(1, int(number)) if match[2].startswith("step") else 0
     return steps, 60 * number if match[2] == "min" else inf
+
+
+def documented(schema: Any) -> dict[str, tuple[str, str]]:
+    """The type of each key of a schema and what it is: its choices, and the comment behind it in the source."""
+    source = "\n".join(inspect.getsource(base) for base in reversed(schema.__mro__) if is_dataclass(base))
+    written = re.findall(r"^    (\w+): ([^=\n]+) = .*?(?:  # (.*))?$", source, re.M)
+    choices = {f.name: ", ".join(f.metadata.get("one_of", ())) for f in fields(schema)}
+    return {name: (kind, "; ".join(filter(None, [choices[name], comment]))) for name, kind, comment in written}
 
 
 def _unnamed(schema: Any, prefix: str) -> Iterator[str]:

@@ -56,7 +56,7 @@ def test_help_of_training(nst: Nst) -> None:
 
 
 MISTAKES = (
-        (("trian",), "did you mean nst train?"),
+        (("trian",), "did you mean train?"),
         (("model=resnet8",), "did you mean nst train model=resnet8?"),
         (("train", "modle=resnet8"), "modle: no such key; did you mean model or teacher.model?"),
         (("train", "trainer.epoch=3"), "trainer.epochs"),

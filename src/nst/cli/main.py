@@ -1,21 +1,21 @@
 """The command line: `nst COMMAND [arguments]`, and the commands that hand over to the rest of the package."""
 
 import csv
-import difflib
 import inspect
 import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from nst.cli.compose import hydra_main, readable_errors, use_working_directory
-from nst.config import PredictConfig, check_ranges
+from nst.cli.compose import hydra_main, nearest, readable_errors, use_working_directory
+from nst.config import EvaluateConfig, ExportConfig, PredictConfig, check_ranges, documented
 
 COMMANDS = {
     "train": "train a student, from a teacher or without one",
@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": "measure speed and memory (from a clone of the repository)",
 }
 COMPOSED = ("train", "evaluate", "layers", "gradients", "cache", "export")  # arguments are a Hydra configuration
+SCHEMAS = {"evaluate": EvaluateConfig, "export": ExportConfig, "predict": PredictConfig}
 OWN_HELP = ("train", "reproduce", "benchmark")
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -53,21 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif arguments[0] in COMMANDS:
         command(arguments[0], arguments[1:])
     else:
-        nearest = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"did you mean nst {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
-        if "=" in arguments[0]:
-            hint = f"did you mean nst train {arguments[0]}?"
+        typed = "=" in arguments[0]
+        hint = f"did you mean nst train {arguments[0]}?" if typed else nearest(arguments[0], COMMANDS)
         print(f"error: nst {arguments[0]}: no such command; {hint}", file=sys.stderr)
         sys.exit(2)
 
 
 def command(name: str, arguments: Sequence[str]) -> None:
-    """Run one command, a function of its name here or in a module of its name. `--help` prints its docstring."""
+    """Run one command, a function of its name here or in a module of its name. `--help` prints its docstring and its keys."""
     function = globals().get(name) or getattr(import_module(f"nst.cli.{name}"), name)
-    if name not in OWN_HELP and {"-h", "--help", "help"} & {*arguments}:
-        print(inspect.getdoc(function))
+    if name in OWN_HELP or not {"-h", "--help", "help"} & {*arguments}:
+        function(list(arguments))
         return
-    function(list(arguments))
+    print(inspect.getdoc(function))
+    if schema := SCHEMAS.get(name):
+        print()
+        about = documented(schema)
+        for field in fields(schema):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            value = "…" if default in (None, "???") else default if isinstance(default, str) else json.dumps(default)
+            print(f"  {field.name}={value}".ljust(22), about[field.name][1])
 
 
 def complete(arguments: Sequence[str]) -> None:
@@ -87,62 +93,36 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     nst evaluate run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
     nst evaluate model=resnet56 weights=resnet56.safetensors data=cifar10 data.root=FOLDER
-
-    run=FOLDER       of a finished run: its network, weights (weights=best: of its best epoch), data and normalisation
-    root=FOLDER      of the run's data, if it has moved
-    data=NAME        with run=…: other images for its student
-    model=NAME       without a run: a network, with weights=FILE (weights_key=NAME where it holds several states) and data=NAME
-    split=test       or train, val
-    mean=[…] std=[…] of the network's inputs; default: as stored with the weights, else the data's
-    to=FOLDER        of evaluation.json; default: the run's; without a run nothing is written
-    device=auto      or cpu, cuda
-    batch_size=500
-    precision=fp32   or bf16
     """
 
     def task(cfg: DictConfig) -> None:
         from nst.export.inference import evaluate_weights
 
-        settings: Any = OmegaConf.to_object(cfg)
-        evaluate_weights(settings)
+        evaluate_weights(cast(EvaluateConfig, OmegaConf.to_object(cfg)))
 
-    hydra_main(task, "evaluate", arguments, check_subject)
+    def check_first(cfg: DictConfig) -> None:
+        if cfg.run is None and None in (cfg.weights, cfg.model, cfg.data):
+            raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
+        if cfg.run is not None and (cfg.model is not None or cfg.weights not in (None, "last", "best")):
+            raise ValueError(
+                f"run={cfg.run} has its own model and weights (last or best); remove model=… and weights=FILE"
+            )
+        if cfg.root is not None and (cfg.run is None or cfg.data is not None):
+            raise ValueError(f"root={cfg.root} is for the run's own data; of other data pass data.root={cfg.root}")
 
-
-def check_subject(cfg: DictConfig) -> None:
-    """Raises ValueError unless either a run or a model with weights and data is named."""
-    if cfg.run is None and None in (cfg.weights, cfg.model, cfg.data):
-        raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
-    if cfg.run is not None and (cfg.model is not None or cfg.weights not in (None, "last", "best")):
-        raise ValueError(f"run={cfg.run} has its own model and weights (last or best); remove model=… and weights=FILE")
-    if cfg.root is not None and (cfg.run is None or cfg.data is not None):
-        raise ValueError(f"root={cfg.root} is for the run's own data; of other data pass data.root={cfg.root}")
+    hydra_main(task, "evaluate", arguments, check_first)
 
 
 def export(arguments: Sequence[str]) -> None:
     """Write a finished run's student as files to deploy, verified, with a model card.
 
     nst export run=outputs/digits/resnet20-resnet8/nst_poly/seed0-1a2b3c4d
-
-    run=FOLDER       of a finished run (required)
-    weights=last     or best: of the last epoch, or of the best one
-    to=FOLDER        of the files; default: export/ in the run's folder
-    formats=[…]      of safetensors, torch, onnx, onnx_int8; default: all but the last, onnx where it is installed
-    normalize=true   the torch and onnx files take pixels in 0…1 and normalise them themselves
-    images=1000      test images to verify on, evenly spaced over the split
-    repeats=50       timed calls a batch size; fewer where they take more than 10 s
-    device=cpu       or cuda: where teacher and student are timed; the files are verified on the CPU
-    root=FOLDER      of the data, if it has moved
-    licence=MIT      of the weights, for the model card
-    calibration=512  training images that onnx_int8 takes the ranges of its activations from
-    int8_exclude=[…] layers that onnx_int8 keeps in 32 bits, by their names in the network
     """
 
     def task(cfg: DictConfig) -> None:
         from nst.export import export
 
-        settings: Any = OmegaConf.to_object(cfg)
-        export(settings)
+        export(cast(ExportConfig, OmegaConf.to_object(cfg)))
 
     hydra_main(task, "export", arguments)
 
@@ -176,12 +156,7 @@ def predict(arguments: Sequence[str]) -> None:
 
     nst predict model=FOLDER images=FOLDER
 
-    model=FOLDER   of a finished run, or of an export (with model.json and student.safetensors)
-    images=FOLDER  of images of any size, or one image file; each is resized, cropped and normalised as in the run's evaluation
-    format=csv     a line for each image and class; json: a line for each image
-    top=5          how many classes of each image, the most probable first; probabilities are a softmax of the logits, not calibrated
-    batch_size=64
-    device=cpu     or cuda
+    Probabilities are a softmax of the logits, not calibrated. Each image is resized, cropped and normalised as in the run's evaluation.
     """
     with readable_errors("predict") as end:
         given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}

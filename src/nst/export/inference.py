@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nst import build
-from nst.config import EvaluateConfig, TrainerConfig, check_numbers, check_pair, check_ranges
+from nst.config import EvaluateConfig, TrainerConfig, check_pair, check_ranges
 from nst.data.batch import scale_and_shift
 from nst.data.images import SUFFIXES, WHITE, decode, is_image
 from nst.dist import join
@@ -165,7 +165,6 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
         found = {"model": run.settings.model, "weights": str(run.weights), "to": settings.to or settings.run}
         settings = replace(settings, **found, data=settings.data or run.settings.data)
     assert settings.weights is not None
-    check_numbers(settings, "")
     check_ranges(settings, "")
     check_pair("", settings, settings.data["channels"])
     features_only = settings.model.get("features_only")
