@@ -175,7 +175,7 @@ def test_what_is_missing_or_does_not_fit_is_named(name):
         ("DIST", "beta", inf),
         ("FitNet", "convention", "code"),
         ("KD", "temperature", True),
-        ("KD", "standardize", 1),
+        ("KD", "standardize", "off"),
         ("NST", "kernel", "cubic"),
         ("SDD", "scales", [2, 4]),
     ],

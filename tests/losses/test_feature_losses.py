@@ -254,5 +254,5 @@ def test_the_angles_of_rkd_come_in_blocks(monkeypatch):
     student, teacher = torch.randn(9, 8), torch.randn(9, 5)
     loss = RKD()
     expected = value_and_gradient(lambda x: loss(x, loss.target(teacher)), student)
-    monkeypatch.setattr("nst.losses.rkd.BLOCK_BYTES", 8 * 81 * 2)
+    monkeypatch.setattr("nst.losses.relational.BLOCK_BYTES", 8 * 81 * 2)
     torch.testing.assert_close(value_and_gradient(lambda x: loss(x, loss.target(teacher)), student), expected)

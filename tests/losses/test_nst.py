@@ -177,7 +177,7 @@ def test_inputs_that_do_not_fit():
     target = loss.target(x)
     wrong = {
         r"\[B, C, H, W\]": lambda: loss(x.flatten(2), target),
-        "from its own target": lambda: loss(x, {"logits": torch.randn(2, 10)}),
+        "of its own target": lambda: loss(x, {"logits": torch.randn(2, 10)}),
         r"'mean'.*'stream'": lambda: NST("gaussian")(x, NST("linear").target(x)),
         "aspect ratio": lambda: NST(convention="crd").target(x, (4, 3, 2)),
         "mean, stream": lambda: NST("linear", implementation="gram"),

@@ -9,22 +9,17 @@ loss = cross_entropy + 50 * nst(student_feature, target)
 docs/conventions.md has the settings of each loss's authors, and where papers and published codes differ.
 """
 
-from nst.losses.abkd import ABKD
 from nst.losses.attention import AT
 from nst.losses.base import Convention, CrossEntropy, Input, Shape, TransferLoss
 from nst.losses.class_maps import CATKD, SDD
 from nst.losses.crd import CRD
-from nst.losses.dist import DIST
 from nst.losses.dkd import DKD, RLD
-from nst.losses.fitnet import FitNet
-from nst.losses.kd import KD, NKD, TTM
-from nst.losses.mgd import MGD
+from nst.losses.kd import ABKD, DIST, KD, NKD, TTM
+from nst.losses.maps import MGD, SP, VID, FitNet
 from nst.losses.nst import NST
 from nst.losses.ofa import OFA
-from nst.losses.relational import CC, PKT, SP
+from nst.losses.relational import CC, PKT, RKD
 from nst.losses.review import ReviewKD
-from nst.losses.rkd import RKD
-from nst.losses.vid import VID
 from nst.losses.wkd import WKDF, WKDL
 
 __all__ = [
@@ -44,16 +39,6 @@ __all__ = [
     "RKD",
     "RLD",
     "SDD",
-    "SP",
-    "TTM",
-    "VID",
-    "WKDF",
-    "WKDL",
-    "Convention",
-    "CrossEntropy",
-    "FitNet",
-    "Input",
-    "ReviewKD",
-    "Shape",
-    "TransferLoss",
 ]
+__all__ += ["SP", "TTM", "VID", "WKDF", "WKDL", "Convention", "CrossEntropy", "FitNet", "Input", "ReviewKD", "Shape"]
+__all__ += ["TransferLoss"]

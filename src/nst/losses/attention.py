@@ -17,17 +17,12 @@ from nst.losses.base import (
     image_blocks,
     join,
     no_autocast,
-    resize_key,
-    resize_student,
-    resize_teacher,
-    shared_size,
     target_tensor,
     working_dtype,
 )
+from nst.losses.maps import resize_key, resize_student, resize_teacher, shared_size
 
 ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
-ZOO_EPS = 1e-6
-"""What Knowledge-Distillation-Zoo adds to the length of a map."""
 
 
 class PowerSum(torch.autograd.Function):
@@ -37,7 +32,11 @@ class PowerSum(torch.autograd.Function):
     def forward(ctx, x: Tensor, p: float, signed: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p, ctx.signed = p, signed
-        return join([power_sum(x[block].to(working_dtype(x)), p, signed) for block in image_blocks(x)])
+        sums = []
+        for block in image_blocks(x):
+            part = x[block].to(working_dtype(x))
+            sums.append((part * part if p == 2 else part.pow(p) if signed else part.abs().pow(p)).sum(dim=1))
+        return join(sums)
 
     @staticmethod
     @first_order
@@ -49,11 +48,6 @@ class PowerSum(torch.autograd.Function):
         magnitude = x.abs().to(grad.dtype).pow(ctx.p - 1)
         signs = 1.0 if ctx.signed else x.sign()
         return (signs * magnitude * per_position).to(x.dtype), None, None
-
-
-def power_sum(x: Tensor, p: float, signed: bool = False) -> Tensor:
-    """Σ_c |x_c|^p, `[B, C, N]` → `[B, N]`; signed: Σ_c x_c^p, for whole p."""
-    return (x * x if p == 2 else x.pow(p) if signed else x.abs().pow(p)).sum(dim=1)
 
 
 class AT(TransferLoss):
@@ -79,7 +73,7 @@ class AT(TransferLoss):
         self.p, self.convention = float(p), convention
         self.scale = 0.5 if convention in ("paper", "official") else 1.0
         self.signed = convention == "crd" and self.p % 2 == 1
-        self.eps = ZOO_EPS if convention == "zoo" else 0.0
+        self.eps = 1e-6 if convention == "zoo" else 0.0
 
     @property
     def target_key(self) -> str:
@@ -89,20 +83,15 @@ class AT(TransferLoss):
 
     @torch.no_grad()
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"attention": [B, H·W]}`, from the teacher's map brought to the student's size.
-
-        Raises:
-            ValueError: a feature that is not [B, C, H, W]; under "crd", different aspect ratios.
-        """
+        """`{"attention": [B, H·W]}`, from the teacher's map brought to the student's size; raises ValueError as for NST."""
         return {"attention": self.map(resize_teacher(teacher_feature, student_shape, self.convention))}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C, H, W]` → scalar. Raises ValueError when the target is for another map size or batch."""
+        """`[B, C, H, W]` → scalar."""
         check_map(student_feature, "student")
         teacher = target_tensor(target, "attention", student_feature.shape[0])
         with no_autocast(student_feature):
-            student_feature = resize_student(student_feature, teacher.shape[1], self.convention)
-            student = self.map(student_feature)
+            student = self.map(resize_student(student_feature, teacher.shape[1], self.convention))
             difference = student - teacher.to(student.dtype)
             if self.convention == "torchdistill":
                 return torch.linalg.vector_norm(difference, dim=1).mean()

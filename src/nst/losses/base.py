@@ -1,16 +1,14 @@
-"""What every loss is, and cross-entropy; checks of arguments and of what is given, precision, warm-up and decay; the size at which two
-maps are compared; what losses with a written-out backward pass share: work on a few images at a time, and a refusal of second
-derivatives.
+"""What every loss is, and cross-entropy; checks of arguments and of what is given; work on blocks of images; first derivatives.
 
-On a CPU most of the time of a plain elementwise operation on a whole batch goes into touching fresh memory: blocks, whose
-temporaries stay in the processor's cache, make NST's Gram implementation 1.5 times faster, and its extra memory little more than the
-gradient. On a GPU, and inside a compiled graph, which fuses, the batch is one block.
+On a CPU most of the time of an elementwise operation on a whole batch goes into touching fresh memory: blocks, whose temporaries stay
+in the processor's cache, make NST's Gram implementation 1.5 times faster, and its extra memory little more than the gradient.
+On a GPU, and inside a compiled graph, which fuses, the batch is one block.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from math import inf, isfinite, pi, prod, sqrt
+from math import inf, isfinite
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -23,18 +21,18 @@ T = TypeVar("T")
 
 Input = Literal["labels", "index", "epoch", "progress", "seed"]
 """What a loss may need besides the teacher's target: the images' labels `[B]` int64 and their positions in the training set `[B]`
-int64; the epochs done so far and the fraction of the run done so far (float32 scalars, equal for all images of a step; an infinite
-number of epochs stands for no moment of a run, where whatever rises or falls during it is at its full strength); a
-number for random draws, another one each step and the same on every rank (int64 scalar on the CPU)."""
+int64; the epochs and the fraction of the run done so far (float32 scalars; an infinite number of epochs stands for no moment of a run,
+where whatever rises or falls is at its full strength); a number for random draws, another one each step and the same on every rank
+(int64 scalar on the CPU)."""
 BY_IMAGE: tuple[Input, ...] = ("labels", "index")
 
 
 class TransferLoss(nn.Module, ABC):
     """A loss in two steps: `target = loss.target(teacher_feature)`, `value = loss(student_feature, target)`.
 
-    Features are `[B, C, H, W]`, logits `[B, classes]`. A target is a dictionary of tensors whose first dimension is
-    the batch; it may be cached in half precision. Values are means over the batch, computed in float32
-    (float64 for float64 features) whatever the autocast state, and carry no weight λ.
+    Features are `[B, C, H, W]`, logits `[B, classes]`. A target is a dictionary of tensors whose first dimension is the batch; it may be
+    cached in half precision. Values are means over the batch, computed in float32 (float64 for float64 features) whatever the autocast
+    state, and carry no weight λ. `forward` raises ValueError where shapes or batches differ or the target lacks what it needs.
 
     A loss declares its properties by class attributes, and a run treats it accordingly. Parameters and buffers, created in
     `__init__`, `setup` or `init_memory`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
@@ -56,7 +54,6 @@ class TransferLoss(nn.Module, ABC):
     instance for all pairs. `target` and `target_shapes` are still of one layer."""
     normalises_maps: ClassVar[bool] = False
     """It compares maps scaled to unit length over the positions, so a map of 1×1 carries no information."""
-
     teacher_layer: ClassVar[str | None] = None
     """A layer of the teacher of which the loss needs something over the whole training set; see `teacher_statistics`."""
 
@@ -104,10 +101,7 @@ class TransferLoss(nn.Module, ABC):
 
     @abstractmethod
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
-        """The shape of each tensor of one image's target.
-
-        Args:
-            student_shape, teacher_shape: (C, H, W) of one image, (classes,) for logits.
+        """The shape of each tensor of one image's target, for the shapes of `setup`.
 
         Raises:
             ValueError: the two cannot be compared; a run then stops before any work.
@@ -118,84 +112,43 @@ class TransferLoss(nn.Module, ABC):
         return {name: target_tensor(target, name, batch if name in BY_IMAGE else None) for name in self.inputs}
 
 
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises ValueError, naming the argument, unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+class ReducedLoss(TransferLoss):
+    """A loss between what `reduce` makes of either side's feature: one tensor, named `key`, with a row for each image.
 
-
-def check_flags(**values: bool) -> None:
-    """Raises ValueError, naming the argument, unless each of `values` is a bool."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}; it must be true or false")
-
-
-def check_numbers(
-    *, least: float = -inf, above: float = -inf, below: float = inf, whole: bool = False, **values: float
-) -> None:
-    """Raises ValueError, naming the argument, unless each of `values` is a finite number of the range.
-
-    Args:
-        least, above, below: value ≥ least, value > above, value < below.
-        whole: it must be an int.
-        values: arguments by name.
+    `value(student, teacher, **what inputs names)` compares the two in the working precision.
     """
-    limits = (("at least", least), ("more than", above), ("less than", below))
-    bounds = " and ".join(f"{relation} {limit:g}" for relation, limit in limits if isfinite(limit))
-    kind = "whole" if whole else "finite"
-    for name, value in values.items():
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not (number and isfinite(value) and value >= least and above < value < below):
-            raise ValueError(f"{name} is {value!r}; it must be a {kind} number{bounds and ', ' + bounds}")
 
+    key: ClassVar[str]
+    same_shape: ClassVar[bool] = True
+    """Only tensors of one shape can be compared."""
+    value: Callable[..., Tensor]
 
-def target_tensor(target: Mapping[str, Tensor], name: str, batch: int | None) -> Tensor:
-    """The tensor `name` of a target, with a row for each of `batch` images; None: it is a scalar of the run.
+    @abstractmethod
+    def reduce(self, feature: Tensor, owner: str) -> Tensor:
+        """Of the "student" or "teacher". Raises ValueError for a feature of other dimensions."""
 
-    Raises:
-        ValueError: it is missing, or of another batch size.
-        TypeError: the target is a bare tensor.
-    """
-    if isinstance(target, Tensor):
-        raise TypeError("the teacher's side is a tensor; it must be a target: loss(student, loss.target(teacher))")
-    if name not in target:
-        origin = "a scalar, added to it" if batch is None else "from its own target; labels and index are added to it"
-        raise ValueError(f"the target holds {sorted(target)}; this loss needs {name!r} ({origin})")
-    value = target[name]
-    if batch is not None and (value.ndim == 0 or value.shape[0] != batch):
-        raise ValueError(f"target {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
-    return value
+    def prepare(self, reduced: Tensor) -> Tensor:
+        """What `value` gets, of either side."""
+        return reduced
 
+    @torch.no_grad()
+    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
+        """The teacher's side. Raises ValueError as `reduce` and `target_shapes` do."""
+        with no_autocast(teacher_feature):
+            reduced = self.reduce(teacher_feature, "teacher")
+        if student_shape is not None:
+            self.target_shapes(student_shape, tuple(teacher_feature.shape[1:]))
+        return {self.key: reduced}
 
-def made(module: T | None, what: str) -> T:
-    """What `setup` makes. Raises ValueError, beginning with `what`, if it was not called."""
-    if module is None:
-        raise ValueError(f"{what}: call setup(student_shape, teacher_shape) first")
-    return module
-
-
-def warmup_factor(epoch: Tensor | None, epochs: float) -> Tensor | float:
-    """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 without an `epoch`."""
-    return 1.0 if epoch is None else ((epoch.floor() + 1) / epochs).clamp(max=1.0)
-
-
-def cosine_decay_factor(epoch: Tensor | None, start: float, epochs: float | None) -> Tensor | float:
-    """1 in the e-th epoch up to `start`, counted from 1, then half a cosine to 0 in the last of `epochs`; 1 where that is null."""
-    if epoch is None or epochs is None or start >= epochs:
-        return 1.0
-    done = ((epoch.floor() + 1 - start) / (epochs - start)).clamp(0.0, 1.0)
-    return torch.where(epoch.isinf(), 1.0, 0.5 * (1 + torch.cos(pi * done)))
-
-
-def working_dtype(feature: Tensor) -> torch.dtype:
-    """float64 stays; everything else is computed in float32."""
-    return torch.float64 if feature.dtype == torch.float64 else torch.float32
-
-
-def no_autocast(feature: Tensor) -> torch.autocast:
-    """Context in which autocast leaves the precision alone."""
-    return torch.autocast(feature.device.type, enabled=False)
+    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
+        """A feature as `reduce` takes it → scalar."""
+        teacher, dtype = target_tensor(target, self.key, len(student_feature)), working_dtype(student_feature)
+        given = self.given(target, len(student_feature))
+        with no_autocast(student_feature):
+            student = self.reduce(student_feature, "student")
+            if self.same_shape:
+                check_equal(student, teacher)
+            return self.value(self.prepare(student.to(dtype)), self.prepare(teacher.to(dtype)), **given)
 
 
 class CrossEntropy(TransferLoss):
@@ -221,7 +174,7 @@ class CrossEntropy(TransferLoss):
         raise TypeError("CrossEntropy has no teacher: pass {'labels': labels} as its target")
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy. Raises ValueError when the labels are missing or of another batch size."""
+        """Mean cross-entropy."""
         labels = target_tensor(target, "labels", student_feature.shape[0])
         with no_autocast(student_feature):
             logits = student_feature.to(working_dtype(student_feature))
@@ -232,33 +185,92 @@ class CrossEntropy(TransferLoss):
         return {}
 
 
-def check_map(feature: Tensor, owner: str, or_vector: bool = False) -> None:
-    """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor, or with `or_vector` [B, C], that holds something."""
-    dimensions = (4, 2) if or_vector else (4,)
-    if feature.ndim not in dimensions or not feature.is_floating_point() or feature.numel() == 0:
+def check_choice(name: str, value: str | bool, allowed: Sequence[str | bool]) -> None:
+    """Raises ValueError, naming the argument, unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+
+
+def check_numbers(
+    *, least: float = -inf, above: float = -inf, below: float = inf, whole: bool = False, **values: float
+) -> None:
+    """Raises ValueError, naming the argument, unless each of `values` is a finite number, at least `least`, more than `above` and
+    less than `below`; `whole`: an int."""
+    limits = (("at least", least), ("more than", above), ("less than", below))
+    bounds = " and ".join(f"{relation} {limit:g}" for relation, limit in limits if isfinite(limit))
+    kind = "whole" if whole else "finite"
+    for name, value in values.items():
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not (number and isfinite(value) and value >= least and above < value < below):
+            raise ValueError(f"{name} is {value!r}; it must be a {kind} number{bounds and ', ' + bounds}")
+
+
+def target_tensor(target: Mapping[str, Tensor], name: str, batch: int | None) -> Tensor:
+    """The tensor `name` of a target, with a row for each of `batch` images; None: it is a scalar of the run.
+
+    Raises:
+        ValueError: it is missing, or of another batch size.
+        TypeError: the target is a bare tensor.
+    """
+    if isinstance(target, Tensor):
+        raise TypeError("the teacher's side is a tensor; it must be a target: loss(student, loss.target(teacher))")
+    if name not in target:
         raise ValueError(
-            f"the {owner}'s feature is {feature.dtype} of shape {tuple(feature.shape)}; "
-            f"[B, C, H, W]{' or [B, C]' * or_vector} is needed, floating point and not empty"
+            f"the target holds {sorted(target)}; this loss needs {name!r}, of its own target or added to it"
+        )
+    value = target[name]
+    if batch is not None and (value.ndim == 0 or value.shape[0] != batch):
+        raise ValueError(f"target {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
+    return value
+
+
+def made(value: T | None) -> T:
+    """What `setup` makes. Raises ValueError if it was not called."""
+    if value is None:
+        raise ValueError("call setup(student_shape, teacher_shape) first: it makes what the loss learns")
+    return value
+
+
+def check_equal(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError unless the two have one shape."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the student's side has shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; they must be equal "
+            "(a loss with parameters: call setup first)"
         )
 
 
-def check_shape(shape: Shape, owner: str) -> None:
-    """Raises ValueError unless `shape` is (C, H, W) with positive sizes."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"the {owner}'s shape is {tuple(shape)}; a map loss needs (C, H, W), each at least 1")
+def check_map(feature: Tensor, owner: str, dimensions: Sequence[int] = (4,)) -> None:
+    """Raises ValueError unless `feature` is a floating [B, C, H, W] tensor that holds something; `dimensions` may allow 2, [B, C]."""
+    if feature.ndim not in dimensions or not feature.is_floating_point() or feature.numel() == 0:
+        needed = " or ".join("[B, C, H, W]" if n == 4 else "[B, C]" for n in dimensions)
+        found = f"{feature.dtype} of shape {tuple(feature.shape)}"
+        raise ValueError(f"the {owner}'s feature is {found}; {needed} is needed, floating point and not empty")
 
 
-def check_shapes(student: Shape, teacher: Shape) -> None:
-    """Raises ValueError as `check_shape` does, for either side."""
-    check_shape(student, "student")
-    check_shape(teacher, "teacher")
+def map_shapes(student: Shape, teacher: Shape, vectors: bool = False) -> tuple[Shape, Shape]:
+    """Both as (C, H, W), with `vectors` (C,) as (C, 1, 1). Raises ValueError for another shape."""
+    shapes = []
+    for owner, shape in (("student", student), ("teacher", teacher)):
+        shapes.append((*shape, 1, 1) if vectors and len(shape) == 1 else tuple(shape))
+        if len(shapes[-1]) != 3 or min(shape) < 1:
+            raise ValueError(f"the {owner}'s shape is {tuple(shape)}; (C, H, W) is needed, each at least 1")
+    return shapes[0], shapes[1]
 
 
-def map_shape(shape: Shape, owner: str) -> Shape:
-    """(C, H, W), of a vector (C, 1, 1). Raises ValueError for other shapes."""
-    shape = (*shape, 1, 1) if len(shape) == 1 else shape
-    check_shape(shape, owner)
-    return shape
+def working_dtype(feature: Tensor) -> torch.dtype:
+    """float64 stays; everything else is computed in float32."""
+    return torch.float64 if feature.dtype == torch.float64 else torch.float32
+
+
+def no_autocast(feature: Tensor) -> torch.autocast:
+    """Context in which autocast leaves the precision alone."""
+    return torch.autocast(feature.device.type, enabled=False)
+
+
+def warmup_factor(epoch: Tensor | None, epochs: float) -> Tensor | float:
+    """min(1, e / epochs) in the e-th epoch, counted from 1: how mdistiller raises a loss. 1 without an `epoch`."""
+    return 1.0 if epoch is None else ((epoch.floor() + 1) / epochs).clamp(max=1.0)
 
 
 def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
@@ -273,12 +285,8 @@ def laid_out_like(tensor: Tensor, feature: Tensor) -> Tensor:
 
 
 def pool(feature: Tensor, owner: str) -> Tensor:
-    """`[B, C, H, W]` → its mean over positions `[B, C]` in the working precision; `[B, C]` stays.
-
-    Raises:
-        ValueError: another number of dimensions, not floating point, or empty.
-    """
-    check_map(feature, owner, or_vector=True)
+    """`[B, C, H, W]` → its mean over positions `[B, C]` in the working precision; `[B, C]` stays. Raises ValueError for others."""
+    check_map(feature, owner, (4, 2))
     dtype = working_dtype(feature)
     return feature.to(dtype) if feature.ndim == 2 else feature.mean(dim=(2, 3), dtype=dtype)
 
@@ -292,83 +300,22 @@ def unit_rows(x: Tensor, eps: float = 0.0) -> Tensor:
     return x / (length + eps / scale)
 
 
-def shared_size(student: Shape, teacher: Shape, convention: str) -> tuple[int, int]:
-    """The (H, W) at which two maps are compared: the student's; under "crd" the smaller one's.
-
-    Args:
-        student: (C, H, W) of the student's feature.
-        teacher: (C, H, W) of the teacher's.
-        convention: "paper", "official" or "crd".
-
-    Raises:
-        ValueError: a shape is not (C, H, W), or under "crd" the aspect ratios differ.
-    """
-    check_shapes(student, teacher)
-    (_, h_s, w_s), (_, h_t, w_t) = student, teacher
-    if convention != "crd":
-        return h_s, w_s
-    if h_s * w_t != h_t * w_s:
-        raise ValueError(
-            f"convention 'crd' pools the larger map to the smaller, so both need one aspect ratio: the student's "
-            f"map is {h_s}×{w_s}, the teacher's {h_t}×{w_t}; use convention 'paper' for such a pair"
-        )
-    return min(h_s, h_t), min(w_s, w_t)
-
-
-def resize_teacher(feature: Tensor, student_shape: Shape | None, convention: str) -> Tensor:
-    """The teacher's map at the size of the comparison: bilinear ("crd": adaptive average pooling)."""
-    check_map(feature, "teacher")
-    teacher_shape = tuple(feature.shape[1:])
-    size = shared_size(student_shape or teacher_shape, teacher_shape, convention)
-    if size == tuple(feature.shape[2:]):
-        return feature
-    feature = feature.to(working_dtype(feature))
-    if convention == "crd":
-        return F.adaptive_avg_pool2d(feature, size)
-    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
-
-
-def resize_key(convention: str) -> str:
-    """How `resize_teacher` brings a map to another size, for a `target_key`."""
-    return "pooled" if convention == "crd" else "bilinear"
-
-
-def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
-    """The student's map at the number of positions of the target: itself ("crd": pooled when it is the larger).
-
-    Raises:
-        ValueError: the target was made for another map size.
-    """
-    height, width = feature.shape[2:]
-    if height * width == positions:
-        return feature
-    ratio = sqrt(positions / (height * width))
-    size = (round(height * ratio), round(width * ratio))
-    if convention != "crd" or ratio > 1 or prod(size) != positions or size[0] * width != size[1] * height:
-        raise ValueError(
-            f"the target has {positions} positions, the student's map {height}×{width}; "
-            "pass student_shape=(C, H, W) to target so that the teacher's map is brought to that size"
-        )
-    return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), size)
-
-
 CACHE_BYTES = 3 << 20
 """Size of one block's channel maps on a CPU."""
-
-
-def image_blocks(x: Tensor, channels: int | None = None) -> list[slice]:
-    """Consecutive slices of the batch for maps of the shape `[B, channels, N]`, by default x's own channels."""
-    batch, own, n = x.shape
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(0, batch)]
-    step = max(1, CACHE_BYTES // ((channels or own) * n * max(4, x.element_size())))
-    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
 def blocks_of(batch: int, bytes_per_image: int, limit: int) -> list[slice]:
     """Slices of as many images as fit into `limit` bytes, at least one."""
     step = max(1, limit // bytes_per_image)
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def image_blocks(x: Tensor, channels: int | None = None) -> list[slice]:
+    """Slices of the batch for maps of the shape `[B, channels, N]`, by default x's own channels."""
+    batch, own, n = x.shape
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, batch)]
+    return blocks_of(batch, (channels or own) * n * max(4, x.element_size()), CACHE_BYTES)
 
 
 def join(pieces: list[Tensor]) -> Tensor:
@@ -394,10 +341,26 @@ def map_blocks(
     return result
 
 
-MESSAGE = (
-    "the gradient of this loss was differentiated a second time (a gradient penalty, or create_graph=True and a second "
-    "backward pass); its backward pass is written out for first derivatives only: use the loss without such a penalty"
-)
+FACTOR = -7046029254386353131
+"""2⁶⁴ over the golden ratio, odd."""
+
+
+def random_keys(seed: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Whole numbers from 0 to 2⁶³ − 1 that depend on seed, row and column alone: `[b, 1]` rows → `[b, count]` int64.
+
+    Rows and columns are mixed well, each on its own, and combined by one product: int64 wraps round.
+    """
+    seed = mix(seed.to(torch.int64))
+    columns = mix(seed + torch.arange(count, device=rows.device))
+    return (mix(seed ^ mix(rows)) ^ columns).mul_(FACTOR).bitwise_and_(0x7FFFFFFFFFFFFFFF)
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of int64 after which nothing of the order is left: SplitMix64's (Steele, Lea & Flood, 2014)."""
+    x = x * FACTOR + 1442695040888963407
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x
 
 
 class Refuse(torch.autograd.Function):
@@ -409,7 +372,9 @@ class Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        raise NotImplementedError(MESSAGE)
+        raise NotImplementedError(
+            "a second derivative of this loss (a gradient penalty, create_graph=True): it has first derivatives only"
+        )
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:

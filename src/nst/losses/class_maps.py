@@ -1,7 +1,6 @@
 """Losses between maps with a channel for each class: CAT-KD and SDD."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -9,76 +8,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst.losses.base import (
+    ReducedLoss,
     Shape,
-    TransferLoss,
     check_choice,
-    check_flags,
     check_map,
     check_numbers,
-    check_shapes,
-    no_autocast,
-    target_tensor,
+    map_shapes,
     unit_rows,
     warmup_factor,
     working_dtype,
 )
-from nst.losses.kd import nkd_rows
-from nst.losses.logits import expectation, label_expectation, log_binary, log_softmax_without
+from nst.losses.kd import expectation, kl_rows, label_expectation, log_binary, log_softmax_without, nkd_rows
 
 Form = Literal["kd", "dkd", "nkd"]
 SCALES = (1, 2, 4)
 
 
-class ClassMapLoss(TransferLoss):
-    """A loss between maps `[B, classes, H, W]`, pooled by `cells`.
+class ClassMapLoss(ReducedLoss):
+    """A loss between pooled maps `[B, classes, H, W]` of one number of classes."""
 
-    `value(student, teacher, **what inputs names)` compares what `cells` gives of either, in the working precision.
-    """
-
-    value: Callable[..., Tensor]
-    key: ClassVar[str]
-    """The tensor's name in a target."""
     layer: ClassVar[str]
     """The layer of a network that has such a map."""
 
-    @abstractmethod
-    def cells(self, feature: Tensor) -> Tensor:
-        """The pooled map of either side, a row for each image."""
-
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """The teacher's pooled map. Raises ValueError for a feature that is no map, or of another number of classes."""
-        check_map(teacher_feature, "teacher")
-        if student_shape is not None:
-            self.check_classes(student_shape, tuple(teacher_feature.shape[1:]))
-        with no_autocast(teacher_feature):
-            return {self.key: self.cells(teacher_feature.to(working_dtype(teacher_feature)))}
-
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, classes, H, W]` → scalar.
-
-        Raises:
-            ValueError: classes, cells or batch differ, or the target lacks what `inputs` names.
-        """
-        check_map(student_feature, "student")
-        batch = len(student_feature)
-        teacher, given = target_tensor(target, self.key, batch), self.given(target, batch)
-        with no_autocast(student_feature):
-            student = self.cells(student_feature.to(working_dtype(student_feature)))
-            if student.shape != teacher.shape:
-                raise ValueError(
-                    f"the student's {self.key} have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)} after pooling"
-                )
-            return self.value(student, teacher.to(student.dtype), **given)
-
     def check_classes(self, student: Shape, teacher: Shape) -> None:
         """Raises ValueError unless both shapes are maps (classes, H, W) of one number of classes."""
-        check_shapes(student, teacher)
-        if student[0] != teacher[0]:
-            raise ValueError(
-                f"the student's map has {student[0]} channels, the teacher's {teacher[0]}; {type(self).__name__} compares maps with one "
-                f"channel for each class: take the layer {self.layer} of both networks"
-            )
+        (own, *_), (others, *_) = map_shapes(student, teacher)
+        if own != others:
+            need = f"{type(self).__name__} needs a channel for each class, as layer {self.layer} has"
+            raise ValueError(f"{need}; the student has {own}, the teacher {others}")
 
 
 class CATKD(ClassMapLoss):
@@ -99,7 +56,7 @@ class CATKD(ClassMapLoss):
     def __init__(self, resolution: int = 2, normalize: bool = True) -> None:
         super().__init__()
         check_numbers(least=1, whole=True, resolution=resolution)
-        check_flags(normalize=normalize)
+        check_choice("normalize", normalize, (True, False))
         self.resolution, self.normalize = resolution, normalize
 
     @property
@@ -107,9 +64,10 @@ class CATKD(ClassMapLoss):
         """The pooled maps, whether normalised or not."""
         return f"map-{self.resolution}x{self.resolution}"
 
-    def cells(self, feature: Tensor) -> Tensor:
+    def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """`[B, classes, H, W]` → `[B, classes, r, r]`."""
-        return F.adaptive_avg_pool2d(feature, self.resolution)
+        check_map(feature, owner)
+        return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), self.resolution)
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Of pooled maps `[B, classes, r, r]`."""
@@ -125,10 +83,9 @@ class CATKD(ClassMapLoss):
 class SDD(ClassMapLoss):
     """1/M · Σ over the M cells of w · L(z_S, z_T), z the logits of a cell; mean over the batch.
 
-    Scale decoupled distillation (Wei, Luo & Luo, CVPR 2024).
-    A network's map of logits (layer `logit_map`) is average-pooled to 4×4, of that to 2×2 and 1×1; each cell of the chosen scales gives
-    a row of logits, so M = 5 for the scales (1, 2) and 21 for (1, 2, 4). w is 2 where the teacher is right about the image and wrong in the cell,
-    or the other way round, else 1. L of a row:
+    Scale decoupled distillation (Wei, Luo & Luo, CVPR 2024). A network's map of logits (layer `logit_map`) is average-pooled to 4×4, of
+    that to 2×2 and 1×1; each cell of the chosen scales gives a row of logits, so M = 5 for the scales (1, 2) and 21 for (1, 2, 4). w is 2
+    where the teacher is right about the image and wrong in the cell, or the other way round, else 1. L of a row:
 
         kd:  T² · KL(p_T ‖ p_S), p = softmax(z / T)
         dkd: min(1, epoch / warmup) · T² · (α · TCKD + β · NCKD), see `DKD`
@@ -173,9 +130,10 @@ class SDD(ClassMapLoss):
         """The rows of these scales."""
         return f"scales-{'-'.join(map(str, self.scales))}"
 
-    def cells(self, feature: Tensor) -> Tensor:
+    def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """`[B, classes, H, W]` → rows of logits `[B, M, classes]`, that of the whole map first."""
-        finest = F.adaptive_avg_pool2d(feature, SCALES[-1])
+        check_map(feature, owner)
+        finest = F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), SCALES[-1])
         cells = [F.avg_pool2d(finest, SCALES[-1] // scale).flatten(2) for scale in self.scales]
         return torch.cat(cells, dim=2).transpose(1, 2).contiguous()
 
@@ -194,14 +152,13 @@ class SDD(ClassMapLoss):
             return nkd_rows(student, teacher, labels, t, self.beta)
         log_t, log_s = (F.log_softmax(z / t, dim=1) for z in (teacher, student))
         if self.form == "kd":
-            return t**2 * expectation(log_t.exp(), log_t - log_s)
+            return t**2 * kl_rows(log_s, log_t)
         if self.form == "nkd":
             others = expectation(log_t.exp(), log_s)
             return -label_expectation(student, teacher, labels) - self.beta * t**2 * others
         own = F.one_hot(labels, student.shape[1]).bool()
-        b_t, b_s = (log_binary(z / t, labels) for z in (teacher, student))
-        q_t, q_s = (log_softmax_without(z / t, own) for z in (teacher, student))
-        target, others = expectation(b_t.exp(), b_t - b_s), expectation(q_t.exp(), q_t - q_s)
+        target = kl_rows(*(log_binary(z / t, labels) for z in (student, teacher)))
+        others = kl_rows(*(log_softmax_without(z / t, own) for z in (student, teacher)))
         return t**2 * (self.alpha * target + self.beta * others)
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nst.losses.base import Shape, blocks_of, check_choice, check_numbers, first_order, unit_rows
+from nst.losses.base import Shape, blocks_of, check_choice, check_numbers, first_order, made, random_keys, unit_rows
 from nst.losses.relational import PooledLoss
 
 EPS = 1e-7
 BLOCK_BYTES = 64 << 20
 """Scores against the bank held at a time."""
-FACTOR = -7046029254386353131
-"""2⁶⁴ over the golden ratio, odd."""
 
 
 class CRD(PooledLoss):
@@ -29,10 +27,8 @@ class CRD(PooledLoss):
     and stays (the paper's equation has no Z; the authors' code and all that took it over have). After each training step the
     stored embeddings of the batch become (momentum · m + (1 − momentum) · e) at unit length.
 
-    The authors' setting on CIFAR-100: weight 0.8, the feature before the classifier, and the defaults below.
-
-    It remembers, so `init_memory` makes its banks (2 · N · dim values), and it sees the global batch. Where draws come from is the
-    run's "seed" alone: the same on a CPU, on a GPU and on every rank. All scores of an image against a bank are one matrix product.
+    `init_memory` makes the banks (2 · N · dim values); it sees the global batch. Draws come from the run's "seed" alone: the same on a
+    CPU, on a GPU and on every rank. All scores of an image against a bank are one matrix product.
 
     Args:
         dim: values of an embedding.
@@ -46,9 +42,9 @@ class CRD(PooledLoss):
     """
 
     inputs = ("labels", "index", "seed")
-    labels: Tensor
     student_bank: Tensor
     teacher_bank: Tensor
+    labels: Tensor
     log_z: Tensor
 
     def __init__(
@@ -68,7 +64,6 @@ class CRD(PooledLoss):
         self.by_class = sampling == "classes"
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
-        self.images = 0
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         """Make the embeddings."""
@@ -79,7 +74,6 @@ class CRD(PooledLoss):
         """Make the banks: uniform in ±√(3 / dim). Raises ValueError for fewer than two images: there is nothing to contrast."""
         if num_images < 2:
             raise ValueError(f"CRD contrasts images with others: {num_images} training image is too few")
-        self.images = num_images
         bound = sqrt(3 / self.dim)
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(num_images, self.dim).uniform_(-bound, bound))
@@ -87,40 +81,23 @@ class CRD(PooledLoss):
         self.register_buffer("log_z", torch.full((2,), torch.nan))
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, index: Tensor, seed: Tensor) -> Tensor:
-        """Of pooled features `[B, C_S]` and `[B, C_T]`. In training mode it updates the banks.
-
-        Args:
-            labels, index: `[B]` int64.
-            seed: a whole number.
-
-        Raises:
-            ValueError: before `setup` and `init_memory`.
-        """
-        if self.embed_student is None or self.embed_teacher is None or not self.images:
-            raise ValueError(
-                "CRD learns and remembers: call setup(student_shape, teacher_shape) and init_memory(images) first"
-            )
-        e_s, e_t = unit_rows(self.embed_student(student)), unit_rows(self.embed_teacher(teacher))
+        """Of pooled features `[B, C_S]` and `[B, C_T]`, `labels` and `index` `[B]` int64. In training mode it updates the banks."""
+        e_s, e_t = unit_rows(made(self.embed_student)(student)), unit_rows(made(self.embed_teacher)(teacher))
         if self.training:
             self.labels.index_copy_(0, index, labels)
         draw = Draw(self, index, labels, seed.to(index.device))
         if bool(self.log_z.isnan().any()):  # in each step: a first one may be undone, and one host sync costs little
             with torch.no_grad():
-                self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(self.images)
-                self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(self.images)
+                self.log_z[0] = draw.log_mean(e_s, self.teacher_bank) + log(len(self.labels))
+                self.log_z[1] = draw.log_mean(e_t, self.student_bank) + log(len(self.labels))
         value: Tensor = Contrast.apply(  # type: ignore[assignment]
             e_s, e_t, self.teacher_bank, self.student_bank, self.log_z.clone(), draw
         )
         if self.training:
-            self.remember(self.student_bank, e_s, index)
-            self.remember(self.teacher_bank, e_t, index)
+            for bank, embedded in ((self.student_bank, e_s), (self.teacher_bank, e_t)):
+                moved = self.momentum * bank[index] + (1 - self.momentum) * embedded.detach().to(bank.dtype)
+                bank.index_copy_(0, index, unit_rows(moved))
         return value
-
-    @torch.no_grad()
-    def remember(self, bank: Tensor, embedded: Tensor, index: Tensor) -> None:
-        """Move the stored embeddings of a batch towards the new ones."""
-        moved = self.momentum * bank[index] + (1 - self.momentum) * embedded.detach().to(bank.dtype)
-        bank.index_copy_(0, index, unit_rows(moved))
 
 
 class Draw:
@@ -128,7 +105,8 @@ class Draw:
 
     def __init__(self, loss: CRD, index: Tensor, labels: Tensor, seed: Tensor) -> None:
         self.loss, self.index, self.labels, self.seed = loss, index, labels, seed
-        self.blocks = blocks_of(len(index), 8 * loss.images, BLOCK_BYTES)
+        self.images = len(loss.labels)
+        self.blocks = blocks_of(len(index), 8 * self.images, BLOCK_BYTES)
 
     def scores(self, block: slice, e: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """e · m / τ of the images of a block, `[b, N]`, and that of the own image, `[b, 1]`."""
@@ -141,10 +119,10 @@ class Draw:
         if self.loss.by_class:
             left_out = self.loss.labels == self.labels[block, None]
         else:
-            left_out = torch.zeros(len(index), self.loss.images, dtype=torch.bool, device=index.device)
+            left_out = torch.zeros(len(index), self.images, dtype=torch.bool, device=index.device)
         left_out.scatter_(1, index, True)
-        if self.loss.negatives < self.loss.images:
-            keys = random_keys(self.seed, index, self.loss.images).masked_fill_(left_out, -1)
+        if self.loss.negatives < self.images:
+            keys = random_keys(self.seed, index, self.images).masked_fill_(left_out, -1)
             # on a CPU topk takes half the time of kthvalue
             left_out |= keys < keys.topk(self.loss.negatives, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
         weights = (~left_out).to(dtype)
@@ -169,7 +147,7 @@ class Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, e_s: Tensor, e_t: Tensor, bank_s: Tensor, bank_t: Tensor, log_z: Tensor, draw: Draw) -> Tensor:
-        noise, batch = draw.loss.negatives / draw.loss.images, len(e_s)
+        noise, batch = draw.loss.negatives / draw.images, len(e_s)
         shifts = log_z.to(e_s.dtype) + log(noise + EPS)
         total = e_s.new_zeros(())
         gradients = torch.zeros_like(e_s), torch.zeros_like(e_t)
@@ -191,21 +169,3 @@ class Contrast(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient_s, gradient_t, _, _ = ctx.saved_tensors
         return gradient_s * grad, gradient_t * grad, None, None, None, None
-
-
-def random_keys(seed: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Whole numbers from 0 to 2⁶³ − 1 that depend on seed, row and column alone: `[b, 1]` rows → `[b, count]` int64.
-
-    Rows and columns are mixed well, each on its own, and combined by one product: int64 wraps round.
-    """
-    seed = mix(seed.to(torch.int64))
-    columns = mix(seed + torch.arange(count, device=rows.device))
-    return (mix(seed ^ mix(rows)) ^ columns).mul_(FACTOR).bitwise_and_(0x7FFFFFFFFFFFFFFF)
-
-
-def mix(x: Tensor) -> Tensor:
-    """A bijection of int64 after which nothing of the order is left: SplitMix64's (Steele, Lea & Flood, 2014)."""
-    x = x * FACTOR + 1442695040888963407
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst.losses.base import check_choice, check_flags, check_numbers, warmup_factor
-from nst.losses.logits import LogitLoss, expectation, kl_divergence, log_binary, log_softmax_without
+from nst.losses.base import check_choice, check_numbers, warmup_factor
+from nst.losses.kd import LogitLoss, kl_divergence, kl_rows, log_binary, log_softmax_without
 
 
 class DKD(LogitLoss):
@@ -17,9 +17,6 @@ class DKD(LogitLoss):
     With p = softmax(z / T) and the image's label y: TCKD = KL(b_T ‖ b_S) of the two numbers b = (p_y, 1 − p_y), NCKD =
     KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. The equation is recalled from the paper; its
     authors' code has the same. KD is TCKD + (1 − p_y of the teacher) · NCKD.
-
-    The authors' setting on CIFAR-100 (their code, mdistiller): α 1, T 4, warm-up over 20 epochs, β 2 (ResNet-56 → 20 and
-    110 → 32), 6 (vgg13; wide ResNet to wide ResNet) or 8 (others), T² before the value, and a cross-entropy of weight 1.
 
     Args:
         temperature: T > 0.
@@ -42,7 +39,7 @@ class DKD(LogitLoss):
         check_numbers(above=0, temperature=temperature)
         check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
         check_choice("convention", convention, ("paper", "official"))
-        check_flags(standardize=standardize)
+        check_choice("standardize", standardize, (True, False))
         self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
         self.scale = self.temperature**2 if convention == "official" else 1.0
         self.standardize = standardize
@@ -50,10 +47,10 @@ class DKD(LogitLoss):
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
         """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far; 0 with one class."""
-        target_s, other_s = decouple(student / self.temperature, labels)
-        target_t, other_t = decouple(teacher / self.temperature, labels)
+        (target_s, other_s), (target_t, other_t) = (decouple(z / self.temperature, labels) for z in (student, teacher))
         value = self.alpha * kl_divergence(target_s, target_t)
-        value = value + self.beta * (other_t.exp() * (finite(other_t) - finite(other_s))).sum(dim=1).mean()
+        finite_t, finite_s = (x.masked_fill(x == -torch.inf, 0.0) for x in (other_t, other_s))  # without gradient
+        value = value + self.beta * (other_t.exp() * (finite_t - finite_s)).sum(dim=1).mean()
         return self.scale * warmup_factor(epoch, self.warmup) * value
 
 
@@ -71,11 +68,6 @@ def decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((target - total, remainder - total), dim=1), others
 
 
-def finite(logarithms: Tensor) -> Tensor:
-    """−∞ becomes 0, without gradient."""
-    return logarithms.masked_fill(logarithms == -torch.inf, 0.0)
-
-
 class RLD(LogitLoss):
     """min(1, epoch / warmup) · (α · T_α² · KL(b_T ‖ b_S) + β · T² · KL(q_T ‖ q_S)); mean over the batch.
 
@@ -88,7 +80,7 @@ class RLD(LogitLoss):
         temperature: T > 0.
         alpha, beta: at least 0.
         alpha_temperature: T_α > 0.
-        warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup. 0: none.
+        warmup: epochs over which the value rises, as in `DKD`.
         standardize: logits of zero mean and unit deviation first (Sun et al., 2024).
     """
 
@@ -104,7 +96,7 @@ class RLD(LogitLoss):
         super().__init__()
         check_numbers(above=0, temperature=temperature, alpha_temperature=alpha_temperature)
         check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
-        check_flags(standardize=standardize)
+        check_choice("standardize", standardize, (True, False))
         self.temperature, self.alpha_temperature = float(temperature), float(alpha_temperature)
         self.alpha, self.beta, self.warmup, self.standardize = alpha, beta, warmup, standardize
         self.inputs = ("labels", "epoch") if warmup else ("labels",)
@@ -113,8 +105,8 @@ class RLD(LogitLoss):
         """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far."""
         b_t = log_binary(teacher / self.alpha_temperature, teacher.argmax(dim=1))
         b_s = log_binary(student / self.alpha_temperature, labels)
-        confidence = self.alpha_temperature**2 * expectation(b_t.exp(), b_t - b_s).mean()
+        confidence = self.alpha_temperature**2 * kl_rows(b_s, b_t).mean()
         left_out = teacher >= teacher.gather(1, labels[:, None])
         q_t, q_s = (log_softmax_without(z / self.temperature, left_out) for z in (teacher, student))
-        correlation = self.temperature**2 * expectation(torch.exp(q_t), q_t - q_s).mean()
+        correlation = self.temperature**2 * kl_rows(q_s, q_t).mean()
         return warmup_factor(epoch, self.warmup) * (self.alpha * confidence + self.beta * correlation)

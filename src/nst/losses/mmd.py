@@ -280,7 +280,7 @@ def quadratic_mmd(x: Tensor, teacher: Mapping[str, Tensor], c: float, teacher_te
 
     Args:
         x: student maps `[B, C_S, N]`.
-        teacher: either "gram" (packed) and, unless c is 0, "gram_mean", or "units" `[B, C_T, N]`.
+        teacher: either "gram" (packed) and, unless c is 0, "gram_mean", or "pairs", unit maps `[B, C_T, N]`.
         c: of the kernel; c² cancels but for the teacher's own term.
         teacher_term: False subtracts the teacher–teacher term.
         eps: see `inverse_norms`.
@@ -290,14 +290,14 @@ def quadratic_mmd(x: Tensor, teacher: Mapping[str, Tensor], c: float, teacher_te
         mean = teacher["gram_mean"] if c else None
         gram_squared, mean_squared = GramTerms.apply(x, teacher["gram"], mean, eps)  # type: ignore[misc]
     else:
-        gram_squared, mean_squared = PairTerms.apply(x, teacher["units"], c != 0, eps)  # type: ignore[misc]
+        gram_squared, mean_squared = PairTerms.apply(x, teacher["pairs"], c != 0, eps)  # type: ignore[misc]
     if teacher_term:
         return gram_squared + 2 * c * mean_squared
     if by_gram:
         own_gram = unpack(teacher["gram"]).square().sum(dim=(1, 2))
     else:
-        own_gram = torch.bmm(teacher["units"], teacher["units"].transpose(1, 2)).square().mean(dim=(1, 2))
+        own_gram = torch.bmm(teacher["pairs"], teacher["pairs"].transpose(1, 2)).square().mean(dim=(1, 2))
     if c:
-        own_mean = teacher["gram_mean"] if by_gram else teacher["units"].mean(dim=1)
+        own_mean = teacher["gram_mean"] if by_gram else teacher["pairs"].mean(dim=1)
         mean_squared = mean_squared - own_mean.square().sum(dim=1)
     return (gram_squared - own_gram) + 2 * c * mean_squared - c**2

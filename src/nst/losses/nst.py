@@ -15,18 +15,12 @@ from nst.losses.base import (
     check_numbers,
     laid_out_like,
     no_autocast,
-    resize_key,
-    resize_student,
-    resize_teacher,
-    shared_size,
     target_tensor,
     working_dtype,
 )
+from nst.losses.maps import resize_key, resize_student, resize_teacher, shared_size
 from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positions, quadratic_mmd
 from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
-
-Implementation = Literal["mean", "gram", "pairs", "stream"]
-"""A target holds the tensor named like its implementation; that of "gram" may hold "gram_mean" besides."""
 
 
 class NST(TransferLoss):
@@ -70,24 +64,28 @@ class NST(TransferLoss):
         implementation: Literal["auto", "mean", "gram", "pairs", "stream"] = "auto",
     ) -> None:
         super().__init__()
+        check_choice("kernel", kernel, ("linear", "polynomial", "gaussian"))
         check_choice("convention", convention, get_args(Convention))
-        self.kernel = make_kernel(kernel, degree, c, sigma2)
-        if isinstance(self.kernel, Gaussian) or self.kernel.degree > 2:
-            self.implementations: tuple[Implementation, ...] = ("stream",)
-        else:  # the preferred one first
-            self.implementations = ("mean", "stream") if self.kernel.degree == 1 else ("gram", "pairs", "stream")
-        if implementation != "auto" and implementation not in self.implementations:
-            raise ValueError(
-                f"implementation is {implementation!r}; for this kernel it must be auto or one of {', '.join(self.implementations)}"
-            )
-        self.implementation: Implementation | Literal["auto"] = implementation
-        self.convention = convention
+        check_numbers(least=1, whole=True, degree=degree)
+        check_numbers(c=c)
+        if isinstance(sigma2, str):
+            check_choice("sigma2", sigma2, ("pairs", "joint"))
+        else:
+            check_numbers(above=0, sigma2=sigma2)
+        if kernel == "gaussian":
+            self.kernel: Polynomial | Gaussian = Gaussian(sigma2)
+        else:
+            self.kernel = Polynomial(1, 0.0) if kernel == "linear" else Polynomial(degree, float(c))
+        by_degree = {1: ("mean", "stream"), 2: ("gram", "pairs", "stream")}  # the preferred one first
+        self.implementations: tuple[str, ...] = by_degree.get(getattr(self.kernel, "degree", 0), ("stream",))
+        check_choice("implementation", implementation, ("auto", *self.implementations))
+        self.implementation, self.convention = implementation, convention
         self.teacher_term = convention != "official"
         self.scale = 0.5 if convention == "paper" else 1.0
-        self.needs_mean = isinstance(self.kernel, Polynomial) and self.kernel.c != 0  # by the Gram implementation
+        self.c = self.kernel.c if isinstance(self.kernel, Polynomial) else 0.0
         self.eps = OFFICIAL_EPS if convention == "official" else 0.0
 
-    def choose(self, student_channels: int, teacher_channels: int, positions: int) -> Implementation:
+    def choose(self, student_channels: int, teacher_channels: int, positions: int) -> str:
         """The implementation with the fewest multiply-adds, forward and backward."""
         if self.implementation != "auto":
             return self.implementation
@@ -104,10 +102,10 @@ class NST(TransferLoss):
 
     @torch.no_grad()
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """The target of the teacher's `[B, C_T, H, W]`; see `target_shapes` for its shapes.
+        """The tensor named like the implementation; that of "gram" comes with "gram_mean" unless c is 0. Shapes: `target_shapes`.
 
         Args:
-            teacher_feature: any floating dtype and memory format.
+            teacher_feature: `[B, C_T, H, W]`, any floating dtype and memory format.
             student_shape: (C_S, H, W) of the student's feature; decides map size and implementation. Default: the teacher's.
 
         Raises:
@@ -120,31 +118,27 @@ class NST(TransferLoss):
                 return {"mean": mean_map(x, self.eps)}
             if implementation != "gram":
                 return {implementation: teacher_units(x, self.eps)}
-            gram, mean = gram_target(x, self.needs_mean, self.eps)
+            gram, mean = gram_target(x, self.c != 0, self.eps)
             return {"gram": gram} if mean is None else {"gram": gram, "gram_mean": mean}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar. Raises ValueError when the target is of another loss, map size or batch."""
+        """`[B, C_S, H, W]` → scalar, by the implementation that the target is of."""
         check_map(student_feature, "student")
+        names = () if isinstance(target, Tensor) else target.keys()
+        implementation = next((key for key in self.implementations if key in names), self.implementations[0])
+        main, term = target_tensor(target, implementation, student_feature.shape[0]), self.teacher_term
+        count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
         with no_autocast(student_feature):
-            names = () if isinstance(target, Tensor) else target.keys()
-            supported: list[Implementation] = [key for key in self.implementations if key in names]
-            implementation = supported[0] if supported else self.implementations[0]
-            main = target_tensor(target, implementation, student_feature.shape[0])
-            count = positions(main.shape[1]) if implementation == "gram" else main.shape[-1]
             x = resize_student(student_feature, count, self.convention).flatten(2)
-            kernel, term, eps, dtype = self.kernel, self.teacher_term, self.eps, working_dtype(x)
-            c = kernel.c if isinstance(kernel, Polynomial) else 0.0
+            dtype = working_dtype(x)
             if implementation == "stream":
-                value = streamed_mmd(x, laid_out_like(main, x).to(dtype), kernel, term, eps)
+                value = streamed_mmd(x, laid_out_like(main, x).to(dtype), self.kernel, term, self.eps)
             elif implementation == "mean":
-                value = mean_mmd(x, main.to(dtype), c, term, eps)
+                value = mean_mmd(x, main.to(dtype), self.c, term, self.eps)
             else:
-                if implementation == "pairs":
-                    teacher = {"units": laid_out_like(main, x).to(dtype)}
-                else:
-                    teacher = {key: value.to(dtype) for key, value in target.items()}
-                value = quadratic_mmd(x, teacher, c, term, eps)
+                teacher = {"pairs": laid_out_like(main, x)} if implementation == "pairs" else target
+                teacher = {key: value.to(dtype) for key, value in teacher.items()}
+                value = quadratic_mmd(x, teacher, self.c, term, self.eps)
             return self.scale * value.mean()
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
@@ -157,22 +151,4 @@ class NST(TransferLoss):
         if implementation != "gram":
             return {implementation: (c_t, n)}
         gram = {"gram": (n * (n + 1) // 2,)}
-        return {**gram, "gram_mean": (n,)} if self.needs_mean else gram
-
-
-def make_kernel(name: str, degree: int, c: float, sigma2: str | float) -> Polynomial | Gaussian:
-    """The kernel of these arguments; raises ValueError when one is out of range."""
-    if name == "linear":
-        return Polynomial(1, 0.0)
-    if name == "polynomial":
-        check_numbers(least=1, whole=True, degree=degree)
-        check_numbers(c=c)
-        return Polynomial(degree, float(c))
-    if name != "gaussian":
-        raise ValueError(f"kernel is {name!r}; it must be linear, polynomial or gaussian")
-    if sigma2 == "pairs" or sigma2 == "joint":
-        return Gaussian(sigma2)
-    if isinstance(sigma2, str):
-        raise ValueError(f"sigma2 is {sigma2!r}; it must be pairs, joint or a positive number")
-    check_numbers(above=0, sigma2=sigma2)
-    return Gaussian(float(sigma2))
+        return {**gram, "gram_mean": (n,)} if self.c else gram

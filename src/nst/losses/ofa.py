@@ -1,4 +1,4 @@
-"""One-for-all distillation, OFA-KD (Hao, Guo, Han, Tang, Hu, Wang & Xu, One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation, NeurIPS 2023)."""
+"""One-for-all distillation, OFA-KD (Hao, Guo, Han, Tang, Hu, Wang & Xu, NeurIPS 2023)."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -6,17 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn, where
 from torch.nn import functional as F
 
-from nst.losses.base import (
-    Shape,
-    check_choice,
-    check_map,
-    check_numbers,
-    check_shape,
-    no_autocast,
-    target_tensor,
-    working_dtype,
-)
-from nst.losses.logits import LogitLoss, expectation
+from nst.losses.base import Shape, check_choice, check_equal, check_numbers, no_autocast, target_tensor, working_dtype
+from nst.losses.kd import LogitLoss, expectation
 
 
 class OFA(LogitLoss):
@@ -27,9 +18,7 @@ class OFA(LogitLoss):
     to `width`, then the mean over positions and a linear layer. Heads are trained with the student and are no part of it.
 
     The teacher gives its logits alone, so its architecture does not matter: name the pairs {teacher: logits, student: stage1} … from the
-    first stage to the last, and {teacher: logits, student: logits}.
-
-    Heads are those for convolutional students.
+    first stage to the last, and {teacher: logits, student: logits}. Heads are those for convolutional students.
 
     Args:
         epsilon: ε > 0.
@@ -64,17 +53,10 @@ class OFA(LogitLoss):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]
     ) -> Tensor:
-        """Lists of `[B, C, H, W]` or logits `[B, classes]` and of targets, from the first layer to the last → scalar.
-
-        Args:
-            target: of each layer "logits" `[B, classes]` and "labels" `[B]` int64.
-
-        Raises:
-            ValueError: before `setup`; another number of layers or classes, or labels are missing.
-        """
+        """Lists of `[B, C, H, W]` or logits `[B, classes]` and of targets, from the first layer to the last → scalar."""
         if sum(feature.ndim == 4 for feature in student_feature) != len(self.heads):
             raise ValueError(
-                f"OFA has {len(self.heads)} heads: call setup([student shapes], [teacher shapes]) first, with one shape for each layer"
+                f"OFA has {len(self.heads)} heads: call setup([student shapes], [teacher shapes]) of all layers first"
             )
         batch, heads = len(student_feature[0]), iter(self.heads)
         teacher, labels = target_tensor(target[0], "logits", batch), target_tensor(target[0], "labels", batch)
@@ -83,12 +65,8 @@ class OFA(LogitLoss):
         total = weights.new_zeros(())
         for feature in student_feature:
             if feature.ndim == 4:
-                check_map(feature, "student")
                 feature = next(heads)(feature)
-            if feature.shape != teacher.shape:
-                raise ValueError(
-                    f"the student's logits have shape {tuple(feature.shape)}, the teacher's {tuple(teacher.shape)}"
-                )
+            check_equal(feature, teacher)
             with no_autocast(feature):
                 total = total - expectation(weights, F.log_softmax(feature.to(weights.dtype), dim=1)).mean()
         return total
@@ -101,14 +79,11 @@ class OFA(LogitLoss):
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
         """The logits, of one layer."""
-        if len(teacher_shape) != 1 or (len(student_shape) == 1 and student_shape[0] != teacher_shape[0]):
-            raise ValueError(
-                f"the student's feature is {tuple(student_shape)}, the teacher's {tuple(teacher_shape)} per image; OFA needs the teacher's "
-                "logits (classes,) and the student's maps (C, H, W) or logits: name pairs such as {teacher: logits, student: stage1}"
-            )
-        if len(student_shape) != 1:
-            check_shape(student_shape, "student")
-        return {"logits": tuple(teacher_shape)}
+        student, teacher = tuple(student_shape), tuple(teacher_shape)
+        if len(teacher) != 1 or (len(student) != 3 and student != teacher):
+            pairs = "pairs such as {teacher: logits, student: stage1} are needed"
+            raise ValueError(f"the student has {student}, the teacher {teacher}: {pairs}")
+        return {"logits": teacher}
 
 
 def head(channels: int, width: int, classes: int, halvings: int) -> nn.Module:

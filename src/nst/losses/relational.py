@@ -1,79 +1,63 @@
-"""Losses that relate the images of a batch: the base of those on pooled features; PKT, CC and SP."""
+"""Losses that relate the images of a batch by their pooled features: PKT, CC, RKD."""
 
-from collections.abc import Callable, Mapping
 from math import exp, factorial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nst.losses.base import (
+    ReducedLoss,
     Shape,
-    TransferLoss,
+    blocks_of,
     check_choice,
-    check_map,
+    check_equal,
     check_numbers,
-    laid_out_like,
-    map_shape,
+    first_order,
+    map_shapes,
     no_autocast,
     pool,
-    target_tensor,
     unit_rows,
-    working_dtype,
 )
-from nst.losses.maps import MapLoss
 
-CRD_EPS = 1e-7
+SAME = 1e-13
+"""‖x − y‖² up to this share of ‖x‖² + ‖y‖² is rounding of float32 features: the two images are one point."""
+BLOCK_BYTES = 64 << 20
+"""Cosines of RKD held at a time, B² of 8 bytes for each vertex."""
 
 
-class PooledLoss(TransferLoss):
-    """A loss between the pooled features of the images of the global batch, as before a network's classifier.
+class PooledLoss(ReducedLoss):
+    """A loss between the pooled features of the images of the global batch, `[B, C_S]` and `[B, C_T]`, as before a classifier."""
 
-    `value(student, teacher, **what inputs names)` compares `[B, C_S]` and `[B, C_T]` in the working precision.
-    """
-
-    value: Callable[..., Tensor]
     relational: ClassVar[bool] = True
+    key = "pooled"
+    same_shape = False
 
     @property
     def target_key(self) -> str:
         """The pooled feature, whatever the settings."""
         return "pooled"
 
-    @torch.no_grad()
-    def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"pooled": [B, C_T]}`. Raises ValueError for a feature that is neither [B, C, H, W] nor [B, C]."""
-        with no_autocast(teacher_feature):
-            return {"pooled": pool(teacher_feature, "teacher")}
+    def reduce(self, feature: Tensor, owner: str) -> Tensor:
+        """`[B, C, H, W]` or `[B, C]` → `[B, C]`."""
+        return pool(feature, owner)
 
     def reduce_student(self, student_feature: Tensor) -> Tensor:
         """The pooled feature `[B, C_S]`: H·W times smaller than the map."""
         with no_autocast(student_feature):
             return pool(student_feature, "student")
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C, H, W]` or `[B, C]` of the global batch → scalar.
-
-        Raises:
-            ValueError: the target is of another loss or batch, or lacks what `inputs` names.
-        """
-        with no_autocast(student_feature):
-            student = pool(student_feature, "student")
-            teacher = target_tensor(target, "pooled", len(student)).to(student.dtype)
-            return self.value(student, teacher, **self.given(target, len(student)))
-
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
         """The pooled feature."""
-        map_shape(student_shape, "student")
-        return {"pooled": map_shape(teacher_shape, "teacher")[:1]}
+        return {"pooled": map_shapes(student_shape, teacher_shape, vectors=True)[1][:1]}
 
 
 class PKT(PooledLoss):
     """1/B² · Σ_i Σ_{j≠i} t_ij log(t_ij / s_ij), t and s the probabilities that image i picks image j as its neighbour.
 
     Probabilistic knowledge transfer (Passalis & Tefas, ECCV 2018).
-    p_ij = K_ij / Σ_{k≠i} K_ik with K_ij = (cos(x_i, x_j) + 1) / 2 and x the pooled feature. It relates images, so it sees the
-    global batch. The setting of CRD's benchmark and of mdistiller: weight 30000, the feature before the classifier.
+    p_ij = K_ij / Σ_{k≠i} K_ik with K_ij = (cos(x_i, x_j) + 1) / 2 and x the pooled feature.
 
     Args:
         convention: "paper": as above; the paper sums over the pairs, the factor 1/B² is the code's. That an image is not its
@@ -85,8 +69,8 @@ class PKT(PooledLoss):
     def __init__(self, convention: Literal["paper", "crd"] = "paper") -> None:
         super().__init__()
         check_choice("convention", convention, ("paper", "crd"))
-        self.eps = CRD_EPS if convention == "crd" else 0.0
         self.own = convention == "crd"
+        self.eps = 1e-7 if self.own else 0.0
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Of pooled features `[B, C_S]` and `[B, C_T]`; 0 for one image."""
@@ -110,9 +94,7 @@ class CC(PooledLoss):
     Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou & Zhang, ICCV 2019).
     The equation is recalled from the paper, unverified; Knowledge-Distillation-Zoo has the same. K is the Taylor series of order P of
     the Gaussian kernel exp(−γ ‖e_i − e_j‖²) on unit vectors. e is the pooled feature through a linear layer to `dim` values, one
-    for the student and one for the teacher, made by `setup` and both trained. It relates images, so it sees the global batch.
-    γ = 0.4 and P = 2 are Knowledge-Distillation-Zoo's and torchdistill's defaults; the weight of CRD's benchmark is 0.02, for its
-    own convention.
+    for the student and one for the teacher, made by `setup` and both trained.
 
     Args:
         dim: values of the embedding; None: the pooled feature itself, as in Knowledge-Distillation-Zoo.
@@ -145,19 +127,11 @@ class CC(PooledLoss):
             self.embed_teacher = nn.Linear(teacher_shape[0], self.dim)
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of pooled features `[B, C_S]` and `[B, C_T]`; "crd" gives 0 for one image.
-
-        Raises:
-            ValueError: "crd" without embeddings and with unequal channels.
-        """
+        """Of pooled features `[B, C_S]` and `[B, C_T]`; "crd" gives 0 for one image, and needs equal channels without embeddings."""
         student, teacher = self.embed_student(student), self.embed_teacher(teacher)
         if self.convention == "paper":
             return (self.correlations(student) - self.correlations(teacher)).square().mean()
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"the student has {student.shape[1]} channels, the teacher {teacher.shape[1]}; convention 'crd' compares "
-                "embeddings of one size: give dim, and call setup(student_shape, teacher_shape) first"
-            )
+        check_equal(student, teacher)
         delta = (student - teacher).abs()
         return (delta[:-1] * delta[1:]).sum() / max(1, len(delta) - 1)
 
@@ -171,39 +145,114 @@ class CC(PooledLoss):
         return total
 
 
-class SP(MapLoss):
-    """‖Ĝ_T − Ĝ_S‖²_F / B² with G = F Fᵀ over the B images of the batch, F `[B, C·H·W]`, and Ĝ its rows at unit length.
+class RKD(PooledLoss):
+    """w_d · mean over pairs of h(d_S − d_T) + w_a · mean over triples of h(a_S − a_T), h the Huber loss (δ = 1).
 
-    Similarity-preserving knowledge distillation (Tung & Mori, ICCV 2019).
-    It relates images, so it sees the global batch, and its target is the map as it is. Channels and map sizes may differ. The setting of CRD's benchmark and
-    mdistiller, and as recalled (unverified) of the paper: weight 3000, the last stage. Knowledge-Distillation-Zoo takes the mean over three stages;
-    torchdistill's code scales rows to a sum of 1 instead.
+    Relational knowledge distillation (Park, Kim, Lu & Cho, CVPR 2019).
+    d_ij = ‖x_i − x_j‖₂ over its mean over the pairs, a_ijk the cosine of the angle at x_j between x_i and x_k, x the pooled
+    feature. Both come from the matrix of products in float64, so no tensor is larger than a block of B² cosines. Two images with the
+    same feature are at distance 0, and their angle with a third has cosine 0.
+
+    Args:
+        distance, angle: w_d and w_a, at least 0.
+        convention: "paper": pairs and triples of different images; the paper sums over them (recalled, unverified), the mean is
+            the code's. "crd": the means are over all B² and B³ index tuples, repeated images included, as in the published codes.
     """
 
-    relational: ClassVar[bool] = True
+    def __init__(
+        self, distance: float = 25.0, angle: float = 50.0, convention: Literal["paper", "crd"] = "paper"
+    ) -> None:
+        super().__init__()
+        check_numbers(least=0, distance=distance, angle=angle)
+        check_choice("convention", convention, ("paper", "crd"))
+        self.distance, self.angle = distance, angle
+        self.different = convention == "paper"
 
-    def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H_S, W_S]` of the global batch → scalar; 0 for one image. Raises ValueError for another batch size."""
-        check_map(student_feature, "student")
-        teacher = target_tensor(target, "feature", student_feature.shape[0])
-        check_map(teacher, "teacher")
-        with no_autocast(student_feature):
-            dtype = working_dtype(student_feature)
-            with torch.no_grad():
-                expected = similarities(laid_out_like(teacher, student_feature).to(dtype))
-            return (similarities(student_feature.to(dtype)) - expected).square().mean()
+    def value(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of pooled features `[B, C_S]` and `[B, C_T]`; 0 for one image."""
+        b = len(student)
+        pairs, triples = (b * (b - 1), b * (b - 1) * (b - 2)) if self.different else (b**2, b**3)
+        k_s, k_t = products(student), products(teacher)
+        distances = F.smooth_l1_loss(relative_distances(k_s), relative_distances(k_t), reduction="sum")
+        value = self.distance * distances / max(1, pairs)
+        if self.angle and b > 1:
+            angles: Tensor = AngleHuber.apply(k_s, k_t, self.different)  # type: ignore[assignment]
+            value = value + self.angle * angles / max(1, triples)
+        return value.to(student.dtype)
 
 
-def similarities(feature: Tensor) -> Tensor:
-    """`[B, C, H, W]` → products of the images, rows at unit length, `[B, B]`; an image of zeros has a row of zeros.
+def products(x: Tensor) -> Tensor:
+    """`[B, C]` → products of the centred rows, scaled by their peak, `[B, B]` in float64."""
+    x = x.double()
+    x = x - x.mean(dim=0)
+    peak = x.detach().abs().amax()
+    x = x / torch.where(peak == 0, 1.0, peak)
+    return x @ x.T
 
-    A channels-last map is read in its own order of values, which the products do not depend on: nothing is copied.
+
+def squared_distances(k: Tensor) -> Tensor:
+    """From products to ‖x_i − x_j‖², `[B, B]`, exactly 0 (without gradient) where the two are one point."""
+    own = k.diagonal()
+    both = own[:, None] + own
+    squared = both - 2 * k
+    coincident = squared <= SAME * both.detach()
+    return torch.where(coincident.fill_diagonal_(True), 0.0, squared)
+
+
+def relative_distances(k: Tensor) -> Tensor:
+    """‖x_i − x_j‖ over its mean over i ≠ j, `[B, B]`; all 0 where all images are one point."""
+    squared = squared_distances(k)
+    distance = torch.where(squared == 0, 0.0, torch.where(squared == 0, 1.0, squared).sqrt())
+    mean = distance.sum() / max(1, len(k) * (len(k) - 1))
+    return distance / torch.where(mean == 0, 1.0, mean)
+
+
+class AngleHuber(torch.autograd.Function):
+    """Products of student and teacher → Σ h(a_S − a_T) over the triples, a block of vertices at a time.
+
+    The gradient is gathered in the forward pass: nothing of the size B³ is kept.
     """
-    last = feature.stride(1) == 1 and feature.stride(-1) != 1
-    rows = (feature.movedim(1, -1) if last else feature).flatten(1)
-    products = rows @ rows.T
-    # The result does not change with the scale of all: dividing by the peak keeps squares within float32.
-    peak = products.detach().abs().amax()
-    products = products / torch.where(peak > 0, peak, 1.0)
-    squared = products.square().sum(dim=1, keepdim=True)
-    return products / torch.where(squared > 0, squared, 1.0).sqrt()
+
+    @staticmethod
+    def forward(ctx, k_s: Tensor, k_t: Tensor, different: bool) -> Tensor:
+        total, gradient, own = k_s.new_zeros(()), torch.zeros_like(k_s), torch.zeros_like(k_s[0])
+        inverse_s, inverse_t = inverse_distances(k_s), inverse_distances(k_t)
+        for block in blocks_of(len(k_s), 8 * k_s.numel(), BLOCK_BYTES):
+            r = inverse_s[block]
+            cosine = cosines(k_s, r, block)
+            difference = cosine - cosines(k_t, inverse_t[block], block)
+            if different:
+                difference.diagonal(dim1=1, dim2=2).zero_()
+            slope = difference.clamp(-1, 1)
+            total += (slope * (difference - slope / 2)).sum()
+            weight = slope * r[:, :, None] * r[:, None, :]
+            rows = weight.sum(dim=2)
+            # of ‖x_i − x_a‖²: K_ii + K_aa − 2 K_ia
+            through_length = -r.square() * (slope * cosine).sum(dim=2)
+            gradient += weight.sum(dim=0)
+            gradient[block] -= 2 * (rows + through_length)
+            own[block] += rows.sum(dim=1) + through_length.sum(dim=1)
+            own += through_length.sum(dim=0)
+        gradient.diagonal().add_(own)
+        ctx.save_for_backward(gradient, k_s)
+        return total
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient, _ = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+def inverse_distances(k: Tensor) -> Tensor:
+    """1 / ‖x_i − x_j‖, `[B, B]`; 0 where the two are one point."""
+    squared = squared_distances(k)
+    return torch.where(squared == 0, 0.0, torch.where(squared == 0, 1.0, squared).rsqrt())
+
+
+def cosines(k: Tensor, inverse: Tensor, block: slice) -> Tensor:
+    """Cosine of the angle at x_a between x_i and x_k, `[a, i, k]`, for the vertices a of a block."""
+    vertex = k[block]
+    own = k.diagonal()[block]
+    scalar = k - vertex[:, :, None] - vertex[:, None, :] + own[:, None, None]
+    return scalar * inverse[:, :, None] * inverse[:, None, :]

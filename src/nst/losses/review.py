@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from nst.losses.base import (
     Shape,
-    check_flags,
+    check_choice,
     check_map,
     check_numbers,
     laid_out_like,
-    map_shape,
+    map_shapes,
     no_autocast,
     target_tensor,
     warmup_factor,
@@ -35,10 +35,7 @@ class ReviewKD(MapLoss):
     squared difference of the maps and of their averages over 4×4, 2×2 and 1×1 cells where the map is larger, weighted
     1, ½, ¼, ⅛ and divided by the sum of these weights. Convolutions are without bias and followed by a batch norm.
 
-    All layers are one loss; name them from the first layer to the last. A vector counts as a map of 1×1. The setting of the authors
-    and of mdistiller on CIFAR-100: all stages, the teacher's before the ReLU, and the vector that the classifier sees, both
-    sides' after the ReLU, warm-up over 20 epochs, weight 0.6 (ResNet-56 → 20), 1 (110 → 32), 5 (wide ResNets, 32x4 → 8x4,
-    ShuffleNetV1) or 8 (ShuffleNetV2).
+    All layers are one loss; name them from the first layer to the last. A vector counts as a map of 1×1.
 
     Args:
         warmup: epochs over which the value rises; counted from 1, so that the first epoch has 1 / warmup, as in mdistiller (in the
@@ -54,22 +51,19 @@ class ReviewKD(MapLoss):
         super().__init__()
         check_numbers(least=0, warmup=warmup)
         check_numbers(least=1, whole=True, channels=channels)
-        check_flags(pooled=pooled)
+        check_choice("pooled", pooled, (True, False))
         self.warmup, self.pooled, self.channels = warmup, pooled, channels
         self.inputs = ("epoch",) if warmup else ()
         self.stages = nn.ModuleList()
 
     def setup(self, student_shape: Sequence[Shape], teacher_shape: Sequence[Shape]) -> None:
         """Make the fusing modules, one a stage. Takes lists of shapes (C, H, W) or (C,), from the first layer to the last."""
-        students = [map_shape(shape, "student") for shape in student_shape]
-        teachers = [map_shape(shape, "teacher") for shape in teacher_shape]
+        pairs = [map_shapes(*pair, vectors=True) for pair in zip(student_shape, teacher_shape, strict=True)]
         if self.pooled:
-            students, teachers = [*students, students[-1]], [*teachers, teachers[-1]]
-        inner = min(self.channels, students[-1][0])
-        last = len(students) - 1
+            pairs.append(pairs[-1])
+        inner, last = min(self.channels, pairs[-1][0][0]), len(pairs) - 1
         self.stages = nn.ModuleList(
-            Fusion(student[0], inner, teacher[0], fuse=k < last)
-            for k, (student, teacher) in enumerate(zip(students, teachers, strict=True))
+            Fusion(student[0], inner, teacher[0], fuse=k < last) for k, (student, teacher) in enumerate(pairs)
         )
 
     @torch.no_grad()
@@ -81,18 +75,11 @@ class ReviewKD(MapLoss):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, student_feature: Sequence[Tensor], target: Sequence[Mapping[str, Tensor]]
     ) -> Tensor:
-        """Lists of `[B, C, H, W]` or `[B, C]` and of targets, from the first layer to the last → scalar.
-
-        Raises:
-            ValueError: before `setup`, for another number of layers or batch, and for one image in training mode where a map
-                of 1×1 leaves the batch norm a single value.
-        """
+        """Lists of `[B, C, H, W]` or `[B, C]` and of targets, from the first layer to the last → scalar."""
         students = [as_map(feature) for feature in student_feature]
         if len(students) + self.pooled != len(self.stages) or len(target) != len(students):
-            raise ValueError(
-                f"{len(students)} layers and {len(target)} targets for {len(self.stages)} stages: call "
-                "setup([student shapes], [teacher shapes]) first, with one shape for each layer"
-            )
+            found = f"{len(students)} layers and {len(target)} targets for {len(self.stages)} stages"
+            raise ValueError(f"{found}: call setup([student shapes], [teacher shapes]) of all layers first")
         for feature in students:
             check_map(feature, "student")
         teachers = [
@@ -102,10 +89,6 @@ class ReviewKD(MapLoss):
         if self.pooled:
             students.append(students[-1].mean(dim=(2, 3), keepdim=True))
             teachers.append(teachers[-1].to(working_dtype(teachers[-1])).mean(dim=(2, 3), keepdim=True))
-        if self.training and any(len(t) * t.shape[2] * t.shape[3] == 1 for t in teachers):
-            raise ValueError(
-                "a batch of one image and a map of 1×1: the batch norm of ReviewKD needs more than one value"
-            )
         total, below = torch.zeros((), device=students[0].device), None
         for stage, student, teacher in zip(reversed(self.stages), reversed(students), reversed(teachers), strict=True):
             fused, below = stage(student, below, tuple(teacher.shape[2:]))
@@ -115,8 +98,7 @@ class ReviewKD(MapLoss):
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
         """The teacher's map, of one layer."""
-        for shape, owner in ((student_shape, "student"), (teacher_shape, "teacher")):
-            map_shape(shape, owner)
+        map_shapes(student_shape, teacher_shape, vectors=True)
         return {"feature": tuple(teacher_shape)}
 
 
@@ -136,18 +118,18 @@ class Fusion(nn.Module):
         for block in (self.enter, self.leave):
             nn.init.kaiming_uniform_(block[0].weight, a=1)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, below: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, below: Tensor | None, size: Shape) -> tuple[Tensor, Tensor]:
         """`[B, C, H, W]` → `[B, out, *size]` and what goes to the stage above, `[B, inner, *size]`."""
         x = self.enter(x)
         if self.attention is not None and below is not None:
-            below = resize(below, (x.shape[2], x.shape[3]))
+            below = resize(below, tuple(x.shape[2:]))
             weights = self.attention(torch.cat((x, below), dim=1))
             x = x * weights[:, :1] + below * weights[:, 1:]
         x = resize(x, size)
         return self.leave(x), x
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Shape) -> Tensor:
     """Nearest neighbour; itself at its own size."""
     return x if tuple(x.shape[2:]) == size else F.interpolate(x, size=size, mode="nearest")
 

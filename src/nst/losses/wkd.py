@@ -4,7 +4,7 @@ Lv, Yang & Li, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowl
 """
 
 from collections.abc import Mapping
-from math import ceil, floor
+from math import ceil, floor, pi
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -15,17 +15,17 @@ from nst.losses.base import (
     Shape,
     TransferLoss,
     check_choice,
+    check_equal,
     check_map,
     check_numbers,
-    check_shape,
-    cosine_decay_factor,
     made,
+    map_shapes,
     no_autocast,
     target_tensor,
     working_dtype,
 )
-from nst.losses.fitnet import conv_bn_relu
-from nst.losses.logits import LogitLoss, label_expectation, log_softmax_without
+from nst.losses.kd import LogitLoss, label_expectation, log_softmax_without
+from nst.losses.maps import conv_bn_relu
 
 COST_EPS = 1e-8
 """Added to the costs and to the divisors of a Sinkhorn step, as in the authors' code."""
@@ -37,6 +37,14 @@ VARIANCE_EPS = 1e-5
 """Added to a variance before its root."""
 
 
+def cosine_decay_factor(epoch: Tensor | None, start: float, epochs: float | None) -> Tensor | float:
+    """1 in the e-th epoch up to `start`, counted from 1, then half a cosine to 0 in the last of `epochs`; 1 where that is null."""
+    if epoch is None or epochs is None or start >= epochs:
+        return 1.0
+    done = ((epoch.floor() + 1 - start) / (epochs - start)).clamp(0.0, 1.0)
+    return torch.where(epoch.isinf(), 1.0, 0.5 * (1 + torch.cos(pi * done)))
+
+
 class WKDL(LogitLoss):
     """−p_T[y] · log p_S[y] + λ(e) · Σ_ij P_ij · C_ij; mean over the batch.
 
@@ -46,8 +54,7 @@ class WKDL(LogitLoss):
     C = 1 − exp(−κ · (1 − CKA)) + 1e-8, CKA that of the teacher's features of their images (`class_similarity`). λ(e) is `transport`
     until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine.
 
-    One cost matrix serves all images, so a step is a product with `[classes, classes]`, and no image has a matrix of its own.
-    The authors' code reads the similarities from a file; that they are CKA over the images of both classes in order is recalled from
+    One cost matrix serves all images. The authors' code reads the similarities from a file; that they are CKA over the images of both classes in order is recalled from
     the paper, unverified.
 
     Args:
@@ -61,7 +68,7 @@ class WKDL(LogitLoss):
     """
 
     teacher_layer: ClassVar[str | None] = "pooled"
-    cost: Tensor
+    cost: Tensor | None
 
     def __init__(
         self,
@@ -82,34 +89,26 @@ class WKDL(LogitLoss):
         self.regularization, self.steps = regularization, steps
         self.decay_from, self.epochs = decay_from, epochs
         self.inputs = ("labels",) if epochs is None else ("labels", "epoch")
+        self.register_buffer("cost", None)
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
         """Make the cost matrix, NaN until `init_teacher`."""
-        self.register_buffer("cost", torch.full((teacher_shape[0], teacher_shape[0]), torch.nan))
+        self.cost = torch.full((teacher_shape[0], teacher_shape[0]), torch.nan)
 
     def teacher_statistics(self, features: Tensor, labels: Tensor) -> Tensor:
         """CKA of the classes, `[classes, classes]`; see `class_similarity`."""
-        return class_similarity(features, labels, len(self.cost))
+        return class_similarity(features, labels, len(made(self.cost)))
 
     def init_teacher(self, statistics: Tensor) -> None:
         """Set the cost matrix from the CKA of the classes."""
         cost = 1 - torch.exp(-self.sharpness * (1 - statistics.double()))
-        self.cost.copy_(cost.relu() + COST_EPS)
+        made(self.cost).copy_(cost.relu() + COST_EPS)
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
-        """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far.
-
-        Raises:
-            ValueError: before `setup` and `init_teacher`.
-        """
-        if not hasattr(self, "cost"):
-            raise ValueError(
-                "WKD-L needs a cost between the classes: call setup(student_shape, teacher_shape) and "
-                "init_teacher(teacher_statistics(features, labels)) first"
-            )
+        """Of logits `[B, classes]` and labels `[B]` int64, `epoch` epochs done so far; NaN before `init_teacher`."""
         own = F.one_hot(labels, student.shape[1]).bool()
         p_s, p_t = (log_softmax_without(z / self.temperature, own).exp() for z in (student, teacher))
-        cost = self.cost.to(student.dtype)
+        cost = made(self.cost).to(student.dtype)
         start = (~own).to(student.dtype) / max(1, student.shape[1] - 1)
         distance = transport_cost(p_s, p_t, cost, start, self.regularization, self.steps)
         decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
@@ -189,8 +188,6 @@ class WKDF(TransferLoss):
         epochs: of the run, for the end of the decay; null: λ is constant.
         convention: "paper": the variance is divided by the number of positions (by a summary of the paper). "official": by one less.
 
-    Raises:
-        ValueError: an argument out of range; in `setup`, maps that the projector cannot bring together.
     """
 
     def __init__(
@@ -215,7 +212,7 @@ class WKDF(TransferLoss):
         self.projector: nn.Module | None = None
 
     def setup(self, student_shape: Shape, teacher_shape: Shape) -> None:
-        """Make the projector."""
+        """Make the projector. Raises ValueError for maps that it cannot bring together."""
         if self.kind == "conv_bn_relu":
             self.projector = conv_bn_relu(student_shape, teacher_shape)
             return
@@ -262,35 +259,21 @@ class WKDF(TransferLoss):
 
     def check_grid(self, shape: Shape, owner: str) -> None:
         """Raises ValueError if a cell has a single position: it has no deviation."""
-        check_shape(shape, owner)
         rows, columns = (min(cut.stop - cut.start for cut in self.cuts(size)) for size in shape[1:])
         if rows * columns < 2:
-            raise ValueError(
-                f"the {owner}'s map of {shape[1]}×{shape[2]} has a single position in a cell of a {self.grid}×{self.grid} grid, and so no "
-                "deviation: take a smaller grid, or a layer with a larger map"
-            )
+            found = f"the {owner}'s map of {shape[1]}×{shape[2]} has a single position in a cell of a {self.grid}×{self.grid} grid"
+            raise ValueError(f"{found}: take a smaller grid, or a layer with a larger map")
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
-        """`[B, C_S, H, W]` → scalar.
-
-        Args:
-            target: "mean" and "deviation" `[B, C_T, g, g]`, "epoch", the epochs done so far.
-
-        Raises:
-            ValueError: before `setup`; the target is of another grid or batch, or the epoch is missing.
-        """
+        """`[B, C_S, H, W]` → scalar."""
         check_map(student_feature, "student")
         batch = len(student_feature)
         means, deviations = (target_tensor(target, name, batch) for name in ("mean", "deviation"))
         epoch = self.given(target, batch).get("epoch")
-        projected = made(self.projector, "WKD-F learns a projector")(student_feature)
+        projected = made(self.projector)(student_feature)
         with no_autocast(student_feature):
             mean, deviation = self.moments(projected, "student")
-            if mean.shape != means.shape:
-                raise ValueError(
-                    f"the student's moments have shape {tuple(mean.shape)}, the teacher's {tuple(means.shape)}; they need one grid "
-                    "and one number of channels"
-                )
+            check_equal(mean, means)
             dtype = mean.dtype
             terms = self.ratio * (mean - means.to(dtype)).square() + (deviation - deviations.to(dtype)).square()
             decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
@@ -298,9 +281,9 @@ class WKDF(TransferLoss):
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
         """The moments. Raises ValueError for a map that is too small for the grid."""
-        check_shape(student_shape, "student")
-        self.check_grid(teacher_shape, "teacher")
+        student, teacher = map_shapes(student_shape, teacher_shape)
+        self.check_grid(teacher, "teacher")
         if self.kind == "bottleneck":  # the other projector brings the student's map to the teacher's size
-            self.check_grid(student_shape, "student")
-        moments = (teacher_shape[0], self.grid, self.grid)
+            self.check_grid(student, "student")
+        moments = (teacher[0], self.grid, self.grid)
         return {"mean": moments, "deviation": moments}
