@@ -120,7 +120,7 @@ def test_what_numpy_and_random_draw_is_the_seeds_alone_too(compose: Compose) -> 
 def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
     build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
-    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*layers=.*nst layers"):
+    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*nst layers"):
         build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 
@@ -134,7 +134,7 @@ def own_loss(kind: str, *more: str) -> list[str]:
     [
         (
             own_loss("Relational", "trainer.accumulate=2"),
-            "loss.own relates the images of a batch.*trainer.accumulate=2",
+            "trainer.accumulate=2: loss.own relates all images of a batch",
         ),
         (
             own_loss("SeveralLayers", "+loss.own.layers=[{teacher: last, student: last, weight: 0.5}]"),
@@ -251,5 +251,5 @@ def test_a_teacher_whose_output_depends_on_the_batch_is_not_cached(
     model = resnet8(num_classes=10, in_channels=1)
     model.set_submodule("bn1", nn.BatchNorm2d(16, track_running_stats=False))
     monkeypatch.setattr(build, "network", lambda *_: model)
-    with pytest.raises(ValueError, match=r"its batch norm bn1 has no running statistics.*use cache.views=0"):
+    with pytest.raises(ValueError, match=r"its bn1 has no running statistics: use cache.views=0"):
         build.networks(settings)

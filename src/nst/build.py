@@ -41,6 +41,8 @@ from nst.optim import check_optimizer, rate_factors
 from nst.storage.checkpoint import check_resumable
 from nst.storage.trackers import Tracker
 
+NAME = re.compile(r"[^\W_.-][\w.+-]{0,99}")  # what can be one component of a path
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -61,68 +63,80 @@ def settings(cfg: DictConfig) -> RunConfig:
         ValueError: names the key, its value and a correct one.
     """
     run = OmegaConf.to_object(cfg)
-    if not isinstance(run, RunConfig):
-        raise ValueError(f"a composed run configuration is needed, found {type(run).__name__}")
+    assert isinstance(run, RunConfig)
     _check_keys(cfg, run, "")
     check_values(run)
-    for group in ("model", "data"):
-        check_component(group, getattr(run, group))
+    check_component("model", run.model)
+    check_component("data", run.data)
     for key in ("num_classes", "channels", "size"):
         if type(number := run.data.get(key, 1)) is not int or number < 1:
             raise ValueError(f"data.{key}={number}: a whole number, at least 1, is needed")
-    losses = {name: loss_class(name, node) for name, node in run.loss.items()}
-    used = [name for name in losses if run.loss[name]["weight"] > 0]
+
+    # the terms, by the classes of their losses
+    losses: dict[str, type[TransferLoss]] = {}
+    for name, node in run.loss.items():
+        if not isinstance(node, Mapping) or "_target_" not in node or not NAME.fullmatch(str(name)):
+            raise ValueError(
+                f"loss.{name} is {node!r}; a term with `weight` and `_target_` is needed, as in loss={name}"
+            )
+        weight = node.get("weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"loss.{name}.weight={weight!r}: a finite number, 0 or more, is needed")
+        made = instantiate(f"loss.{name}", {"_target_": node["_target_"]}, partial=True).func
+        if not isinstance(made, type) or not issubclass(made, TransferLoss):
+            raise ValueError(
+                f"loss.{name}._target_={node['_target_']}: a subclass of nst.losses.TransferLoss is needed"
+            )
+        if made.on_logits and node.get("layers"):
+            raise ValueError(f"loss.{name}.layers: this loss works on the logits and takes no layers")
+        losses[name] = made
+    used = {name: loss for name, loss in losses.items() if run.loss[name]["weight"] > 0}
     if not used:
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
     assign_layers(run.layers, run.loss, [name for name, loss in losses.items() if not loss.on_logits])
-    taught = [name for name in used if losses[name].source == "teacher"]
+
+    # the teacher, and what it shares with student and data
+    taught = [name for name, loss in used.items() if loss.source == "teacher"]
     if not taught:
         run.teacher.model, run.teacher.weights, run.cache = None, None, CacheConfig()
     elif run.teacher.model is None:
         raise ValueError(
-            f"loss.{taught[0]} learns from a teacher, but teacher=none; add teacher=resnet56, or use loss=ce"
+            f"loss.{taught[0]} learns from a teacher, but teacher=none; add teacher=resnet56 or use loss=ce"
         )
     else:
         check_component("teacher.model", run.teacher.model)
         check_pair("teacher.", run.teacher, run.data["channels"])
-    classes = {
-        f"{key}.num_classes": node["num_classes"]
-        for key, node in (("data", run.data), ("model", run.model), ("teacher.model", run.teacher.model))
-        if node is not None and node.get("num_classes")  # 0: it has no classifier
-    }
+    nodes = {"data": run.data, "model": run.model, "teacher.model": run.teacher.model or {}}
+    classes = {f"{key}.num_classes": number for key, node in nodes.items() if (number := node.get("num_classes"))}
     classifying = [term.name for term in terms(run) if term.classifies]
     if not classifying:
         run.model["features_only"] = True
     elif run.data.get("labeled") is False:
-        raise ValueError(_unlabelled(run, classifying[0]))
+        data, key = run.data["name"], f"loss.{classifying[0]}"
+        raise ValueError(f"data={data}: its images have no labels, but {key} needs labels or logits: {key}.weight=0")
     elif len(set(map(repr, classes.values()))) > 1:
         values = ", ".join(f"{key}={value}" for key, value in classes.items())
         raise ValueError(f"teacher, student and data need the same number of classes, found {values}")
+
+    # what batches must be
     mixing = [f"trainer.{key}={getattr(run.trainer, key)}" for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
-    for name in used:
-        if losses[name].relational and run.trainer.accumulate > 1:
-            raise ValueError(
-                f"loss.{name} relates the images of a batch, so gradient accumulation would change it; "
-                f"trainer.accumulate={run.trainer.accumulate}, 1 is needed"
-            )
-        if mixing and (needed := [need for need in losses[name].inputs if need in ("labels", "index")]):
-            raise ValueError(
-                f"{mixing[0]}: loss.{name} needs the {needed[0]} of each image, and a mixed image has two; "
-                "omit mixing or that loss"
-            )
+    for name, loss in used.items():
+        if loss.relational and run.trainer.accumulate > 1:
+            raise ValueError(f"trainer.accumulate={run.trainer.accumulate}: loss.{name} relates all images of a batch")
+        if mixing and (needed := [need for need in loss.inputs if need in ("labels", "index")]):
+            raise ValueError(f"{mixing[0]}: loss.{name} needs the {needed[0]} of each image, and a mixed image has two")
     return run
 
 
 def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
     """Raises ValueError for a key that is not in the schema: Hydra accepts any `+key=value`."""
     names = [f.name for f in fields(run)]
-    for key in cfg:
-        value = getattr(run, str(key), None)
+    for key in map(str, cfg):
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-            raise ValueError(renamed(f"{prefix}{key}") or f"{prefix}{key}: unknown key; {hint}")
-        if is_dataclass(value):
+            near = difflib.get_close_matches(key, names, n=1) or names
+            unknown = f"{prefix}{key}: unknown key; did you mean {' or '.join(near)}?"
+            raise ValueError(renamed(f"{prefix}{key}") or unknown)
+        if is_dataclass(value := getattr(run, key)):
             _check_keys(cfg[key], value, f"{prefix}{key}.")
 
 
@@ -131,60 +145,27 @@ def check_component(key: str, node: Any, example: str | None = None) -> None:
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         example = example or f"one of configs/{key.partition('.')[0]}"
         raise ValueError(f"{key} is {node!r}; a node with a `_target_` is needed, for example {example}")
-    if example is None:
-        _check_name(f"{key}.name", node.get("name"))
-
-
-def _check_name(key: str, name: Any) -> None:
-    """Raises ValueError unless `name` can be one component of a path."""
-    if not isinstance(name, str) or not re.fullmatch(r"[^\W_.-][\w.+-]{0,99}", name):
-        raise ValueError(
-            f"{key} is {name!r}; it is part of folder names, so up to 100 letters, digits, '_', '-', '+' or '.' are needed, the first one "
-            "a letter or digit"
-        )
+    if example is None and not NAME.fullmatch(str(name := node.get("name"))):
+        raise ValueError(f"{key}.name is {name!r}; up to 100 letters, digits, '_', '-', '+' or '.' are needed")
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
-    """Call a node's `_target_`, or with `partial` return it as a partial; the error of a wrong argument names `key`."""
+    """Call a node's `_target_`, or with `partial` return it as a partial.
+
+    Raises:
+        ValueError: a wrong argument; a name that its module does not have, with the nearest that it has.
+    """
     try:
         return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
     except InstantiationException as error:
-        _check_target(f"{key}._target_", node.get("_target_"))
-        raise ValueError(f"{key}: {error.__cause__ or error}") from error
-
-
-def _check_target(key: str, target: Any) -> None:
-    """Raises ValueError for a name that its module, which could be imported, does not have; names the nearest that it has."""
-    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-    loaded = sys.modules.get(module)
-    if loaded is not None and not hasattr(loaded, name):
-        nearest = difflib.get_close_matches(name, [known for known in vars(loaded) if not known.startswith("_")], n=1)
+        module, _, name = str(target := node["_target_"]).rpartition(".")
+        loaded = sys.modules.get(module)
+        if loaded is None or hasattr(loaded, name):
+            raise ValueError(f"{key}: {error.__cause__ or error}") from error
+        nearest = difflib.get_close_matches(name, [known for known in vars(loaded) if known[0] != "_"], n=1)
         hint = f"; did you mean {module}.{nearest[0]}?" if nearest else ""
-        raise ValueError(f"{key}={target}: {getattr(loaded, '__file__', module)} has no {name}{hint}")
-
-
-def loss_class(name: str, node: Any) -> type[TransferLoss]:
-    """The class of a term's loss, whose attributes say what it needs. Raises ValueError for a node that is no term."""
-    key = f"loss.{name}"
-    _check_name(f"{key}: its name", name)
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ValueError(
-            f"{key} is {node!r}; a term with `weight` and `_target_` is needed. Choose the loss that has it (loss={name}); "
-            "pairs of layers for all losses at once: layers=[{teacher: last, student: last}]"
-        )
-    weight = node.get("weight")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"{key}.weight={weight!r}: a finite number, 0 or more, is needed")
-    try:
-        found = hydra.utils.get_object(node["_target_"])
-    except Exception as error:  # whatever importing a user's module raises
-        _check_target(f"{key}._target_", node["_target_"])
-        raise ValueError(f"{key}._target_={node['_target_']}: {error.__cause__ or error}") from error
-    if not isinstance(found, type) or not issubclass(found, TransferLoss):
-        raise ValueError(f"{key}._target_={node['_target_']}: a subclass of nst.losses.TransferLoss is needed")
-    if found.on_logits and node.get("layers"):
-        raise ValueError(f"{key}.layers: this loss works on the logits and takes no layers")
-    return found
+        place = getattr(loaded, "__file__", module)
+        raise ValueError(f"{key}._target_={target}: {place} has no {name}{hint}") from error
 
 
 def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
@@ -200,19 +181,9 @@ def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
             loss = instantiate(key, {k: v for k, v in node.items() if k not in ("weight", "layers")})
             on_layers = () if loss.on_logits else pairs_of(f"{key}.layers", node.get("layers", "last"), models)
             if loss.all_layers and any(pair.weight != 1 for pair in on_layers):
-                raise ValueError(
-                    f"{key}.layers: this loss compares all layers at once, so a pair cannot have its own weight"
-                )
+                raise ValueError(f"{key}.layers: it compares all layers at once, so a pair cannot have its own weight")
             made.append(Term(name, loss, float(node["weight"]), on_layers or (Pair(LOGITS, LOGITS),)))
     return [term for term in made if term.weight > 0]
-
-
-def _unlabelled(run: RunConfig, name: str) -> str:
-    """What is wrong with a term that classifies, where images have no labels."""
-    return (
-        f"data={run.data['name']}: its images have no labels, but loss.{name} needs labels or logits: loss.{name}.weight=0 leaves it out. The "
-        "student can learn a teacher's features here, for example by loss=nst_poly loss.ce.weight=0"
-    )
 
 
 def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None = None) -> dict[str, Any]:
@@ -232,8 +203,9 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
     key, no_decay, factors = f"{prefix}optim", run.optim.get("no_decay") or (), run.optim.get("lr_factors") or {}
     if not isinstance(no_decay, list | tuple):
         raise ValueError(f"{key}.no_decay={no_decay}: a list such as [norm,bias] is needed")
-    items = list(factors.items()) if isinstance(factors, Mapping) else [(factors, 0)]
-    if any(not isinstance(part, str) or type(f) not in (int, float) or not 0 < f < math.inf for part, f in items):
+    if not isinstance(factors, Mapping) or not all(
+        isinstance(part, str) and type(f) in (int, float) and 0 < f < math.inf for part, f in factors.items()
+    ):
         raise ValueError(
             f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, '0': 0.1}}, are needed"
         )
@@ -265,14 +237,6 @@ def metrics(run: RunConfig) -> dict[str, Metric]:
     return {name: instantiate(f"metric.{name}", node, partial=True) for name, node in run.metric.items()}
 
 
-def _constructor(node: Any) -> Any:
-    """A network's node, and those of an ensemble's members, without what is no argument of its constructor."""
-    if not isinstance(node, Mapping):
-        return node
-    ours = ("name", "features_only", *START) if "_target_" in node else ()
-    return {key: _constructor(value) for key, value in node.items() if key not in ours}
-
-
 def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     """A model, initialised by `seed` alone; then `weights` are loaded into all but the parts `drop`, and the parts `freeze` are fixed.
 
@@ -281,24 +245,27 @@ def network(key: str, node: Mapping[str, Any], seed: int) -> nn.Module:
     Raises:
         ValueError: a wrong argument, weights that do not fit, an unknown part, no classifier that could be left out.
     """
+
+    def arguments(node: Any) -> Any:  # of the constructor; of those of an ensemble's networks, too
+        if not isinstance(node, Mapping):
+            return node
+        ours = ("name", "features_only", *START) if "_target_" in node else ()
+        return {key: arguments(value) for key, value in node.items() if key not in ours}
+
     with seeded(seed):
-        model = instantiate(key, _constructor(node))
+        model = instantiate(key, arguments(node))
     if not isinstance(model, nn.Module):
         raise ValueError(f"{key}._target_={node['_target_']} made a {type(model).__name__}, not a torch.nn.Module")
-    left_out: list[str] = []
-    if node.get("features_only") and (classes := node.get("num_classes")) != 0:
-        left_out = classifier_names(model, classes)
-        if not left_out:
-            raise ValueError(
-                f"{key}: {type(model).__name__} ends in no linear classifier of {classes} classes that could be left out"
-            )
+    weights, drop, left_out = node.get("weights"), list(node.get("drop") or ()), list[str]()
     try:
-        if node.get("weights") is not None:
-            if not isinstance(node["weights"], str):
-                raise ValueError(f"weights={node['weights']!r}: the path of a file is needed")
-            load_weights(model, node["weights"], node.get("weights_key"), [*(node.get("drop") or ()), *left_out])
-        elif node.get("drop"):
-            raise ValueError(f"drop={list(node['drop'])}: parts that weights=FILE leaves new; there are no weights")
+        if node.get("features_only") and (classes := node.get("num_classes")) != 0:
+            left_out = classifier_names(model, classes)
+            if not left_out:
+                raise ValueError(f"{type(model).__name__} ends in no linear classifier that could be left out")
+        if weights is not None:
+            load_weights(model, str(weights), node.get("weights_key"), [*drop, *left_out])
+        elif drop:
+            raise ValueError(f"drop={drop}: parts that weights=FILE leaves new; there are no weights")
         for name in left_out:
             model.set_submodule(name, NoClassifier())
         if node.get("freeze"):
@@ -343,27 +310,23 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
     teacher_shapes = {} if teacher is None else _shapes(run, "teacher", teacher, made)
     for name, module in [] if teacher is None or not run.cache.views else teacher.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ValueError(
-                f"teacher.model: its batch norm {name} has no running statistics, so its output for an image depends on the batch "
-                "and cannot be cached; use cache.views=0"
-            )
+            raise ValueError(f"teacher.model: its {name} has no running statistics: use cache.views=0")
     with seeded(run.seed):
         distiller = Distiller(student, made, student_shapes, teacher_shapes)
     for loss in distiller.losses.values() if synchronised else ():
         if not getattr(loss, "relational", False):  # a relational one has the global batch already
             _synchronised(loss, dist)
     for spec in distiller.target_specs:
-        name, shapes = spec.key.split(":")[0], (spec.student_shape, teacher_shapes[spec.layer])
+        shapes = spec.student_shape, teacher_shapes[spec.layer]
         try:
             spec.loss.target_shapes(*shapes)
             if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
                 raise ValueError(
-                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher) are to be compared, but a map of 1×1 "
-                    "scaled to unit length is always the same: name earlier layers as "
-                    f"loss.{name}.layers=[{{teacher: …, student: …}}]; `nst layers` lists pairs that fit"
+                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher): scaled to unit length, a map of 1×1 "
+                    "is always the same; compare earlier layers, see `nst layers`"
                 )
         except ValueError as error:
-            raise ValueError(f"loss.{name}, teacher layer '{spec.layer}': {error}") from error
+            raise ValueError(f"loss.{spec.key.split(':')[0]}, teacher layer '{spec.layer}': {error}") from error
     check_saveable(student)
     check_resumable(distiller)
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
@@ -372,63 +335,44 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
 def _synchronised(model: nn.Module, dist: Dist | None) -> nn.Module:
     """The model with torch's `SyncBatchNorm`; its parameters are the same. Raises ValueError where that would not do the same."""
     if dist is None or dist.device.type != "cuda":
-        raise ValueError(
-            "trainer.sync_bn=true: torch synchronises batch norms on CUDA devices only; use it there, or one rank"
-        )
+        raise ValueError("trainer.sync_bn=true: torch synchronises batch norms on CUDA devices only; use one rank")
     for name, module in model.named_modules():
         plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) not in plain:
-            raise ValueError(
-                f"trainer.sync_bn=true: layer {name} is a {type(module).__name__}; torch's own BatchNorm layers only can be "
-                "synchronised, so use trainer.sync_bn=false with this model"
-            )
+            raise ValueError(f"trainer.sync_bn=true: {name} is a {type(module).__name__}, no BatchNorm of torch's own")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -> dict[str, Shape]:
     """The shapes of a network's features. Raises ValueError for an unknown layer, and a network that does not fit the data."""
     names: list[str] = []
-    for term in made:
-        for pair in term.pairs if side == "student" or term.loss.source == "teacher" else ():
-            names.append(pair.student if side == "student" else pair.teacher)
+    modules = dict(model.named_modules())
+    for term in made if side == "student" else [term for term in made if term.loss.source == "teacher"]:
+        own = [getattr(pair, side) for pair in term.pairs]
+        names += own
+        once = [term.loss.teacher_layer] if side == "teacher" and term.loss.teacher_layer is not None else []
+        for name in own + once:
             try:
-                path = resolve(model, names[-1])
+                path = resolve(model, name)
             except ValueError as error:
                 raise ValueError(f"loss.{term.name}.layers, {side}: {error}") from error
-            if isinstance(dict(model.named_modules()).get(path), NoClassifier):
-                raise ValueError(
-                    f"loss.{term.name}.layers, {side}: {names[-1]} is the classifier, which is left out where no term needs labels or logits; "
-                    "its output is the layer logits"
-                )
-        if side == "teacher" and term.loss.teacher_layer is not None:
-            try:
-                resolve(model, term.loss.teacher_layer)
-            except ValueError as error:
-                raise ValueError(
-                    f"loss.{term.name} needs the teacher's layer {term.loss.teacher_layer}: {error}"
-                ) from error
+            if isinstance(modules.get(path), NoClassifier):
+                raise ValueError(f"loss.{term.name}.layers, {side}: {name} is left out; its output is the layer logits")
     for name, p in model.named_parameters():
         if p.is_floating_point() and p.dtype != torch.float32:
-            raise ValueError(
-                f"{side}: its parameter {name} is {p.dtype}; images and losses are float32, so that is needed"
-            )
+            raise ValueError(f"{side}: its parameter {name} is {p.dtype}; float32 is needed")
     image, classes = (run.data["channels"], run.data["size"], run.data["size"]), run.data["num_classes"]
     try:
         shapes = feature_shapes(model, [*names, LOGITS], image, trained=side == "student")
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{side} on images of shape {image}: {error}") from error
-    compared = [
-        term.name
-        for term in made
-        if any(pair.teacher == LOGITS for pair in term.pairs) and term.loss.source == "teacher"
-    ]
+    output, key = shapes[LOGITS], "model" if side == "student" else "teacher.model"
     if side == "student" and run.model.get("features_only"):
-        if len(shapes[LOGITS]) != 1:
-            raise ValueError(f"model: without its classifier it gives {shapes[LOGITS]} an image; a vector is needed")
-    elif shapes[LOGITS] != (classes,) and (side == "student" or compared):
-        network = "model" if side == "student" else f"loss.{compared[0]} compares logits, teacher.model"
+        if len(output) != 1:
+            raise ValueError(f"model: without its classifier it gives {output} an image; a vector is needed")
+    elif output != (classes,) and (side == "student" or LOGITS in names):
         raise ValueError(
-            f"{network}: its output has shape {shapes[LOGITS]} an image, data.num_classes={classes} needs ({classes},)"
+            f"{key}: its output has shape {output} an image, data.num_classes={classes} needs ({classes},)"
         )
     return shapes
 
@@ -458,11 +402,7 @@ def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
     check_ranges(run.data, "data.")
     data = instantiate("data", run.data)
     if isinstance(data, Dataset) and not data.labeled and not run.model.get("features_only"):
-        raise ValueError(
-            _unlabelled(run, next(iter(run.loss)))
-            if isinstance(run, RunConfig)
-            else f"data={data.name}: its images have no labels to evaluate on"
-        )
+        raise ValueError(f"data={data.name}: its images have no labels, which are needed here")
     return data
 
 
@@ -472,23 +412,12 @@ def loader(run: RunConfig, dist: Dist, data: Dataset, split: str, views: Tensor 
     Args:
         views: [images, K], the training views to draw from; None: all.
     """
-    train = split == "train"
-    settings: dict[str, Any] = {}
-    if train and (run.trainer.mixup or run.trainer.cutmix):
-        settings = {"num_classes": data.num_classes, "mixup": run.trainer.mixup, "cutmix": run.trainer.cutmix}
-    return (MixingLoader if settings else Loader)(
-        data.split(split),
-        run.trainer.batch_size if train else run.trainer.eval_batch_size,
-        train=train,
-        seed=run.seed,
-        rank=dist.rank,
-        world=dist.world,
-        device=dist.device,
-        channels_last=run.trainer.channels_last,
-        views=views,
-        workers=run.trainer.workers,
-        **settings,
-    )
+    trainer, train, mixing = run.trainer, split == "train", {}
+    if train and (trainer.mixup or trainer.cutmix):
+        mixing = {"num_classes": data.num_classes, "mixup": trainer.mixup, "cutmix": trainer.cutmix}
+    size, ranks = trainer.batch_size if train else trainer.eval_batch_size, (dist.rank, dist.world, dist.device)
+    rest = {"channels_last": trainer.channels_last, "views": views, "workers": trainer.workers, **mixing}
+    return (MixingLoader if mixing else Loader)(data.split(split), size, train, run.seed, *ranks, **rest)
 
 
 def count_parameters(model: nn.Module) -> int:
