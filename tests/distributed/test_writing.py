@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tests.conftest import ROOT
 from tests.data.samples import write_tree
 from tests.distributed.conftest import output, torchrun
 from tests.distributed.writing import photographs, write
-from tests.teacher.test_cache import IMAGES, KEY, VIEWS, split
+from tests.teacher.test_cache import split
 
 from nst.dist import Dist
 from nst.teacher import TeacherCache
@@ -21,7 +22,7 @@ def content(cache: TeacherCache) -> dict[str, bytes]:
 
 
 def rows(folder: Path) -> set[int]:
-    return set(TeacherCache(folder, KEY, IMAGES, VIEWS, "float32").written.values())
+    return {np.count_nonzero(np.load(file)["crc"]) for file in folder.glob("*.npy*")}
 
 
 def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:

@@ -115,10 +115,9 @@ def test_a_half_written_cache_is_continued(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(opened(tmp_path), live, POLY)
     (array,) = arrays_for(POLY)
-    written = opened(tmp_path).arrays[array.name].copy()
+    written = np.load(opened(tmp_path).file(array.name, ".part"), mmap_mode="r+")
     assert np.count_nonzero(written["crc"]) == 8 * 7
-    written["value"][3] = 0
-    np.save(opened(tmp_path).file(array.name), written.reshape(IMAGES, VIEWS))
+    written["value"][0, 3] = 0
     live.after = 10**9
     continued = write(opened(tmp_path), live, POLY)
     assert live.calls == 11 + 1  # of 84 rows in batches of 8, one again
@@ -226,4 +225,4 @@ def test_a_target_that_the_cache_cannot_hold_is_refused(
         return
     with pytest.raises(ValueError, match=message):
         written_cache(tmp_path, mine, dtype=dtype)
-    assert set(opened(tmp_path, dtype).written.values()) == {0}
+    assert not opened(tmp_path, dtype).arrays

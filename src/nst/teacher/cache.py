@@ -1,8 +1,8 @@
 """The teacher cache: targets of every image in K views, computed once and read by all later runs.
 
-A folder with one memory-mapped array of records `[images, views]` for each (layer, target, tensor), and `manifest.json`, which says what
-they are of and how many rows of each are written. A record is a row's CRC-32 and its values: a killed writer continues with the rows
-that do not have their checksum, and damage is found in the row that is read.
+A folder with `manifest.json`, which says what it is of, and for each (layer, target, tensor) a memory-mapped array of records
+`[images, views]`: a row's CRC-32 and its values. So a killed writer continues with the rows that do not have their checksum, and
+damage is found in the row that is read. Until it is complete, an array's file ends in `.part`.
 """
 
 import json
@@ -35,7 +35,7 @@ from nst.losses import Shape
 from nst.signals import Interrupted, stop_flag
 from nst.teacher.live import BatchAndTargets, LiveTeacher
 
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 SPARE = 100_000_000  # bytes to leave free on the disk
 READ_AHEAD = 4  # batches read while the student trains
@@ -87,7 +87,7 @@ def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
 
 @dataclass
 class TeacherCache:
-    """The cached targets of one teacher on one training set; nothing is written before `create`.
+    """The cached targets of one teacher on one training set; nothing is written before `write_cache`.
 
     Raises:
         ValueError: the folder holds a cache with another key (the fields are named), or is damaged.
@@ -103,138 +103,114 @@ class TeacherCache:
         self.rows = self.images * self.views  # of each array; row `index · views + slot`
         self.key = {"version": VERSION, **json.loads(json.dumps(self.key))}
         self.teacher: dict[str, Any] | None = None  # name, weights and accuracy of the teacher
-        self.arrays: dict[str, np.ndarray] = {}  # memory-mapped, [rows] records of `crc` and `value`
-        self.written: dict[str, int] = {}  # rows of each array, by the manifest
+        self.arrays: dict[
+            str, np.ndarray
+        ] = {}  # those that are complete, memory-mapped: [rows] records of `crc` and `value`
         self.load()
 
     def load(self) -> None:
-        """Read the manifest, also again: another process may have written. Raises ValueError as the constructor."""
-        if not (self.folder / MANIFEST).is_file():
-            return
+        """Read what the folder holds, also again: another process may have written. Raises ValueError as the constructor."""
         manifest = read_manifest(self.folder)
+        if not manifest["key"]:
+            return
         if different := differences(manifest["key"], self.key):
             raise ValueError(
                 f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; delete it, or choose another cache.path"
             )
         self.teacher = manifest["teacher"] or self.teacher
-        self.arrays, self.written = {}, {}
-        for name, state in manifest["arrays"].items():
-            if (file := self.file(name)).is_file():
-                try:
-                    self.arrays[name] = np.load(file, mmap_mode="r").reshape(self.rows)
-                except (OSError, ValueError) as error:
-                    raise ValueError(f"{file} is damaged ({error}); delete it to have it computed again") from error
-                self.written[name] = state["rows"]
+        self.arrays = {file.stem: open_rows(file) for file in sorted(self.folder.glob("*.npy"))}
 
-    def save(self) -> None:
-        """Write the manifest."""
-        arrays = {
-            name: {"shape": list(self.arrays[name].dtype["value"].shape), "rows": rows}
-            for name, rows in self.written.items()
-        }
-        manifest = {"key": self.key, "teacher": self.teacher, "arrays": arrays}
-        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    def file(self, name: str, part: str = "") -> Path:
+        """Of an array; with `part=".part"` while it is written."""
+        return self.folder / f"{name}.npy{part}"
 
-    def file(self, name: str) -> Path:
-        """Of an array."""
-        return self.folder / f"{name}.npy"
-
-    def record(self, shape: Sequence[int]) -> np.dtype:
+    def record(self, shape: Shape) -> np.dtype:
         """A row of this shape and its CRC-32, which is 0 where the row is not written yet."""
-        return np.dtype([("crc", "<u4"), ("value", self.dtype, tuple(shape))])
+        return np.dtype([("crc", "<u4"), ("value", self.dtype, shape)])
 
     def missing(self, needed: Sequence[CachedArray]) -> list[CachedArray]:
         """The arrays that are not complete, each name once."""
-        unique = {array.name: array for array in needed}
-        return [array for name, array in unique.items() if self.written.get(name, 0) < self.rows]
-
-    def create(self, missing: Sequence[CachedArray]) -> None:
-        """Make the files of these arrays where there are none.
-
-        Raises:
-            ValueError: the disk is too small; names the needed and the free space.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        left = sum((self.rows - self.written.get(a.name, 0)) * self.record(a.shape).itemsize for a in missing)
-        free = shutil.disk_usage(self.folder).free
-        if left + SPARE > free:
-            raise ValueError(
-                f"the teacher cache {self.folder} needs {decimal(left)} more, the disk has {decimal(free)} free; ask for fewer cache.views"
-            )
-        for array in missing:
-            if array.name not in self.arrays:
-                shape = (self.images, self.views)
-                made = np.lib.format.open_memmap(self.file(array.name), "w+", self.record(array.shape), shape)
-                self.arrays[array.name], self.written[array.name] = made.reshape(-1), 0
-        self.save()
+        return [array for name, array in {array.name: array for array in needed}.items() if name not in self.arrays]
 
     def write(self, file: BinaryIO, array: CachedArray, first: int, target: Tensor) -> None:
-        """The rows from `first` on, `[B, ...]`, with their checksums.
-
-        A plain file: on a full disk a memory map would end the process.
+        """The rows from `first` on, `[B, ...]`, with their checksums, to a plain file: on a full disk a memory map would end the process.
 
         Raises:
             ValueError: of another shape than the loss says, or not finite in the cache's dtype.
         """
-        term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
+        term, stored = (
+            f"loss.{array.spec.split(':')[0]}: its target {array.name}",
+            target.to(getattr(torch, self.dtype)),
+        )
         if target.shape[1:] != array.shape:
             raise ValueError(
                 f"{term} has shape {tuple(target.shape[1:])} an image, its target_shapes says {array.shape}"
             )
-        stored = target.to(getattr(torch, self.dtype))
         if not torch.isfinite(stored).all():
             if torch.isfinite(target).all():
                 raise ValueError(f"{term} has values above 65,504, the largest of float16; use cache.dtype=float32")
-            raise ValueError(
-                f"{term} is not finite by the teacher; check teacher.weights, teacher.precision, .mean and .std"
-            )
+            raise ValueError(f"{term} is not finite; check teacher.weights, teacher.precision, teacher.mean and .std")
         records = np.zeros(len(target), self.record(array.shape))
         records["value"] = stored.cpu().numpy()
-        records["crc"] = checksums(records["value"])
+        records["crc"] = [checksum(value) for value in records["value"]]
         with naming(self.file(array.name)):
             file.seek((first - self.rows) * records.itemsize, os.SEEK_END)
             file.write(records.tobytes())
             file.flush()
 
     def read(self, name: str, rows: np.ndarray | slice) -> np.ndarray:
-        """Rows of an array. Raises ValueError, naming the file, for one that does not have its checksum."""
+        """Rows of an array that is complete. Raises ValueError, naming the file, for one that does not have its checksum."""
         records = self.arrays[name][rows]
-        if not (records["crc"] == checksums(records["value"])).all():
+        if not is_whole(records).all():
             raise ValueError(
                 f"{self.file(name)} is damaged: a row does not have its checksum; delete it to have it computed again"
             )
         return np.ascontiguousarray(records["value"])
 
-    def whole(self, name: str) -> np.ndarray:
-        """`[rows]` bool: which rows of an array have their checksum. Reads all of it."""
-        blocks = (self.arrays[name][first : first + 1000] for first in range(0, self.rows, 1000))
-        blocks = counted(blocks, f"checking {self.file(name)}", self.rows, " rows", len)
-        return np.concatenate([block["crc"] == checksums(block["value"]) for block in blocks])
-
     def check(self) -> str:
-        """What it holds, one line an array. Raises ValueError as `read`, for the first array with fewer such rows than the manifest says."""
-        lines = []
-        for name, array in self.arrays.items():
-            whole = self.whole(name)
-            if (count := int(whole.sum())) < self.written[name]:
-                self.read(name, ~whole)
-            lines.append(f"{name}: {count:,} of {self.rows:,} rows, {decimal(array.nbytes)}")
-        return "\n".join(lines)
+        """What it holds, one line an array. Raises ValueError, naming the file, for a row that does not have its checksum."""
+        for name in self.arrays:
+            self.read(name, ~whole_rows(self.file(name)))
+        return "\n".join(f"{name}: {self.rows:,} rows, {decimal(array.nbytes)}" for name, array in self.arrays.items())
 
 
 def read_manifest(folder: str | PathLike[str]) -> dict[str, Any]:
-    """The manifest of a cache: its key, facts about the teacher, its arrays. Raises ValueError if it is damaged."""
+    """The `key` of a cache and facts about its `teacher`; {} and None where there is none. Raises ValueError if it is damaged."""
     file = Path(folder) / MANIFEST
     try:
         manifest = json.loads(file.read_text())
-        return {part: manifest[part] for part in ("key", "teacher", "arrays")}
+        return {part: manifest[part] for part in ("key", "teacher")}
+    except FileNotFoundError:
+        return {"key": {}, "teacher": None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); delete the folder to have it built again") from error
 
 
-def checksums(values: np.ndarray) -> np.ndarray:
-    """CRC-32 of each row, never 0."""
-    return np.array([zlib.crc32(value.tobytes()) or 1 for value in values], "<u4")
+def checksum(value: np.ndarray) -> int:
+    """CRC-32 of a row, never 0."""
+    return zlib.crc32(value.tobytes()) or 1
+
+
+def is_whole(records: np.ndarray) -> np.ndarray:
+    """`[n]` bool: which rows are written and have their checksum."""
+    rows = zip(records["crc"].tolist(), records["value"], strict=True)
+    return np.array([crc and crc == checksum(value) for crc, value in rows], bool)
+
+
+def open_rows(file: Path) -> np.ndarray:
+    """All records of a file, memory-mapped. Raises ValueError if it is damaged."""
+    try:
+        return np.load(file, mmap_mode="r").reshape(-1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to have it computed again") from error
+
+
+def whole_rows(file: Path) -> np.ndarray:
+    """As `is_whole`, of all rows in a file."""
+    records = open_rows(file)
+    blocks = (records[first : first + 1000] for first in range(0, len(records), 1000))
+    blocks = counted(blocks, f"checking {file}", len(records), " rows", len)
+    return np.concatenate([is_whole(block) for block in blocks])
 
 
 def write_cache(
@@ -266,16 +242,27 @@ def write_cache(
             pass
         cache.load()
         missing, undone = cache.missing(needed), np.zeros(cache.rows, bool)
-        for array in missing:
-            undone |= ~cache.whole(array.name) if array.name in cache.arrays else True
-        dist.barrier()
+        paths = [cache.file(array.name, ".part") for array in missing]
         if dist.main:
-            cache.create(missing)
+            manifest = {"key": cache.key, "teacher": cache.teacher}
+            write_whole(cache.folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+            for array, path in zip(missing, paths, strict=True):
+                if not path.is_file():
+                    shape, made = (cache.images, cache.views), path.with_suffix(".tmp")
+                    np.lib.format.open_memmap(made, "w+", cache.record(array.shape), shape)
+                    made.rename(path)
         dist.barrier()
-        cache.load()
+        for path in paths:
+            undone |= ~whole_rows(path)
+        left = int(undone.sum()) * sum(cache.record(array.shape).itemsize for array in missing)
+        if left + SPARE > (free := shutil.disk_usage(cache.folder).free):
+            raise ValueError(
+                f"the teacher cache {cache.folder} needs {decimal(left)} more, the disk has {decimal(free)} free; use fewer cache.views"
+            )
+        dist.barrier()
 
         # this rank's contiguous share of the batches in which a row is missing
-        size, before = loader.batch_size, int(undone.sum())
+        size = loader.batch_size
         starts = np.unique(np.flatnonzero(undone) // size) * size
         rounds = -(-len(starts) // dist.world)  # ranks that have fewer batches wait in the last one
         starts = starts[len(starts) * dist.rank // dist.world : len(starts) * (dist.rank + 1) // dist.world]
@@ -288,21 +275,20 @@ def write_cache(
 
         with ExitStack() as stack:
             flag = stack.enter_context(stop_flag())
-            files = [stack.enter_context(cache.file(array.name).open("r+b")) for array in missing]
+            files = [stack.enter_context(path.open("r+b")) for path in paths]
             for _ in range(rounds):
-                for start, (batch, targets) in islice(results, 1):
+                for start, (_, targets) in islice(results, 1):
                     for array, file in zip(missing, files, strict=True):
                         cache.write(file, array, start, targets[array.spec][array.tensor])
-                    undone[start : start + len(batch.indices)] = False
                 (signum,) = dist.max(flag.signum)
                 if signum:
                     break
             for file in files:
                 os.fsync(file.fileno())
-        left = before - int(sum(done for (done,) in dist.gather(before - int(undone.sum()))))
-        if dist.main:
-            cache.written |= {array.name: cache.rows - left for array in missing}
-            cache.save()
+        dist.barrier()
+        if dist.main and not signum:
+            for array, path in zip(missing, paths, strict=True):
+                path.rename(cache.file(array.name))
         dist.barrier()
         cache.load()
     if signum:

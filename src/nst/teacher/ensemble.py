@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nst.losses.base import check_choice
 from nst.models.external import look_at
 from nst.models.weights import recorded_size
+from nst.teacher.measure import digest
 from nst.teacher.network import Normalization, load_teacher
 
 
@@ -95,8 +96,11 @@ class Ensemble(nn.Module):
         log_probabilities = torch.stack([F.log_softmax(output.float(), 1) for output in outputs])
         return log_probabilities.logsumexp(0) - torch.tensor(float(len(outputs))).log().item()
 
-    def load(self, images: Normalization) -> dict[str, dict[str, Any]]:
-        """Load the members' weights; each converts images of this normalisation to its own. By member, what `load_teacher` returns.
+    def load(self, images: Normalization) -> dict[str, Any]:
+        """Load the members' weights; each converts images of this normalisation to its own.
+
+        Returns:
+            As `load_teacher`, and by member as `members`.
 
         Raises:
             ValueError: a member without weights, or with those of another network; names the member.
@@ -110,4 +114,9 @@ class Ensemble(nn.Module):
                 facts[name] = load_teacher(network, images, file, member.weights_key, member.mean, member.std)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"teacher.model.members.{name}: {error}") from error
-        return facts
+        return {
+            "weights": f"those of {', '.join(facts)}",
+            "members": facts,
+            "sha256": digest({name: known["sha256"] for name, known in facts.items()}, 64),
+            "parameters": sum(known["parameters"] for known in facts.values()),
+        }

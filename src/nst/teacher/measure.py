@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from nst.config import RunConfig
-from nst.data.batch import counted
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
-from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, pooled_features
+from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, pooled_features, whole_batches
 from nst.files import write_whole
 
 
@@ -26,20 +25,14 @@ def digest(of: Any, length: int = 8) -> str:
 
 
 def measure_accuracy(
-    name: str,
-    network: nn.Module,
-    depends: Mapping[str, Any],
-    settings: RunConfig,
-    data: Dataset,
-    dist: Dist,
-    classifies: bool,
+    name: str, network: nn.Module, key: dict[str, Any], settings: RunConfig, data: Dataset, dist: Dist, classifies: bool
 ) -> dict[str, Any]:
     """The accuracy on the held-out images if there are any, else on the test images; measured once and kept in a file. Collective.
 
     Args:
         name: with which the file's begins.
         network: in `eval()` mode.
-        depends: what its outputs depend on besides the images, as plain values; the rest of the file's name.
+        key: what its outputs depend on besides the images, as plain values; the rest of the file's name.
         classifies: the outputs are logits of the data's classes. Else the accuracy of its nearest neighbours takes the place of top-1.
 
     Returns:
@@ -48,13 +41,14 @@ def measure_accuracy(
     """
     if not data.labeled:
         return {}
-    split, measure, figures = "test" if data.val is None else "val", "knn", ("loss", "top1", "top5", "images")
+    split, measure, figures = (
+        "test" if data.val is None else "val",
+        "top1" if classifies else "knn",
+        ("loss", "top1", "top5", "images"),
+    )
     images, trainer, precision = data.split(split), settings.trainer, settings.teacher.precision
-    of = {**depends, "measure": measure, "images": {"split": split, "sha256": images.fingerprint}}
-    if classifies:
-        of["measure"] = measure = "top1"
-    else:
-        of["known images"] = data.train.fingerprint
+    known = None if classifies else data.train.fingerprint
+    of = {**key, "measure": measure, "images": {"split": split, "sha256": images.fingerprint, "known": known}}
     file = Path(settings.outputs) / data.name / "teachers" / f"{name}-{digest(of)}.json"
     kept = torch.zeros(len(figures), dtype=torch.float64)
     if dist.main and file.is_file():
@@ -63,11 +57,9 @@ def measure_accuracy(
     found: dict[str, Any] = dict(zip(figures, dist.sum(kept.to(dist.device)).tolist(), strict=True))
     if not found["images"]:
         if classifies:
-            place = {"rank": dist.rank, "world": dist.world, "device": dist.device}
-            layout = {"channels_last": trainer.channels_last, "workers": trainer.workers}
-            loader = images.loader(trainer.eval_batch_size, train=False, **place, **layout)
-            batches = counted(loader.epoch(0), f"evaluating the teacher {name}", len(images) // dist.world)
-            metrics = evaluate(network, batches, dist, precision)
+            title = f"evaluating the teacher {name}"
+            batches = whole_batches(images, torch.arange(len(images)), dist, trainer, title=title)
+            metrics = evaluate(network, (batch for _, _, batch in batches), dist, precision)
             found = {figure: getattr(metrics, figure) for figure in figures}
         else:
             shown = {"precision": precision, "title": "nearest neighbours: the teacher's features"}
@@ -85,7 +77,7 @@ def init_losses(
     specs: Sequence[TargetSpec],
     network: nn.Module | None,
     stem: Path,
-    depends: Mapping[str, Any],
+    key: dict[str, Any],
     settings: RunConfig,
     data: Dataset,
     dist: Dist,
@@ -93,7 +85,7 @@ def init_losses(
     """Hand every loss with a `teacher_layer` its statistics over the training images, computed once and kept in files. Collective.
 
     Args:
-        network, depends: as of `measure_accuracy`.
+        network, key: as of `measure_accuracy`.
         stem: folder, and beginning of the files' names.
 
     Raises:
@@ -102,7 +94,7 @@ def init_losses(
     images = data.train
     for loss in {spec.loss: None for spec in specs if spec.loss.teacher_layer is not None}:
         kind, layer = type(loss).__name__, loss.teacher_layer
-        of = {**depends, "images": images.fingerprint, "layer": layer, "loss": kind}
+        of = {**key, "images": images.fingerprint, "layer": layer, "loss": kind}
         file = stem.with_name(f"{stem.name}-{kind.lower()}-{digest(of)}.safetensors")
         try:
             statistics = load_file(file)["statistics"]

@@ -42,8 +42,7 @@ def load_teacher(
 
     Args:
         images: the normalisation of the images that it will get.
-        weights: its file; None: it has its weights (`pretrained`).
-        weights_key: the state to load where the file holds several.
+        weights: its file, `weights_key` the state in it, where it holds several; None: it has its weights (`pretrained`).
         mean, std: of the images that it was trained on; None: as stored with the weights, else by the record of the network's library,
             else as `images`.
 
@@ -71,21 +70,13 @@ def load_teacher(
         network.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift, *inputs[1:]), prepend=True)
     if (size := looked_at(network)) is not None:
         source += f"; looked at as {size}×{size} pixels"
-    if weights is not None:
-        sha256 = sha256_of(weights)
-    else:
-        digest = hashlib.sha256()
-        for name, value in sorted(network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        sha256 = digest.hexdigest()
-    parameters = sum(p.numel() for p in network.parameters())
-    return {
-        "weights": weights or "pretrained",
-        "sha256": sha256,
-        "parameters": parameters,
-        "input": f"{expects}, {source}",
-    }
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()) if weights is None else ():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    sha256 = digest.hexdigest() if weights is None else sha256_of(weights)
+    parameters, own = sum(p.numel() for p in network.parameters()), f"{expects}, {source}"
+    return {"weights": weights or "pretrained", "sha256": sha256, "parameters": parameters, "input": own}
 
 
 @torch.no_grad()
@@ -109,18 +100,17 @@ def fold_batch_norm(model: nn.Module, images: Tensor, layers: Sequence[str] = ()
         hooks.remove()
         return hooks.read() | {LOGITS: logits}
 
-    convolved: dict[int, tuple[str, Tensor]] = {}  # id of an output → convolution; the output keeps the id in use
-    pairs: dict[str, str] = {}  # norm → convolution
-    handles = []
-    for name, module in model.named_modules():
+    def note(conv: nn.Module, _inputs: Any, output: Tensor) -> None:
+        convolved[id(output)] = (conv, output)
 
-        def note(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
-            convolved[id(output)] = (name, output)
+    def match(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if found := convolved.get(id(inputs[0])):
+            pairs[norm] = found[0]
 
-        def match(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            if found := convolved.get(id(inputs[0])):
-                pairs[name] = found[0]
-
+    convolved: dict[int, tuple[nn.Module, Tensor]] = {}  # id of an output → convolution; the output keeps the id in use
+    pairs: dict[nn.Module, nn.Module] = {}  # norm → convolution
+    names, handles = {module: name for name, module in model.named_modules()}, []
+    for module in names:
         # A convolution with other parameters computes its weight from them (`weight_norm`), so it is left as it is.
         if type(module) is nn.Conv2d and module._parameters.keys() == {"weight", "bias"}:
             handles.append(module.register_forward_hook(note))
@@ -129,15 +119,14 @@ def fold_batch_norm(model: nn.Module, images: Tensor, layers: Sequence[str] = ()
     before = features()
     for handle in handles:
         handle.remove()
-    originals = {name: model.get_submodule(name) for pair in pairs.items() for name in pair}
     for norm, conv in pairs.items():
-        exact: list[Any] = [copy.deepcopy(originals[name]).double() for name in (conv, norm)]
-        dtype = next(originals[conv].parameters()).dtype
-        model.set_submodule(conv, fuse_conv_bn_eval(exact[0], exact[1]).to(dtype).requires_grad_(False))
-        model.set_submodule(norm, nn.Identity())
+        exact: list[Any] = [copy.deepcopy(module).double() for module in (conv, norm)]
+        folded = fuse_conv_bn_eval(exact[0], exact[1]).to(next(conv.parameters()).dtype)
+        model.set_submodule(names[conv], folded.requires_grad_(False))
+        model.set_submodule(names[norm], nn.Identity())
     after = features()
     if all((after[k] - value).abs().max() <= FOLDING_TOLERANCE * value.abs().max() for k, value in before.items()):
         return len(pairs)
-    for name, module in originals.items():
-        model.set_submodule(name, module)
+    for module in (*pairs, *pairs.values()):
+        model.set_submodule(names[module], module)
     return 0

@@ -17,7 +17,6 @@ from nst.layers import LOGITS, resolve
 from nst.losses import Shape
 from nst.storage.folder import not_default
 from nst.teacher.cache import (
-    MANIFEST,
     CachedArray,
     CachedTeacher,
     TeacherCache,
@@ -45,51 +44,49 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     Raises:
         ValueError: wrong weights, a teacher below its minimum accuracy, a cache that does not fit, is damaged or too large.
     """
-    model, teacher, specs, cache = networks.teacher, settings.teacher, networks.distiller.target_specs, None
+    model, teacher, specs = networks.teacher, settings.teacher, networks.distiller.target_specs
     if model is None:
         return Teacher()
-    name, output = teacher.model["name"], networks.teacher_shapes[LOGITS]
+    name, output, live = teacher.model["name"], networks.teacher_shapes[LOGITS], None
     about: dict[str, Any] = {"sha256": cached_teacher_sha256(settings.cache.path)}
-    live = None
     if weights is not None or comes_trained(settings, model, output, data.num_classes):
         about = _load(settings, networks, weights, dist, data)
         live = LiveTeacher(model, (), precision=teacher.precision, batch_statistics=teacher.batch_statistics)
 
     # what its outputs depend on besides the images
     arguments = not_default(teacher.model, ("_target_", "name", "num_classes", "in_channels"))
-    facts = {"name": name, "sha256": about["sha256"], "arguments": arguments, "precision": teacher.precision}
-    if teacher.weights_key is not None:
-        facts["weights_key"] = teacher.weights_key
     key: dict[str, Any] = {
-        "teacher": facts,
+        "teacher": {
+            "name": name,
+            "sha256": about["sha256"],
+            "weights_key": teacher.weights_key,
+            "arguments": arguments,
+        },
+        "teacher_input": {"mean": teacher.mean, "std": teacher.std, "size": teacher.input_size},
+        "precision": teacher.precision,
         "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
-        "teacher_input": {"mean": teacher.mean, "std": teacher.std}
-        | ({"size": teacher.input_size} if teacher.input_size else {}),
     }
 
     # the cache: which targets are in it, and what is missing
-    cached, arrays, views, incomplete = [], [], None, False
+    cache, cached, arrays, views, incomplete = None, [], [], None, False
     if settings.cache.views:
         cache, cached, arrays, report = plan_cache(settings, networks, data, key)
         views, incomplete = data.train.view_subset(cache.views), dist.max(int(bool(cache.missing(arrays)))) == [1]
         if dist.main:
             print(report, flush=True)
     live_specs = [spec for spec in specs if spec not in cached]
-    if live is None and (cache is None or incomplete or live_specs or cache.teacher is None):
-        place = settings.cache.path if cache is None else cache.folder
-        raise ValueError(
-            f"the teacher cache {place} lacks targets of this run: name the teacher's file by teacher.weights"
-        )
 
     # how good it is, and what losses need of it
     if live is not None:
-        classifies = output == (data.num_classes,)
-        for member, known in about.get("members", {}).items():
-            network = model.get_submodule(member)
-            known |= measure_accuracy(f"{name}.{member}", network, key, settings, data, dist, classifies)
-        about = {"name": name, **about, **measure_accuracy(name, model, key, settings, data, dist, classifies)}
-    elif cache is not None:
-        about = cache.teacher or {}
+        for part, known in (*about.get("members", {}).items(), ("", about)):
+            network, title = model.get_submodule(part), f"{name}.{part}".rstrip(".")
+            known |= measure_accuracy(title, network, key, settings, data, dist, output == (data.num_classes,))
+        about = {"name": name, **about}
+    elif cache is None or incomplete or live_specs or cache.teacher is None:
+        place = settings.cache.path if cache is None else cache.folder
+        raise ValueError(f"the teacher cache {place} lacks targets of this run: name its teacher.weights")
+    else:
+        about = cache.teacher
     if data.labeled:
         check_accuracy(about, data, teacher.min_accuracy)
     folder = Path(settings.outputs) / data.name / "teachers" if cache is None else cache.folder
@@ -126,23 +123,21 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
         ValueError: a network without a classifier and without weights, which cannot be trained here; a key that says how weights
             are to be used, where the teacher has no such weights.
     """
-    teacher, record = settings.teacher, getattr(model, "input_format", None)
-    keys = ("weights", "weights_key", "mean", "std", "input_size")
-    given = [f"teacher.{key}={value}" for key in keys if (value := getattr(teacher, key)) is not None]
-    if isinstance(model, Ensemble):
-        if given:
-            raise ValueError(f"{given[0]}: an ensemble has none; use teacher.model.members.NAME for each member's own")
+    teacher, ensemble, record = settings.teacher, isinstance(model, Ensemble), getattr(model, "input_format", None)
+    published = record is not None and (output != (classes,) or record.classes == classes)
+    if not ensemble and (teacher.weights is not None or published):
         return True
-    if teacher.weights is not None or (record is not None and (output != (classes,) or record.classes == classes)):
-        return True
-    if output != (classes,):
+    for key in ("weights", "weights_key", "mean", "std", "input_size"):
+        value = getattr(teacher, key)
+        if value is not None and (ensemble or cached_teacher_sha256(settings.cache.path) is None):
+            hint = "an ensemble's members have their own" if ensemble else "name teacher.weights, or it is trained here"
+            raise ValueError(f"teacher.{key}={value} is for a teacher with weights: {hint}")
+    if not ensemble and output != (classes,):
         raise ValueError(
-            f"teacher.model gives {output}, data.num_classes={classes}: without such a classifier it cannot be trained here: name its "
-            "teacher.weights, or use teacher.model.pretrained=true"
+            f"teacher.model gives {output}, data.num_classes={classes}: it cannot be trained here; name its teacher.weights, or use "
+            "teacher.model.pretrained=true"
         )
-    if given and cached_teacher_sha256(settings.cache.path) is None:
-        raise ValueError(f"{given[0]} is for given weights, but this teacher is trained here: name its teacher.weights")
-    return False
+    return ensemble
 
 
 def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> dict[str, Any]:
@@ -153,19 +148,13 @@ def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: 
     """
     model, teacher, images = networks.teacher, settings.teacher, Normalization(tuple(data.mean), tuple(data.std))
     assert model is not None
-    name = teacher.model["name"]
     model.to(dist.device).eval().requires_grad_(False)
     if isinstance(model, Ensemble):
-        members = model.load(images)
-        known = {f"{name}.{member}": facts for member, facts in members.items()}
-        about = {"weights": f"those of {', '.join(members)}", "members": members}
-        about["sha256"] = digest({member: facts["sha256"] for member, facts in members.items()}, 64)
-        about["parameters"] = sum(facts["parameters"] for facts in members.values())
+        about = model.load(images)
     else:
         about = load_teacher(model, images, weights, teacher.weights_key, teacher.mean, teacher.std)
-        known = {name: about}
-    for network, facts in known.items() if dist.main else ():
-        print(f"teacher {network}: images normalised by {facts['input']}")
+    for member, known in about.get("members", {"": about}).items() if dist.main else ():
+        print(f"teacher {teacher.model['name']}.{member}".rstrip(".") + f": images normalised by {known['input']}")
     if settings.trainer.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if not teacher.batch_statistics:
@@ -219,22 +208,19 @@ def plan_cache(
     free, total = decimal(shutil.disk_usage(existing).free), 0
     lines = [f"teacher cache {folder}: {views} views of {len(images):,} images, {config.dtype}; {free} free"]
     for name, (array, *_) in arrays.items():
-        size, done = cache.rows * cache.record(array.shape).itemsize, cache.written.get(name, 0) / cache.rows
-        total += size
-        state = "complete" if done == 1 else f"{100 * done:.0f} % there" if done else "to be computed"
+        total += (size := cache.rows * cache.record(array.shape).itemsize)
+        begun = "to be continued" if cache.file(name, ".part").is_file() else "to be computed"
+        state = "complete" if name in cache.arrays else begun
         lines.append(f"  {name}: {decimal(size)}, {state}")
     lines += [f"  together {decimal(total)}", *live]
     if views != most:
-        others = "new random ones" if most is None else f"random ones of all {most}"
-        lines.append(f"epochs show each image's {views} cached views in turn, not {others}")
-        if views < (epochs := settings.trainer.epochs):
-            enough = min(epochs, most or epochs)
-            lines[-1] += f"; that can cost accuracy; cache.views={enough} would repeat none"
+        kind = "new random ones" if most is None else f"random ones of all {most}"
+        lines.append(
+            f"epochs show each image's {views} cached views in turn, not {kind}: fewer views than epochs can cost accuracy"
+        )
     return cache, cached, [array for same in arrays.values() for array in same], "\n".join(lines)
 
 
 def cached_teacher_sha256(path: str | None) -> str | None:
     """SHA-256 of the weights of the teacher whose cache `cache.path` names; None: there is no cache. Raises ValueError if it is damaged."""
-    if path is None or not (Path(path) / MANIFEST).is_file():
-        return None
-    return read_manifest(Path(path))["key"].get("teacher", {}).get("sha256")
+    return None if path is None else read_manifest(path)["key"].get("teacher", {}).get("sha256")
