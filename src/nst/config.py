@@ -260,7 +260,7 @@ def check_ranges(node: Any, prefix: str) -> None:
     else:
         items = [(f"{prefix[:-1]}[{i}]", value, {}) for i, value in enumerate(node if isinstance(node, list) else ())]
     for key, value, metadata in items:
-        if (choices := metadata.get("one_of")) and value not in choices:
+        if value is not None and (choices := metadata.get("one_of")) and value not in choices:
             raise ValueError(f"{key}={value}: one of {', '.join(choices)} is needed")
         if isinstance(value, float) and value and not 1.1754943508222875e-38 <= abs(value) <= 3.4028234663852886e38:
             raise ValueError(f"{key}={value}: a finite number that float32 can hold is needed")
