@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from nst.config import differences
 
 ALIVE_SECONDS = 2.0  # seconds in which ranks that have lost another one report to be alive
 RENDEZVOUS_SECONDS = 30.0  # timeout of reaching torchrun's store; torch retries once, after a pause of about as long
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process")  # what errors of a lost connection say
 
 _groups = count()  # process groups this process has joined so far
 
@@ -56,11 +57,12 @@ class Dist:
         dist.all_gather(tensors, local)
         return torch.stack(tensors)
 
-    def join(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, `[n, ...]` with another n on each, on every rank."""
-        counts = [int(count) for (count,) in self.gather(len(rows))]
-        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-        return torch.cat([part[:count] for part, count in zip(self.stack(padded), counts, strict=True)])
+    def join(self, rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """The rows of all ranks, `[n, ...]` with another n on each, on every rank; `sizes`: the n of each, if they are known."""
+        sizes = sizes or [int(n) for (n,) in self.gather(len(rows))]
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        return torch.cat([part[:n] for part, n in zip(self.stack(padded), sizes, strict=True)])
 
     def gather(self, *numbers: float) -> list[list[float]]:
         """The numbers of each rank, on every rank."""
@@ -71,19 +73,14 @@ class Dist:
         return bool((self.stack(tensor.detach().contiguous()) == tensor).all())
 
     def check_same_settings(self, config: dict[str, Any]) -> None:
-        """Compare the ranks' settings.
-
-        Raises:
-            ValueError: on every rank, naming the keys that differ from those of rank 0.
-        """
-        if self.world == 1:
-            return
-        configs: list[Any] = [None] * self.world
-        dist.all_gather_object(configs, config)
-        for rank, other in enumerate(configs):
-            if changed := differences(configs[0], other):
-                changes = "; ".join(line.replace(" there, ", " on rank 0, ").replace(" now", "") for line in changed)
-                raise ValueError(f"the ranks were started with different settings: {changes} on rank {rank}")
+        """Raises ValueError, on every rank, for settings that differ from those of rank 0."""
+        if self.world > 1:
+            configs: list[Any] = [None] * self.world
+            dist.all_gather_object(configs, config)
+            for rank, other in enumerate(configs):
+                if changed := differences(other, configs[0]):
+                    changes = "; ".join(line.removesuffix(" now") for line in changed)
+                    raise ValueError(f"rank {rank} was started with other settings than rank 0: {changes} here")
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank these tensors as rank 0 has them, in place."""
@@ -101,14 +98,9 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all ranks; backward gives each rank its own rows' gradient, times the number of ranks, since DDP averages."""
 
     @staticmethod
-    def forward(ctx: Any, local_rows: Tensor, ranks: Dist, sizes: Sequence[int]) -> Tensor:
-        ctx.rows = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1]))
-        ctx.world = ranks.world
-        padded = local_rows.new_zeros(max(sizes), *local_rows.shape[1:])
-        padded[: len(local_rows)] = local_rows
-        gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(gathered, padded)
-        return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+    def forward(ctx: Any, rows: Tensor, ranks: Dist, sizes: Sequence[int]) -> Tensor:
+        ctx.rows, ctx.world = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1])), ranks.world
+        return ranks.join(rows, sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -117,8 +109,8 @@ class _GatherRows(torch.autograd.Function):
 
 def gather_rows(local_rows: Tensor, ranks: Dist, total: int) -> Tensor:
     """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must compute the same loss on it."""
-    bounds = [total * r // ranks.world for r in range(ranks.world + 1)]
-    rows = _GatherRows.apply(local_rows, ranks, [end - start for start, end in pairwise(bounds)])
+    sizes = [total * (r + 1) // ranks.world - total * r // ranks.world for r in range(ranks.world)]
+    rows = _GatherRows.apply(local_rows, ranks, sizes)
     assert isinstance(rows, Tensor)
     return rows
 
@@ -132,13 +124,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def check_precision(key: str, precision: str, device: torch.device) -> None:
     """Raises ValueError, naming `key`, for fp16 elsewhere than on a GPU."""
     if precision == "fp16" and device.type != "cuda":
-        raise ValueError(
-            f"{key}=fp16 needs a CUDA device, this run is on the {device.type.upper()}; bf16 or fp32 runs here"
-        )
-
-
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+        raise ValueError(f"{key}=fp16 needs a CUDA device, this run is on the {device.type.upper()}; bf16 runs here")
 
 
 @contextmanager
@@ -151,30 +137,41 @@ def join(device: str, timeout: float = 600.0) -> Iterator[Dist]:
 
     Raises:
         ValueError: CUDA was requested and is not available.
-        TimeoutError: a rank did not answer; names it.
+        TimeoutError, ConnectionError: a rank did not answer, or is gone; names it.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no CUDA device; auto uses the CPU then")
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(here)
         torch.backends.cudnn.deterministic = True  # two starts of one run take the same steps
-    this_device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if "RANK" not in os.environ or dist.is_initialized():
-        initialized = dist.is_initialized()
-        yield Dist(dist.get_rank() if initialized else 0, dist.get_world_size() if initialized else 1, this_device)
+        yield Dist(dist.get_rank(), dist.get_world_size(), here) if dist.is_initialized() else Dist(0, 1, here)
         return
-    group = _join(this_device, timedelta(seconds=timeout))
+
+    # torchrun runs already: it answers at once or never. It keeps one store over its restarts, and each job of a sweep joins a new
+    # group: a prefix of its own keeps the addresses of ended processes from being found.
+    c10d: Any = dist
+    restart, limit = os.environ.get("TORCHELASTIC_RESTART_COUNT"), timedelta(seconds=timeout)
+    patience = limit if restart is None else timedelta(seconds=RENDEZVOUS_SECONDS)
+    store, rank, world = next(iter(c10d.rendezvous("env://", timeout=patience)))
+    store.set_timeout(limit)
+    c10d.init_process_group(
+        "nccl" if cuda else "gloo", store=c10d.PrefixStore(f"nst/{restart or 0}/{next(_groups)}", store), rank=rank,
+        world_size=world, timeout=limit, device_id=here if cuda else None,
+    )  # fmt: skip
+    group = Dist(dist.get_rank(), dist.get_world_size(), here)
     try:
         yield group
     except RuntimeError as error:
-        text = str(error)
-        if "imed out" in text or "imeout" in text:
-            raise TimeoutError(f"{_lost(group)} did not answer for {timeout:g} s{_CONTINUE}") from error
-        if any(phrase in text for phrase in ("closed by peer", "reset by peer", "Broken pipe", "remote process")):
-            raise ConnectionError(f"{_lost(group)} is gone{_CONTINUE}") from error
-        raise
+        late, gone = "imed out" in str(error) or "imeout" in str(error), any(words in str(error) for words in GONE)
+        if not late and not gone:
+            raise
+        what = f"did not answer for {timeout:g} s (trainer.timeout)" if late else "is gone"
+        raise (TimeoutError if late else ConnectionError)(
+            f"{_lost(group)} {what}: stopped, killed, out of memory or cut off? The same command continues"
+        ) from error
     # Not after an error: then other ranks may be waiting for this one, and only the end of its process tells them.
     dist.destroy_process_group()
     if not cuda:
@@ -183,28 +180,8 @@ def join(device: str, timeout: float = 600.0) -> Iterator[Dist]:
         time.sleep(0.2)
 
 
-def _join(device: torch.device, timeout: timedelta) -> Dist:
-    c10d: Any = dist
-    # torchrun runs already: it answers at once or never
-    patience = timedelta(seconds=RENDEZVOUS_SECONDS) if "TORCHELASTIC_RESTART_COUNT" in os.environ else timeout
-    store, rank, world = next(iter(c10d.rendezvous("env://", timeout=patience)))
-    store.set_timeout(timeout)
-    # Each job of a sweep joins a new group, and torchrun keeps one store over its restarts: a prefix of its own keeps the
-    # addresses of ended processes from being found.
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    group_store = c10d.PrefixStore(f"nst/{restart}/{next(_groups)}", store)
-    cuda = device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", store=group_store, rank=rank, world_size=world, timeout=timeout,
-        device_id=device if cuda else None,
-    )  # fmt: skip
-    return Dist(dist.get_rank(), dist.get_world_size(), device)
-
-
-_CONTINUE = (
-    ": stopped, killed, out of memory or cut off? The same command continues from the last checkpoint; trainer.timeout sets how "
-    "long ranks wait"
-)
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _lost(ranks: Dist) -> str:

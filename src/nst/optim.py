@@ -36,13 +36,11 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     if unknown := [group for group in no_decay if group not in get_args(NoDecay)]:
         raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
     arguments = make.keywords if isinstance(make, partial) else {}
-    defaults = signature(make.func).parameters if isinstance(make, partial) else {}
-    for name, value in arguments.items():  # torch itself takes any text for a flag
-        default = defaults[name].default if name in defaults else None
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}; true or false is needed")
-        if isinstance(value, str) and (isinstance(default, float) or name == "lr"):
-            raise ValueError(f"{name} is {value!r}; a number is needed")
+    for name, p in signature(make.func).parameters.items() if isinstance(make, partial) else ():
+        if isinstance(value := arguments.get(name), str) and (name == "lr" or isinstance(p.default, bool | float)):
+            raise ValueError(
+                f"{name} is {value!r}; {'true or false' if isinstance(p.default, bool) else 'a number'} is needed"
+            )
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
     try:
@@ -51,10 +49,9 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise ValueError(f"{error}, with {given or 'no arguments'}") from error
-    if not isinstance(lr := optimizer.defaults.get("lr"), int | float) or isinstance(lr, bool):
-        raise ValueError(f"lr is {lr!r}; the schedule needs a number")
-    if not 0 <= (momentum := optimizer.defaults.get("momentum", 0)) < 1:
-        raise ValueError(f"momentum is {momentum}; 0 <= momentum < 1 is needed")
+    lr, momentum = optimizer.defaults.get("lr"), optimizer.defaults.get("momentum", 0)
+    if type(lr) not in (int, float) or not 0 <= momentum < 1:
+        raise ValueError(f"lr is {lr!r} and momentum is {momentum}; a number and 0 <= momentum < 1 are needed")
 
 
 def make_optimizer(
@@ -74,14 +71,28 @@ def make_optimizer(
     Raises:
         ValueError: a part that `module` does not have.
     """
-    factors, spared = rate_factors(module, lr_factors or {}), {id(p) for p in _spared(module, no_decay)}
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    factors = rate_factors(module, lr_factors or {})
+    spared = {
+        id(p)
+        for layer in module.modules()
+        for name, p in layer.named_parameters(recurse=False)
+        if ("norm" in no_decay and isinstance(layer, NORMS)) or ("bias" in no_decay and name == "bias")
+    }
+    by_kind: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
             kind = (factors.get(name, 1.0), id(p) in spared)
-            groups.setdefault(kind, {"params": []} | ({"weight_decay": 0.0} if kind[1] else {}))["params"].append(p)
-    kinds = sorted(groups, key=lambda kind: (kind[0] != 1, kind))
-    optimizer = _fused(make, [groups[kind] for kind in kinds])
+            by_kind.setdefault(kind, {"params": []} | ({"weight_decay": 0.0} if kind[1] else {}))["params"].append(p)
+    kinds = sorted(by_kind, key=lambda kind: (kind[0] != 1, kind))
+    groups = [by_kind[kind] for kind in kinds]
+    of, settings = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
+    plain = not {"fused", "foreach", "capturable", "differentiable"} & settings.keys()
+    if settings.get("dampening") or not getattr(of, "__module__", "").startswith("torch.optim"):
+        plain = False  # with dampening SGD's first step differs from the others
+    try:
+        optimizer = partial(make, fused=True)(groups) if plain else make(groups)
+    except (TypeError, RuntimeError):  # no fused code for this class or device
+        optimizer = make(groups)
     for group, (factor, _) in zip(optimizer.param_groups, kinds, strict=True):
         group["initial_lr"] = group["lr"] * factor if factor != 1 else group["lr"]
     if type(optimizer) is torch.optim.SGD:
@@ -93,10 +104,9 @@ def make_optimizer(
 
 
 def rate_factors(module: nn.Module, lr_factors: Mapping[str, float]) -> dict[str, float]:
-    """The factors of trainable parameters, by their names in `module`.
+    """The factors of trainable parameters, by their names in `module`, a `Distiller` or any network.
 
     Args:
-        module: a `Distiller`, or any network.
         lr_factors: part → factor. A part is a module's or a parameter's name in the student (`fc`, `layer3.0`), `loss.NAME` for what a loss
             learns, or `loss` for what all do; of several that hold a parameter the longest counts.
 
@@ -116,33 +126,10 @@ def rate_factors(module: nn.Module, lr_factors: Mapping[str, float]) -> dict[str
         held = [name for name, own in names.items() if f"{own}.".startswith(f"{part}.")]
         if not held:
             known = {own.rsplit(".", i)[0] for own in names.values() for i in range(own.count(".") + 1)}
-            nearest = difflib.get_close_matches(part, known, n=3, cutoff=0.4)
-            raise ValueError(
-                f"lr_factors: nothing that is trained is called {part!r}; {'nearest: ' + ', '.join(nearest) if nearest else 'a part such as fc'}"
-            )
+            nearest = ", ".join(difflib.get_close_matches(part, known, n=3, cutoff=0.4)) or "none; fc is such a part"
+            raise ValueError(f"lr_factors: nothing that is trained is called {part!r}; nearest: {nearest}")
         factors |= dict.fromkeys(held, lr_factors[part])
     return factors
-
-
-def _fused(make: MakeOptimizer, groups: list[Any]) -> torch.optim.Optimizer:
-    optimizer_class = make.func if isinstance(make, partial) else make
-    arguments = make.keywords if isinstance(make, partial) else {}
-    dampened = arguments.get("dampening", 0)  # then SGD's first step differs from the others
-    torch_class = getattr(optimizer_class, "__module__", "").startswith("torch.optim")
-    if torch_class and not dampened and not {"fused", "foreach", "capturable", "differentiable"} & arguments.keys():
-        try:
-            return partial(make, fused=True)(groups)
-        except (TypeError, RuntimeError):
-            pass  # no fused code for this class or device
-    return make(groups)
-
-
-def _spared(module: nn.Module, no_decay: Collection[str]) -> Iterable[nn.Parameter]:
-    for submodule in module.modules():
-        for name, parameter in submodule.named_parameters(recurse=False):
-            norm = "norm" in no_decay and isinstance(submodule, NORMS)
-            if parameter.requires_grad and (norm or ("bias" in no_decay and name == "bias")):
-                yield parameter
 
 
 class Schedule(Protocol):
@@ -164,10 +151,9 @@ class Warmup:
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
         """See `Schedule`."""
-        done = step / steps
-        if done < self.warmup:
+        if step / steps < self.warmup:
             return lr * (step + 1) / (math.ceil(self.warmup * steps) + 1)
-        return self.after(lr, done)
+        return self.after(lr, step / steps)
 
     def after(self, lr: float, done: float) -> float:
         """The rate after the rise; `done` is the fraction of the run."""
@@ -189,16 +175,12 @@ class Step(Warmup):
         """
         super().__init__(warmup)
         if any(not 0 < m < 1 for m in milestones):
-            raise ValueError(
-                f"milestones are {list(milestones)}; fractions of the run, each between 0 and 1, are needed "
-                "(for epochs 100 and 150 of 200 write [0.5,0.75])"
-            )
+            raise ValueError(f"milestones are {list(milestones)}; fractions of the run are needed, such as [0.5,0.75]")
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma is {gamma}; a factor above 0 and up to 1 is needed")
         self.milestones, self.gamma = sorted(milestones), gamma
 
     def after(self, lr: float, done: float) -> float:
-        """See `Warmup`."""
         return lr * self.gamma ** bisect_right(self.milestones, done)
 
 
@@ -206,9 +188,7 @@ class Cosine(Warmup):
     """Half a cosine from `lr` to 0."""
 
     def after(self, lr: float, done: float) -> float:
-        """See `Warmup`."""
-        position = (done - self.warmup) / (1 - self.warmup)
-        return lr * 0.5 * (1 + math.cos(math.pi * position))
+        return lr * 0.5 * (1 + math.cos(math.pi * ((done - self.warmup) / (1 - self.warmup))))
 
 
 class OneCycle(Warmup):
@@ -218,17 +198,14 @@ class OneCycle(Warmup):
         super().__init__(warmup)
 
     def after(self, lr: float, done: float) -> float:
-        """See `Warmup`."""
-        position = (done - self.warmup) / (1 - self.warmup)
-        return lr * (1 - position)
+        return lr * (1 - (done - self.warmup) / (1 - self.warmup))
 
 
 class AveragedWeights:
     """The averaged weights of a network: average ← decay · average + (1 − decay) · weights, after each step.
 
-    They start from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied.
-    `torch.optim.swa_utils.AveragedModel` is not used for two reasons: its copy of the network also copies the hooks of layers, and
-    on a GPU its counter is a host sync at each step.
+    They start from the initial weights. Floating buffers (BN statistics) are averaged, too; the others are copied. Unlike torch's
+    `AveragedModel` it copies no hooks, and on a GPU it does not wait.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
