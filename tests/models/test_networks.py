@@ -185,7 +185,7 @@ def test_input_bn_normalises_with_a_fixed_scale() -> None:
     [
         (CifarResNet, {"depth": 18}, r"depth=18: .* 6n \+ 2"),
         (CifarPreactResNet, {"depth": 111}, r"depth=111: .* 9n \+ 2"),
-        (WideResNet, {"depth": 20, "width": 2}, r"depth=20: .* 6n \+ 4"),
+        (WideResNet, {"depth": 20, "width": 2}, r"depth=20, .* 6n \+ 4"),
         (models.resnet20, {"shortcut": "C"}, "shortcut='C': use 'A'"),
         (models.inception_bn, {"bn_eps": 0.0}, r"bn_eps=0\.0"),
     ],

@@ -4,16 +4,15 @@ Parameter names and initial weights are those of RepDistiller's `models/vgg.py`,
 that published weights fit; its features f1, f2, … are the named stages here, and the pooled vector.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from nst.models.parts import he_normal_, name_layers, stage
+from nst.models.parts import Network, he_normal_, head, name_layers, stage, stages
 
 
-class CifarVGG(nn.Sequential):
+class CifarVGG(Network):
     """Five blocks of 3x3 convolutions with normalisation, max pooling after the first three, global average, one linear layer.
 
     A block ends in its last normalisation; the ReLU after it is a module of its own (`relu0` ... `relu4`). Blocks 1 to 4 are the
@@ -24,7 +23,7 @@ class CifarVGG(nn.Sequential):
     """
 
     def __init__(self, convolutions: int, num_classes: int = 10, in_channels: int = 3) -> None:
-        channels, parts = in_channels, OrderedDict[str, nn.Module]()
+        channels, parts = in_channels, dict[str, nn.Module]()
         for k, width in enumerate((64, 128, 256, 512, 512)):  # at H, W; H/2, W/2; H/4, W/4; H/8, W/8; H/8, W/8
             layers: list[nn.Module] = []
             for i in range(convolutions):
@@ -33,25 +32,18 @@ class CifarVGG(nn.Sequential):
             parts |= {f"block{k}": nn.Sequential(*layers), f"relu{k}": nn.ReLU()}
             parts |= {f"pool{k}": nn.MaxPool2d(2)} if k < 3 else {}
             channels = width
-        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
-        super().__init__(OrderedDict(parts, classifier=nn.Linear(512, num_classes)))
+        super().__init__(**parts, **head("classifier", 512, num_classes))
         self.named_layers = name_layers(
-            ["relu1", "relu2", "relu3", "relu4"],
-            pre_relu=["block1", "block2", "block3", "block4"],
-            pooled="classifier:input",
+            [f"relu{k}" for k in range(1, 5)], pre_relu=[f"block{k}" for k in range(1, 5)], pooled="classifier:input"
         )
         he_normal_(self)
         nn.init.normal_(self.get_parameter("classifier.weight"), std=0.01)
 
 
 class InvertedResidual(nn.Module):
-    """conv 1x1 - BN - ReLU - depthwise 3x3 - BN - ReLU - conv 1x1 - BN; plus the input where the shapes agree.
+    """conv 1x1, `expansion` times wider - BN - ReLU - depthwise 3x3 (with the stride) - BN - ReLU - conv 1x1 - BN.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: of the depthwise convolution.
-        expansion: how many times wider than the input the depthwise convolution is.
+    The input is added where the shapes agree.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
@@ -75,7 +67,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 
-class CifarMobileNetV2(nn.Sequential):
+class CifarMobileNetV2(Network):
     """A strided 3x3 stem, seven groups of inverted residuals, a 1x1 convolution, global average, one linear layer.
 
     It differs from Sandler et al. (2018): ReLU instead of ReLU6, no dropout, strides of 2 in the stem and before the third,
@@ -90,22 +82,19 @@ class CifarMobileNetV2(nn.Sequential):
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:
         channels, groups = int(32 * width), []
         stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
-        stem_bn = nn.BatchNorm2d(channels)
+        conv1 = nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU())
         for expansion, full, blocks, stride in (
             (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
         ):  # fmt: skip
             inputs, channels = channels, int(full * width)
             groups.append(stage(InvertedResidual, blocks, inputs, channels, stride, expansion))
-        last = nn.Conv2d(channels, 1280, 1, bias=False)
         super().__init__(
-            OrderedDict(
-                conv1=nn.Sequential(stem, stem_bn, nn.ReLU()),  # [B, 32 width, H/2, W/2]
-                blocks=nn.Sequential(*groups),  # [B, 320 width, H/16, W/16]
-                conv2=nn.Sequential(last, nn.BatchNorm2d(1280), nn.ReLU()),
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                classifier=nn.Sequential(nn.Linear(1280, num_classes)),
-            )
+            conv1=conv1,  # [B, 32 width, H/2, W/2]
+            blocks=nn.Sequential(*groups),  # [B, 320 width, H/16, W/16]
+            conv2=nn.Sequential(nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU()),
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Sequential(nn.Linear(1280, num_classes)),
         )
         self.named_layers = name_layers(["blocks.1", "blocks.2", "blocks.4", "blocks.6"], pooled="classifier.0:input")
         he_normal_(self)
@@ -202,7 +191,7 @@ class DownUnit(nn.Module):
         return self.shuffle(self.relu2(torch.cat([left, right], dim=1)))
 
 
-class _ShuffleNet(nn.Sequential):
+class _ShuffleNet(Network):
     """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear.
 
     No max pooling: 32x32 images end at 4x4. The benchmark sets no initial weights, so all are PyTorch's draw.
@@ -217,19 +206,12 @@ class _ShuffleNet(nn.Sequential):
         num_classes: int,
         in_channels: int,
     ) -> None:
-        parts = OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(in_channels, 24, 1, bias=False),  # [B, 24, H, W]
-            bn1=nn.BatchNorm2d(24),
-            relu1=nn.ReLU(),
-            layer1=stage(unit, 4, 24, widths[0], 2),  # at H/2, W/2
-            layer2=stage(unit, 8, widths[0], widths[1], 2),  # at H/4, W/4
-            layer3=stage(unit, 4, widths[1], widths[2], 2),  # at H/8, W/8
-        )
+        stem = {"conv1": nn.Conv2d(in_channels, 24, 1, bias=False), "bn1": nn.BatchNorm2d(24), "relu1": nn.ReLU()}
+        parts: dict[str, nn.Module] = {**stem, **stages(unit, (4, 8, 4), (24, *widths), 2)}
         if features is not None:
             parts |= {"conv2": nn.Conv2d(widths[2], features, 1, bias=False)}
             parts |= {"bn2": nn.BatchNorm2d(features), "relu2": nn.ReLU()}
-        parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
-        super().__init__(OrderedDict(parts, linear=nn.Linear(features or widths[2], num_classes)))
+        super().__init__(**parts, **head("linear", features or widths[2], num_classes))
         self.named_layers = name_layers(
             ["layer1", "layer2", "layer3"],
             pre_relu=[f"layer{k}.{last}.{last_relu}:input" for k, last in ((1, 3), (2, 7), (3, 3))],

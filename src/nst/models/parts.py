@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
@@ -10,6 +11,15 @@ from torch import nn
 
 BN_EPS = 1e-5
 """PyTorch's default. MXNet's pre-activation ResNets and the paper's Inception-BN have 2e-5."""
+
+
+class Network(nn.Sequential):
+    """Layers by name, one after the other: images [B, in_channels, H, W] -> logits [B, num_classes]."""
+
+    named_layers: dict[str, str]
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__(OrderedDict(layers))
 
 
 def name_layers(
@@ -34,49 +44,54 @@ def name_layers(
 def stage(
     block: Callable[..., nn.Module], blocks: int, in_channels: int, out_channels: int, stride: int, *arguments: Any
 ) -> nn.Sequential:
-    """`blocks` blocks in a row: the first from `in_channels` at `stride`, the others from `out_channels` at 1.
-
-    Args:
-        block: called with the channels of its input and output, its stride, and `arguments`.
-    """
+    """`blocks` blocks in a row, each called with its input's and output's channels, stride (of all but the first 1) and `arguments`."""
     first = block(in_channels, out_channels, stride, *arguments)
     return nn.Sequential(first, *(block(out_channels, out_channels, 1, *arguments) for _ in range(blocks - 1)))
 
 
-def he_normal_(model: nn.Module, zero_linear_bias: bool = True) -> None:
-    """Draw convolutions from N(0, 2 / fan-out), as the published ResNets, wide ResNets and VGGs do, in place.
-
-    Their biases become zero; linear layers keep PyTorch's draw of the weights. Normalisation layers keep PyTorch's own: scale 1,
-    shift 0.
+def stages(
+    block: Callable[..., nn.Module], blocks: Sequence[int], channels: Sequence[int], stride: int, *arguments: Any
+) -> dict[str, nn.Module]:
+    """The stages "layer1" … of these numbers of blocks, between these numbers of channels; all but the first halve the map.
 
     Args:
-        model: the network.
+        stride: of the first stage.
+    """
+    return {
+        f"layer{k + 1}": stage(block, count, channels[k], channels[k + 1], 2 if k else stride, *arguments)
+        for k, count in enumerate(blocks)
+    }
+
+
+def head(name: str, features: int, num_classes: int) -> dict[str, nn.Module]:
+    """Global average, and a linear layer of this name."""
+    return {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), name: nn.Linear(features, num_classes)}
+
+
+def he_normal_(model: nn.Module, mode: str = "fan_out", linear: bool = False, zero_linear_bias: bool = True) -> None:
+    """Draw convolutions from N(0, 2 / fan), in place; their biases become zero.
+
+    Fan-out is what the published ResNets, wide ResNets and VGGs have; fan-in with `linear` is MXNet's Xavier (Gaussian, magnitude
+    2), with which the paper's networks start.
+
+    Args:
+        linear: draw the weights of linear layers so, too, instead of keeping PyTorch's draw of them.
         zero_linear_bias: set the biases of linear layers to zero too, instead of keeping PyTorch's draw of them.
     """
-    zeroed = (nn.Conv2d, nn.Linear) if zero_linear_bias else (nn.Conv2d,)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, zeroed) and module.bias is not None:
+        is_linear = isinstance(module, nn.Linear)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if linear or not is_linear:
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")  # pyright: ignore[reportArgumentType]
+        if module.bias is not None and (zero_linear_bias or not is_linear):
             nn.init.zeros_(module.bias)
-
-
-def xavier_gaussian_(model: nn.Module) -> None:
-    """Draw convolutions and linear layers from N(0, 2 / fan-in), in place; every bias becomes zero.
-
-    It is MXNet's Xavier (Gaussian, fan-in, magnitude 2), with which the paper's networks start.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def set_bn_eps(model: nn.Module, eps: float) -> None:
     """Set ε, which is added to the variance, in every batch normalisation. Raises ValueError unless it is a positive number."""
     if not 0 < eps < math.inf:
-        raise ValueError(f"bn_eps={eps}: it is added to a variance and must be positive, such as {BN_EPS:g}")
+        raise ValueError(f"bn_eps={eps}: a positive number, such as {BN_EPS:g}, is needed")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = eps

@@ -4,13 +4,12 @@ Parameter names (`conv1`, `bn1`, `layer1.0.conv1`, ..., `fc`) are those that mos
 shortcuts (`layer2.0.downsample.0`) those of CRD's benchmark load.
 """
 
-from collections import OrderedDict
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.models.parts import he_normal_, name_layers, stage
+from nst.models.parts import Network, he_normal_, head, name_layers, stages
 
 Shortcut = Literal["A", "B"]
 Init = Literal["zero_bias", "crd"]
@@ -61,7 +60,7 @@ class BasicBlock(nn.Module):
         return self.relu2(out + self.downsample(x))
 
 
-class CifarResNet(nn.Sequential):
+class CifarResNet(Network):
     """A stem, three stages of basic blocks at full, half and quarter resolution, global average, one linear layer.
 
     CRD's benchmark (RepDistiller's `models/resnet.py`) has `shortcut="B"` and `init="crd"`.
@@ -87,26 +86,18 @@ class CifarResNet(nn.Sequential):
         widths: tuple[int, int, int, int] = (16, 16, 32, 64),
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(
-                f"depth={depth}: a CIFAR ResNet has 6n + 2 layers, n >= 1 (8, 14, 20, 32, 44, 56, 110, ...)"
-            )
+            raise ValueError(f"depth={depth}: a CIFAR ResNet has 6n + 2 layers, n >= 1 (8, 14, 20, 32, ...)")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut={shortcut!r}: use 'A' (zero padding) or 'B' (1x1 convolution)")
         if init not in ("zero_bias", "crd"):
             raise ValueError(f"init={init!r}: use 'zero_bias' or 'crd' (the linear layer's bias drawn as PyTorch does)")
         blocks = (depth - 2) // 6
         super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),  # [B, stem, H, W]
-                bn1=nn.BatchNorm2d(widths[0]),
-                relu=nn.ReLU(),
-                layer1=stage(BasicBlock, blocks, widths[0], widths[1], 1, shortcut),  # [B, C1, H, W]
-                layer2=stage(BasicBlock, blocks, widths[1], widths[2], 2, shortcut),  # [B, C2, H/2, W/2]
-                layer3=stage(BasicBlock, blocks, widths[2], widths[3], 2, shortcut),  # [B, C3, H/4, W/4]
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                fc=nn.Linear(widths[3], num_classes),
-            )
+            conv1=nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(widths[0]),
+            relu=nn.ReLU(),
+            **stages(BasicBlock, [blocks] * 3, widths, 1, shortcut),
+            **head("fc", widths[3], num_classes),
         )
         self.named_layers = name_layers(
             ["layer1", "layer2", "layer3"],
@@ -143,7 +134,7 @@ class Bottleneck(nn.Module):
         return self.relu3(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
-class CifarBottleneckResNet(nn.Sequential):
+class CifarBottleneckResNet(Network):
     """ResNet-50 for small images, as CRD's benchmark builds it (RepDistiller's `models/resnetv2.py`): a teacher there.
 
     The ImageNet network with a 3x3 stem of stride 1 and no max pooling: its four stages run at 1, 1/2, 1/4 and 1/8 of the
@@ -157,18 +148,11 @@ class CifarBottleneckResNet(nn.Sequential):
         self, num_classes: int = 10, in_channels: int = 3, blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     ) -> None:
         super().__init__(
-            OrderedDict(
-                conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),  # [B, 64, H, W]
-                bn1=nn.BatchNorm2d(64),
-                relu=nn.ReLU(),
-                layer1=stage(Bottleneck, blocks[0], 64, 256, 1),  # [B, 256, H, W]
-                layer2=stage(Bottleneck, blocks[1], 256, 512, 2),  # [B, 512, H/2, W/2]
-                layer3=stage(Bottleneck, blocks[2], 512, 1024, 2),  # [B, 1024, H/4, W/4]
-                layer4=stage(Bottleneck, blocks[3], 1024, 2048, 2),  # [B, 2048, H/8, W/8]
-                avgpool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                linear=nn.Linear(2048, num_classes),
-            )
+            conv1=nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(64),
+            relu=nn.ReLU(),
+            **stages(Bottleneck, blocks, (64, 256, 512, 1024, 2048), 1),
+            **head("linear", 2048, num_classes),
         )
         self.named_layers = name_layers(
             [f"layer{k}" for k in (1, 2, 3, 4)],
