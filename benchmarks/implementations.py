@@ -1,14 +1,17 @@
-"""NST as this project and as others compute it: one case, a setting and a method, forward + backward, in a process of its own.
+"""NST as this project and as others compute it: forward + backward of each setting and method, in a process of its own.
 
-`python -m benchmarks.implementations '{"setting": "crd", ...}'` prints the measurement as one line of JSON. "broadcast" is NST as it is usually
-written, every pair broadcast over the positions; "pairwise" has all pairs by one matrix product.
+"broadcast" is NST as it is usually written, every pair broadcast over the positions; "pairwise" has all pairs by one matrix product.
 """
 
+import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median, quantiles
 
 import torch
 from torch import Tensor
@@ -85,44 +88,36 @@ BASELINES = {
 METHODS = (*OURS, *BASELINES)
 
 
-def broadcast_bytes(loss: str, setting: Setting) -> int:
-    """About what the broadcast implementation holds at its peak, for one image."""
-    own, cross = setting.student**2, setting.student * setting.teacher
-    return 4 * setting.side**2 * (2 * max(own, cross) + (own + cross if loss == "gaussian" else 0))
-
-
 def ours(loss: TransferLoss) -> Forward:
     """Student's and teacher's feature → value."""
     return lambda student, teacher: loss(student, loss.target(teacher, tuple(student.shape[1:])))
 
 
-def make_step(name: str, setting: Setting, batch: int, device: str, compiled: bool) -> Callable[[], Tensor]:
-    """A function that runs forward (teacher's side included) and backward once, and returns the value."""
-    channels = setting.teacher if name == "fitnet" else setting.student
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (
-        torch.randn(batch, c, setting.side, setting.side, generator=generator).to(device)
-        for c in (channels, setting.teacher)
-    )
-    student.requires_grad_(True)
-    forward = BASELINES[name] if name in BASELINES else ours(OURS[name]())
-    forward = torch.compile(forward) if compiled else forward
-
-    def step() -> Tensor:
-        student.grad = None
-        value = forward(student, teacher)
-        value.backward()
-        return value.detach()
-
-    return step
-
-
 def main(case: Row) -> Row:
-    """Measures one case: setting, method, batch, device, compiled, seconds, repeats. The memory is that of all runs, the first included."""
-    setting, device = SETTINGS[case["setting"]], case["device"]
-    # Two images first: libraries load, threads start, a graph compiles.
-    make_step(case["method"], setting, 2, device, False)()
-    step, times = make_step(case["method"], setting, case["batch"], device, case["compiled"]), []
+    """Measure one case: setting, method, batch, device, compiled, seconds, repeats. The memory is that of all runs, the first included."""
+    name, setting, device = case["method"], SETTINGS[case["setting"]], case["device"]
+    channels = setting.teacher if name == "fitnet" else setting.student
+
+    def made(batch: int, compiled: bool) -> Callable[[], Tensor]:
+        """A function that runs forward (teacher's side included) and backward once, and returns the value."""
+        draws, shape = torch.Generator().manual_seed(0), (setting.side, setting.side)
+        student, teacher = (
+            torch.randn(batch, c, *shape, generator=draws).to(device) for c in (channels, setting.teacher)
+        )
+        student.requires_grad_(True)
+        forward = BASELINES[name] if name in BASELINES else ours(OURS[name]())
+        forward = torch.compile(forward) if compiled else forward
+
+        def step() -> Tensor:
+            student.grad = None
+            value = forward(student, teacher)
+            value.backward()
+            return value.detach()
+
+        return step
+
+    made(2, False)()  # two images first: libraries load, threads start
+    step, times = made(case["batch"], case["compiled"]), []
     if case["compiled"]:
         step()
 
@@ -133,6 +128,62 @@ def main(case: Row) -> Row:
             times.append(round(1e3 * timed(step, device)[0], 4))
 
     return {"extra_bytes": peak_bytes(runs, device), "milliseconds": times, "value": step().item()}
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    """Every setting and method; speed-up and memory against the broadcast implementation of the same loss, image for image.
+
+    A case that fails (out of memory) says so in its row.
+    """
+    rows: list[Row] = []
+    cases = [(s, m, c) for s in arguments.settings for m in arguments.methods for c in (False, True)]
+    for name, method, compiled in cases:
+        if compiled and not (arguments.compile and method in OURS):
+            continue
+        setting, loss = SETTINGS[name], method.partition("-")[0]
+        batch = setting.batch
+        if method.endswith("-broadcast"):  # cut to about what fits
+            own, cross = setting.student**2, setting.student * setting.teacher
+            held = 4 * setting.side**2 * (2 * max(own, cross) + (own + cross if loss == "gaussian" else 0))
+            batch = max(1, min(batch, int(arguments.memory_gb * 1e9 / held)))
+        print(f"{name} · {method}{' · compiled' * compiled}", file=sys.stderr)
+        case = {
+            "setting": name, "method": method, "batch": batch, "device": arguments.device, "compiled": compiled,
+            "seconds": arguments.seconds, "repeats": arguments.repeats,
+        }  # fmt: skip
+        command = [sys.executable, "-m", "benchmarks.implementations", json.dumps(case)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        rows.append({**case, "loss": loss, "ours": method in OURS})
+        if done.returncode:
+            rows[-1]["error"] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        times, extra = found["milliseconds"], found["extra_bytes"] / 1e6
+        low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+        rows[-1] |= {
+            "n": len(times), "median_ms": median(times), "quartiles_ms": [low, high], "range_ms": [min(times), max(times)],
+            "ms_per_image": median(times) / batch, "extra_mb": extra, "mb_per_image": extra / batch, "value": found["value"],
+        }  # fmt: skip
+    good = [row for row in rows if "error" not in row]
+    broadcast = {(r["setting"], r["loss"]): r for r in good if r["method"].endswith("-broadcast")}
+    for row in good:
+        if (base := broadcast.get((row["setting"], row["loss"]))) is not None:
+            row["speedup"] = base["ms_per_image"] / row["ms_per_image"]
+            if row["mb_per_image"] > 0:
+                row["memory_reduction"] = base["mb_per_image"] / row["mb_per_image"]
+    return rows
+
+
+def cells(row: Row) -> list[str]:
+    """One row of the table."""
+    name = row["method"] + (" · compiled" if row["compiled"] else "")
+    if "error" in row:
+        return [name, str(row["batch"]), row["error"][:40], *[""] * 4]
+    low, high = row["quartiles_ms"]
+    ratios = [f"{row[key]:.1f}×" if key in row else "" for key in ("speedup", "memory_reduction")]
+    times = f"{row['median_ms']:.1f} ({low:.1f}–{high:.1f})"
+    return [name, str(row["batch"]), times, str(row["n"]), f"{row['extra_mb']:.0f}", *ratios]
 
 
 if __name__ == "__main__":

@@ -1,41 +1,190 @@
 """`nst benchmark losses`: time and memory of forward + backward.
 
-NST's implementations beside the broadcast one, every loss beside a training step, and its memory at 1,000 classes.
+NST's implementations beside the broadcast one; every loss alone beside a plain student's training step, in the setting of CRD's benchmark
+(ResNet-56 → ResNet-20 on CIFAR-100); and its memory at 1,000 classes.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
+from time import perf_counter
 
+import hydra
 import torch
-from rich.console import Console
+from hydra import initialize_config_dir
 
-from benchmarks import loss_steps
-from benchmarks.implementations import METHODS, OURS, SETTINGS, Setting, broadcast_bytes
-from benchmarks.measure import Row, ceilings, machine, show, write
+from benchmarks import implementations
+from benchmarks.measure import Row, machine, peak_bytes, ratio, show, timed, write
+from benchmarks.step import IMAGE, noise
+from nst import build
+from nst.config import CONFIGS, RunConfig
+from nst.dist import Dist
+from nst.distiller import Distiller, Targets
+from nst.layers import LOGITS, LayerHooks
+from nst.loop import Training
+from nst.losses import ABKD, CATKD, DKD, KD, MGD, NKD, OFA, RLD, SDD, TTM, WKDF, WKDL, TransferLoss
 
-ALLOCATORS = {
-    "default": {},
-    # glibc keeps large blocks instead of returning each to the system: no page is touched anew on every call
-    "lifted": {"MALLOC_MMAP_THRESHOLD_": "17179869184", "MALLOC_TRIM_THRESHOLD_": "17179869184"},
-}
-PARTS = ("implementations", "steps", "memory")
 HELP = "the losses: NST's implementations beside the broadcast one, and every loss beside a training step"
+PAIR, BATCH, CLASSES = "crd/resnet56-resnet20", 64, 100
+IMAGES = 50_000  # of the training set: the rows of CRD's memory banks
+
+# The words that choose each loss as CRD's benchmark or its authors run it. NST's other kernels as its polynomial one there.
+LOSSES: dict[str, tuple[str, ...]] = {name: (f"loss=crd/{name}",) for name in ("kd", "dkd", "dist", "at", "fitnet")}
+for _name in ("nst_linear", "nst_poly", "nst_gaussian"):
+    LOSSES[_name] = (f"loss={_name}", f"loss.{_name}.layers=stages", f"loss.{_name}.convention=crd")
+LOSSES |= {name: (f"loss=crd/{name}",) for name in ("sp", "rkd", "pkt", "cc", "vid", "crd", "review")}
+LOSSES |= {
+    name: (f"loss={name}",) for name in ("ttm", "wttm", "nkd", "rld", "abkd", "wkd_l", "wkd_f", "cat_kd", "sdd", "mgd")
+}
+_layers = [f"{{teacher: logits, student: {layer}}}" for layer in ("stage1", "stage2", "stage3", "logits")]
+LOSSES["ofa"] = ("loss=ofa", f"loss.ofa.layers=[{','.join(_layers)}]")
+
+# What each loss takes of an image at 1,000 classes: ResNet-34 → ResNet-18 on ImageNet.
+LAST, MAP, LOGITS_1000 = (512, 7, 7), (1000, 7, 7), (1000,)
+ON_LOGITS = {
+    "kd": KD(), "dkd": DKD(), "ttm": TTM(), "wttm": TTM(weighted=True), "nkd": NKD(), "rld": RLD(), "abkd": ABKD(),
+    "wkd_l": WKDL(temperature=2.0, transport=30.0),
+}  # fmt: skip
+LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+    **{name: (loss, [LOGITS_1000], [LOGITS_1000]) for name, loss in ON_LOGITS.items()},
+    "wkd_f": (WKDF(2.0, 4, "bottleneck"), [LAST], [LAST]),
+    "cat_kd": (CATKD(4, normalize=False), [MAP], [MAP]),
+    "sdd": (SDD(), [MAP], [MAP]),
+    "sdd dkd": (SDD("dkd", (1, 2, 4), 1.0, 1.0, 0.5), [MAP], [MAP]),
+    "mgd": (MGD(), [LAST], [LAST]),
+    "ofa": (OFA(), [(64, 56, 56), (128, 28, 28), (256, 14, 14), LAST, LOGITS_1000], [LOGITS_1000] * 5),
+}
+LARGE_BATCH = 256
+
+
+def settings_of(*overrides: str) -> RunConfig:
+    """The settings of a run of this pair of networks; no data is needed."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return build.settings(hydra.compose("config", [f"experiment={PAIR}", *overrides]))
+
+
+def plain_step(device: str) -> Callable[[], object]:
+    """A training step of the student without a teacher, its batch included."""
+    settings = settings_of("loss=ce", "optim.lr=0")  # the noise does no harm
+    student = build.networks(settings).distiller
+    loader = noise(4 * BATCH, CLASSES).train.loader(BATCH, train=True, device=device, channels_last=True)
+    dist = Dist(0, 1, torch.device(device))
+    training = Training(student, loader, **build.optimization(settings), settings=settings.trainer, dist=dist)
+    batches = (batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
+    return lambda: training.step(next(batches), {})
+
+
+def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[], torch.Tensor], Distiller]:
+    """Forward and backward of one loss from the features of a batch on, the teacher's target included; and what holds the loss."""
+    torch.manual_seed(0)
+    settings = settings_of(*LOSSES[name])
+    networks = build.networks(settings)
+    distiller, teacher = networks.distiller, networks.teacher
+    assert teacher is not None
+    build.init_memory(settings, distiller, images)
+    for loss in distiller.losses.values():
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.rand(CLASSES, CLASSES))  # pyright: ignore[reportCallIssue]
+    distiller.to(device).to(memory_format=torch.channels_last).train()
+    batch = torch.randn(BATCH, *IMAGE, device=device).to(memory_format=torch.channels_last)
+    (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
+    layers = LayerHooks(teacher.to(device).to(memory_format=torch.channels_last), [pair.teacher for pair in term.pairs])
+    with torch.no_grad():
+        teacher_features = {LOGITS: teacher(batch)} | layers.read()
+        student_features = {LOGITS: distiller.student(batch)} | distiller.hooks.read()
+    leaves = {layer: feature.detach().requires_grad_(True) for layer, feature in student_features.items()}
+    context = {
+        "labels": torch.randint(CLASSES, (BATCH,), device=device), "index": torch.randperm(images)[:BATCH].to(device),
+        "epoch": torch.tensor(100.0, device=device), "progress": torch.tensor(0.5, device=device),
+    }  # fmt: skip
+    steps = iter(range(1_000_000))
+
+    def step() -> torch.Tensor:
+        for tensor in (*leaves.values(), *distiller.losses.parameters()):
+            tensor.grad = None
+        targets: Targets = {
+            spec.key: spec.loss.target(teacher_features[spec.layer], spec.student_shape)
+            for spec in distiller.target_specs
+        }
+        seed = torch.tensor(next(steps))
+        value = term.weight * distiller.value(term, leaves, targets, {**context, "seed": seed})
+        value.backward()
+        return value.detach()
+
+    return step, distiller
+
+
+def measure(losses: list[str], device: str, seconds: float, repeats: int) -> list[Row]:
+    """All losses and the plain step in turns, in this process, at least `repeats` times and for `seconds` a loss.
+
+    Returns:
+        Of each loss its layers and value, what a pass needs besides what is there and what it keeps (parameters, memory banks),
+        medians of clock and processor time in ms, and its share of the plain step: the median of the turns'.
+    """
+    plain, made = plain_step(device), {name: loss_step(name, device) for name in losses}
+    plain()
+    rows: dict[str, Row] = {}
+    for name, (step, distiller) in made.items():
+        step()  # what is made once is there, and CRD's Z is set
+        extra, state = peak_bytes(step, device), (*distiller.losses.parameters(), *distiller.losses.buffers())
+        (term,) = (term for term in distiller.terms if term.loss.source == "teacher")
+        rows[name] = {
+            "loss": name, "layers": [pair.student for pair in term.pairs], "value": step().item(), "extra_mb": extra / 1e6,
+            "state_mb": sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6,
+        }  # fmt: skip
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ("", *losses)}  # "": the plain step
+    begin, done = perf_counter(), 0
+    while done < repeats or perf_counter() - begin < seconds * len(losses):
+        for name, step in {"": plain, **{name: step for name, (step, _) in made.items()}}.items():
+            turns[name].append(timed(step, device))
+        done += 1
+    plain_clock, plain_processor = zip(*turns.pop(""), strict=True)
+    for name, times in turns.items():
+        clock, processor = zip(*times, strict=True)
+        share = [a / b for a, b in zip(clock, plain_clock, strict=True)]
+        low, _, high = quantiles(share, n=4, method="inclusive") if len(share) > 1 else share * 3
+        rows[name] |= {
+            "n": done, "median_ms": 1e3 * median(clock), "processor_ms": 1e3 * median(processor),
+            "plain_ms": 1e3 * median(plain_clock), "plain_processor_ms": 1e3 * median(plain_processor),
+            "share": median(share), "share_quartiles": [low, high],
+            "share_by_processor_time": ratio(processor, plain_processor),
+        }  # fmt: skip
+    return [*rows.values()]
+
+
+def measure_memory(device: str) -> list[Row]:
+    """What forward and backward of each loss need besides features and targets at 1,000 classes and batch 256."""
+    rows: list[Row] = []
+    for name, (loss, students, teachers) in LARGE.items():
+        torch.manual_seed(0)
+        loss.setup(*((students, teachers) if loss.all_layers else (students[0], teachers[0])))
+        if loss.teacher_layer is not None:
+            loss.init_teacher(torch.rand(1000, 1000))
+        loss.to(device)
+        inputs = [torch.randn(LARGE_BATCH, *shape, device=device, requires_grad=True) for shape in students]
+        targets = [
+            loss.target(torch.randn(LARGE_BATCH, *shape, device=device), own)
+            for own, shape in zip(students, teachers, strict=True)
+        ]
+        context = {
+            "labels": torch.randint(1000, (LARGE_BATCH,), device=device), "index": torch.arange(LARGE_BATCH, device=device),
+            "epoch": torch.tensor(1.0, device=device), "seed": torch.tensor(1),
+        }  # fmt: skip
+        given = [target | {key: context[key] for key in loss.inputs} for target in targets]
+        arguments = (inputs, given) if loss.all_layers else (inputs[0], given[0])
+        loss(*arguments).backward()  # gradients are there: only what comes and goes is measured
+        extra = peak_bytes(lambda loss=loss, arguments=arguments: loss(*arguments).backward(), device)
+        rows.append({"loss": name, "extra_mb": extra / 1e6})
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `losses`."""
     choices = {
-        "parts": PARTS,
-        "losses": loss_steps.LOSSES,
-        "settings": SETTINGS,
-        "methods": METHODS,
-        "allocators": ALLOCATORS,
-    }
+        "parts": ("implementations", "steps", "memory"), "losses": LOSSES, "settings": implementations.SETTINGS,
+        "methods": implementations.METHODS,
+    }  # fmt: skip
     for name, values in choices.items():
         parser.add_argument(f"--{name}", nargs="+", default=list(values), choices=list(values))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
@@ -53,105 +202,33 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, write the JSON."""
     report: Row = {"machine": machine(arguments.device)}
     if "implementations" in arguments.parts:
-        report["rows"] = measure_implementations(arguments)
-        for allocator, setting in dict.fromkeys((row["allocator"], row["setting"]) for row in report["rows"]):
-            rows = [row for row in report["rows"] if (row["allocator"], row["setting"]) == (allocator, setting)]
-            title = f"{SETTINGS[setting]} · {allocator} allocator"
+        report["rows"] = implementations.measure(arguments)
+        for name in arguments.settings:
+            rows = [implementations.cells(row) for row in report["rows"] if row["setting"] == name]
+            title = str(implementations.SETTINGS[name])
             columns = (
-                "method" if not arguments.markdown else title,
+                title if arguments.markdown else "method",
                 "B",
                 "ms (quartiles)",
                 "n",
                 "MB",
                 "speed-up",
                 "memory",
-                "roofline",
             )
-            show(title, columns, [cells(row) for row in rows], arguments.markdown)
+            show(title, columns, rows, arguments.markdown)
     if "steps" in arguments.parts:
-        report["steps"] = loss_steps.measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
-        title = f"{loss_steps.PAIR}, batch {loss_steps.BATCH}: the loss alone beside the plain student's step"
+        report["steps"] = measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
+        rows = [
+            [row["loss"], ", ".join(row["layers"]), f"{row['median_ms']:.2f}", f"{row['share']:.1%}",
+             f"{row['share_by_processor_time']:.1%}", f"{row['extra_mb']:.1f}", f"{row['state_mb']:.1f}"]
+            for row in report["steps"]
+        ]  # fmt: skip
+        title = f"{PAIR}, batch {BATCH}: the loss alone beside the plain student's step"
         columns = ("loss", "layers", "ms", "of the step", "by processor time", "MB", "kept, MB")
-        show(title, columns, [loss_steps.cells(row) for row in report["steps"]], arguments.markdown)
+        show(title, columns, rows, arguments.markdown)
     if "memory" in arguments.parts:
-        report["memory"] = loss_steps.measure_memory(arguments.device)
-        title = f"1,000 classes, batch {loss_steps.LARGE_BATCH}: memory of forward and backward"
+        report["memory"] = measure_memory(arguments.device)
+        title = f"1,000 classes, batch {LARGE_BATCH}: memory of forward and backward"
         rows = [(row["loss"], f"{row['extra_mb']:.0f}") for row in report["memory"]]
         show(title, ("loss", "MB"), rows, arguments.markdown)
     write(report, arguments.json)
-
-
-def measure_implementations(arguments: argparse.Namespace) -> list[Row]:
-    """Every setting and method; speed-up and memory against the broadcast implementation of the same loss, image for image."""
-    rows: list[Row] = []
-    for allocator in arguments.allocators if arguments.device == "cpu" else ["default"]:
-        for setting in arguments.settings:
-            for method in arguments.methods:
-                for compiled in (False, True) if arguments.compile and method in OURS else (False,):
-                    Console(stderr=True).print(
-                        f"{setting} · {method}{' · compiled' * compiled} · {allocator}", style="dim"
-                    )
-                    rows.append(measure_case(arguments, allocator, setting, method, compiled))
-    good = [row for row in rows if "error" not in row]
-    limits = ceilings() if arguments.device == "cuda" else {}
-    broadcast = {(r["allocator"], r["setting"], r["loss"]): r for r in good if r["method"].endswith("-broadcast")}
-    for row in good:
-        base = broadcast.get((row["allocator"], row["setting"], row["loss"]))
-        if base is not None:
-            row["speedup"] = base["ms_per_image"] / row["ms_per_image"]
-            if row["mb_per_image"] > 0:
-                row["memory_reduction"] = base["mb_per_image"] / row["mb_per_image"]
-        if limits and row["ours"]:
-            moved, operations = work(row["loss"], SETTINGS[row["setting"]])
-            seconds = row["ms_per_image"] / 1e3
-            row["share_of_bandwidth"] = moved / seconds / limits["bytes_per_second"]
-            row["share_of_flops"] = operations / seconds / limits["flops_per_second"]
-    return rows
-
-
-def measure_case(arguments: argparse.Namespace, allocator: str, name: str, method: str, compiled: bool) -> Row:
-    """One case in a process of its own; a case that fails (out of memory) says so in its row."""
-    setting, loss = SETTINGS[name], method.partition("-")[0]
-    batch = setting.batch
-    if method.endswith("-broadcast"):
-        batch = max(1, min(batch, int(arguments.memory_gb * 1e9 / broadcast_bytes(loss, setting))))
-    case = {
-        "setting": name, "method": method, "batch": batch, "device": arguments.device, "compiled": compiled,
-        "seconds": arguments.seconds, "repeats": arguments.repeats,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.implementations", json.dumps(case)]
-    environment = {**os.environ, **ALLOCATORS[allocator], "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    row: Row = {**case, "allocator": allocator, "loss": loss, "ours": method in OURS}
-    if done.returncode:
-        return {**row, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    found = json.loads(done.stdout.splitlines()[-1])
-    times, extra = found["milliseconds"], found["extra_bytes"] / 1e6
-    low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return {
-        **row, "n": len(times), "median_ms": median(times), "quartiles_ms": [low, high], "range_ms": [min(times), max(times)],
-        "ms_per_image": median(times) / batch, "extra_mb": extra, "mb_per_image": extra / batch, "value": found["value"],
-    }  # fmt: skip
-
-
-def work(loss: str, setting: Setting) -> tuple[float, float]:
-    """Bytes that must move and float32 operations of one image: S is read twice, T once, the gradient written."""
-    n, c_s, c_t = setting.side**2, setting.student, setting.teacher
-    moved = 4.0 * n * (3 * (c_t if loss == "fitnet" else c_s) + c_t)
-    products = {
-        "poly": min(n * (2 * c_s + c_t), 3 * c_s**2 + c_t**2 + 2 * c_s * c_t),
-        "gaussian": 2 * c_s**2 + c_t**2 + 2 * c_s * c_t,
-    }
-    return moved, 2.0 * n * products.get(loss, 3 * c_s + c_t)
-
-
-def cells(row: Row) -> list[str]:
-    """One row of the table of implementations."""
-    name = row["method"] + (" · compiled" if row["compiled"] else "")
-    if "error" in row:
-        return [name, str(row["batch"]), row["error"][:40], *[""] * 5]
-    low, high = row["quartiles_ms"]
-    ratios = [f"{row[key]:.1f}×" if key in row else "" for key in ("speedup", "memory_reduction")]
-    roofline = f"{max(row['share_of_bandwidth'], row['share_of_flops']):.0%}" if "share_of_flops" in row else ""
-    times = f"{row['median_ms']:.1f} ({low:.1f}–{high:.1f})"
-    return [name, str(row["batch"]), times, str(row["n"]), f"{row['extra_mb']:.0f}", *ratios, roofline]

@@ -79,13 +79,3 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], m
     for row in rows:
         table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     Console(width=200 if markdown else None).print(table)
-
-
-def ceilings() -> dict[str, float]:
-    """What the current GPU does at most: bytes/s of a large copy, read plus write, and float32 FLOP/s of a large product."""
-    source, a = torch.empty(1 << 28, device="cuda"), torch.randn(8192, 8192, device="cuda")
-    target = torch.empty_like(source)
-    copy, product = (
-        min(timed(work, "cuda")[0] for _ in range(12)) for work in (lambda: target.copy_(source), lambda: a @ a)
-    )
-    return {"bytes_per_second": 2 * source.numel() * 4 / copy, "flops_per_second": 2 * 8192**3 / product}

@@ -5,8 +5,10 @@ python scripts/configuration.py
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,32 +53,29 @@ def _prefixes(schema: Any, within: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _section(schema: Any) -> str:
-    summary = inspect.getdoc(schema) or ""
-    keys = sorted(_prefixes(schema, RunConfig))
-    title = " and ".join(f"`{key}`" for key in keys if key) or ("A run" if keys else re.findall("`[^`]+`", summary)[0])
-    written = documented(schema)
-    lines = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
+    """The keys of a schema, whose comments are its source's."""
+    summary, lines = inspect.getdoc(schema) or "", []
+    places = sorted(_prefixes(schema, RunConfig))
+    title = " and ".join(f"`{place}`" for place in places if place)
+    written = documented(schema)  # key → type and comment
     for field in dataclasses.fields(schema):
         if not dataclasses.is_dataclass(field.type):
             kind, comment = written[field.name]
-            lines.append(f"| `{field.name}` | {_cell(kind)} | {_default(field)} | {_cell(comment)} |")
-    return "\n".join(lines) + "\n" if len(lines) > 4 else ""
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return "must be given" if value == "???" else f"`{_shown(value)}`"
+            value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            default = "must be given" if value == "???" else f"`{_shown(value)}`"
+            lines.append(f"| `{field.name}` | {_cell(kind)} | {default} | {_cell(comment)} |")
+    title = title or ("A run" if places else re.findall("`[^`]+`", summary)[0])
+    head = [f"### {title}\n", f"{summary}\n", "| key | type | default | |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines]) + "\n" if lines else ""
 
 
 def _shown(value: Any) -> str:
     """A value as on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{', '.join(_shown(v) for v in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k}: {_shown(v)}' for k, v in value.items())}}}"
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _cell(text: str) -> str:
@@ -84,44 +83,28 @@ def _cell(text: str) -> str:
 
 
 def _group(folder: Path) -> str:
+    """The choices of a group, with the comment at the head of each file, and its keys."""
     name = str(folder.relative_to(ROOT / "configs"))
-    lines = [f"### `{name}=`\n"]
-    if name in EXTRA:
-        for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
-            files = sorted(file.stem for file in inner.glob("*.yaml"))
-            if files:
-                lines.append(f"- `{inner.relative_to(folder)}/`: {', '.join(files)}")
-        return "\n".join(lines) + "\n"
-    files = sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
-    if plain := [f"`{file.stem}`" for file in files if not _comment(file)]:
-        lines.append(f"{', '.join(plain)}.\n")
-    lines += ["| choice | | keys |", "|---|---|---|"] * (len(plain) < len(files))
-    for file in (file for file in files if _comment(file)):
-        lines.append(f"| `{file.stem}` | {_cell(_comment(file))} | {_cell(_keys(file))} |")
-    return "\n".join(lines) + "\n"
-
-
-def _comment(file: Path) -> str:
-    lines = []
-    for line in file.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
-
-
-def _keys(file: Path) -> str:
-    content = yaml.safe_load(file.read_text()) or {}
-    based = [_base(entry) for entry in content.pop("defaults", []) if entry != "_self_"]
-    return ", ".join([*(f"from `{entry}`" for entry in based), *_flat(content, "")])
-
-
-def _base(entry: str | dict[str, str]) -> str:
-    if isinstance(entry, str):
-        return entry
-    group, choice = next(iter(entry.items()))
-    return f"{group.partition('@')[0].removeprefix('/')}={choice}"
+    lines, plain, rows = [f"### `{name}=`\n"], [], []
+    for inner in sorted(path for path in folder.rglob("*") if path.is_dir()) if name in EXTRA else ():
+        if files := sorted(file.stem for file in inner.glob("*.yaml")):
+            lines.append(f"- `{inner.relative_to(folder)}/`: {', '.join(files)}")
+    for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem) if name not in EXTRA else ():
+        head = takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+        comment = " ".join(line.removeprefix("#").strip() for line in head if not line.startswith("# @package"))
+        content = yaml.safe_load(file.read_text()) or {}
+        keys = []
+        for entry in content.pop("defaults", []):
+            if isinstance(entry, dict):
+                group, choice = next(iter(entry.items()))
+                entry = f"{group.partition('@')[0].removeprefix('/')}={choice}"
+            keys += [f"from `{entry}`"] if entry != "_self_" else []
+        if comment:
+            rows.append(f"| `{file.stem}` | {_cell(comment)} | {_cell(', '.join([*keys, *_flat(content, '')]))} |")
+        else:
+            plain.append(f"`{file.stem}`")
+    lines += [f"{', '.join(plain)}.\n"] * bool(plain)
+    return "\n".join([*lines, *(["| choice | | keys |", "|---|---|---|", *rows] if rows else [])]) + "\n"
 
 
 def _flat(node: dict[str, Any], prefix: str) -> Iterator[str]:

@@ -97,9 +97,3 @@ def cosines(file: Path) -> str:
     return figures.matrix(
         values, [*names.values()], [*names.values()], "cosines between gradients", "{:+.2f}", extent=(0, 1)
     )
-
-
-def write() -> None:
-    """Draw all figures anew."""
-    for file, _, text in drawn():
-        file.write_text(text)

@@ -3,13 +3,11 @@
 python scripts/results.py add outputs/cifar10 results/cifar10.jsonl    # one line for each run that finished or diverged
 python scripts/results.py pages                                        # README.md, docs/measured.md, docs/tables/, docs/images/
 
-Runs of several machines and days gather in one file: a run that is in it already stays as it is. A line is a row of the frame of
-runs, without the folders of the machine.
-A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between them is written from the runs of
+Runs of several machines and days gather in one file, a line for each row of the frame of runs; a run that is in it stays as it is.
+A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between is written from the runs of
 results/FILE that were evaluated on that split ("test" or "val"), if given those of the baseline and of some methods, such as
-`kd kd+nst_poly`. So it is between `<!-- gains: FILE SPLIT -->` and `<!-- end of gains -->`: the gain over the baseline by the number of
-training images. `<!-- published: FILE SPLIT of TABLE -->` to `<!-- end of published -->`: beside the published figures of
-configs/table/TABLE.yaml. The figures are those of `result_figures.py`.
+`kd kd+nst_poly`. So it is with `gains: FILE SPLIT`, the gain over the baseline by the number of training images, and with
+`published: FILE SPLIT of TABLE`, beside the published figures of configs/table/TABLE.yaml. The figures: `result_figures.py`.
 """
 
 import json
@@ -53,37 +51,27 @@ def add(folder: Path, target: Path) -> None:
     Raises:
         ValueError: a run differs from one in `target` only in what tables do not show, such as the batch size.
     """
-    lines = target.read_text().splitlines() if target.is_file() else []
-    kept = {_name(as_row(line)): line for line in lines}
+
+    def name(line: str) -> str:  # equal for equal runs, as far as tables show their settings
+        run = json.loads(line)
+        shown = {k: value for k, value in run["settings"].items() if k.startswith((*SHOWN, "data.validation"))}
+        return json.dumps([run["seed"], run["data"], run["teacher"], shown, run.get("views")], sort_keys=True)
+
+    kept = {name(line): line for line in (target.read_text().splitlines() if target.is_file() else [])}
     runs = read_frame(file.parent for file in sorted(folder.rglob("config.json")))
     over = runs[(runs["state"] == "finished") | runs["diverged"].notna()]
     for place, run in zip(over["folder"], over.drop(columns="folder").to_dict("records"), strict=True):
-        line = FOLDERS.sub("", json.dumps({key: None if _is_nan(value) else value for key, value in run.items()}))
-        known = kept.setdefault(_name(as_row(line)), line)
-        if mixed := hidden_differences(pd.DataFrame(map(as_row, (known, line)))):
+        line = FOLDERS.sub("", json.dumps({key: value if value == value else None for key, value in run.items()}))
+        known = kept.setdefault(name(line), line)
+        if mixed := hidden_differences(pd.DataFrame(map(json.loads, (known, line)))):
             raise ValueError(f"{place}: {target.name} has a run that differs in {mixed} alone; use another file")
     target.write_text("".join(line + "\n" for line in kept.values()))
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
-
-
-def _name(run: Mapping[str, Any]) -> str:
-    """Equal for equal runs, as far as tables show their settings."""
-    shown = {key: value for key, value in run["settings"].items() if key.startswith(SHOWN) or key == "data.validation"}
-    return json.dumps([run["seed"], run["data"], run["teacher"], shown, run.get("views")], sort_keys=True)
-
-
 def read_lines(file: Path) -> Frame:
     """The runs of a file of results/ as a frame; empty where it is not there yet."""
-    return pd.DataFrame(map(as_row, file.read_text().splitlines() if file.is_file() else []))
-
-
-def as_row(line: str) -> dict[str, Any]:
-    """A line as a row of the frame."""
-    row = json.loads(line)
-    return row | {"curve": {float(epoch): top1 for epoch, top1 in row["curve"].items()}}
+    runs = [json.loads(line) for line in (file.read_text().splitlines() if file.is_file() else [])]
+    return pd.DataFrame([run | {"curve": {float(at): top1 for at, top1 in run["curve"].items()}} for run in runs])
 
 
 def hidden_differences(runs: Frame) -> str:
@@ -103,48 +91,44 @@ def hidden_differences(runs: Frame) -> str:
     return "; ".join(f"{key}: {', '.join(texts)}" for key, texts in sorted(differing.items()) if len(texts) > 1)
 
 
-def named(runs: Frame) -> Frame:
+def named(runs: Frame, varying: tuple[str, ...] | None = None) -> Frame:
     """The runs with what a table tells: method, columns of settings and the accuracy at the last epoch, in the order of its rows.
 
+    Few terms come first, in the order of NAMES, large weights first.
+
+    Args:
+        varying: the columns in which the runs may differ; None: all.
+
     Raises:
-        ValueError: runs that differ in what neither a column nor the name of a row shows.
+        ValueError: runs that differ in what neither a column nor the name of a row shows, or in another column.
     """
     if mixed := hidden_differences(runs):
         raise ValueError(f"runs that differ in {mixed} do not belong in one table")
-    values = [list(curve.values())[-1] if curve else None for curve in runs["curve"]]
-    shown = [_stated(settings) for settings in runs["settings"]]
-    found = runs.assign(
-        value=pd.Series(values, index=runs.index, dtype=float).where(runs["diverged"].isna()),
-        at=0.0,
-        method=[method(run, runs) for _, run in runs.iterrows()],
-        shown=shown,
-    )
-    order = [(*_place(run), [shown[i][key] for key in shown[i]]) for i, (_, run) in enumerate(runs.iterrows())]
+    shown, order = [], []
+    for _, run in runs.iterrows():
+        own, terms = run["settings"], terms_of(run)
+        clip = own.get("trainer.clip_grad_norm")
+        shown.append({
+            "student": own["model.name"], "learning rate": rate(own) or "–", "weight decay": f"{own['optim.weight_decay']:g}",
+            "gradient norm clipped at": "–" if clip is None else f"{clip:g}", "training images": f"{own.get('data.limit') or 'all'}",
+            "epochs": str(own["trainer.epochs"]), "precision": own["trainer.precision"],
+        })  # fmt: skip
+        places = [list(NAMES).index(term) if term in NAMES else len(NAMES) for term in terms]
+        weights = [-run["weights"][term] for term in terms]
+        order.append((len(terms), run["teacher"] != "none", places, weights, [*shown[-1].values()]))
+    if varying is not None:
+        for key in {*shown[0]} - {*varying}:
+            if len({texts[key] for texts in shown}) > 1:
+                raise ValueError(f"runs of one setting are needed, these differ in {key}")
+    values = pd.Series([[*c.values()][-1] if c else None for c in runs["curve"]], index=runs.index, dtype=float)
+    names = [method(run, runs) for _, run in runs.iterrows()]
+    found = runs.assign(value=values.where(runs["diverged"].isna()), at=0.0, method=names, shown=shown)
     return found.iloc[sorted(range(len(found)), key=lambda i: order[i])]
 
 
-def _stated(settings: Mapping[str, Any]) -> dict[str, str]:
-    clip = settings.get("trainer.clip_grad_norm")
-    return {
-        "student": settings["model.name"], "learning rate": rate(settings) or "–",
-        "weight decay": f"{settings['optim.weight_decay']:g}", "gradient norm clipped at": "–" if clip is None else f"{clip:g}",
-        "training images": f"{settings.get('data.limit') or 'all'}", "epochs": str(settings["trainer.epochs"]),
-        "precision": settings["trainer.precision"],
-    }  # fmt: skip
-
-
-def _terms(run: Row) -> list[str]:
+def terms_of(run: Row) -> list[str]:
     """Names of the terms beside the cross-entropy; none for the baseline on the cached views."""
     return [name for name, weight in run["weights"].items() if name != "ce" and weight > NEGLIGIBLE]
-
-
-def _place(run: Row) -> tuple[Any, ...]:
-    """Few terms first, in the order of NAMES, large weights first."""
-    terms = _terms(run)
-    return (
-        len(terms), run["teacher"] != "none", [list(NAMES).index(t) if t in NAMES else len(NAMES) for t in terms],
-        [-run["weights"][term] for term in terms],
-    )  # fmt: skip
 
 
 def method(run: Row, runs: Frame, beside: Frame | None = None) -> str:
@@ -156,7 +140,7 @@ def method(run: Row, runs: Frame, beside: Frame | None = None) -> str:
     if run["teacher"] == "none":
         return BASELINE
     texts = []
-    for term in _terms(run):
+    for term in terms_of(run):
         others = [s for s in runs["settings"] if f"loss.{term}.weight" in s]
         options = []
         for key, value in run["settings"].items():
@@ -166,20 +150,20 @@ def method(run: Row, runs: Frame, beside: Frame | None = None) -> str:
                     options.append(f"{key.rpartition('.')[2]}={as_text(value)}")
         texts.append(" ".join([NAMES.get(term, term.upper()), f"{run['weights'][term]:g}", *options]))
     near: Frame = runs if beside is None else beside
-    sources = {_source(settings) for settings in near[near["teacher"] != "none"]["settings"]}
-    return (" + ".join(texts) or CONTROL) + (f", {_source(run['settings'])}" if len(sources) > 1 else "")
+    sources = {source_of(settings) for settings in near[near["teacher"] != "none"]["settings"]}
+    return (" + ".join(texts) or CONTROL) + (f", {source_of(run['settings'])}" if len(sources) > 1 else "")
 
 
-def _source(settings: Mapping[str, Any]) -> str:
+def source_of(settings: Mapping[str, Any]) -> str:
     """Where the teacher's targets came from."""
     return f"cached, {settings['cache.views']} views" if settings.get("cache.views") else "live"
 
 
 def section(runs: Frame, short: bool = False) -> str:
-    """A table of the runs: a row for equal settings, a column for each setting in which they differ.
+    """A table of the runs: a row for equal settings, a column for each setting in which they differ; and what NST adds to sums.
 
     Args:
-        short: without the median, which else stands where a row has several seeds, and without the number of runs that
+        short: without what NST adds, the median, which else stands where a row has several seeds, and the number of runs that
             collapsed, which else stands where there are any.
     """
     runs = named(runs)
@@ -191,14 +175,11 @@ def section(runs: Frame, short: bool = False) -> str:
     several = not short and any(len(group) > 1 for group in rows.values())
     counted = not short and bool(runs["collapsed"].any())
     header = ["method, λ", *varying, "last epoch", *(["median"] * several), *(["collapsed"] * counted)]
-    header += [*(f"Δ vs. {name}" for name in compared), "training accuracy", *(["test accuracy"] * held_out)]
-    grid = [header]
+    grid = [[*header, *(f"Δ vs. {name}" for name in compared), "training accuracy", *(["test accuracy"] * held_out)]]
     for key, group in rows.items():
-        texts = [*key, accuracy(group)]
         values = by_seed(group)
-        texts += ([f"{values.median():.2f}" if len(values) else "–"] * several) + (
-            [f"{group['collapsed'].sum()} of {len(group)}"] * counted
-        )
+        texts = [*key, accuracy(group), *([f"{values.median():.2f}" if len(values) else "–"] * several)]
+        texts += [f"{group['collapsed'].sum()} of {len(group)}"] * counted
         for name in compared:
             other = rows.get((name, *key[1:]))
             found = None if other is None or other is group else paired(values, by_seed(other))
@@ -207,19 +188,12 @@ def section(runs: Frame, short: bool = False) -> str:
             mean = group[column].dropna().astype(float).mean()
             texts.append("–" if mean != mean else f"{mean:.{digits}f}")
         grid.append(texts)
-    added = nst_adds(runs) if not short and not varying else []
-    return "\n".join([*markdown(grid), *added, "", about(runs, varying)])
-
-
-def nst_adds(runs: Frame) -> list[str]:
-    """A table of what NST adds to the baseline, and to sums without it whose targets come from the same source."""
-    grid, baseline = [["what NST adds", GAIN]], runs[runs["teacher"] == "none"]
-    for source in dict.fromkeys(_source(settings) for settings in runs[runs["teacher"] != "none"]["settings"]):
-        of_source = runs[(runs["teacher"] != "none") & (runs["settings"].map(_source) == source)]
-        if len(baseline):
-            found = gains(pd.concat([baseline, of_source]), lower_is_better=False, of_nst=True)
-            grid += [[gain.label, gain.points[0.0].gain if gain.points else "–"] for gain in found]
-    return ["", *markdown(grid)] if len(grid) > 1 else []
+    added, taught = [["what NST adds", GAIN]], runs[runs["teacher"] != "none"]
+    for _, own in taught.groupby(taught["settings"].map(source_of), sort=False) if not short and not varying else ():
+        if len(baseline := runs[runs["teacher"] == "none"]):  # targets of a sum and of its rest come from one source
+            found = gains(pd.concat([baseline, own]), lower_is_better=False, of_nst=True)
+            added += [[gain.label, gain.points[0.0].gain if gain.points else "–"] for gain in found]
+    return "\n".join([*markdown(grid), *(["", *markdown(added)] if len(added) > 1 else []), "", about(runs, varying)])
 
 
 def by_images(runs: Frame) -> Frame:
@@ -228,15 +202,12 @@ def by_images(runs: Frame) -> Frame:
     Raises:
         ValueError: runs that differ in more than that, their methods, their length and their seed.
     """
-    runs = named(runs)
+    runs = named(runs, ("training images", "epochs"))
     runs["at"] = [float(settings.get("data.limit") or 0) for settings in runs["settings"]]
     for images, same in runs.groupby("at"):
         if not images or same["epochs"].nunique() > 1:
-            raise ValueError(
-                f"training images: {images or 'all'}: gains need data.limit, and one number of epochs for each"
-            )
+            raise ValueError(f"{images or 'all'} training images: data.limit and one number of epochs are needed")
         runs.loc[same.index, "method"] = [method(run, runs, same) for _, run in same.iterrows()]
-    _check_one_setting(runs, ("training images", "epochs"))
     return runs
 
 
@@ -252,23 +223,15 @@ def gain_section(runs: Frame) -> str:
 
 
 def published_section(runs: Frame, table: Table) -> str:
-    """The published figures of a table's group beside the measured accuracies of the best and of the last epoch.
+    """The published accuracies of a table's group beside the measured ones of the best and of the last epoch.
 
     The best epoch is chosen on the images that measure it. A row's runs are those with the term of its name, or with none for `student`.
-
-    Raises:
-        ValueError: a table of errors, or runs of several settings.
     """
-    runs = named(runs)
-    _check_one_setting(runs)
-    if table.metric != "accuracy":
-        raise ValueError(f"{table.title}: its published figures are errors, those of the runs are accuracies")
+    runs = named(runs, ())
     grid = [["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]]
-    names = pd.Series(["+".join(_terms(run)) or "student" for _, run in runs.iterrows()], index=runs.index)
+    names = pd.Series(["+".join(terms_of(run)) or "student" for _, run in runs.iterrows()], index=runs.index)
     for row in table.groups[0].rows:
         own, base = runs[names == row.name], runs[names == "student"]
-        if own["method"].nunique() > 1:
-            raise ValueError(f"a row of {row.name} has runs of several settings: {', '.join(sorted({*own['method']}))}")
         best = sample([max(curve.values()) for curve in own[own["diverged"].isna()]["curve"]])
         found = paired(by_seed(own), by_seed(base)) if row.name != "student" else None
         last = accuracy(own) if len(own) else "not run to the end"
@@ -276,22 +239,10 @@ def published_section(runs: Frame, table: Table) -> str:
     return "\n".join([*markdown(grid), "", about(runs)])
 
 
-def _check_one_setting(runs: Frame, varying: tuple[str, ...] = ()) -> None:
-    first = runs["shown"].iloc[0]
-    if mixed := [key for key in first if key not in varying and len({shown[key] for shown in runs["shown"]}) > 1]:
-        raise ValueError(f"runs of one setting are needed, these differ in {', '.join(mixed)}")
-
-
 def by_seed(runs: Frame) -> Series:
-    """Seed → accuracy of the last epoch, of the runs that reached it.
-
-    Raises:
-        ValueError: two runs of one seed, that no column distinguishes.
-    """
+    """Seed → accuracy of the last epoch, of the runs that reached it. Raises ValueError for two runs of one seed."""
     if runs["seed"].duplicated().any():
-        raise ValueError(
-            f"a row of {runs['method'].iloc[0]} has two runs of a seed: {sorted(runs['seed'])}; no column distinguishes them"
-        )
+        raise ValueError(f"a row of {runs['method'].iloc[0]} has two runs of a seed, that no column distinguishes")
     return runs.set_index("seed")["value"].dropna()
 
 
@@ -319,30 +270,26 @@ def markdown(grid: Grid) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def chosen(found: re.Match[str]) -> Frame:
-    """The runs that a page's comment names; none where their file is not there yet."""
-    runs = read_lines(ROOT / "results" / found["file"])
-    if not len(runs):
-        return runs
-    runs = runs[runs["evaluated_on"] == found["split"]]
-    methods = found["of"].split() if found["kind"] == "results" and found["of"] else None
-    keep = [not methods or run["teacher"] == "none" or "+".join(_terms(run)) in methods for _, run in runs.iterrows()]
-    return runs[keep]
-
-
 def written(page: Path) -> str:
     """The page with its sections made anew; the README's tables are the short ones."""
 
     def anew(found: re.Match[str]) -> str:
-        runs = chosen(found)
+        runs, kind, of, text = read_lines(ROOT / "results" / found["file"]), found["kind"], found["of"], ""
+        if len(runs):
+            runs = runs[runs["evaluated_on"] == found["split"]]
+        if kind == "results" and of and len(runs):
+            methods = of.split()
+            runs = runs[[r["teacher"] == "none" or "+".join(terms_of(r)) in methods for _, r in runs.iterrows()]]
         if not len(runs):
             text = "Not measured yet."
-        elif found["kind"] == "gains":
+        elif kind == "gains":
             text = gain_section(runs)
-        elif found["kind"] == "published":
-            text = published_section(runs, read_table(found["of"]))
         else:
-            text = section(runs, short=page.name == "README.md")
+            text = (
+                published_section(runs, read_table(of))
+                if kind == "published"
+                else section(runs, page.name == "README.md")
+            )
         return f"{found[1]}{text}\n{found[6]}"
 
     return SECTION.sub(anew, page.read_text())
@@ -358,7 +305,8 @@ def main(words: list[str]) -> None:
 
             for page in PAGES:
                 page.write_text(written(page))
-            result_figures.write()
+            for file, _, text in result_figures.drawn():
+                file.write_text(text)
         case _:
             sys.exit(__doc__)
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 import pytest
 import torch
 
-from benchmarks import implementations, loss_steps, losses
+from benchmarks import implementations, losses
 from nst import build
 from nst.config import CONFIGS
 
@@ -23,7 +23,7 @@ def test_the_command(tmp_path, capsys):
     parser = ArgumentParser()
     losses.add_arguments(parser)
     target = tmp_path / "losses.json"
-    words = "--parts implementations steps --settings crd --methods poly poly-broadcast --allocators default --losses kd --device cpu --seconds 0"
+    words = "--parts implementations steps --settings crd --methods poly poly-broadcast --losses kd --device cpu --seconds 0"
     losses.run(
         parser.parse_args(
             [*words.split(), "--repeats", "2", "--memory-gb", "0.01", "--json", str(target), "--markdown"]
@@ -40,8 +40,8 @@ def test_the_command(tmp_path, capsys):
 
 def test_every_loss_stands_beside_the_step():
     chosen = {path.stem for path in (CONFIGS / "loss" / "crd").glob("*.yaml")} - {"nst", "kd_standardized"}
-    assert set(loss_steps.LOSSES) >= chosen | {"nst_linear", "nst_poly", "nst_gaussian"}
-    chosen = ",".join(words[0].removeprefix("loss=") for words in loss_steps.LOSSES.values())
-    more = [word for words in loss_steps.LOSSES.values() for word in words[1:]]
-    terms = build.terms(loss_steps.settings_of(f"loss=[{chosen}]", *more))
-    assert {term.name for term in terms if term.loss.source == "teacher"} == set(loss_steps.LOSSES)
+    assert set(losses.LOSSES) >= chosen | {"nst_linear", "nst_poly", "nst_gaussian"}
+    chosen = ",".join(words[0].removeprefix("loss=") for words in losses.LOSSES.values())
+    more = [word for words in losses.LOSSES.values() for word in words[1:]]
+    terms = build.terms(losses.settings_of(f"loss=[{chosen}]", *more))
+    assert {term.name for term in terms if term.loss.source == "teacher"} == set(losses.LOSSES)
