@@ -1,4 +1,4 @@
-"""`nst benchmark data`: images in memory, photographs on disk and the start of a run, each beside what it is compared with."""
+"""`nst benchmark data`: images in memory and photographs on disk, each beside what it is compared with."""
 
 import argparse
 import io
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 from benchmarks.measure import Row, machine, ratio, show, write
 from nst.data.dataset import Images
 
-HELP = "the input path: images in memory, photographs on disk, the start of a run"
+HELP = "the input path: images in memory, photographs on disk"
 HERE = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,16 +42,6 @@ while used < seconds:
 print(passes * images / used)
 """
 
-START = """
-import sys, time
-start, used = time.perf_counter(), time.process_time()
-from omegaconf import OmegaConf
-from hydra.utils import instantiate
-data = instantiate(OmegaConf.merge(OmegaConf.load(sys.argv[1]), {"root": sys.argv[2]}), _convert_="all")
-data.fingerprint
-print(time.perf_counter() - start, time.process_time() - used)
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data`."""
@@ -63,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="of these photographs, images an epoch (default: all)")
     parser.add_argument("--jpegs", type=int, default=256, help="JPEGs of 500×375 pixels to make; 0: no photographs")
     parser.add_argument("--size", type=int, default=224, help="of the photographs' crops, in pixels")
-    parser.add_argument("--cifar10", type=Path, help="a folder of CIFAR-10, to time the second start of a run")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=cores, help="processes that decode (default: all cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns timed of each")
@@ -79,8 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
         report["memory"] = in_memory(arguments)
     if arguments.photographs or arguments.jpegs:
         report["photographs"] = photographs(arguments)
-    if arguments.cifar10:
-        report["start"] = starts(arguments)
     write(report, arguments.json)
     for part in list(report)[1:]:
         show(part, [key.replace("_", " ") for key in report[part][0]], [list(row.values()) for row in report[part]])
@@ -88,77 +76,52 @@ def run(arguments: argparse.Namespace) -> None:
 
 def in_memory(arguments: argparse.Namespace) -> list[Row]:
     """Images a second of processor time, of this version and of another in turns, each turn a process of its own."""
-    rows = []
-    for channels_last in (False, True):
-        checkouts = {"this version": HERE} | ({"other version": arguments.old} if arguments.old else {})
-        settings = map(str, (arguments.images, arguments.batch_size, arguments.seconds, channels_last))
+    rows, checkouts = [], {"this version": HERE} | ({"other version": arguments.old} if arguments.old else {})
+    for layout in ("contiguous", "channels last"):
+        settings = map(str, (arguments.images, arguments.batch_size, arguments.seconds, layout == "channels last"))
         command = [sys.executable, "-c", IN_MEMORY, *settings]
-
-        def speed(checkout: Path, command: list[str] = command) -> float:
-            return float(output(command, checkout))
-
-        speeds = turns({name: lambda path=path: speed(path) for name, path in checkouts.items()}, arguments.repeats)
-        rows += compared(speeds, list(checkouts)[-1], {"layout": "channels last" if channels_last else "contiguous"})
+        speeds: dict[str, list[float]] = {name: [] for name in checkouts}
+        for name, checkout in [*checkouts.items()] * arguments.repeats:
+            environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+            found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            speeds[name].append(float(found.stdout))
+        rows += compared(speeds, list(checkouts)[-1], {"layout": layout})
     return rows
 
 
 def photographs(arguments: argparse.Namespace) -> list[Row]:
     """Images a second: torchvision's ImageFolder, v2 and DataLoader beside ours, over the same files, in turns.
 
-    Without workers of processor time, which other work on the machine harms least; with workers by the clock.
+    Crop, flip and normalise are on PIL images, as most code has it, and on tensors. Without workers of processor time, which other
+    work on the machine harms least; with workers by the clock.
     """
+    crops = [v2.RandomResizedCrop(arguments.size), v2.RandomHorizontalFlip()]
+    floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    transforms = {
+        "torchvision": v2.Compose([*crops, v2.ToImage(), *floats]),
+        "torchvision, ToImage first": v2.Compose([v2.ToImage(), *crops, *floats]),
+    }
     with tempfile.TemporaryDirectory() as made:
-        root = arguments.photographs or written(Path(made), arguments.jpegs)
+        root, rows = arguments.photographs or written(Path(made), arguments.jpegs), []
         classes = sum(entry.is_dir() for entry in (root / "train").iterdir())
         shape = {"num_classes": classes, "channels": 3, "size": arguments.size, "mean": MEAN, "std": STD}
         split = Images(name="photographs", root=str(root), limit=arguments.limit, **shape).train
-        rows = []
         for workers in sorted({0, arguments.workers}):
             clock = time.perf_counter if workers else time.process_time
             epochs: dict[str, Callable[[], Iterable]] = {}
-            for name, transform in torchvision_transforms(arguments.size).items():
+            for name, transform in transforms.items():
                 files = torch.utils.data.Subset(ImageFolder(root / "train", transform), range(len(split)))
-                loader = DataLoader(
-                    files, arguments.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-                )
-                epochs[name] = loader.__iter__
-            ours = split.loader(arguments.batch_size, train=True, workers=workers)
-            epochs["ours"] = lambda ours=ours: ours.epoch(0)
-
-            def speed(epoch: Callable[[], Iterable], clock: Callable[[], float] = clock) -> float:
+                options = {"shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
+                epochs[name] = DataLoader(files, arguments.batch_size, **options).__iter__
+            epochs["ours"] = partial(split.loader(arguments.batch_size, train=True, workers=workers).epoch, 0)
+            speeds: dict[str, list[float]] = {name: [] for name in epochs}
+            for name, epoch in [*epochs.items()] * (1 + arguments.repeats):
                 start = clock()
                 for _ in epoch():
                     pass
-                return len(split) / (clock() - start)
-
-            speeds = turns(
-                {name: lambda epoch=epoch: speed(epoch) for name, epoch in epochs.items()}, arguments.repeats, 1
-            )
-            rows += compared(speeds, "torchvision", {"workers": workers})
+                speeds[name].append(len(split) / (clock() - start))
+            rows += compared({name: values[1:] for name, values in speeds.items()}, "torchvision", {"workers": workers})
     return rows
-
-
-def starts(arguments: argparse.Namespace) -> list[Row]:
-    """Seconds that a run's start takes for CIFAR-10, imports and fingerprint included: the first, and later ones."""
-    with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-c", START, str(HERE / "configs" / "data" / "cifar10.yaml"), str(arguments.cifar10)]
-        times = [output(command, HERE, HF_HOME=home).split() for _ in range(arguments.repeats + 1)]
-    seconds = [(float(clock), float(processor)) for clock, processor in times]
-    later = [statistics.median(values) for values in zip(*seconds[1:], strict=True)]
-    named = (("first", *seconds[0]), ("later, median", *later))
-    return [{"start": name, "seconds": clock, "processor_seconds": processor} for name, clock, processor in named]
-
-
-def output(command: list[str], checkout: Path, **environment: str) -> str:
-    """What a command prints that uses the package of a checkout, with one thread."""
-    variables = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def turns(work: dict[str, Callable[[], float]], repeats: int, warm_up: int = 0) -> dict[str, list[float]]:
-    """Each measured `repeats` times, in turns, after `warm_up` turns that do not count."""
-    speeds = [{name: measure() for name, measure in work.items()} for _ in range(warm_up + repeats)][warm_up:]
-    return {name: [turn[name] for turn in speeds] for name in work}
 
 
 def compared(speeds: dict[str, list[float]], base: str, about: Row) -> list[Row]:
@@ -170,16 +133,6 @@ def compared(speeds: dict[str, list[float]], base: str, about: Row) -> list[Row]
         }
         for name, values in speeds.items()
     ]  # fmt: skip
-
-
-def torchvision_transforms(size: int) -> dict[str, v2.Compose]:
-    """Crop, flip and normalise: on PIL images as most code has it, and on tensors."""
-    crops = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-    floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    return {
-        "torchvision": v2.Compose([*crops, v2.ToImage(), *floats]),
-        "torchvision, ToImage first": v2.Compose([v2.ToImage(), *crops, *floats]),
-    }
 
 
 def written(root: Path, count: int) -> Path:

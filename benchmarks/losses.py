@@ -10,15 +10,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 
-import hydra
 import torch
-from hydra import initialize_config_dir
 
 from benchmarks import implementations
 from benchmarks.measure import Row, machine, peak_bytes, ratio, show, timed, write
 from benchmarks.step import IMAGE, noise
 from nst import build
-from nst.config import CONFIGS, RunConfig
+from nst.cli.compose import composed
+from nst.config import RunConfig
 from nst.dist import Dist
 from nst.distiller import Distiller, Targets
 from nst.layers import LOGITS, LayerHooks
@@ -60,8 +59,7 @@ LARGE_BATCH = 256
 
 def settings_of(*overrides: str) -> RunConfig:
     """The settings of a run of this pair of networks; no data is needed."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return build.settings(hydra.compose("config", [f"experiment={PAIR}", *overrides]))
+    return build.settings(composed([f"experiment={PAIR}", *overrides]))
 
 
 def plain_step(device: str) -> Callable[[], object]:
@@ -82,7 +80,7 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
     networks = build.networks(settings)
     distiller, teacher = networks.distiller, networks.teacher
     assert teacher is not None
-    build.init_memory(settings, distiller, images)
+    distiller.init_memory(images)
     for loss in distiller.losses.values():
         if loss.teacher_layer is not None:
             loss.init_teacher(torch.rand(CLASSES, CLASSES))  # pyright: ignore[reportCallIssue]

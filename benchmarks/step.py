@@ -5,21 +5,19 @@ The runs are those of the commands, on images of noise in CIFAR's shape: only th
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.measure import Row, machine, peak_bytes, ratio, show, timed, write
+from benchmarks.measure import machine, peak_bytes, ratio, show, timed, write
 from nst import build
 from nst.cli.compose import composed
-from nst.data.batch import Batch
 from nst.data.dataset import Dataset
 from nst.data.memory import ViewScheme
 from nst.dist import Dist
-from nst.distiller import Targets
 from nst.loop import Training
 from nst.models.weights import save_weights
 from nst.run import prepare_teacher
@@ -48,42 +46,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write everything measured here")
 
 
-@dataclass
-class Case:
-    """One way to train, ready for its next step."""
-
-    loss: str
-    knowledge: str  # plain | live | stored | given (the targets are there already: what the loss itself costs)
-    training: Training
-    teacher: Teacher
-    given: Targets | None = None
-    seconds: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)  # seconds too, of this process alone
-    peak: int = 0  # bytes that a step adds
-
-    def __post_init__(self) -> None:
-        """Begin an endless epoch."""
-        self.pairs = self.teacher.targets(self._batches())
-
-    def _batches(self) -> Iterator[Batch]:
-        while True:
-            yield from self.training.loader.epoch(0)
-
-    def step(self) -> None:
-        """One step, the teacher's part included."""
-        batch, targets = next(self.pairs)
-        self.training.step(batch, targets if self.given is None else self.given)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print a table, write the JSON."""
+    """Measure steps of all cases in turns, print a table, write the JSON.
+
+    Ratios are medians over the turns, so that a busy machine harms all alike. On one the ratio of processor times is still right,
+    with one thread (OMP_NUM_THREADS=1) and on a CPU.
+    """
     torch.manual_seed(0)
+    device, rows = arguments.device, []
     with tempfile.TemporaryDirectory() as folder:
-        cases = [case(arguments, "ce", "plain", Path(folder))]
+        cases = {("ce", "plain"): case(arguments, "ce", "plain", Path(folder))}
         for name in arguments.losses:
-            cases += [case(arguments, name, kind, Path(folder)) for kind in ("live", "stored", "given")]
-        rows = measure(arguments, cases)
-    write({"machine": machine(arguments.device), "rows": rows}, arguments.json)
+            cases |= {(name, kind): case(arguments, name, kind, Path(folder)) for kind in ("live", "stored", "given")}
+        for step in cases.values():
+            step()  # warms up
+        peaks = {key: peak_bytes(step, device) for key, step in cases.items()}
+        turns = [{key: timed(step, device) for key, step in cases.items()} for _ in range(arguments.repeats)]
+    times = {
+        key: [*zip(*(turn[key] for turn in turns), strict=True)] for key in cases
+    }  # by the clock, of the processor
+    plain = times["ce", "plain"]
+    alone = {loss: ratio(own[1], plain[1]) - 1 for (loss, kind), own in times.items() if kind == "given"}
+    for (loss, kind), (seconds, processor) in times.items():
+        if kind != "given":
+            rows.append({
+                "loss": loss, "knowledge": kind, "images_per_second": arguments.batch_size / median(seconds),
+                "ratio_to_plain": ratio(seconds, plain[0]), "ratio_by_processor_time": ratio(processor, plain[1]),
+                "loss_alone": alone.get(loss, 0.0), "peak_bytes": peaks[loss, kind], "seconds": seconds,
+            })  # fmt: skip
+    write({"machine": machine(device), "rows": rows}, arguments.json)
     columns = ("loss", "teacher", "images/s", "time", "processor time", "loss alone", "MB")
     shown = [
         (row["loss"], row["knowledge"], f"{row['images_per_second']:.0f}", row["ratio_to_plain"], row["ratio_by_processor_time"],
@@ -94,8 +85,12 @@ def run(arguments: argparse.Namespace) -> None:
     show(title, columns, shown)
 
 
-def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> Case:
-    """A run of the command's own settings; a learning rate of 0 keeps the noise from doing harm."""
+def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> Callable[[], None]:
+    """A step of a run of the command's own settings; a learning rate of 0 keeps the noise from doing harm.
+
+    Args:
+        kind: plain, live, stored, or given: the targets are there already, which is what the loss itself costs.
+    """
     weights = folder / "teacher.safetensors"
     overrides = [
         "data=cifar10", f"model={arguments.student}", f"trainer.batch_size={arguments.batch_size}", "optim.lr=0", "tracker=[]",
@@ -107,22 +102,27 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
         overrides += [f"cache.views={arguments.views}", "cache.large=true"]
     settings = build.settings(composed(overrides))
     data, dist = noise(4 * arguments.batch_size), Dist(0, 1, torch.device(arguments.device))
-    networks = build.networks(settings)
-    teacher = Teacher()
+    networks, teacher, given = build.networks(settings), Teacher(), None
     if networks.teacher is not None:
         if not weights.exists():  # random ones, whose features are of the size of trained ones
             some = torch.arange(min(64, len(data.train)))
             networks.teacher.train()(data.train.render(some, torch.zeros_like(some)))
             save_weights(weights, networks.teacher, {})
         teacher = prepare_teacher(settings, networks, dist, data)
-    build.init_memory(settings, networks.distiller, REMEMBERED)
+    networks.distiller.init_memory(REMEMBERED)
     loader = build.loader(settings, dist, data, "train", teacher.views)
     training = Training(
         networks.distiller, loader, **build.optimization(settings), settings=settings.trainer, dist=dist
     )
     if kind == "given":
-        return Case(loss, kind, training, Teacher(), teacher(next(iter(loader.epoch(0)))))
-    return Case(loss, kind, training, teacher)
+        teacher, given = Teacher(), teacher(next(iter(loader.epoch(0))))
+    pairs = teacher.targets(batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
+
+    def step() -> None:
+        batch, targets = next(pairs)
+        training.step(batch, targets if given is None else given)
+
+    return step
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,30 +143,3 @@ def noise(images: int, classes: int = 10) -> Dataset:
     """CIFAR-shaped images."""
     shape = {"num_classes": classes, "channels": 3, "size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     return Noise(name="cifar10", images=images, **shape)
-
-
-def measure(arguments: argparse.Namespace, cases: list[Case]) -> list[Row]:
-    """Steps of all cases in turns; ratios are medians over the turns, so that a busy machine harms all alike.
-
-    On a busy machine the ratio of processor times is still right, with one thread (OMP_NUM_THREADS=1) and on a CPU.
-    """
-    device = arguments.device
-    for turn in range(arguments.repeats + 2):  # the first one warms up, the second one is for the memory
-        for one in cases:
-            if turn == 1:
-                one.peak = peak_bytes(one.step, device)
-                continue
-            seconds, processor = timed(one.step, device)
-            if turn > 1:
-                one.seconds.append(seconds)
-                one.processor.append(processor)
-    plain, rows = cases[0], []
-    alone = {one.loss: ratio(one.processor, plain.processor) - 1 for one in cases if one.knowledge == "given"}
-    for one in cases:
-        if one.knowledge != "given":
-            rows.append({
-                "loss": one.loss, "knowledge": one.knowledge, "images_per_second": arguments.batch_size / median(one.seconds),
-                "ratio_to_plain": ratio(one.seconds, plain.seconds), "ratio_by_processor_time": ratio(one.processor, plain.processor),
-                "loss_alone": alone.get(one.loss, 0.0), "peak_bytes": one.peak, "seconds": one.seconds,
-            })  # fmt: skip
-    return rows
