@@ -47,7 +47,7 @@ class TargetSpec:
 class Instance:
     """One loss module of a term and its pairs of layers: one pair, or all of the term's with `all_layers`."""
 
-    keys: tuple[str, ...]  # of its target_specs, one a pair: "term:0", "term:1", …; the first names the module
+    keys: list[str]  # of its target_specs, one a pair: "term:0", "term:1", …; the first names the module
     pairs: tuple[Pair, ...]
     weight: float
 
@@ -79,25 +79,21 @@ class Distiller(nn.Module):
         self.target_specs: list[TargetSpec] = []
         self.gather: Callable[[Tensor], Tensor] | None = None  # the rows of all ranks, with gradient; None: one process
         for term in self.terms:
-            self.instances[term.name] = [
-                self._set_up(loss, instance, student_shapes, teacher_shapes) for loss, instance in _instances(term)
-            ]
-
-    def _set_up(
-        self,
-        loss: TransferLoss,
-        instance: Instance,
-        student_shapes: Mapping[str, Shape],
-        teacher_shapes: Mapping[str, Shape],
-    ) -> Instance:
-        self.losses[instance.keys[0]] = loss
-        shapes = [student_shapes[pair.student] for pair in instance.pairs]
-        if loss.source == "teacher":
-            teachers = [teacher_shapes[pair.teacher] for pair in instance.pairs]
-            loss.setup(*((shapes, teachers) if loss.all_layers else (shapes[0], teachers[0])))
-            for key, pair, shape in zip(instance.keys, instance.pairs, shapes, strict=True):
-                self.target_specs.append(TargetSpec(key, pair.teacher, loss, shape))
-        return instance
+            keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
+            instances = [Instance([key], (pair,), pair.weight) for key, pair in zip(keys, term.pairs, strict=True)]
+            if term.loss.all_layers:
+                instances = [Instance(keys, term.pairs, 1.0)]
+            self.instances[term.name] = instances
+            losses = [term.loss, *(copy.deepcopy(term.loss) for _ in instances[1:])]
+            for loss, instance in zip(losses, instances, strict=True):
+                self.losses[instance.keys[0]] = loss
+                if loss.source != "teacher":
+                    continue
+                shapes = [student_shapes[pair.student] for pair in instance.pairs]
+                teachers = [teacher_shapes[pair.teacher] for pair in instance.pairs]
+                loss.setup(*((shapes, teachers) if loss.all_layers else (shapes[0], teachers[0])))
+                for key, pair, shape in zip(instance.keys, instance.pairs, shapes, strict=True):
+                    self.target_specs.append(TargetSpec(key, pair.teacher, loss, shape))
 
     def init_memory(self, num_images: int) -> None:
         """Let losses allocate their buffers with one row per training image."""
@@ -108,15 +104,12 @@ class Distiller(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor, targets: Targets, context: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch.
+        """Logits `[B, classes]` and the unweighted value of each term, a float32 scalar averaged over the batch; see `value`.
 
         Args:
             labels: `[B]` int64; of mixed images `[B, classes]` probabilities.
             targets: the teacher's, by spec key; see `target_specs`.
             context: what losses need besides labels and the teacher, by name; see `losses.base.Input`.
-
-        Raises:
-            ValueError: no gradient flows from a term's features to the student, or its value is not a number.
         """
         logits = self.student(images)
         features = self.hooks.read() | {LOGITS: logits}
@@ -133,19 +126,14 @@ class Distiller(nn.Module):
             context: what the losses need besides the teacher, including the labels.
 
         Raises:
-            ValueError: a layer that was not reached; no gradient flows from its features to the student, so the term would train nothing; it is
-                no number.
+            ValueError: a layer that was not reached; no gradient flows from its features to the student; it is no number.
         """
-        if missing := [pair.student for pair in term.pairs if pair.student not in features]:
+        layers = [pair.student for pair in term.pairs]
+        if missing := [layer for layer in layers if layer not in features]:
+            raise ValueError(f"loss.{term.name}: layer {missing[0]} was not reached in this step; name another one")
+        if torch.is_grad_enabled() and not any(features[layer].requires_grad for layer in layers):
             raise ValueError(
-                f"loss.{term.name}: the student's layer {missing[0]} was not reached in this step (a block that stochastic depth skips?), so it "
-                "cannot be compared: name another layer, such as the output of the stage"
-            )
-        if torch.is_grad_enabled() and not any(features[pair.student].requires_grad for pair in term.pairs):
-            raise ValueError(
-                f"loss.{term.name}: no gradient flows from the student's {', '.join(pair.student for pair in term.pairs)}, so this term would "
-                "train nothing: are all layers before it frozen, or run without gradient (a reentrant checkpoint, torch.no_grad)? Name a later "
-                "layer, or set the term's weight to 0"
+                f"loss.{term.name}: no gradient flows from the student's {', '.join(layers)}; is it frozen?"
             )
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
@@ -162,9 +150,7 @@ class Distiller(nn.Module):
                     inputs = [{name: gather(t) if t.ndim else t for name, t in target.items()} for target in inputs]
             part = loss(student, inputs) if loss.all_layers else loss(student[0], inputs[0])
             if part.ndim:
-                raise ValueError(
-                    f"loss.{term.name}: its forward gives shape {tuple(part.shape)}; one number, the mean over the batch, is needed"
-                )
+                raise ValueError(f"loss.{term.name}: its forward gives shape {tuple(part.shape)}; one number is needed")
             value = value + instance.weight * part
         return value
 
@@ -172,17 +158,6 @@ class Distiller(nn.Module):
         """The run's loss: the weighted sum of the terms; optionally of the relational terms only, or of the others only."""
         terms = [term for term in self.terms if relational in (None, term.loss.relational)]
         return torch.stack([term.weight * values[term.name] for term in terms]).sum()
-
-
-def _instances(term: Term) -> list[tuple[TransferLoss, Instance]]:
-    """The loss modules of a term with their pairs of layers: the term's loss, then copies of it."""
-    keys = [f"{term.name}:{i}" for i in range(len(term.pairs))]
-    if term.loss.all_layers:
-        return [(term.loss, Instance(tuple(keys), term.pairs, 1.0))]
-    losses = [term.loss, *(copy.deepcopy(term.loss) for _ in keys[1:])]
-    return [
-        (loss, Instance((key,), (pair,), pair.weight)) for loss, key, pair in zip(losses, keys, term.pairs, strict=True)
-    ]
 
 
 def seed_draws(seed: int) -> None:

@@ -1,14 +1,11 @@
 """Layers: their names, the pairs of them that a loss compares, and the hooks that read their features.
 
-A layer is `"module.name"` (that module's output) or `"module.name:input"` (its first input; if a module is called several
-times in one forward pass, the last call counts). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`,
-`"pooled"` …; see `nst.models.parts.name_layers`.
+A layer is `"module.name"` (that module's output, of the last call in a forward pass) or `"module.name:input"` (its first
+input). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`, `"pooled"` …
 
-A model's own `feature_layout` (see `nst.models.layout`) says how its layers' outputs become maps `[B, C, H, W]`: networks of
-timm and torchvision have one. Without it, a feature is what the layer yields.
-
-`"logit_map"` and `"cam"` are layers of every network that ends in global average pooling and a linear classifier; see
-`nst.models.layout`.
+A model's own `feature_layout` says how its layers' outputs become maps `[B, C, H, W]`; without it a feature is what the layer
+yields. `"logit_map"` and `"cam"` are layers of every network that ends in global average pooling and a linear classifier. For both
+see `nst.models.layout`.
 """
 
 import difflib
@@ -47,9 +44,8 @@ def resolve(model: nn.Module, layer: str) -> str:
     if layer in LOGIT_MAPS:
         return add_logit_map(model, layer)
     nearest = difflib.get_close_matches(layer, [*named, *(m for m in modules if m)], n=4, cutoff=0.4)
-    raise ValueError(
-        f"unknown layer '{layer}' in {type(model).__name__}; nearest: {', '.join(nearest) or 'none'}; `nst layers` lists them"
-    )
+    near = ", ".join(nearest) or "none"
+    raise ValueError(f"unknown layer '{layer}' in {type(model).__name__}; nearest: {near}; `nst layers` lists them")
 
 
 class LayerHooks:
@@ -149,9 +145,7 @@ def feature_shapes(
         if not isinstance(features.get(layer), Tensor):
             raise ValueError(f"layer '{layer}' of {network} yields no tensor in a forward pass")
         if layer in versions and features[layer]._version != versions[layer]:
-            raise ValueError(
-                f"layer '{layer}' of {network} is overwritten by what follows, such as an in-place ReLU: name that, or make it inplace=False"
-            )
+            raise ValueError(f"layer '{layer}' of {network} is overwritten by what follows, such as an in-place ReLU")
     return {layer: tuple(features[layer].shape[1:]) for layer in layers}
 
 
@@ -218,8 +212,6 @@ def assign_layers(layers: Any, losses: Mapping[str, dict[str, Any]], on_features
     Raises:
         ValueError: a name that no loss uses; layers of a loss that are no pairs.
     """
-    if not layers:
-        raise ValueError(f"layers={layers}: a layer such as last, pooled or stages, or at least one pair is needed")
     named = layers if isinstance(layers, Mapping) else {"last": layers}
     used = {*LAYER_NAMES, *(node["layers"] for node in losses.values() if isinstance(node.get("layers"), str))}
     if unknown := [str(name) for name in named if name not in used]:
