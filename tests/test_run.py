@@ -3,16 +3,22 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import safe_open
 from tests.conftest import Compose
+from torch.nn import functional as F
 
 from nst import build
 from nst.cli.train import run
+from nst.data.batch import MixingLoader
 from nst.data.memory import MemorySplit
+from nst.loop import ONE
 from nst.models import resnet8
 from nst.models.weights import save_weights
+from nst.run import prepare_teacher, set_threads
 from nst.storage.folder import run_folder
 
 
@@ -111,29 +117,20 @@ def test_a_finished_run_is_not_passed_off_as_one_of_other_images(
 
 
 def test_outputs_that_were_moved_are_found_from_another_folder(
-    compose: Compose,
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    compose: Compose, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teacher too, live and with a cache: known by what it is, not by a path that a summary names."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    there.mkdir()
-    kinds = (["loss=kd"], ["loss=kd", "cache.views=2"])
-    monkeypatch.chdir(here)
-    for kind in kinds:
-        run(compose(*tiny, "outputs=outputs", *kind))
-    (here / "outputs").rename(there / "elsewhere")
-    monkeypatch.chdir(there)
-    capsys.readouterr()
-    for kind in kinds:
-        assert run(compose(*tiny, "outputs=elsewhere", *kind))["was_finished"]
-        run(compose(*tiny, "outputs=elsewhere", "seed=1", *kind))
-    assert "trained first" not in capsys.readouterr().out
-    assert len(list(there.glob("elsewhere/digits/none-*/*/*"))) == 1
-    assert len(list(there.glob("elsewhere/digits/cache/*"))) == 1
+    """The teacher and its cache too: known by what they are, not by a path that a summary names."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    cached = [*tiny, "loss=kd", "cache.views=2"]
+    monkeypatch.chdir(tmp_path / "here")
+    run(compose(*cached, "outputs=outputs"))
+    Path("outputs").rename(tmp_path / "there" / "elsewhere")
+    monkeypatch.chdir(tmp_path / "there")
+    assert run(compose(*cached, "outputs=elsewhere"))["was_finished"]
+    run(compose(*cached, "outputs=elsewhere", "seed=1"))
+    assert len(list(Path().glob("elsewhere/digits/none-*/*/*"))) == 1
+    assert len(list(Path().glob("elsewhere/digits/cache/*"))) == 1
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(13, 1), (16, 8)])
@@ -141,13 +138,46 @@ def test_a_batch_that_leaves_a_single_image_is_foreseen(
     compose: Compose, tiny: list[str], batch: int, accumulate: int
 ) -> None:
     """Only for a network that cannot take it: 40 images."""
-    own = [*tiny, "loss=ce", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}"]
+    own = [*tiny, "loss=ce", f"trainer.batch_size={batch}", f"trainer.accumulate={accumulate}", "dry_run=true"]
     pooled = ["model._target_=tests.faults.small.Pooled", "model.name=pooled"]
-    with pytest.raises(ValueError, match=rf"trainer\.batch_size={batch}: .*single image.*pooled.*more than 1 value"):
+    told = rf"trainer\.batch_size={batch}: .*single image.*pooled.*more than 1 value"
+    with pytest.raises(ValueError, match=told):
         run(compose(*own, *pooled))
-    if accumulate == 1:
-        run(compose(*own, *pooled, "trainer.batch_size=14"))
-        run(compose(*own))
+    run(compose(*own))
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "variable", "threads"),
+    [(None, 8, None, 1), (None, 32, None, 4), (None, 8, "4", 4), (3, 8, "4", 3)],
+)
+def test_threads_are_the_keys_then_the_variables_then_the_images(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, size: int, variable: str | None, threads: int
+) -> None:
+    before, images = torch.get_num_threads(), SimpleNamespace(size=size)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    torch.set_num_threads(4)
+    try:
+        set_threads(asked, images, ONE)  # pyright: ignore[reportArgumentType]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_teacher_and_student_see_the_same_mixed_images(compose: Compose, tiny: list[str]) -> None:
+    settings = build.settings(compose(*tiny, "loss=kd", "trainer.mixup=1.0"))
+    data, networks = build.dataset(settings), build.networks(settings)
+    side = prepare_teacher(settings, networks, ONE, data)
+    assert side.live is not None
+    mixed = build.loader(settings, ONE, data, "train")
+    assert isinstance(mixed, MixingLoader)
+    assert not isinstance(build.loader(settings, ONE, data, "test"), MixingLoader)
+    batch = next(mixed.epoch(0))
+    assert not torch.equal(batch.images, data.train.render(batch.indices, batch.views))
+    torch.testing.assert_close(side(batch)["kd:0"]["logits"], side.live.model(batch.images))
+    logits, values = networks.distiller(batch.images, batch.labels, side(batch))
+    torch.testing.assert_close(values["ce"], F.cross_entropy(logits, batch.labels))
 
 
 def test_a_dry_run_prints_tries_the_teachers_weights_and_touches_nothing(
@@ -176,4 +206,3 @@ def test_a_profiled_run_leaves_a_trace_and_is_the_same_run(compose: Compose, tin
     assert (
         sum(event["name"].startswith("ProfilerStep#") for event in events if event.get("cat") == "user_annotation") == 5
     )
-    assert run(compose(*settings))["was_finished"]
