@@ -68,11 +68,6 @@ class FinishedRun:
         load_weights(model, self.weights)
         return model.eval()
 
-    def teacher(self) -> nn.Module | None:
-        """The teacher's network with fresh weights, to count and to time; None if the run had none."""
-        node = self.settings.teacher.model
-        return None if node is None else build.network("teacher.model", build.without_weights(node), 0).eval()
-
 
 def finished_run(folder: str | PathLike[str], data_root: str | None = None, weights: str = "last") -> FinishedRun:
     """Read a run's folder. Its losses, optimizer and trackers are read as plain values: nothing calls them.
@@ -110,12 +105,10 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
 
 
 def check_code(node: Any, file: Path) -> None:
-    """Check what stored settings would call: networks and data sets of this project, torch.nn, torchvision and timm, and
-    functions and classes of modules in the working folder. Settings that a user writes are not checked.
+    """Check what plain settings stored in `file` would call, at any depth; each `_target_` is looked up, none is called.
 
-    Args:
-        node: plain values at any depth; each `_target_` is looked up, none is called.
-        file: where they are stored, for the message.
+    Networks and data sets of this project, torch.nn, torchvision and timm may be, and functions and classes of modules in the
+    working folder. Settings that a user writes are not checked.
 
     Raises:
         ValueError: any other target, or an interpolation.

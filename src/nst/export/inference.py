@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +24,17 @@ from nst.models.weights import recorded_size
 from nst.storage.folder import SUMMARY
 from nst.teacher.network import Normalization, load_teacher
 
-if TYPE_CHECKING:  # torchvision, which only a call needs
-    from nst.data.augment import Interpolation
-
 EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The preprocessing of the evaluation."""
+    """Of the evaluation."""
 
     channels: int
     size: int  # of the centre crop, which the network sees
     resize: int | None  # of the shorter side before it; None: the data's images had their size
-    interpolation: "Interpolation"
+    interpolation: Any  # a name of `nst.data.augment`
     antialias: bool
     mean: tuple[float, ...]  # by channel, on the scale 0 … 1
     std: tuple[float, ...]

@@ -119,11 +119,10 @@ def _measure(
 ) -> dict[str, Any]:
     """Load every file again, compare it with the student in memory on test images, and time them and the teacher."""
     images, given, labels = _sample(data.test, settings.images, data, settings.normalize)
-    teacher, classifies, expected = (
-        run.teacher(),
-        not run.settings.model.get("features_only"),
-        _outputs(student, images),
-    )
+    expected, classifies = _outputs(student, images), not run.settings.model.get("features_only")
+    node, teacher = run.settings.teacher.model, None
+    if node is not None:  # with fresh weights, to count and to time
+        teacher = build.network("teacher.model", build.without_weights(node), 0).eval()
     loaded = {name: formats.load(folder, name) for name in FILES if (folder / FILES[name]).is_file()}
     files: dict[str, dict[str, Any]] = {}
     for name, forward in loaded.items():
@@ -131,18 +130,21 @@ def _measure(
         difference = (found - expected).abs().max().item()
         if difference > TOLERANCE * max(1.0, expected.abs().max().item()) and name != "onnx_int8":
             raise ValueError(f"{path} disagrees with the network in memory by up to {difference:.3g}; do not use it")
-        files[name] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        files[name]["max_difference"] = difference
-        if classifies:
-            files[name]["top1"] = _percent(found.argmax(1) == labels)
-            files[name]["same_class"] = _percent(found.argmax(1) == expected.argmax(1))
+        about = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+            "max_difference": difference,
+        }
+        same = {"same_class": _share(found, expected.argmax(1))} if classifies else {}
+        files[name] = about | same | ({"top1": _share(found, labels)} if classifies else {})
     layers = [name for name, m in student.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
     timed["student"] = student.to(settings.device)
     if settings.device == "cpu":  # where the files run
         timed |= {name: forward for name, forward in loaded.items() if name != "safetensors"}
     examples = {size: torch.randn(size, *run.image_shape, device=settings.device) for size in BATCHES}
-    top1 = {"top1": _percent(expected.argmax(1) == labels)} if classifies else {}
+    top1 = {"top1": _share(expected, labels)} if classifies else {}
     return {
         "images": len(labels),
         "normalize": settings.normalize,
@@ -171,8 +173,8 @@ def _outputs(network: Forward, images: Tensor) -> Tensor:
     return torch.cat([network(batch) for batch in images.split(CHUNK)])
 
 
-def _percent(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()
+def _share(logits: Tensor, classes: Tensor) -> float:
+    return 100 * (logits.argmax(1) == classes).double().mean().item()
 
 
 @torch.no_grad()
@@ -266,5 +268,5 @@ def _arguments(node: Mapping[str, Any]) -> str:
             return "; ".join(text(v) for v in value)
         return " / ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
-    left = ("weight", "_target_") if "weight" in node else ("_target_",)
-    return ", ".join(f"{key} = {text(v)}" for key, v in node.items() if key not in left and v is not None and v != [])
+    shown = {key: v for key, v in node.items() if key not in ("weight", "_target_") and v is not None and v != []}
+    return ", ".join(f"{key} = {text(v)}" for key, v in shown.items())
