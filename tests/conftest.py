@@ -39,18 +39,13 @@ def compose(tmp_path: Path) -> Compose:
     return make
 
 
+TINY = [
+    "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2", "trainer.batch_size=16",
+    "trainer.heatmaps=false", "trainer.log_every=2", "teacher.train.epochs=1", "teacher.train.batch_size=16",
+]  # fmt: skip
+
+
 @pytest.fixture
 def tiny() -> list[str]:
     """Overrides that make any digits run take about a second: 40 images, two epochs, small networks."""
-    return [
-        "model=resnet8",
-        "teacher=resnet8",
-        "teacher.min_accuracy=0",
-        "data.limit=40",
-        "trainer.epochs=2",
-        "trainer.batch_size=16",
-        "trainer.heatmaps=false",
-        "trainer.log_every=2",
-        "teacher.train.epochs=1",
-        "teacher.train.batch_size=16",
-    ]
+    return [*TINY]

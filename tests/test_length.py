@@ -45,14 +45,8 @@ def test_steps_are_the_length_of_a_run_also_within_an_epoch(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Epochs of three steps: the fourth and fifth are most of a second one, at whose end it is evaluated. A schedule falls over all five."""
-    own = [
-        *tiny,
-        "loss=nst_poly",
-        "trainer.steps=5",
-        "trainer.checkpoint_every=1 steps",
-        "trainer.mixup=1",
-        "schedule=cosine",
-    ]
+    often = ["trainer.steps=5", "trainer.checkpoint_every=1 steps"]
+    own = [*tiny, "loss=nst_poly", *often, "trainer.mixup=1", "schedule=cosine"]
     whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))
     assert whole["steps"] == 5
     assert not whole["stopped_early"]
@@ -71,26 +65,24 @@ def test_steps_are_the_length_of_a_run_also_within_an_epoch(
 def test_patience_ends_a_run_by_its_validation_part(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracies = {3: 40.0, 6: 50.0, 9: 50.0, 12: 45.0, 15: 60.0}  # by step: two without a better one after the second
-    step: list[Loop] = []
+    accuracies = [40.0, 50.0, 50.0, 45.0, 60.0]  # by epoch: two without a better one after the second
+    at: list[int] = []
     finish = Loop.finish_epoch
 
     def finish_epoch(self: Loop) -> None:
-        step[:] = [self]
+        at[:] = [self.training.progress.epoch]
         finish(self)
 
     monkeypatch.setattr(Loop, "finish_epoch", finish_epoch)
-    monkeypatch.setattr(
-        nst.run, "evaluate", lambda *_, **__: Metrics(1.0, accuracies[step[0].training.progress.step], 99.0, 10)
-    )
+    monkeypatch.setattr(nst.run, "evaluate", lambda *_, **__: Metrics(1.0, accuracies[at[0]], 99.0, 10))
     own = [*tiny, "loss=ce", "trainer.epochs=5", "trainer.patience=2", "data.validation=0.2"]
     whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))
     assert evaluated(whole) == [(3, 1), (6, 2), (9, 3), (12, 4)]
     assert whole["stopped_early"]
     assert (whole["best"]["epoch"], whole["last"]["top1"]) == (2, 45.0)
-    for at in (9, 12):  # a run that dies before it writes its summary does not go on
+    for step in (9, 12):  # a run that dies before it writes its summary does not go on
         with monkeypatch.context() as patch:
-            killed_in_save(patch, at)
+            killed_in_save(patch, step)
             with pytest.raises(RuntimeError, match="power cut"):
                 run(compose(*own))
     continued = run(compose(*own))
@@ -98,8 +90,5 @@ def test_patience_ends_a_run_by_its_validation_part(
     assert evaluated(continued) == evaluated(whole)
     names = {run(compose(*own, f"trainer.eval_every={every}"))["folder"] for every in (1, 2)}
     assert len(names) == 2  # with patience it decides when a run ends
-
-
-def test_patience_needs_a_validation_part(compose: Compose, tiny: list[str]) -> None:
     with pytest.raises(ValueError, match=r"trainer\.patience=2: must not be chosen on the test images"):
         run(compose(*tiny, "loss=kd", "trainer.patience=2", "dry_run=true"))

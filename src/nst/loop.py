@@ -288,7 +288,8 @@ class Training:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load(state["ema"])
+            for name, value in self.average.values.items():
+                value.copy_(state["ema"][name])
 
     def _unsaved_buffers(self) -> dict[str, Tensor]:
         """The buffers that a state dict leaves out (`persistent=False`): a step may still depend on them."""

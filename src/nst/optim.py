@@ -227,12 +227,6 @@ class AveragedWeights:
             self.values[name].copy_(weights[name])
 
     @torch.no_grad()
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Continue from `values` of an earlier start."""
-        for name, value in self.values.items():
-            value.copy_(values[name])
-
-    @torch.no_grad()
     def adopt(self, values: Mapping[str, Tensor] | None = None) -> None:
         """Copy the averaged weights, or others of these names, into the network."""
         for name, value in self._weights().items():

@@ -41,7 +41,7 @@ def context() -> Any:
     os.environ |= environment()
     sys.path[:0] = [str(ROOT)]
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["tests.faults.child"])
+    forking.set_forkserver_preload(["tests.faults.injections"])
     return forking
 
 
@@ -69,11 +69,11 @@ class Place:
 
     def start(self, *fault: Any, args: list[str] | None = None, **env: str) -> BaseProcess:
         """The command, with a fault."""
-        from tests.faults import child
+        from tests.faults.injections import main
 
         self.folder.mkdir(exist_ok=True)
         cfg, output = composed((*self.args, *(args or []))), f"output{env.get('RANK', '')}.txt"
-        process = context().Process(target=child.main, args=(cfg, str(self.folder), output, env, fault))
+        process = context().Process(target=main, args=(cfg, str(self.folder), output, env, fault))
         process.start()
         return process
 

@@ -1,4 +1,7 @@
-"""Faults to set in a run before it starts. Each patches one place of the program in its own process."""
+"""What a forked process does: a command line of `train.py`, after a fault was set. Each fault patches one place of the program.
+
+Imported once by the fork server, with all that a run needs.
+"""
 
 import errno
 import io
@@ -6,13 +9,22 @@ import itertools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import sklearn.datasets  # noqa: F401  (the digits)
 import torch
+import torch._inductor.compile_fx  # long to import
+import torch.distributed
+from omegaconf import DictConfig
 
+import nst.run  # noqa: F401
 from nst import loop, trial
+from nst.cli.compose import readable_errors
+from nst.cli.train import run
 from nst.data import memory
 from nst.data.batch import Loader
 from nst.losses import NST
@@ -21,9 +33,48 @@ from nst.storage.checkpoint import Checkpoints
 from nst.teacher import cache
 
 
+def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str], fault: tuple[Any, ...]) -> None:
+    """Ends the process with the status of the command.
+
+    Args:
+        folder: the working folder.
+        output: the file in it to which all is appended that the command prints.
+        fault: a function of this file and its arguments, or ().
+    """
+    # another test may have started the fork server, with the signals blocked that data workers do not take
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ |= environment
+    status: Any = 1
+    try:
+        if fault:
+            globals()[fault[0]](*fault[1:])
+        with readable_errors() as end:
+            end.status = 1
+            run(cfg)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def me(rank: int) -> bool:
     """Whether this process is that rank; a single process is rank 0."""
     return int(os.environ.get("RANK", "0")) == rank
+
+
+def kill(signum: int = signal.SIGKILL) -> None:
+    """A signal to this process; SIGKILL is what the kernel's memory killer and a power cut look like."""
+    os.kill(os.getpid(), signum)
 
 
 def around_step(number: int, before: Callable[[Any], Any] = bool, after: Callable[[], Any] = bool) -> None:
@@ -41,31 +92,35 @@ def around_step(number: int, before: Callable[[Any], Any] = bool, after: Callabl
     loop.Training.step = patched
 
 
-def die() -> None:
-    """What kill -9, the kernel's memory killer and a power cut look like."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def in_step(number: int, what: Any, rank: int = 0) -> None:
+    """On one rank, in a step: signals, each with time to be noticed; "broken", a fault of the program; "nan", images that are not
+    finite. "killed": between a step and what is logged and saved after it.
+    """
 
+    def before(batch: Any) -> None:
+        if what == "broken":
+            raise RuntimeError(f"rank {rank} broke")
+        if what == "nan":
+            batch.images.fill_(float("nan"))
+        for signum in what if isinstance(what, list) else []:
+            kill(signum)
 
-def die_after_step(number: int, rank: int = 0) -> None:
-    """SIGKILL between a step and what is logged and saved after it."""
     if me(rank):
-        around_step(number, after=die)
+        around_step(number, before, kill if what == "killed" else bool)
 
 
 def signal_in_evaluation(epoch: int, signum: int) -> None:
     """A signal in the evaluation that ends an epoch."""
-    finish = loop.Loop.finish_epoch
+    finish, batches = loop.Loop.finish_epoch, Loader.batches
+
+    def some(loader: Loader, *args: Any) -> Any:
+        for i, batch in enumerate(batches(loader, *args)):
+            if i == 1:
+                kill(signum)
+            yield batch
 
     def patched(self: loop.Loop) -> None:
         if self.training.progress.epoch + 1 == epoch:
-            batches = Loader.batches
-
-            def some(loader: Loader, *args: Any) -> Any:
-                for i, batch in enumerate(batches(loader, *args)):
-                    if i == 1:
-                        os.kill(os.getpid(), signum)
-                    yield batch
-
             Loader.batches = some
         finish(self)
 
@@ -78,7 +133,7 @@ def while_writing(number: int, signum: int, rank: int = 0) -> None:
 
     def patched(*args: Any) -> None:
         if next(count) == number and me(rank):
-            os.kill(os.getpid(), signum)
+            kill(signum)
         write(*args)
 
     cache.TeacherCache.write = patched
@@ -88,32 +143,10 @@ def signal_in_compilation(signum: int) -> None:
     """A signal while the step is compiled, which also ends the C++ compiler, as Ctrl-C in a terminal does."""
 
     def failing(*args: Any) -> None:
-        os.kill(os.getpid(), signum)
+        kill(signum)
         raise RuntimeError("the compiler was interrupted")
 
     trial.disagreement = failing
-
-
-def signals_in_step(number: int, signums: list[int], rank: int = 0) -> None:
-    """Signals in the middle of a step, each with time to be noticed."""
-    if me(rank):
-        around_step(number, before=lambda _: [os.kill(os.getpid(), s) for s in signums])
-
-
-def raise_in_step(number: int, rank: int) -> None:
-    """A fault of the program on one rank."""
-
-    def fail(_: Any) -> None:
-        raise RuntimeError(f"rank {rank} broke")
-
-    if me(rank):
-        around_step(number, before=fail)
-
-
-def nan_in_step(number: int, rank: int = 0) -> None:
-    """Images of one step that are not finite, on one rank."""
-    if me(rank):
-        around_step(number, before=lambda batch: batch.images.fill_(float("nan")))
 
 
 def infinite_term(number: int) -> None:
@@ -126,12 +159,10 @@ class Points:
     """The places in which a save can be cut short, counted as they are passed."""
 
     def __init__(self, happens: Callable[[int], None]) -> None:
-        self.passed = 0
-        self.happens = happens
+        self.happens, self.numbers = happens, itertools.count()
 
     def point(self) -> None:
-        self.happens(self.passed)
-        self.passed += 1
+        self.happens(next(self.numbers))
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*args: Any, **kwargs: Any) -> Any:
@@ -160,50 +191,39 @@ class Points:
         return patched
 
     def install(self) -> None:
-        os.fsync = self.around(os.fsync)
-        Path.replace = self.around(Path.replace)
-        Path.unlink = self.around(Path.unlink)
+        os.fsync, Path.replace, Path.unlink = map(self.around, (os.fsync, Path.replace, Path.unlink))
         Path.open = self.in_writes(Path.open)
+
+
+def killed_at_point(number: int) -> Points:
+    """SIGKILL in the `number`-th place of a save."""
+    return Points(lambda passed: kill() if passed == number else None)
 
 
 def die_at_point(step: int, number: int) -> None:
     """SIGKILL in the `number`-th place of the save after a step."""
-
-    def happens(passed: int) -> None:
-        if passed == number:
-            die()
-
-    around_step(step, after=Points(happens).install)
+    around_step(step, after=killed_at_point(number).install)
 
 
 def save_and_die(folder: str, number: int) -> None:
     """No run: write a second checkpoint over a first one, with SIGKILL in the `number`-th place; 0 when there is none."""
     checkpoints = Checkpoints(Path(folder), keep=1)
     checkpoints.save(1, {"weights": torch.full((1000,), 1.0)})
-
-    def happens(passed: int) -> None:
-        if passed == number:
-            die()
-
-    Points(happens).install()
+    killed_at_point(number).install()
     checkpoints.save(2, {"weights": torch.full((1000,), 2.0)})
     sys.exit(0)
 
 
 def no_space(step: int, log: bool = False) -> None:
     """From a step on, checkpoints (half-way) or log rows meet a full disk."""
+    write_row = record.Record.log
 
     def full(*_args: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    class Full:
-        write, close = staticmethod(full), staticmethod(lambda: None)
-
-    write_row = record.Record.log
-
     def logging(self: record.Record, *args: Any) -> None:
         self._lines.close()
-        self._lines = Full()
+        self._lines = SimpleNamespace(write=full, close=bool)
         write_row(self, *args)
 
     def fill() -> None:

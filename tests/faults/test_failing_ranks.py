@@ -21,7 +21,7 @@ def place(make_place: Callable[..., Place]) -> Place:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_rank_breaks(place: Place, rank: int) -> None:
     begin = time.monotonic()
-    assert place.ranks("raise_in_step", 5, rank) == [1, 1]
+    assert place.ranks("in_step", 5, "broken", rank) == [1, 1]
     assert time.monotonic() - begin < 45
     assert place.text().count("Traceback") == 1, place.text()
     assert f"RuntimeError: rank {rank} broke" in place.text()
@@ -49,7 +49,7 @@ FAULTY = """
 import os, runpy, sys
 from tests.faults import injections
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    injections.raise_in_step(6, 1)
+    injections.in_step(6, "broken", 1)
 runpy.run_path("{train}", run_name="__main__")
 """
 

@@ -39,7 +39,7 @@ def undisturbed(make_place: MakePlace) -> dict[str, object]:
 def test_after_a_step(make_place: MakePlace, undisturbed: dict[str, object], every: str, steps: list[int]) -> None:
     place = make_place(EVERY_LOSS, f"trainer.checkpoint_every={every}")
     for step in steps:
-        assert place.run("die_after_step", step) == KILLED, place.text()
+        assert place.run("in_step", step, "killed") == KILLED, place.text()
     assert place.run() == 0, place.text()
     assert differing(outcome(place.path), undisturbed) == []
 
@@ -55,22 +55,17 @@ def test_in_evaluation_and_while_saving(make_place: MakePlace, undisturbed: dict
     assert not list(place.path.rglob("*.tmp"))
 
 
-PAIRS = "[{teacher: stage2, student: stage2}, {teacher: last, student: last}]"
 OWN = [
-    f"+loss.{k}={{_target_: tests.kinds.{k}, weight: 1.0}}"
-    for k in ("Learned", "Remembering", "Ramped", "SeveralLayers")
+    f"+loss.{k}={{_target_: tests.kinds.{k}, weight: 1}}" for k in ("Learned", "Remembering", "Ramped", "SeveralLayers")
 ]
+PAIRS = "+loss.SeveralLayers.layers=[{teacher: stage2, student: stage2}, {teacher: last, student: last}]"
+FEATURES = ["loss=[fitnet,nst_poly]", "loss.ce.weight=0"]
 RUNS = {
-    "losses that learn and remember": ["loss=[ce,crd]", *OWN, f"+loss.SeveralLayers.layers={PAIRS}"],
+    "losses that learn and remember": ["loss=[ce,crd]", *OWN, PAIRS],
     "a network that draws and remembers": ["loss=ce", "model._target_=tests.faults.small.Drawing"],
     "recipe": ["loss=[kd,at]", "trainer.mixup=1.0", "trainer.cutmix=1.0", "teacher.precision=bf16", "trainer.ema=0.8"],
     "cached teacher": ["loss=[kd,at,nst_linear,nst_poly]", "cache.views=3"],
-    "features alone": [
-        "loss=[fitnet,nst_poly]",
-        "loss.ce.weight=0",
-        "optim=adamw",
-        "optim.lr_factors={layer1: 0.1, loss.fitnet: 2}",
-    ],
+    "features alone": [*FEATURES, "optim=adamw", "optim.lr_factors={layer1: 0.1, loss.fitnet: 2}"],
 }
 
 
@@ -81,7 +76,7 @@ def test_what_a_run_carries(make_place: MakePlace, name: str) -> None:
     assert alone.run() == 0, alone.text()
     if name == "cached teacher":
         assert killed.run("while_writing", 4, signal.SIGKILL) == KILLED, killed.text()
-    assert killed.run("die_after_step", 3) == KILLED, killed.text()
+    assert killed.run("in_step", 3, "killed") == KILLED, killed.text()
     assert killed.run() == 0, killed.text()
     assert differing(outcome(killed.path), outcome(alone.path)) == []
     if name == "losses that learn and remember":
@@ -97,7 +92,7 @@ def test_compiled(make_place: MakePlace) -> None:
     alone, killed = make_place(*args), make_place(*args)
     assert alone.run() == 0, alone.text()
     assert killed.run("signal_in_compilation", signal.SIGINT) == 130, killed.text()
-    assert killed.run("die_after_step", 7) == KILLED, killed.text()
+    assert killed.run("in_step", 7, "killed") == KILLED, killed.text()
     assert "continuing" not in killed.text()
     assert killed.run() == 0, killed.text()
     assert differing(outcome(killed.path), outcome(alone.path)) == []
@@ -110,7 +105,7 @@ def test_on_either_of_two_ranks(make_place: MakePlace) -> None:
     alone, killed = make_place(*args), make_place(*args)
     assert alone.ranks() == [0, 0], alone.text(0)
     for step, rank in ((3, 0), (6, 1)):
-        codes = killed.ranks("die_after_step", step, rank)
+        codes = killed.ranks("in_step", step, "killed", rank)
         assert codes[rank] == KILLED
         assert codes[1 - rank] == 1
         lost = f"rank {rank} of 2 is gone: stopped, killed, out of memory or cut off?"

@@ -89,5 +89,5 @@ def test_a_right_checksum_alone_makes_no_checkpoint(tmp_path: Path, content: Any
 def test_state_that_cannot_come_back_is_refused() -> None:
     check_resumable(WithState({"count": 3, "mean": torch.zeros(2), "names": ["a"]}))
     for own in (Path("x"), nn.Linear(1, 1), lambda: 0):
-        with pytest.raises(ValueError, match=r"the state _extra_state is a .* that no checkpoint can hold"):
+        with pytest.raises(ValueError, match=r"no checkpoint can hold the state _extra_state: "):
             check_resumable(WithState(own))

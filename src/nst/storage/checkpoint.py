@@ -98,12 +98,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def check_resumable(module: nn.Module) -> None:
     """Raises ValueError for state (`get_extra_state`) that a checkpoint cannot hold: other than tensors and plain values."""
-    for key, value in module.state_dict().items():
-        try:
-            content = io.BytesIO()
-            torch.save(value if not isinstance(value, Tensor) else None, content)
-            content.seek(0)
-            torch.load(content, weights_only=True)
-        except Exception as error:  # whatever pickling a user's object raises
-            kind = type(value).__name__
-            raise ValueError(f"the state {key} is a {kind} that no checkpoint can hold: {error}") from error
+    own, content = {k: v for k, v in module.state_dict().items() if not isinstance(v, Tensor)}, io.BytesIO()
+    try:
+        torch.save(own, content)
+        content.seek(0)
+        torch.load(content, weights_only=True)
+    except Exception as error:  # whatever pickling a user's object raises
+        raise ValueError(f"no checkpoint can hold the state {', '.join(own)}: {error}") from error

@@ -1,7 +1,6 @@
 """The record of a run: metrics, trackers, progress bar and checkpoints, in the run's folder. Only rank 0 writes."""
 
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -27,8 +26,6 @@ from nst.storage.trackers import RunInfo, Tracker, cut, flat, on_disk
 
 if TYPE_CHECKING:
     from nst.loop import Training
-
-log = logging.getLogger(__name__)
 
 PACKAGES = ("nst", "torch", "torchvision", "hydra-core", "numpy")  # that results depend on
 
@@ -64,10 +61,6 @@ class Record:
         self.tracker_states: dict[str, Any] = {}  # of trackers that this start does not use, too: a later start may
         self.last: Metrics | None = None  # the last evaluation of an earlier start
         self.about = {**(about or {}), "ranks": dist.world}
-        # what may differ between two starts of a run; the results then differ by rounding only
-        self.environment = {
-            "torch": str(torch.__version__), "device": dist.device.type, "threads": torch.get_num_threads(),
-        }  # fmt: skip
         self.checkpoints = Checkpoints(self.folder, training.settings.keep_checkpoints)
         state = self._newest()
         if state is not None:
@@ -105,8 +98,6 @@ class Record:
             path, state = newest
             if changed := differences(state.get("about"), self.about):
                 raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
-            if changed := differences(state.get("environment"), self.environment):
-                log.warning("results may differ in the last bits from here on: %s", "; ".join(changed))
         names = [newest and str(newest[0])]
         if self.dist.world > 1:
             torch.distributed.broadcast_object_list(names, 0)
@@ -155,8 +146,7 @@ class Record:
         if self.dist.main:
             self.tracker_states |= {name: tracker.state() for name, tracker in self.trackers.items()}
             logs = {"metrics": on_disk(self.folder / METRICS), "trackers": self.tracker_states}
-            about = {"about": self.about, "environment": self.environment}
-            self.checkpoints.save(step, state | {"logs": logs} | about)
+            self.checkpoints.save(step, state | {"logs": logs, "about": self.about})
 
     def save_best(self, student: nn.Module, epoch: int) -> None:
         """Write the student's weights as those of the best epoch so far. Before the checkpoint that knows of them: a killed run repeats the epoch."""
