@@ -33,7 +33,7 @@ def test_a_teacher_without_a_classifier(
     assert summary["teacher"]["measure"] == "knn"
     with pytest.raises(ValueError, match=r"teacher\.model: its output has shape \(192,\)"):
         run(compose(*tiny, *HEADLESS, *POLY, weights, "loss=[kd,nst_poly]"))
-    with pytest.raises(ValueError, match=r"it cannot be trained here; name its teacher\.weights"):
+    with pytest.raises(ValueError, match=r"so it is not trained here: name teacher\.weights"):
         run(compose(*tiny, *HEADLESS, *POLY))
     with pytest.raises(
         ValueError, match=r"scores \d+\.\d+ % on the test images; teacher\.min_accuracy=99\.9 is required"
@@ -41,24 +41,24 @@ def test_a_teacher_without_a_classifier(
         run(compose(*tiny, *HEADLESS, *POLY, weights, "teacher.min_accuracy=99.9"))
 
 
-@pytest.mark.parametrize(
-    "given", ["as given", "as stored with its weights", "by the record of timm's vit", "as the data"]
-)
-def test_the_normalisation_is_read_in_this_order(tmp_path: Path, given: str) -> None:
-    """What is known is taken away one by one."""
-    model, stored, record = resnet8(10), "as stored with its weights", "by the record of timm's vit"
-    save_weights(
-        tmp_path / "own.safetensors",
-        model,
-        {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"} if given in ("as given", stored) else {},
-    )
-    if given != "as the data":
-        model.input_format = InputFormat((0.5,) * 3, (0.6,) * 3, 224, "bicubic", "timm's vit", 1000)  # pyright: ignore[reportAttributeAccessIssue]
-    mean, std = ([0.7] * 3, [0.8] * 3) if given == "as given" else (None, None)
-    about = load_teacher(model.eval(), DATA, str(tmp_path / "own.safetensors"), None, mean, std)
-    first = {"as given": "0.7", stored: "0.1", record: "0.5", "as the data": "0.4"}[given]
-    assert about["input"].startswith(f"mean {first}, ")
-    assert given in about["input"]
+def test_the_normalisation_is_as_given_else_stored_else_recorded_else_the_datas(tmp_path: Path) -> None:
+    recorded, plain = resnet8(10), resnet8(10)
+    recorded.input_format = InputFormat((0.5,) * 3, (0.6,) * 3, 224, "bicubic", "timm's vit", 1000)  # pyright: ignore[reportAttributeAccessIssue]
+    stored = {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
+    for network, metadata, mean, std, expected in (
+        (recorded, stored, [0.7] * 3, [0.8] * 3, "mean 0.7, 0.7, 0.7, std 0.8, 0.8, 0.8, as given"),
+        (recorded, stored, None, None, "mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, as stored with its weights"),
+        (recorded, {}, None, None, "mean 0.5, 0.5, 0.5, std 0.6, 0.6, 0.6, by the record of timm's vit"),
+        (
+            plain,
+            {},
+            None,
+            None,
+            "mean 0.4, 0.4, 0.4, std 0.3, 0.3, 0.3, as the data, since its weights say nothing else",
+        ),
+    ):
+        save_weights(tmp_path / "own", plain, metadata)
+        assert load_teacher(network, DATA, str(tmp_path / "own"), None, mean, std)["input"] == expected
 
 
 @pytest.mark.parametrize(("key", "value"), [("mean", "[0.1]"), ("weights_key", "ema")])
@@ -66,8 +66,7 @@ def test_how_weights_are_used_is_refused_where_there_are_none(
     compose: Compose, tiny: list[str], key: str, value: str
 ) -> None:
     words = [*tiny, "loss=kd", f"teacher.{key}={value}", *(["teacher.std=[0.2]"] if key == "mean" else [])]
-    with pytest.raises(ValueError, match=rf"teacher\.{key}=.* is for a teacher with weights: name teacher\.weights"):
-        run(compose(*words))
     members = [f"+model@teacher.model.members.{name}.network=resnet8" for name in "ab"]
-    with pytest.raises(ValueError, match=rf"teacher\.{key}=.*.*an ensemble's members have their own"):
-        run(compose(*words[:1], *words[2:], "teacher=ensemble", *members))
+    for network, message in (([], r"name teacher\.weights"), (["teacher=ensemble", *members], "have their own")):
+        with pytest.raises(ValueError, match=rf"teacher\.{key}=.* is for a teacher with weights: .*{message}"):
+            run(compose(*words, *network))

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from tests.conftest import Compose
 
 from nst.cli.train import run
-from nst.data.memory import MemorySplit
 from nst.models.resnet import CifarResNet
 
 TERMS = "loss=[kd,at,nst_poly]"
@@ -76,15 +75,6 @@ def test_a_teachers_accuracy_is_measured_once(compose: Compose, tiny: list[str],
         trained(compose, *tiny, *evaluation, "seed=2", "teacher.min_accuracy=99.5")
     (kept, _) = sorted(Path(compose().outputs).glob("digits/teachers/*.json"))
     assert json.loads(kept.read_text())["of"]["teacher"]["sha256"] == first["teacher"]["sha256"]
-
-
-def test_a_second_run_whose_images_torch_renders(
-    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU; on the CPU it is numpy."""
-    monkeypatch.setattr(MemorySplit, "by_numpy", False)
-    trained(compose, *tiny, "loss=kd", "cache.views=2")
-    trained(compose, *tiny, "loss=kd", "cache.views=2", "seed=1")
 
 
 def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Several teachers as one: their mean, each member's layers, sizes and normalisation; live and cached alike."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from nst.models import resnet8, resnet14, timm_model
 from nst.models.weights import save_weights
 from nst.teacher import Ensemble, Normalization
 
-DATA, OWN = Normalization((0.3,), (0.4,)), Normalization((0.5,), (0.25,))
+DATA = Normalization((0.3,), (0.4,))
 IMAGES = torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -35,10 +36,10 @@ def weights(tmp_path: Path) -> dict[str, str]:
 
 def three(weights: dict[str, str], **average: Any) -> tuple[Ensemble, dict[str, nn.Module]]:
     """The ensemble, and its members alone with the same weights."""
-    made = {"a": resnet8(10, in_channels=1), "b": resnet14(10, in_channels=1), "v": vit()}
     alone = {"a": resnet8(10, in_channels=1), "b": resnet14(10, in_channels=1), "v": vit()}
-    members = {name: {"network": network, "weights": weights[name]} for name, network in made.items()}
-    ensemble = Ensemble({**members, "b": {**members["b"], "input_size": 8}}, **average).eval()
+    members = {name: {"network": copy.deepcopy(alone[name]), "weights": weights[name]} for name in alone}
+    members["b"]["input_size"] = 8
+    ensemble = Ensemble(members, **average).eval()
     facts = ensemble.load(DATA)["members"]
     assert facts["a"]["input"] == "mean 0.5, std 0.25, as stored with its weights"
     assert facts["b"]["input"].startswith("mean 0.3, std 0.4, as the data")
@@ -65,8 +66,7 @@ def test_its_logits_are_the_mean(weights: dict[str, str], average: str) -> None:
     if average == "logits":
         torch.testing.assert_close(ensemble(IMAGES), outputs.mean(0))
     else:
-        torch.testing.assert_close(ensemble(IMAGES).softmax(1), outputs.softmax(2).mean(0))
-        torch.testing.assert_close(ensemble(IMAGES).exp().sum(1), torch.ones(5))
+        torch.testing.assert_close(ensemble(IMAGES).exp(), outputs.softmax(2).mean(0))
 
 
 @torch.no_grad()
@@ -93,58 +93,35 @@ def test_what_cannot_be_an_ensemble_is_named(weights: dict[str, str]) -> None:
     for members, message in (
         ({"a": member()}, "two or more"),
         ({"a": member(), "b.c": member()}, r"members\.b\.c: .*module name"),
-        ({"a": member(), "eval": member()}, r"members\.eval: .*already exists"),
         ({"a": member(), "b": {"weights": "x"}}, r"members\.b: .*missing .*'network'"),
         ({"a": member(), "b": member(mean=[0.5])}, r"members\.b: mean=\[0\.5\], std=None: both or neither"),
-        ({"a": member(), "b": member(mean=[0.5], std=[0])}, "std above 0"),
         ({"a": member(), "b": member(mean="a", std="b")}, r"members\.b"),
+        ({"a": member(), "b": member(weights=None)}, r"members\.b: its weights are missing"),
+        ({"a": member(), "b": member(weights=weights["b"])}, r"members\.b: .*another architecture"),
     ):
         with pytest.raises(ValueError, match=message):
-            Ensemble(members)
-    with pytest.raises(ValueError, match="average is 'mode'"):
-        Ensemble({"a": member(), "b": member()}, "mode")
-    with pytest.raises(ValueError, match=r"members\.b: its weights are missing"):
-        Ensemble({"a": member(), "b": member(weights=None)}).load(DATA)
-    with pytest.raises(ValueError, match=r"members\.b: .*another architecture"):
-        Ensemble({"a": member(), "b": member(weights=weights["b"])}).load(DATA)
+            Ensemble(members).load(DATA)
     with pytest.raises(ValueError, match=r"different shapes, .*\(7,\).*, so no mean"):
         Ensemble({"a": member(), "b": member(network=resnet8(7, in_channels=1))})(IMAGES)
-
-
-def members(weights: dict[str, str], **networks: str) -> list[str]:
-    return ["teacher=ensemble"] + [
-        word
-        for name, network in networks.items()
-        for word in (
-            f"+model@teacher.model.members.{name}.network={network}",
-            f"+teacher.model.members.{name}.weights={weights[name]}",
-        )
-    ]
 
 
 def test_a_run_compares_with_both_live_and_cached_alike(
     compose: Compose, tiny: list[str], weights: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = [*tiny, "teacher=ensemble", "loss=[kd,nst_poly]"]
+    words.append("trainer.batch_size=20")  # of 40 images: a ViT's matrix products round differently in other batches
+    for name, network in (("a", "resnet8"), ("v", "timm")):
+        words.append(f"+model@teacher.model.members.{name}.network={network}")
+        words.append(f"+teacher.model.members.{name}.weights={weights[name]}")
+    for key in ("arch=vit_tiny_patch16_224", "image_size=32", "input_size=32"):
+        words.append(f"teacher.model.members.v.network.{key}")
     both = "[{teacher: a.last, student: last}, {teacher: v.blocks.3, student: last, weight: 0.5}]"
-    vit = [
-        f"teacher.model.members.v.network.{key}"
-        for key in ("arch=vit_tiny_patch16_224", "image_size=32", "input_size=32")
-    ]
-    words = [
-        *tiny,
-        "trainer.batch_size=20",  # of 40 images: a ViT's matrix products round differently in batches of other sizes
-        *members(weights, a="resnet8", v="timm"),
-        *vit,
-        "loss=[kd,nst_poly]",
-        f"loss.nst_poly.layers={both}",
-    ]
-    live = run(compose(*words))
+    live = run(compose(*words, f"loss.nst_poly.layers={both}"))
     printed = capsys.readouterr().out
     for name in ("ensemble.a", "ensemble.v", "ensemble"):
         assert f"teacher {name}: top-1" in printed
     assert set(live["teacher"]["members"]) == {"a", "v"}
-    stored = run(compose(*words, "cache.views=all", "cache.dtype=float32"))
-    assert stored["last"] == live["last"]
-    assert stored["teacher"] == live["teacher"]
-    files = [load_file(Path(summary["folder"]) / "student.safetensors") for summary in (live, stored)]
+    cached = run(compose(*words, f"loss.nst_poly.layers={both}", "cache.views=all", "cache.dtype=float32"))
+    assert (cached["last"], cached["teacher"]) == (live["last"], live["teacher"])
+    files = [load_file(Path(summary["folder"]) / "student.safetensors") for summary in (live, cached)]
     assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -61,8 +61,7 @@ def cached_arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[Cac
     """
     # What the target of logits is does not depend on the student's maps.
     size = "" if path == LOGITS else "x".join(str(side) for side in spec.student_shape[1:])
-    parts = [path.replace(":", "_"), spec.loss.target_key or "", size]
-    stem = ".".join(part for part in parts if part)
+    stem = ".".join(part for part in (path.replace(":", "_"), spec.loss.target_key, size) if part)
     shapes = spec.loss.target_shapes(spec.student_shape, teacher_shape)
     return [CachedArray(spec.key, tensor, f"{stem}.{tensor}", shape) for tensor, shape in shapes.items()]
 
@@ -103,9 +102,7 @@ class TeacherCache:
         self.rows = self.images * self.views  # of each array; row `index · views + slot`
         self.key = {"version": VERSION, **json.loads(json.dumps(self.key))}
         self.teacher: dict[str, Any] | None = None  # name, weights and accuracy of the teacher
-        self.arrays: dict[
-            str, np.ndarray
-        ] = {}  # those that are complete, memory-mapped: [rows] records of `crc` and `value`
+        self.arrays: dict[str, np.ndarray] = {}  # complete ones, memory-mapped: [rows] records of `crc` and `value`
         self.load()
 
     def load(self) -> None:
@@ -114,9 +111,7 @@ class TeacherCache:
         if not manifest["key"]:
             return
         if different := differences(manifest["key"], self.key):
-            raise ValueError(
-                f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; delete it, or choose another cache.path"
-            )
+            raise ValueError(f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; delete it")
         self.teacher = manifest["teacher"] or self.teacher
         self.arrays = {file.stem: open_rows(file) for file in sorted(self.folder.glob("*.npy"))}
 
@@ -138,18 +133,13 @@ class TeacherCache:
         Raises:
             ValueError: of another shape than the loss says, or not finite in the cache's dtype.
         """
-        term, stored = (
-            f"loss.{array.spec.split(':')[0]}: its target {array.name}",
-            target.to(getattr(torch, self.dtype)),
-        )
-        if target.shape[1:] != array.shape:
-            raise ValueError(
-                f"{term} has shape {tuple(target.shape[1:])} an image, its target_shapes says {array.shape}"
-            )
+        term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
+        if (shape := tuple(target.shape[1:])) != array.shape:
+            raise ValueError(f"{term} has shape {shape} an image, its target_shapes says {array.shape}")
+        stored = target.to(getattr(torch, self.dtype))
         if not torch.isfinite(stored).all():
-            if torch.isfinite(target).all():
-                raise ValueError(f"{term} has values above 65,504, the largest of float16; use cache.dtype=float32")
-            raise ValueError(f"{term} is not finite; check teacher.weights, teacher.precision, teacher.mean and .std")
+            hint = "cache.dtype=float32 may hold it" if torch.isfinite(target).all() else "check teacher.weights"
+            raise ValueError(f"{term} is not finite in {self.dtype}, by values up to {target.abs().max():.3g}; {hint}")
         records = np.zeros(len(target), self.record(array.shape))
         records["value"] = stored.cpu().numpy()
         records["crc"] = [checksum(value) for value in records["value"]]
@@ -162,9 +152,7 @@ class TeacherCache:
         """Rows of an array that is complete. Raises ValueError, naming the file, for one that does not have its checksum."""
         records = self.arrays[name][rows]
         if not is_whole(records).all():
-            raise ValueError(
-                f"{self.file(name)} is damaged: a row does not have its checksum; delete it to have it computed again"
-            )
+            raise ValueError(f"{self.file(name)} is damaged: a row does not have its checksum; delete it")
         return np.ascontiguousarray(records["value"])
 
     def check(self) -> str:
@@ -202,7 +190,7 @@ def open_rows(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r").reshape(-1)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to have it computed again") from error
+        raise ValueError(f"{file} is damaged ({error}); delete it") from error
 
 
 def whole_rows(file: Path) -> np.ndarray:
@@ -257,7 +245,7 @@ def write_cache(
         left = int(undone.sum()) * sum(cache.record(array.shape).itemsize for array in missing)
         if left + SPARE > (free := shutil.disk_usage(cache.folder).free):
             raise ValueError(
-                f"the teacher cache {cache.folder} needs {decimal(left)} more, the disk has {decimal(free)} free; use fewer cache.views"
+                f"{cache.folder} needs {decimal(left)} more, the disk has {decimal(free)} free: fewer cache.views?"
             )
         dist.barrier()
 
@@ -320,15 +308,10 @@ class CachedTeacher:
     def add_targets(self, batches: Iterable[BatchAndTargets]) -> Iterator[BatchAndTargets]:
         """Each batch with its targets added; the next few batches are read on another thread meanwhile."""
         waiting: deque[tuple[Batch, Targets, Any]] = deque()
-
-        def first() -> BatchAndTargets:
-            batch, targets, read = waiting.popleft()
-            return batch, targets | read.result()
-
         with ThreadPoolExecutor(1) as thread:
-            for batch, targets in batches:
-                waiting.append((batch, targets, thread.submit(self, batch)))
-                if len(waiting) > READ_AHEAD:
-                    yield first()
-            while waiting:
-                yield first()
+            for pair in chain(batches, [None] * READ_AHEAD):
+                if pair is not None:
+                    waiting.append((*pair, thread.submit(self, pair[0])))
+                if waiting and (pair is None or len(waiting) > READ_AHEAD):
+                    batch, targets, read = waiting.popleft()
+                    yield batch, targets | read.result()

@@ -114,9 +114,7 @@ class Ensemble(nn.Module):
                 facts[name] = load_teacher(network, images, file, member.weights_key, member.mean, member.std)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"teacher.model.members.{name}: {error}") from error
-        return {
-            "weights": f"those of {', '.join(facts)}",
-            "members": facts,
-            "sha256": digest({name: known["sha256"] for name, known in facts.items()}, 64),
-            "parameters": sum(known["parameters"] for known in facts.values()),
-        }
+        sha256 = digest({name: known["sha256"] for name, known in facts.items()}, 64)
+        parameters = sum(known["parameters"] for known in facts.values())
+        weights = f"those of {', '.join(facts)}"
+        return {"weights": weights, "members": facts, "sha256": sha256, "parameters": parameters}

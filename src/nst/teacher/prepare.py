@@ -56,14 +56,9 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     # what its outputs depend on besides the images
     arguments = not_default(teacher.model, ("_target_", "name", "num_classes", "in_channels"))
     key: dict[str, Any] = {
-        "teacher": {
-            "name": name,
-            "sha256": about["sha256"],
-            "weights_key": teacher.weights_key,
-            "arguments": arguments,
-        },
+        "teacher": {"name": name, "sha256": about["sha256"], "arguments": arguments, "precision": teacher.precision},
+        "weights_key": teacher.weights_key,
         "teacher_input": {"mean": teacher.mean, "std": teacher.std, "size": teacher.input_size},
-        "precision": teacher.precision,
         "data": {"name": data.name, "mean": list(data.mean), "std": list(data.std)},
     }
 
@@ -134,8 +129,7 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
             raise ValueError(f"teacher.{key}={value} is for a teacher with weights: {hint}")
     if not ensemble and output != (classes,):
         raise ValueError(
-            f"teacher.model gives {output}, data.num_classes={classes}: it cannot be trained here; name its teacher.weights, or use "
-            "teacher.model.pretrained=true"
+            f"teacher.model gives {output}, not {classes} classes, so it is not trained here: name teacher.weights"
         )
     return ensemble
 
@@ -179,9 +173,7 @@ def plan_cache(
     assert networks.teacher is not None
     config, images, most = settings.cache, data.train, data.train.num_views
     if config.views == "all" and most is None:
-        raise ValueError(
-            f"cache.views=all: the random-sized crops of data={data.name} cannot be enumerated; choose a number, such as 16"
-        )
+        raise ValueError(f"cache.views=all: data={data.name} has endless random-sized crops; use a number, such as 16")
     views = most if config.views == "all" and most else min(int(config.views), most or int(config.views))
     folder, place = Path(settings.outputs) / data.name / "cache", {}
     if key is not None:
@@ -209,15 +201,11 @@ def plan_cache(
     lines = [f"teacher cache {folder}: {views} views of {len(images):,} images, {config.dtype}; {free} free"]
     for name, (array, *_) in arrays.items():
         total += (size := cache.rows * cache.record(array.shape).itemsize)
-        begun = "to be continued" if cache.file(name, ".part").is_file() else "to be computed"
-        state = "complete" if name in cache.arrays else begun
-        lines.append(f"  {name}: {decimal(size)}, {state}")
+        lines.append(f"  {name}: {decimal(size)}, {'complete' if name in cache.arrays else 'to be computed'}")
     lines += [f"  together {decimal(total)}", *live]
     if views != most:
-        kind = "new random ones" if most is None else f"random ones of all {most}"
-        lines.append(
-            f"epochs show each image's {views} cached views in turn, not {kind}: fewer views than epochs can cost accuracy"
-        )
+        others = "new random ones" if most is None else f"random ones of all {most}"
+        lines.append(f"epochs show each image's {views} cached views in turn, not {others}: fewer can cost accuracy")
     return cache, cached, [array for same in arrays.values() for array in same], "\n".join(lines)
 
 
