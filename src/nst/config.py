@@ -303,8 +303,8 @@ def parse_every(text: str) -> tuple[int, float]:
 
 def documented(schema: Any) -> dict[str, tuple[str, str]]:
     """The type of each key of a schema and what it is: its choices, and the comment behind it in the source."""
-    source = "\n".join(inspect.getsource(base) for base in reversed(schema.__mro__) if is_dataclass(base))
-    written = re.findall(r"^    (\w+): ([^=\n]+) = .*?(?:  # (.*))?$", source, re.M)
+    bases: Any = [base for base in reversed(schema.__mro__) if is_dataclass(base)]
+    written = re.findall(r"^    (\w+): ([^=\n]+) = .*?(?:  # (.*))?$", "".join(map(inspect.getsource, bases)), re.M)
     choices = {f.name: ", ".join(f.metadata.get("one_of", ())) for f in fields(schema)}
     return {name: (kind, "; ".join(filter(None, [choices[name], comment]))) for name, kind, comment in written}
 

@@ -1,5 +1,6 @@
 """The command line as its user meets it."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ def nst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     """`nst("train", "model=resnet8")` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["nst"])

@@ -19,7 +19,7 @@ train outputs=/dev/null/x loss=ce | train seed=${seed} | train seed=${nothing} |
 train 'model.name=a b' dry_run=true | train model.name=../up dry_run=true | train +model.nothing=1 dry_run=true | train model.num_classes=3 dry_run=true
 train trainer.epochs=1e400 | train trainer.epochs=99999999999999999999 | train trainer.epochs=0 | train trainer.mixup=-inf | train trainer.batch_size=true,
 train optim.lr=nan dry_run=true | train optim.lr=[1] dry_run=true | train loss.nst_poly.weight=1e400 | train trainer.compile=perhaps | train data.validation=日本
-cache loss=ce | gradients loss=ce | layers all=perhaps | layers model=nothing | export | export run=nowhere | export run=. | export nothing=1
+cache loss=ce | gradients loss=ce | layers model=nothing | export | export run=nowhere | export run=. | export nothing=1
 export run=nowhere formats=[x] | evaluate | evaluate run=nowhere | evaluate weights=nowhere model=resnet8 data=digits | predict | predict model=. images=.
 runs x | runs nothing=1 | runs sort=nothing | reproduce table=nowhere | reproduce table=../../etc | reproduce table=quick/digits seeds=0
 reproduce tabel=quick/digits | nothing | ''

@@ -3,72 +3,52 @@
 import json
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT, Compose
+from tests.cli.conftest import Nst, Said
+from tests.conftest import Compose
 
-import nst.storage.folder
-from nst.cli.main import command
 from nst.cli.train import run
-from nst.files import write_whole
 from nst.loop import Training
-from nst.storage.folder import RunFolder
+from nst.storage.folder import RunFolder, RunLockedError
 
-Sweep = Callable[..., tuple[int, list[dict[str, Any]]]]
+Sweep = Callable[..., tuple[Said, list[dict[str, Any]]]]
+ALONE = ("teacher=none", "loss=ce")
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """`sweep("seed=0,1", …)`: `nst train -m …` in this process: its exit status and the jobs of its last sweep."""
+def sweep(nst: Nst, tmp_path: Path, tiny: list[str]) -> Sweep:
+    """`sweep("seed=0,1", …)`: `nst train -m …` in this process: what it came to, and its jobs' records by number."""
 
-    def start(*overrides: str) -> tuple[int, list[dict[str, Any]]]:
-        before = set(tmp_path.glob("sweeps/*"))
-        monkeypatch.setattr(sys, "argv", ["nst"])
-        monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.chdir(tmp_path)
-        status = 0
-        try:
-            command("train", ["-m", f"outputs={tmp_path}", *tiny, *overrides])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        files = set(tmp_path.glob("sweeps/*")) - before
-        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return status, sorted(lines, key=lambda job: job["job"])
+    def start(*overrides: str) -> tuple[Said, list[dict[str, Any]]]:
+        before = {*tmp_path.rglob("sweeps/*")}
+        said = nst("train", "-m", *tiny, *overrides)
+        lines = [line for file in {*tmp_path.rglob("sweeps/*")} - before for line in file.read_text().splitlines()]
+        return said, sorted(map(json.loads, lines), key=lambda job: job["job"])
 
     return start
 
 
-ALONE = ("teacher=none", "loss=ce")
-
-
-def test_a_failed_job_costs_no_other_and_is_told_at_the_end(
-    sweep: Sweep, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    status, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1", "trainer.epochs=1")
-    assert status == 1
+def test_a_failed_job_costs_no_other_and_is_told_at_the_end(sweep: Sweep, tmp_path: Path) -> None:
+    said, jobs = sweep(*ALONE, "trainer.batch_size=0,16", "seed=0,1", "trainer.epochs=1")
+    assert said.status == 1
     assert [job["state"] for job in jobs] == ["failed", "failed", "finished", "finished"]
     assert len([*tmp_path.rglob("student.safetensors")]) == 2
-    printed = capfd.readouterr().out
-    assert "jobs 0, 1 failed: trainer.batch_size=0: a number at least 1 is needed" in printed
-    assert printed.endswith(f"2 of 4 jobs finished: nst runs outputs={tmp_path}\n")
-    assert "next:" not in printed
+    assert "jobs 0, 1 failed: trainer.batch_size=0: a number at least 1 is needed" in said.out
+    assert said.out.endswith("2 of 4 jobs finished: nst runs outputs=outputs\n")
+    assert "next:" not in said.out
 
 
 def test_a_dry_run_leaves_nothing(sweep: Sweep, tmp_path: Path) -> None:
-    assert sweep(*ALONE, "dry_run=true", "seed=0,1") == (0, [])
+    said, _ = sweep(*ALONE, "dry_run=true", "seed=0,1")
+    assert said.status == 0, said.err
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
-def test_a_stopped_sweep_continues_where_it_was(
-    sweep: Sweep, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_sweep_continues_where_it_was(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished runs are skipped, the interrupted one goes on from its step, the others start."""
     step = Training.step
 
@@ -78,17 +58,15 @@ def test_a_stopped_sweep_continues_where_it_was(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Training, "step", stop_at_four)
-    status, jobs = sweep(*ALONE, "seed=0,1,2")
-    assert status == 128 + signal.SIGTERM
+    said, jobs = sweep(*ALONE, "seed=0,1,2")
+    assert said.status == 128 + signal.SIGTERM
     assert [job["state"] for job in jobs] == ["finished", "interrupted"]
-    capfd.readouterr()
     monkeypatch.setattr(Training, "step", step)
-    status, jobs = sweep(*ALONE, "seed=0,1,2")
-    printed = capfd.readouterr().out
-    assert status == 0
+    said, jobs = sweep(*ALONE, "seed=0,1,2")
+    assert said.status == 0
     assert [job["state"] for job in jobs] == ["finished"] * 3
-    assert printed.count("finished earlier; nothing was run") == 1
-    assert printed.count("continuing after step 4 of 6") == 1
+    assert said.out.count("finished earlier; nothing was run") == 1
+    assert said.out.count("continuing after step 4 of 6") == 1
 
 
 @pytest.mark.parametrize(
@@ -104,70 +82,60 @@ def test_launchers_run_jobs_side_by_side(launcher: str, package: str, extra: str
     """Two jobs that need the same teacher, not trained yet: one of them trains it."""
     pytest.importorskip(package, reason=f"needs pip install 'nst[{extra}]'")
     own = ["hydra.launcher.ray.remote.num_gpus=0"] if launcher == "ray_jobs" else []
-    status, jobs = sweep(f"hydra/launcher={launcher}", "loss=kd", "seed=0,1", *own)
-    assert status == 0
+    said, jobs = sweep(f"hydra/launcher={launcher}", "loss=kd", "seed=0,1", *own)
+    assert said.status == 0, said.err
     assert [job["state"] for job in jobs] == ["finished", "finished"]
-    [teacher] = tmp_path.glob("digits/none-resnet8/ce/*/summary.json")
-    students = [*tmp_path.glob("digits/resnet8-resnet8/kd/*/summary.json")]
-    assert len({json.loads(file.read_text())["teacher"]["sha256"] for file in students}) == 1
-    assert len(students) == 2
-    assert teacher.is_file()
-
-
-def test_the_slurm_configuration_is_one_the_plugin_takes(compose: Compose) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'nst[slurm]'")
-    compose("hydra/launcher=slurm")
+    students = [json.loads(file.read_text()) for file in tmp_path.glob("*/digits/resnet8-resnet8/kd/*/summary.json")]
+    [teacher] = tmp_path.glob("*/digits/none-resnet8/ce/*/student.safetensors")
+    assert [Path(student["teacher"]["weights"]).name for student in students] == [teacher.name] * 2
+    assert len({student["teacher"]["sha256"] for student in students}) == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # the launcher's own
 def test_slurm_where_there_is_none_is_told_in_words(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Its configuration is one that the plugin takes."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'nst[slurm]'")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sweep("hydra/launcher=slurm", *ALONE, "seed=0,1") == (2, [])
-    told = capfd.readouterr().err
-    assert "Slurm's srun is not on this machine; hydra/launcher=slurm_local does without" in told
-    assert "Traceback" not in told
+    said, jobs = sweep("hydra/launcher=slurm", *ALONE, "seed=0,1")
+    assert (said.status, jobs) == (2, [])
+    assert "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local" in said.error
 
 
 def test_a_run_waits_for_the_teacher_that_another_trains(
     compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It says so, and takes the other's result."""
-    monkeypatch.setattr(nst.storage.folder, "PATIENCE", 0.05)
-    teacher = Path(run(compose(*tiny, "loss=kd"))["teacher"]["weights"]).parent
-    summary, metrics = teacher / "summary.json", (teacher / "metrics.jsonl").stat()
-    content = summary.read_bytes()
+    """It says so once, and takes the other's result."""
+    summary = Path(run(compose(*tiny, "loss=kd"))["teacher"]["weights"]).with_name("summary.json")
+    content, metrics = summary.read_bytes(), summary.with_name("metrics.jsonl").stat()
     summary.unlink()
-    held = threading.Event()
+    opened, tries = RunFolder.open, list[str]()
 
-    def finish() -> None:  # a lock belongs to its thread
-        other = RunFolder(teacher)
-        other.open(json.loads((teacher / "config.json").read_text()))
-        held.set()
-        time.sleep(1)
-        write_whole(summary, content)  # atomically: the waiting run may read it at any moment
-        other.close()
+    def held(self: RunFolder, config: dict[str, Any]) -> None:
+        if self.path == summary.parent and len(tries) < 2:
+            tries.append("by another")
+            raise RunLockedError("held")
+        summary.write_bytes(content)
+        opened(self, config)
 
-    thread = threading.Thread(target=finish)
-    thread.start()
-    held.wait()
+    monkeypatch.setattr(RunFolder, "open", held)
     run(compose(*tiny, "loss=kd", "seed=1"))
-    thread.join()
-    assert capfd.readouterr().out.count(f"waiting: {teacher} is being written by another process") == 1
-    assert (teacher / "metrics.jsonl").stat() == metrics
-
-
-SEARCH = ("loss.nst_poly.weight=tag(log,interval(1,100))", "loss.nst_poly.layers=choice(last,stage2)")
+    assert capfd.readouterr().out.count("waiting: held") == 1
+    assert summary.with_name("metrics.jsonl").stat() == metrics
 
 
 @pytest.mark.filterwarnings("ignore")  # Optuna's own
 def test_a_search_over_weights_layers_and_temperature_repeats_itself(sweep: Sweep) -> None:
     """The same command proposes the same runs, which are finished then."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs pip install 'nst[optuna]'")
-    arguments = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", "loss=kd_nst_poly", *SEARCH, "trainer.epochs=1"]
-    found = [sweep(*arguments, "loss.kd.temperature=choice(2,4)") for _ in range(2)]
-    assert [status for status, _ in found] == [0, 0]
-    assert found[0][1] == found[1][1]
-    assert len({*map(str, (job["overrides"] for job in found[0][1]))}) == 3
+    space = (
+        "nst_poly.weight=tag(log,interval(1,100))",
+        "nst_poly.layers=choice(last,stage2)",
+        "kd.temperature=choice(2,4)",
+    )
+    search = ["hydra/sweeper=search", "hydra.sweeper.n_trials=3", *(f"loss.{key}" for key in space)]
+    (first, jobs), (again, same) = (sweep("loss=kd_nst_poly", "trainer.epochs=1", *search) for _ in range(2))
+    assert (first.status, again.status) == (0, 0)
+    assert jobs == same
+    assert len({*map(str, (job["overrides"] for job in jobs))}) == 3
