@@ -65,27 +65,6 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "class 0 'cat', these images have class 0 'dog'" in nst("export", f"run={folder}").error
 
 
-WEIGHTS = ("weights=x", "model=resnet8", "data=digits")
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("run=nowhere",), "run=nowhere: no such folder"),
-        (("run=nowhere", "model=resnet8"), "run=nowhere has its own model and weights"),
-        (("weights=x", "model=resnet8"), "pass run=FOLDER, or model=… weights=FILE data=…"),
-        (WEIGHTS, "weights file x does not exist"),
-        ((*WEIGHTS, "batch_size=0"), "batch_size=0: a number at least 1"),
-        ((*WEIGHTS, "mean=[nan]", "std=[1]"), "mean[0]=nan"),
-        ((*WEIGHTS, "model.num_classes=7"), "model.num_classes=7, but data.num_classes=10"),
-        ((*WEIGHTS, "root=y"), "pass data.root=y"),
-        (("run=x", "data=digits", "root=y"), "root=y is for the run's own data"),
-    ],
-)
-def test_evaluations_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst) -> None:
-    assert told in nst("evaluate", *words).error
-
-
 def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
     nst: Nst, finished: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -106,18 +85,30 @@ def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(
     assert "3.png: the image cannot be decoded" in nst("predict", f"model={finished[0]}", "images=scans").error
 
 
+WEIGHTS = "evaluate weights=x model=resnet8 data=digits"
+
+
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("line", "told"),
     [
-        (("model=x",), "`images` is required: pass images=…"),
-        (("model=x", "images=nowhere"), "images=nowhere: no such folder"),
-        (("model=x", "images=."), "only the folder itself is read: images=pictures"),
-        (("model=nowhere", "images=pictures"), "model=nowhere: no such folder; pass a run's folder, or its export/"),
-        (("model=pictures", "images=pictures"), "model=pictures: is neither an export nor a finished run"),
-        (("model=x", "images=.", "top=0"), "top=0: a number at least 1"),
+        ("evaluate run=nowhere", "run=nowhere: no such folder"),
+        ("evaluate run=nowhere model=resnet8", "run=nowhere has its own model and weights"),
+        ("evaluate weights=x model=resnet8", "pass run=FOLDER, or model=… weights=FILE data=…"),
+        (WEIGHTS, "weights file x does not exist"),
+        (f"{WEIGHTS} batch_size=0", "batch_size=0: a number at least 1"),
+        (f"{WEIGHTS} mean=[nan] std=[1]", "mean[0]=nan"),
+        (f"{WEIGHTS} model.num_classes=7", "model.num_classes=7, but data.num_classes=10"),
+        (f"{WEIGHTS} root=y", "pass data.root=y"),
+        ("evaluate run=x data=digits root=y", "root=y is for the run's own data"),
+        ("predict model=x", "`images` is required: pass images=…"),
+        ("predict model=x images=nowhere", "images=nowhere: no such folder"),
+        ("predict model=x images=.", "only the folder itself is read: images=pictures"),
+        ("predict model=nowhere images=pictures", "model=nowhere: no such folder; pass a run's folder, or its export/"),
+        ("predict model=pictures images=pictures", "model=pictures: is neither an export nor a finished run"),
+        ("predict model=x images=. top=0", "top=0: a number at least 1"),
     ],
 )
-def test_predictions_that_cannot_be(words: tuple[str, ...], told: str, nst: Nst, tmp_path: Path) -> None:
+def test_what_cannot_be_evaluated_or_predicted(line: str, told: str, nst: Nst, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / "a.jpg")
-    assert told in nst("predict", *words).error
+    assert told in nst(*line.split()).error

@@ -31,6 +31,7 @@ from yaml import YAMLError
 from nst.config import CONFIGS, START, renamed
 from nst.signals import Interrupted
 
+Task = Callable[[DictConfig], Any]
 LISTS = ("loss", "tracker", "metric")  # the groups of which several may be chosen
 # Errors that a user can cause and fix; anything else is a bug and shows its traceback.
 USER_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, FloatingPointError)
@@ -92,11 +93,7 @@ def use_working_directory() -> None:
 
 
 def composed(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
-    """A configuration, composed from overrides as they are typed, the user's own files included.
-
-    Raises:
-        ValueError: an override that cannot be, with the nearest one that can.
-    """
+    """A configuration of overrides as they are typed, the user's own files included. Raises ValueError for one that cannot be."""
     use_working_directory()
     GlobalHydra.instance().clear()
     try:
@@ -108,23 +105,16 @@ def composed(overrides: Sequence[str], config_name: str = "config") -> DictConfi
     return cfg
 
 
-def hydra_main(
-    task: Callable[[DictConfig], Any],
-    config_name: str,
-    arguments: Sequence[str],
-    check_first: Callable[[DictConfig], None] = lambda cfg: None,
-) -> None:
+def hydra_main(task: Task, config_name: str, arguments: Sequence[str], first: Task = lambda cfg: None) -> None:
     """Compose a configuration from a command's arguments and call `task` with it, once or in a sweep.
 
-    A user's error is one message: exit status 2 for the arguments, 1 once the task has begun.
-
-    Args:
-        check_first: before anything is resolved; raises ValueError for arguments that do not go together.
+    A user's error is one message: exit status 2 for the arguments, 1 once the task has begun. `first` is called before anything is
+    resolved, and may raise ValueError for arguments that do not go together.
     """
     with readable_errors(config_name, arguments) as end:
 
         def checked(cfg: DictConfig) -> Any:
-            check_first(cfg)
+            first(cfg)
             check(cfg, HydraConfig.get().overrides.task)
             end.status = 1
             return task(cfg)
@@ -146,10 +136,9 @@ def hydra_arguments(arguments: Sequence[str], config_name: str) -> list[str]:
 
 
 def as_override(argument: str) -> str:
-    """An argument as an override. A value that Hydra's grammar does not have, such as `epoch=6 (best).pt`, is text as it stands.
+    """An argument as an override; a value that Hydra's grammar does not have, such as `epoch=6 (best).pt`, is text as it stands.
 
-    Raises:
-        ValueError: not `key=value`, a list that is not closed, or several choices in a group that has one.
+    Raises ValueError for what is not `key=value`, a list that is not closed, and several choices where one is needed.
     """
     key, equals, value = argument.partition("=")
     if not key.strip("+~ ") or not (equals or key.startswith("~")):
@@ -174,12 +163,7 @@ def as_override(argument: str) -> str:
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Check what Hydra does not: that values can be resolved, and that there are the recipes that were asked for.
-
-    Raises:
-        OmegaConfBaseException: a required value is missing, or an interpolation cannot be resolved.
-        MissingConfigException: no such recipe, which Hydra ignores, since a data set may have none.
-    """
+    """Raises an error of OmegaConf for what cannot be resolved, MissingConfigException for an unknown recipe: Hydra passes over both."""
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
@@ -193,10 +177,7 @@ def readable_errors(config_name: str = "config", arguments: Sequence[str] = ()) 
     """End the process with a message and an exit status on a user's error, and quietly after a stop on request.
 
     The block gets an object whose `status` is that of an error: 2 while arguments are read; the block sets 1 when its work begins.
-    With several ranks only the first to fail prints its error. `HYDRA_FULL_ERROR=1` in the environment keeps tracebacks.
-
-    Args:
-        config_name, arguments: what is composed, for suggestions.
+    With several ranks only the first to fail prints its error. What is composed of `arguments` is for suggestions.
     """
     end = SimpleNamespace(status=2)
     try:

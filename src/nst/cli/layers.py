@@ -31,11 +31,7 @@ def layers(arguments: Sequence[str]) -> None:
 
 
 def show(cfg: DictConfig, every: bool) -> None:
-    """Print the layers of both networks, and the pairs that fit.
-
-    Raises:
-        ValueError: a network that cannot be built, or a setting at fault.
-    """
+    """Print the layers of both networks, and the pairs that fit. Raises ValueError for a network that cannot be built."""
     from nst import build
 
     run, found = build.settings(cfg), dict[str, list[Layer]]()

@@ -27,18 +27,14 @@ def train(arguments: Sequence[str]) -> None:
 
 def task(cfg: DictConfig) -> float:
     """One run; sweepers minimise the returned error (percent, on the evaluated split; the loss of features on images without labels)."""
-    summary = run(cfg)
-    if not summary:
+    if not (summary := run(cfg)):
         return 0.0
     measure = measure_of(summary["last"])
     return summary["last"]["loss"] if measure == "loss" else 100 - summary["last"][measure]
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Execute a composed configuration, and print the result.
-
-    Returns:
-        The run's summary (also in `summary.json`); empty for a dry run.
+    """Execute a composed configuration, and print the result: the run's summary (also in `summary.json`), empty for a dry run.
 
     Raises:
         ValueError: a setting, file or result that makes the run impossible; raised before any work where possible.
