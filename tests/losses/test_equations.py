@@ -498,8 +498,8 @@ def test_cross_entropy_with_label_smoothing_and_mixed_labels():
     ("loss", "student", "teacher", "message"),
     [
         (KD(), (10,), (100,), "both sides need"),
-        (WKDF(grid=4), (3, 8, 8), (3, 4, 4), "teacher's map of 4×4 has a single position"),
-        (WKDF(grid=4, projector="bottleneck"), (3, 4, 4), (3, 8, 8), "student's map of 4×4 has a single position"),
+        (WKDF(grid=4), (3, 8, 8), (3, 4, 4), "map of 4×4 has a single position"),
+        (WKDF(grid=4, projector="bottleneck"), (3, 4, 4), (3, 8, 8), "map of 4×4 has a single position"),
         (MGD(), (3, 4, 4), (3, 8, 8), "maps of one size"),
         (SDD(), (10, 4, 4), (100, 8, 8), "a channel for each class"),
     ],

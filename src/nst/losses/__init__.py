@@ -22,23 +22,6 @@ from nst.losses.relational import CC, PKT, RKD
 from nst.losses.review import ReviewKD
 from nst.losses.wkd import WKDF, WKDL
 
-__all__ = [
-    "ABKD",
-    "AT",
-    "CATKD",
-    "CC",
-    "CRD",
-    "DIST",
-    "DKD",
-    "KD",
-    "MGD",
-    "NKD",
-    "NST",
-    "OFA",
-    "PKT",
-    "RKD",
-    "RLD",
-    "SDD",
-]
-__all__ += ["SP", "TTM", "VID", "WKDF", "WKDL", "Convention", "CrossEntropy", "FitNet", "Input", "ReviewKD", "Shape"]
-__all__ += ["TransferLoss"]
+__all__ = ["ABKD", "AT", "CATKD", "CC", "CRD", "DIST", "DKD", "KD", "MGD", "NKD", "NST", "OFA", "PKT", "RKD", "RLD"]
+__all__ += ["SDD", "SP", "TTM", "VID", "WKDF", "WKDL", "Convention", "CrossEntropy", "FitNet", "Input", "ReviewKD"]
+__all__ += ["Shape", "TransferLoss"]

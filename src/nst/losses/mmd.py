@@ -34,11 +34,7 @@ def inverse_norms(x: Tensor, eps: float) -> Tensor:
     """`[B, C, N]` → 1/√(‖x‖² + eps) in the working precision, zero for a dead channel, `[B, C, 1]`.
 
     NaN where ‖x‖² overflows (in float32 from ‖x‖ = 1.8e19 on): such a network has diverged, and is not to pass for one
-    with dead channels.
-
-    Args:
-        x: channel maps, any floating dtype and strides.
-        eps: `OFFICIAL_EPS` for the official convention, else 0.
+    with dead channels. `eps` is `OFFICIAL_EPS` for the official convention, else 0.
     """
     work = x.to(working_dtype(x))
     squared = (work * work).sum(dim=2, keepdim=True)
@@ -58,9 +54,14 @@ def unit_gradient(grad: Tensor, unit: Tensor, inverse: Tensor, out: Tensor | Non
     return torch.mul(grad.addcmul_(unit, along, value=-1), inverse, out=out)
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of `[B, C, N]` lie side by side in memory."""
+    return x.stride(1) == 1 and x.stride(2) != 1
+
+
 def matmul_like(layout: Tensor, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b, `[B, C, M] @ [B, M, N]`, laid out in memory like `layout`: spares a copy of channels_last features."""
-    if layout.stride(1) == 1 and layout.stride(2) != 1:
+    if channels_last(layout):
         transposed = None if out is None else out.transpose(1, 2)
         return torch.bmm(b.transpose(1, 2), a.transpose(1, 2), out=transposed).transpose(1, 2)
     return torch.bmm(a, b, out=out)
@@ -96,14 +97,10 @@ class MeanMap(torch.autograd.Function):
             return map_blocks(x, x.dtype, image_blocks(x), gradient), None
 
 
-def mean_map(x: Tensor, eps: float = 0.0) -> Tensor:
-    """Mean over channels of the unit maps: `[B, C, N]` → `[B, N]`, with gradient."""
-    return MeanMap.apply(x, eps)  # type: ignore[return-value]
-
-
 def mean_mmd(x: Tensor, teacher_mean: Tensor, c: float, teacher_term: bool, eps: float) -> Tensor:
     """MMD² `[B]` of the kernel xᵀy + c: ‖μ_S − μ_T‖²; c cancels but for the teacher's own term."""
-    value = (mean_map(x, eps) - teacher_mean).square().sum(dim=1)
+    mean: Tensor = MeanMap.apply(x, eps)  # type: ignore[assignment]
+    value = (mean - teacher_mean).square().sum(dim=1)
     return value if teacher_term else value - teacher_mean.square().sum(dim=1) - c
 
 
@@ -245,7 +242,13 @@ class PairTerms(torch.autograd.Function):
             first, *others = parts_of_z(unit, teacher_unit[block])
             grad, start = matmul_like(unit, weights[block, :, : ctx.m], first, out), ctx.m
             for rows_of_z in others:
-                grad = add_product(unit, grad, weights[block, :, start : start + rows_of_z.shape[1]], rows_of_z)
+                part = weights[block, :, start : start + rows_of_z.shape[1]]
+                if channels_last(unit):
+                    grad = (
+                        grad.transpose(1, 2).baddbmm_(rows_of_z.transpose(1, 2), part.transpose(1, 2)).transpose(1, 2)
+                    )
+                else:
+                    grad = grad.baddbmm_(part, rows_of_z)
                 start += rows_of_z.shape[1]
             if mean is None:
                 return grad
@@ -254,13 +257,6 @@ class PairTerms(torch.autograd.Function):
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x, k.shape[1]), gradient), None, None, None
-
-
-def add_product(layout: Tensor, total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b, in place and in the layout of `matmul_like`."""
-    if layout.stride(1) == 1 and layout.stride(2) != 1:
-        return total.transpose(1, 2).baddbmm_(b.transpose(1, 2), a.transpose(1, 2)).transpose(1, 2)
-    return total.baddbmm_(a, b)
 
 
 def gradient_weights(k: Tensor, grad: Tensor, m: int, channels: int, sign: float) -> Tensor:

@@ -76,96 +76,57 @@ def total(matrix: Tensor) -> Tensor:
     return matrix.sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
-def polynomial_block(kernel: Polynomial, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
-    """MMD² `[b]` of a block (without its teacher term) and the derivative k' at the pairs `[b, C_S, C_S + C_T]`."""
-    c_s, c_t = s.shape[1], t.shape[1]
-    base = torch.bmm(s, z.transpose(1, 2)) + kernel.c
-    slope = base.pow(kernel.degree - 1)
-    value = base.mul_(slope)
-    mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
-    if teacher:
-        mmd = mmd + total((torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(kernel.degree)) / c_t**2
-    return mmd, slope.mul_(kernel.degree)
-
-
-def gaussian_block(kernel: Gaussian, s: Tensor, t: Tensor, z: Tensor, teacher: bool) -> tuple[Tensor, Tensor]:
-    """As `polynomial_block`; k' is taken with respect to x·y, so k' = k / σ²."""
-    c_s, c_t = s.shape[1], t.shape[1]
-    live_s, live_t = live_channels(s), live_channels(t)
-    rate = 1 / gaussian_sigma2(kernel.sigma2, s, t).view(-1, 1, 1)
-    value = gaussian_pairs(s, z, live_s, torch.cat((live_s, live_t), dim=1), rate)
-    mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
-    if teacher:
-        mmd = mmd + total(gaussian_pairs(t, t, live_t, live_t, rate)) / c_t**2
-    return mmd, value.mul_(rate)
-
-
 def gaussian_pairs(a: Tensor, b: Tensor, live_a: Tensor, live_b: Tensor, rate: Tensor) -> Tensor:
     """exp(−‖x − y‖²/2σ²) for all pairs `[b, A, B]`; rate is 1/σ² `[b, 1, 1]`, ‖x‖² is 1 or, of a dead channel, 0."""
     exponent = -0.5 * rate * live_a.unsqueeze(2) - 0.5 * rate * live_b.unsqueeze(1)
     return exponent.baddbmm_(a * rate, b.transpose(1, 2)).exp_()
 
 
-def stream(
-    x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """MMD² of each image `[B]` and, on request, its gradient with respect to x (shape and strides of x)."""
-    dtype = working_dtype(x)
-    c_s, c_t = x.shape[1], teacher_unit.shape[1]
-    fused = x.device.type != "cpu" or torch.compiler.is_compiling()
-    bytes_per_image = c_s * (c_s + c_t) * max(4, x.element_size())
-    blocks, values = blocks_of(len(x), bytes_per_image, PAIR_BYTES_FUSED if fused else PAIR_BYTES), []
-
-    def one_block(block: slice, out: Tensor | None = None) -> Tensor:
-        inverse = inverse_norms(x[block], eps)
-        s, t = scale_maps(x[block], inverse), teacher_unit[block].to(dtype)
-        z = torch.cat((s, t), dim=1)
-        if isinstance(kernel, Gaussian):
-            value, slope = gaussian_block(kernel, s, t, z, teacher)
-        else:
-            value, slope = polynomial_block(kernel, s, t, z, teacher)
-        values.append(value)
-        if not with_gradient:
-            return value
-        z[:, :c_s] *= 2 / c_s**2
-        z[:, c_s:] *= -2 / (c_s * c_t)
-        return unit_gradient(matmul_like(s, slope, z), s, inverse, out)
-
-    if with_gradient:
-        gradient = map_blocks(x, dtype, blocks, one_block)
-        return join(values).to(dtype), gradient
-    return join([one_block(block) for block in blocks]).to(dtype), None
-
-
 class StreamedMMD(torch.autograd.Function):
-    """The value of `stream`, its gradient kept from the forward pass."""
+    """MMD² of each image `[B]` from student maps `[B, C_S, N]` and the teacher's unit maps `[B, C_T, N]`.
+
+    `teacher`: whether the value includes the teacher–teacher term; `eps`: see `inverse_norms`. Kept for the backward pass: the gradient.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float):
+        dtype = working_dtype(x)
+        c_s, c_t = x.shape[1], teacher_unit.shape[1]
+        fused = x.device.type != "cpu" or torch.compiler.is_compiling()
+        bytes_per_image = c_s * (c_s + c_t) * max(4, x.element_size())
+        blocks, values = blocks_of(len(x), bytes_per_image, PAIR_BYTES_FUSED if fused else PAIR_BYTES), []
+
+        def one_block(block: slice, out: Tensor | None) -> Tensor:
+            inverse = inverse_norms(x[block], eps)
+            s, t = scale_maps(x[block], inverse), teacher_unit[block].to(dtype)
+            z, own = torch.cat((s, t), dim=1), None
+            # k and its derivative with respect to x·y (slope · factor) at the pairs, [b, C_S, C_S + C_T]; k of the teacher's own pairs
+            if isinstance(kernel, Gaussian):
+                live_s, live_t = live_channels(s), live_channels(t)
+                factor = 1 / gaussian_sigma2(kernel.sigma2, s, t).view(-1, 1, 1)
+                slope = value = gaussian_pairs(s, z, live_s, torch.cat((live_s, live_t), dim=1), factor)
+                if teacher:
+                    own = gaussian_pairs(t, t, live_t, live_t, factor)
+            else:
+                base, factor = torch.bmm(s, z.transpose(1, 2)) + kernel.c, kernel.degree
+                slope = base.pow(factor - 1)
+                value = base.mul_(slope)
+                if teacher:
+                    own = (torch.bmm(t, t.transpose(1, 2)) + kernel.c).pow(factor)
+            mmd = total(value[:, :, :c_s]) / c_s**2 - total(value[:, :, c_s:]) * (2 / (c_s * c_t))
+            values.append(mmd if own is None else mmd + total(own) / c_t**2)
+            z[:, :c_s] *= 2 / c_s**2
+            z[:, c_s:] *= -2 / (c_s * c_t)
+            return unit_gradient(matmul_like(s, slope.mul_(factor), z), s, inverse, out)
+
         with no_autocast(x):
-            value, gradient = stream(x, teacher_unit, kernel, teacher, eps, with_gradient=True)
+            gradient = map_blocks(x, dtype, blocks, one_block)
         ctx.save_for_backward(gradient, x)
         ctx.dtype = x.dtype
-        return value
+        return join(values).to(dtype)
 
     @staticmethod
     @first_order
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, _ = ctx.saved_tensors
         return (gradient * grad.view(-1, 1, 1)).to(ctx.dtype), None, None, None, None
-
-
-def streamed_mmd(x: Tensor, teacher_unit: Tensor, kernel: Polynomial | Gaussian, teacher: bool, eps: float) -> Tensor:
-    """MMD² of each image `[B]` from student maps `[B, C_S, N]` and the teacher's unit maps `[B, C_T, N]`.
-
-    Args:
-        x: student maps.
-        teacher_unit: unit maps of the teacher, any floating dtype.
-        kernel: which kernel.
-        teacher: whether the value includes the teacher–teacher term (no gradient comes from it).
-        eps: see `inverse_norms`.
-    """
-    if torch.is_grad_enabled() and x.requires_grad:
-        return StreamedMMD.apply(x, teacher_unit, kernel, teacher, eps)  # type: ignore[return-value]
-    with no_autocast(x):
-        return stream(x, teacher_unit, kernel, teacher, eps, with_gradient=False)[0]

@@ -19,8 +19,8 @@ from nst.losses.base import (
     working_dtype,
 )
 from nst.losses.maps import resize_key, resize_student, resize_teacher, shared_size
-from nst.losses.mmd import OFFICIAL_EPS, gram_target, mean_map, mean_mmd, positions, quadratic_mmd
-from nst.losses.mmd_stream import Gaussian, Polynomial, streamed_mmd, teacher_units
+from nst.losses.mmd import OFFICIAL_EPS, MeanMap, gram_target, mean_mmd, positions, quadratic_mmd
+from nst.losses.mmd_stream import Gaussian, Polynomial, StreamedMMD, teacher_units
 
 
 class NST(TransferLoss):
@@ -115,7 +115,7 @@ class NST(TransferLoss):
             x = resize_teacher(teacher_feature, student_shape, self.convention).flatten(2)
             implementation = self.choose((student_shape or teacher_feature.shape[1:])[0], x.shape[1], x.shape[2])
             if implementation == "mean":
-                return {"mean": mean_map(x, self.eps)}
+                return {"mean": MeanMap.apply(x, self.eps)}  # type: ignore[dict-item]
             if implementation != "gram":
                 return {implementation: teacher_units(x, self.eps)}
             gram, mean = gram_target(x, self.c != 0, self.eps)
@@ -132,7 +132,7 @@ class NST(TransferLoss):
             x = resize_student(student_feature, count, self.convention).flatten(2)
             dtype = working_dtype(x)
             if implementation == "stream":
-                value = streamed_mmd(x, laid_out_like(main, x).to(dtype), self.kernel, term, self.eps)
+                value = StreamedMMD.apply(x, laid_out_like(main, x).to(dtype), self.kernel, term, self.eps)
             elif implementation == "mean":
                 value = mean_mmd(x, main.to(dtype), self.c, term, self.eps)
             else:

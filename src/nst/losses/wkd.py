@@ -4,6 +4,7 @@ Lv, Yang & Li, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowl
 """
 
 from collections.abc import Mapping
+from itertools import product
 from math import ceil, floor, pi
 from typing import ClassVar, Literal, get_args
 
@@ -32,9 +33,6 @@ COST_EPS = 1e-8
 CHUNK_BYTES = 64 << 20
 """Of the centred Gram matrices of all classes that are held at a time."""
 Projector = Literal["conv_bn_relu", "bottleneck"]
-HIDDEN = 256
-VARIANCE_EPS = 1e-5
-"""Added to a variance before its root."""
 
 
 def cosine_decay_factor(epoch: Tensor | None, start: float, epochs: float | None) -> Tensor | float:
@@ -54,8 +52,8 @@ class WKDL(LogitLoss):
     C = 1 − exp(−κ · (1 − CKA)) + 1e-8, CKA that of the teacher's features of their images (`class_similarity`). λ(e) is `transport`
     until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine.
 
-    One cost matrix serves all images. The authors' code reads the similarities from a file; that they are CKA over the images of both classes in order is recalled from
-    the paper, unverified.
+    One cost matrix serves all images. The authors' code reads the similarities from a file; that they are CKA over the images of both
+    classes in order is recalled from the paper, unverified.
 
     Args:
         temperature: T > 0.
@@ -86,8 +84,7 @@ class WKDL(LogitLoss):
         check_numbers(least=0, transport=transport, decay_from=decay_from)
         check_numbers(least=1, whole=True, steps=steps)
         self.temperature, self.transport, self.sharpness = float(temperature), transport, sharpness
-        self.regularization, self.steps = regularization, steps
-        self.decay_from, self.epochs = decay_from, epochs
+        self.regularization, self.steps, self.decay_from, self.epochs = regularization, steps, decay_from, epochs
         self.inputs = ("labels",) if epochs is None else ("labels", "epoch")
         self.register_buffer("cost", None)
 
@@ -109,28 +106,15 @@ class WKDL(LogitLoss):
         own = F.one_hot(labels, student.shape[1]).bool()
         p_s, p_t = (log_softmax_without(z / self.temperature, own).exp() for z in (student, teacher))
         cost = made(self.cost).to(student.dtype)
-        start = (~own).to(student.dtype) / max(1, student.shape[1] - 1)
-        distance = transport_cost(p_s, p_t, cost, start, self.regularization, self.steps)
+        # The cost of the transport plan from the student's to the teacher's; a class with 0 in both has no part.
+        u = v = (~own).to(student.dtype) / max(1, student.shape[1] - 1)
+        kernel = torch.exp(-cost / self.regularization)
+        for _ in range(self.steps):
+            v = p_t / (u @ kernel + COST_EPS)
+            u = p_s / (v @ kernel.T + COST_EPS)
+        distance = (u * (v @ (kernel * cost).T)).sum(dim=1)
         decay = cosine_decay_factor(epoch, self.decay_from, self.epochs)
         return (decay * self.transport * distance - label_expectation(student, teacher, labels)).mean()
-
-
-def transport_cost(
-    source: Tensor, goal: Tensor, cost: Tensor, start: Tensor, regularization: float, steps: int
-) -> Tensor:
-    """Cost of the entropic transport plan of each row, `[B]`.
-
-    Args:
-        source, goal: `[B, N]` probabilities; classes with 0 in both have no part.
-        cost: `[N, N]`, from source to goal.
-        start: the first u, `[B, N]`.
-    """
-    kernel = torch.exp(-cost / regularization)
-    u, v = start, start
-    for _ in range(steps):
-        v = goal / (u @ kernel + COST_EPS)
-        u = source / (v @ kernel.T + COST_EPS)
-    return (u * (v @ (kernel * cost).T)).sum(dim=1)
 
 
 @torch.no_grad()
@@ -187,7 +171,6 @@ class WKDF(TransferLoss):
         decay_from: epochs before λ falls, at least 0.
         epochs: of the run, for the end of the decay; null: λ is constant.
         convention: "paper": the variance is divided by the number of positions (by a summary of the paper). "official": by one less.
-
     """
 
     def __init__(
@@ -217,13 +200,12 @@ class WKDF(TransferLoss):
             self.projector = conv_bn_relu(student_shape, teacher_shape)
             return
         channels = teacher_shape[0]
-        self.projector = nn.Sequential(
-            nn.Conv2d(student_shape[0], HIDDEN, 1),
-            nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1),
-            nn.Conv2d(HIDDEN, channels, 1),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
+        convolutions = (
+            nn.Conv2d(student_shape[0], 256, 1),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.Conv2d(256, channels, 1),
         )
+        self.projector = nn.Sequential(*convolutions, nn.BatchNorm2d(channels), nn.ReLU())
 
     @property
     def target_key(self) -> str:
@@ -232,37 +214,27 @@ class WKDF(TransferLoss):
 
     @torch.no_grad()
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
-        """`{"mean", "deviation"}`, each `[B, C_T, g, g]`. Raises ValueError for a feature that is no map, or too small for the grid."""
+        """`{"mean", "deviation"}`, each `[B, C_T, g, g]`. Raises ValueError for a feature that is no map."""
         check_map(teacher_feature, "teacher")
         with no_autocast(teacher_feature):
-            mean, deviation = self.moments(teacher_feature, "teacher")
-        return {"mean": mean, "deviation": deviation}
+            return dict(zip(("mean", "deviation"), self.moments(teacher_feature), strict=True))
 
-    def moments(self, feature: Tensor, owner: str) -> tuple[Tensor, Tensor]:
+    def moments(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Means and deviations over the cells of a map `[B, C, H, W]`, each `[B, C, g, g]` in the working precision."""
-        self.check_grid(tuple(feature.shape[1:]), owner)
         feature = feature.to(working_dtype(feature))
         means, variances = [], []
-        for rows in self.cuts(feature.shape[2]):
-            for columns in self.cuts(feature.shape[3]):
-                cell = feature[:, :, rows, columns]
-                mean = cell.mean(dim=(2, 3), keepdim=True)
-                squares = (cell - mean).square().sum(dim=(2, 3))  # faster here than torch.var, forward and backward
-                means.append(mean.flatten(1))
-                variances.append(squares / (cell.shape[2] * cell.shape[3] - self.correction))
+        for rows, columns in product(self.cuts(feature.shape[2]), self.cuts(feature.shape[3])):
+            cell = feature[:, :, rows, columns]
+            mean = cell.mean(dim=(2, 3), keepdim=True)
+            squares = (cell - mean).square().sum(dim=(2, 3))  # faster here than torch.var, forward and backward
+            means.append(mean.flatten(1))
+            variances.append(squares / (cell.shape[2] * cell.shape[3] - self.correction))
         mean, variance = (torch.stack(x, dim=2).unflatten(2, (self.grid, self.grid)) for x in (means, variances))
-        return mean, (variance + VARIANCE_EPS).sqrt()
+        return mean, (variance + 1e-5).sqrt()
 
     def cuts(self, size: int) -> list[slice]:
         """Where the grid cuts one side of a map: adaptive pooling's windows, which overlap where the side is no multiple of g."""
         return [slice(floor(k * size / self.grid), ceil((k + 1) * size / self.grid)) for k in range(self.grid)]
-
-    def check_grid(self, shape: Shape, owner: str) -> None:
-        """Raises ValueError if a cell has a single position: it has no deviation."""
-        rows, columns = (min(cut.stop - cut.start for cut in self.cuts(size)) for size in shape[1:])
-        if rows * columns < 2:
-            found = f"the {owner}'s map of {shape[1]}×{shape[2]} has a single position in a cell of a {self.grid}×{self.grid} grid"
-            raise ValueError(f"{found}: take a smaller grid, or a layer with a larger map")
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """`[B, C_S, H, W]` → scalar."""
@@ -272,7 +244,7 @@ class WKDF(TransferLoss):
         epoch = self.given(target, batch).get("epoch")
         projected = made(self.projector)(student_feature)
         with no_autocast(student_feature):
-            mean, deviation = self.moments(projected, "student")
+            mean, deviation = self.moments(projected)
             check_equal(mean, means)
             dtype = mean.dtype
             terms = self.ratio * (mean - means.to(dtype)).square() + (deviation - deviations.to(dtype)).square()
@@ -280,10 +252,13 @@ class WKDF(TransferLoss):
             return decay * terms.sum(dim=(1, 2, 3)).mean() / self.grid**2
 
     def target_shapes(self, student_shape: Shape, teacher_shape: Shape) -> dict[str, Shape]:
-        """The moments. Raises ValueError for a map that is too small for the grid."""
+        """The moments. Raises ValueError for a map with a single position in a cell, which has no deviation."""
         student, teacher = map_shapes(student_shape, teacher_shape)
-        self.check_grid(teacher, "teacher")
-        if self.kind == "bottleneck":  # the other projector brings the student's map to the teacher's size
-            self.check_grid(student, "student")
+        # only this projector leaves the student's map at its size
+        for shape in (teacher, student) if self.kind == "bottleneck" else (teacher,):
+            rows, columns = (min(cut.stop - cut.start for cut in self.cuts(size)) for size in shape[1:])
+            if rows * columns < 2:
+                cell = f"a map of {shape[1]}×{shape[2]} has a single position in a cell"
+                raise ValueError(f"grid={self.grid}: {cell}; take a smaller grid or a layer with a larger map")
         moments = (teacher[0], self.grid, self.grid)
         return {"mean": moments, "deviation": moments}
