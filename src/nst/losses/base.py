@@ -32,12 +32,12 @@ class TransferLoss(nn.Module, ABC):
 
     Features are `[B, C, H, W]`, logits `[B, classes]`. A target is a dictionary of tensors whose first dimension is the batch; it may be
     cached in half precision. Values are means over the batch, computed in float32 (float64 for float64 features) whatever the autocast
-    state, and carry no weight λ. `forward` raises ValueError where shapes or batches differ or the target lacks what it needs.
+    state, and carry no weight λ. `forward` raises ValueError where shapes or batches differ or the target lacks what it needs, a
+    constructor, naming the argument, where one is out of the range that `Args` states.
 
-    A loss declares its properties by class attributes, and a run treats it accordingly. Parameters and buffers, created in
-    `__init__`, `setup` or `init_memory`, are optimised, synchronised over ranks and kept in checkpoints, but are no part of the
-    exported student. Each pair of layers has its own instance. Constructors raise ValueError, naming the argument, for one that is
-    out of the range that `Args` states.
+    A loss declares its properties by class attributes. Parameters and buffers, created in `__init__`, `setup` or `init_memory`, are
+    optimised, synchronised over ranks and kept in checkpoints, but are no part of the exported student. Each pair of layers has its own
+    instance.
     """
 
     source: ClassVar[Literal["teacher", "labels"]] = "teacher"
@@ -134,11 +134,10 @@ class ReducedLoss(TransferLoss):
     @torch.no_grad()
     def target(self, teacher_feature: Tensor, student_shape: Shape | None = None) -> dict[str, Tensor]:
         """The teacher's side. Raises ValueError as `reduce` and `target_shapes` do."""
-        with no_autocast(teacher_feature):
-            reduced = self.reduce(teacher_feature, "teacher")
         if student_shape is not None:
             self.target_shapes(student_shape, tuple(teacher_feature.shape[1:]))
-        return {self.key: reduced}
+        with no_autocast(teacher_feature):
+            return {self.key: self.reduce(teacher_feature, "teacher")}
 
     def forward(self, student_feature: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """A feature as `reduce` takes it → scalar."""
@@ -234,10 +233,8 @@ def made(value: T | None) -> T:
 def check_equal(student: Tensor, teacher: Tensor) -> None:
     """Raises ValueError unless the two have one shape."""
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"the student's side has shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; they must be equal "
-            "(a loss with parameters: call setup first)"
-        )
+        shapes = f"{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)"
+        raise ValueError(f"shapes {shapes} must be equal; a loss with parameters: call setup first")
 
 
 def check_map(feature: Tensor, owner: str, dimensions: Sequence[int] = (4,)) -> None:

@@ -21,9 +21,6 @@ from nst.losses.base import (
 )
 from nst.losses.maps import MapLoss
 
-LEVELS = (4, 2, 1)
-"""Sides of the pooled maps that are compared besides the map itself, each at half the weight of the one before."""
-
 
 class ReviewKD(MapLoss):
     """min(1, epoch / warmup) · Σ over stages of the distance of the fused student's map to the teacher's.
@@ -80,8 +77,6 @@ class ReviewKD(MapLoss):
         if len(students) + self.pooled != len(self.stages) or len(target) != len(students):
             found = f"{len(students)} layers and {len(target)} targets for {len(self.stages)} stages"
             raise ValueError(f"{found}: call setup([student shapes], [teacher shapes]) of all layers first")
-        for feature in students:
-            check_map(feature, "student")
         teachers = [
             laid_out_like(as_map(target_tensor(teacher_target, "feature", len(student))), student)
             for teacher_target, student in zip(target, students, strict=True)
@@ -122,16 +117,12 @@ class Fusion(nn.Module):
         """`[B, C, H, W]` → `[B, out, *size]` and what goes to the stage above, `[B, inner, *size]`."""
         x = self.enter(x)
         if self.attention is not None and below is not None:
-            below = resize(below, tuple(x.shape[2:]))
+            below = F.interpolate(below, size=x.shape[2:])
             weights = self.attention(torch.cat((x, below), dim=1))
             x = x * weights[:, :1] + below * weights[:, 1:]
-        x = resize(x, size)
+        if tuple(x.shape[2:]) != size:
+            x = F.interpolate(x, size=size)
         return self.leave(x), x
-
-
-def resize(x: Tensor, size: Shape) -> Tensor:
-    """Nearest neighbour; itself at its own size."""
-    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size=size, mode="nearest")
 
 
 def pyramid_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -143,7 +134,7 @@ def pyramid_distance(student: Tensor, teacher: Tensor) -> Tensor:
         dtype = working_dtype(student)
         difference = student.to(dtype) - laid_out_like(teacher, student).to(dtype)
         value, weight, total = difference.square().mean(), 1.0, 1.0
-        for side in LEVELS:
+        for side in (4, 2, 1):  # each at half the weight of the one before
             if side < difference.shape[2]:
                 weight /= 2
                 total += weight
