@@ -1,11 +1,7 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
-Images are [B, C, H, W]: a batch, channels, rows and columns. Every constructor takes `num_classes`, the number of logits, and
-`in_channels`, the channels of the images.
-
-Each stage has three names: "stage1" after the ReLU that ends it, "stage1_pre_relu" before that ReLU, "stage1_out" what it hands on
-to the next stage; "last" is the last stage, "pooled" the vector that the classifier sees (see `nst.models.parts.name_layers`). A
-layer "layer3" is a module's output, "layer3.8.relu2:input" a module's first input.
+Images are [B, C, H, W]; every constructor takes `num_classes`, the number of logits, and `in_channels`, the channels of the images.
+Names of layers are those of `nst.models.parts.name_layers`: "layer3" is a module's output, "layer3.8.relu2:input" its first input.
 """
 
 from functools import partial

@@ -13,13 +13,10 @@ from nst.models.parts import Network, he_normal_, head, name_layers, stage, stag
 
 
 class CifarVGG(Network):
-    """Five blocks of 3x3 convolutions with normalisation, max pooling after the first three, global average, one linear layer.
+    """Five blocks of `convolutions` 3x3 with normalisation, max pooling after the first three, global average, one linear layer.
 
     A block ends in its last normalisation; the ReLU after it is a module of its own (`relu0` ... `relu4`). Blocks 1 to 4 are the
     benchmark's layers, "stage1" to "stage4". Images are at least 8 x 8.
-
-    Args:
-        convolutions: convolutions of each block.
     """
 
     def __init__(self, convolutions: int, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -72,11 +69,8 @@ class CifarMobileNetV2(Network):
 
     It differs from Sandler et al. (2018): ReLU instead of ReLU6, no dropout, strides of 2 in the stem and before the third,
     fourth and sixth group only (32x32 images end at 2x2), an expanding convolution in the first block too, widths rounded
-    down. Its features are the outputs of groups 1, 2, 4 and 6, "stage1" to "stage4": linear, no ReLU ends them, so there are no names
-    with "_pre_relu".
-
-    Args:
-        width: factor of all channels but the last convolution's 1280.
+    down; `width` scales all channels but the last convolution's 1280. Its features are the outputs of groups 1, 2, 4 and 6, "stage1"
+    to "stage4": linear, no ReLU ends them.
     """
 
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:

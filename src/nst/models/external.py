@@ -67,10 +67,10 @@ class Resize:
         return F.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True), *others
 
 
-def look_at(model: nn.Module, size: int | None) -> None:
+def look_at(model: nn.Module, size: int | None, interpolation: str = "bilinear") -> None:
     """Have a network look at its images resized to `size`; None, or one that resizes them already: as it is."""
     if size is not None and looked_at(model) is None:
-        model.register_forward_pre_hook(Resize(size), prepend=True)
+        model.register_forward_pre_hook(Resize(size, interpolation), prepend=True)
 
 
 def looked_at(model: nn.Module) -> int | None:
@@ -251,8 +251,7 @@ def _prepare(
     model.feature_layout = feature_layout
     if record is not None:
         model.input_format = record
-    if input_size is not None:
-        model.register_forward_pre_hook(Resize(input_size, record.interpolation if record is not None else "bilinear"))
+    look_at(model, input_size, "bilinear" if record is None else record.interpolation)
     return model
 
 

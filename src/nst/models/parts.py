@@ -52,11 +52,7 @@ def stage(
 def stages(
     block: Callable[..., nn.Module], blocks: Sequence[int], channels: Sequence[int], stride: int, *arguments: Any
 ) -> dict[str, nn.Module]:
-    """The stages "layer1" … of these numbers of blocks, between these numbers of channels; all but the first halve the map.
-
-    Args:
-        stride: of the first stage.
-    """
+    """The stages "layer1" … of these numbers of blocks, between these channels; the first has this stride, the others 2."""
     return {
         f"layer{k + 1}": stage(block, count, channels[k], channels[k + 1], 2 if k else stride, *arguments)
         for k, count in enumerate(blocks)
@@ -98,10 +94,7 @@ def set_bn_eps(model: nn.Module, eps: float) -> None:
 
 
 def input_norm(channels: int, input_bn: bool) -> nn.Module:
-    """Batch normalisation of the images (the paper's ImageNet networks) if `input_bn`, or nothing.
-
-    Its shift is learnt, its scale is fixed at 1 (`requires_grad` is off).
-    """
+    """Batch normalisation of the images (the paper's ImageNet networks) if `input_bn`, or nothing: its scale is fixed at 1."""
     if not input_bn:
         return nn.Identity()
     bn = nn.BatchNorm2d(channels)

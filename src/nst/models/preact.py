@@ -81,7 +81,6 @@ class PreactResNet(Network):
     takes for a teacher.
 
     Args:
-        blocks: blocks of the four stages.
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.
         bn_eps: ε of every batch normalisation; 2e-5 in the MXNet network.
 

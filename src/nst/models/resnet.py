@@ -108,10 +108,7 @@ class CifarResNet(Network):
 
 
 class Bottleneck(nn.Module):
-    """conv 1x1 - BN - ReLU - conv 3x3 (with the stride) - BN - ReLU - conv 1x1 - BN, plus the shortcut, then ReLU.
-
-    The 3x3 convolution has a quarter of the output's channels.
-    """
+    """conv 1x1 - BN - ReLU - conv 3x3 (with the stride) - BN - ReLU - conv 1x1, four times wider - BN, plus the shortcut, then ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -139,9 +136,6 @@ class CifarBottleneckResNet(Network):
 
     The ImageNet network with a 3x3 stem of stride 1 and no max pooling: its four stages run at 1, 1/2, 1/4 and 1/8 of the
     image's resolution. Parameter names and initialisation are those of that benchmark (`layer1.0.shortcut.0`, `linear`).
-
-    Args:
-        blocks: blocks of the four stages.
     """
 
     def __init__(
