@@ -17,10 +17,13 @@ from nst.losses.base import (
     image_blocks,
     join,
     no_autocast,
+    resize_key,
+    resize_student,
+    resize_teacher,
+    shared_size,
     target_tensor,
     working_dtype,
 )
-from nst.losses.maps import resize_key, resize_student, resize_teacher, shared_size
 
 ATConvention = Literal["paper", "official", "crd", "torchdistill", "zoo"]
 

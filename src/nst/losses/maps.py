@@ -1,8 +1,8 @@
-"""The size at which two maps are compared; losses whose target is the teacher's map: FitNet, VID, MGD, SP."""
+"""Losses whose target is the teacher's map: FitNet, VID, MGD, SP."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import expm1, log, prod, sqrt
+from math import expm1, log, prod
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -22,64 +22,15 @@ from nst.losses.base import (
     map_shapes,
     no_autocast,
     random_keys,
+    resize_key,
+    resize_student,
+    resize_teacher,
+    shared_size,
     target_tensor,
     working_dtype,
 )
 
 Regressor = Literal["conv1x1", "conv_bn_relu", "none"]
-
-
-def shared_size(student: Shape, teacher: Shape, convention: str) -> tuple[int, int]:
-    """The (H, W) at which maps (C, H, W) are compared: the student's; under "crd" the smaller one's.
-
-    Raises:
-        ValueError: a shape is not (C, H, W), or under "crd" the aspect ratios differ.
-    """
-    (_, h_s, w_s), (_, h_t, w_t) = map_shapes(student, teacher)
-    if convention != "crd":
-        return h_s, w_s
-    if h_s * w_t != h_t * w_s:
-        raise ValueError(
-            f"maps of {h_s}×{w_s} (student) and {h_t}×{w_t} (teacher) differ in aspect ratio: convention 'paper' can compare them"
-        )
-    return min(h_s, h_t), min(w_s, w_t)
-
-
-def resize_teacher(feature: Tensor, student_shape: Shape | None, convention: str) -> Tensor:
-    """The teacher's map at the size of the comparison: bilinear ("crd": adaptive average pooling)."""
-    check_map(feature, "teacher")
-    teacher_shape = tuple(feature.shape[1:])
-    size = shared_size(student_shape or teacher_shape, teacher_shape, convention)
-    if size == teacher_shape[1:]:
-        return feature
-    feature = feature.to(working_dtype(feature))
-    if convention == "crd":
-        return F.adaptive_avg_pool2d(feature, size)
-    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
-
-
-def resize_key(convention: str) -> str:
-    """How `resize_teacher` brings a map to another size, for a `target_key`."""
-    return "pooled" if convention == "crd" else "bilinear"
-
-
-def resize_student(feature: Tensor, positions: int, convention: str) -> Tensor:
-    """The student's map at the number of positions of the target: itself ("crd": pooled when it is the larger).
-
-    Raises:
-        ValueError: the target was made for another map size.
-    """
-    height, width = feature.shape[2:]
-    if height * width == positions:
-        return feature
-    ratio = sqrt(positions / (height * width))
-    size = (round(height * ratio), round(width * ratio))
-    if convention != "crd" or ratio > 1 or prod(size) != positions or size[0] * width != size[1] * height:
-        raise ValueError(
-            f"the target has {positions} positions, the student's map {height}×{width}: pass student_shape=(C, H, W) to target"
-        )
-    with no_autocast(feature):
-        return F.adaptive_avg_pool2d(feature.to(working_dtype(feature)), size)
 
 
 class MapLoss(TransferLoss):

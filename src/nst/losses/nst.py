@@ -15,10 +15,13 @@ from nst.losses.base import (
     check_numbers,
     laid_out_like,
     no_autocast,
+    resize_key,
+    resize_student,
+    resize_teacher,
+    shared_size,
     target_tensor,
     working_dtype,
 )
-from nst.losses.maps import resize_key, resize_student, resize_teacher, shared_size
 from nst.losses.mmd import OFFICIAL_EPS, MeanMap, gram_target, mean_mmd, positions, quadratic_mmd
 from nst.losses.mmd_stream import Gaussian, Polynomial, StreamedMMD, teacher_units
 
