@@ -18,7 +18,7 @@ from markupsafe import Markup
 from nst.tables.frame import weights_text
 from nst.tables.plan import LABELS, folder_of
 from nst.tables.result import GroupResult, Method, Result
-from nst.tables.statistics import GAIN, Frame, Sample, gains, lost_text, sample
+from nst.tables.statistics import GAIN, Frame, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
 PUBLISHED = "Δ vs. published"
@@ -192,27 +192,21 @@ def gain_grids(runs: Frame, lower_is_better: bool, axis: str) -> tuple[Grid, Gri
 
 def files(result: Result, content: Record) -> dict[str, str]:
     """The table by file name: as Markdown, as JSON with all figures unrounded, and as CSV, a line a method, without lists."""
-    table, request, groups, lines = result.plan.table, result.plan.request, [], []
+    plan, groups, lines = result.plan, [], []
+    whole = {"table": plan.request.table, "metric": plan.table.metric}
     for group in result.groups:
-        rows = []
+        rows, own = [], group.group
         for method in group.methods:
-            cell, row = method.cell, {k: v for k, v in asdict(method.row).items() if k not in ("name", "groups")}
-            rows.append({
-                "method": method.row.name, **row,
-                **{k: asdict(v) if isinstance(v, Sample) else v for k, v in vars(method).items() if k != "cell"},
-                "command": cell.command, "changes": cell.changes, "reduced": cell.label == "reduced",
-                "comparable": cell.label not in LABELS[2:], "runs": [str(folder_of(run)) for run in cell.runs],
-            })  # fmt: skip
-            line = {"table": request.table, "metric": table.metric, "group": group.group.name, **rows[-1]}
-            lines.append(line | {"weights": weights_text(method.weights)})
-        own, at = group.group, result.plan.along.get(group.group.name)
-        published, layers = asdict(own.teacher), asdict(own.layers)
-        about = {"name": own.name, "title": own.title, "at": at, "teacher": group.teacher, "published": published}
-        groups.append({**about, "layers": layers, "rows": rows})
-    whole = {
-        "table": request.table, "command": request.command, "title": table.title, "source": table.source,
-        "metric": table.metric, "along": table.along, "origin": result.origin, "groups": groups,
-    }  # fmt: skip
+            found, cell = asdict(method), method.cell
+            row = {key: value for key, value in found.pop("cell")["row"].items() if key not in ("name", "groups")}
+            about = {"command": cell.command, "changes": cell.changes, "reduced": cell.label == "reduced"}
+            about |= {"comparable": cell.label not in LABELS[2:], "runs": [str(folder_of(run)) for run in cell.runs]}
+            rows.append({"method": method.row.name, **row, **found, **about})
+            lines.append({**whole, "group": own.name, **rows[-1], "weights": weights_text(method.weights)})
+        about = {"name": own.name, "title": own.title, "at": plan.along.get(own.name), "teacher": group.teacher}
+        groups.append({**about, "published": asdict(own.teacher), "layers": asdict(own.layers), "rows": rows})
+    whole |= {"command": plan.request.command, "title": plan.table.title, "source": plan.table.source}
+    whole |= {"along": plan.table.along, "origin": result.origin, "groups": groups}
     lists = ["overrides", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]
     flat = [{key: value for key, value in line.items() if value is not None and key not in lists} for line in lines]
     return {

@@ -49,9 +49,8 @@ def list_runs(arguments: Sequence[str]) -> None:
     runs["folder"] = [str(Path(folder).relative_to(outputs)) for folder in runs["folder"]]
     for key, patterns in given.items():
         runs = runs.loc[[any(fnmatchcase(str(v), p) for p in patterns.split(",")) for v in runs[key]]]
-    runs = runs.sort_values(
-        options["sort"], ascending=options["sort"] not in ("last", "best"), kind="stable", na_position="last"
-    )
+    by, for_programs = options["sort"], options["format"] != "table"
+    runs = runs.sort_values(by, ascending=by not in ("last", "best"), kind="stable", na_position="last")
     shown = runs[[*FIELDS, "measure", "weights", "settings"]]
     if options["format"] == "json":
         print(shown.to_json(orient="records", indent=1, double_precision=15))
@@ -59,82 +58,68 @@ def list_runs(arguments: Sequence[str]) -> None:
         texts = {name: [json.dumps(value) for value in shown[name]] for name in ("weights", "settings")}
         shown.assign(**texts).to_csv(sys.stdout, index=False)
     else:
-        _print(runs, outputs, options["each"] == "true", options["sort"], bool(given))
+        hint = "match" if given else f"yet in {outputs}; nst train makes one"
+        count = f"{len(runs)} run{'s' * (len(runs) != 1)} in {outputs}, by {by}; accuracies: top-1 in %"
+        console = Console()
+        console = console if console.is_terminal else Console(width=160)
+        console.print(Text(count if len(runs) else f"0 runs {hint}"), soft_wrap=True)
+        for names, section in runs.groupby(["data", "teacher", "model", "measure"]):
+            console.print(_table(names, section, options["each"] == "true", by))
     for line in damaged:
-        print(line, file=sys.stdout if options["format"] == "table" else sys.stderr)
+        print(line, file=sys.stderr if for_programs else sys.stdout)
 
 
-def _print(runs: Frame, outputs: Path, each: bool, by: str, chosen: bool) -> None:
-    """A table for each data set, teacher and student: a line for each run, or for each group of runs that differ in the seed only."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    if not len(runs):
-        hint = "match" if chosen else f"yet in {outputs}; nst train makes one"
-        console.print(Text(f"0 runs {hint}"), soft_wrap=True)
-        return
-    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    console.print(Text(f"{count} in {outputs}, by {by}; accuracies: top-1 in %"))
-    for (data, teacher, model, measure), section in runs.groupby(["data", "teacher", "model", "measure"]):
-        differing = _differing([*section["settings"]])
-        same = section["settings"].map(lambda settings: json.dumps(settings, sort_keys=True))
-        groups = [group for _, group in section.groupby([same, "folder"] if each else same, sort=False)]
-        if by in ("last", "best") and not each:
-            sign = 1 if measure == "loss" else -1
-            groups.sort(
-                key=lambda group, sign=sign: (
-                    sign * group[group["state"] == "finished"][by].astype(float).fillna(0).mean() or 0
-                )
-            )
-        rows = [_cells(group, differing, each) for group in groups]
-        pair = f"{teacher} → {model}" if teacher != "none" else f"{model}, no teacher"
-        judged = "" if measure == "top1" else f", features alone, by {MEASURES[measure]}"
-        grid = Table(title=Text(f"{data}: {pair}{judged}"), title_justify="left")
-        names = [name for name in rows[0] if any(row[name] for row in rows)]  # columns without a value are left out
-        for name in names:
-            grid.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
-        for row in rows:
-            printable = ("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in row[n]) for n in names)
-            grid.add_row(*map(Text, printable))
-        console.print(grid)
-
-
-def _differing(settings: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The settings in which runs differ, each with the term that it belongs to, such as `loss.kd.`: (key, term or "").
-
-    The weights of the loss are shown beside it; of a term's other options those that differ between the runs that have it.
-    """
-    found = []
-    for key in dict.fromkeys(key for own in settings for key in own):
+def _table(names: tuple[str, ...], runs: Frame, each: bool, by: str) -> Table:
+    """Runs of one data set, teacher, student and measure: a line for each, or for each group that differ in the seed only."""
+    data, teacher, model, measure = names
+    # the settings in which runs differ, of a term's options (loss.kd.…) those that differ between the runs that have it
+    differing = []
+    for key in dict.fromkeys(key for own in runs["settings"] for key in own):
         term = ".".join(key.split(".")[:2]) + "." if key.startswith("loss.") else ""
-        having = [own for own in settings if any(k.startswith(term) for k in own)]
-        texts = {json.dumps(own.get(key), sort_keys=True) for own in having}
-        if len(texts) > 1 and key not in ALWAYS_SHOWN and not (term and key.endswith(".weight")):
-            found.append((key, term))
-    return found
-
-
-def _cells(runs: Frame, differing: Sequence[tuple[str, str]], each: bool) -> dict[str, str]:
-    """Runs that differ in their seed only as text by column, statistics over the finished ones; or a single run."""
-    run, done = runs.iloc[0], runs[runs["state"] == "finished"]
-    own: dict[str, Any] = run["settings"]
-    shown = {key: own.get(key) for key, term in differing if any(name.startswith(term) for name in own)}
-    cells = {
-        "loss": weights_text(run["weights"]) or run["loss"],
-        "rate": rate(own) or "",
-        "epochs": str(run["epochs"]),
-        "differs in": " ".join(f"{key}={as_text(value)}" for key, value in shown.items()),
-    }
-    if each:
-        forms = dict.fromkeys(("last", "best"), ".4g" if run["measure"] == "loss" else ".2f") | {"seconds": ".2f"}
-        numbers = {key: "" if run[key] != run[key] else format(run[key], form) for key, form in forms.items()}
-        best_epoch = "" if run["best_epoch"] != run["best_epoch"] else f"{run['best_epoch']:g}"
-        cells |= {"seed": str(run["seed"]), "state": run["state"], **numbers, "best epoch": best_epoch}
-        return cells | {"collapsed": "yes" if run["collapsed"] else "", "run": run["folder"]}
-    last, best, seconds = (sample(done[name]) for name in ("last", "best", "seconds"))
-    states = runs["state"].value_counts().sort_index().items()
-    return cells | {
-        "last": str(last or ""), "median": f"{last.median:.2f}" if last else "", "best": str(best or ""),
-        "collapsed": str(runs["collapsed"].sum() or ""), "seconds": f"{seconds.mean:.1f}" if seconds else "",
-        "runs": ", ".join(f"{count} {state}" for state, count in states),
-    }  # fmt: skip
+        having = [own for own in runs["settings"] if any(k.startswith(term) for k in own)]
+        several = len({json.dumps(own.get(key), sort_keys=True) for own in having}) > 1
+        if several and key not in ALWAYS_SHOWN and not (term and key.endswith(".weight")):
+            differing.append((key, term))
+    same = runs["settings"].map(lambda settings: json.dumps(settings, sort_keys=True))
+    groups = [group for _, group in runs.groupby([same, "folder"] if each else same, sort=False)]
+    if by in ("last", "best") and not each:
+        means = [group[group["state"] == "finished"][by].astype(float).fillna(0).mean() for group in groups]
+        sign = 1 if measure == "loss" else -1
+        groups = [groups[i] for i in sorted(range(len(groups)), key=lambda i: sign * means[i] or 0)]
+    rows = []
+    for group in groups:
+        run, done = group.iloc[0], group[group["state"] == "finished"]
+        own: dict[str, Any] = run["settings"]
+        shown = {key: own.get(key) for key, term in differing if any(name.startswith(term) for name in own)}
+        row = {
+            "loss": weights_text(run["weights"]) or run["loss"],
+            "rate": rate(own) or "",
+            "epochs": str(run["epochs"]),
+        }
+        row["differs in"] = " ".join(f"{key}={as_text(value)}" for key, value in shown.items())
+        if each:
+            form = ".4g" if measure == "loss" else ".2f"
+            forms = {"last": form, "best": form, "seconds": ".2f", "best_epoch": "g"}
+            numbers = {key: "" if run[key] != run[key] else format(run[key], forms[key]) for key in forms}
+            row |= {"seed": str(run["seed"]), "state": run["state"], **numbers}
+            row["best epoch"] = row.pop("best_epoch")
+            row |= {"collapsed": "yes" if run["collapsed"] else "", "run": run["folder"]}
+        else:
+            last, best, seconds = (sample(done[name]) for name in ("last", "best", "seconds"))
+            states = group["state"].value_counts().sort_index().items()
+            row |= {
+                "last": str(last or ""), "median": f"{last.median:.2f}" if last else "", "best": str(best or ""),
+                "collapsed": str(group["collapsed"].sum() or ""), "seconds": f"{seconds.mean:.1f}" if seconds else "",
+                "runs": ", ".join(f"{count} {state}" for state, count in states),
+            }  # fmt: skip
+        rows.append(row)
+    pair = f"{teacher} → {model}" if teacher != "none" else f"{model}, no teacher"
+    judged = "" if measure == "top1" else f", features alone, by {MEASURES[measure]}"
+    table = Table(title=Text(f"{data}: {pair}{judged}"), title_justify="left")
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]  # columns without a value are left out
+    for name in columns:
+        table.add_column(name, justify="left" if name in WORDS else "right", overflow="fold")
+    for row in rows:
+        printable = ("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in row[n]) for n in columns)
+        table.add_row(*map(Text, printable))
+    return table

@@ -130,9 +130,7 @@ def make_plan(request: Request) -> Plan:
         first, *others = own = [cell for cell in cells if cell.group is group]
         place = f"table={request.table}: groups: {group.name}: rows"
         if first.runs[0].teacher.model is not None:
-            raise ValueError(
-                f"{place}: {first.row.name}: the first row is the baseline, which has no teacher (loss=ce)"
-            )
+            raise ValueError(f"{place}: {first.row.name}: the first row is the baseline, without a teacher (loss=ce)")
         known: dict[str, str] = {}
         for cell in own:
             run = cell.runs[0]
@@ -150,16 +148,12 @@ def make_plan(request: Request) -> Plan:
 
 def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
     """Compose a row's runs, as the table has them and as they are requested, and say how they differ."""
-    overrides, place = (
-        [*table.overrides, *row.overrides],
-        f"table={request.table}: groups: {group.name}: rows: {row.name}",
-    )
-    data_root = [o for o in request.overrides if o.startswith("data.root=")]  # depends on the machine: no table has it
+    own, data_root = [*table.overrides, *row.overrides], [o for o in request.overrides if o.startswith("data.root=")]
     try:
-        overrides, original = _composed([*overrides, *data_root])
+        overrides, original = _composed([*own, *data_root])  # which depends on the machine: no table has it
         actual = original
         if request.overrides:
-            overrides, actual = _composed([*table.overrides, *row.overrides, *request.overrides])
+            overrides, actual = _composed([*own, *request.overrides])
         if request.epochs < 1:
             lengths = {"trainer.epochs": actual.trainer.epochs}
             if actual.teacher.model is not None and actual.teacher.weights is None:
@@ -167,11 +161,9 @@ def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
             shorter = [f"{key}={max(1, round(request.epochs * epochs))}" for key, epochs in lengths.items()]
             overrides, actual = _composed([*overrides, *shorter])
         if (actual.seed, actual.outputs, actual.dry_run) != (RunConfig.seed, RunConfig.outputs, RunConfig.dry_run):
-            raise ValueError(
-                "no row has a seed, outputs or dry_run: they are arguments of nst reproduce (seeds=N, plan=true)"
-            )
+            raise ValueError("no row has a seed, outputs or dry_run: pass seeds=N, outputs=FOLDER or plan=true")
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ValueError(f"{place}: {explain(error)}") from error
+        raise ValueError(f"table={request.table}: groups: {group.name}: rows: {row.name}: {explain(error)}") from error
     actual = replace(actual, outputs=request.outputs)
     old, new = flat(asdict(original)), flat(asdict(actual))
     keys = [key for key in dict.fromkeys([*old, *new]) if not key.startswith(UNSTATED) and old.get(key) != new.get(key)]
@@ -183,15 +175,15 @@ def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
         label = "changed"  # fewer views than epochs are less augmentation
     if "data.limit" in keys or any(new[k] < old[k] for k in keys if k in ("trainer.epochs", "teacher.train.epochs")):
         label = "reduced"
-    # of an absolute path the last part, since a page may be shared
-    shown = [
-        [as_text(Path(v).name if isinstance(v, str) and v[:1] == "/" else v) for v in (new.get(k), old.get(k))]
-        for k in keys
-    ]
+    texts = []
+    for key in keys:
+        values = [as_text(values.get(key)) for values in (new, old)]
+        values = [Path(text).name if text.startswith("/") else text for text in values]  # a page may be shared
+        texts.append(f"{key}: {values[0]} (table: {values[1]})")
     return Cell(
         group, row, " ".join(["nst train", *map(quote, overrides), "seed=0"]),
         tuple(replace(actual, seed=seed) for seed in range(request.seeds or table.seeds)),
-        tuple(f"{key}: {value} (table: {own})" for key, (value, own) in zip(keys, shown, strict=True)), label,
+        tuple(texts), label,
     )  # fmt: skip
 
 
@@ -224,11 +216,7 @@ def _along(table: Table, cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def check_teachers(plan: Plan) -> None:
-    """Load given teacher weights into their networks, since the baselines, which come first, do not read them.
-
-    Raises:
-        ValueError: a run that is not finished names weights that are missing, or of another architecture.
-    """
+    """Raises ValueError for given teacher weights that are missing or of another architecture; baselines do not read them."""
     runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
     for teacher in {json.dumps([r.teacher.model, r.teacher.weights], sort_keys=True): r.teacher for r in runs}.values():
         assert teacher.weights is not None

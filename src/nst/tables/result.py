@@ -1,6 +1,5 @@
 """A table's result: the plan's rows with statistics over their runs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +88,7 @@ def read_result(plan: Plan) -> Result:
             methods.append(_method(cell, frames[-1], lower))
             for about in runs["taught_by"].dropna().head(0 if teacher else 1):
                 figures = {"figure": about["top1"], "top5": about["top5"]}
-                teacher = {key: about[key] for key in ("name", "parameters", "weights", "sha256", "evaluated_on")} | {
-                    key: 100 - value if lower and value is not None else value for key, value in figures.items()
-                }
+                teacher = about | {k: 100 - v if lower and v is not None else v for k, v in figures.items()}
         baseline = pd.Series(methods[0].by_seed, dtype=float)
         means = pd.Series([method.last.mean if method.last else None for method in methods], dtype=float)
         theirs = pd.Series([method.row.published for method in methods], dtype=float)
@@ -112,13 +109,25 @@ def read_result(plan: Plan) -> Result:
 
 def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
     """Statistics over a row's runs, whose test, best and top5 are in the table's metric."""
-    row, done, first = cell.row, runs[runs["state"] == "finished"], runs.iloc[0] if len(runs) else None
+    row, done = cell.row, runs[runs["state"] == "finished"]
     last, best, splits = sample(done["value"]), sample(done["best"]), sorted({*done["evaluated_on"]})
     ours, chosen_elsewhere = (best, "val" in splits) if row.epoch == "best" else (last, False)
     incomparable = cell.label if cell.label in LABELS[2:] else ""
     if chosen_elsewhere:
         incomparable = incomparable or "our best epoch is one on validation images"
     diverged, images = int(runs["diverged"].notna().sum()), next((int(n) for n in done["test_images"].dropna()), None)
+    stated: dict[str, Any] = {}
+    if len(runs):
+        own, measure = runs["settings"].iloc[0], runs["measure"].iloc[0]
+        held_out, clip = 100 * (own.get("data.validation") or 0), own.get("trainer.clip_grad_norm")
+        part, decay = f"all but {held_out:.3g} % held out" if held_out else "all", own.get("optim.weight_decay")
+        stated = {
+            "epochs": own.get("trainer.epochs"), "learning rate": rate(own),
+            "weight decay": None if decay is None else f"{decay:g}", "batch size": own.get("trainer.batch_size"),
+            "gradient norm clipped at": None if clip is None else f"{clip:g}", "precision": own.get("trainer.precision"),
+            "training images": own.get("data.limit") or part, "test images": None if images is None else f"{images:,}",
+            "accuracy": None if measure == "top1" else f"{MEASURES[measure]} of features",
+        }  # fmt: skip
     curves = [{epoch: 100 - top1 for epoch, top1 in curve.items()} for curve in runs["curve"] if curve]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     return Method(
@@ -126,24 +135,9 @@ def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
         top5=sample(done["top5"]) if done["top5"].notna().all() else None,
         seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         diverged=diverged, collapsed=int(runs["collapsed"].sum()), evaluated_on=splits, test_images=images,
-        weights={} if first is None else first["weights"],
-        settings={} if first is None else stated(first["settings"], images, first["measure"]),
+        weights=runs["weights"].iloc[0] if len(runs) else {},
+        settings={key: str(text) for key, text in stated.items() if text is not None},
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
         difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
         verdict=verdict(ours, row.published, lower, incomparable) if ours else "diverged" if diverged else "not run",
     )  # fmt: skip
-
-
-def stated(settings: Mapping[str, Any], test_images: int | None, measure: str = "top1") -> dict[str, str]:
-    """The settings, of those by dotted key, that a result states; those that a run lacks are left out."""
-    held_out, clip = 100 * (settings.get("data.validation") or 0), settings.get("trainer.clip_grad_norm")
-    decay = settings.get("optim.weight_decay")
-    texts = {
-        "epochs": settings.get("trainer.epochs"), "learning rate": rate(settings),
-        "weight decay": None if decay is None else f"{decay:g}", "batch size": settings.get("trainer.batch_size"),
-        "gradient norm clipped at": None if clip is None else f"{clip:g}", "precision": settings.get("trainer.precision"),
-        "training images": settings.get("data.limit") or (f"all but {held_out:.3g} % held out" if held_out else "all"),
-        "test images": None if test_images is None else f"{test_images:,}",
-        "accuracy": None if measure == "top1" else f"{MEASURES[measure]} of features",
-    }  # fmt: skip
-    return {key: str(text) for key, text in texts.items() if text is not None}
