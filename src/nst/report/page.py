@@ -54,7 +54,7 @@ def page(result: Result, folder: Path) -> str:
         lines = [gain for gain in gains(result.frame, result.plan.table.metric == "error") if gain.points]
         drawing = Markup(figures.gain_lines(lines, content["along"]["axis"])) if lines else None
     for shown, group in zip(content["groups"], result.groups, strict=True):
-        shown |= _group(shown, group, folder, result.plan.table.metric)
+        shown |= _group(group, folder, result.plan.table.metric)
     for cell in result.plan.cells:
         folders = [folder_of(run) for run in cell.runs]
         file = folders[0] / "config.json"
@@ -64,7 +64,7 @@ def page(result: Result, folder: Path) -> str:
     return text.rendered("page.html", **content, gain_figure=drawing, configurations=configurations)
 
 
-def _group(shown: Record, group: GroupResult, folder: Path, metric: str) -> Record:
+def _group(group: GroupResult, folder: Path, metric: str) -> Record:
     """What the page shows of a group besides its text: figures, evidence of its networks, cost."""
     methods, file = group.methods, folder / "evidence" / f"{group.group.name}.json"
     evidence: Record = {"mmd": {}, "tsne": {}, "neurons": {}, "images": 0}
@@ -103,14 +103,10 @@ def _group(shown: Record, group: GroupResult, folder: Path, metric: str) -> Reco
     points = [(m.row.label, m.kind, m.by_seed.values(), m.last, m.row.published) for m in methods]
     texts = "; ".join(f"{m.row.label}: {f'mean {m.last.mean:.2f}' if m.last else 'not run'}" for m in methods)
     names = {"teacher": "Teacher", **{method.row.name: method.row.label for method in methods}}
-    published = any(method.row.published is not None for method in methods)
+    known = any(method.last or method.row.published is not None for method in methods)
     return {
-        "layers": group.group.layers, "images": evidence["images"], "words": shown["grid"][0][-1] == "verdict",
-        "best": next((i for i, method in enumerate(methods) if method.rank == 1), None),
-        "footnote": text.DEFAULT if any(method.weights and not method.row.tuned for method in methods) else "",
-        "kinds": [*dict.fromkeys(method.kind for method in methods)], "published": published,
-        "points": Markup(figures.points(points, f"{metric} in percent: {texts}")) if published or any(m.last for m in methods) else None,
-        "curves": curves, "split": "/".join(sorted({name for m in methods for name in m.evaluated_on})) or "test",
+        "points": Markup(figures.points(points, f"{metric} in percent: {texts}")) if known else None,
+        "images": evidence["images"], "curves": curves, "split": "/".join(sorted({name for m in methods for name in m.evaluated_on})) or "test",
         "mmd": {"figure": Markup(figures.changes(changes, "MMD² before and after training")), "grid": mmd} if changes else None,
         "neurons": [(names[name], picture) for name, picture in evidence["neurons"].items() if name in names],
         "tsne": tsne, "confusion": confusions,

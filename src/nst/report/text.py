@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from nst.tables.frame import weights_text
 from nst.tables.plan import LABELS, folder_of
-from nst.tables.result import GroupResult, Method, Result
+from nst.tables.result import GroupResult, Result
 from nst.tables.statistics import GAIN, Frame, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
@@ -26,7 +26,6 @@ NOT_TUNED = "†"
 DEFAULT = f"{NOT_TUNED} default weight, not tuned for these networks and data (or the weight in the row's label)."
 WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
 AXES = {"data.limit": "training images"}  # names of settings along which groups lie
-COARSE = 0.1  # percentage points of one test image, from which the headline states them
 
 Grid = list[list[str]]
 """A table as text: the header, then the rows."""
@@ -68,47 +67,43 @@ def rendered(template: str, **content: object) -> str:
 
 def content(result: Result) -> Record:
     """What the page and table.md show as text."""
-    plan, frame, lower = result.plan, result.frame, result.plan.table.metric == "error"
-    methods, along = [method for group in result.groups for method in group.methods], None
-    if plan.table.along is not None and len(frame):
+    plan, lower, along = result.plan, result.plan.table.metric == "error", None
+    if plan.table.along is not None and len(result.frame):
         axis = AXES.get(plan.table.along, plan.table.along)
-        along = dict(zip(("axis", "grid", "added"), (axis, *gain_grids(frame, lower, axis)), strict=True))
+        along = dict(zip(("axis", "grid", "added"), (axis, *gain_grids(result.frame, lower, axis)), strict=True))
+    methods = [method for group in result.groups for method in group.methods]
     missing = {m.row.label: len(m.cell.runs) - m.diverged - (m.last.n if m.last else 0) for m in methods}
     notes = rendered(
-        "notes.txt", lower=lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
-        published=any(method.row.published is not None for method in methods), by=any(method.row.by for method in methods),
-        untuned=any(method.weights and not method.row.tuned for method in methods),
+        "notes.txt", methods=methods, lower=lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
         splits=sorted({name for method in methods for name in method.evaluated_on}),
-        collapsed=sum(method.collapsed for method in methods), diverged=sum(method.diverged for method in methods),
         missing=", ".join(f"{label} {count}" for label, count in missing.items() if count),
     )  # fmt: skip
     return {
         "title": f"{plan.table.title} ({plan.label})" if plan.label in LABELS[2:] else plan.table.title,
         "banner": plan.banner, "table": plan.table, "command": plan.request.command, "origin": result.origin,
         "along": along, "gain": GAIN, "notes": [line for line in notes.splitlines() if line], "words": WORDS,
-        "groups": [group_content(group, plan.table.metric) for group in result.groups],
+        "default": DEFAULT, "groups": [*map(group_content, result.groups)],
     }  # fmt: skip
 
 
-def group_content(group: GroupResult, metric: str) -> Record:
-    """A group as text: its grid, without columns that say nothing, the settings that all rows share, the result in a sentence."""
-    methods, theirs = group.methods, group.group.teacher
+def group_content(group: GroupResult) -> Record:
+    """A group: its grid, without columns that say nothing, and the settings that all rows share."""
+    methods, rows = group.methods, []
     values: dict[str, set[str]] = {}  # of each setting; rows without a finished run lack some
     for key, text in (item for method in methods for item in method.settings.items()):
         values.setdefault(key, set()).add(text)
     shared = {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
     if seeds := dict.fromkeys(str(seed) for method in methods for seed in method.by_seed):
         shared["seeds"] = ", ".join(seeds)
-
     compared = any(method.row.published is not None for method in methods)
     lost = [name for name in ("collapsed", "diverged") if any(getattr(method, name) for method in methods)]
-    rows = []
     for method in methods:
-        row, last, top5 = method.row, method.last, method.top5
-        beside = top5.mean if top5 and row.published_top5 is not None else None
+        row, last, top5 = method.row, method.last, ["", ""]  # ours, theirs
+        if row.published_top5 is not None:
+            top5 = [f" / {method.top5.mean:.2f}" if method.top5 else "", f" / {row.published_top5:.2f}"]
         cells = {
             "method": row.label, BASELINE: method.paired.signed if method.paired else "",
-            "last epoch": f"{last}{_top5(beside)}" if last else "", "median": f"{last.median:.2f}" if last else "",
+            "last epoch": f"{last}{top5[0]}" if last else "", "median": f"{last.median:.2f}" if last else "",
             "λ": f"{weights_text(method.weights)}{'' if row.tuned else f' {NOT_TUNED}'}" if method.weights else "",
             **{key: method.settings.get(key, "") for key in values if key not in shared},
             "95 % interval": last.interval if last else "", "best epoch": str(method.best or ""),
@@ -116,54 +111,20 @@ def group_content(group: GroupResult, metric: str) -> Record:
         }  # fmt: skip
         if compared:
             about, which = ", ".join(filter(None, (row.epoch, row.by))), "best" if row.epoch == "best" else "last"
-            figure = "" if row.published is None else f"{row.published:.2f}{_top5(row.published_top5)} ({about})"
             cells |= {
-                "published": figure, PUBLISHED: "" if method.difference is None else f"{method.difference:+.2f} ({which})",
+                "published": "" if row.published is None else f"{row.published:.2f}{top5[1]} ({about})",
+                PUBLISHED: "" if method.difference is None else f"{method.difference:+.2f} ({which})",
                 "rank (published)": f"{method.rank or '–'}{f' ({method.published_rank})' if method.published_rank else ''}",
                 "verdict": method.verdict,
             }  # fmt: skip
-        else:
-            cells["rank"] = str(method.rank or "")
-        rows.append(cells)
+        rows.append(cells if compared else cells | {"rank": str(method.rank or "")})
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-
-    taught = ""
-    if (teacher := group.teacher) is not None:
-        top5 = teacher["top5"] if theirs.published_top5 is not None else None
-        taught = f"Teacher {teacher['name']}: {teacher['figure']:.2f}{_top5(top5)} %"
-        taught += "" if teacher["evaluated_on"] == "test" else f" on the {teacher['evaluated_on']} images"
-        if theirs.published is not None:
-            taught += f" (published {theirs.published:.2f}{_top5(theirs.published_top5)})"
-        taught += "."
     return {
-        "title": group.group.title, "headline": headline(methods, metric), "teacher": taught,
+        "title": group.group.title, "about": group.group, "methods": methods, "teacher": group.teacher,
+        "best": next((method for method in methods if method.rank == 1), None),
         "settings": "; ".join(f"{key} {text}" for key, text in shared.items()),
         "grid": [names, *([row[name] or "–" for name in names] for row in rows)],
     }  # fmt: skip
-
-
-def _top5(value: float | None) -> str:
-    """Top-5, beside top-1."""
-    return "" if value is None else f" / {value:.2f}"
-
-
-def headline(methods: list[Method], metric: str) -> str:
-    """The result in a sentence or two."""
-    done, first = [method for method in methods if method.last], methods[0]
-    if not done:
-        return "No run of this group is finished."
-    best = min(done, key=lambda method: method.rank or 0)
-    assert best.last is not None
-    text = f"Best mean at the last epoch: {best.row.label}, {best.last.mean:.2f} % {metric}"
-    if best is not first and first.last:
-        text += f"; baseline {first.last.mean:.2f} %"
-        if (gain := best.paired) and gain.half_width is not None:
-            sure = "more" if abs(gain.mean) > gain.half_width else "no more"
-            text += f". Over the same {gain.n} seeds that is {gain.signed} points: {sure} than the variation between seeds explains"
-            if best.test_images and 100 / best.test_images >= COARSE:
-                count = round(abs(gain.mean) * best.test_images / 100)
-                text += f", and about {count} of the {best.test_images:,} test images"
-    return f"{text}."
 
 
 def gain_grids(runs: Frame, lower_is_better: bool, axis: str) -> tuple[Grid, Grid]:
