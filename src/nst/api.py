@@ -262,16 +262,16 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # pyright: ignore[reportArgumentType]
 
-    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
+    def stream(self, loader: Loader) -> Stream:
         """As `Split.stream`; writes the labels of the images that it yields."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        layout = torch.channels_last if loader.channels_last else torch.contiguous_format
 
-        def images(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
+        def images(order: Tensor, views: Tensor, parts: list[slice]) -> Iterator[Tensor]:
             keys: Any = [list(zip(order[part].tolist(), views[part].tolist(), strict=True)) for part in parts]
-            batches = DataLoader(self, batch_sampler=keys, num_workers=workers, generator=torch.Generator())
+            batches = DataLoader(self, batch_sampler=keys, num_workers=loader.workers, generator=torch.Generator())
             for part, (pixels, labels) in zip(parts, batches, strict=True):
-                self.labels[order[part].to(device)] = labels.to(device)
-                yield pixels.to(device, memory_format=layout)
+                self.labels[order[part]] = labels.to(loader.device)
+                yield pixels.to(loader.device, memory_format=layout)
 
         return images
 

@@ -8,7 +8,7 @@ import torch
 from tests.data.samples import same
 from tests.data.test_memory import make_split
 
-from nst.data.batch import UNLISTED_VIEWS, Batch, Loader
+from nst.data.batch import UNLISTED_VIEWS, Loader
 
 
 def loader(n: int, batch: int, train: bool = True, **settings: Any) -> Loader:
@@ -18,7 +18,7 @@ def loader(n: int, batch: int, train: bool = True, **settings: Any) -> Loader:
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("n", "batch", "world"), [(97, 16, 8), (1, 4, 4)])
 def test_ranks_together_see_each_image_once_as_one_process_would(n: int, batch: int, world: int, train: bool) -> None:
-    """And leave the global generator alone."""
+    """Also after a restart inside an epoch; the global generator is left alone."""
     state = torch.get_rng_state()
     one = list(loader(n, batch, train).epoch(2))
     ranks = [list(loader(n, batch, train, rank=rank, world=world).epoch(2)) for rank in range(world)]
@@ -32,6 +32,7 @@ def test_ranks_together_see_each_image_once_as_one_process_would(n: int, batch: 
     if not train:
         assert indices.tolist() == list(range(n))
         assert all(view == make_split(n).unaugmented for batch in one for view in batch.views.tolist())
+    assert same(list(loader(n, batch, train).epoch(2, first_step=3)), one[3:])
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -54,14 +55,6 @@ def test_views_are_uniform_and_unlisted_ones_hardly_ever_repeat() -> None:
     assert 0 <= int(views.min()) < int(views.max()) < UNLISTED_VIEWS
 
 
-def test_a_restart_inside_an_epoch_gives_the_same_batches() -> None:
-    expected = list(loader(37, 8).epoch(2))
-    for first in (3, 5):
-        assert same(list(loader(37, 8).epoch(2, first_step=first)), expected[first:])
-    with pytest.raises(ValueError, match="5 steps"):
-        list(loader(37, 8).epoch(2, first_step=6))
-
-
 def test_as_many_epochs_as_a_subset_has_views_show_each_once() -> None:
     """Wherever they begin; and in one epoch the images are at different ones of their views, with another seed at others."""
     subset = make_split(300).view_subset(5)
@@ -76,14 +69,3 @@ def test_as_many_epochs_as_a_subset_has_views_show_each_once() -> None:
         assert [sorted(views) for views in seen] == subset.tolist()
     one, other = (loader(300, 16, views=subset, seed=seed).plan(0) for seed in (0, 1))
     assert not torch.equal(one[1][one[0].argsort()], other[1][other[0].argsort()])
-
-
-def test_a_sweep_shows_every_image_in_the_view_asked_for() -> None:
-    split = make_split(11)
-    views = split.view_subset(3)[:, 1].long()
-    ranks = [split.loader(4, train=True, rank=rank, world=2) for rank in range(2)]
-    steps = zip(*(rank.batches(torch.arange(11), views, rank.parts()) for rank in ranks), strict=True)
-    batches: list[Batch] = [batch for step in steps for batch in step]
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
-    assert torch.cat([batch.views for batch in batches]).tolist() == views.tolist()
-    assert all(torch.equal(batch.images, split.render(batch.indices, batch.views)) for batch in batches)

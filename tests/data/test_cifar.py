@@ -74,17 +74,14 @@ def test_archive_and_shards_are_the_same_data(archive: Path, shards: Path, pixel
 
 
 def test_what_is_wrong_is_named(archive: Path, shards: Path) -> None:
-    (archive / "empty").mkdir()
-    neither = r"data\.root=.*holds neither parquet shards .*data\.download=true downloads cifar10"
-    for root in (archive / "nowhere", archive / "empty"):
-        with pytest.raises(ValueError, match=neither):
-            load(root)
-    with pytest.raises(ValueError, match=r"data\.num_classes=11, but cifar10 has 10 classes, class 0, "):
-        load(archive, num_classes=11)
+    def refused(message: str, root: Path = archive, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            load(root, **changes)
+
+    refused(r"data\.root=.*neither parquet shards .*data\.download=true downloads cifar10", archive / "nowhere")
+    refused(r"data\.num_classes=11, but cifar10 has 10 classes, class 0, ", num_classes=11)
     batch = archive / "cifar-10-batches-py" / "data_batch_2"
     batch.write_bytes(batch.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"data\.root=.*nor a whole folder cifar-10-batches-py .*corrupted"):
-        load(archive)
+    refused(r"data\.root=.*nor a whole folder cifar-10-batches-py .*corrupted")
     write_shard(shards / "test.parquet", [encode(noise(1, 31)[0])] * 10, list(range(10)), names=NAMES)
-    with pytest.raises(ValueError, match=r"part test, row 0: the image is 31×31 pixels, data\.size=32 needs 32×32"):
-        load(shards)
+    refused(r"part test, row 0: the image is 31×31 pixels, data\.size=32 needs 32×32", shards)

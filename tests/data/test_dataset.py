@@ -67,4 +67,4 @@ def test_a_data_set_of_ones_own() -> None:
     data = Squares(name="squares", num_classes=3, channels=1, size=4, mean=[0.5], std=[0.5], limit=6)
     assert (len(data.train), len(data.split("val")), len(data.test)) == (6, 3, 12)
     assert (data.train.num_views, data.test.num_views) == (18, 1)
-    assert "squares: 6 training, 3 validation and 12 test images of 3 classes; 2 training images" in data.describe()
+    assert "squares: 6 training, 3 validation, 12 test images of 3 classes; 2 training images" in data.describe()

@@ -12,14 +12,9 @@ from tests.data.samples import encode, noise
 from nst.data.images import decode, is_image
 
 KINDS = {
-    "PNG": ["RGB", "L", "P", "RGBA", "1"],
-    "JPEG": ["RGB", "L", "CMYK"],
-    "WEBP": ["RGB", "L", "P", "RGBA", "1"],
-    "GIF": ["RGB", "L", "P"],
-    "BMP": ["RGB", "L", "P", "1"],
-    "TIFF": ["RGB", "L", "RGBA", "CMYK"],
-    "PPM": ["RGB", "L"],
-}
+    "PNG": "RGB L P RGBA 1", "JPEG": "RGB L CMYK", "WEBP": "RGB L P RGBA 1", "GIF": "RGB L P", "BMP": "RGB L P 1",
+    "TIFF": "RGB L RGBA CMYK", "PPM": "RGB L",
+}  # fmt: skip
 
 
 def written(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
@@ -30,20 +25,16 @@ def written(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_becomes_rgb_or_grey(kind: str) -> None:
-    """Lossless pixels are kept."""
+    """Lossless pixels are kept, CMYK becomes the colour it shows."""
     pixels = noise(1, 24)[0][:16]
-    for mode in KINDS[kind]:
+    for mode in KINDS[kind].split():
         colour, grey = (decode(encode(pixels, kind, mode), channels) for channels in (3, 1))
         assert (colour.shape, colour.dtype, grey.shape) == ((16, 24, 3), np.uint8, (16, 24, 1))
     if kind in ("PNG", "BMP", "TIFF", "PPM"):
         assert np.array_equal(decode(encode(pixels, kind), 3), pixels)
-
-
-def test_cmyk_becomes_the_colour_it_shows() -> None:
-    red = np.zeros((16, 16, 3), np.uint8)
-    red[..., 0] = 255
-    shown = decode(encode(red, "JPEG", "CMYK"), 3).reshape(-1, 3).mean(0)
-    assert np.abs(shown - [255, 0, 0]).max() < 12
+    if kind == "JPEG":
+        red = np.full((16, 16, 3), (255, 0, 0), np.uint8)
+        assert np.abs(decode(encode(red, kind, "CMYK"), 3).reshape(-1, 3).mean(0) - [255, 0, 0]).max() < 12
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")

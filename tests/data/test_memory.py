@@ -54,10 +54,6 @@ def test_rendering_equals_one_image_at_a_time(
     assert images.is_contiguous(memory_format=memory_format)
     expected = torch.stack([reference(split, int(i), int(v)) for i, v in zip(indices, views, strict=True)])
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
-    # the pixels themselves are exact
-    mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (split.mean, split.std))
-    pixels = [((x.double() * std + mean) * 255).round().to(torch.uint8) for x in (images, expected)]
-    assert torch.equal(*pixels)
     # what runs on a GPU is another program for the same result
     monkeypatch.setattr(split, "by_numpy", False)
     assert torch.equal(split.render(indices, views, channels_last), images)

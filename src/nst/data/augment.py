@@ -1,13 +1,10 @@
-"""Augmentation of photographs by torchvision's transforms: crops, mirroring, colours, erasing; to test, resize and centre crop.
-
-The result for an image is a function of (index, view) only: the transforms draw under a seed made of the two.
-"""
+"""Augmentation of photographs by torchvision's transforms, which draw under a seed made of (index, view)."""
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from math import sqrt
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +13,6 @@ from torch import Tensor
 from nst.data.batch import UNLISTED_VIEWS, check
 from nst.vision import InterpolationMode, v2
 from nst.vision import transforms as functional
-
-Interpolation = Literal["bilinear", "bicubic"]
-AspectSampling = Literal["log_uniform", "uniform_swapped"]
-AutoAugment = Literal["trivial", "rand"]
 
 # Eigenvalues and eigenvectors (columns) of the RGB covariance over ImageNet's training images, on the scale 0 … 255: the
 # published figures of AlexNet's colour augmentation, as MXNet and others ship them.
@@ -31,22 +24,6 @@ _EIGENVECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8
 class Augmentation:
     """Pixels of any size → `size` × `size`.
 
-    Args:
-        resize: length of the shorter side before the centre crop, in evaluation.
-        area: the part of the image that a random crop covers, from … to.
-        aspect: its width over its height, from … to.
-        jitter: brightness, contrast and saturation change by factors from 1 − jitter to 1 + jitter, in random order.
-        pca_noise: standard deviation of the noise along the colours' principal axes.
-        flip: mirror half of the images.
-        interpolation: how pixels are resized, "bilinear" or "bicubic".
-        antialias: smooth before an image becomes smaller, as PIL does; false: take the nearest 2 × 2 (4 × 4) pixels, as
-            OpenCV does.
-        aspect_sampling: "log_uniform", as torchvision: log(aspect) is uniform; or "uniform_swapped": see `SwappedCrop`.
-        augment: after cropping and mirroring, torchvision's TrivialAugmentWide ("trivial", Müller & Hutter, 2021) or RandAugment
-            ("rand", two operations of magnitude 9, Cubuk et al., 2020).
-        erase: last, with this probability a rectangle is filled with `erased`: torchvision's RandomErasing (Zhong et al., 2020).
-        erased: the colour, 0 … 255 by channel.
-
     The paper's code resizes with OpenCV's cubic interpolation: "bicubic", no antialiasing, "uniform_swapped".
 
     Raises:
@@ -54,33 +31,37 @@ class Augmentation:
     """
 
     size: int
-    resize: int
-    area: tuple[float, float] = (0.08, 1.0)
-    aspect: tuple[float, float] = (0.75, 1.3333)
-    jitter: float = 0.0
-    pca_noise: float = 0.0
-    flip: bool = True
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = True
-    aspect_sampling: AspectSampling = "log_uniform"
-    augment: AutoAugment | None = None
-    erase: float = 0.0
-    erased: tuple[float, ...] = (0.0, 0.0, 0.0)
+    resize: int  # the shorter side before the centre crop, in evaluation
+    area: tuple[float, float] = (0.08, 1.0)  # the part of the image that a random crop covers, from … to
+    aspect: tuple[float, float] = (0.75, 1.3333)  # its width over its height, from … to
+    jitter: float = (
+        0.0  # brightness, contrast and saturation change by factors from 1 − jitter to 1 + jitter, in random order
+    )
+    pca_noise: float = 0.0  # standard deviation of the noise along the colours' principal axes
+    flip: bool = True  # mirror half of the images
+    interpolation: str = "bilinear"
+    antialias: bool = True  # smooth before shrinking, as PIL; false: take the nearest 2 × 2 (4 × 4) pixels, as OpenCV
+    aspect_sampling: str = "log_uniform"  # log(aspect) is uniform, as in torchvision; else as `SwappedCrop`
+    augment: str | None = (
+        None  # after mirroring: TrivialAugmentWide (Müller & Hutter, 2021), RandAugment (Cubuk et al., 2020)
+    )
+    erase: float = 0.0  # last, with this probability, fill a rectangle: RandomErasing (Zhong et al., 2020)
+    erased: tuple[float, ...] = (0.0, 0.0, 0.0)  # with this colour, 0 … 255 by channel
 
     def __post_init__(self) -> None:
         check(self, "resize", int, self.size)
-        for key in ("area", "aspect"):
-            check(self, key, float, 1e-6, 1 if key == "area" else 1e6, 2)
-            if getattr(self, key)[0] > getattr(self, key)[1]:
-                raise ValueError(f"data.{key}: {getattr(self, key)}; it must be [from, to]")
+        check(self, "area", float, 1e-6, 1, 2)
+        check(self, "aspect", float, 1e-6, 1e6, 2)
+        if self.area[0] > self.area[1] or self.aspect[0] > self.aspect[1]:
+            raise ValueError(f"data.area: {self.area}, data.aspect: {self.aspect}; they must be [from, to]")
         check(self, "jitter", float, 0, 1)
         check(self, "pca_noise", float, 0)
         check(self, "erase", float, 0, 1)
         check(self, "flip", (True, False))
         check(self, "antialias", (True, False))
-        check(self, "interpolation", get_args(Interpolation))
-        check(self, "aspect_sampling", get_args(AspectSampling))
-        check(self, "augment", (*get_args(AutoAugment), None))
+        check(self, "interpolation", ("bilinear", "bicubic"))
+        check(self, "aspect_sampling", ("log_uniform", "uniform_swapped"))
+        check(self, "augment", ("trivial", "rand", None))
         if self.pca_noise and len(self.erased) != 3:
             raise ValueError(f"data.pca_noise: {self.pca_noise}; it must be 0 for images that are not RGB")
 
@@ -131,11 +112,7 @@ class Augmentation:
 
 
 class SwappedCrop(v2.RandomResizedCrop):
-    """Random crops as the MXNet of the paper's code draws them.
-
-    The aspect is uniform in its range, then width and height are exchanged with probability ½. Ten tries, then the largest
-    centred square.
-    """
+    """Random crops as the MXNet of the paper's code draws them: aspects uniform, then width and height exchanged for half of them."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Corner and size of the crop of `flat_inputs[0]` [C, H, W]."""
@@ -149,13 +126,11 @@ class SwappedCrop(v2.RandomResizedCrop):
             if 0 < w <= width and 0 < h <= height:
                 top, left = (int(torch.randint(room + 1, ())) for room in (height - h, width - w))
                 return {"top": top, "left": left, "height": h, "width": w}
-        side = min(height, width)
+        side = min(height, width)  # after ten tries, the largest centred square
         return {"top": (height - side) // 2, "left": (width - side) // 2, "height": side, "width": side}
 
 
-def centre_crop(
-    pixels: np.ndarray, size: int, resize: int, interpolation: Interpolation = "bilinear", antialias: bool = True
-) -> Tensor:
+def centre_crop(pixels: np.ndarray, size: int, resize: int, interpolation: str, antialias: bool) -> Tensor:
     """As in evaluation: the shorter side of [H, W, C] uint8 becomes `resize`, then the centre is cut out: [C, size, size] uint8."""
     image = _resizable(pixels, antialias)
     image = functional.resize(image, [resize], InterpolationMode(interpolation), antialias=antialias)
@@ -163,11 +138,8 @@ def centre_crop(
 
 
 def _resizable(pixels: np.ndarray, antialias: bool) -> Tensor:
-    """[H, W, C] uint8 → [C, H, W] in memory as before, which resizes fast; floats without antialiasing.
-
-    There a cubic has OpenCV's coefficient of −0.75; on 8-bit pixels torch takes the −0.5 that goes with antialiasing.
-    """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    """[H, W, C] uint8 → [C, H, W]; as floats, without antialiasing, a cubic has OpenCV's coefficient of −0.75 instead of −0.5."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)  # in memory as before, which resizes fast
     return image if antialias else image.float()
 
 

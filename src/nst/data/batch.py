@@ -1,12 +1,9 @@
-"""What a training step takes from the data: batches, the loaders that yield them, and the splits that loaders are made of.
-
-Which images a step has, in which views and how they are mixed is decided here alone, by functions of (seed, epoch, index).
-"""
+"""Which images a training step has, in which views and how they are mixed: functions of (seed, epoch, index), decided here alone."""
 
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -21,7 +18,7 @@ from tqdm import tqdm
 UNLISTED_VIEWS = 2**63 - 1
 """Where views cannot be enumerated (random-sized crops): random ones are numbered below it, the unaugmented one is it."""
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 
 class Batch(NamedTuple):
@@ -33,8 +30,8 @@ class Batch(NamedTuple):
     views: Tensor  # [B] int64, number of the image's view; in evaluation the unaugmented one
 
 
-Stream = Callable[[Tensor, Tensor, Sequence[slice]], Iterator[Tensor]]
-"""Order and views of an epoch, both [n] int64, and parts of these → normalised images of each part."""
+Stream = Callable[[Tensor, Tensor, list[slice]], Iterator[Tensor]]
+"""Order and views of an epoch, both [n] int64 on the device, and parts of these → normalised images of each part."""
 
 
 class Split(ABC):
@@ -57,15 +54,17 @@ class Split(ABC):
 
     @abstractmethod
     def view_subset(self, k: int) -> Tensor:
-        """[n, k]: the k views of each image in a cache with k views per image, those for k among those for k + 1. The same for every seed."""
+        """[n, k]: the views of each image in a cache with k of them, the same for every seed; those for k are among those for k + 1."""
 
     @abstractmethod
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
         """Normalised images [B, C, H, W] float32 for any (index, view) pairs, on the device of `indices`."""
 
-    @abstractmethod
-    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
-        """What renders the batches of a loader, on the device; `workers` processes, if it decodes, which stay between epochs or not."""
+    def stream(self, loader: "Loader") -> Stream:
+        """What renders the epochs of a loader."""
+        return lambda order, views, parts: (
+            self.render(order[part], views[part], loader.channels_last) for part in parts
+        )
 
     def loader(self, batch_size: int, *, train: bool, **settings: Any) -> "Loader":
         """One rank's loader of this split; the settings are those of `Loader`."""
@@ -78,30 +77,26 @@ class Loader:
 
     Rank r takes the r-th contiguous part of every global batch, so all ranks together have the batch of one process. The
     last batch is split as evenly as its size allows (it may be empty on some ranks); no image is dropped or doubled.
-
-    Args:
-        batch_size: images in a global batch, over all ranks.
-        train: shuffle and draw views by (seed, epoch); else every image in order, unaugmented.
-        views: [n, K] from `view_subset(K)`: show each image in these only; K epochs show each of them once.
-        workers: processes that decode images, where there are any to decode.
     """
 
     split: Split
-    batch_size: int
-    train: bool
+    batch_size: int  # global, over all ranks
+    train: bool  # shuffle and draw views by (seed, epoch); else every image in order, unaugmented
     seed: int = 0
     rank: int = 0
     world: int = 1
     device: torch.device | str = "cpu"
     channels_last: bool = False
-    views: Tensor | None = None
-    workers: int = 0
+    views: Tensor | None = (
+        None  # [n, K] from `view_subset(K)`: each image in these only; K epochs show each of them once
+    )
+    workers: int = 0  # processes that decode images, where there are any to decode
 
     def __post_init__(self) -> None:
         self.num_images = len(self.split)  # in the whole split
         self.steps = -(-self.num_images // self.batch_size)  # of an epoch, the same on every rank
         self.labels = self.split.labels.to(self.device)
-        self.stream = self.split.stream(torch.device(self.device), self.channels_last, self.workers, keep=self.train)
+        self.stream = self.split.stream(self)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The epoch's images in order and the view of each: two [n] int64 tensors."""
@@ -120,8 +115,6 @@ class Loader:
 
     def parts(self, first_step: int = 0) -> Iterator[slice]:
         """The positions of this rank's images in the plan, step by step from `first_step` on."""
-        if not 0 <= first_step <= self.steps:
-            raise ValueError(f"first step {first_step}: an epoch of {self.num_images} images has {self.steps} steps")
         for start in range(first_step * self.batch_size, self.num_images, self.batch_size):
             size = min(self.batch_size, self.num_images - start)
             yield slice(start + size * self.rank // self.world, start + size * (self.rank + 1) // self.world)
@@ -133,8 +126,8 @@ class Loader:
     def batches(self, order: Tensor, views: Tensor, parts: Iterable[slice]) -> Iterator[Batch]:
         """The images `order` in the views `views`, both [n] int64: a batch for each part of these."""
         parts, device = list(parts), self.labels.device
-        images = self.stream(order, views, parts)
         order, views = order.to(device), views.to(device)  # one copy an epoch
+        images = self.stream(order, views, parts)
         for part, pixels in zip(parts, images, strict=True):
             indices = order[part]
             yield Batch(pixels, self.labels[indices], indices, views[part])
@@ -160,8 +153,7 @@ class MixingLoader(Loader):
         mixture = epoch_mixture(self.num_images, self.seed, epoch, self.mixup, self.cutmix)
         for part, batch in zip(self.parts(first_step), super().epoch(epoch, first_step), strict=True):
             device = batch.images.device
-            start = part.start // self.batch_size * self.batch_size
-            places = torch.arange(part.start, part.stop)
+            start, places = part.start // self.batch_size * self.batch_size, torch.arange(part.start, part.stop)
             partners = start + ((places - start) ^ 1)
             partners = partners.where(partners < min(start + self.batch_size, self.num_images), places)
             # the partners are in the batch itself, except for one or two in another rank's part
@@ -172,10 +164,8 @@ class MixingLoader(Loader):
                 fetched = self.split.render(order[outside].to(device), views[outside].to(device), self.channels_last)
                 others.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
             images, share = mixed(batch.images, others, *(values[order[part]].to(device) for values in mixture))
-            own, other = (
-                F.one_hot(labels.to(device), self.num_classes)
-                for labels in (batch.labels, self.split.labels[order[partners]])
-            )
+            own = F.one_hot(batch.labels, self.num_classes)
+            other = F.one_hot(self.labels[order[partners].to(device)], self.num_classes)
             yield batch._replace(images=images, labels=share[:, None] * own + (1 - share[:, None]) * other)
 
 
@@ -241,17 +231,12 @@ def check(
         raise ValueError(f"data.{key}: {value!r}; it must be {said}")
 
 
-def counted(
-    items: Iterable[T],
-    what: str,
-    total: int,
-    unit: str = " images",
-    size: Callable[[Any], int] = lambda batch: len(batch.labels),
-) -> Iterator[T]:
-    """The items of a long pass before training. On stderr of the first rank their sizes: a bar, in a file a line every half minute."""
+def counted(items: Iterable[T], what: str, total: int, unit: str = " images") -> Iterator[T]:
+    """Batches, or anything with a length, of a long pass before training; its progress on stderr of the first rank."""
     terminal, hidden = sys.stderr.isatty(), os.environ.get("RANK", "0") != "0"
-    bar: dict[str, Any] = {"leave": not terminal, "disable": hidden, "mininterval": 0.1 if terminal else 30, "delay": 2}
-    with tqdm(total=total, desc=what, unit=unit, **bar) as progress:
+    often = 0.1 if terminal else 30  # seconds: in a file a line every half minute
+    bar = tqdm(total=total, desc=what, unit=unit, delay=2, leave=not terminal, disable=hidden, mininterval=often)
+    with bar as progress:
         for item in items:
-            progress.update(size(item))
+            progress.update(len(item.labels if isinstance(item, Batch) else item))
             yield item

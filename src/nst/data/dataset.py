@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from nst.data.batch import Split, check
-from nst.data.images import TEST, TRAIN, VALIDATION, WHITE, Part, folder_parts, is_table, listed, table_parts
+from nst.data.images import PARTS, WHITE, Part, folder_parts, is_table, listed, table_parts
 from nst.data.memory import MemorySplit, ViewScheme
-
-if TYPE_CHECKING:  # it imports torchvision's transforms, which images in memory do without
-    from nst.data.augment import AspectSampling, AutoAugment, Interpolation
 
 Pixels = tuple[Tensor, Tensor]
 """Images [n, C, size, size] uint8 and their labels [n] int64."""
@@ -99,8 +96,7 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test". Raises ValueError if there is none."""
-        split = {"train": self.train, "val": self.val, "test": self.test}.get(name)
-        if split is None:
+        if (split := getattr(self, name)) is None:
             raise ValueError(f"split {name!r}: {self.name} has none; data.validation=0.1 holds out a validation part")
         return split
 
@@ -110,17 +106,15 @@ class Dataset:
         parts = [split.fingerprint for split in (self.train, self.val, self.test) if split is not None]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def class_counts(self, split: str = "train") -> list[int]:
-        """How many images of each class a split has; empty without labels."""
-        labels = self.split(split).labels
-        return torch.bincount(labels, minlength=self.num_classes).tolist() if self.labeled else []
-
     def describe(self) -> str:
         """For people: the parts and their sizes, the classes' counts, what is not used and what the best epoch is chosen on."""
-        validation = f"{len(self.val):,} validation and " if self.val is not None else ""
-        kind = f"of {self.num_classes} classes" if self.labeled else "without labels"
-        text = f"{self.name}: {len(self.train):,} training, {validation}{len(self.test):,} test images {kind}"
-        if counts := self.class_counts():
+        parts = {"training": self.train, "validation": self.val, "test": self.test}
+        sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
+        text = f"{self.name}: {sizes} images " + (
+            f"of {self.num_classes} classes" if self.labeled else "without labels"
+        )
+        if self.labeled:
+            counts = torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
             fewest, most = min(counts), max(counts)
             named = self.classes[counts.index(fewest)] if self.classes else f"class {counts.index(fewest)}"
             text += f"; {fewest:,}{'' if fewest == most else f' ({named}) to {most:,}'} training images a class"
@@ -173,8 +167,8 @@ class Digits(Dataset):
 
     def read(self) -> None:
         """From scikit-learn's package."""
-        for key, only in (("channels", 1), ("size", 8), ("root", None)):
-            check(self, key, (only,))
+        check(self, "size", (8,))
+        check(self, "root", (None,))
         scheme = ViewScheme(self.size, self.pad, self.flip)
         package = find_spec("sklearn")  # importing it takes a second, and pandas
         assert package is not None
@@ -190,40 +184,32 @@ class Digits(Dataset):
 
 @dataclass(kw_only=True, eq=False)
 class Images(Dataset):
-    """Images of people's own, or of the Hub.
+    """Images of people's own, or of the Hub: on disk and augmented as `Augmentation` says, or in memory as `ViewScheme` says.
 
-    Args:
-        root: a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.VALIDATION`, `images.TEST`), or one that
-            Hugging Face `datasets` reads: parquet shards, saved to disk, images with metadata.
-        path: instead of `root`: such a folder, or else a name on the Hub.
-        labeled: false: images without labels, in folders as they like; each has the label −1.
-        pad, padding_mode: None: images stay on disk and are augmented as `Augmentation` says, by `resize` (None: `size`) to
-            `erase`. A number: they have `size` and stay in memory, augmented as `ViewScheme` says.
-        flip: mirror half of the training images.
-        background: the colour (R, G, B) behind transparent images.
-        image_column, label_column, subset, cache_dir: as in `table_parts`.
+    `root` is a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.PARTS`), or one that Hugging
+    Face `datasets` reads: parquet shards, saved to disk, images with metadata.
     """
 
-    path: str | None = None
-    labeled: bool = True
-    resize: int | None = None
+    path: str | None = None  # instead of `root`: such a folder, or else a name on the Hub
+    labeled: bool = True  # false: images without labels, in folders as they like
+    resize: int | None = None  # None: `size`
     area: Sequence[float] = (0.08, 1.0)
     aspect: Sequence[float] = (0.75, 1.3333)
     jitter: float = 0.0
     pca_noise: float = 0.0
     flip: bool = True
-    interpolation: "Interpolation" = "bilinear"
+    interpolation: str = "bilinear"
     antialias: bool = True
-    aspect_sampling: "AspectSampling" = "log_uniform"
-    augment: "AutoAugment | None" = None
+    aspect_sampling: str = "log_uniform"
+    augment: str | None = None
     erase: float = 0.0
-    background: Sequence[int] = WHITE
-    pad: int | None = None
+    background: Sequence[int] = WHITE  # R, G, B behind transparent images
+    pad: int | None = None  # a number: images have `size` and stay in memory, without the keys from `resize` to `erase`
     padding_mode: str = "constant"
-    image_column: str | None = None
+    image_column: str | None = None  # this and the next: None: found by their types and names
     label_column: str | None = None
-    subset: str | None = None
-    cache_dir: str | None = None
+    subset: str | None = None  # of a data set that has several; `datasets` calls it its configuration
+    cache_dir: str | None = None  # where `datasets` writes its Arrow files; None: its own folder
 
     def read(self) -> None:
         """From the folder `root`, or as `path` says."""
@@ -255,19 +241,17 @@ class Images(Dataset):
     def _parts(self) -> tuple[Part, Part | None, Part | None]:
         """What is trained, validated and tested on. Beside a test part the validation part is one; alone it is the test part."""
         said = f"data.path={self.path}" if self.root is None else f"data.root={self.root}"
-        folder = _local(self.root or self.path)
+        folder = Path(os.path.expanduser(str(self.root or self.path)))  # noqa: PTH111 - unlike pathlib's it raises nothing
         if folder.is_dir() and not is_table(folder):
             parts, unused = folder_parts(folder, self.labeled)
         elif folder.is_dir() or self.path:
             place, columns = str(folder if folder.is_dir() else self.path), (self.image_column, self.label_column)
-            parts, unused = table_parts(said, place, self.labeled, *columns, self.subset, self.cache_dir)
+            options = {"name": self.subset, "cache_dir": self.cache_dir}
+            parts, unused = table_parts(said, place, self.labeled, columns, options)
         else:
-            raise ValueError(
-                f"{said}: no such folder; it should hold train/<class>/*.jpg or train-*.parquet, and val or test"
-            )
+            raise ValueError(f"{said}: no such folder; train/<class>/*.jpg or train-*.parquet should be in it")
         train, val, test = (
-            next((name for kind in kinds for name in parts if name.lower() == kind), None)
-            for kinds in (TRAIN, VALIDATION, TEST)
+            next((name for kind in kinds for name in parts if name.lower() == kind), None) for kinds in PARTS
         )
         if len(parts) == 1 and not (val or test):
             train = next(iter(parts))
@@ -292,34 +276,23 @@ class Images(Dataset):
         return found[train], found.get(val), found.get(test)
 
 
-def _local(path: Any) -> Path:
-    return Path(os.path.expanduser(str(path)))  # noqa: PTH111 - unlike pathlib's it raises nothing
-
-
-_CIFAR = {  # torchvision's folder, and the column of the labels in the Hub's tables
-    "cifar10": ("cifar-10-batches-py", "label"),
-    "cifar100": ("cifar-100-python", "fine_label"),
-}
-
-
 @dataclass(kw_only=True, eq=False)
 class Cifar(Images):
     """CIFAR-10 or -100 (`name`: cifar10, cifar100), in memory.
 
-    Args:
-        root: contains (or is) torchvision's folder, or parquet shards `train-*.parquet` and `test-*.parquet`.
-        download: fetch torchvision's folder into `root` if it holds neither.
-        pad, flip, padding_mode: as in `ViewScheme`.
-        cache_dir: as in `table_parts`, for parquet.
+    `root` contains (or is) torchvision's folder, or parquet shards `train-*.parquet` and `test-*.parquet`.
     """
 
-    download: bool = False
+    download: bool = False  # fetch torchvision's folder into `root` if it holds neither
 
     def read(self) -> None:
         """From the folder `root`."""
-        check(self, "name", tuple(_CIFAR))
-        archive, self.label_column = _CIFAR[self.name]
-        folder = _local(self.root)
+        check(self, "name", ("cifar10", "cifar100"))
+        archive, self.label_column = {
+            "cifar10": ("cifar-10-batches-py", "label"),
+            "cifar100": ("cifar-100-python", "fine_label"),
+        }[self.name]
+        folder = Path(os.path.expanduser(str(self.root)))  # noqa: PTH111
         folder = folder.parent if folder.name == archive else folder
         if not (folder / archive).is_dir() and folder.is_dir() and is_table(folder):
             super().read()
@@ -327,7 +300,7 @@ class Cifar(Images):
         scheme = ViewScheme(self.size, self.pad or 0, self.flip, self.padding_mode)
         from nst.vision import datasets
 
-        kind = datasets.CIFAR10 if self.name == "cifar10" else datasets.CIFAR100
+        kind = getattr(datasets, self.name.upper())
         try:
             if self.download:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -335,9 +308,9 @@ class Cifar(Images):
                     kind(str(folder), download=True)
             train, test = (kind(str(folder), train=part) for part in (True, False))
         except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
+            found = f"neither parquet shards nor a whole folder {archive} ({error})"
             raise ValueError(
-                f"data.root={self.root}: it holds neither parquet shards nor a whole folder {archive} ({error}); "
-                f"data.download=true downloads {self.name} into it"
+                f"data.root={self.root}: {found}; data.download=true downloads {self.name} into it"
             ) from None
         self.classes = tuple(train.classes)
         pixels = [torch.tensor(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]

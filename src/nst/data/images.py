@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +27,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 WHITE = (255, 255, 255)
 
-TRAIN = ("train", "training")
-VALIDATION = ("val", "valid", "validation", "dev")
-TEST = ("test", "testing", "eval", "evaluation")
-"""Names of the parts of a data set, in any case; of several the first is used."""
+PARTS = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing", "eval", "evaluation")
+"""Names of the parts for training, validation and testing, in any case; of several the first is used."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # naming them halves the time of a small image
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target")
 
 
 def is_image(name: str) -> bool:
@@ -76,17 +73,13 @@ def decode(data: bytes, channels: int, background: Sequence[int] = WHITE, where:
     return pixels.reshape(image.height, image.width, channels)
 
 
+@dataclass
 class EncodedImages:
-    """Image files, or a column of encoded images in a table of `datasets` that is mapped from disk. Cheap to send to a process.
+    """Image files, or a column of encoded images in a table of `datasets` that is mapped from disk. Cheap to send to a process."""
 
-    Args:
-        table: the only column has the type `datasets.Image(decode=False)`: in each row the bytes, or the path of a file.
-        place: for errors.
-        cached: whether `datasets` may keep results beside the table.
-    """
-
-    def __init__(self, table: Any, place: str, cached: bool = False) -> None:
-        self.table, self.place, self.cached = table, place, cached
+    table: Any  # its only column has the type `datasets.Image(decode=False)`: the bytes, or the path of a file
+    place: str  # for errors
+    cached: bool = False  # whether `datasets` may keep results beside the table
 
     def read(self, row: int) -> tuple[bytes, str]:
         """The image's bytes, and its file or its row in the table. Raises ValueError or OSError, naming that, if it cannot be read."""
@@ -169,11 +162,7 @@ def folder_parts(root: Path, labeled: bool) -> Parts:
 
     Images may lie deeper in a class folder. Names that begin with a dot, and folders that begin with two underscores, are skipped.
 
-    Args:
-        labeled: whether the first folder is the class; else parts are flat or nested as they like.
-
-    Raises:
-        ValueError: when a part is read: it has no class, or a class has no image.
+    Unless `labeled`, parts are flat or nested as they like. Raises ValueError, when a part is read, for a class without images.
     """
 
     def folders(folder: Path) -> list[str]:
@@ -185,14 +174,11 @@ def folder_parts(root: Path, labeled: bool) -> Parts:
         for label, of in enumerate(classes):
             pattern = f"{glob.escape(str(folder / of))}/**/*.*"  # matches no name that begins with a dot
             files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - unlike pathlib's, it follows links to folders
-            images = [file for file in files if file.lower().endswith(SUFFIXES)]
+            paths += (images := [file for file in files if file.lower().endswith(SUFFIXES)])
             if not images:
                 raise ValueError(f"{folder / of}: no images in it (an image ends in {', '.join(SUFFIXES)})")
-            paths += images
             labels += [label if labeled else -1] * len(images)
             others += [file for file in files if not file.lower().endswith(SUFFIXES) and Path(file).is_file()]
-        if not classes:
-            raise ValueError(f"{folder}: no class folders in it")
         if others:
             print(f"{folder}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
         import datasets
@@ -201,7 +187,7 @@ def folder_parts(root: Path, labeled: bool) -> Parts:
         return Part(EncodedImages(table, str(folder)), torch.tensor(labels), tuple(classes) if labeled else None)
 
     found = folders(root)
-    names = [name for name in found if name.lower() in (*TRAIN, *VALIDATION, *TEST)]
+    names = [name for name in found if any(name.lower() in kinds for kinds in PARTS)]
     if labeled:  # a folder of images is a class, even if it is called "train"
         names = [name for name in names if not any(is_image(file.name) for file in (root / name).iterdir())]
     return {name: partial(read, name) for name in names or ["."]}, [n for n in found if names and n not in names]
@@ -215,23 +201,15 @@ def is_table(folder: Path) -> bool:
 
 
 def table_parts(
-    said: str,
-    path: str,
-    labeled: bool = True,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    subset: str | None = None,
-    cache_dir: str | None = None,
+    said: str, path: str, labeled: bool, columns: tuple[str | None, str | None], options: dict[str, Any]
 ) -> Parts:
     """The parts of a data set that `datasets` reads; and those that have no labels where labels are needed.
 
     Args:
         said: key and value of the setting that names it, for errors.
         path: a local folder (parquet shards, saved to disk, image folder with metadata), or a name on the Hub.
-        labeled: whether labels are needed.
-        image_column, label_column: None: found by their types and names.
-        subset: of a data set that has several; `datasets` calls it its configuration.
-        cache_dir: where `datasets` writes its Arrow files; None: its own folder.
+        columns: of images and labels; None: found by their types and names.
+        options: of `datasets.load_dataset`.
 
     Raises:
         ValueError: it cannot be read, or shards, columns or labels are missing.
@@ -250,29 +228,25 @@ def table_parts(
         datasets.disable_progress_bars()
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        tables: Any = (
-            datasets.load_from_disk(path) if saved else datasets.load_dataset(path, subset, cache_dir=cache_dir)
-        )
+        tables: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **options)
     except Exception as error:  # its own, pyarrow's, fsspec's, the Hub's
         raise ValueError(f"{said}: Hugging Face datasets cannot read it ({error})") from None
     tables = {"train": tables} if isinstance(tables, datasets.Dataset) else tables
     features = next(iter(tables.values())).features
 
-    def column(key: str, given: str | None, names: Sequence[str], kind: type) -> str:
-        """By its key, else by its type, else by its name."""
+    def column(key: str, given: str | None, kind: type, names: str) -> str:
         typed = [name for name, feature in features.items() if isinstance(feature, kind)]
-        found = typed if len(typed) == 1 else [*(name for name in names if name in features), *typed]
-        name = given or (found or [""])[0]
-        if name not in features:
+        found = typed if len(typed) == 1 else [*(name for name in names.split() if name in features), *typed, ""]
+        if (name := given or found[0]) not in features:
             raise ValueError(f"data.{key}: {given!r}; it must be a column of {said}: {', '.join(features)}")
         return name
 
-    image = column("image_column", image_column, _IMAGE_COLUMNS, datasets.Image)
+    image = column("image_column", columns[0], datasets.Image, "image img")
     labels: dict[str, list[Any]] = {name: [-1] * len(table) for name, table in tables.items()}
     classes: tuple[str, ...] | None = None
     unused: list[str] = []
     if labeled:
-        label = column("label_column", label_column, _LABEL_COLUMNS, datasets.ClassLabel)
+        label = column("label_column", columns[1], datasets.ClassLabel, "label fine_label labels class target")
         for name, table in tables.items():
             labels[name] = table.select_columns([label])[:][label] if label in table.features else []
         texts = {value for values in labels.values() for value in values if isinstance(value, str)}

@@ -1,7 +1,7 @@
 """Data sets that fit in memory: one uint8 tensor on the device; crop, flip and normalisation run on whole batches."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst.data.batch import Split, Stream, check, scale_and_shift
+from nst.data.batch import Split, check, scale_and_shift
 
 _SUBSET_SEED = 0x5EED  # the views in a cache do not depend on the seed of a run
 
@@ -119,13 +119,3 @@ class MemorySplit(Split):
         images = images.float().contiguous()
         images.view(len(images), *lines).mul_(scale).add_(shift)
         return images.permute(0, 3, 1, 2) if channels_last else images
-
-    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
-        """As `Split.stream`. Nothing is decoded, so `workers` is ignored."""
-        self.windows(device, channels_last)
-
-        def images(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
-            order, views = order.to(device), views.to(device)  # one copy an epoch
-            return (self.render(order[part], views[part], channels_last) for part in parts)
-
-        return images

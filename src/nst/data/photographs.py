@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst.data.augment import Augmentation
-from nst.data.batch import UNLISTED_VIEWS, Split, Stream, scale_and_shift
+from nst.data.batch import UNLISTED_VIEWS, Loader, Split, Stream, scale_and_shift
 from nst.data.images import WHITE, EncodedImages, decode
 
-FINGERPRINTED = 1000
-"""Images of a split whose content its fingerprint reads; of the others it has the names and sizes."""
+FINGERPRINTED = 1000  # images of a split whose content its fingerprint reads; of the others it has the names and sizes
 
 
 @dataclass(eq=False)
@@ -43,6 +42,7 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
     def __post_init__(self) -> None:
         self.num_views, self.unaugmented = None, UNLISTED_VIEWS
         self.view_key = f"{self.augmentation.key} {self.background}"
+        self._affine = [values[:, None, None] for values in scale_and_shift(self.mean, self.std)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,85 +71,71 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
         return images
 
     def render(self, indices: Tensor, views: Tensor, channels_last: bool = False) -> Tensor:
-        """As `Split.render`."""
+        """As `Split.render`. Raises ValueError for a bad image."""
         pixels = self[indices.cpu().numpy(), views.cpu().numpy()]
-        return self._normalised(pixels, self._affine(indices.device), channels_last)
+        return self._normalised(pixels, indices.device, channels_last)
 
-    def _affine(self, device: torch.device) -> list[Tensor]:
-        return [values.to(device)[:, None, None] for values in scale_and_shift(self.mean, self.std)]
-
-    def _normalised(self, pixels: Tensor | str, affine: list[Tensor], channels_last: bool) -> Tensor:
+    def _normalised(self, pixels: Tensor | str, device: torch.device | str, channels_last: bool) -> Tensor:
         if isinstance(pixels, str):
             raise ValueError(pixels)
-        (scale, shift), layout = affine, torch.channels_last if channels_last else torch.contiguous_format
-        pixels = pixels.to(scale.device, non_blocking=True).to(torch.float32, memory_format=layout)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        pixels = pixels.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
+        scale, shift = (values.to(device, non_blocking=True) for values in self._affine)
         return pixels.mul_(scale).add_(shift)
 
-    def stream(self, device: torch.device, channels_last: bool, workers: int, keep: bool) -> Stream:
+    def stream(self, loader: Loader) -> Stream:
         """As `Split.stream`; workers, of one thread each and no more than there are cores, decode and augment ahead.
 
-        Raises (when batches are taken):
+        Raises (when images are taken):
             ValueError: an image is bad.
             OSError: a worker process died.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count, tasks = min(workers, cores), list[tuple[np.ndarray, np.ndarray]]()
-        loader = DataLoader(
+        if not (workers := min(loader.workers, cores)):
+            return super().stream(loader)
+        tasks: list[tuple[np.ndarray, np.ndarray]] = []
+        processes = DataLoader(
             self,
             batch_size=None,  # a task is a batch already
             sampler=tasks,  # a list: what it holds when an epoch starts
-            num_workers=count,
-            persistent_workers=keep and count > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=workers,
+            persistent_workers=loader.train,
+            pin_memory=loader.labels.is_cuda,
             worker_init_fn=_end_with_main,
-            multiprocessing_context="forkserver" if count else None,  # with threads (OpenMP, CUDA) fork would deadlock
+            multiprocessing_context="forkserver",  # with threads (OpenMP, CUDA) fork would deadlock
             generator=torch.Generator(),  # else each epoch would draw from the global one
         )
 
-        affine = self._affine(device)
-
-        def images(order: Tensor, views: Tensor, parts: Sequence[slice]) -> Iterator[Tensor]:
-            tasks[:] = [(order[part].numpy(), views[part].numpy()) for part in parts]
-            for pixels in _batches(loader) if tasks else ():
-                yield self._normalised(pixels, affine, channels_last)
+        def images(order: Tensor, views: Tensor, parts: list[slice]) -> Iterator[Tensor]:
+            indices, numbers = order.cpu().numpy(), views.cpu().numpy()
+            tasks[:] = [(indices[part], numbers[part]) for part in parts]
+            if not tasks:
+                return
+            # imported before workers fork
+            forkserver.set_forkserver_preload([__name__, *(["datasets"] if "datasets" in sys.modules else [])])
+            # workers take no signal but SIGKILL, so that a run that is told to stop can still save
+            resource_tracker.ensure_running()  # else the server starts it, which would lift the block
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+            forkserver.ensure_running()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            batches: Any = iter(processes)
+            for worker in batches._workers:  # else torch and multiprocessing send SIGTERM at exit, and wait for ever
+                worker._popen.terminate = worker._popen.kill
+            left = weakref.ref(batches)  # registered after torch and multiprocessing, it ends workers before they do
+            atexit.register(lambda: (it := left()) and it._shutdown_workers())
+            try:
+                for pixels in batches:
+                    yield self._normalised(pixels, loader.device, loader.channels_last)
+            except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while it handed over a batch
+                if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
+                    raise
+                reasons = 'killed, out of memory (then lower trainer.workers), or no `if __name__ == "__main__":`'
+                raise OSError(f"a data worker died: {reasons} ({error!r})") from error
 
         return images
 
 
-# torch ends its workers with their parent, which is the fork server here and outlives a killed main process; and it lets the
-# signals reach them that a scheduler or Ctrl-C sends to all processes, after which a run still saves.
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Tensor | str]:
-    """What the loader yields, from workers that take no signals but SIGKILL."""
-    if not loader.num_workers:
-        yield from loader
-        return
-    # imported before workers fork
-    forkserver.set_forkserver_preload([__name__, *(["datasets"] if "datasets" in sys.modules else [])])
-    resource_tracker.ensure_running()  # else the server starts it, which would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    batches: Any = iter(loader)
-    for worker in batches._workers:  # else torch and multiprocessing would send SIGTERM at exit, and wait for ever
-        worker._popen.terminate = worker._popen.kill
-    left = weakref.ref(batches)  # registered after multiprocessing and torch, it ends workers in order before they do
-    atexit.register(lambda: (it := left()) and it._shutdown_workers())
-    try:
-        yield from batches
-    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while it handed over a batch
-        if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
-            raise
-        raise OSError(
-            "a data worker died: killed, out of memory (then lower trainer.workers), or of a script without "
-            f'`if __name__ == "__main__":` ({error!r})'
-        ) from error
-
-
 def _end_with_main(_worker: int) -> None:
-    """In a worker: end as soon as the main process does, also after SIGKILL."""
+    """In a worker: end with the main process, also after SIGKILL; torch would wait for the end of the fork server."""
     main: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: wait([main.sentinel]) and os._exit(1), daemon=True).start()

@@ -34,7 +34,7 @@ class Preprocessing:
     channels: int
     size: int  # of the centre crop, which the network sees
     resize: int | None  # of the shorter side before it; None: the data's images had their size
-    interpolation: Any  # a name of `nst.data.augment`
+    interpolation: str
     antialias: bool
     mean: tuple[float, ...]  # by channel, on the scale 0 … 1
     std: tuple[float, ...]

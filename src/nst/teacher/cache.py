@@ -197,7 +197,7 @@ def whole_rows(file: Path) -> np.ndarray:
     """As `is_whole`, of all rows in a file."""
     records = open_rows(file)
     blocks = (records[first : first + 1000] for first in range(0, len(records), 1000))
-    blocks = counted(blocks, f"checking {file}", len(records), " rows", len)
+    blocks = counted(blocks, f"checking {file}", len(records), " rows")
     return np.concatenate([is_whole(block) for block in blocks])
 
 
