@@ -163,12 +163,10 @@ def test_a_bad_image_is_named(tmp_path: Path, workers: int, content: Any) -> Non
 
 
 def test_grey_photographs_and_their_background(tmp_path: Path) -> None:
-    """One channel; and what is transparent has the colour of the key."""
-    write_tree(tmp_path)
-    for path in tmp_path.glob("*/class0/*"):
-        path.unlink()
-        path.with_suffix(".png").write_bytes(encode(noise(1)[0], "PNG", "P", transparency=bytes(256)))
+    write_tree(tmp_path, ("train", "val"), classes=1, images=2)
+    (tmp_path / "val" / "class0" / "0.JPEG").unlink()
+    (tmp_path / "val" / "class0" / "0.png").write_bytes(encode(noise(1)[0], "PNG", "P", transparency=bytes(256)))
+    grey: dict[str, Any] = {"num_classes": 1, "channels": 1, "mean": [0.5], "std": [0.5], "pca_noise": 0.0}
     for background, value in ((255, 1.0), (0, -1.0)):
-        data = load(tmp_path, background=[background] * 3, channels=1, mean=[0.5], std=[0.5], pca_noise=0.0)
-        first = data.test.render(torch.tensor([0]), torch.tensor([UNLISTED_VIEWS]))
-        assert torch.equal(first, torch.full((1, 1, 16, 16), value))
+        first = next(load(tmp_path, background=[background] * 3, **grey).test.loader(1, train=False).epoch(0))
+        assert torch.equal(first.images, torch.full((1, 1, 16, 16), value))

@@ -62,9 +62,8 @@ class Split(ABC):
 
     def stream(self, loader: "Loader") -> Stream:
         """What renders the epochs of a loader."""
-        return lambda order, views, parts: (
-            self.render(order[part], views[part], loader.channels_last) for part in parts
-        )
+        layout = loader.channels_last
+        return lambda order, views, parts: (self.render(order[part], views[part], layout) for part in parts)
 
     def loader(self, batch_size: int, *, train: bool, **settings: Any) -> "Loader":
         """One rank's loader of this split; the settings are those of `Loader`."""
@@ -87,9 +86,7 @@ class Loader:
     world: int = 1
     device: torch.device | str = "cpu"
     channels_last: bool = False
-    views: Tensor | None = (
-        None  # [n, K] from `view_subset(K)`: each image in these only; K epochs show each of them once
-    )
+    views: Tensor | None = None  # [n, K] of `view_subset(K)`: each image in these only; K epochs show each once
     workers: int = 0  # processes that decode images, where there are any to decode
 
     def __post_init__(self) -> None:

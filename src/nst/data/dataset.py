@@ -19,7 +19,6 @@ from nst.data.images import PARTS, WHITE, Part, folder_parts, is_table, listed, 
 from nst.data.memory import MemorySplit, ViewScheme
 
 Pixels = tuple[Tensor, Tensor]
-"""Images [n, C, size, size] uint8 and their labels [n] int64."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -64,12 +63,11 @@ class Dataset:
         raise NotImplementedError
 
     def in_memory(self, scheme: ViewScheme, train: Pixels, test: Pixels | None, val: Pixels | None = None) -> None:
-        """Make the splits of images in memory; `scheme` numbers the training views."""
+        """Make the splits of images in memory: pixels [n, C, size, size] uint8, labels [n] int64; `scheme` numbers the training views."""
         plain = ViewScheme(self.size, 0, False)  # nothing to augment, so nothing padded
 
         def split(part: Pixels, rows: Tensor | slice, augmented: bool) -> Split:
-            images, labels = (values[rows] for values in part)
-            return MemorySplit(images, labels, scheme if augmented else plain, self.mean, self.std)
+            return MemorySplit(part[0][rows], part[1][rows], scheme if augmented else plain, self.mean, self.std)
 
         self.divide(train[1], train, val, test, split)
 
@@ -83,16 +81,14 @@ class Dataset:
             kept = kept[balanced(labels[kept], self.limit)]
         self.train = split(train, kept, True)
         self.val, self.test = (part and split(part, slice(None), False) for part in (val, test))
-        if len(held) and test:
-            self.val = split(train, held, False)
-        elif len(held):
-            self.test = split(train, held, False)
+        if len(held):
+            setattr(self, "val" if test else "test", split(train, held, False))
 
     def check_classes(self) -> None:
         """Raises ValueError unless there are as many class names as `num_classes`, or none."""
-        if self.classes is not None and len(self.classes) != self.num_classes:
-            found = f"{len(self.classes)} classes, {listed(self.classes)}"
-            raise ValueError(f"data.num_classes={self.num_classes}, but {self.name} has {found}")
+        found = self.classes
+        if found is not None and len(found) != self.num_classes:
+            raise ValueError(f"data.num_classes={self.num_classes}, but {self.name} has {len(found)}: {listed(found)}")
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test". Raises ValueError if there is none."""
@@ -125,11 +121,8 @@ class Dataset:
         return text
 
 
-# Fixed, class-balanced choices of images depend on the labels only, not on the seed of a run: every run and rank has the same.
-
-
 def _class_rank(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each image its place in a fixed shuffle, overall and within its class."""
+    """For each image its place in a fixed shuffle, overall and within its class: by labels only, so every run and rank has the same."""
     place = np.random.default_rng(0x1707).permutation(len(labels))
     by_class = np.lexsort((place, labels))
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
@@ -145,16 +138,12 @@ def balanced(labels: Tensor, n: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Split all images into (training, held out), both ascending: the fraction of each class, rounded; one image stays.
-
-    Raises:
-        ValueError: the fraction is less than one image of the largest class.
-    """
+    """All images as (training, held out), ascending: the fraction of each class, rounded; one stays. Raises ValueError if that is none."""
     _, rank = _class_rank(labels.numpy())
     counts = np.bincount(labels.numpy())
     held = rank < np.minimum(np.rint(fraction * counts), np.maximum(counts - 1, 0))[labels.numpy()]
     if fraction > 0 and not held.any():
-        raise ValueError(f"data.validation: {fraction} of the largest class ({counts.max()} images) is not one image")
+        raise ValueError(f"data.validation: {fraction}; it is not one image of the largest class, of {counts.max()}")
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
 
@@ -174,8 +163,10 @@ class Digits(Dataset):
         assert package is not None
         file = Path(str(package.origin)).parent / "datasets/data/digits.csv.gz"
         values = torch.from_numpy(np.loadtxt(file, delimiter=","))
-        images = (values[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
-        labels = values[:, -1].long()
+        images, labels = (
+            (values[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8),
+            values[:, -1].long(),
+        )
         test = torch.zeros(len(labels), dtype=torch.bool)
         test[balanced(labels, 360)] = True  # 36 of each digit
         self.classes = tuple("0123456789")
@@ -225,15 +216,14 @@ class Images(Dataset):
         from nst.data.augment import Augmentation
         from nst.data.photographs import PhotographSplit
 
-        keys = {key: getattr(self, key) for key in (f.name for f in fields(Augmentation)) if key != "erased"}
+        keys = {f.name: getattr(self, f.name) for f in fields(Augmentation) if f.name != "erased"}
         keys |= {key: tuple(value) for key, value in keys.items() if isinstance(value, list)}
-        keys |= {"resize": self.size if self.resize is None else self.resize}
+        keys |= {"resize": self.size} if self.resize is None else {}
         augmentation = Augmentation(**keys, erased=tuple(float(round(255 * value)) for value in self.mean))
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
-            rows = torch.arange(len(part.labels))[rows]
-            about = (augmentation, self.mean, self.std, tuple(self.background))
-            return PhotographSplit(part.images, rows, part.labels[rows], *about)
+            rows, about = torch.arange(len(part.labels))[rows], (augmentation, self.mean, self.std)
+            return PhotographSplit(part.images, rows, part.labels[rows], *about, tuple(self.background))
 
         train, val, test = self._parts()
         self.divide(train.labels, train, val, test, split)
@@ -250,9 +240,8 @@ class Images(Dataset):
             parts, unused = table_parts(said, place, self.labeled, columns, options)
         else:
             raise ValueError(f"{said}: no such folder; train/<class>/*.jpg or train-*.parquet should be in it")
-        train, val, test = (
-            next((name for kind in kinds for name in parts if name.lower() == kind), None) for kinds in PARTS
-        )
+        names = {name.lower(): name for name in parts}
+        train, val, test = (next((names[kind] for kind in kinds if kind in names), None) for kinds in PARTS)
         if len(parts) == 1 and not (val or test):
             train = next(iter(parts))
         if train is None:
@@ -288,10 +277,8 @@ class Cifar(Images):
     def read(self) -> None:
         """From the folder `root`."""
         check(self, "name", ("cifar10", "cifar100"))
-        archive, self.label_column = {
-            "cifar10": ("cifar-10-batches-py", "label"),
-            "cifar100": ("cifar-100-python", "fine_label"),
-        }[self.name]
+        ten = self.name == "cifar10"
+        archive, self.label_column = ("cifar-10-batches-py", "label") if ten else ("cifar-100-python", "fine_label")
         folder = Path(os.path.expanduser(str(self.root)))  # noqa: PTH111
         folder = folder.parent if folder.name == archive else folder
         if not (folder / archive).is_dir() and folder.is_dir() and is_table(folder):
@@ -300,19 +287,16 @@ class Cifar(Images):
         scheme = ViewScheme(self.size, self.pad or 0, self.flip, self.padding_mode)
         from nst.vision import datasets
 
-        kind = getattr(datasets, self.name.upper())
+        kind = datasets.CIFAR10 if ten else datasets.CIFAR100
         try:
             if self.download:
                 folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder / ".download.lock"):  # ranks on one machine; a finished download is only checked
                     kind(str(folder), download=True)
-            train, test = (kind(str(folder), train=part) for part in (True, False))
+            parts = [kind(str(folder), train=part) for part in (True, False)]
         except (OSError, RuntimeError) as error:  # no network is an OSError, a wrong checksum a RuntimeError
             found = f"neither parquet shards nor a whole folder {archive} ({error})"
-            raise ValueError(
-                f"data.root={self.root}: {found}; data.download=true downloads {self.name} into it"
-            ) from None
-        self.classes = tuple(train.classes)
-        pixels = [torch.tensor(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
-        labels = [torch.tensor(part.targets) for part in (train, test)]
-        self.in_memory(scheme, *zip(pixels, labels, strict=True))
+            raise ValueError(f"data.root={self.root}: {found}; data.download=true downloads {self.name}") from None
+        self.classes = tuple(parts[0].classes)
+        pixels = [torch.tensor(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+        self.in_memory(scheme, *zip(pixels, [torch.tensor(part.targets) for part in parts], strict=True))

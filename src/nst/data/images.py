@@ -1,7 +1,4 @@
-"""Images as people have them: class folders, or tables of Hugging Face `datasets`; and the one rule by which they are decoded.
-
-Class folders are listed here: `datasets` takes seconds for it, at every start. Of a table it maps the Arrow files that it writes once.
-"""
+"""Images as people have them, in class folders or tables of Hugging Face `datasets`, and the one rule by which they are decoded."""
 
 import glob
 import io
@@ -23,8 +20,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-"""File names that count as images."""
-
 WHITE = (255, 255, 255)
 
 PARTS = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing", "eval", "evaluation")
@@ -40,14 +35,11 @@ def is_image(name: str) -> bool:
 
 
 def decode(data: bytes, channels: int, background: Sequence[int] = WHITE, where: str = "") -> np.ndarray:
-    """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes → [H, W, channels] uint8, upright.
-
-    Of an animation the first picture; CMYK, palettes and grey become RGB (`channels` 3), colours become grey (1). Where an
-    image is transparent, `background` (R, G, B) shines through. Of 16 bits a channel the upper 8 are taken.
+    """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes → [H, W, channels] uint8, upright; for the rules see docs/data.md.
 
     Raises:
-        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or hold floats or numbers of
-            more than 16 bits. The message says why, and `where`.
+        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or hold floats or numbers of more than
+            16 bits. The message says why, and `where`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -64,8 +56,7 @@ def decode(data: bytes, channels: int, background: Sequence[int] = WHITE, where:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-        mode = "RGB" if channels == 3 else "L"
-        pixels = np.array(image if image.mode == mode else image.convert(mode))
+        pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ValueError …
         reason = f"is no {', '.join(_FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else error
         prefix = f"{where}: the image " if where else ""
@@ -97,11 +88,7 @@ class EncodedImages:
             yield f"{path.name} {path.stat().st_size if size is None else size}".encode()
 
     def pixels(self, channels: int, size: int, background: Sequence[int]) -> Tensor:
-        """All images, which must have one size: [n, channels, size, size] uint8. `datasets` keeps them in its cache.
-
-        Raises:
-            ValueError: an image of another size, or a damaged one; the message names it.
-        """
+        """All images: [n, channels, size, size] uint8, kept in the cache of `datasets`. Raises ValueError for one of another size."""
         import datasets
 
         settings = {"place": self.place, "channels": channels, "size": size, "background": tuple(background)}
@@ -128,8 +115,8 @@ def _pixels_of_rows(
         data, where = _content(value, f"{place}, row {row}")
         image = decode(data, channels, background, where)
         if image.shape[:2] != (size, size):
-            found = f"{image.shape[1]}×{image.shape[0]}"
-            raise ValueError(f"{where}: the image is {found} pixels, data.size={size} needs {size}×{size}")
+            height, width = image.shape[:2]
+            raise ValueError(f"{where}: the image is {width}×{height} pixels, data.size={size} needs {size}×{size}")
         pixels.append(image.transpose(2, 0, 1).tobytes())
     return {"pixels": pixels}
 
@@ -160,9 +147,8 @@ def listed(names: Sequence[str], at_most: int = 5) -> str:
 def folder_parts(root: Path, labeled: bool) -> Parts:
     """The parts of `root/<part>/<class>/*`, or of `root/<class>/*` in one part; and the names of the other folders.
 
-    Images may lie deeper in a class folder. Names that begin with a dot, and folders that begin with two underscores, are skipped.
-
     Unless `labeled`, parts are flat or nested as they like. Raises ValueError, when a part is read, for a class without images.
+    `datasets` would take seconds to list a folder, at every start.
     """
 
     def folders(folder: Path) -> list[str]:
