@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,40 +29,41 @@ from nst.models.resnet import CifarResNet
 
 IMAGES = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 1, 8, 8) / 192 - 0.5
 
-# Loads the files as a user without this project does: no path to it, an import of it is an error.
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
 ALONE = """
 import sys
-sys.modules["nst"] = None
+sys.modules["nst"] = None  # an import of it is an error
 import torch
 images = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 1, 8, 8) / 192 - 0.5
-for kind in sys.argv[1:]:
-    if kind == "torch":
-        logits = torch.export.load("student.pt2").module()(images)
-    else:
-        import onnxruntime
-        logits = torch.from_numpy(onnxruntime.InferenceSession("student.onnx").run(None, {"images": images.numpy()})[0])
-    print(logits.double().flatten().tolist())
 """
 
 
-def test_captured_files_work_without_the_package(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
+def test_the_blocks_of_the_page_give_the_students_logits(
+    exported: tuple[Path, dict[str, Any]], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that name no module of the package in a process without it."""
     folder, report = exported
-    kinds = [kind for kind in ("torch", "onnx") if kind in report["files"]]  # onnx is an extra
+    expected = finished_run(finished).student()(IMAGES).detach()
+    blocks = [block for block in BLOCKS if "onnx" not in block or "onnx" in report["files"]]  # onnx is an extra
+    show = "print(torch.as_tensor(logits).flatten().tolist())\n"
+    alone = [block + show for block in blocks if "nst" not in block]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    shown = subprocess.run(
-        [sys.executable, "-c", ALONE, *kinds], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
-    expected = finished_run(finished).student()(IMAGES).detach().double().flatten()
-    for line in shown.stdout.splitlines():
-        torch.testing.assert_close(torch.tensor(json.loads(line)).double(), expected, rtol=1e-4, atol=1e-5)
-    assert len(shown.stdout.splitlines()) == len(kinds)
-
-
-def test_rebuilt_from_json_and_safetensors(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
-    rebuilt, trained = load_student(exported[0]), finished_run(finished).student()
+    code = [sys.executable, "-c", "\n".join([ALONE, *alone])]
+    said = subprocess.run(code, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+    found = [torch.tensor(json.loads(line)).view_as(expected) for line in said.splitlines()]
+    monkeypatch.chdir(folder)
+    for block in blocks:
+        if "nst" in block:
+            names: dict[str, Any] = {"images": IMAGES}
+            exec(block, names)
+            found.append(names["logits"])
+    assert len(found) == len(blocks) >= 3
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    rebuilt = load_student(folder)
     assert isinstance(rebuilt, CifarResNet)
     assert not rebuilt.training
-    assert torch.equal(rebuilt(IMAGES), trained(IMAGES))
+    assert torch.equal(rebuilt(IMAGES), expected)
 
 
 def test_report_compares_every_file_and_the_teacher(exported: tuple[Path, dict[str, Any]], finished: Path) -> None:
@@ -139,13 +141,21 @@ def test_an_export_is_one_whole(finished: Path, tmp_path: Path) -> None:
         assert "CC-BY-4.0" in (to / "MODEL_CARD.md").read_text()
 
 
-def test_a_student_without_a_teacher(finished: Path) -> None:
+def test_a_student_without_a_teacher_and_the_best_epoch(finished: Path, tmp_path: Path) -> None:
     alone = next(finished.parents[2].glob("none-resnet14/ce/*"))  # the run that trained the teacher
-    report = export(ExportConfig(run=str(alone), formats=["safetensors"], repeats=1, images=10))
+    report = export(ExportConfig(str(alone), weights="best", formats=["safetensors"], repeats=1, to=str(tmp_path)))
     assert report["teacher"] is None
     assert set(report["latency"]["32"]) == {"student"}
-    card = (alone / "export" / "MODEL_CARD.md").read_text()
-    assert "trained without a teacher" in card
+    run = finished_run(alone, weights="best")
+    assert torch.equal(load_student(tmp_path)(IMAGES), run.student()(IMAGES))
+    assert report["test"]["top1"] == pytest.approx(run.summary["best"]["top1"])  # all test images
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    for text in (
+        "trained without a teacher",
+        f"student, best epoch ({run.summary['best']['epoch']})",
+        "on the test images",
+    ):
+        assert text in card
     assert "teacher |" not in card
 
 
@@ -174,14 +184,3 @@ def test_flops_and_parameters_by_hand() -> None:
         "bytes": 4 * (4 * 27 + 4 + 8 + 707 + 8) + 8,  # + running statistics, their count
         "flops": 2 * (25 * 4 * 27) + 2 * (100 * 7),
     }
-
-
-def test_the_weights_of_the_best_epoch(finished: Path, tmp_path: Path) -> None:
-    run = finished_run(finished, weights="best")
-    cfg = ExportConfig(str(finished), weights="best", formats=["safetensors"], repeats=1, to=str(tmp_path))
-    report = export(cfg)
-    assert torch.equal(load_student(tmp_path)(IMAGES), run.student()(IMAGES))
-    assert report["test"]["top1"] == pytest.approx(run.summary["best"]["top1"])  # all test images
-    card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert f"student, best epoch ({run.summary['best']['epoch']})" in card
-    assert "chosen by its accuracy on the test images" in card

@@ -63,7 +63,7 @@ def test_a_run_with_code_from_elsewhere_is_refused_before_it_is_imported(hostile
         (hostile / "summary.json").write_text(before)
         change(hostile / "summary.json", "config", *where, "_target_", to="theirs.T")
         with pytest.raises(ValueError, match=r"summary\.json names 'theirs\.T'.*Start the command in the folder"):
-            export(ExportConfig(run=str(hostile)))
+            finished_run(hostile)
     assert "theirs" not in sys.modules
 
 

@@ -67,23 +67,29 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
     return torch.stack([x[:, g * size + j] for j in range(size) for g in range(groups)], dim=1)
 
 
-def resnet(net: Reference, x: Tensor, blocks: int) -> Tensor:
-    """Option A where there is no projection: every second pixel, between channels of zeros."""
+def resnet(
+    net: Reference, x: Tensor, blocks: tuple[int, ...], shortcut: str = "downsample", last: str = "fc"
+) -> Tensor:
+    """Of two or three convolutions a block. Option A where there is no projection: every second pixel, between channels of zeros."""
     x = net.norm("bn1", net.conv("conv1", x)).relu()
-    for stage in (1, 2, 3):
-        for i in range(blocks):
+    for stage, count in enumerate(blocks, 1):
+        for i in range(count):
             name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
-            out = net.norm(f"{name}.bn1", net.conv(f"{name}.conv1", x, stride)).relu()
-            out = net.norm(f"{name}.bn2", net.conv(f"{name}.conv2", out))
-            if f"{name}.downsample.0.weight" in net.state:
-                x = net.norm(f"{name}.downsample.1", net.conv(f"{name}.downsample.0", x, stride))
+            convolutions, out = 3 if f"{name}.conv3.weight" in net.state else 2, x
+            for k in range(1, convolutions + 1):  # the stride stands on the first 3x3
+                out = out if k == 1 else out.relu()
+                out = net.norm(
+                    f"{name}.bn{k}", net.conv(f"{name}.conv{k}", out, stride if k == convolutions - 1 else 1)
+                )
+            if f"{name}.{shortcut}.0.weight" in net.state:
+                x = net.norm(f"{name}.{shortcut}.1", net.conv(f"{name}.{shortcut}.0", x, stride))
             elif stride == 2:
                 zeros = torch.zeros(len(x), (out.shape[1] - x.shape[1]) // 2, *out.shape[2:], dtype=x.dtype)
                 x = torch.cat([zeros, x[:, :, ::2, ::2], zeros], dim=1)
             before = out + x
             x = before.relu()
         net.stage(stage, before)
-    return net.linear("fc", x)
+    return net.linear(last, x)
 
 
 def wrn(net: Reference, x: Tensor, blocks: int) -> Tensor:
@@ -127,20 +133,6 @@ def vgg(net: Reference, x: Tensor, repeats: int) -> Tensor:
             net.stage(block, x)
         x = F.max_pool2d(x.relu(), 2) if block < 3 else x.relu()
     return net.linear("classifier", x)
-
-
-def resnet50(net: Reference, x: Tensor) -> Tensor:
-    x = net.norm("bn1", net.conv("conv1", x)).relu()
-    for stage, blocks in enumerate((3, 4, 6, 3), 1):
-        for i in range(blocks):
-            name, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
-            out = net.norm(f"{name}.bn1", net.conv(f"{name}.conv1", x)).relu()
-            out = net.norm(f"{name}.bn2", net.conv(f"{name}.conv2", out, stride)).relu()
-            out = net.norm(f"{name}.bn3", net.conv(f"{name}.conv3", out))
-            if i == 0:
-                x = net.norm(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", x, stride))
-            x = net.stage(stage, out + x)
-    return net.linear("linear", x)
 
 
 def mobilenet_v2(net: Reference, x: Tensor) -> Tensor:
@@ -216,16 +208,20 @@ def inception_bn_small(net: Reference, x: Tensor) -> Tensor:
 
 NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     # The network, its function, and the function's arguments.
-    "resnet20": (models.resnet20, resnet, {"blocks": 3}),
-    "resnet20 with projections": (lambda: models.resnet20(shortcut="B"), resnet, {"blocks": 3}),
-    "resnet8x4": (models.resnet8x4, resnet, {"blocks": 1}),
+    "resnet20": (models.resnet20, resnet, {"blocks": (3, 3, 3)}),
+    "resnet20 with projections": (lambda: models.resnet20(shortcut="B"), resnet, {"blocks": (3, 3, 3)}),
+    "resnet8x4": (models.resnet8x4, resnet, {"blocks": (1, 1, 1)}),
     "wrn16_2": (models.wrn16_2, wrn, {"blocks": 2}),
     "wrn40_1": (models.wrn40_1, wrn, {"blocks": 6}),
     "preact_resnet164": (models.preact_resnet164, preact, {"blocks": (18, 18, 18)}),
     "preact_resnet101": (models.preact_resnet101, preact, {"blocks": (3, 4, 23, 3)}),
     "vgg8": (models.vgg8, vgg, {"repeats": 1}),
     "vgg13": (models.vgg13, vgg, {"repeats": 2}),
-    "resnet50_cifar": (models.resnet50_cifar, resnet50, {}),
+    "resnet50_cifar": (
+        models.resnet50_cifar,
+        resnet,
+        {"blocks": (3, 4, 6, 3), "shortcut": "shortcut", "last": "linear"},
+    ),
     "mobilenet_v2_half": (models.mobilenet_v2_half, mobilenet_v2, {}),
     "shufflenet_v1": (models.shufflenet_v1, shufflenet_v1, {}),
     "shufflenet_v2": (models.shufflenet_v2, shufflenet_v2, {}),
