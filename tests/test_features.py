@@ -1,7 +1,6 @@
 """A student that learns features alone: no term needs labels or logits."""
 
 import json
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nst.cli.train import next_command, run
 from nst.config import EvaluateConfig, ExportConfig, TrainerConfig
 from nst.dist import Dist
 from nst.distiller import Distiller, Term
-from nst.evaluate import Evaluation, feature_evaluation, whole_batches
+from nst.evaluate import Evaluation, feature_evaluation
 from nst.export import export, finished_run
 from nst.export.formats import load
 from nst.export.inference import classifier, evaluate_weights
@@ -74,10 +73,8 @@ def test_a_run_without_labels_is_judged_by_its_terms_on_held_out_images(
     assert (test["top1"], test["knn"], test["images"]) == (None, None, 4)  # a tenth of the images
     assert all("top1" not in event for event in events(summary["folder"], "train"))
     assert summary["student"]["left_out"] == ["fc"]
-    assert set(resnet8().state_dict()) - set(finished_run(summary["folder"]).student().state_dict()) == {
-        "fc.weight",
-        "fc.bias",
-    }
+    kept = finished_run(summary["folder"]).student().state_dict()
+    assert set(resnet8().state_dict()) - set(kept) == {"fc.weight", "fc.bias"}
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"without classifier: loss {test['loss']:.4g}" in printed
 
@@ -129,9 +126,12 @@ def made(data: Any) -> tuple[Distiller, Evaluation, list[Term], nn.Module]:
 
 
 def test_terms_and_neighbours_by_hand(compose: Compose) -> None:
+    """And an evaluation leaves no trace: no hook, the same values again."""
     data = build.dataset(build.settings(compose("loss=ce")))
     distiller, evaluation, terms, teacher = made(data)
     found = evaluation("test")
+    assert evaluation("test") == found
+    assert sum(len(m._forward_hooks) for m in teacher.modules()) == 1  # of the run's own LiveTeacher
     images, labels = data.test.render(torch.arange(360), torch.full((360,), data.test.unaugmented)), data.test.labels
 
     # the terms: four batches of 90
@@ -154,48 +154,11 @@ def test_terms_and_neighbours_by_hand(compose: Compose) -> None:
     assert found.knn == pytest.approx(100 * neighbours.score(asked, labels), abs=1e-9)
 
 
-def test_an_evaluation_leaves_no_trace(compose: Compose) -> None:
-    """No hook, no step of a norm's statistics, the same values again."""
-    distiller, evaluation, _, teacher = made(build.dataset(build.settings(compose("loss=ce"))))
-    before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    first, second = evaluation("test"), evaluation("test")
-    assert first == second
-    assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
-    assert sum(len(m._forward_hooks) for m in teacher.modules()) == 1  # of the run's own LiveTeacher
+NETWORKS = ["resnet8", "vgg8", "shufflenet_v2"]
+NETWORKS += ["torchvision model.arch=squeezenet1_1", "timm model.arch=deit_tiny_distilled_patch16_224"]
 
 
-@pytest.mark.parametrize("world", [1, 3])
-def test_ranks_share_whole_batches(compose: Compose, world: int) -> None:
-    split = build.dataset(build.settings(compose("loss=ce"))).test
-    calls, seen = [], {}
-    for rank in range(world):
-        count = 0
-
-        def after() -> None:
-            nonlocal count
-            count += 1
-
-        of_rank = whole_batches(
-            split, torch.arange(360), Dist(rank, world, torch.device("cpu")), TrainerConfig(eval_batch_size=80), after
-        )
-        seen |= {number: (part, batch.images) for number, part, batch in of_rank}
-        calls.append(count)
-    assert calls == [math.ceil(5 / world)] * world  # equally often, or collective calls would not meet
-    assert [seen[number][0] for number in range(5)] == [slice(72 * i, 72 * (i + 1)) for i in range(5)]
-    whole = split.render(torch.arange(360), torch.full((360,), split.unaugmented))
-    torch.testing.assert_close(torch.cat([seen[number][1] for number in range(5)]), whole, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "resnet8",
-        "vgg8",
-        "shufflenet_v2",
-        "torchvision model.arch=squeezenet1_1",
-        "timm model.arch=deit_tiny_distilled_patch16_224",
-    ],
-)
+@pytest.mark.parametrize("words", NETWORKS)
 def test_layers_stay_without_the_classifier(compose: Compose, words: str) -> None:
     """Names, shapes and values of all layers; the output is what the classifier saw. DeiT has two classifiers, SqueezeNet's is a convolution."""
     settings = compose(*f"model={words}".split(), "data=cifar10", "data.num_classes=7", "teacher=none", "loss=ce")

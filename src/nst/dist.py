@@ -68,10 +68,6 @@ class Dist:
         """The numbers of each rank, on every rank."""
         return self.stack(torch.tensor(numbers, device=self.device, dtype=torch.float64)).tolist()
 
-    def equal(self, tensor: Tensor) -> bool:
-        """Whether the tensor has the same values on every rank."""
-        return bool((self.stack(tensor.detach().contiguous()) == tensor).all())
-
     def check_same_settings(self, config: dict[str, Any]) -> None:
         """Raises ValueError, on every rank, for settings that differ from those of rank 0."""
         if self.world > 1:

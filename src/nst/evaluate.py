@@ -105,7 +105,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(3, device=ranks.device, dtype=torch.float64)
+    sums = torch.zeros(2, device=ranks.device, dtype=torch.float64)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []  # what metrics need
     by_class = torch.zeros(2, 0, device=ranks.device, dtype=torch.float64)  # images of each class, and the right ones
     try:
@@ -117,7 +117,7 @@ def evaluate(
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
             answers = logits.topk(1, dim=1).indices[:, 0]
             right = answers == batch.labels
-            sums += torch.stack([value.double() for value in (loss, right.sum(), best.any(dim=1).sum())])
+            sums += torch.stack([loss.double(), best.any(dim=1).sum().double()])
             if not by_class.shape[1]:
                 by_class = by_class.new_zeros(2, logits.shape[1])
             by_class.index_add_(1, batch.labels, torch.stack([torch.ones_like(right), right]).double())
@@ -130,7 +130,7 @@ def evaluate(
         model.train(training)
     (classes,) = ranks.max(by_class.shape[1])
     by_class = by_class if by_class.shape[1] else by_class.new_zeros(2, classes or 1)  # of a rank without images
-    loss_sum, top1, top5 = ranks.sum(sums).tolist()
+    loss_sum, top5 = ranks.sum(sums).tolist()
     counts, hits = ranks.sum(by_class).tolist()
     images = sum(counts)
     if images == 0:
@@ -145,7 +145,7 @@ def evaluate(
                 others[name] = float(metric(logits[order], labels[order]))
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 raise ValueError(f"metric.{name}: {error}; a number from logits and labels is needed") from error
-    percent = 100 * top1 / images, 100 * top5 / images
+    percent = 100 * sum(hits) / images, 100 * top5 / images
     return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies, others)
 
 

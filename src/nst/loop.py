@@ -209,11 +209,6 @@ class Training:
         return [slice(images * i // count, images * (i + 1) // count) for i in range(count)]
 
     @property
-    def ends_epoch(self) -> bool:
-        """Whether the last step taken was an epoch's last, or the run's."""
-        return self.progress.step % self.loader.steps == 0 or self.progress.step == self.steps
-
-    @property
     def finished(self) -> bool:
         """Whether the last epoch is done, or `trainer.patience` is at its end."""
         patience = self.settings.patience
@@ -376,7 +371,9 @@ class Loop:
                     self.images += training.images_in(progress.step)
                     training.step(batch, targets)
                     self.after_step()
-                    if training.ends_epoch:  # and is evaluated before it is saved
+                    if (
+                        progress.step % training.loader.steps == 0 or progress.step == training.steps
+                    ):  # evaluated, then saved
                         self.log()
                         continue
                     if progress.step % settings.log_every == 0:

@@ -1,19 +1,57 @@
-"""A teacher cache has the same bytes whether one process writes it, several do, or some of each in turn."""
+"""A teacher cache has the same bytes whether one process writes it, several do, or some of each in turn.
 
+As a script, started by torchrun, it writes caches: `test_writing.py <folder> <folder of photographs>`.
+"""
+
+import os
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tests.conftest import ROOT
-from tests.data.samples import write_tree
+from tests.data.samples import load, write_tree
 from tests.distributed.conftest import output, torchrun
-from tests.distributed.writing import photographs, write
-from tests.teacher.test_cache import split
+from tests.teacher.test_cache import KEY, MAP, POLY, VIEWS, arrays_for, resnet8, split
 
-from nst.dist import Dist
-from nst.teacher import TeacherCache
+from nst.data.batch import Batch
+from nst.dist import Dist, join
+from nst.distiller import Targets
+from nst.signals import Interrupted
+from nst.teacher import LiveTeacher, TeacherCache, write_cache
 
 ONE = Dist(0, 1, torch.device("cpu"))
+
+
+class Stopped(LiveTeacher):
+    """Gets a stop signal in one of its batches."""
+
+    after = 0
+
+    def __call__(self, batch: Batch) -> Targets:
+        self.after -= 1
+        if self.after == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__call__(batch)
+
+
+def photographs(tree: Path) -> Any:
+    """The training images, decoded and cropped at random."""
+    return load(tree, size=8, resize=10).train
+
+
+def write(folder: Path, here: Dist, images: Any, after: int = 0, workers: int = 0) -> TeacherCache:
+    """Write a cache of `images`, or as much of it as comes before a stop signal in a batch of this number."""
+    torch.manual_seed(0)
+    cache = TeacherCache(folder, KEY, len(images), VIEWS, "float32")
+    live = Stopped(resnet8(), [POLY, MAP])
+    live.after = after
+    loader = images.loader(4, train=True, workers=workers)
+    with suppress(Interrupted):
+        write_cache(cache, live, loader, images.view_subset(VIEWS), arrays_for(POLY, MAP), here)
+    return cache
 
 
 def content(cache: TeacherCache) -> dict[str, bytes]:
@@ -30,7 +68,7 @@ def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     write_tree(tmp_path / "tree")
     write(tmp_path / "continued", ONE, split(), after=8)
     assert rows(tmp_path / "continued") == {8 * 4}
-    [job] = torchrun(str(ROOT / "tests/distributed/writing.py"), str(tmp_path), str(tmp_path / "tree"), ranks=2)
+    [job] = torchrun(__file__, str(tmp_path), str(tmp_path / "tree"), ranks=2)
     output(job, seconds=400)
     assert rows(tmp_path / "cut") == {2 * 5 * 4}
     alone = write(tmp_path / "alone", ONE, split())
@@ -39,3 +77,12 @@ def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     images = photographs(tmp_path / "tree")
     decoded = write(tmp_path / "decoded", ONE, images)
     assert content(write(tmp_path / "photographs", ONE, images, after=1)) == content(decoded)
+
+
+if __name__ == "__main__":
+    folder, tree = map(Path, sys.argv[1:])
+    with join("cpu") as here:
+        write(folder / "whole", here, split())
+        write(folder / "cut", here, split(), after=5 if here.rank else 0)
+        write(folder / "continued", here, split())
+        write(folder / "photographs", here, photographs(tree), workers=1)
