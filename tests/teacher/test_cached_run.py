@@ -1,6 +1,5 @@
 """Runs with a teacher cache: equal to live ones, without the teacher, with every kind of loss."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -34,47 +33,32 @@ def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(
     assert live["teacher"] == stored["teacher"]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images the teacher has run on, call by call."""
-    sizes: list[int] = []
+def test_the_teacher_is_measured_and_cached_once(
+    compose: Compose, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the same weights, images, normalisation and precision."""
+    seen: list[int] = []  # how many images the teacher has run on, call by call
     forward = CifarResNet.forward
 
     def counting(self: CifarResNet, images: torch.Tensor) -> torch.Tensor:
         if not self.training and not any(p.requires_grad for p in self.parameters()):
-            sizes.append(len(images))
+            seen.append(len(images))
         return forward(self, images)
 
     monkeypatch.setattr(CifarResNet, "forward", counting)
-    return sizes
-
-
-def test_the_second_run_does_not_run_the_teacher(
-    compose: Compose, tiny: list[str], seen: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, _ = trained(compose, *tiny, TERMS, "cache.views=2")
+    words = [*tiny, "trainer.eval_batch_size=360", "cache.views=2"]
+    first, _ = trained(compose, *words, TERMS)
+    assert seen.count(360) == 1
     assert "2 cached views in turn, not random ones of all 9" in capsys.readouterr().out
     seen.clear()
-    second, _ = trained(compose, *tiny, "loss=at", "cache.views=2", "seed=1")
-    assert second["teacher"] == first["teacher"]
-    assert max(seen) == 8  # to fold its batch norms
-
-
-def test_a_teachers_accuracy_is_measured_once(compose: Compose, tiny: list[str], seen: list[int]) -> None:
-    """For the same weights, images, normalisation and precision."""
-    evaluation = ["trainer.eval_batch_size=360", "loss=kd"]
-    first, _ = trained(compose, *tiny, *evaluation)
-    assert seen.count(360) == 1
-    again, _ = trained(compose, *tiny, *evaluation, "seed=1")
-    assert seen.count(360) == 1
+    again, _ = trained(compose, *words, "loss=at", "seed=1")
     assert again["teacher"] == first["teacher"]
-    other, _ = trained(compose, *tiny, *evaluation, "teacher.precision=bf16")
-    assert seen.count(360) == 2
+    assert set(seen) == {8}  # to fold its batch norms
+    other, _ = trained(compose, *words, "loss=at", "teacher.precision=bf16")
+    assert seen.count(360) == 1
     assert other["teacher"]["loss"] != first["teacher"]["loss"]
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
-        trained(compose, *tiny, *evaluation, "seed=2", "teacher.min_accuracy=99.5")
-    (kept, _) = sorted(Path(compose().outputs).glob("digits/teachers/*.json"))
-    assert json.loads(kept.read_text())["of"]["teacher"]["sha256"] == first["teacher"]["sha256"]
+        trained(compose, *words, "loss=at", "seed=2", "teacher.min_accuracy=99.5")
 
 
 def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
     feature = prod((teacher_shape[0], *spec.student_shape[1:]))  # at the size at which it is compared
     if large or spec.loss.on_logits or spec.layer == LOGITS or values < feature:
         return None
-    return f"its target has {values:,} values an image and view, the feature {feature:,}; cache.large=true caches it all the same"
+    return f"its target has {values:,} values an image and view, the feature {feature:,}; cache.large=true caches it"
 
 
 @dataclass
@@ -202,12 +202,7 @@ def whole_rows(file: Path) -> np.ndarray:
 
 
 def write_cache(
-    cache: TeacherCache,
-    teacher: LiveTeacher,
-    loader: Loader,
-    subset: Tensor,
-    needed: Sequence[CachedArray],
-    dist: Dist,
+    cache: TeacherCache, teacher: LiveTeacher, loader: Loader, subset: Tensor, needed: Sequence[CachedArray], dist: Dist
 ) -> None:
     """Complete these arrays; rows that are written already stay. Collective.
 
@@ -243,9 +238,9 @@ def write_cache(
         for path in paths:
             undone |= ~whole_rows(path)
         left = int(undone.sum()) * sum(cache.record(array.shape).itemsize for array in missing)
-        if left + SPARE > (free := shutil.disk_usage(cache.folder).free):
+        if left and left + SPARE > (free := shutil.disk_usage(cache.folder).free):
             raise ValueError(
-                f"{cache.folder} needs {decimal(left)} more, the disk has {decimal(free)} free: fewer cache.views?"
+                f"{cache.folder} needs {decimal(left)} more, {decimal(free)} are free; ask for fewer cache.views"
             )
         dist.barrier()
 

@@ -22,18 +22,9 @@ class Member:
     network: nn.Module
     weights: str | None = None  # its file
     weights_key: str | None = None  # the state to load where the file holds several, such as "state_dict_ema"
-    mean: Sequence[float] | None = (
-        None  # of its inputs; None: as stored with the weights, else its library's, else the data's
-    )
+    mean: Sequence[float] | None = None  # of its inputs; None: as `load_teacher` finds it
     std: Sequence[float] | None = None
-    input_size: int | None = (
-        None  # at which it looks at the images; None: as stored with the weights, else as they come
-    )
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for one of `mean` and `std` alone, or a `std` that is not above 0."""
-        if (self.mean is None) != (self.std is None) or not all(value > 0 for value in self.std or ()):
-            raise ValueError(f"mean={self.mean}, std={self.std}: both or neither are needed, std above 0")
+    input_size: int | None = None  # at which it looks at the images; None: as stored with the weights, or as they come
 
 
 class Ensemble(nn.Module):
@@ -67,11 +58,9 @@ class Ensemble(nn.Module):
                 look_at(member.network, member.input_size or recorded_size(member.weights))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"members.{name}: {error}") from error
-
-            def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                self._shapes[name] = tuple(inputs[0].shape)
-
-            member.network.register_forward_pre_hook(note_shape)
+            member.network.register_forward_pre_hook(
+                lambda _, inputs, name=name: self._shapes.update({name: tuple(inputs[0].shape)})
+            )
             for layer, path in getattr(member.network, "named_layers", {}).items():
                 self.named_layers[f"{name}.{layer}"] = f"{name}.{path}"
 

@@ -74,10 +74,7 @@ class LiveTeacher:
         return {spec.key: spec.loss.target(features[spec.layer], spec.student_shape) for spec in self.target_specs}
 
     def compile(self, batch_size: int) -> None:
-        """Compile for batches of this size, with frozen weights; operations that no target needs are removed.
-
-        0: eager code again.
-        """
+        """Compile for batches of this size (0: eager again), with frozen weights, without operations that no target needs."""
         self._compiled_size = batch_size
         if batch_size and self._compiled is None:
             self._compiled: Callable[[Tensor], Targets] | None = torch.compile(

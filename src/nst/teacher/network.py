@@ -50,8 +50,10 @@ def load_teacher(
         The weights' file and their `sha256`, the number of `parameters`, and `input`: the normalisation, and where that is from.
 
     Raises:
-        ValueError: weights of another network.
+        ValueError: weights of another network, one of `mean` and `std` alone, or a `std` that is not above 0.
     """
+    if (mean is None) != (std is None) or not all(value > 0 for value in std or ()):
+        raise ValueError(f"mean={mean}, std={std}: both or neither are needed, std above 0")
     metadata = {} if weights is None else load_weights(network, weights, weights_key)
     record: InputFormat | None = getattr(network, "input_format", None)
     expects, source = images, "as the data, since its weights say nothing else"

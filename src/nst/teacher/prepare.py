@@ -106,17 +106,14 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
 
 
 def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes: int) -> bool:
-    """Whether the teacher is used as it is, rather than trained first.
-
-    With a weights file; an ensemble, whose members name theirs; published weights (`pretrained`) with their own classifier or none.
+    """Whether the teacher is used as it is, rather than trained first: by a weights file, published weights, or as an ensemble.
 
     Args:
         output: shape of the network's output for one image.
         classes: of the data.
 
     Raises:
-        ValueError: a network without a classifier and without weights, which cannot be trained here; a key that says how weights
-            are to be used, where the teacher has no such weights.
+        ValueError: a network that cannot be trained here; a key of weights, where there are none.
     """
     teacher, ensemble, record = settings.teacher, isinstance(model, Ensemble), getattr(model, "input_format", None)
     published = record is not None and (output != (classes,) or record.classes == classes)
