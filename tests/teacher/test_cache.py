@@ -72,14 +72,6 @@ def some_batch(indices: list[int], slots: list[int]) -> Batch:
     return Batch(split().render(i, views), torch.zeros(len(i), dtype=torch.long), i, views)
 
 
-def assert_same(found: Targets, expected: Targets, **tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for key, target in expected.items():
-        assert found[key].keys() == target.keys()
-        for name, value in target.items():
-            torch.testing.assert_close(found[key][name].float(), value, **tolerance)
-
-
 BATCH = some_batch([20, 3, 3, 0, 11, 7], [0, 1, 3, 2, 3, 0])
 
 
@@ -87,12 +79,12 @@ def test_cached_targets_equal_the_live_teachers_bit_for_bit(tmp_path: Path) -> N
     """In batches of a size at which the CPU's kernels treat an image as in those that the cache was written in."""
     specs = (SOFT, POLY, MAP)
     cached = reader(written_cache(tmp_path, *specs), *specs)
-    assert_same(cached(BATCH), teacher(*specs)(BATCH), rtol=0, atol=0)
+    torch.testing.assert_close(cached(BATCH), teacher(*specs)(BATCH), rtol=0, atol=0)
     batches = [some_batch([i, 2, 5, 8, 13, 17], [0, 1, 2, 3, 0, 1]) for i in range(7)]  # more than are read ahead
     given = {"own": {"value": torch.ones(6)}}
     for batch, (yielded, targets) in zip(batches, cached.add_targets((b, given) for b in batches), strict=True):
         assert yielded is batch
-        assert_same(targets, given | teacher(*specs)(batch), rtol=0, atol=0)
+        torch.testing.assert_close(targets, given | teacher(*specs)(batch), rtol=0, atol=0)
 
 
 class CutOff(LiveTeacher):
@@ -134,12 +126,12 @@ def test_a_loss_added_later_writes_its_own_arrays_only(tmp_path: Path) -> None:
 
 
 def test_losses_with_one_target_share_it() -> None:
-    poly, other = NST(), NST(degree=2, c=1.0)
-    one, two = arrays_for(spec("a:0", poly)), arrays_for(spec("b:0", other, layer="layer3"))
-    assert [a.name for a in one] == [a.name for a in two if a.tensor == "gram"]
-    assert arrays_for(SOFT)[0].name == arrays_for(spec("x:0", KD(temperature=2), LOGITS))[0].name
-    names = [arrays_for(spec("x:0", loss))[0].name for loss in (AT(), AT(p=1), NST(), NST(convention="official"))]
-    assert len(set(names)) == 4
+    def name(loss: TransferLoss, layer: str = "last") -> str:
+        return arrays_for(spec("x:0", loss, layer))[0].name
+
+    assert name(NST()) == name(NST(degree=2, c=1.0), "layer3")
+    assert name(KD(), LOGITS) == name(KD(temperature=2), LOGITS)
+    assert len({name(loss) for loss in (AT(), AT(p=1), NST(), NST(convention="official"))}) == 4
 
 
 class Half(AT):
@@ -180,7 +172,7 @@ def test_damage_and_another_key_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
     cache.file(array.name).unlink()
     assert not written_cache(tmp_path, SOFT).missing([array])
-    assert_same(reader(opened(tmp_path), SOFT)(BATCH), teacher(SOFT)(BATCH), rtol=0, atol=0)
+    torch.testing.assert_close(reader(opened(tmp_path), SOFT)(BATCH), teacher(SOFT)(BATCH), rtol=0, atol=0)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         opened(tmp_path)
