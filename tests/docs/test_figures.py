@@ -1,7 +1,6 @@
 """The tables of cost that stand in the pages are those of the files in results/."""
 
 import json
-from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -93,32 +92,6 @@ def test_the_cosines_between_the_gradients_of_two_terms() -> None:
             rows = [row for run in runs for row in run["measured"][when] if row["term"] == term]
             cosines = [row["cosines"][other] for row in rows if other in row["cosines"]]
             assert cell == ", ".join(f"{cosine:.2f}".replace("-", "−") for cosine in cosines)
-
-
-RECIPES: dict[str, tuple[str, ...]] = {
-    "baseline": (), "KD": ("kd",), "FitNet": ("fitnet",), "AT": ("at",), "NST poly": ("nst_poly",), "KD + AT": ("kd", "at"),
-    "KD + NST poly": ("kd", "nst_poly"),
-}  # fmt: skip
-USUAL = {"kd": 16, "fitnet": 10, "at": 1000, "nst_poly": 50}
-
-
-def test_the_comparison_of_recipes() -> None:
-    """Each method at its best rate of seed 0, by norm of clipping: accuracies on held-out images at the last epoch."""
-    header = "| loss | not clipped | best rate | clipped at norm 2 | best rate | clipped at norm 1 | best rate |"
-    shown = table("measured.md", header)
-    assert set(shown) == set(RECIPES)
-    runs = [json.loads(line) for line in (ROOT / "results" / "recipe.jsonl").read_text().splitlines()]
-    for method, cells in shown.items():
-        weights = {term: USUAL[term] for term in RECIPES[method]}
-        for clip, cell, rate in zip((None, 2, 1), cells[::2], cells[1::2], strict=True):
-            wanted = (weights, clip, float(rate))
-            seeds = [
-                run["curve"][str(run["epochs"])]
-                for run in runs
-                if (run["weights"], run["settings"].get("trainer.clip_grad_norm"), run["settings"]["optim.lr"])
-                == wanted
-            ]
-            assert cell == f"{mean(seeds):.2f} ± {stdev(seeds):.2f} ({len(seeds)})"
 
 
 def gain(cell: str, sign: str = "") -> str:

@@ -1,8 +1,7 @@
-"""Mean, interval, paired difference, verdict, ranks and gains, against hand-worked numbers and a simulation."""
+"""Mean, interval, paired difference, verdict, ranks and gains, against hand-worked numbers."""
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,15 +14,8 @@ def test_interval_is_student_s() -> None:
     assert found is not None
     assert (found.n, found.mean, found.std, str(found)) == (3, 5.0, 1.0, "5.00 ± 1.00 (3)")
     assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975, 2) of printed tables
-    one = sample([3.0])
-    assert one is not None
-    assert (one.std, one.half_width, one.interval) == (None, None, "–")
+    assert str(sample([3.0])) == "3.00 (1)"  # no interval
     assert sample([]) is None
-
-
-def test_interval_covers_95_percent() -> None:
-    found = [sample(values) for values in np.random.default_rng(0).normal(3, 2, (4000, 3))]
-    assert 0.94 < np.mean([abs(f.mean - 3) <= (f.half_width or 0) for f in found if f]) < 0.96
 
 
 def test_pairs_are_of_the_same_seed() -> None:
@@ -36,18 +28,18 @@ def test_pairs_are_of_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "published", "lower", "incomparable", "expected"),
+    ("values", "incomparable", "expected"),
     [
-        ([4.3, 4.4, 4.5], 4.39, True, "", "reproduced"),
-        ([5.0, 5.1, 5.2], 4.39, True, "", "short by 0.71"),
-        ([4.0], 4.39, True, "", "better by 0.39 (one seed: no interval)"),
-        ([4.3, 4.4], 4.39, True, "reduced", "not comparable: reduced"),
+        ([4.3, 4.4, 4.5], "", "reproduced"),
+        ([5.0, 5.1, 5.2], "", "short by 0.71"),
+        ([4.0], "", "better by 0.39 (one seed: no interval)"),
+        ([4.3, 4.4], "reduced", "not comparable: reduced"),
     ],
 )
-def test_verdict(values: list[float], published: float, lower: bool, incomparable: str, expected: str) -> None:
+def test_verdict(values: list[float], incomparable: str, expected: str) -> None:
     ours = sample(values)
     assert ours is not None
-    assert verdict(ours, published, lower, incomparable) == expected
+    assert verdict(ours, 4.39, True, incomparable) == expected
 
 
 KD, NST = {"kd": 16.0}, {"nst_poly": 50.0}

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,8 @@ DRAWN = 3  # methods of the heat maps and of t-SNE, beside the baseline
 FORM = 5  # of the files; another one is made anew
 KERNELS = ("linear", "polynomial", "gaussian")
 
+Record = dict[str, Any]
+
 
 def gather(plan: Plan, device: torch.device) -> None:
     """Write `evidence/<group>.json` for every group; what is there for the same runs is kept."""
@@ -56,27 +57,24 @@ def gather(plan: Plan, device: torch.device) -> None:
             continue
         # where it lies now: a path in a summary is of the folder that the run was started in
         weights = taught.teacher.weights or str(folder_of(teacher_run(taught)) / STUDENT)
-        if not Path(weights).is_file():
-            print(f"{group.title}: the teacher's weights {weights} are missing, so the networks are not evaluated")
-            continue
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
             found = evaluated(group, cells, taught, weights, device)
-        except ValueError as error:  # a network of one's own may lack the layer, or its features have no channels
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # weights are missing; a network lacks the layer, or its features channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
             continue
         write_whole(file, json.dumps({**subject, **found}, indent=1).encode())
 
 
-def evaluated(
-    group: Group, cells: Sequence[Cell], taught: RunConfig, weights: str, device: torch.device
-) -> dict[str, Any]:
-    """What the page shows of a group's networks, each seed's student before and after its training.
+def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: str, device: torch.device) -> Record:
+    """What the page shows of a group's networks on the first test images `[N, C, H, W]`.
 
     Returns:
-        images (their number), mmd: row → kernel → MMD² of each seed, the paper's eq. 4, mean over the images; of a few rows (the
-        baseline and methods, those with NST first) tsne: row → coordinates of the teacher's and the student's unit channel maps
-        on the first image, and neurons: heat maps as PNG in base64, by row and of the teacher.
+        images: N; mmd: row → kernel → MMD² of each seed before and after training; of a few rows, those with NST first, tsne: row →
+        coordinates of the teacher's and the student's channels on the first image, and neurons: heat maps as PNG in base64.
 
     Raises:
         ValueError: a network lacks the layer, or its features have no channels.
@@ -98,7 +96,7 @@ def evaluated(
 
     with torch.no_grad():
         teacher_features = features(teacher, images, group.layers.teacher)
-        mmd: dict[str, Any] = {}
+        mmd: Record = {}
         for cell in cells:
             mmd[cell.row.name] = {kernel: {"before": [], "after": []} for kernel in KERNELS}
             for run in (run for run in cell.runs if finished(run)):
@@ -120,10 +118,9 @@ def evaluated(
             name: _tsne(teacher_features[:1], features(model, images, group.layers.student)[:1])
             for name, model in networks.items()
         }
-        pictures = {}
-        labels = [f"class {number}" if data.classes is None else data.classes[number] for number in numbers]
-        networks = {"teacher": teacher, **networks}
-        for name, picture in heatmaps(images[:SHOWN], networks, normalization, labels=labels).items():
+        labels, pictures = [data.classes[number] if data.classes else f"class {number}" for number in numbers], {}
+        drawn = heatmaps(images[:SHOWN], {"teacher": teacher, **networks}, normalization, labels)
+        for name, picture in drawn.items():
             file = io.BytesIO()
             pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()  # of [3, H, W] in 0…1
             Image.fromarray(pixels).save(file, "PNG", optimize=True)
@@ -131,7 +128,7 @@ def evaluated(
     return {"images": len(images), "mmd": mmd, "tsne": tsne, "neurons": pictures}
 
 
-def _tsne(teacher: Tensor, student: Tensor) -> dict[str, Any]:
+def _tsne(teacher: Tensor, student: Tensor) -> Record:
     """The unit channel maps of both features `[1, C, H, W]`, without those that are zero, in the plane."""
     from sklearn.manifold import TSNE
 

@@ -34,10 +34,7 @@ NUMBERED = 20  # columns of a matrix, up to which its cells show their numbers
 
 
 def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
-    """Of a function that returns axes and their description, one that returns the `<svg>`.
-
-    It is without styles, which the page's policy would refuse.
-    """
+    """Of a function that returns axes and a description, one that returns an `<svg>` without styles, which the page refuses."""
 
     def attributes(style: re.Match[str]) -> str:  # of a font its size alone
         pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
@@ -94,9 +91,7 @@ def _log_scale(axes: Axes, which: str, low: float, high: float) -> None:
 
 @_as_svg
 def points(rows: Sequence[tuple[str, str, Collection[float], Sample | None, float | None]], description: str) -> tuple[Axes, str]:  # fmt: skip
-    """A line a method: faint dots for the seeds, the mean with its 95 % interval, a diamond for the published figure.
-
-    A wide interval is cut off, it would hide all else.
+    """A line a method: faint dots for the seeds, the mean with its 95 % interval, cut off where wide, a diamond for what is published.
 
     Args:
         rows: label, kind (a colour), a value for each seed, their statistics, the published value.
@@ -135,7 +130,7 @@ def changes(rows: Sequence[tuple[str, str, float, float]], description: str) -> 
 
 
 @_as_svg
-def curves(lines: Mapping[str, Mapping[float, Sequence[float]]], extent: tuple[float, float, float], description: str) -> tuple[Axes, str]:  # fmt: skip
+def curves(lines: Mapping[str, Mapping[float, Sequence[float]]], extent: tuple[float, ...], description: str) -> tuple[Axes, str]:  # fmt: skip
     """Error over epochs, logarithmic, as the paper's Figure 4: the mean over seeds, a band from the lowest to the highest.
 
     Args:
@@ -165,10 +160,7 @@ def scatter(groups: Mapping[str, Sequence[Sequence[float]]], description: str) -
 
 @_as_svg
 def gain_lines(gains: Sequence[Gain], axis: str) -> tuple[Axes, str]:
-    """Each method's gain along the table's axis, logarithmic, with its 95 % interval as a band: solid with NST, else dashed.
-
-    Wide intervals are cut off at the frame.
-    """
+    """Each method's gain along the table's axis, logarithmic, with its 95 % interval, cut off at the frame: solid with NST, else dashed."""
     axes = _axes(430, 300)
     every = [point for gain in gains for point in gain.points.values()]
     places = sorted({place for gain in gains for place in gain.points})
@@ -192,18 +184,13 @@ def gain_lines(gains: Sequence[Gain], axis: str) -> tuple[Axes, str]:
 
 @_as_svg
 def matrix(
-    values: Sequence[Sequence[float | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    description: str,
-    form: str = "{:.1f}",
-    extent: tuple[float, float] | None = None,
-) -> tuple[Axes, str]:
+    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], description: str,
+    form: str = "{:.1f}", extent: tuple[float, float] | None = None,
+) -> tuple[Axes, str]:  # fmt: skip
     """Coloured cells, the deeper the higher; with their numbers where there are few.
 
     Args:
         values: a row a list; None or NaN leaves a cell empty.
-        form: of a number.
         extent: the values of no colour and of the deepest, of either sign; None: the lowest and the highest.
     """
     numbers = np.array(values, dtype=float)
