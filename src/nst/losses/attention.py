@@ -56,9 +56,6 @@ class PowerSum(torch.autograd.Function):
 class AT(TransferLoss):
     """½ · mean over positions of (a_T − a_S)², a = Σ_c |F_c|^p / ‖Σ_c |F_c|^p‖₂; mean over the batch.
 
-    The compared paper states weight λ = 10³ [recalled, unverified]; Zagoruyko & Komodakis write β/2 · ‖a_T − a_S‖ and
-    say that β is 10³ divided by the number of positions and the batch size, which is the mean taken here.
-
     Args:
         p: the power, at least 1.
         convention: "paper" and "official" (the official code has no AT): as above. "crd": without the ½; an odd p keeps

@@ -123,6 +123,11 @@ class ReducedLoss(TransferLoss):
     """Only tensors of one shape can be compared."""
     value: Callable[..., Tensor]
 
+    @property
+    def target_key(self) -> str:
+        """The tensor's name, where `reduce` does not depend on settings."""
+        return self.key
+
     @abstractmethod
     def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """Of the "student" or "teacher". Raises ValueError for a feature of other dimensions."""

@@ -24,7 +24,7 @@ class CRD(PooledLoss):
         L(e) = −log s_i / (s_i + K/N + 1e-7) − Σ_{K negatives j} log (K/N) / (s_j + K/N + 1e-7)
 
     for image i; the value is the mean over the batch of L(e_S) + L(e_T). Z is N times the mean of exp(e · m_j / τ) over the first batch
-    and stays (the paper's equation has no Z; the authors' code and all that took it over have). After each training step the
+    and stays. After each training step the
     stored embeddings of the batch become (momentum · m + (1 − momentum) · e) at unit length.
 
     `init_memory` makes the banks (2 · N · dim values); it sees the global batch. Draws come from the run's "seed" alone: the same on a

@@ -15,8 +15,7 @@ class DKD(LogitLoss):
 
     Decoupled knowledge distillation (Zhao, Cui, Song, Qiu & Liang, CVPR 2022).
     With p = softmax(z / T) and the image's label y: TCKD = KL(b_T ‖ b_S) of the two numbers b = (p_y, 1 − p_y), NCKD =
-    KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. The equation is recalled from the paper; its
-    authors' code has the same. KD is TCKD + (1 − p_y of the teacher) · NCKD.
+    KL(p̂_T ‖ p̂_S) of the other classes alone, p̂ = softmax over i ≠ y. KD is TCKD + (1 − p_y of the teacher) · NCKD.
 
     Args:
         temperature: T > 0.

@@ -17,11 +17,6 @@ class LogitLoss(ReducedLoss):
     standardize: bool = False
     """Scale the logits of either side to zero mean and unit deviation first."""
 
-    @property
-    def target_key(self) -> str:
-        """The logits, whatever the settings."""
-        return "logits"
-
     def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """The logits themselves. Raises ValueError for another number of dimensions."""
         if feature.ndim != 2:
@@ -296,16 +291,13 @@ class DIST(LogitLoss):
 
 def pearson(a: Tensor, b: Tensor, eps: float) -> Tensor:
     """Correlation of the rows of `[R, N]`, `[R]`; 0 without gradient where a row is constant but for rounding."""
-    (centred_a, length_a), (centred_b, length_b) = centre(a), centre(b)
-    product = length_a * length_b
+    rows, lengths = [], []
+    for x in (a, b):
+        centred = x - x.mean(dim=1, keepdim=True)
+        squared = centred.square().sum(dim=1)
+        noise = squared <= (4 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum(dim=1)
+        rows.append(torch.where(noise[:, None], 0.0, centred))
+        lengths.append(torch.where(noise, 0.0, torch.where(noise, 1.0, squared).sqrt()))
+    product = lengths[0] * lengths[1]
     constant = product == 0
-    return torch.where(constant, 0.0, (centred_a * centred_b).sum(dim=1)) / (torch.where(constant, 1.0, product) + eps)
-
-
-def centre(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less their mean, and their lengths; both 0 where that is no more than rounding."""
-    centred = x - x.mean(dim=1, keepdim=True)
-    squared = centred.square().sum(dim=1)
-    noise = squared <= (4 * torch.finfo(x.dtype).eps) ** 2 * x.detach().square().sum(dim=1)
-    length = torch.where(noise, 1.0, squared).sqrt()
-    return torch.where(noise[:, None], 0.0, centred), torch.where(noise, 0.0, length)
+    return torch.where(constant, 0.0, (rows[0] * rows[1]).sum(dim=1)) / (torch.where(constant, 1.0, product) + eps)

@@ -79,7 +79,7 @@ class FitNet(MapLoss):
     """½ · mean of (F_T − r(F_S))² over channels, positions and the batch; r is a 1×1 convolution to C_T channels.
 
     Hints (Romero et al., FitNets, 2015), method FitNet of the paper's tables. r is made by `setup`, is trained with the student and is
-    no part of it. That the paper uses one hint on the same layer with λ = 10² is recalled, unverified.
+    no part of it.
 
     Args:
         convention: "paper" and "official" (the official code has no FitNet): as above. "crd": without the ½ (CRD's
@@ -151,9 +151,8 @@ class VID(MapLoss):
     """mean over channels, positions and the batch of ½ · ((F_T − μ(F_S))² / σ² + log σ²): −log N(F_T; μ(F_S), σ²) less a constant.
 
     Variational information distillation (Ahn, Hu, Damianou, Lawrence & Dai, CVPR 2019). μ is three 1×1 convolutions without bias to C_T
-    channels, a ReLU between each two; σ² = log(1 + e^α) + ε, one a channel. Both are made by `setup` and trained with the student. The
-    paper sums over channels and positions (recalled, unverified); the mean is the code's. Not bounded below by 0, and at its minimum
-    log σ² is the log of the error left.
+    channels, a ReLU between each two; σ² = log(1 + e^α) + ε, one a channel. Both are made by `setup` and trained with the student. Not
+    bounded below by 0, and at its minimum log σ² is the log of the error left.
 
     Args:
         initial_variance: σ² at the start.

@@ -233,7 +233,12 @@ class PairTerms(torch.autograd.Function):
     @first_order
     def backward(ctx, grad_gram: Tensor, grad_mean: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, teacher_unit, inverse, k, mean = ctx.saved_tensors
-        weights = gradient_weights(k, 4 / x.shape[1] ** 2 * grad_gram, ctx.m, x.shape[1], ctx.sign) * inverse
+        # d‖aᵀa − bᵀb‖²/da = 4 a Zᵀ J Z, and the products of a with W Z are those of a's rows of K with W.
+        a_z = k[:, ctx.m : ctx.m + x.shape[1]]
+        weights = apply_j(a_z.transpose(1, 2), ctx.m, ctx.sign).transpose(1, 2)
+        weights = weights * (4 / x.shape[1] ** 2 * grad_gram).view(-1, 1, 1)
+        weights[:, :, ctx.m : ctx.m + x.shape[1]] -= torch.diag_embed((weights * a_z).sum(dim=2))
+        weights = weights * inverse
         if mean is not None:
             mean = (2 / x.shape[1] * grad_mean[:, None] * mean).unsqueeze(1)
 
@@ -257,18 +262,6 @@ class PairTerms(torch.autograd.Function):
 
         with no_autocast(x):
             return map_blocks(x, x.dtype, image_blocks(x, k.shape[1]), gradient), None, None, None
-
-
-def gradient_weights(k: Tensor, grad: Tensor, m: int, channels: int, sign: float) -> Tensor:
-    """W `[B, C_S, C_S + C_T]`: W Z is the gradient with respect to a, less its component along a.
-
-    d‖aᵀa − bᵀb‖²/da = 4 a Zᵀ J Z, and the products of a with W Z are those of a's rows of K with W.
-    """
-    a_z = k[:, m : m + channels]
-    weights = apply_j(a_z.transpose(1, 2), m, sign).transpose(1, 2) * grad.view(-1, 1, 1)
-    projection = (weights * a_z).sum(dim=2)
-    weights[:, :, m : m + channels] -= torch.diag_embed(projection)
-    return weights
 
 
 def quadratic_mmd(x: Tensor, teacher: Mapping[str, Tensor], c: float, teacher_term: bool, eps: float) -> Tensor:

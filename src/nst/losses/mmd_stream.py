@@ -15,10 +15,8 @@ from nst.losses.mmd import inverse_norms, matmul_like, scale_maps, unit_gradient
 
 SIGMA2_FLOOR = 1e-4
 """σ² is not taken below this: rounding alone gives unit maps distances of about 1e-7."""
-PAIR_BYTES = 5 << 20
-"""Pair matrices held at a time on a CPU."""
-PAIR_BYTES_FUSED = 128 << 20
-"""The same on a GPU and in a compiled graph, where few large operations are better."""
+PAIR_BYTES, PAIR_BYTES_FUSED = 5 << 20, 128 << 20
+"""Pair matrices held at a time: on a CPU; on a GPU and in a compiled graph, where few large operations are better."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,8 @@ class NST(TransferLoss):
 
         MMD² = 1/C_T² Σ k(f̂_T, f̂_T') + 1/C_S² Σ k(f̂_S, f̂_S') − 2/(C_T C_S) Σ k(f̂_T, f̂_S)
 
-    so that λ, the weight outside, is the paper's: L = H(y, p_S) + λ/2 · MMD² (eq. 3). λ = 50 for the polynomial kernel
-    is the official code's; 50 (linear) and 100 (Gaussian) are recalled from the paper, unverified. A dead channel
-    (‖x‖ ≤ 1e-12; in float16 below its smallest normal number, 6.1e-5) is the zero vector, counts in C, and gets no
-    gradient.
+    so that λ, the weight outside, is the paper's: L = H(y, p_S) + λ/2 · MMD² (eq. 3). A dead channel (‖x‖ ≤ 1e-12; in float16
+    below its smallest normal number, 6.1e-5) is the zero vector, counts in C, and gets no gradient.
 
     Args:
         kernel: "linear" xᵀy; "polynomial" (xᵀy + c)^degree; "gaussian" exp(−‖x − y‖²/2σ²).
@@ -49,9 +47,6 @@ class NST(TransferLoss):
             authors' code): MMD² without the ½ and without the teacher–teacher term, so not 0 at S = T;
             x̂ = x/√(‖x‖² + 1e-10). "crd" (CRD's benchmark): MMD² without the ½; the larger map is average-pooled.
         implementation: which one computes it, all exactly; "auto" takes the cheapest for the shapes.
-
-    Raises:
-        ValueError: an argument out of range, or an implementation that the kernel does not have.
     """
 
     normalises_maps = True

@@ -1,5 +1,6 @@
 """Losses that relate the images of a batch by their pooled features: PKT, CC, RKD."""
 
+from collections.abc import Callable
 from math import exp, factorial
 from typing import ClassVar, Literal
 
@@ -34,11 +35,6 @@ class PooledLoss(ReducedLoss):
     key = "pooled"
     same_shape = False
 
-    @property
-    def target_key(self) -> str:
-        """The pooled feature, whatever the settings."""
-        return "pooled"
-
     def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """`[B, C, H, W]` or `[B, C]` → `[B, C]`."""
         return pool(feature, owner)
@@ -60,10 +56,8 @@ class PKT(PooledLoss):
     p_ij = K_ij / Σ_{k≠i} K_ik with K_ij = (cos(x_i, x_j) + 1) / 2 and x the pooled feature.
 
     Args:
-        convention: "paper": as above; the paper sums over the pairs, the factor 1/B² is the code's. That an image is not its
-            own neighbour is recalled from the paper, unverified. "crd": the authors' code and all that took it over (CRD's
-            benchmark, mdistiller, torchdistill): the image itself is one of the j and k, and 1e-7 is added to lengths and
-            to both probabilities in the logarithm.
+        convention: "paper": as above; the paper sums over the pairs, the factor 1/B² is the code's. "crd", the published codes:
+            the image itself is one of the j and k, and 1e-7 is added to lengths and to both probabilities in the logarithm.
     """
 
     def __init__(self, convention: Literal["paper", "crd"] = "paper") -> None:
@@ -92,8 +86,7 @@ class CC(PooledLoss):
     """mean over pairs of images of (K_T − K_S)², K_ij = Σ_{p=0}^{P} e^{−2γ} (2γ)^p / p! · (e_iᵀ e_j)^p.
 
     Correlation congruence (Peng, Jin, Liu, Li, Wu, Liu, Zhou & Zhang, ICCV 2019).
-    The equation is recalled from the paper, unverified; Knowledge-Distillation-Zoo has the same. K is the Taylor series of order P of
-    the Gaussian kernel exp(−γ ‖e_i − e_j‖²) on unit vectors. e is the pooled feature through a linear layer to `dim` values, one
+    K is the Taylor series of order P of the Gaussian kernel exp(−γ ‖e_i − e_j‖²) on unit vectors. e is the pooled feature through a linear layer to `dim` values, one
     for the student and one for the teacher, made by `setup` and both trained.
 
     Args:
@@ -190,19 +183,18 @@ def products(x: Tensor) -> Tensor:
     return x @ x.T
 
 
-def squared_distances(k: Tensor) -> Tensor:
-    """From products to ‖x_i − x_j‖², `[B, B]`, exactly 0 (without gradient) where the two are one point."""
+def powers_of_distances(k: Tensor, power: Callable[[Tensor], Tensor]) -> Tensor:
+    """From products to `power` of ‖x_i − x_j‖², `[B, B]`, exactly 0 (without gradient) where the two are one point."""
     own = k.diagonal()
     both = own[:, None] + own
     squared = both - 2 * k
-    coincident = squared <= SAME * both.detach()
-    return torch.where(coincident.fill_diagonal_(True), 0.0, squared)
+    same = (squared <= SAME * both.detach()).fill_diagonal_(True)
+    return torch.where(same, 0.0, power(torch.where(same, 1.0, squared)))
 
 
 def relative_distances(k: Tensor) -> Tensor:
     """‖x_i − x_j‖ over its mean over i ≠ j, `[B, B]`; all 0 where all images are one point."""
-    squared = squared_distances(k)
-    distance = torch.where(squared == 0, 0.0, torch.where(squared == 0, 1.0, squared).sqrt())
+    distance = powers_of_distances(k, torch.sqrt)
     mean = distance.sum() / max(1, len(k) * (len(k) - 1))
     return distance / torch.where(mean == 0, 1.0, mean)
 
@@ -216,7 +208,7 @@ class AngleHuber(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k_s: Tensor, k_t: Tensor, different: bool) -> Tensor:
         total, gradient, own = k_s.new_zeros(()), torch.zeros_like(k_s), torch.zeros_like(k_s[0])
-        inverse_s, inverse_t = inverse_distances(k_s), inverse_distances(k_t)
+        inverse_s, inverse_t = (powers_of_distances(k, torch.rsqrt) for k in (k_s, k_t))
         for block in blocks_of(len(k_s), 8 * k_s.numel(), BLOCK_BYTES):
             r = inverse_s[block]
             cosine = cosines(k_s, r, block)
@@ -242,12 +234,6 @@ class AngleHuber(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, _ = ctx.saved_tensors
         return gradient * grad, None, None
-
-
-def inverse_distances(k: Tensor) -> Tensor:
-    """1 / ‖x_i − x_j‖, `[B, B]`; 0 where the two are one point."""
-    squared = squared_distances(k)
-    return torch.where(squared == 0, 0.0, torch.where(squared == 0, 1.0, squared).rsqrt())
 
 
 def cosines(k: Tensor, inverse: Tensor, block: slice) -> Tensor:

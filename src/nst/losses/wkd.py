@@ -50,10 +50,7 @@ class WKDL(LogitLoss):
     classes but y: `steps` Sinkhorn steps from u = 1 / (classes − 1) with K = exp(−C / regularization), v = p̂_T / (Kᵀu + 1e-8) and
     u = p̂_S / (K v + 1e-8), P = diag(u) K diag(v); the gradient goes through the steps. The cost between two classes is
     C = 1 − exp(−κ · (1 − CKA)) + 1e-8, CKA that of the teacher's features of their images (`class_similarity`). λ(e) is `transport`
-    until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine.
-
-    One cost matrix serves all images. The authors' code reads the similarities from a file; that they are CKA over the images of both
-    classes in order is recalled from the paper, unverified.
+    until epoch `decay_from`, then falls to 0 in the last epoch by half a cosine. One cost matrix serves all images.
 
     Args:
         temperature: T > 0.
