@@ -58,9 +58,11 @@ class Ensemble(nn.Module):
                 look_at(member.network, member.input_size or recorded_size(member.weights))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"members.{name}: {error}") from error
-            member.network.register_forward_pre_hook(
-                lambda _, inputs, name=name: self._shapes.update({name: tuple(inputs[0].shape)})
-            )
+
+            def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                self._shapes[name] = tuple(inputs[0].shape)
+
+            member.network.register_forward_pre_hook(note_shape)
             for layer, path in getattr(member.network, "named_layers", {}).items():
                 self.named_layers[f"{name}.{layer}"] = f"{name}.{path}"
 

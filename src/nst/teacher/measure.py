@@ -30,14 +30,12 @@ def measure_accuracy(
     """The accuracy on the held-out images if there are any, else on the test images; measured once and kept in a file. Collective.
 
     Args:
-        name: with which the file's begins.
-        network: in `eval()` mode.
-        key: what its outputs depend on besides the images, as plain values; the rest of the file's name.
-        classifies: the outputs are logits of the data's classes. Else the accuracy of its nearest neighbours takes the place of top-1.
+        name: of the network, with which the file's begins.
+        key: what its outputs depend on besides the images, as plain values; a hash of all ends the file's name.
+        classifies: the outputs are logits of the data's classes; else the accuracy of its nearest neighbours takes the place of top-1.
 
     Returns:
-        `measure` ("top1" or "knn"), `evaluated_on`, `loss`, `top1`, `top5` and `images` (of k-NN top1 alone means something). Without
-        labels nothing is measured: {}.
+        `measure` ("top1" or "knn"), `evaluated_on`, `loss`, `top1`, `top5` and `images`; without labels {}.
     """
     if not data.labeled:
         return {}
