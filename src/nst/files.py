@@ -3,7 +3,6 @@
 import hashlib
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,7 +52,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, each_second: Callable[[], object] = lambda: None, waiting: str = "") -> Iterator[None]:
+def locked(path: Path, each_second: Callable[[], object], waiting: str) -> Iterator[None]:
     """Hold the lock file `path`; the lock ends with the process, even a killed one.
 
     Args:
@@ -61,16 +60,14 @@ def locked(path: Path, each_second: Callable[[], object] = lambda: None, waiting
         waiting: message that is printed once in that case.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    while True:
+    lock, tries = FileLock(path), 0
+    while not lock.is_locked:
         try:
-            lock.acquire(timeout=0)
-            break
+            lock.acquire(timeout=min(tries, 1))
         except Timeout:
-            if waiting:
+            if not tries:
                 print(waiting, flush=True)
-                waiting = ""
-            time.sleep(1)
+            tries += 1
             each_second()
     try:
         yield

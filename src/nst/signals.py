@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 
 class Interrupted(Exception):
-    """Training stopped on request after saving; the same command continues.
-
-    `status` is the exit status: 128 + the signal's number (SIGINT 130, SIGTERM 143, SIGUSR1 138).
-    """
+    """Training stopped on request after saving. `status` is the exit status: 128 + the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after saving; the same command continues")
@@ -28,10 +23,7 @@ class StopFlag:
 
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once.
-
-    Outside such a block the signals end the process as usual: all results are on disk then.
-    """
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; a second SIGINT stops at once."""
     flag = StopFlag()
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -39,12 +31,11 @@ def stop_flag() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.signum = flag.signum or signum
 
-    watched = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()  # Python's rule
-    before = {s: signal.getsignal(s) for s in watched}
+    main = threading.current_thread() is threading.main_thread()  # Python's rule
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if main else ()
+    before = [signal.signal(s, handle) for s in watched]
     try:
-        for s in watched:
-            signal.signal(s, handle)
         yield flag
     finally:
-        for s, handler in before.items():
+        for s, handler in zip(watched, before, strict=True):
             signal.signal(s, handler)

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that pages describe, each page in a folder of its own."""
+    """The files that pages describe, each page in a folder of its own, and the weights that one names: of training code, and of ours."""
     folder = tmp_path_factory.mktemp("own")
     for page in PAGES:
         for block in blocks(page, "python", "yaml"):
@@ -60,31 +61,19 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path = folder / page.stem / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
-    write_weights(folder / "teachers")
+    (folder / "teachers" / "RUN").mkdir(parents=True)
+    for name, make in (("a", resnet20), ("b", resnet14), ("RUN/student", resnet20)):
+        save_weights(folder / "teachers" / f"{name}.safetensors", make(10, in_channels=1))
+    state = {f"module.{key}": value for key, value in resnet20(10, in_channels=1).state_dict().items()}
+    average = {f"_orig_mod.{key}": value for key, value in state.items()}
+    torch.save({"epoch": 3, "state_dict": state, "state_dict_ema": average}, folder / "teachers" / "mine.pth")
     return folder
-
-
-def write_weights(folder: Path) -> None:
-    """The weights files that a page names, with random weights: one as training code leaves it, with its average, others of ours."""
-    (folder / "RUN").mkdir(parents=True)
-    networks = {
-        name: make(10, in_channels=1) for name, make in (("a", resnet20), ("b", resnet14), ("RUN/student", resnet20))
-    }
-    for name, network in networks.items():
-        save_weights(folder / f"{name}.safetensors", network)
-    state = networks["a"].state_dict()
-    wrapped = {f"module.{key}": value for key, value in state.items()}
-    torch.save(
-        {"epoch": 3, "state_dict": wrapped, "state_dict_ema": {f"_orig_mod.{k}": v for k, v in wrapped.items()}},
-        folder / "mine.pth",
-    )
 
 
 @pytest.mark.parametrize("typed", [*commands()], ids=str)
 def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    if any(re.match(pattern, typed.text) for pattern in NOT_RUN):
-        pytest.skip(next(reason for pattern, reason in NOT_RUN.items() if re.match(pattern, typed.text)))
+    if reasons := [reason for pattern, reason in NOT_RUN.items() if re.match(pattern, typed.text)]:
+        pytest.skip(reasons[0])
     words, several = list(typed.words), False
     if "torchrun" in words[:2]:  # started with several processes in tests/distributed; here composed
         several, words = True, ["python", *(word for word in words[words.index("torchrun") + 1 :] if word[:2] != "--")]
@@ -97,14 +86,42 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
         assert script is not None, f"{typed}: say in tests/docs/test_commands.py how this is checked"
         name, arguments = script.stem, words[words.index(str(script)) + 1 :]
     page = own / Path(typed.page).stem
-    if page.is_dir():
-        monkeypatch.chdir(page)  # the page's own folder, with the files it describes
+    monkeypatch.chdir(page if page.is_dir() else tmp_path)  # the page's own folder has the files it describes
     if name == "train":
-        check_train(arguments, outputs, several=several)
-    elif name in COMMANDS:
-        check_command(name, arguments, outputs, monkeypatch)
-    else:
-        check_script(ROOT / "scripts" / f"{name}.py", arguments, monkeypatch)
+        check_train(arguments, outputs, several)
+    elif name in ("cache", "gradients", "layers"):
+        build.settings(composed(overrides_of([word for word in arguments if not word.startswith("all=")])))
+    elif name in ("evaluate", "export"):
+        composed(overrides_of(arguments, name), name)
+    elif name == "runs":
+        command(name, [*arguments, f"outputs={outputs}"])
+    elif name == "predict":
+        assert {word.partition("=")[0] for word in arguments} <= {field.name for field in fields(PredictConfig)}
+    elif name == "reproduce" and arguments:
+        parse(arguments)
+    elif name == "results":
+        module = importlib.import_module("scripts.results")
+        monkeypatch.setattr(module, "PAGES", ())  # the project's own are left as they are
+        Path("results").mkdir()  # in this test's own folder
+        module.main(arguments)
+    elif name not in COMMANDS and "argparse" not in (ROOT / "scripts" / f"{name}.py").read_text():
+        assert name == "configuration", "say in tests/docs/test_commands.py how this is checked"
+    elif name != "reproduce":  # argparse reads the words, and goes no further
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        script = str(ROOT / "scripts" / f"{name}.py")
+        start = (
+            partial(command, name, arguments) if name in COMMANDS else partial(runpy.run_path, script, None, "__main__")
+        )
+        with pytest.raises(Parsed):
+            start()
+
+
+def parse_only(
+    parser: argparse.ArgumentParser, words: Any = None, parse: Any = argparse.ArgumentParser.parse_args
+) -> None:
+    parse(parser, words)
+    raise Parsed
 
 
 def overrides_of(arguments: list[str], config_name: str = "config") -> list[str]:
@@ -112,7 +129,7 @@ def overrides_of(arguments: list[str], config_name: str = "config") -> list[str]
     return [word for word in hydra_arguments(arguments, config_name) if "=" in word and not word.startswith("-")]
 
 
-def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
+def check_train(arguments: list[str], outputs: Path, several: bool) -> None:
     """One job: run, on embedded or invented data; a sweep's jobs, and jobs on other data, are composed and built."""
     overrides = [f"outputs={outputs}", *overrides_of(arguments)]
     if {"-m", "--multirun"} & set(arguments):
@@ -124,18 +141,14 @@ def check_train(arguments: list[str], outputs: Path, *, several: bool) -> None:
             build.settings(composed(list(job)))
         return
     settings = build.settings(composed(overrides))
-    if (
-        settings.data["_target_"].startswith(("nst.data.dataset.Cifar", "nst.data.dataset.Images"))
-        or several
-        or "--help" in arguments
-    ):
+    elsewhere = settings.data["_target_"].startswith(("nst.data.dataset.Cifar", "nst.data.dataset.Images"))
+    if not (elsewhere or several or "--help" in arguments):
+        run(composed([*overrides, *SHRUNKEN]))
+    elif settings.data["name"] != "imagenet":  # the networks of the ImageNet runs are built in tests/experiments
         settings.model = build.without_weights(settings.model)
         if settings.teacher.model is not None:
             settings.teacher.model = build.without_download(settings.teacher.model)
-        if settings.data["name"] != "imagenet":  # the networks of the ImageNet runs are built in tests/experiments
-            build.networks(settings)
-        return
-    run(composed([*overrides, *SHRUNKEN]))
+        build.networks(settings)
 
 
 def first_values(parsed: list[Override]) -> list[str]:
@@ -150,48 +163,3 @@ def first_values(parsed: list[Override]) -> list[str]:
         else:
             job.append(override.input_line or "")
     return job
-
-
-def check_command(name: str, arguments: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command other than training: its words are composed or parsed, by whatever it does that with."""
-    if name in ("cache", "gradients", "layers"):
-        build.settings(composed(overrides_of([word for word in arguments if not word.startswith("all=")])))
-    elif name in ("evaluate", "export"):
-        composed(overrides_of(arguments, name), name)
-    elif name == "benchmark":
-        parse_only(monkeypatch)
-        with pytest.raises(Parsed):
-            command(name, arguments)
-    elif name == "runs":
-        command(name, [*arguments, f"outputs={outputs}"])
-    elif name == "predict":
-        assert {word.partition("=")[0] for word in arguments} <= {field.name for field in fields(PredictConfig)}
-    elif arguments:
-        parse(arguments)
-
-
-def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let argparse read a command line and go no further."""
-    parse = argparse.ArgumentParser.parse_args
-
-    def and_stop(parser: argparse.ArgumentParser, words: Any = None, *_: Any) -> None:
-        parse(parser, words)
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", and_stop)
-
-
-def check_script(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script of scripts/ that is no command."""
-    if "argparse" in script.read_text():
-        parse_only(monkeypatch)
-        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-        with pytest.raises(Parsed):
-            runpy.run_path(str(script), run_name="__main__")
-    elif script.name == "results.py":
-        module = importlib.import_module("scripts.results")
-        monkeypatch.setattr(module, "PAGES", ())  # the project's own are left as they are
-        Path("results").mkdir()  # in this test's own folder
-        module.main(arguments)
-    else:
-        assert script.name == "configuration.py", "say in tests/docs/test_commands.py how this is checked"
