@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import Compose
-from torch import Tensor, nn
+from tests.faults.small import Small
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nst
 from nst import build
 from nst.config import TrainerConfig
-from nst.data.batch import Loader
 from nst.data.memory import MemorySplit, ViewScheme
 from nst.dist import Dist
 from nst.distiller import Distiller, Pair, Term
@@ -37,37 +37,17 @@ WAITS = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten
 """What waits on a GPU: a tensor made from Python's numbers, a tensor's value in Python, a size that depends on values."""
 
 
-class Net(nn.Module):
-    """One named convolution with its norm, and a classifier with dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.relu = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
-        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(4, 3)
-        self.named_layers = {"last": "relu"}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.drop(self.relu(self.bn(self.conv(x))).mean((2, 3))))
-
-
-def loader() -> Loader:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (IMAGES, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    split = MemorySplit(pixels, torch.arange(IMAGES) % 3, ViewScheme(4, 1, False), (0.5,), (0.5,))
-    return split.loader(BATCH, train=True)
-
-
 def training(device: str = "cpu", **settings: Any) -> tuple[Training, Teacher]:
     torch.manual_seed(0)
-    student, teacher = Net(), Net()
-    terms = [
-        Term("ce", CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),)),
-        Term("nst", NST(), 50.0, (Pair("last", "last"),)),
-    ]
+    student, teacher = Small(3, 1), Small(3, 1)
+    nst_term = Term("nst", NST(), 50.0, (Pair("last", "last"),))
+    terms = [Term("ce", CrossEntropy(), 1.0, (Pair(LOGITS, LOGITS),)), nst_term]
     shapes = feature_shapes(student, ["last", LOGITS], (1, 4, 4))
     distiller = Distiller(student, terms, shapes, shapes)
+    pixels = torch.randint(0, 256, (IMAGES, 1, 4, 4), dtype=torch.uint8)
+    split = MemorySplit(pixels, torch.arange(IMAGES) % 3, ViewScheme(4, 1, False), (0.5,), (0.5,))
     made = Training(
-        distiller, loader(), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), schedule=Step(),
+        distiller, split.loader(BATCH, train=True), optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), schedule=Step(),
         settings=TrainerConfig(**{"epochs": 2, "batch_size": BATCH, "compile": False, **settings}),
         dist=Dist(0, 1, torch.device(device)),
     )  # fmt: skip

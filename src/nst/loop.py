@@ -324,7 +324,6 @@ class Loop:
         *,
         split: str = "test",
         chance: float = 0.0,
-        after_step: Callable[[], object] = bool,
     ) -> None:
         """Nothing runs yet.
 
@@ -333,11 +332,10 @@ class Loop:
             record: of the run, which holds the last evaluation of an earlier start.
             split: of the images to evaluate on.
             chance: chance-level accuracy, in percent.
-            after_step: called after each step, such as a profiler's `step`.
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
-        self.split, self.chance, self.after_step = split, chance, after_step
-        self.last, self.flag = record.last, StopFlag()
+        self.split, self.chance, self.last, self.flag = split, chance, record.last, StopFlag()
+        self.after_step: Callable[[], object] = bool  # called after each step, such as a profiler's `step`
         self.started = time.monotonic() - training.progress.seconds
         self.saved = self.logged = time.monotonic()
         self.images, self.waited = 0, 0.0  # since the last log line: of all ranks; seconds this one waited for batches

@@ -195,21 +195,11 @@ class Points:
         Path.open = self.in_writes(Path.open)
 
 
-def killed_at_point(number: int) -> Points:
-    """SIGKILL in the `number`-th place of a save."""
-    return Points(lambda passed: kill() if passed == number else None)
-
-
-def die_at_point(step: int, number: int) -> None:
-    """SIGKILL in the `number`-th place of the save after a step."""
-    around_step(step, after=killed_at_point(number).install)
-
-
 def save_and_die(folder: str, number: int) -> None:
     """No run: write a second checkpoint over a first one, with SIGKILL in the `number`-th place; 0 when there is none."""
     checkpoints = Checkpoints(Path(folder), keep=1)
     checkpoints.save(1, {"weights": torch.full((1000,), 1.0)})
-    killed_at_point(number).install()
+    Points(lambda passed: kill() if passed == number else None).install()
     checkpoints.save(2, {"weights": torch.full((1000,), 2.0)})
     sys.exit(0)
 

@@ -28,10 +28,9 @@ def test_one_rank_breaks(place: Place, rank: int) -> None:
 
 
 def test_only_rank_0_fails(place: Place) -> None:
-    """It alone writes: the other learns of its full disk or locked folder by its end."""
-    for fault, reason in ((("no_space", 4), "No space left on device"), (("read_only",), "Read-only file system")):
-        assert place.ranks(*fault) == [1, 1]
-        assert reason in place.text(0)
+    """It alone writes: the other learns of its full disk by its end."""
+    assert place.ranks("no_space", 4) == [1, 1]
+    assert "No space left on device" in place.text(0)
     assert "Traceback" not in place.text()
     assert "error:" not in place.text(1)
 

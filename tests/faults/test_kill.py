@@ -31,25 +31,19 @@ def undisturbed(make_place: MakePlace) -> dict[str, object]:
     return outcome(place.path)
 
 
-@pytest.mark.parametrize(
-    ("every", "steps"),
-    [("2 steps", [1, 6, 9, 12]), ("1 epoch", [8]), ("0.0001 min", [4])],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_after_a_step(make_place: MakePlace, undisturbed: dict[str, object], every: str, steps: list[int]) -> None:
+IN_EVALUATION = [("signal_in_evaluation", epoch, signal.SIGKILL) for epoch in (1, 2)]
+KILLS = {
+    "2 steps": [("in_step", 1, "killed"), IN_EVALUATION[0], ("in_step", 9, "killed"), IN_EVALUATION[1]],
+    "1 epoch": [("in_step", 6, "killed"), ("in_step", 8, "killed"), ("in_step", 12, "killed")],
+    "0.0001 min": [("in_step", 4, "killed")],
+}
+
+
+@pytest.mark.parametrize("every", KILLS)
+def test_after_a_step_and_in_evaluation(make_place: MakePlace, undisturbed: dict[str, object], every: str) -> None:
     place = make_place(EVERY_LOSS, f"trainer.checkpoint_every={every}")
-    for step in steps:
-        assert place.run("in_step", step, "killed") == KILLED, place.text()
-    assert place.run() == 0, place.text()
-    assert differing(outcome(place.path), undisturbed) == []
-
-
-def test_in_evaluation_and_while_saving(make_place: MakePlace, undisturbed: dict[str, object]) -> None:
-    place = make_place(EVERY_LOSS, OFTEN)
-    assert place.run("signal_in_evaluation", 1, signal.SIGKILL) == KILLED, place.text()
-    for step, point in ((8, 6), (8, 9), (10, 14)):  # half of a checkpoint, before its rename, before the marker's
-        assert place.run("die_at_point", step, point) == KILLED, place.text()
-    assert place.run("signal_in_evaluation", 2, signal.SIGKILL) == KILLED, place.text()
+    for fault in KILLS[every]:
+        assert place.run(*fault) == KILLED, place.text()
     assert place.run() == 0, place.text()
     assert differing(outcome(place.path), undisturbed) == []
     assert not list(place.path.rglob("*.tmp"))
