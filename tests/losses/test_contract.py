@@ -2,7 +2,7 @@
 
 import copy
 from functools import cache
-from math import inf, nan
+from math import nan
 
 import pytest
 import torch
@@ -173,8 +173,6 @@ def test_what_is_missing_or_does_not_fit_is_named(name):
         ("AT", "p", nan),
         ("CRD", "negatives", 1.5),
         ("CrossEntropy", "label_smoothing", 1.0),
-        ("DIST", "beta", inf),
-        ("FitNet", "convention", "code"),
         ("KD", "temperature", True),
         ("KD", "standardize", "off"),
         ("NST", "kernel", "cubic"),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,15 +34,12 @@ def at(power: Callable[[Tensor], Tensor], factor: float = 0.5, eps: float = 0.0,
     """Mean squared difference of the unit attention maps; with `length` the length of the difference."""
 
     def loop(loss: AT, student: Tensor, teacher: Tensor) -> Tensor:
-        total = zero()
-        for images in zip(student, teacher, strict=True):
-            maps = []
-            for image in images:
-                values = torch.stack([sum((power(c) for c in cells), zero()) for cells in image.flatten(1).T])
-                maps.append(values / (dot(values, values).sqrt() + eps))
-            squared = dot(maps[0] - maps[1], maps[0] - maps[1])
-            total = total + (squared.sqrt() if length else factor * squared / len(maps[0]))
-        return total / len(student)
+        maps = []
+        for x in (student, teacher):
+            values = power(x.flatten(2)).sum(1)
+            maps.append(values / ((values**2).sum(1, keepdim=True).sqrt() + eps))
+        squared = ((maps[0] - maps[1]) ** 2).sum(1)
+        return (squared.sqrt() if length else factor * squared / maps[0].shape[1]).mean()
 
     return loop
 
@@ -85,9 +83,8 @@ def cc(gamma: float, order: int) -> Any:
 
 
 def cc_crd(loss: CC, student: Tensor, teacher: Tensor) -> Tensor:
-    """Of neighbours in the batch, value by value."""
     rows = (embedded(loss.embed_student, student) - embedded(loss.embed_teacher, teacher)).abs()
-    return sum((dot(rows[b], rows[b + 1]) for b in range(len(rows) - 1)), zero()) / (len(rows) - 1)
+    return sum((dot(a, b) for a, b in pairwise(rows)), zero()) / (len(rows) - 1)
 
 
 def sp(loss: SP, student: Tensor, teacher: Tensor) -> Tensor:
@@ -206,9 +203,8 @@ def test_maps_of_other_sizes(make):
 
 def test_regressors_that_do_not_fit():
     loss = FitNet("crd", "conv_bn_relu")
-    for run in (loss.setup, loss.target_shapes):
-        with pytest.raises(ValueError, match=r"4×4.*12×12"):
-            run((3, 4, 4), (5, 12, 12))
+    with pytest.raises(ValueError, match=r"4×4.*12×12"):
+        loss.target_shapes((3, 4, 4), (5, 12, 12))
     with pytest.raises(ValueError, match="equal channels"):
         FitNet(regressor="none").target_shapes((3, 4, 4), (5, 4, 4))
     assert FitNet(regressor="none").target_key == FitNet().target_key != loss.target_key
