@@ -147,13 +147,11 @@ class RunFolder:
         Raises:
             ValueError: it or the configuration beside it is damaged, or it is of another run.
         """
-        file = self.path / SUMMARY
-        if (self.path / CONFIG).is_file():
-            read_json(self.path / CONFIG, "delete it: the run's command writes it again")
-        if not file.is_file():
-            return None
-        summary = read_json(file)
-        if not (self.path / STUDENT).is_file():
+        file, config = self.path / SUMMARY, self.path / CONFIG
+        if config.is_file():
+            read_json(config, "delete it: the run's command writes it again")
+        summary = read_json(file) if file.is_file() else None
+        if summary is None or not (self.path / STUDENT).is_file():
             return None
         if (name := Path(str(summary.get("folder"))).name) != self.path.name:
             raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")

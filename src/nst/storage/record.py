@@ -69,10 +69,8 @@ class Record:
                 self.last = None if state["last"] is None else Metrics(**state["last"])
                 self.tracker_states |= state["logs"]["trackers"]
             except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-                raise ValueError(
-                    f"the newest checkpoint in {self.checkpoints.folder} does not fit this run: {error!r}; delete it to use the "
-                    f"one before it, or {self.folder} to start over"
-                ) from error
+                folder = self.checkpoints.folder
+                raise ValueError(f"the newest checkpoint in {folder} does not fit this run: {error!r}") from error
         if not dist.main:
             return
         step, steps, self.seen = training.progress.step, training.steps, last_steps(self.folder / METRICS)
@@ -94,10 +92,8 @@ class Record:
     def _newest(self) -> dict[str, Any] | None:
         """The newest intact checkpoint: rank 0 finds it, all ranks read the same file."""
         newest = self.checkpoints.latest() if self.dist.main else None
-        if newest is not None:
-            path, state = newest
-            if changed := differences(state.get("about"), self.about):
-                raise ValueError(f"checkpoint {path} is of another run: {'; '.join(changed)}")
+        if newest is not None and (changed := differences(newest[1].get("about"), self.about)):
+            raise ValueError(f"checkpoint {newest[0]} is of another run: {'; '.join(changed)}")
         names = [newest and str(newest[0])]
         if self.dist.world > 1:
             torch.distributed.broadcast_object_list(names, 0)

@@ -48,7 +48,7 @@ class Tracker:
         """A picture `[3, H, W]` in 0…1; it may come again in a continued run."""
 
     def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint; everything logged is on disk or sent when this returns."""
+        """Plain values for a checkpoint; everything logged is on disk, or was sent."""
         return {}
 
     def close(self, finished: bool = True) -> None:
