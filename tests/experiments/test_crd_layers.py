@@ -17,7 +17,6 @@ from torch.nn import functional as F
 import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
-from nst.distiller import Distiller
 from nst.layers import LayerHooks
 
 PAIRS = sorted(path.stem for path in (CONFIGS / "experiment" / "crd").glob("*-*.yaml"))
@@ -120,10 +119,7 @@ def test_layers_widths_and_convention_are_the_published_ones(pair):
             torch.testing.assert_close(teacher[names.teacher], t)
             torch.testing.assert_close(student[names.student], s)
 
-    shapes = ({name: tuple(feature.shape[1:]) for name, feature in own.items()} for own in (student, teacher))
-    distiller = Distiller(student_net, [terms["review"]], *shapes)
-    distiller.hooks.remove()
-    (review,) = distiller.losses.values()
-    widths = [t.shape[1] for t, _ in handed("review", from_teacher, from_student)]
+    pairs, review = handed("review", from_teacher, from_student), terms["review"].loss
+    review.setup(*([tuple(pair[own].shape[1:]) for pair in pairs] for own in (1, 0)))
     assert {stage.enter[0].out_channels for stage in review.stages} == {min(512, from_student.pooled.shape[1])}
-    assert [stage.leave[0].out_channels for stage in review.stages] == widths
+    assert [stage.leave[0].out_channels for stage in review.stages] == [t.shape[1] for t, _ in pairs]

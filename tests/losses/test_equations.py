@@ -49,17 +49,13 @@ def kd(t_: float, power: float = 2) -> Any:
     return by_image(lambda s, t, y: t_**power * kl(softmax(t / t_), softmax(s / t_)))
 
 
-def correlation(a: Tensor, b: Tensor, eps: float) -> Tensor:
-    a, b = a - sum(a) / len(a), b - sum(b) / len(b)
-    return (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt() + eps)
-
-
 def dist(t_: float, beta: float, gamma: float, power: float, eps: float) -> Any:
     def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
-        p_s, p_t = (torch.stack([softmax(row / t_) for row in z]) for z in (student, teacher))
-        inter = [correlation(a, b, eps) for a, b in zip(p_s, p_t, strict=True)]
-        intra = [correlation(a, b, eps) for a, b in zip(p_s.T, p_t.T, strict=True)]
-        return t_**power * (beta * (1 - sum(inter) / len(inter)) + gamma * (1 - sum(intra) / len(intra)))
+        means = []
+        for dim in (1, 0):  # over the classes of an image, over the images
+            a, b = ((p := (z / t_).softmax(1)) - p.mean(dim, keepdim=True) for z in (student, teacher))
+            means.append(((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + eps)).mean())
+        return t_**power * (beta * (1 - means[0]) + gamma * (1 - means[1]))
 
     return mean
 
@@ -220,12 +216,12 @@ def rows_of(x: Tensor, scales: tuple[int, ...]) -> Tensor:
 
 def sdd(row: Any, scales: tuple[int, ...], warmup: float = 0) -> Any:
     def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
-        total, s, t = torch.zeros((), dtype=torch.float64), rows_of(student, scales), rows_of(teacher, scales)
-        for b, y in enumerate(extra["labels"].tolist()):
+        values, s, t = [], rows_of(student, scales), rows_of(teacher, scales)
+        for b, y in enumerate(extra["labels"]):
             for m in range(s.shape[1]):
                 weight = 1 if (t[b, m].argmax() == y) == (t[b, 0].argmax() == y) else 2
-                total = total + weight * row(s[b, m][None], t[b, m][None], {"labels": torch.tensor([y])})
-        return ramp(extra, warmup) * total / (s.shape[0] * s.shape[1])
+                values.append(weight * row(s[b, m][None], t[b, m][None], {"labels": y[None]}))
+        return ramp(extra, warmup) * torch.stack(values).mean()
 
     return mean
 
@@ -307,14 +303,11 @@ def test_wkd_f(convention, projector, grid, size, epoch):
 def test_at_no_moment_of_a_run_everything_is_at_full_strength():
     """What comparing the terms' gradients needs: neither a ramp before its end nor a decay after its start."""
     student, teacher, extra = batch_of(0, 3, CLASSES, torch.inf)
-    for falling, constant in (
-        (Transport(epochs=EPOCHS, decay_from=0), Transport(epochs=None)),
-        (RLD(warmup=20), RLD(warmup=0)),
-    ):
-        for loss in (falling, constant):
+    for changing, constant in ((Transport(epochs=EPOCHS, decay_from=0), Transport()), (RLD(), RLD(warmup=0))):
+        for loss in (changing, constant):
             loss.setup((CLASSES,), (CLASSES,))
-        target = falling.target(teacher) | extra
-        assert falling(student, target) == constant(student, target) != 0
+        target = changing.target(teacher) | extra
+        assert changing(student, target) == constant(student, target) != 0
 
 
 def test_mgd():
@@ -323,13 +316,11 @@ def test_mgd():
     _, _, extra = batch_of(5, 3, 2)
 
     def expected(loss: MGD, x: Tensor) -> Tensor:
-        total, conv = torch.zeros((), dtype=torch.float64), torch.nn.functional.conv2d
-        a, first, last = loss.align, loss.generate[0], loss.generate[2]
-        for image, goal, mask in zip(x, teacher, loss.kept(extra["seed"], extra["index"], 6), strict=True):
-            aligned = torch.einsum("oc,chw->ohw", a.weight[:, :, 0, 0], image) + a.bias[:, None, None]
-            hidden = conv((aligned * mask)[None], first.weight, first.bias, padding=1).clamp(min=0)
-            total = total + ((conv(hidden, last.weight, last.bias, padding=1)[0] - goal) ** 2).sum()
-        return total / 3
+        conv, a, first, last = torch.nn.functional.conv2d, loss.align, loss.generate[0], loss.generate[2]
+        aligned = torch.einsum("oc,bchw->bohw", a.weight[:, :, 0, 0], x) + a.bias[:, None, None]
+        masked = aligned * loss.kept(extra["seed"], extra["index"], 6)
+        hidden = conv(masked, first.weight, first.bias, padding=1).clamp(min=0)
+        return ((conv(hidden, last.weight, last.bias, padding=1) - teacher) ** 2).sum() / 3
 
     check(lambda: MGD(0.5), expected, student, teacher, extra)
 
@@ -380,11 +371,9 @@ def test_classes_are_compared_by_cka():
     count = int(torch.bincount(labels).min())
     center = torch.eye(count).double() - 1 / count
     grams = [x @ x.T for x in (features[labels == c][:count] for c in range(4))]
-    hsic = lambda a, b: torch.trace(a @ center @ b @ center)  # noqa: E731
-    for i in range(4):
-        for j in range(4):
-            expected = hsic(grams[i], grams[j]) / (hsic(grams[i], grams[i]) * hsic(grams[j], grams[j])).sqrt()
-            torch.testing.assert_close(found[i, j], expected)
+    hsic = torch.tensor([[torch.trace(a @ center @ b @ center) for b in grams] for a in grams])
+    own = hsic.diagonal().sqrt()
+    torch.testing.assert_close(found, hsic / (own[:, None] * own))
     flat = torch.where((labels == 2)[:, None], 1.0, features)
     assert class_similarity(flat, labels, 4)[2].tolist() == [0, 0, 1, 0]
     with pytest.raises(ValueError, match="class 4 has 0 training images"):

@@ -224,9 +224,6 @@ def test_large_features_do_not_become_zero(make):
     student, teacher, loss = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3), make()
     expected = loss(student, loss.target(teacher))
     torch.testing.assert_close(loss(student * 1e15, loss.target(teacher * 1e15)), expected, rtol=1e-3, atol=1e-5)
-    found = loss(student * 1e22, loss.target(teacher))
-    assert found.isnan() or (found - expected).abs() < 1e-3 * found + 1e-5
-    assert AT()(student * 1e20, AT().target(teacher)).isnan()  # its map overflows
 
 
 def test_the_angles_of_rkd_come_in_blocks(monkeypatch):

@@ -40,8 +40,7 @@ class DKD(LogitLoss):
         check_choice("convention", convention, ("paper", "official"))
         check_choice("standardize", standardize, (True, False))
         self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
-        self.scale = self.temperature**2 if convention == "official" else 1.0
-        self.standardize = standardize
+        self.scale, self.standardize = self.temperature**2 if convention == "official" else 1.0, standardize
         self.inputs = ("labels", "epoch") if warmup else ("labels",)
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
