@@ -5,18 +5,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any
 
-from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from nst.cli.compose import hydra_main
 from nst.config import RunConfig
-
-if TYPE_CHECKING:
-    from nst.evaluate import TermGradient
 
 BATCHES = 8  # that gradients are averaged over
 
@@ -31,7 +27,7 @@ def gradients(arguments: Sequence[str]) -> None:
     training, and also after training if the run with the same arguments is finished: then both are written to its gradients.json.
     """
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: Any) -> None:
         from nst import build
 
         show(build.settings(cfg))
@@ -89,8 +85,8 @@ def show(settings: RunConfig) -> None:
     print(f"written: {folder}/gradients.json")
 
 
-def gradient_tables(when: str, measured: "Sequence[TermGradient]") -> None:
-    """Print the gradients of a run's terms: λ · |gradient| and its share of their sum, and the cosines, by the terms' numbers."""
+def gradient_tables(when: str, measured: Sequence[Any]) -> None:
+    """Print `TermGradient`s: λ · |gradient| and its share of their sum, and the cosines, by the terms' numbers."""
     total = sum(term.relative_norm for term in measured) or 1.0
     numbers = [str(number) for number, _ in enumerate(measured, 1)]
     title = f"{when}; gradient of the labels = 1"
@@ -101,5 +97,4 @@ def gradient_tables(when: str, measured: "Sequence[TermGradient]") -> None:
         share = f"{100 * term.relative_norm / total:.0f} %"
         lengths.add_row(term.term, f"{term.weight:g}", f"{term.value:.4g}", f"{term.relative_norm:.3g}", share)
         matrix.add_row(f"{number} {term.term}", *(f"{term.cosines[other.term]:+.2f}" for other in measured))
-    for table in (lengths, matrix):
-        Console().print(table)
+    Console().print(lengths, matrix, sep="\n")

@@ -134,14 +134,12 @@ def _complete(group: Group, table: Table) -> None:
 
 
 def _check_names(place: str, names: list[str]) -> None:
-    """Raises ValueError unless there is a name, each can be part of a file's name, and each is another."""
+    """Raises ValueError unless there is a name, each is another and can be part of a file's name."""
     if not names:
         raise ValueError(f"{place}: at least one is needed")
     for name in names:
         if not re.fullmatch(r"[\w.+-]+", name) or name in (".", "..", "teacher") or names.count(name) > 1:
-            raise ValueError(
-                f"{place}: {name!r}: letters, digits, _ . + - only, each name once, and none of them teacher"
-            )
+            raise ValueError(f"{place}: {name!r}: letters, digits, _ . + - only, each name once, none of them teacher")
 
 
 def check_known(place: str, name: str, known: Iterable[str]) -> None:

@@ -261,9 +261,7 @@ def execute(plan: Plan, dist: Dist) -> tuple[list[str], list[str]]:
         while True:
             choice = len(names)
             remaining = [n for n in names if not over(runs[n]) and folder_of(runs[n]) not in failed]
-            for moment in (
-                (0.0, PATIENCE) if dist.main and remaining else ()
-            ):  # a killed process's lock ends a little later
+            for moment in (0.0, PATIENCE) if dist.main and remaining else ():  # a killed process's lock ends later
                 time.sleep(moment)
                 if free := [name for name in remaining if not RunFolder(folder_of(runs[name])).is_locked()]:
                     choice = names.index(free[0])

@@ -38,7 +38,7 @@ class Method:
 
     @property
     def row(self) -> Row:
-        """Its row in the table's file, with name, label and published figure."""
+        """Its row in the table's file."""
         return self.cell.row
 
     @property
