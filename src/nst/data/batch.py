@@ -167,11 +167,9 @@ class MixingLoader(Loader):
 
 
 def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, Tensor]:
-    """How each of n images is mixed in an epoch, by index.
+    """How each image is mixed in an epoch, by index.
 
-    Returns:
-        λ, the weight of the image itself, [n] float32; whether a box is replaced (else all is averaged), [n] bool; the box's centre
-        (row, column) on the scale 0 … 1, [n, 2] float32.
+    Its own weight λ [n] float32; whether a box is replaced, else all is averaged [n] bool; the box's centre [n, 2] on the scale 0 … 1.
     """
     draw = np.random.default_rng([seed, epoch, 2])
     boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))

@@ -72,11 +72,7 @@ class MemorySplit(Split):
         return digest.hexdigest()
 
     def view_subset(self, k: int) -> Tensor:
-        """[n, k] int16: k distinct views of each image, ascending; those for k are among those for k + 1.
-
-        Raises:
-            ValueError: k is not in 1 … num_views.
-        """
+        """[n, k] int16: k distinct views of each image, ascending. Raises ValueError if there are fewer."""
         most = self.num_views or 1
         if not 1 <= k <= most:
             raise ValueError(f"views per image: {k}; this data set has 1 to {most}")
