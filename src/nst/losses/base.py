@@ -355,8 +355,7 @@ def unit_rows(x: Tensor, eps: float = 0.0) -> Tensor:
     return x / (length + eps / scale)
 
 
-CACHE_BYTES = 3 << 20
-"""Size of one block's channel maps on a CPU."""
+CACHE_BYTES = 3 << 20  # one block's channel maps on a CPU
 
 
 def blocks_of(batch: int, bytes_per_image: int, limit: int) -> list[slice]:
@@ -396,8 +395,7 @@ def map_blocks(
     return result
 
 
-FACTOR = -7046029254386353131
-"""2⁶⁴ over the golden ratio, odd."""
+FACTOR = -7046029254386353131  # 2⁶⁴ over the golden ratio, odd
 
 
 def random_keys(seed: Tensor, rows: Tensor, count: int) -> Tensor:

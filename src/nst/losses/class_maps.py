@@ -120,9 +120,8 @@ class SDD(ClassMapLoss):
         check_numbers(above=0, temperature=temperature)
         check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
         check_choice("convention", convention, ("paper", "official"))
-        self.form, self.scales, self.temperature = form, tuple(scales), float(temperature)
-        self.alpha, self.beta, self.warmup = alpha, beta, warmup
-        self.official = convention == "official"
+        self.form, self.scales, self.official = form, tuple(scales), convention == "official"
+        self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
         self.inputs = ("labels", "epoch") if warmup and form != "kd" else ("labels",)
 
     @property

@@ -11,8 +11,7 @@ from nst.losses.base import Shape, blocks_of, check_choice, check_numbers, first
 from nst.losses.relational import PooledLoss
 
 EPS = 1e-7
-BLOCK_BYTES = 64 << 20
-"""Scores against the bank held at a time."""
+BLOCK_BYTES = 64 << 20  # scores against the bank held at a time
 
 
 class CRD(PooledLoss):

@@ -26,8 +26,7 @@ from nst.losses.base import first_order, image_blocks, join, map_blocks, no_auto
 DEAD = 1e-12
 """A channel whose norm is not above this, or not above the smallest normal number of its dtype (6.1e-5 in float16),
 is dead: its unit map is zero and it passes no gradient."""
-OFFICIAL_EPS = 1e-10
-"""The official code's x / √(‖x‖² + ε)."""
+OFFICIAL_EPS = 1e-10  # the official code's x / √(‖x‖² + ε)
 
 
 def inverse_norms(x: Tensor, eps: float) -> Tensor:

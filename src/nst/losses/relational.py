@@ -22,10 +22,8 @@ from nst.losses.base import (
     unit_rows,
 )
 
-SAME = 1e-13
-"""‖x − y‖² up to this share of ‖x‖² + ‖y‖² is rounding of float32 features: the two images are one point."""
-BLOCK_BYTES = 64 << 20
-"""Cosines of RKD held at a time, B² of 8 bytes for each vertex."""
+SAME = 1e-13  # of ‖x‖² + ‖y‖²; a ‖x − y‖² up to this is rounding of float32 features: the two images are one point
+BLOCK_BYTES = 64 << 20  # cosines of RKD held at a time, B² of 8 bytes for each vertex
 
 
 class PooledLoss(ReducedLoss):

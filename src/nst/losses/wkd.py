@@ -28,10 +28,8 @@ from nst.losses.base import (
 from nst.losses.kd import LogitLoss, label_expectation, log_softmax_without
 from nst.losses.maps import conv_bn_relu
 
-COST_EPS = 1e-8
-"""Added to the costs and to the divisors of a Sinkhorn step, as in the authors' code."""
-CHUNK_BYTES = 64 << 20
-"""Of the centred Gram matrices of all classes that are held at a time."""
+COST_EPS = 1e-8  # added to the costs and to the divisors of a Sinkhorn step, as in the authors' code
+CHUNK_BYTES = 64 << 20  # of the centred Gram matrices of all classes that are held at a time
 Projector = Literal["conv_bn_relu", "bottleneck"]
 
 
@@ -185,8 +183,7 @@ class WKDF(TransferLoss):
         check_choice("projector", projector, get_args(Projector))
         check_numbers(above=0, epochs=1 if epochs is None else epochs)
         check_choice("convention", convention, ("paper", "official"))
-        self.ratio, self.grid, self.kind = ratio, grid, projector
-        self.decay_from, self.epochs = decay_from, epochs
+        self.ratio, self.grid, self.kind, self.decay_from, self.epochs = ratio, grid, projector, decay_from, epochs
         self.inputs = () if epochs is None else ("epoch",)
         self.correction = 1 if convention == "official" else 0
         self.projector: nn.Module | None = None
