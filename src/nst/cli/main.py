@@ -228,7 +228,6 @@ def new(arguments: Sequence[str]) -> None:
 
 def benchmark(arguments: Sequence[str]) -> None:
     """Hand over to the repository's benchmarks: `nst benchmark losses`, data or step."""
-
     with readable_errors():
         root = Path(__file__).parents[3]
         if not (root / "benchmarks" / "__main__.py").is_file():

@@ -18,10 +18,8 @@ from nst.signals import Interrupted
 
 
 class Sweep(Callback):
-    """Hydra's callback. Does nothing in a single run.
-
-    Each job, in whichever process it runs, adds a line to `<outputs>/sweeps/<start of the sweep>.jsonl`; a launcher carries this
-    object, and with it the file's name, to its workers.
+    """Hydra's callback; idle in a single run. Each job, in whichever process, adds a line to `<outputs>/sweeps/<its start>.jsonl`: a
+    launcher carries this object, and with it the file's name, to its workers.
     """
 
     file: Path | None = None  # set where a sweep starts

@@ -58,11 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def dry_run(settings: RunConfig) -> None:
-    """Print the plan of a run: networks, losses, length, images; built without downloads, the teacher with its weights.
-
-    Raises:
-        ValueError: what makes the run impossible, weights that do not fit included.
-    """
+    """Print the plan of a run, built without downloads. Raises ValueError for what makes it impossible, as weights that do not fit."""
     from nst import build
     from nst.layers import LOGITS, shown
     from nst.models.weights import load_weights
@@ -112,9 +108,8 @@ def dry_run(settings: RunConfig) -> None:
     else:
         check_data(settings, networks.distiller, data)
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
-    rate = settings.optim.get("lr")
-    plan.append(f"training: {length}; batch {trainer.batch_size}, {optimizer} at {rate}, {schedule}")
-    plan.append(f"images: {images}")
+    optimizer += f" at {settings.optim.get('lr')}"
+    plan += [f"training: {length}; batch {trainer.batch_size}, {optimizer}, {schedule}", f"images: {images}"]
 
     # what comes before the student
     if published and settings.teacher.weights is None:
@@ -152,9 +147,7 @@ def print_result(settings: RunConfig, summary: dict[str, Any]) -> None:
             text += f": {measured(teacher.get('measure', 'top1'), teacher['top1'])}{held_out}"
         table.add_row("teacher", text)
     measure = measure_of(test)
-    text = f"{student['name']}, {student['parameters']:,} parameters" + (
-        " without classifier" if student.get("left_out") else ""
-    )
+    text = f"{student['name']}, {student['parameters']:,} parameters{' without classifier' if student.get('left_out') else ''}"
     table.add_row("student", f"{text}: {measured(measure, test[measure])} (last epoch)")
     table.add_row("evaluated on", f"{test['images']:,} test images")
     chosen = f"(chosen on the {summary['evaluated_on']} images)"
