@@ -1,11 +1,11 @@
 """The record: a continued run holds each step once, whatever an earlier start has written after its last checkpoint; its commit."""
 
-import logging
 import subprocess
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from tests.outcome import board, rows
 
 from nst.dist import Dist
 from nst.storage import record
-from nst.storage.record import Record, last_steps
-from nst.storage.trackers import MLflow, RunInfo, TensorBoard, WandB, cut
+from nst.storage.record import Record
+from nst.storage.trackers import MLflow, RunInfo, TensorBoard, WandB
 
 CONFIG = {"seed": 0, "loss": {"kd": {"weight": 16.0}}}
 
@@ -39,12 +39,8 @@ def two_starts(tracker: Any, folder: Path) -> None:
         for step, loss in ((2, 0.375), (3, 0.25)):
             second.log("train", step, {"loss": loss})
         second.log("eval", 3, {"top1": 75.0})
-    assert [(row["kind"], row["step"]) for row in rows(folder)] == [
-        ("train", 1),
-        ("train", 2),
-        ("train", 3),
-        ("eval", 3),
-    ]
+    taken = [(row["kind"], row["step"]) for row in rows(folder)]
+    assert taken == [("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
 
 
 def test_tensorboard(tmp_path: Path) -> None:
@@ -76,58 +72,41 @@ def test_mlflow_on_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [f.path for f in client.list_artifacts(run.info.run_id) if f.path.endswith(".png")]
 
 
-@dataclass
-class Sent:
-    """A run of W&B: what it was started with, and what was sent to it."""
-
-    about: dict[str, Any]
-    steps: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    step: int = 0
-    status: int | None = None
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self.steps.append((step, values))
-
-    def finish(self, exit_code: int) -> None:
-        self.status = exit_code
-
-
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    starts: list[Sent] = []
-    monkeypatch.setattr(wandb, "init", lambda **about: starts.append(Sent(about)) or starts[-1])
+    starts: list[tuple[dict[str, Any], Mock]] = []  # what a run was started with, and the run
+
+    def init(**about: Any) -> Mock:
+        starts.append((about, Mock(step=0)))
+        return starts[-1][1]
+
+    monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "Image", lambda pixels: pixels.shape)
     two_starts(lambda: WandB(mode="offline"), tmp_path)
-    sent = [(step, value) for start in starts for step, values in start.steps for value in values.values()]
+    calls = [call for _, run in starts for call in run.log.call_args_list]
+    sent = [(call.kwargs["step"], value) for call in calls for value in call.args[0].values()]
     assert sent == [(0, (8, 8, 3)), (1, 0.5), (1, 0.25), (2, 0.375), (3, 0.25), (3, 75.0)]
-    first, second = (start.about for start in starts)
+    (first, _), (second, _) = starts
     assert (first["resume"], second["resume"]) == (None, "allow")
     about = ("seed0-12345678", "digits/resnet20-resnet8/kd", CONFIG, first["id"])
     assert (second["name"], second["group"], second["config"], second["id"]) == about
-    assert [start.status for start in starts] == [0, 0]
+    for _, run in starts:
+        run.finish.assert_called_once_with(exit_code=0)
 
 
-def test_wandb_without_a_login_says_what_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"API key.*tracker\.wandb\.mode=offline needs no account"):
-        WandB().start(RunInfo(tmp_path, "seed0", "kd", {}), False, None)
-
-
-def test_what_is_not_installed_and_rows_that_are_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_a_tracker_needs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login, where there is none; a package that is not installed."""
+    if find_spec("wandb"):
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+        with pytest.raises(ValueError, match=r"API key.*tracker\.wandb\.mode=offline"):
+            WandB().start(RunInfo(tmp_path, "seed0", "kd", {}), False, None)
     monkeypatch.setattr("nst.storage.trackers.find_spec", lambda name: None)
     for tracker in (WandB, MLflow):
         with pytest.raises(ValueError, match=rf"pip install 'nst\[{tracker.__name__.lower()}\]'"):
             tracker()
-    assert last_steps(tmp_path / "metrics.jsonl") == {}
-    with caplog.at_level(logging.WARNING):
-        cut(tmp_path / "metrics.jsonl", 1000)
-    assert "has 0 bytes, 1000 when the checkpoint was written: rows are lost" in caplog.text
 
 
 def test_the_commit_is_that_of_the_packages_own_source_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,80 +14,42 @@ from nst.storage import folder
 from nst.storage.folder import RunFolder, RunLockedError, run_folder
 
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("run_names.json").read_text())
+TRAINER = {"epochs": 2, "log_every": 50, "timeout": 600.0}
 
 
 def config(**changed: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "data": {"name": "digits", "root": None},
-        "model": {"name": "resnet8"},
-        "teacher": {"model": {"name": "resnet20"}, "weights": None, "train": {"epochs": 3}},
+        "data": {"name": "digits", "root": None}, "model": {"name": "resnet8"}, "seed": 3, "outputs": "outputs", "dry_run": False,
+        "teacher": {"model": {"name": "resnet20"}, "weights": None, "train": {"epochs": 3}}, "trainer": TRAINER,
         "loss": {"ce": {"weight": 1.0}, "kd": {"weight": 0.9}},
-        "trainer": {"epochs": 2, "log_every": 50, "timeout": 600.0},
-        "seed": 3,
-        "outputs": "outputs",
-        "dry_run": False,
-    }
+    }  # fmt: skip
     return made | changed
-
-
-def finish(path: Path, folder: str) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "student.safetensors").write_bytes(b"")
-    (path / "summary.json").write_text(json.dumps({"folder": folder}))
 
 
 def test_the_name_says_what_the_run_is() -> None:
     path = run_folder(config())
     assert path.parent == Path("outputs/digits/resnet20-resnet8/kd")
     assert path.name.startswith("seed3-")
-    trainer = {"epochs": 2, "log_every": 5, "timeout": 5.0}
-    assert run_folder(config(trainer=trainer, dry_run=True)) == path
-    assert run_folder(config(trainer=trainer | {"epochs": 3})) != path
+    same = [
+        config(trainer={"epochs": 2, "log_every": 5, "timeout": 5.0}, dry_run=True),
+        # keys added later, of the schema or of a component, as long as they have their default
+        config(trainer=TRAINER | {"clip_grad_norm": None, "accumulate": 1}, cache={"views": 0}),
+    ]
+    assert {run_folder(later) for later in same} == {path}
+    for more in ({"epochs": 3}, {"accumulate": 2}):
+        assert run_folder(config(trainer=TRAINER | more)) != path
+    at = {"weight": 1.0, "_target_": "nst.losses.AT", "p": 3.0}
+    plain, paper, crd = (
+        run_folder(config(loss={"at": at | more})) for more in ({}, {"convention": "paper"}, {"convention": "crd"})
+    )
+    assert plain == paper != crd
 
 
-def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "PATIENCE", 0.0)
-    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
-    first.open(config())
-    with pytest.raises(RunLockedError, match=rf"is being written by another process \(pid {os.getpid()} on "):
-        second.open(config())
-    first.close()
-    second.open(config())
-    second.close()
-
-
-@pytest.mark.parametrize(("file", "remedy"), [("summary.json", "start again"), ("config.json", "writes it again")])
-@pytest.mark.parametrize("content", ["{", "[]", ""])
-def test_a_damaged_file_is_named(file: str, remedy: str, content: str, tmp_path: Path) -> None:
-    finish(tmp_path, str(tmp_path))
-    (tmp_path / file).write_text(content)
-    with pytest.raises(ValueError, match=rf"{file} is damaged .*{remedy}"):
-        RunFolder(tmp_path).summary()
-
-
-def test_a_moved_folder_is_still_the_run_and_a_copied_summary_is_not(tmp_path: Path) -> None:
-    run = tmp_path / "seed0-12345678"
-    finish(run, "/somewhere/else/seed0-12345678")
-    assert RunFolder(run).summary() == {"folder": str(run)}
-    finish(run, "/somewhere/else/seed0-00000000")
-    with pytest.raises(ValueError, match="is of another run"):
-        RunFolder(run).summary()
-    (run / "student.safetensors").unlink()
-    assert RunFolder(run).summary() is None
-
-
-def test_a_key_added_later_renames_nothing() -> None:
-    """Neither one of the schema nor one of a component, as long as it has its default."""
-    loss = {"weight": 1.0, "_target_": "nst.losses.AT", "p": 2.0}
-    before = config(loss={"at": {**loss, "p": 3.0}})
-    name = run_folder(before)
-    later = config(loss={"at": {**loss, "p": 3.0, "convention": "paper"}})
-    later["trainer"] |= {"clip_grad_norm": None, "accumulate": 1}
-    later["cache"] = {"views": 0}
-    assert run_folder(later) == name
-    later["trainer"]["accumulate"] = 2
-    assert run_folder(later) != name
-    assert run_folder(config(loss={"at": {**loss, "p": 3.0, "convention": "crd"}})) != name
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_recorded_runs_keep_their_names(name: str, compose: Compose) -> None:
+    """Folders of 0.3: an added key or a changed default must not make finished runs, teachers and caches unknown."""
+    settings = build.settings(compose(*NAMES[name]["overrides"], "outputs=outputs"))
+    assert str(run_folder(asdict(settings))) == NAMES[name]["folder"]
 
 
 @pytest.mark.parametrize("place", ["teacher", "model", "member"])
@@ -109,8 +71,32 @@ def test_weights_are_named_by_what_they_hold(tmp_path: Path, place: str) -> None
     assert name(first) != before
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
-def test_recorded_runs_keep_their_names(name: str, compose: Compose) -> None:
-    """Folders of 0.3: an added key or a changed default must not make finished runs, teachers and caches unknown."""
-    settings = build.settings(compose(*NAMES[name]["overrides"], "outputs=outputs"))
-    assert str(run_folder(asdict(settings))) == NAMES[name]["folder"]
+def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "PATIENCE", 0.0)
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.open(config())
+    with pytest.raises(RunLockedError, match=rf"pid {os.getpid()} on "):
+        second.open(config())
+    first.close()
+    second.open(config())
+    second.close()
+
+
+def test_only_its_own_whole_summary_counts(tmp_path: Path) -> None:
+    """A moved folder is still the run; damaged files and the summary of another run are named; no student, no summary."""
+    run = tmp_path / "seed0-12345678"
+    (student := run / "student.safetensors").parent.mkdir()
+    student.touch()
+    (run / "summary.json").write_text(json.dumps({"folder": f"/somewhere/else/{run.name}"}))
+    assert RunFolder(run).summary() == {"folder": str(run)}
+    for file in ("config.json", "summary.json"):
+        for content in ("{", "[]", ""):
+            (run / file).write_text(content)
+            with pytest.raises(ValueError, match=rf"{file} is damaged"):
+                RunFolder(run).summary()
+        (run / file).unlink()
+    (run / "summary.json").write_text(json.dumps({"folder": "/somewhere/else/seed0-00000000"}))
+    with pytest.raises(ValueError, match="is of another run"):
+        RunFolder(run).summary()
+    student.unlink()
+    assert RunFolder(run).summary() is None
