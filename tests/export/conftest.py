@@ -7,29 +7,24 @@ from typing import Any
 import hydra
 import pytest
 from hydra import initialize_config_dir
+from tests.conftest import TINY
 
 from nst.cli.train import run
 from nst.config import CONFIGS, ExportConfig
 from nst.export import export
 
-TINY = (
-    "model=resnet8", "teacher=resnet14", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2",
-    "trainer.batch_size=16", "trainer.heatmaps=false", "teacher.train.epochs=1",
-)  # fmt: skip
 FORMATS = ["safetensors", "torch", "onnx", "onnx_int8"] if find_spec("onnxruntime") else ["safetensors", "torch"]
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: ResNet-14 → ResNet-8 on a few digits, KD + NST."""
-    outputs = tmp_path_factory.mktemp("run") / "outputs"
+    outputs = f"outputs={tmp_path_factory.mktemp('run')}/outputs"
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("config", [*TINY, "loss=kd_nst_poly", f"outputs={outputs}"])
-    return Path(run(cfg)["folder"])
+        return Path(run(hydra.compose("config", [*TINY, "teacher=resnet14", "loss=kd_nst_poly", outputs]))["folder"])
 
 
 @pytest.fixture(scope="session")
 def exported(finished: Path) -> tuple[Path, dict[str, Any]]:
     """That run's export in every format that is installed, and what was measured."""
-    report = export(ExportConfig(run=str(finished), repeats=5, formats=FORMATS))
-    return finished / "export", report
+    return finished / "export", export(ExportConfig(run=str(finished), repeats=5, formats=FORMATS))
