@@ -24,21 +24,18 @@ POLY = ["loss=nst_poly", "loss.nst_poly.layers=[{teacher: blocks.5, student: las
 def test_a_teacher_without_a_classifier(
     compose: Compose, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "vit.safetensors"
     torch.manual_seed(0)
-    save_weights(file, timm_model("vit_tiny_patch16_224", 0, in_channels=1, image_size=32), {})
-    weights = f"teacher.weights={file}"
-    summary = run(compose(*tiny, *HEADLESS, *POLY, weights))
+    save_weights(tmp_path / "vit", timm_model("vit_tiny_patch16_224", 0, in_channels=1, image_size=32), {})
+    words, weights = [*tiny, *HEADLESS, *POLY], f"teacher.weights={tmp_path}/vit"
+    assert run(compose(*words, weights))["teacher"]["measure"] == "knn"
     assert "accuracy of the 20 nearest neighbours" in capsys.readouterr().out
-    assert summary["teacher"]["measure"] == "knn"
-    with pytest.raises(ValueError, match=r"teacher\.model: its output has shape \(192,\)"):
-        run(compose(*tiny, *HEADLESS, *POLY, weights, "loss=[kd,nst_poly]"))
-    with pytest.raises(ValueError, match=r"so it is not trained here: name teacher\.weights"):
-        run(compose(*tiny, *HEADLESS, *POLY))
-    with pytest.raises(
-        ValueError, match=r"scores \d+\.\d+ % on the test images; teacher\.min_accuracy=99\.9 is required"
+    for own, message in (
+        ([weights, "loss=[kd,nst_poly]"], r"teacher\.model: .*\(192,\)"),
+        ([], r"teacher\.model .*\(192,\).* name teacher\.weights"),
+        ([weights, "teacher.min_accuracy=99.9"], r"scores \d+\.\d+ % .*teacher\.min_accuracy=99\.9"),
     ):
-        run(compose(*tiny, *HEADLESS, *POLY, weights, "teacher.min_accuracy=99.9"))
+        with pytest.raises(ValueError, match=message):
+            run(compose(*words, *own))
 
 
 def test_the_normalisation_is_as_given_else_stored_else_recorded_else_the_datas(tmp_path: Path) -> None:
@@ -47,18 +44,12 @@ def test_the_normalisation_is_as_given_else_stored_else_recorded_else_the_datas(
     stored = {"mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
     for network, metadata, mean, std, expected in (
         (recorded, stored, [0.7] * 3, [0.8] * 3, "mean 0.7, 0.7, 0.7, std 0.8, 0.8, 0.8, as given"),
-        (recorded, stored, None, None, "mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, as stored with its weights"),
+        (recorded, stored, None, None, "mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, as stored"),
         (recorded, {}, None, None, "mean 0.5, 0.5, 0.5, std 0.6, 0.6, 0.6, by the record of timm's vit"),
-        (
-            plain,
-            {},
-            None,
-            None,
-            "mean 0.4, 0.4, 0.4, std 0.3, 0.3, 0.3, as the data, since its weights say nothing else",
-        ),
+        (plain, {}, None, None, "mean 0.4, 0.4, 0.4, std 0.3, 0.3, 0.3, as the data"),
     ):
         save_weights(tmp_path / "own", plain, metadata)
-        assert load_teacher(network, DATA, str(tmp_path / "own"), None, mean, std)["input"] == expected
+        assert load_teacher(network, DATA, str(tmp_path / "own"), None, mean, std)["input"].startswith(expected)
 
 
 @pytest.mark.parametrize(("key", "value"), [("mean", "[0.1]"), ("weights_key", "ema")])
@@ -67,6 +58,6 @@ def test_how_weights_are_used_is_refused_where_there_are_none(
 ) -> None:
     words = [*tiny, "loss=kd", f"teacher.{key}={value}", *(["teacher.std=[0.2]"] if key == "mean" else [])]
     members = [f"+model@teacher.model.members.{name}.network=resnet8" for name in "ab"]
-    for network, message in (([], r"name teacher\.weights"), (["teacher=ensemble", *members], "have their own")):
-        with pytest.raises(ValueError, match=rf"teacher\.{key}=.* is for a teacher with weights: .*{message}"):
+    for network in ([], ["teacher=ensemble", *members]):
+        with pytest.raises(ValueError, match=rf"teacher\.{key}=.* is for a teacher with weights"):
             run(compose(*words, *network))

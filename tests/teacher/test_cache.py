@@ -44,22 +44,20 @@ SOFT, POLY, MAP = spec("kd:0", KD(), LOGITS), spec("nst:0", NST()), spec("at:0",
 
 def arrays_for(*target_specs: TargetSpec) -> list[CachedArray]:
     model = resnet8()
-    shape = {"last": (64, 2, 2), "layer3": (64, 2, 2), LOGITS: (10,)}
-    return [array for s in target_specs for array in cached_arrays(s, resolve(model, s.layer), shape[s.layer])]
+    return [array for s in target_specs for array in cached_arrays(s, resolve(model, s.layer), s.student_shape)]
 
 
 def opened(folder: Path, dtype: str = "float32", **key: Any) -> TeacherCache:
     return TeacherCache(folder, {**KEY, **key}, IMAGES, VIEWS, dtype)
 
 
-def write(cache: TeacherCache, live: LiveTeacher, *target_specs: TargetSpec) -> TeacherCache:
-    subset = split().view_subset(VIEWS)
-    write_cache(cache, live, split().loader(8, train=True), subset, arrays_for(*target_specs), ONE)
+def written_cache(
+    folder: Path, *target_specs: TargetSpec, live: LiveTeacher | None = None, dtype: str = "float32"
+) -> TeacherCache:
+    cache, loader = opened(folder, dtype), split().loader(8, train=True)
+    live = live or teacher(*target_specs)
+    write_cache(cache, live, loader, split().view_subset(VIEWS), arrays_for(*target_specs), ONE)
     return cache
-
-
-def written_cache(folder: Path, *target_specs: TargetSpec, dtype: str = "float32") -> TeacherCache:
-    return write(opened(folder, dtype), teacher(*target_specs), *target_specs)
 
 
 def reader(cache: TeacherCache, *target_specs: TargetSpec) -> CachedTeacher:
@@ -104,12 +102,12 @@ def test_a_half_written_cache_is_continued(tmp_path: Path) -> None:
     torch.manual_seed(0)
     live = CutOff(resnet8(), [POLY])
     with pytest.raises(KeyboardInterrupt):
-        write(opened(tmp_path), live, POLY)
+        written_cache(tmp_path, POLY, live=live)
     (array,) = arrays_for(POLY)
     written = np.load(opened(tmp_path).file(array.name, ".part"), mmap_mode="r+")
     assert np.count_nonzero(written["crc"]) == 8 * 7
     written["value"][0, 3] = 0
-    continued = write(opened(tmp_path), live, POLY)
+    continued = written_cache(tmp_path, POLY, live=live)
     assert live.calls == 11 + 2  # of 84 rows in batches of 8, one again
     complete = written_cache(tmp_path / "whole", POLY)
     for file in ("gram.npy", "manifest.json"):
@@ -141,37 +139,31 @@ class Half(AT):
         return super().target(teacher_feature[:, ::2], student_shape)
 
 
-@pytest.mark.parametrize(
-    ("loss", "large", "reason"),
-    [
-        (AT(), False, "None"),
-        (FitNet(), False, "256; cache.large=true"),
-        (FitNet(), True, "None"),
-        (Half(), True, "target_key"),
-    ],
-)
-def test_what_stays_live_and_why(loss: TransferLoss, large: bool, reason: str) -> None:
-    assert reason in str(why_live(spec("x:0", loss), (64, 2, 2), large))
+def test_what_stays_live_and_why() -> None:
+    for loss, large, reason in (
+        (AT(), False, "None"), (FitNet(), False, "256; cache.large=true"), (FitNet(), True, "None"), (Half(), True, "target_key"),
+    ):  # fmt: skip
+        assert reason in str(why_live(spec("x:0", loss), (64, 2, 2), large))
 
 
 def test_damage_and_another_key_are_refused(tmp_path: Path) -> None:
     cache = written_cache(tmp_path, SOFT)
-    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now; delete it"):
+    with pytest.raises(ValueError, match=r"teacher\.sha256: 'abc' there, 'xyz' now"):
         opened(tmp_path, teacher={"name": "resnet8", "sha256": "xyz"})
-    (array,) = arrays_for(SOFT)
-    content = bytearray(cache.file(array.name).read_bytes())
+    file = cache.file(arrays_for(SOFT)[0].name)
+    content = bytearray(file.read_bytes())
     content[-3] ^= 1  # in the last view of the last image
-    cache.file(array.name).write_bytes(content)
+    file.write_bytes(content)
     damaged = reader(opened(tmp_path), SOFT)
     damaged(some_batch([20], [2]))
     for find in (lambda: damaged(some_batch([20], [3])), opened(tmp_path).check):
-        with pytest.raises(ValueError, match=r"logits\.npy is damaged: a row does not have its checksum; delete it"):
+        with pytest.raises(ValueError, match=r"logits\.npy is damaged"):
             find()
-    cache.file(array.name).write_bytes(content[:-8])
-    with pytest.raises(ValueError, match=r"is damaged .*delete it"):
+    file.write_bytes(content[:-8])
+    with pytest.raises(ValueError, match=r"logits\.npy is damaged"):
         opened(tmp_path)
-    cache.file(array.name).unlink()
-    assert not written_cache(tmp_path, SOFT).missing([array])
+    file.unlink()
+    assert not written_cache(tmp_path, SOFT).missing(arrays_for(SOFT))
     torch.testing.assert_close(reader(opened(tmp_path), SOFT)(BATCH), teacher(SOFT)(BATCH), rtol=0, atol=0)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
@@ -180,17 +172,13 @@ def test_damage_and_another_key_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "dtype", "hint"),
-    [
-        (7e4, "float16", r"cache\.dtype=float32"),
-        (7e4, "float32", ""),
-        (float("nan"), "float32", r"check teacher\.weights"),
-    ],
+    [(7e4, "float16", r"cache\.dtype=float32"), (7e4, "float32", ""), (torch.nan, "float32", r"teacher\.weights")],
 )
 def test_a_target_that_the_cache_cannot_hold_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, dtype: str, hint: str
 ) -> None:
     mine = spec("mine:0", AT())
     monkeypatch.setattr(mine.loss, "target", lambda f, shape: {"attention": torch.full((len(f), 4), value)})
-    with pytest.raises(ValueError, match=rf"loss\.mine: .*not finite in {dtype}.*{hint}") if hint else nullcontext():
+    with pytest.raises(ValueError, match=rf"loss\.mine: .*{dtype}.*{hint}") if hint else nullcontext():
         written_cache(tmp_path, mine, dtype=dtype)
     assert bool(opened(tmp_path, dtype).arrays) == (not hint)

@@ -6,12 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import Compose
+from tests.data.samples import write_tree
 
+from nst import build
 from nst.cli.train import run
+from nst.dist import Dist
 from nst.models.resnet import CifarResNet
+from nst.run import prepare_teacher
 
 TERMS = "loss=[kd,at,nst_poly]"
-EXACT = ["cache.views=all", "cache.dtype=float32"]
 
 
 def trained(compose: Compose, *overrides: str) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -25,7 +28,7 @@ def test_with_every_view_in_float32_a_run_equals_the_live_one_bit_for_bit(
 ) -> None:
     """FitNet's targets stay live: they are large."""
     live, by_live = trained(compose, *tiny, *own)
-    stored, by_cache = trained(compose, *tiny, *own, *EXACT)
+    stored, by_cache = trained(compose, *tiny, *own, "cache.views=all", "cache.dtype=float32")
     live_beside = "loss.fitnet uses a live teacher: its target has 256 values an image and view, the feature 256"
     assert (live_beside in capsys.readouterr().out) == (TERMS not in own)
     assert live["last"] == stored["last"]
@@ -73,12 +76,32 @@ def test_a_copied_cache_needs_no_weights(compose: Compose, tiny: list[str], tmp_
     with pytest.raises(ValueError, match=r"lacks targets of this run: name its teacher\.weights"):
         trained(compose, *tiny, *node, "loss=[kd,at]", f"outputs={tmp_path}/third")
 
+    trained(compose, *tiny, *node[:2], "teacher.seed=1")  # the same run by a teacher of its own
+    with pytest.raises(ValueError, match=r"is finished, but the teacher in .*mine has changed"):
+        trained(compose, *tiny, *node, "teacher.seed=1")
 
-def test_a_finished_run_of_another_teacher_than_the_named_caches_is_refused(
+
+def test_cached_targets_of_photographs_are_those_of_the_same_crop(
     compose: Compose, tiny: list[str], tmp_path: Path
 ) -> None:
-    stored, named = [*tiny, "loss=kd", "cache.views=2"], f"cache.path={tmp_path}/theirs"
-    trained(compose, *stored, named, "teacher.seed=1", f"outputs={tmp_path}/elsewhere")
-    trained(compose, *stored)
-    with pytest.raises(ValueError, match=r"is finished, but the teacher in .*theirs has changed"):
-        trained(compose, *stored, named)
+    """Some random crops of each image, fixed by (index, slot)."""
+    write_tree(tmp_path / "photographs")
+    own = [
+        "data=folder", f"data.root={tmp_path}/photographs", "data.num_classes=3", "data.size=16", "data.resize=20",
+        "data.limit=null", "trainer.workers=0", "data.augment=rand", "data.erase=0.5", "loss=[kd,at]", "cache.views=3", "cache.dtype=float32",
+    ]  # fmt: skip
+    settings, one = build.settings(compose(*tiny, *own)), Dist(0, 1, torch.device("cpu"))
+    data, networks = build.dataset(settings), build.networks(settings)
+    cached = prepare_teacher(settings, networks, one, data)
+    assert cached.live is not None  # it has just written the cache
+    live = cached.live.beside(networks.distiller.target_specs)
+    seen: dict[int, list[int]] = {}
+    loader = build.loader(settings, one, data, "train", cached.views)
+    for epoch in range(3):
+        for batch, read in cached.targets(loader.epoch(epoch)):
+            torch.testing.assert_close(read, live(batch), rtol=1e-4, atol=1e-5)
+            for index, view in zip(batch.indices.tolist(), batch.views.tolist(), strict=True):
+                seen.setdefault(index, []).append(view)
+    assert all(sorted(views) == [0, 1, 2] for views in seen.values())  # each crop once in three epochs
+    crops = data.train.render(torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert not torch.equal(crops[0], crops[1])

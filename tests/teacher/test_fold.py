@@ -5,39 +5,19 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from tests.models.conftest import capture, with_statistics
 from torch import Tensor, nn
 
-from nst.layers import LayerHooks
 from nst.models import preact_resnet164, resnet8, wrn16_2
 from nst.teacher.network import fold_batch_norm
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """With batch statistics that are not the identity."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-    return model.eval().double()
-
-
-def features(model: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    hooks = LayerHooks(model, layers)
-    logits = model(image)
-    hooks.remove()
-    return {**hooks.read(), "logits": logits}
 
 
 def assert_folded(model: nn.Module, folded: int, *, kept: Sequence[str] = (), layers: Sequence[str] = ()) -> None:
     """That so many pairs are folded, and nothing else changes; `kept`: layers that are named to stay."""
     image = torch.randn(2, 3, 8, 8, dtype=torch.double)
-    expected = features(model, image, [*kept, *layers])
+    expected = capture(model, image, [*kept, *layers])
     assert fold_batch_norm(model, image, kept) == folded
-    torch.testing.assert_close(features(model, image, [*kept, *layers]), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(capture(model, image, [*kept, *layers]), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("make", "folded"), [(resnet8, 7), (wrn16_2, 7), (preact_resnet164, 109)])
@@ -54,35 +34,24 @@ def test_a_named_layer_between_a_convolution_and_its_norm_keeps_its_feature(laye
     assert_folded(with_statistics(nn.Sequential(OrderedDict(layers))), 0, kept=[layer])
 
 
-class Shared(nn.Module):
-    """One convolution and norm used twice."""
+class Reused(nn.Module):
+    """One convolution and its norm used twice; or the convolution's output is read elsewhere, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: bool) -> None:
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(self.bn(self.conv(x)))).mean((2, 3))
-
-
-class Twice(Shared):
-    """The convolution's output is read elsewhere, too."""
+        self.conv, self.bn, self.elsewhere = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), elsewhere
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        return (self.bn(x) + x).mean((2, 3))
+        return (self.bn(x) + x if self.elsewhere else self.bn(self.conv(self.bn(x)))).mean((2, 3))
 
 
-@pytest.mark.parametrize(("network", "folded"), [(Shared, 1), (Twice, 0)])
-def test_layers_used_twice(network: type[nn.Module], folded: int) -> None:
-    assert_folded(with_statistics(network()), folded)
-
-
-@pytest.mark.parametrize("normalised", [nn.utils.weight_norm, nn.utils.spectral_norm])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_convolution_whose_weight_is_computed_is_not_folded(normalised: Callable[[nn.Module], nn.Module]) -> None:
-    """Nor one whose norm has no running statistics."""
-    norms = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
-    layers = [normalised(nn.Conv2d(3, 4, 3)), norms[0], nn.Conv2d(4, 4, 3), norms[1]]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert_folded(with_statistics(model), 0)
+def test_odd_networks_keep_their_outputs() -> None:
+    """Also where a convolution's weight is computed, and where a norm has no running statistics."""
+    assert_folded(with_statistics(Reused(elsewhere=False)), 1)
+    assert_folded(with_statistics(Reused(elsewhere=True)), 0)
+    for normalised in (nn.utils.weight_norm, nn.utils.spectral_norm):
+        norms = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
+        layers = [normalised(nn.Conv2d(3, 4, 3)), norms[0], nn.Conv2d(4, 4, 3), norms[1]]
+        assert_folded(with_statistics(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())), 0)
