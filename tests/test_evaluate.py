@@ -1,12 +1,12 @@
 """Evaluation: each image once, in eval mode, whatever the batches."""
 
-import json
 from pathlib import Path
 
 import pytest
 import sklearn.metrics
 import torch
 from tests.conftest import Compose
+from tests.outcome import rows
 from torch import Tensor, nn
 
 from nst.cli.train import run
@@ -32,32 +32,23 @@ def batches(logits: Tensor, labels: Tensor, size: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_accuracy_and_loss_by_hand(size: int) -> None:
+def test_accuracies_loss_and_the_confusion_matrix(size: int) -> None:
+    """Of all images and of each class, one of which has none."""
     generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(25, 8, generator=generator), torch.randint(8, (25,), generator=generator)
-    order = logits.argsort(1, descending=True)
-    top1 = sum(int(order[i, 0] == labels[i]) for i in range(25)) * 4.0
-    top5 = sum(int(labels[i] in order[i, :5]) for i in range(25)) * 4.0
-    loss = -sum(float(logits[i].double().log_softmax(0)[labels[i]]) for i in range(25)) / 25
-    model = Table().train()
-    found = evaluate(model, batches(logits, labels, size), ONE)
-    assert (found.top1, found.top5, found.images) == (top1, top5, 25)
-    assert found.loss == pytest.approx(loss, rel=1e-6)
+    logits, labels = torch.randn(50, 8, generator=generator), torch.randint(8, (50,), generator=generator)
+    labels[labels == 2] = 3
+    confusion, model = torch.zeros(8, 8, dtype=torch.int64), Table().train()
+    found = evaluate(model, batches(logits, labels, size), ONE, confusion=confusion)
     assert model.training
-
-
-def test_every_class_and_the_confusion_matrix() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
-    labels[labels == 2] = 3  # a class without images
-    confusion = torch.zeros(4, 4, dtype=torch.int64)
-    found = evaluate(Table(), batches(logits, labels, 7), ONE, confusion=confusion)
+    top1, top5 = (100 * sklearn.metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(8)) for k in (1, 5))
+    assert (found.top1, found.top5, found.images) == (pytest.approx(top1), pytest.approx(top5), 50)
+    assert found.loss == pytest.approx(sklearn.metrics.log_loss(labels, logits.double().softmax(1), labels=range(8)))
     answers = logits.argmax(1)
-    assert confusion.tolist() == sklearn.metrics.confusion_matrix(labels, answers, labels=range(4)).tolist()
-    assert found.class_images == torch.bincount(labels, minlength=4).tolist()
-    recalls = sklearn.metrics.recall_score(labels, answers, labels=range(4), average=None, zero_division=0)
-    assert found.class_top1[2] is None
-    assert [top1 for top1 in found.class_top1 if top1 is not None] == pytest.approx(100 * recalls[[0, 1, 3]])
+    assert confusion.tolist() == sklearn.metrics.confusion_matrix(labels, answers, labels=range(8)).tolist()
+    assert found.class_images == torch.bincount(labels, minlength=8).tolist()
+    recalls = sklearn.metrics.recall_score(labels, answers, labels=range(8), average=None, zero_division=0)
+    assert found.class_top1.pop(2) is None
+    assert found.class_top1 == pytest.approx([100 * recall for i, recall in enumerate(recalls) if i != 2])
 
 
 def test_metrics_by_hand() -> None:
@@ -74,14 +65,9 @@ def test_metrics_by_hand() -> None:
 
 def test_a_metric_sees_all_images_in_the_order_of_the_split() -> None:
     logits, labels = torch.randn(9, 4), torch.randint(4, (9,))
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def metric(*of: Tensor) -> float:
-        seen.append((of[0], of[1]))
-        return 7.5
-
-    found = evaluate(Table(), batches(logits, labels, 4)[::-1], ONE, metrics={"own": metric})
-    assert found.others == {"own": 7.5}
+    seen: list[tuple[Tensor, ...]] = []
+    own = {"own": lambda *of: seen.append(of) or 7.5}
+    found = evaluate(Table(), batches(logits, labels, 4)[::-1], ONE, metrics=own)
     assert found.as_dict()["own"] == 7.5
     assert torch.equal(seen[0][0], logits)
     assert torch.equal(seen[0][1], labels)
@@ -93,11 +79,8 @@ def test_metrics_of_a_run_are_logged_and_kept(compose: Compose, tiny: list[str])
     summary = run(compose(*tiny, "loss=ce", "metric=[macro,calibration]", own, "data.validation=0.2"))
     assert {"macro", "calibration", "own"} <= summary["test"].keys()
     assert summary["test"]["own"] == 360
-    lines = [json.loads(line) for line in (Path(summary["folder"]) / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if line["kind"] == "eval"][-1]
-    assert {name: last[name] for name in ("top1", "macro", "own")} == {
-        name: summary["last"][name] for name in ("top1", "macro", "own")
-    }
+    last = rows(Path(summary["folder"]))[-1]
+    assert all(last[name] == summary["last"][name] for name in ("top1", "macro", "own"))
     assert run(compose(*tiny, "loss=ce", "data.validation=0.2"))["was_finished"]
     with pytest.raises(ValueError, match=r"metric\.top1: the log has a value of this name"):
         run(compose(*tiny, "loss=ce", "+metric.top1={_target_: nst.evaluate.macro_accuracy}", "dry_run=true"))

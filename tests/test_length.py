@@ -1,6 +1,6 @@
 """The length of a run: in steps, and ended by its validation part; exact when killed."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import Compose
+from tests.outcome import rows
 
 import nst.run
 from nst.cli.train import run
@@ -15,30 +16,30 @@ from nst.evaluate import Metrics
 from nst.loop import Loop
 
 
-def student(summary: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return load_file(Path(summary["folder"]) / "student.safetensors")
-
-
 def evaluated(summary: dict[str, Any]) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (Path(summary["folder"]) / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["epoch"]) for line in lines if line["kind"] == "eval"]
+    return [(row["step"], row["epoch"]) for row in rows(Path(summary["folder"])) if row["kind"] == "eval"]
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert (left["last"], left["best"], left["steps"]) == (right["last"], right["best"], right["steps"])
-    assert all(torch.equal(value, student(right)[name]) for name, value in student(left).items())
+    one, other = (load_file(Path(summary["folder"]) / "student.safetensors") for summary in (left, right))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def killed_in_save(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The process dies after it has saved this step."""
+def killed_in_saves(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], start: Callable[[], Any]) -> None:
+    """Starts that die after they have saved one of these steps each."""
     save = Loop.save
+    for step in steps:
 
-    def patched(self: Loop) -> None:
-        save(self)
-        if self.training.progress.step == step:
-            raise RuntimeError("power cut")
+        def patched(self: Loop, step: int = step) -> None:
+            save(self)
+            if self.training.progress.step == step:
+                raise RuntimeError("power cut")
 
-    monkeypatch.setattr(Loop, "save", patched)
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "save", patched)
+            with pytest.raises(RuntimeError, match="power cut"):
+                start()
 
 
 def test_steps_are_the_length_of_a_run_also_within_an_epoch(
@@ -46,20 +47,15 @@ def test_steps_are_the_length_of_a_run_also_within_an_epoch(
 ) -> None:
     """Epochs of three steps: the fourth and fifth are most of a second one, at whose end it is evaluated. A schedule falls over all five."""
     often = ["trainer.steps=5", "trainer.checkpoint_every=1 steps"]
-    own = [*tiny, "loss=nst_poly", *often, "trainer.mixup=1", "schedule=cosine"]
+    own = [*tiny, "loss=ce", *often, "trainer.mixup=1", "schedule=cosine"]
     whole = run(compose(*own, "outputs=" + compose().outputs + "/whole"))
     assert whole["steps"] == 5
     assert not whole["stopped_early"]
     assert evaluated(whole) == [(3, 1), (5, 2)]
-    with monkeypatch.context() as patch:
-        for step in (4, 5):
-            killed_in_save(patch, step)
-            with pytest.raises(RuntimeError, match="power cut"):
-                run(compose(*own))
-            patch.undo()
+    killed_in_saves(monkeypatch, (4, 5), lambda: run(compose(*own)))
     assert_same(run(compose(*own)), whole)
-    as_epochs = run(compose(*tiny, "loss=nst_poly", "trainer.steps=6", "trainer.epochs=9"))
-    assert_same(as_epochs, run(compose(*tiny, "loss=nst_poly")))
+    as_epochs = run(compose(*tiny, "loss=ce", "trainer.steps=6", "trainer.epochs=9"))
+    assert_same(as_epochs, run(compose(*tiny, "loss=ce")))
 
 
 def test_patience_ends_a_run_by_its_validation_part(
@@ -80,15 +76,10 @@ def test_patience_ends_a_run_by_its_validation_part(
     assert evaluated(whole) == [(3, 1), (6, 2), (9, 3), (12, 4)]
     assert whole["stopped_early"]
     assert (whole["best"]["epoch"], whole["last"]["top1"]) == (2, 45.0)
-    for step in (9, 12):  # a run that dies before it writes its summary does not go on
-        with monkeypatch.context() as patch:
-            killed_in_save(patch, step)
-            with pytest.raises(RuntimeError, match="power cut"):
-                run(compose(*own))
+    killed_in_saves(monkeypatch, (9, 12), lambda: run(compose(*own)))  # without a summary it does not go on either
     continued = run(compose(*own))
     assert_same(continued, whole)
     assert evaluated(continued) == evaluated(whole)
-    names = {run(compose(*own, f"trainer.eval_every={every}"))["folder"] for every in (1, 2)}
-    assert len(names) == 2  # with patience it decides when a run ends
+    assert run(compose(*own, "trainer.eval_every=2"))["folder"] != continued["folder"]  # it decides when a run ends
     with pytest.raises(ValueError, match=r"trainer\.patience=2: must not be chosen on the test images"):
         run(compose(*tiny, "loss=kd", "trainer.patience=2", "dry_run=true"))
