@@ -44,8 +44,6 @@ from nst.storage.trackers import RunInfo
 from nst.tables.frame import read_frame
 from nst.teacher import LiveTeacher, Teacher
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -68,15 +66,10 @@ class Run:
         return pd.json_normalize([json.loads(line) for line in lines])
 
     def student(self, weights: str = "last") -> nn.Module:
-        """The trained network in evaluation mode on the CPU: images `[B, C, H, W]` → logits.
+        """The network of the "last" or "best" epoch in evaluation mode on the CPU: images `[B, C, H, W]` → logits.
 
         Its images are pixels in 0 … 1, which it normalises itself; for the student of `distil` images as its data set gives them.
-
-        Args:
-            weights: "last" or "best": of the last epoch, or of the best one.
-
-        Raises:
-            ValueError: the run is not finished, or its files are damaged.
+        Raises ValueError if the run is not finished or its files are damaged.
         """
         if self.network is not None:
             load_weights(self.network, self.folder / f"{'student' if weights == 'last' else weights}.safetensors")
@@ -87,14 +80,9 @@ class Run:
 
 
 def train(*overrides: str) -> Run:
-    """Train as `nst train` does: the same folder, the same result; a finished run is not repeated, an interrupted one continues.
+    """Train as `nst train` does, with overrides such as "model=resnet20", "trainer.epochs=5": the same folder, the same result.
 
-    Args:
-        overrides: such as "model=resnet20", "loss=[kd,nst_poly]", "trainer.epochs=5".
-
-    Raises:
-        ValueError: a setting or file that makes the run impossible; names the nearest key.
-        FloatingPointError, Interrupted: see `nst.run.train_and_write`; after a notebook's stop button, too, the same call continues.
+    What was interrupted, also by a notebook's stop button, continues with the same call. For exceptions see the module.
     """
     settings = build.settings(composed(overrides))
     folder = run_folder(asdict(settings))
@@ -111,7 +99,7 @@ def runs(outputs: str | PathLike[str] = "outputs") -> pd.DataFrame:
     damaged: list[str] = []
     frame = read_frame(sorted(file.parent for file in Path(outputs).glob("*/*/*/*/config.json")), damaged)
     for line in damaged:
-        log.warning("%s", line)
+        logging.getLogger(__name__).warning("%s", line)
     return frame
 
 
@@ -135,13 +123,12 @@ def distil(
 ) -> Run:
     """Train `student` on labels and on what `teacher` knows, by the loop of `nst train`, without configuration.
 
-    Random transforms are seeded by (seed, epoch, image), so the result does not depend on `workers`, and a stopped run continues
-    exactly.
+    Random transforms are seeded by (seed, epoch, image): `workers` do not change the result, and a stopped run continues exactly.
 
     Args:
         student, teacher: images `[B, C, H, W]` → logits `[B, classes]`; trained in place, and left as it is. None: labels alone.
         loss: of each term its weight λ: `{"kd": 16, "nst_poly": 50}` are the losses of `loss=NAME` with their defaults,
-            `{"mine": (2.0, MyLoss())}` is one of your own. The cross-entropy is added, with weight 1 if there is no "ce".
+            `{"mine": (2.0, MyLoss())}` is one of your own. Without "ce" the cross-entropy is added, with weight 1.
         train, test: give (image, label): a float32 tensor `[C, H, W]`, of one size in each, as both networks see it, and a class number.
         layers: compared by all losses on features: a layer of both networks, or a list of `{"teacher": …, "student": …}`.
         lr, optimizer, schedule: by default SGD with momentum 0.9, weight decay 5e-4 and one cycle of the rate; `optimizer` makes one from
@@ -151,14 +138,13 @@ def distil(
 
     Raises:
         ValueError: networks, losses or images that do not fit together; a folder of another run.
-        FloatingPointError, Interrupted: see `train`.
     """
     settings = replace(trainer or TrainerConfig(), epochs=epochs, batch_size=batch_size, heatmaps=False)
     check_ranges(settings, "trainer.")
     if settings.mixup or settings.cutmix:
         raise ValueError("trainer: mixup and cutmix are for data of nst train; mix images in the data set")
     place = Path(tempfile.mkdtemp(prefix="nst-") if folder is None else folder)
-    shape, _ = _image_shape(train), _image_shape(test)
+    splits = _Images(train), _Images(test)
     terms = _terms(loss, layers, [student] if teacher is None else [student, teacher], epochs)
     about = {
         "student": type(student).__name__, "teacher": None if teacher is None else type(teacher).__name__, "layers": layers,
@@ -173,20 +159,19 @@ def distil(
     with seeded(seed):
         on_student = [pair.student for term in terms for pair in term.pairs]
         on_teacher = [pair.teacher for term in terms for pair in term.pairs if term.loss.source == "teacher"]
-        student_shapes = feature_shapes(student, [*on_student, LOGITS], shape, trained=True)
-        teacher_shapes = {} if teacher is None else feature_shapes(teacher, [*on_teacher, LOGITS], shape)
+        student_shapes = feature_shapes(student, [*on_student, LOGITS], splits[0].shape, trained=True)
+        teacher_shapes = {} if teacher is None else feature_shapes(teacher, [*on_teacher, LOGITS], splits[0].shape)
         distiller = Distiller(student, terms, student_shapes, teacher_shapes)
         distiller.init_memory(len(train))  # pyright: ignore[reportArgumentType]
     (classes,) = student_shapes[LOGITS]
     with join(settings.device, settings.timeout) as dist:
-
-        def loader(dataset: Dataset[Any], size: int, train: bool) -> Loader:
-            images: Any = _Images(dataset, _image_shape(dataset), classes, dist.device)
-            ranks = (dist.rank, dist.world, dist.device)
-            return Loader(images, size, train, seed, *ranks, settings.channels_last, workers=workers)
-
+        loaders: list[Loader] = []
+        for split, size in zip(splits, (batch_size, settings.eval_batch_size), strict=True):
+            split.classes, split.labels = classes, torch.empty(len(split), dtype=torch.int64, device=dist.device)
+            rest = (seed, dist.rank, dist.world, dist.device, settings.channels_last)
+            loaders.append(Loader(split, size, split is splits[0], *rest, workers=workers))  # pyright: ignore[reportArgumentType]
+        batches, held_out = loaders
         make = optimizer or partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=5e-4)
-        batches, held_out = loader(train, batch_size, True), loader(test, settings.eval_batch_size, False)
         common = {"schedule": schedule or OneCycle(), "settings": settings, "dist": dist, "seed": seed}
         training = Training(distiller, batches, optimizer=make, **common)
         live = None if teacher is None else LiveTeacher(copy.deepcopy(teacher).to(dist.device), distiller.target_specs)
@@ -200,12 +185,8 @@ def distil(
             info = RunInfo(place, place.name, "distil", about)
             record = Record(training, info, about={"config": about}, metadata={"arch": type(student).__name__})
             around = Loop(training, Teacher([live] if live else []), evaluation, record, chance=100 / classes)
-            facts = {
-                "teacher": about["teacher"] and {"name": about["teacher"]},
-                "seeds": {"run": seed},
-                "config": about,
-            }
-            train_and_write(around, facts)
+            named = about["teacher"] and {"name": about["teacher"]}
+            train_and_write(around, {"teacher": named, "seeds": {"run": seed}, "config": about})
         finally:
             lock.close()
     distiller.hooks.remove()
@@ -213,30 +194,18 @@ def distil(
     return run
 
 
-def _image_shape(dataset: Dataset[Any]) -> tuple[int, int, int]:
-    """`(C, H, W)` of a data set's first image. Raises ValueError if it has none as `distil` needs it."""
-    if not len(dataset):  # pyright: ignore[reportArgumentType]
-        raise ValueError("a data set is empty")
-    image, _ = dataset[0]
-    if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.ndim != 3:
-        raise ValueError(f"a data set gives images of {type(image)}; a float32 tensor [C, H, W] is needed (v2.ToDtype)")
-    channels, height, width = image.shape
-    return channels, height, width
-
-
 def _terms(
     loss: Mapping[str, float | tuple[float, TransferLoss]], layers: Any, networks: Sequence[nn.Module], epochs: int
 ) -> list[Term]:
     """The terms of a `loss` of `distil`, the cross-entropy first. Raises ValueError for one that cannot be trained so."""
     terms: list[Term] = []
-    files = (CONFIGS / "loss").glob("*.yaml")
-    shipped = {file.stem: yaml.safe_load(file.read_text()).get(file.stem) for file in files}
+    shipped = {f.stem: yaml.safe_load(f.read_text()).get(f.stem) for f in (CONFIGS / "loss").glob("*.yaml")}
     for name, given in (loss if "ce" in loss else {"ce": 1.0, **loss}).items():
         weight, made = given if isinstance(given, tuple) else (given, None)
         if not 0 <= weight < math.inf:
             raise ValueError(f"loss {name}: weight {weight!r}; a finite number, 0 or more, is needed")
         if made is None:
-            if (node := shipped.get(name)) is None:
+            if not (node := shipped.get(name)):
                 known = ", ".join(sorted(name for name, node in shipped.items() if node))
                 raise ValueError(f"loss {name}: there is none of this name; give (weight, loss), or one of {known}")
             node = {key: epochs if value == "${trainer.epochs}" else value for key, value in node.items()}
@@ -251,13 +220,20 @@ def _terms(
 
 
 class _Images(Dataset[Any]):
-    """A torch data set as a split of `Loader`: its random transforms are functions of (index, view), its labels come with the images."""
+    """A torch data set as a split of `Loader`: random transforms are functions of (index, view), labels come with the images."""
 
     num_views, unaugmented = None, 0
+    labels: Tensor
+    classes: int
 
-    def __init__(self, dataset: Dataset[Any], shape: tuple[int, ...], classes: int, device: torch.device) -> None:
-        self.dataset, self.shape, self.classes = dataset, shape, classes
-        self.labels = torch.empty(len(self), dtype=torch.int64, device=device)
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        if not len(self):
+            raise ValueError("a data set is empty")
+        image, _ = dataset[0]
+        if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.ndim != 3:
+            raise ValueError(f"a data set gives images of {type(image)}; a float32 tensor [C, H, W] is needed")
+        self.shape: Any = tuple(image.shape)
 
     def __len__(self) -> int:
         return len(self.dataset)  # pyright: ignore[reportArgumentType]

@@ -76,22 +76,17 @@ def settings(cfg: DictConfig) -> RunConfig:
     losses: dict[str, type[TransferLoss]] = {}
     for name, node in run.loss.items():
         if not isinstance(node, Mapping) or "_target_" not in node or not NAME.fullmatch(str(name)):
-            raise ValueError(
-                f"loss.{name} is {node!r}; a term with `weight` and `_target_` is needed, as in loss={name}"
-            )
+            raise ValueError(f"loss.{name} is {node!r}; a term with `weight` and `_target_` is needed")
         weight = node.get("weight")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ValueError(f"loss.{name}.weight={weight!r}: a finite number, 0 or more, is needed")
         made = instantiate(f"loss.{name}", {"_target_": node["_target_"]}, partial=True).func
         if not isinstance(made, type) or not issubclass(made, TransferLoss):
-            raise ValueError(
-                f"loss.{name}._target_={node['_target_']}: a subclass of nst.losses.TransferLoss is needed"
-            )
+            raise ValueError(f"loss.{name}._target_={node['_target_']}: no subclass of nst.losses.TransferLoss")
         if made.on_logits and node.get("layers"):
             raise ValueError(f"loss.{name}.layers: this loss works on the logits and takes no layers")
         losses[name] = made
-    used = {name: loss for name, loss in losses.items() if run.loss[name]["weight"] > 0}
-    if not used:
+    if not (used := {name: loss for name, loss in losses.items() if run.loss[name]["weight"] > 0}):
         raise ValueError("loss: no term with a positive weight; choose for example loss=ce or loss=nst_poly")
     assign_layers(run.layers, run.loss, [name for name, loss in losses.items() if not loss.on_logits])
 
@@ -100,9 +95,7 @@ def settings(cfg: DictConfig) -> RunConfig:
     if not taught:
         run.teacher.model, run.teacher.weights, run.cache = None, None, CacheConfig()
     elif run.teacher.model is None:
-        raise ValueError(
-            f"loss.{taught[0]} learns from a teacher, but teacher=none; add teacher=resnet56 or use loss=ce"
-        )
+        raise ValueError(f"loss.{taught[0]} learns from a teacher, but teacher=none; use for example loss=ce")
     else:
         check_component("teacher.model", run.teacher.model)
         check_pair("teacher.", run.teacher, run.data["channels"])
@@ -150,11 +143,7 @@ def check_component(key: str, node: Any, example: str | None = None) -> None:
 
 
 def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any:
-    """Call a node's `_target_`, or with `partial` return it as a partial.
-
-    Raises:
-        ValueError: a wrong argument; a name that its module does not have, with the nearest that it has.
-    """
+    """A node's `_target_`, called or as a partial. Raises ValueError for a wrong argument or name, with the nearest name."""
     try:
         return hydra.utils.instantiate({**node}, _convert_="all", _partial_=partial)
     except InstantiationException as error:
@@ -169,11 +158,7 @@ def instantiate(key: str, node: Mapping[str, Any], partial: bool = False) -> Any
 
 
 def terms(run: RunConfig, models: Sequence[nn.Module] = ()) -> list[Term]:
-    """The terms of the run's loss, in order; those of weight 0 are left out.
-
-    Args:
-        models: student and teacher, to resolve `stages`; without them `stages` is one pair.
-    """
+    """The run's terms of a weight above 0; `models`, student and teacher, resolve `stages`, which is one pair without them."""
     made: list[Term] = []
     with seeded(run.seed):
         for name, node in run.loss.items():
@@ -193,8 +178,7 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
         prefix: of the keys `optim` and `schedule` in errors.
         distiller: what is to be trained; with it the parts in `lr_factors` are checked.
 
-    Raises:
-        ValueError: unknown optimizer or schedule, an argument that it does not accept, or an unknown part.
+    Raises ValueError for an unknown optimizer, schedule or part, or an argument that is not accepted.
     """
     for name, example in (("optim", "adamw"), ("schedule", "cosine")):
         node = getattr(run, name)
@@ -206,11 +190,8 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
     if not isinstance(factors, Mapping) or not all(
         isinstance(part, str) and type(f) in (int, float) and 0 < f < math.inf for part, f in factors.items()
     ):
-        raise ValueError(
-            f"{key}.lr_factors={factors}: factors above 0 by part, such as {{fc: 10, '0': 0.1}}, are needed"
-        )
-    arguments = {k: v for k, v in run.optim.items() if k not in ("no_decay", "lr_factors")}
-    make = instantiate(key, arguments, partial=True)
+        raise ValueError(f"{key}.lr_factors={factors}: factors above 0 by part are needed, such as {{fc: 10}}")
+    make = instantiate(key, {k: v for k, v in run.optim.items() if k not in ("no_decay", "lr_factors")}, partial=True)
     try:
         check_optimizer(make, no_decay)
         if distiller is not None:
@@ -222,7 +203,7 @@ def optimization(run: RunConfig, prefix: str = "", distiller: Distiller | None =
 
 
 def trackers(run: RunConfig) -> dict[str, Tracker]:
-    """The run's trackers by their names in the configuration, not started. Raises ValueError for an unknown tracker or one that is not installed."""
+    """The run's trackers by name, not started. Raises ValueError for an unknown one, or one that is not installed."""
     for name, node in run.tracker.items():
         check_component(f"tracker.{name}", node, "tracker=tensorboard")
     return {name: instantiate(f"tracker.{name}", node) for name, node in run.tracker.items()}
@@ -296,8 +277,7 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
         ValueError: unknown layer, a layer whose feature is not a map, shapes that a loss cannot compare, wrong number of classes.
     """
     student = network("model", run.model, run.seed)
-    synchronised = run.trainer.sync_bn and dist is not None and dist.world > 1
-    if synchronised:
+    if synchronised := run.trainer.sync_bn and dist is not None and dist.world > 1:
         student = _synchronised(student, dist)
         if run.model.get("freeze"):  # the new modules
             freeze(student, run.model["freeze"])
@@ -321,9 +301,9 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
         try:
             spec.loss.target_shapes(*shapes)
             if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
+                student_map, teacher_map = map(shown, shapes)
                 raise ValueError(
-                    f"maps of {shown(shapes[0])} (student) and {shown(shapes[1])} (teacher): scaled to unit length, a map of 1×1 "
-                    "is always the same; compare earlier layers, see `nst layers`"
+                    f"maps of {student_map} and {teacher_map}: of unit length, one of 1×1 is constant; see `nst layers`"
                 )
         except ValueError as error:
             raise ValueError(f"loss.{spec.key.split(':')[0]}, teacher layer '{spec.layer}': {error}") from error
@@ -371,17 +351,12 @@ def _shapes(run: RunConfig, side: str, model: nn.Module, made: Sequence[Term]) -
         if len(output) != 1:
             raise ValueError(f"model: without its classifier it gives {output} an image; a vector is needed")
     elif output != (classes,) and (side == "student" or LOGITS in names):
-        raise ValueError(
-            f"{key}: its output has shape {output} an image, data.num_classes={classes} needs ({classes},)"
-        )
+        raise ValueError(f"{key}: its output has shape {output} an image, data.num_classes={classes}")
     return shapes
 
 
 def teacher_run(run: RunConfig) -> RunConfig:
-    """The run that trains the teacher: its own recipe and seed, independent of the student's.
-
-    From the student's trainer it takes only keys that do not change the result.
-    """
+    """The run that trains the teacher: its own recipe and seed; of the student's trainer only keys that do not change the result."""
     train = run.teacher.train
     shared = [key.removeprefix("trainer.") for key in UNNAMED if key.startswith("trainer.")]
     own = {key: getattr(train, key) for key in ("epochs", "batch_size", "precision", "sync_bn")}
@@ -394,11 +369,7 @@ def teacher_run(run: RunConfig) -> RunConfig:
 
 
 def dataset(run: RunConfig | EvaluateConfig) -> Dataset:
-    """Read the data.
-
-    Raises:
-        ValueError: names the file or key at fault; images without labels for a run that needs them.
-    """
+    """Read the data. Raises ValueError, naming the file or key at fault; for images without labels in a run that needs them."""
     check_ranges(run.data, "data.")
     data = instantiate("data", run.data)
     if isinstance(data, Dataset) and not data.labeled and not run.model.get("features_only"):

@@ -62,13 +62,7 @@ class Distiller(nn.Module):
         student_shapes: Mapping[str, Shape],
         teacher_shapes: Mapping[str, Shape],
     ) -> None:
-        """Attach layers to the student and set up the losses.
-
-        Args:
-            student: maps images `[B, C, H, W]` to logits.
-            terms: at least one.
-            student_shapes, teacher_shapes: layer → shape of one image's feature, `(C, H, W)` (see `layers.feature_shapes`).
-        """
+        """Attach layers to the student, images `[B, C, H, W]` → logits, and set up the losses; shapes as by `layers.feature_shapes`."""
         super().__init__()
         self.student = student
         self.terms = tuple(terms)
@@ -119,11 +113,7 @@ class Distiller(nn.Module):
     def value(
         self, term: Term, features: Mapping[str, Tensor], targets: Targets, context: Mapping[str, Tensor]
     ) -> Tensor:
-        """The unweighted value of one term.
-
-        Args:
-            features: the student's, by layer, including the logits.
-            context: what the losses need besides the teacher, including the labels.
+        """The unweighted value of one term; `features` with the logits, `context` with the labels.
 
         Raises:
             ValueError: a layer that was not reached; no gradient flows from its features to the student; it is no number.
@@ -132,9 +122,7 @@ class Distiller(nn.Module):
         if missing := [layer for layer in layers if layer not in features]:
             raise ValueError(f"loss.{term.name}: layer {missing[0]} was not reached in this step; name another one")
         if torch.is_grad_enabled() and not any(features[layer].requires_grad for layer in layers):
-            raise ValueError(
-                f"loss.{term.name}: no gradient flows from the student's {', '.join(layers)}; is it frozen?"
-            )
+            raise ValueError(f"loss.{term.name}: no gradient flows from the student's {layers[0]}; is it frozen?")
         value = torch.zeros((), device=features[LOGITS].device)
         for instance in self.instances[term.name]:
             loss = self.losses[instance.keys[0]]

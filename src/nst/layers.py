@@ -10,7 +10,7 @@ see `nst.models.layout`.
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nst.models.layout import LOGIT_MAPS, add_logit_map, check_logit_map
+from nst.models.layout import LOGIT_MAPS, Convert, add_logit_map, check_logit_map
 
 LOGITS = "logits"  # the layer that is the model's own output
 STAGES = ("stages", "stages_pre_relu", "stages_out")  # all stages that both networks have
@@ -26,14 +26,11 @@ STAGES = ("stages", "stages_pre_relu", "stages_out")  # all stages that both net
 LAYER_NAMES = ("last", "stages", "last_out", "stages_out", "stage2_out", "pooled")
 """Names that the shipped losses use for their layers."""
 
-Convert = Callable[[Any, tuple[int, ...]], Any]  # a layer's output, the images' shape → the feature
-
 
 def resolve(model: nn.Module, layer: str) -> str:
     """The module path behind a layer: a name in `model.named_layers`, a module's own name, or a map of logits, which is added.
 
-    Raises:
-        ValueError: if the model has none of them; names the nearest ones.
+    Raises ValueError, with the nearest names, if the model has none of them.
     """
     named: dict[str, str] = getattr(model, "named_layers", {})
     path = named.get(layer, layer)
@@ -44,8 +41,7 @@ def resolve(model: nn.Module, layer: str) -> str:
     if layer in LOGIT_MAPS:
         return add_logit_map(model, layer)
     nearest = difflib.get_close_matches(layer, [*named, *(m for m in modules if m)], n=4, cutoff=0.4)
-    near = ", ".join(nearest) or "none"
-    raise ValueError(f"unknown layer '{layer}' in {type(model).__name__}; nearest: {near}; `nst layers` lists them")
+    raise ValueError(f"unknown layer '{layer}' in {type(model).__name__}; nearest: {', '.join(nearest)} (`nst layers`)")
 
 
 class LayerHooks:
@@ -55,14 +51,11 @@ class LayerHooks:
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str], versions: bool = False) -> None:
-        """Attach to `model`.
+        """Attach to `model`. Raises ValueError for a name that it does not have.
 
         Args:
             layers: names of layers or modules; see the module's docstring. `"logits"` needs no hook and is ignored here.
             versions: also record the version of each feature, which in-place operations increment.
-
-        Raises:
-            ValueError: for a name the model does not have.
         """
         self.features: dict[str, Tensor] = {}
         self.versions: dict[str, int] | None = {} if versions else None
@@ -111,16 +104,14 @@ class LayerHooks:
 def feature_shapes(
     model: nn.Module, layers: Iterable[str], image_shape: tuple[int, int, int], trained: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of one image's feature at each layer, by a forward pass of one blank image.
+    """Shape of one image's feature at each layer, by a forward pass of one blank image `(C, H, W)`.
 
     Args:
-        image_shape: `(C, H, W)`.
         trained: the network is to be trained, so an in-place dropout counts as overwriting, too.
 
     Raises:
-        ValueError: for an unknown layer, one that is not reached or yields no `[B, ...]` tensor, or one whose feature
-            is overwritten later in the forward pass; for images that the model does not take; for a map of logits whose mean
-            is not the logits.
+        ValueError: a layer that is unknown, not reached, no `[B, ...]` tensor or overwritten later in the forward pass; images
+            that the model does not take; a map of logits whose mean is not the logits.
     """
     layers, network, training = list(layers), type(model).__name__, model.training
     recorder = LayerHooks(model, layers, versions=True)
@@ -164,14 +155,10 @@ class Pair:
 
 
 def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[Pair, ...]:
-    """The pairs that a setting names: by a layer of both networks, or a list of `{teacher, student, weight}`.
+    """The pairs that the setting `key` names: by a layer of both networks, or a list of `{teacher, student, weight}`.
 
-    Args:
-        key: of the setting, for errors.
-        models: student and teacher; without them `stages` is one pair.
-
-    Raises:
-        ValueError: no pair, an entry of another form, stages on one side only, or none that both have.
+    Without `models`, student and teacher, `stages` is one pair. Raises ValueError for no pair, one of another form, stages on
+    one side only, or none that both networks have.
     """
     if isinstance(layers, str):
         layers = [{"teacher": layers, "student": layers}]
@@ -183,9 +170,10 @@ def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[P
             raise ValueError(f"{key}: {node!r}: entries like {{teacher: last, student: last, weight: 1.0}} are needed")
         pair = Pair(**node)
         sides = (pair.student, pair.teacher)
-        for name in sides:
-            if not isinstance(name, str):
-                raise ValueError(f"{key}: {name!r} is what YAML reads there; write the layer in quotes, such as '0.10'")
+        if others := [name for name in sides if not isinstance(name, str)]:
+            raise ValueError(
+                f"{key}: {others[0]!r} is what YAML reads there; write the layer in quotes, such as '0.10'"
+            )
         if not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
             raise ValueError(f"{key}: weight={pair.weight!r}: a positive number is needed")
         if not {*sides} & {*STAGES}:
@@ -204,13 +192,8 @@ def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[P
 def assign_layers(layers: Any, losses: Mapping[str, dict[str, Any]], on_features: Collection[str]) -> None:
     """Write a run's key `layers` into the nodes of its losses, for those without layers of their own.
 
-    Args:
-        layers: a list of pairs, a layer that both networks have, or a mapping from the names that losses use to either.
-        losses: nodes by name.
-        on_features: the losses that compare layers, even where their node has no key `layers`.
-
-    Raises:
-        ValueError: a name that no loss uses; layers of a loss that are no pairs.
+    `layers` are pairs, a layer that both networks have, or a mapping from the names that losses use to either; `on_features`
+    the losses that compare layers. Raises ValueError for a name that no loss uses, and for layers that are no pairs.
     """
     named = layers if isinstance(layers, Mapping) else {"last": layers}
     used = {*LAYER_NAMES, *(node["layers"] for node in losses.values() if isinstance(node.get("layers"), str))}

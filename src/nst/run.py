@@ -32,18 +32,10 @@ from nst.trial import check_data, try_networks
 
 
 def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
-    """Train the student of `settings`; first its teacher, if that has no weights yet.
+    """Train the student of `settings`, first a teacher without weights; the summary, with `was_finished` if it was so before.
 
-    Args:
-        data: the data set, if it is already in memory.
-        wait: if another process has locked this run, wait for its result.
-
-    Returns:
-        The run's summary; with `was_finished` if it was finished before.
-
-    Raises:
-        ValueError: for whatever makes the run impossible.
-        FloatingPointError, Interrupted: see `train_and_write`.
+    `data` is the data set, if it is already in memory; `wait` for the result of another process that has locked this run.
+    Raises ValueError for whatever makes the run impossible, and as `train_and_write` does.
     """
     # check
     config, trainer = asdict(settings), settings.trainer
@@ -121,10 +113,7 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
 
 
 def train_and_write(loop: Loop, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Train to the end; write the weights, then the summary with these facts, which says that the run is finished.
-
-    Returns:
-        The summary.
+    """Train to the end; write the weights, then the summary with these facts, which says that the run is finished, and return it.
 
     Raises:
         FloatingPointError: the loss or the trained student is not finite; names the step and terms, or the layer.
@@ -184,11 +173,7 @@ def train_and_write(loop: Loop, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, data: Dataset) -> Teacher:
-    """The teacher of a run; one without weights is trained first, a missing cache is written.
-
-    Raises:
-        ValueError: as `make_teacher`, or from the run that trains the teacher.
-    """
+    """The teacher of a run; one without weights is trained first, a missing cache is written. Raises as `make_teacher`."""
     weights = settings.teacher.weights
     network, output = networks.teacher, networks.teacher_shapes.get(LOGITS, ())
     if network is not None and not comes_trained(settings, network, output, data.num_classes):
@@ -199,19 +184,13 @@ def prepare_teacher(settings: RunConfig, networks: build.Networks, dist: Dist, d
         known = is_finished(folder, dist)
         if known or not cached_teacher_sha256(settings.cache.path):
             if dist.main and not known:
-                print(
-                    f"teacher {training.model['name']} has no weights yet: it is trained first, and kept in {folder.path}"
-                )
+                print(f"teacher {training.model['name']} is trained first, and kept in {folder.path}")
             weights = str(Path(execute(training, dist, data, wait=True)["folder"]) / STUDENT)
     return make_teacher(settings, networks, weights, dist, data)
 
 
 def write_teacher_cache(settings: RunConfig, dist: Dist, data: Dataset | None = None) -> Teacher:
-    """Write the teacher cache for these settings.
-
-    Raises:
-        ValueError: nothing to cache, a cache that does not match, a disk that is too small, a damaged file.
-    """
+    """Write the teacher cache for these settings. Raises ValueError as `prepare_teacher`, and where there is nothing to cache."""
     if settings.teacher.model is None:
         raise ValueError("no term of the loss needs a teacher; choose for example loss=[kd,at,nst_poly]")
     networks, data = build.networks(settings, dist), data or build.dataset(settings)
@@ -225,11 +204,7 @@ def is_finished(folder: RunFolder, dist: Dist) -> bool:
 
 
 def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str, Any]:
-    """The summary of a finished run.
-
-    Raises:
-        ValueError: its images or the named teacher cache differ from the run's, or its student's file has changed.
-    """
+    """The summary of a finished run. Raises ValueError if its images, its student's file or the named cache have changed."""
     summary = folder.summary()
     assert summary is not None
     student, cache, teacher = folder.path / STUDENT, settings.cache.path, (summary["teacher"] or {}).get("sha256")
@@ -239,18 +214,12 @@ def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str,
         (f"data={data.name}", summary["data"]["sha256"], data.fingerprint),
     ):
         if found != recorded:
-            raise ValueError(
-                f"{folder.path} is finished, but {what} has changed (SHA-256 {found}): restore it, or delete the run"
-            )
+            raise ValueError(f"{folder.path} is finished, but {what} has changed: restore it, or delete the run")
     return {**summary, "was_finished": True}
 
 
 def lock(folder: RunFolder, config: dict[str, Any], dist: Dist, wait: bool) -> None:
-    """Rank 0 locks the folder; the others poll, so that no collective call times out.
-
-    Raises:
-        RunLockedError: another process has it, and `wait` is false.
-    """
+    """Rank 0 locks the folder; the others poll, so that no collective call times out. Raises RunLockedError unless `wait`."""
     printed = False
     while True:
         locked = None
