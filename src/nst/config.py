@@ -19,7 +19,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 PRECISIONS = ("fp32", "bf16", "fp16")
 _INSTALLED = Path(__file__).parent / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"  # in a wheel, in a clone
-"""The folder of the configuration files."""
 
 
 def setting(default: Any, *, key: bool = True, unnamed: tuple[str, ...] = (), **limits: Any) -> Any:
@@ -194,8 +193,8 @@ class ExportConfig:
 
 ConfigStore.instance().store("run_schema", node=RunConfig)
 ConfigStore.instance().store("evaluate_schema", node=EvaluateConfig)
-ConfigStore.instance().store("predict", node=PredictConfig)
 ConfigStore.instance().store("export_schema", node=ExportConfig)
+ConfigStore.instance().store("predict", node=PredictConfig)
 
 
 def _recipe(name: str, *, _parent_: DictConfig) -> Any:
@@ -209,12 +208,7 @@ OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 RENAMED = {
     "taps": "the compared layers are now `layers`, of one loss `loss.NAME.layers`",
     "allow": "it is gone: code of the working folder may be named by a run, no other",
-    "knowledge": "the teacher cache is cache.views=16, a live teacher cache.views=0 (the default)",
-    "knowledge.views": "it is now cache.views",
-    "knowledge.dtype": "it is now cache.dtype",
-    "knowledge.path": "it is now cache.path",
-    "knowledge.allow_large": "it is now cache.large",
-    "knowledge.residence": "it is gone: a cache is read through the system's page cache",
+    "knowledge": "it is now cache: cache.views=16 (0, the default: a live teacher), cache.dtype, cache.path, cache.large",
     "teacher.recipe": "it is now teacher.train, in one level: teacher.train.epochs, .lr, .precision, .optim, .schedule",
     "trainer.skip_nonfinite": "it is gone: a non-finite loss stops the run at that step",
     "trainer.prune_after": "it is gone; a sampler of hydra/sweeper=search chooses what to try",
@@ -224,7 +218,7 @@ RENAMED = {
 
 def renamed(key: str) -> str | None:
     """What became of a dotted key (or a group) of an earlier version; None if it was never one."""
-    key = key.lstrip("+~").partition("=")[0].partition("@")[2] or key.lstrip("+~").partition("=")[0]
+    key = key.lstrip("+~").partition("=")[0].rpartition("@")[2]
     if key.endswith(".taps"):
         return f"{key}: it is now {key.removesuffix('taps')}layers"
     while key and key not in RENAMED:
@@ -236,16 +230,15 @@ def check_values(run: RunConfig) -> None:
     """Raises ValueError for what types cannot express; names the key, its value and a correct one."""
     check_ranges(run, "")
     parse_every(run.trainer.checkpoint_every)
-    views, mixing = run.cache.views, [key for key in ("mixup", "cutmix") if getattr(run.trainer, key)]
+    views = run.cache.views
     if views != "all" and (not isinstance(views, int) or views < 0):
         raise ValueError(f"cache.views={views}: a number of views of each image, or all, is needed; 0: no cache")
     if not views and (changed := [f.name for f in fields(CacheConfig) if getattr(run.cache, f.name) != f.default]):
         raise ValueError(f"cache.{changed[0]} is for the teacher cache only; add cache.views=16")
     if views and run.teacher.batch_statistics:
         raise ValueError("teacher.batch_statistics=true: such outputs cannot be cached; use cache.views=0")
-    if views and mixing:
-        number = getattr(run.trainer, mixing[0])
-        raise ValueError(f"trainer.{mixing[0]}={number}: a teacher cache has no mixed images; use cache.views=0")
+    if views and (run.trainer.mixup or run.trainer.cutmix):
+        raise ValueError("trainer.mixup, trainer.cutmix: a teacher cache has no mixed images; use cache.views=0")
 
 
 LIMITS = {"least": ("at least", ge), "above": ("above", gt), "most": ("at most", le), "below": ("below", lt)}
@@ -278,10 +271,8 @@ def check_pair(prefix: str, node: TeacherConfig | EvaluateConfig, channels: int)
     """Raises ValueError for a mean without a standard deviation, or one of another number of values than the images' channels."""
     given = {name: getattr(node, name) for name in ("mean", "std") if getattr(node, name) is not None}
     for name, values in given.items():
-        if len(given) == 1:
-            raise ValueError(f"{prefix}{name} is given alone: give both mean and std, or neither")
-        if len(values) != channels:
-            raise ValueError(f"{prefix}{name}={values}: {len(values)} values, but the images have {channels} channels")
+        if len(given) == 1 or len(values) != channels:
+            raise ValueError(f"{prefix}{name}={values}: mean and std are needed, of {channels} channel(s) each")
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
@@ -297,8 +288,7 @@ def parse_every(text: str) -> tuple[int, float]:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) ?(epoch|steps?|min)", text.strip())
     if match is None or not (number := float(match[1])) or (match[2] == "epoch" and number != 1):
         raise ValueError(f'trainer.checkpoint_every={text}: "1 epoch", "500 steps" or "10 min" is needed')
-    steps = max(1, int(number)) if match[2].startswith("step") else 0
-    return steps, 60 * number if match[2] == "min" else inf
+    return max(1, int(number)) if match[2].startswith("step") else 0, 60 * number if match[2] == "min" else inf
 
 
 def documented(schema: Any) -> dict[str, tuple[str, str]]:

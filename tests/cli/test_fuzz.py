@@ -38,4 +38,4 @@ def test_a_line(line: str, nst: Nst, tmp_path: Path) -> None:
     else:
         assert said.status in (1, 2)
         assert "error: " in said.err
-    assert not list(tmp_path.rglob("metrics.jsonl"))
+    assert not list(tmp_path.rglob("*.jsonl"))

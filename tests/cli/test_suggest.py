@@ -44,16 +44,3 @@ def test_the_proposal_can_be_pasted(typed: str, nst: Nst, monkeypatch: pytest.Mo
         assert (last.outputs, last.data["root"]) == (first.outputs, first.data["root"])
         assert ("--config-dir" in typed) == any(word.startswith("--config-dir=") for word in words)
         assert ("teacher.weights" in typed) == (last.teacher.weights == "epoch=6 (best).pt")
-
-
-def test_a_teacher_measured_on_held_out_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """The images that the student was evaluated on stand below."""
-    teacher = {"name": "big", "parameters": 70, "top1": 96.0, "evaluated_on": "val"}
-    summary = {
-        "teacher": teacher, "test": {"top1": 90.0, "images": 360}, "student": {"name": "small", "parameters": 7}, "evaluated_on": "val",
-        "best": {"epoch": 1, "top1": 90.0}, "seconds": 1.0, "steps": 2, "folder": "outputs/x",
-    }  # fmt: skip
-    train.print_result(RunConfig(), summary)
-    assert "top-1 96.00 % (on the val images)" in capsys.readouterr().out
-    train.print_result(RunConfig(), summary | {"teacher": teacher | {"evaluated_on": "test"}})
-    assert "(on the val images)" not in capsys.readouterr().out

@@ -67,14 +67,14 @@ class Command:
 def indented(page: Path) -> Iterator[Block]:
     """Commands in indented blocks, a line each."""
     for number, line in enumerate(page.read_text().splitlines(), start=1):
-        if re.match(r"    (python|torchrun|nst|[A-Z]+=\S+ python) ", line):
+        if re.match(r"    nst ", line):
             yield Block(page.name, number, "bash", line + "\n", "")
 
 
 def commands() -> Iterator[Command]:
     """All commands of all pages: comments dropped, continued lines joined, `a && b` split."""
     for page in PAGES:
-        for block in [*blocks(page, "bash", "sh", "shell", "console"), *indented(page)]:
+        for block in [*blocks(page, "bash"), *indented(page)]:
             lines = block.text.replace("\\\n", " ").splitlines()
             for offset, line in enumerate(lines):
                 words = shlex.split(line, comments=True)

@@ -1,25 +1,19 @@
 """Every command in README.md and docs/*.md: run with shrunken settings, or composed and dry-run, or named below."""
 
-import argparse
-import importlib
 import re
-import runpy
-import sys
 from dataclasses import fields
-from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from blocks import PAGES, ROOT, Command, blocks, commands
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from blocks import PAGES, Command, blocks, commands
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from nst import build
 from nst.cli.compose import composed, hydra_arguments
-from nst.cli.main import COMMANDS, command
+from nst.cli.main import command
 from nst.cli.train import run
 from nst.config import PredictConfig
 from nst.models import resnet14, resnet20
@@ -28,21 +22,13 @@ from nst.tables.command import parse
 
 NOT_RUN = {
     r"(python3|python) -m venv |source |(\S*/)?pip install ": "changes the environment",
-    r"git clone |cd |mkdir ": "changes the working folder",
     r"tensorboard ": "a server that does not end",
     r"(\S*/)?python -m pytest": "these tests",
-    r"kill ": "names a process",
-    r"bash \.ci/": "installs the package and runs these tests",
-    r"(ruff|pyright|pre-commit) ": "checks of the source, run beside the tests",
 }
 SHRUNKEN = (
     "trainer.epochs=1", "trainer.batch_size=16", "trainer.heatmaps=false", "data.limit=40",
     "teacher.min_accuracy=0", "teacher.train.epochs=1", "teacher.train.batch_size=16",
 )  # fmt: skip
-
-
-class Parsed(Exception):
-    """A command line was understood; the work itself is left out."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +68,7 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
     if words[0] == "nst":
         name, arguments = words[1], words[2:]
     else:
-        script = next((Path(word) for word in words[:2] if word.endswith(".py")), None)
-        assert script is not None, f"{typed}: say in tests/docs/test_commands.py how this is checked"
-        name, arguments = script.stem, words[words.index(str(script)) + 1 :]
+        name, arguments = Path(words[1]).stem, words[2:]  # python train.py
     page = own / Path(typed.page).stem
     monkeypatch.chdir(page if page.is_dir() else tmp_path)  # the page's own folder has the files it describes
     if name == "train":
@@ -99,29 +83,8 @@ def test_command(typed: Command, outputs: Path, own: Path, monkeypatch: pytest.M
         assert {word.partition("=")[0] for word in arguments} <= {field.name for field in fields(PredictConfig)}
     elif name == "reproduce" and arguments:
         parse(arguments)
-    elif name == "results":
-        module = importlib.import_module("scripts.results")
-        monkeypatch.setattr(module, "PAGES", ())  # the project's own are left as they are
-        Path("results").mkdir()  # in this test's own folder
-        module.main(arguments)
-    elif name not in COMMANDS and "argparse" not in (ROOT / "scripts" / f"{name}.py").read_text():
-        assert name == "configuration", "say in tests/docs/test_commands.py how this is checked"
-    elif name != "reproduce":  # argparse reads the words, and goes no further
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        script = str(ROOT / "scripts" / f"{name}.py")
-        start = (
-            partial(command, name, arguments) if name in COMMANDS else partial(runpy.run_path, script, None, "__main__")
-        )
-        with pytest.raises(Parsed):
-            start()
-
-
-def parse_only(
-    parser: argparse.ArgumentParser, words: Any = None, parse: Any = argparse.ArgumentParser.parse_args
-) -> None:
-    parse(parser, words)
-    raise Parsed
+    elif name != "reproduce":
+        raise AssertionError(f"{typed}: say in tests/docs/test_commands.py how this is checked")
 
 
 def overrides_of(arguments: list[str], config_name: str = "config") -> list[str]:
@@ -135,9 +98,7 @@ def check_train(arguments: list[str], outputs: Path, several: bool) -> None:
     if {"-m", "--multirun"} & set(arguments):
         own_keys = [word for word in overrides if word.startswith(("hydra", "+hydra"))]
         parsed = OverridesParser.create().parse_overrides([word for word in overrides if word not in own_keys])
-        searched = any(word.startswith("hydra/sweeper=") for word in own_keys)
-        jobs = [first_values(parsed)] if searched else BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        for job in (job for job in jobs if not {"seed=1", "seed=2"} & {*job}):  # seeds differ in nothing else
+        for job in product(*map(values, parsed)):
             build.settings(composed(list(job)))
         return
     settings = build.settings(composed(overrides))
@@ -151,15 +112,10 @@ def check_train(arguments: list[str], outputs: Path, several: bool) -> None:
         build.networks(settings)
 
 
-def first_values(parsed: list[Override]) -> list[str]:
-    """One job of a search: of each choice the first value, of each interval its start."""
-    job = []
-    for override in parsed:
-        value = override.value()
-        if isinstance(value, IntervalSweep):
-            job.append(f"{override.key_or_group}={value.start}")
-        elif override.is_sweep_override():
-            job.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
-        else:
-            job.append(override.input_line or "")
-    return job
+def values(override: Override) -> list[str]:
+    """What a sweep makes of an override, but of an interval its start alone, of seeds the first: they differ in nothing else."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    value, key = override.value(), override.key_or_group
+    found = [value.start] if isinstance(value, IntervalSweep) else [*override.sweep_string_iterator()]
+    return [f"{key}={one}" for one in (found[:1] if key == "seed" else found)]

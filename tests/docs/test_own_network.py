@@ -58,18 +58,12 @@ def start(
     command(typed.words[1], [*(word for word in typed.words[2:] if not word.startswith(leave_out)), *more])
 
 
-def test_layers_as_printed_on_the_page(
+def test_the_page_from_layers_to_predictions(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(page_command("nst layers"), monkeypatch, "teacher.model.pretrained=false")
-    shown = capsys.readouterr().out
     printed = re.findall(r"^    (teacher and student.*?)^\S", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
-    assert shown.endswith(re.sub(r"(?m)^    ", "", printed).rstrip() + "\n")
-
-
-def test_train_export_and_predict(
-    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    assert capsys.readouterr().out.endswith(re.sub(r"(?m)^    ", "", printed).rstrip() + "\n")
     start(page_command("trainer.epochs=60"), monkeypatch, *SHRUNKEN)
     finished = next(own.glob("outputs/folder/resnet18-smallnet/kd+nst_poly/*/summary.json"))
     summary = json.loads(finished.read_text())

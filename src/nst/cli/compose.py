@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -111,14 +112,18 @@ def hydra_main(task: Task, config_name: str, arguments: Sequence[str], first: Ta
     A user's error is one message: exit status 2 for the arguments, 1 once the task has begun. `first` is called before anything is
     resolved, and may raise ValueError for arguments that do not go together.
     """
-    with readable_errors(config_name, arguments) as end:
+    shown = {"HYDRA_FULL_ERROR": os.environ.get("HYDRA_FULL_ERROR", "")}
 
-        def checked(cfg: DictConfig) -> Any:
+    def checked(cfg: DictConfig) -> Any:
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN  # its callback has the errors; of a run's Hydra prints more
+        errors = nullcontext(SimpleNamespace()) if sweep else readable_errors(config_name, arguments)
+        with env_override(shown), errors as end:
             first(cfg)
             check(cfg, HydraConfig.get().overrides.task)
             end.status = 1
             return task(cfg)
 
+    with readable_errors(config_name, arguments):
         use_working_directory()
         sys.argv[1:] = hydra_arguments(arguments, config_name)
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # else Hydra prints its exceptions instead of raising them
@@ -153,9 +158,7 @@ def as_override(argument: str) -> str:
         parsed = OverridesParser.create().parse_override(f"{key}{equals}{value}")
     except HydraException as error:
         if value[:1] in ("[", "{") and any(value.count(a) != value.count(b) for a, b in ("[]", "{}")):
-            raise ValueError(
-                f"{argument}: a bracket is not closed; write key=[one,other], with spaces in quotes"
-            ) from error
+            raise ValueError(f"{argument}: a bracket is not closed; a list with spaces needs quotes") from error
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     if (value == "null" or isinstance(parsed.value(), list)) and (CONFIGS / key).is_dir() and key not in LISTS:
         raise ValueError(f"{argument}: one choice is needed, {key}=NAME")
@@ -185,10 +188,7 @@ def readable_errors(config_name: str = "config", arguments: Sequence[str] = ()) 
     except (Interrupted, KeyboardInterrupt) as stop:
         saved = isinstance(stop, Interrupted)
         if os.environ.get("RANK", "0") == "0":
-            print(
-                stop if saved else "stopped at once; the same command continues from the last checkpoint",
-                file=sys.stderr,
-            )
+            print(stop if saved else "stopped at once; the last checkpoint is kept", file=sys.stderr)
         sys.exit(stop.status if saved else 130)
     except Exception as error:
         if "RANK" in os.environ:

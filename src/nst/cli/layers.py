@@ -103,21 +103,19 @@ def layers_of(model: "nn.Module", image_shape: tuple[int, int, int]) -> list[Lay
     return found
 
 
-def ends(network: Sequence[Layer]) -> dict[tuple[int, ...], Layer]:
-    """Of each size of maps with more than one position the last layer that is not overwritten."""
-    maps = [layer for layer in network if len(layer.shape) == 3 and layer.intact and ":input" not in layer.names[-1]]
-    return {layer.shape[1:]: layer for layer in maps if layer.shape[1] * layer.shape[2] > 1}
-
-
-def matching(teacher: Sequence[Layer], student: Sequence[Layer]) -> list[tuple[Layer, Layer]]:
-    """For each map size that both networks have, the last layer of each that is not overwritten, large maps first."""
-    sizes = sorted(ends(teacher).keys() & ends(student).keys(), key=lambda size: -size[0] * size[1])
-    return [(ends(teacher)[size], ends(student)[size]) for size in sizes]
+def matching(*networks: Sequence[Layer]) -> list[tuple[Layer, ...]]:
+    """For each map size (above 1×1) that all networks have, the last layer of each that is not overwritten, large maps first."""
+    last = [
+        {x.shape[1:]: x for x in network if len(x.shape) == 3 and x.intact and ":input" not in x.names[-1]}
+        for network in networks
+    ]
+    sizes = sorted(set.intersection(*({*layers} for layers in last)), key=lambda size: -size[0] * size[1])
+    return [tuple(layers[size] for layers in last) for size in sizes if size != (1, 1)]
 
 
 def listing(title: str, network: Sequence[Layer], every: bool) -> Table:
     """A line a layer; unless `every`, of named layers only, and of a network without any the last layer of each map size."""
-    chosen = network if every else [layer for layer in network if layer.names[1:]] or [*ends(network).values()]
+    chosen = network if every else [x for x in network if x.names[1:]] or [x for (x,) in matching(network)]
     columns = (Column(name, overflow="fold") for name in ("layer", "module", "output", "also called"))
     table = Table(*columns, title=Text(title), title_justify="left", box=None, caption_justify="left")
     if more := len(network) - len(chosen):

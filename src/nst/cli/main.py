@@ -41,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/cost.md
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
         print("Knowledge distillation of vision networks.\n")
-        print("\n".join(f"  nst {name.ljust(width)}  {text}" for name, text in COMMANDS.items()))
+        print("\n".join(f"  nst {name.ljust(9)}  {text}" for name, text in COMMANDS.items()))
         print("\nnst COMMAND --help explains one.")
     elif arguments[0] in ("-sc", "--shell-completion"):
         complete(arguments)
@@ -104,9 +103,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         if cfg.run is None and None in (cfg.weights, cfg.model, cfg.data):
             raise ValueError("`run` or `weights` is required: pass run=FOLDER, or model=… weights=FILE data=…")
         if cfg.run is not None and (cfg.model is not None or cfg.weights not in (None, "last", "best")):
-            raise ValueError(
-                f"run={cfg.run} has its own model and weights (last or best); remove model=… and weights=FILE"
-            )
+            raise ValueError(f"run={cfg.run} has its own model and weights; remove model=… and weights=FILE")
         if cfg.root is not None and (cfg.run is None or cfg.data is not None):
             raise ValueError(f"root={cfg.root} is for the run's own data; of other data pass data.root={cfg.root}")
 

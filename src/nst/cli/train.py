@@ -36,9 +36,7 @@ def task(cfg: DictConfig) -> float:
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Execute a composed configuration, and print the result: the run's summary (also in `summary.json`), empty for a dry run.
 
-    Raises:
-        ValueError: a setting, file or result that makes the run impossible; raised before any work where possible.
-        Interrupted: stopped by a signal, saved.
+    Raises ValueError for what makes the run impossible, before any work where possible; Interrupted when stopped by a signal, saved.
     """
     from nst import build
 
