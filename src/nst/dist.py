@@ -59,14 +59,10 @@ class Dist:
 
     def join(self, rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """The rows of all ranks, `[n, ...]` with another n on each, on every rank; `sizes`: the n of each, if they are known."""
-        sizes = sizes or [int(n) for (n,) in self.gather(len(rows))]
+        sizes = sizes or self.stack(torch.tensor(len(rows), device=self.device)).tolist()
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         return torch.cat([part[:n] for part, n in zip(self.stack(padded), sizes, strict=True)])
-
-    def gather(self, *numbers: float) -> list[list[float]]:
-        """The numbers of each rank, on every rank."""
-        return self.stack(torch.tensor(numbers, device=self.device, dtype=torch.float64)).tolist()
 
     def check_same_settings(self, config: dict[str, Any]) -> None:
         """Raises ValueError, on every rank, for settings that differ from those of rank 0."""
@@ -90,11 +86,15 @@ class Dist:
             dist.barrier()
 
 
-class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks; backward gives each rank its own rows' gradient, times the number of ranks, since DDP averages."""
+class GatherRows(torch.autograd.Function):
+    """The global batch `[total, ...]` from each rank's rows, in order. Every rank must compute the same loss on it.
+
+    Backward gives each rank its own rows' gradient, times the number of ranks, since DDP averages.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Dist, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, ranks: Dist, total: int) -> Tensor:
+        sizes = [total * (r + 1) // ranks.world - total * r // ranks.world for r in range(ranks.world)]
         ctx.rows, ctx.world = slice(sum(sizes[: ranks.rank]), sum(sizes[: ranks.rank + 1])), ranks.world
         return ranks.join(rows, sizes)
 
@@ -103,24 +103,10 @@ class _GatherRows(torch.autograd.Function):
         return grads[0][ctx.rows] * ctx.world, None, None
 
 
-def gather_rows(local_rows: Tensor, ranks: Dist, total: int) -> Tensor:
-    """The global batch `[total, ...]` from each rank's rows, in order, with gradient. Every rank must compute the same loss on it."""
-    sizes = [total * (r + 1) // ranks.world - total * r // ranks.world for r in range(ranks.world)]
-    rows = _GatherRows.apply(local_rows, ranks, sizes)
-    assert isinstance(rows, Tensor)
-    return rows
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A context of autocast to "bf16" or "fp16" on a device; with "fp32" it does nothing."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
-
-
-def check_precision(key: str, precision: str, device: torch.device) -> None:
-    """Raises ValueError, naming `key`, for fp16 elsewhere than on a GPU."""
-    if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"{key}=fp16 needs a CUDA device, this run is on the {device.type.upper()}; bf16 runs here")
 
 
 @contextmanager
@@ -153,20 +139,24 @@ def join(device: str, timeout: float = 600.0) -> Iterator[Dist]:
     patience = limit if restart is None else timedelta(seconds=RENDEZVOUS_SECONDS)
     store, rank, world = next(iter(c10d.rendezvous("env://", timeout=patience)))
     store.set_timeout(limit)
-    c10d.init_process_group(
-        "nccl" if cuda else "gloo", store=c10d.PrefixStore(f"nst/{restart or 0}/{next(_groups)}", store), rank=rank,
-        world_size=world, timeout=limit, device_id=here if cuda else None,
-    )  # fmt: skip
-    group = Dist(dist.get_rank(), dist.get_world_size(), here)
+    store, gpu = c10d.PrefixStore(f"nst/{restart or 0}/{next(_groups)}", store), here if cuda else None
+    backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=gpu)
     try:
-        yield group
+        yield Dist(rank, world, here)
     except RuntimeError as error:
         late, gone = "imed out" in str(error) or "imeout" in str(error), any(words in str(error) for words in GONE)
         if not late and not gone:
             raise
+        lost = others = [other for other in range(world) if other != rank]
+        with suppress(RuntimeError, ValueError):  # the process with the store has ended; a lost one does not report
+            store.set(f"nst/lost/{rank}", "not me")
+            time.sleep(ALIVE_SECONDS)
+            lost = [other for other in others if not store.check([f"nst/lost/{other}"])] or others
         what = f"did not answer for {timeout:g} s (trainer.timeout)" if late else "is gone"
+        hint = "stopped, killed, out of memory or cut off? The same command continues"
         raise (TimeoutError if late else ConnectionError)(
-            f"{_lost(group)} {what}: stopped, killed, out of memory or cut off? The same command continues"
+            f"rank {' or '.join(map(str, lost))} of {world} {what}: {hint}"
         ) from error
     # Not after an error: then other ranks may be waiting for this one, and only the end of its process tells them.
     dist.destroy_process_group()
@@ -176,27 +166,12 @@ def join(device: str, timeout: float = 600.0) -> Iterator[Dist]:
         time.sleep(0.2)
 
 
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
-
-
-def _lost(ranks: Dist) -> str:
-    """The lost ranks: those that do not report to be alive."""
-    lost = others = [rank for rank in range(ranks.world) if rank != ranks.rank]
-    with suppress(RuntimeError, ValueError):  # the process with the store has ended
-        store = _store()
-        store.set(f"nst/lost/{ranks.rank}", "not me")
-        time.sleep(ALIVE_SECONDS)
-        lost = [rank for rank in others if not store.check([f"nst/lost/{rank}"])] or others
-    return f"rank {' or '.join(map(str, lost))} of {ranks.world}"
-
-
 def should_report_error() -> bool:
     """Whether this process should report the error it ends with: only the first to fail does."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        me = str(dist.get_rank())
+        me, store = str(dist.get_rank()), dist.distributed_c10d._get_default_store()
         try:
-            return _store().compare_set("nst/failed", "", me).decode() == me
+            return store.compare_set("nst/failed", "", me).decode() == me
         except RuntimeError:  # the process with the store has ended
             return True
     return os.environ.get("RANK", "0") == "0"  # before the ranks have joined a group, all fail with the same error

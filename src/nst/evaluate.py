@@ -1,6 +1,6 @@
 """How good a student is: accuracy, nearest neighbours, a linear probe, the terms of its loss on held-out images, their gradients."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +63,13 @@ Evaluation = Callable[..., Metrics]
 Metric = Callable[[Tensor, Tensor], Tensor | float]
 """A function of an evaluation's logits `[N, classes]`, float32, and labels `[N]`, all images at once; the value is a number."""
 
-TAKEN = ("kind", "step", "epoch", *(f.name for f in fields(Metrics)))
-"""Names of an evaluation's own values."""
+TAKEN = ("kind", "step", "epoch", *(f.name for f in fields(Metrics)))  # names of an evaluation's own values
 
 
 def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
     """The mean of the accuracies of the classes that occur, in percent."""
-    hits = (logits.argmax(1) == labels).double()
-    count = torch.bincount(labels, minlength=logits.shape[1])
-    right = torch.bincount(labels, weights=hits, minlength=logits.shape[1])
+    right = torch.bincount(labels, weights=(logits.argmax(1) == labels).double())
+    count = torch.bincount(labels)
     return float(100 * (right / count)[count > 0].mean())
 
 
@@ -105,9 +103,9 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(2, device=ranks.device, dtype=torch.float64)
+    sums = torch.zeros(2, device=ranks.device, dtype=torch.float64)  # loss, top-5
     kept: list[tuple[Tensor, Tensor, Tensor]] = []  # what metrics need
-    by_class = torch.zeros(2, 0, device=ranks.device, dtype=torch.float64)  # images of each class, and the right ones
+    by_class = sums.new_zeros(2, 0)  # images of each class, and the right ones
     try:
         for batch in batches:
             with autocast(ranks.device, precision):
@@ -129,12 +127,12 @@ def evaluate(
     finally:
         model.train(training)
     (classes,) = ranks.max(by_class.shape[1])
-    by_class = by_class if by_class.shape[1] else by_class.new_zeros(2, classes or 1)  # of a rank without images
+    if not classes:
+        raise ValueError("no images to evaluate on")
+    by_class = by_class if by_class.shape[1] else by_class.new_zeros(2, classes)  # of a rank without images
     loss_sum, top5 = ranks.sum(sums).tolist()
     counts, hits = ranks.sum(by_class).tolist()
     images = sum(counts)
-    if images == 0:
-        raise ValueError("no images to evaluate on")
     accuracies = [100 * right / count if count else None for count, right in zip(counts, hits, strict=True)]
     others: dict[str, float] = {}
     if metrics:
@@ -160,7 +158,6 @@ def whole_batches(
     """This rank's batches of unaugmented images: whole batches in turn, the same ones for any number of ranks.
 
     Args:
-        indices: `[n]`, in the split.
         after: called after each batch, equally often on every rank.
         title: of a progress bar; none without.
 
@@ -186,7 +183,6 @@ def pooled_features(
     indices: Tensor,
     dist: Dist,
     trainer: TrainerConfig,
-    *,
     layer: str | None = None,
     precision: str = "fp32",
     after: Callable[[], object] = bool,
@@ -194,30 +190,26 @@ def pooled_features(
 ) -> Tensor:
     """A network's features of unaugmented images, averaged over positions: `[n, D]` on every rank.
 
-    Args:
-        network: in `eval()` mode.
-        layer: None: the last stage where the network names it, else its output.
-        indices, after, title: as of `whole_batches`.
+    The network is in `eval()` mode. Without a `layer` they are those of the last stage where the network names it, else its output.
     """
     if layer is None and "last" in getattr(network, "named_layers", {}):
         layer = "last"
-    hooks, rows = LayerHooks(network, [] if layer is None else [layer]), torch.empty(0)
+    hooks, rows = LayerHooks(network, [] if layer is None else [layer]), torch.zeros(0, 0, device=dist.device)
     try:
         for _, part, batch in whole_batches(split, indices, dist, trainer, after, title):
             with autocast(dist.device, precision):
                 output = network(batch.images)
             features = pool(output if layer is None else hooks.read()[layer], "network")
-            if not len(rows):
-                rows = features.new_zeros(len(indices), features.shape[1])
+            rows = rows if len(rows) else features.new_zeros(len(indices), features.shape[1])
             rows[part] = features
     finally:
         hooks.remove()
-    (width,) = dist.max(rows.shape[-1])
-    return dist.sum(rows if len(rows) else torch.zeros(len(indices), width, device=dist.device))
+    (width,) = dist.max(rows.shape[1])
+    return dist.sum(rows if len(rows) else rows.new_zeros(len(indices), width))
 
 
 def labelled_features(
-    network: nn.Module, parts: Iterable[Split], dist: Dist, trainer: TrainerConfig, **settings: Any
+    network: nn.Module, parts: Iterable[Split], dist: Dist, trainer: TrainerConfig, **how: Any
 ) -> list[Tensor]:
     """Features and labels of at most 10,000 images of each split, evenly spaced; of a known and an asked split what `knn_accuracy` takes.
 
@@ -227,7 +219,7 @@ def labelled_features(
     found: list[Tensor] = []
     for split in parts:
         indices = torch.linspace(0, len(split) - 1, min(MOST_IMAGES, len(split))).long()
-        features = pooled_features(network, split, indices, dist, trainer, **settings)
+        features = pooled_features(network, split, indices, dist, trainer, **how)
         if not bool(torch.isfinite(features).all()):
             raise FloatingPointError("its features are not finite")
         found += [features.float().cpu(), split.labels[indices]]
@@ -237,9 +229,7 @@ def labelled_features(
 def knn_accuracy(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
     """How often the classes of the 20 nearest images tell an image's class, by cosine distance and majority: in percent.
 
-    Args:
-        known, asked: features `[n, D]`, `[m, D]`.
-        labels, truth: their classes `[n]`, `[m]`.
+    The arguments are features `[n, D]`, their classes `[n]`, and of the images in question features `[m, D]`, classes `[m]`.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -264,7 +254,7 @@ def feature_evaluation(
 ) -> Evaluation:
     """Of a student of features alone: the terms on held-out images, and where there are labels its nearest neighbours.
 
-    It leaves the student in `eval()` mode and is a collective call; it raises FloatingPointError for features that are not finite.
+    It leaves the student in `eval()` mode, is collective, and raises FloatingPointError for features that are not finite.
 
     Raises:
         ValueError: no term can be evaluated on other images than those it was trained on.
@@ -272,9 +262,8 @@ def feature_evaluation(
     # a memory has a row for each training image
     terms = [t for t in distiller.terms if type(t.loss).init_memory is TransferLoss.init_memory]
     if not terms and not data.labeled:
-        raise ValueError(
-            f"loss.{distiller.terms[0].name} says nothing of held-out images: without labels add a term such as nst_poly"
-        )
+        name = distiller.terms[0].name
+        raise ValueError(f"loss.{name} says nothing of held-out images: without labels add a term such as nst_poly")
 
     @torch.no_grad()
     def evaluation(split: str, after: Callable[[], object] = bool) -> Metrics:
@@ -298,8 +287,8 @@ def feature_evaluation(
             teacher.hooks.remove()
         values, knn = (dist.sum(rows).sum(0) / len(images)).tolist(), None
         if data.labeled:
-            of, settings = (data.train, images), {"precision": trainer.precision, "after": after}
-            knn = knn_accuracy(*labelled_features(distiller.student, of, dist, trainer, **settings))
+            how = {"precision": trainer.precision, "after": after}
+            knn = knn_accuracy(*labelled_features(distiller.student, (data.train, images), dist, trainer, **how))
         weighted = {f"weighted/{term.name}": value for term, value in zip(terms, values, strict=True)}
         return Metrics(sum(values), None, None, len(images), others=weighted, knn=knn)
 
@@ -323,7 +312,7 @@ class TermGradient:
     cosines: dict[str, float]  # to the gradient of every term
 
 
-def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targets]]) -> list[TermGradient]:
+def compare_gradients(distiller: Distiller, batches: Sequence[tuple[Batch, Targets]]) -> list[TermGradient]:
     """Measure every term on the student in training mode; its parameters do not change, its running statistics do.
 
     Args:
@@ -336,7 +325,7 @@ def compare_gradients(distiller: Distiller, batches: Iterable[tuple[Batch, Targe
     if not labels:
         raise ValueError("loss: no term on the labels, so there is nothing to compare the others with")
     distiller.train()
-    batches, parameters = list(batches), [p for p in distiller.student.parameters() if p.requires_grad]
+    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
     gradients = {term.name: torch.zeros(()) for term in distiller.terms}
     values = dict.fromkeys(gradients, 0.0)
     for number, (batch, targets) in enumerate(batches):

@@ -1,13 +1,11 @@
-"""Files: atomic writes, checksums, and locks that end with their process."""
+"""Files: atomic writes and checksums."""
 
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -49,27 +47,3 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-@contextmanager
-def locked(path: Path, each_second: Callable[[], object], waiting: str) -> Iterator[None]:
-    """Hold the lock file `path`; the lock ends with the process, even a killed one.
-
-    Args:
-        each_second: called every second while another process holds the lock; may raise to give up.
-        waiting: message that is printed once in that case.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock, tries = FileLock(path), 0
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=min(tries, 1))
-        except Timeout:
-            if not tries:
-                print(waiting, flush=True)
-            tries += 1
-            each_second()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nst.config import TrainerConfig, parse_every
 from nst.data.batch import Batch, Loader
-from nst.dist import Dist, autocast, gather_rows
+from nst.dist import Dist, GatherRows, autocast
 from nst.distiller import Distiller, Targets, seed_draws
 from nst.evaluate import Evaluation, Metrics
 from nst.optim import AveragedWeights, MakeOptimizer, Schedule, make_optimizer
@@ -67,7 +67,7 @@ class Training:
             loader: of the training images; it fixes the number of steps.
             optimizer: makes one from parameters, such as `partial(torch.optim.SGD, lr=0.1)`.
             seed: every draw of a step is a function of it and the step's number.
-            no_decay: parameters without weight decay, see `nst.optim.NoDecay`.
+            no_decay: parameters without weight decay, see `nst.optim.NO_DECAY`.
             lr_factors: factors of the learning rate for parts, see `nst.optim.rate_factors`.
         """
         self.distiller = distiller.to(dist.device)
@@ -88,7 +88,8 @@ class Training:
         self.forward: nn.Module = distiller
         self.checked = dist.world == 1  # whether the ranks have been compared in this start
         if dist.world > 1:
-            distiller.gather = lambda rows: gather_rows(rows, dist, self.images_in(self.progress.step))
+            gather: Any = GatherRows.apply
+            distiller.gather = lambda rows: gather(rows, dist, self.images_in(self.progress.step))
             # Without a term on the logits the last layer has no gradient.
             unused = not any(term.loss.on_logits for term in distiller.terms)
             devices = [dist.device] if dist.device.type == "cuda" else None
@@ -136,8 +137,12 @@ class Training:
                 loss = distiller.total(values)
                 scaled = loss if plain else self.ddp_scale(loss, values, len(part))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
-            for name, value in measure(logits, labels, loss, values).items():
-                sums[name] = sums.get(name, 0) + value
+            # sums over these images; the log holds their means over the training images
+            larger = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixed image: its larger class
+            found = {"loss": len(part) * loss.detach().double()}
+            found["top1"] = 100 * (logits.detach().argmax(1) == larger).sum().double()
+            found |= {f"terms/{name}": len(part) * value.detach().double() for name, value in values.items()}
+            sums = {name: sums.get(name, 0) + value for name, value in found.items()}
 
         # clipping, update
         if self.scaler is not None:
@@ -219,11 +224,7 @@ class Training:
         return nullcontext() if self.average is None else self.average.adopted()
 
     def means(self) -> dict[str, Any]:
-        """Means over all ranks since the last call: the content of a log line. The only host sync of the loop on a GPU.
-
-        Raises:
-            FloatingPointError: see `check`.
-        """
+        """Means over all ranks since the last call, for a log line; raises as `check`. The only host sync of the loop on a GPU."""
         self.check()
         sums = dict(zip(self.names, self.dist.sum(self.sums).tolist(), strict=True))
         self.sums = torch.zeros_like(self.sums)
@@ -249,10 +250,8 @@ class Training:
             where = f"terms not finite: {terms or 'none, so the backward pass'}"
             raise FloatingPointError(f"step {step}: the loss or its gradient is not finite; {where}")
         if self.scaler is not None and self.scaler.get_scale() < 1:
-            step = self.progress.step
-            raise FloatingPointError(
-                f"step {step}: the gradient overflows fp16 at any scale; try trainer.precision=bf16"
-            )
+            reason = "the gradient overflows fp16 at any scale; try trainer.precision=bf16"
+            raise FloatingPointError(f"step {self.progress.step}: {reason}")
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, equal on every rank. A collective call."""
@@ -297,21 +296,6 @@ def step_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def measure(logits: Tensor, labels: Tensor, loss: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over these images; the log holds their means over the training images.
-
-    Args:
-        logits: `[B, classes]`.
-        labels: `[B]`; of mixed images `[B, classes]` probabilities.
-        values: of the terms, means over the images.
-    """
-    images = len(labels)
-    labels = labels.argmax(1) if labels.ndim == 2 else labels  # of a mixed image: its larger class
-    hits = (logits.detach().argmax(1) == labels).sum()
-    sums = {"loss": images * loss.detach().double(), "top1": 100 * hits.double()}
-    return sums | {f"terms/{name}": images * value.detach().double() for name, value in values.items()}
-
-
 class Loop:
     """One start of a run: from the training's current step to the last one."""
 
@@ -321,16 +305,14 @@ class Loop:
         teacher: Teacher,
         evaluation: Evaluation,
         record: Record,
-        *,
         split: str = "test",
         chance: float = 0.0,
     ) -> None:
         """Nothing runs yet.
 
         Args:
-            evaluation: of the student, every `trainer.eval_every` epochs and at the end.
+            evaluation: of the student on the images of `split`, every `trainer.eval_every` epochs and at the end.
             record: of the run, which holds the last evaluation of an earlier start.
-            split: of the images to evaluate on.
             chance: chance-level accuracy, in percent.
         """
         self.training, self.teacher, self.evaluation, self.record = training, teacher, evaluation, record
@@ -341,10 +323,7 @@ class Loop:
         self.images, self.waited = 0, 0.0  # since the last log line: of all ranks; seconds this one waited for batches
 
     def run(self) -> Metrics:
-        """Train, evaluate, save, until the last epoch is done.
-
-        Returns:
-            The last evaluation.
+        """Train, evaluate, save, until the last epoch is done; the last evaluation.
 
         Raises:
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the state is saved.
@@ -369,11 +348,9 @@ class Loop:
                     self.images += training.images_in(progress.step)
                     training.step(batch, targets)
                     self.after_step()
-                    if (
-                        progress.step % training.loader.steps == 0 or progress.step == training.steps
-                    ):  # evaluated, then saved
+                    if progress.step % training.loader.steps == 0 or progress.step == training.steps:
                         self.log()
-                        continue
+                        continue  # evaluated, then saved
                     if progress.step % settings.log_every == 0:
                         self.log()
                     else:
@@ -419,9 +396,8 @@ class Loop:
             except Interrupted:  # the epoch's steps are saved, its evaluation is not
                 self.save()
                 raise
-            values = {
-                key: value for key in ("loss", "top1", "top5", "knn") if (value := getattr(last, key)) is not None
-            }
+            values = {key: getattr(last, key) for key in ("loss", "top1", "top5", "knn")}
+            values = {key: value for key, value in values.items() if value is not None}
             record.log("eval", progress.step, {"epoch": epoch, **values, **last.others})
             others = "".join(f", {name} {value:.4g}" for name, value in last.others.items())
             shown, clip = measured(last.measure, last.value), settings.clip_grad_norm
@@ -449,11 +425,11 @@ class Loop:
         """Write the means since the last log line."""
         training, progress, now = self.training, self.training.progress, time.monotonic()
         values, spent, progress.seconds = training.means(), now - self.logged, now - self.started
-        waiting = max(fraction for (fraction,) in training.dist.gather(self.waited / spent))
+        (waiting,) = training.dist.max(round(10_000 * self.waited / spent))
         rate, epoch = self.images / spent, progress.step / training.loader.steps
         self.logged, self.images, self.waited = now, 0, 0.0
         timing = {"images_per_second": round(rate, 1), "seconds": round(progress.seconds, 2)}
-        timing["waiting_for_data"] = round(waiting, 4)  # fraction of the time, on the rank that waits most
+        timing["waiting_for_data"] = waiting / 10_000  # fraction of the time, on the rank that waits most
         self.record.log("train", progress.step, {"epoch": epoch, **values, "timing": timing})
         top1 = f", top-1 {values['top1']:.1f} %" if "top1" in values else ""
         text = f"epoch {epoch:.1f}/{training.epochs}, loss {values.get('loss', 0):.3f}{top1}, {rate:.0f} images/s"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from itertools import chain
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 MakeOptimizer = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
-NoDecay = Literal["norm", "bias"]
-"""Parameters without weight decay: all of the normalisation layers, or those called `bias`."""
+Schedule = Callable[[float, int, int], float]
+"""Interface of the group `schedule`: (optimizer's own rate, step, steps of the run) → rate; steps count from 0."""
 
+NO_DECAY = "norm", "bias"  # parameters without weight decay: all of the normalisation layers, or those called `bias`
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -33,22 +34,20 @@ def check_optimizer(make: MakeOptimizer, no_decay: Sequence[str]) -> None:
     Raises:
         ValueError: it cannot be created or take a step, it has no learning rate, or `no_decay` is wrong.
     """
-    if unknown := [group for group in no_decay if group not in get_args(NoDecay)]:
-        raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(get_args(NoDecay))}")
+    if unknown := [group for group in no_decay if group not in NO_DECAY]:
+        raise ValueError(f"no_decay is {list(no_decay)}; {unknown[0]!r} is none of {', '.join(NO_DECAY)}")
     arguments = make.keywords if isinstance(make, partial) else {}
     for name, p in signature(make.func).parameters.items() if isinstance(make, partial) else ():
         if isinstance(value := arguments.get(name), str) and (name == "lr" or isinstance(p.default, bool | float)):
-            raise ValueError(
-                f"{name} is {value!r}; {'true or false' if isinstance(p.default, bool) else 'a number'} is needed"
-            )
+            raise ValueError(f"{name} is {value!r}, a text; a number, true or false is needed")
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
     try:
         optimizer = make([parameter])
         optimizer.step()
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        raise ValueError(f"{error}, with {given or 'no arguments'}") from error
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items()) or "no arguments"
+        raise ValueError(f"{error}, with {given}") from error
     lr, momentum = optimizer.defaults.get("lr"), optimizer.defaults.get("momentum", 0)
     if type(lr) not in (int, float) or not 0 <= momentum < 1:
         raise ValueError(f"lr is {lr!r} and momentum is {momentum}; a number and 0 <= momentum < 1 are needed")
@@ -86,19 +85,17 @@ def make_optimizer(
     kinds = sorted(by_kind, key=lambda kind: (kind[0] != 1, kind))
     groups = [by_kind[kind] for kind in kinds]
     of, settings = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
-    plain = not {"fused", "foreach", "capturable", "differentiable"} & settings.keys()
-    if settings.get("dampening") or not getattr(of, "__module__", "").startswith("torch.optim"):
-        plain = False  # with dampening SGD's first step differs from the others
+    # with dampening SGD's first step differs from the others
+    own = {"fused", "foreach", "capturable", "differentiable"} & settings.keys() or settings.get("dampening")
+    fused = not own and getattr(of, "__module__", "").startswith("torch.optim")
     try:
-        optimizer = partial(make, fused=True)(groups) if plain else make(groups)
+        optimizer = partial(make, fused=True)(groups) if fused else make(groups)
     except (TypeError, RuntimeError):  # no fused code for this class or device
         optimizer = make(groups)
     for group, (factor, _) in zip(optimizer.param_groups, kinds, strict=True):
-        group["initial_lr"] = group["lr"] * factor if factor != 1 else group["lr"]
-    if type(optimizer) is torch.optim.SGD:
-        for group in optimizer.param_groups:
-            for p in group["params"] if group["momentum"] and not group["dampening"] else []:
-                # created here, since a skipped first step would leave them unset
+        group["initial_lr"] = group["lr"] * factor
+        if type(optimizer) is torch.optim.SGD and group["momentum"] and not group["dampening"]:
+            for p in group["params"]:  # created here, since a skipped first step would leave them unset
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 
@@ -132,25 +129,16 @@ def rate_factors(module: nn.Module, lr_factors: Mapping[str, float]) -> dict[str
     return factors
 
 
-class Schedule(Protocol):
-    """Interface of the group `schedule`."""
-
-    def __call__(self, lr: float, step: int, steps: int) -> float:
-        """The rate for step `step` (0-based) of a run of `steps` steps, from the optimizer's own rate `lr`."""
-        ...
-
-
 class Warmup:
-    """A linear rise up to `lr`, then `after`."""
+    """A linear rise up to the optimizer's own rate `lr`, then `after`."""
 
     def __init__(self, warmup: float = 0.0) -> None:
-        """Raises ValueError unless 0 <= warmup < 1."""
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is {warmup}; a fraction of the run, 0 <= warmup < 1, is needed")
         self.warmup = warmup
 
     def __call__(self, lr: float, step: int, steps: int) -> float:
-        """See `Schedule`."""
+        """The rate of `step` (0-based) of `steps`."""
         if step / steps < self.warmup:
             return lr * (step + 1) / (math.ceil(self.warmup * steps) + 1)
         return self.after(lr, step / steps)
@@ -168,11 +156,7 @@ class Step(Warmup):
     """`lr · gamma^(milestones passed)`."""
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, warmup: float = 0.0) -> None:
-        """Milestones are fractions of the run, so that a shorter run has the same shape of schedule.
-
-        Raises:
-            ValueError: a milestone outside 0 … 1, a factor that is not in 0 … 1.
-        """
+        """Milestones are fractions of the run, so that a shorter run has the same shape of schedule."""
         super().__init__(warmup)
         if any(not 0 < m < 1 for m in milestones):
             raise ValueError(f"milestones are {list(milestones)}; fractions of the run are needed, such as [0.5,0.75]")
@@ -209,17 +193,15 @@ class AveragedWeights:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """`decay`: between 0 and 1, such as 0.999."""
         self.network, self._average = network, get_ema_multi_avg_fn(decay)
         self.values = {name: value.detach().clone() for name, value in self._weights().items()}
 
     def _weights(self) -> dict[str, Tensor]:
-        """The network's own."""
         return dict(chain(self.network.named_parameters(), self.network.named_buffers()))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the network's weights to the average; no host sync."""
+        """Add the network's weights to the average."""
         weights = self._weights()
         floating = [name for name, value in self.values.items() if value.is_floating_point()]
         self._average([self.values[name] for name in floating], [weights[name] for name in floating], 0)

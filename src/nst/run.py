@@ -14,7 +14,7 @@ from torch import Tensor, profiler
 from nst import build
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
-from nst.dist import Dist, check_precision
+from nst.dist import Dist
 from nst.distiller import seeded
 from nst.evaluate import Metrics, evaluate, feature_evaluation
 from nst.files import sha256_of, write_whole
@@ -40,8 +40,9 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     # check
     config, trainer = asdict(settings), settings.trainer
     weights, cache = settings.teacher.weights, settings.cache.path
-    check_precision("trainer.precision", trainer.precision, dist.device)
-    check_precision("teacher.precision", settings.teacher.precision, dist.device)
+    for key, precision in (("trainer", trainer.precision), ("teacher", settings.teacher.precision)):
+        if precision == "fp16" and dist.device.type != "cuda":
+            raise ValueError(f"{key}.precision=fp16 needs a CUDA device, this run is on the CPU; bf16 runs here")
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"teacher.weights={weights}: no such file")
     if cache is not None and dist.main:

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Result = tuple[Tensor, list[Tensor]]  # loss and gradients
-TOLERANCE = {
-    "fp32": (1e-3, 2e-2),
-    "bf16": (3e-2, 2e-1),
-    "fp16": (1e-2, 1e-1),
-}  # relative: of the loss, of the gradient's norm
+# relative: of the loss, of the gradient's norm
+TOLERANCE = {"fp32": (1e-3, 2e-2), "bf16": (3e-2, 2e-1), "fp16": (1e-2, 1e-1)}
 
 
 def try_networks(settings: RunConfig, distiller: Distiller, teacher: nn.Module | None) -> None:
@@ -46,9 +43,8 @@ def try_networks(settings: RunConfig, distiller: Distiller, teacher: nn.Module |
         try:
             output = forward(model, images, key == "model", channels_last, precision)
         except Exception as error:  # whatever a user's network raises
-            raise ValueError(
-                f"{key} fails in {mode} mode: {error} (trainer.channels_last={str(channels_last).lower()}, precision={precision})"
-            ) from error
+            how = f"trainer.channels_last={str(channels_last).lower()}, precision={precision}"
+            raise ValueError(f"{key} fails in {mode} mode: {error} ({how})") from error
         finally:
             features = distiller.hooks.read()
         if not isinstance(output, Tensor):
@@ -77,7 +73,7 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
     trainer, images = settings.trainer, len(data.train)
     if trainer.patience is not None and data.val is None:
         raise ValueError(
-            f"trainer.patience={trainer.patience}: must not be chosen on the test images; add data.validation=0.1"
+            f"trainer.patience={trainer.patience}: must not be chosen on the test images; add data.validation"
         )
     batch = f"trainer.batch_size={trainer.batch_size}: a batch of an epoch of {images} images"
     counts = [part // world for part in (min(trainer.batch_size, images), images % trainer.batch_size) if part]
@@ -97,16 +93,13 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
 
 
 def check_ranks(distiller: Distiller, dist: Dist) -> None:
-    """After the first step of a start: checks that several ranks can train this as one process does.
+    """After the first step of a start: raises ValueError if several ranks cannot train this as one process does.
 
-    Raises:
-        ValueError: a parameter has no gradient, or a module has written other values into its buffers on other ranks.
+    That is where a parameter has no gradient, or a module has written other values into its buffers on other ranks.
     """
     unused = [name for name, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
     if unused and any(term.loss.on_logits for term in distiller.terms):
-        raise ValueError(
-            f"{unused[0]}: no gradient reaches this parameter, so several ranks cannot train it: freeze it"
-        )
+        raise ValueError(f"{unused[0]}: no gradient reaches it, so several ranks cannot train it: freeze it")
     modules = dict(distiller.named_modules())
     for path, buffer in distiller.named_buffers():
         norm = isinstance(modules[path.rpartition(".")[0]], nn.modules.batchnorm._BatchNorm)

@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from math import prod
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from rich.filesize import decimal
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from nst.config import differences
 from nst.data.batch import Batch, Loader, counted
 from nst.dist import Dist
 from nst.distiller import Targets, TargetSpec
-from nst.files import locked, naming, write_whole
+from nst.files import naming, write_whole
 from nst.layers import LOGITS
 from nst.losses import Shape
 from nst.signals import Interrupted, stop_flag
@@ -52,10 +53,9 @@ class CachedArray:
 
 
 def cached_arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[CachedArray]:
-    """The arrays behind a spec.
+    """The arrays behind a spec, whose loss has a `target_key`.
 
     Args:
-        spec: of a loss with a `target_key`.
         path: the layer as a module path of the teacher, so that different names of one layer share an array.
         teacher_shape: of one image's feature at the layer.
     """
@@ -67,12 +67,7 @@ def cached_arrays(spec: TargetSpec, path: str, teacher_shape: Shape) -> list[Cac
 
 
 def why_live(spec: TargetSpec, teacher_shape: Shape, large: bool) -> str | None:
-    """Why a target is not cached but computed by the live teacher; None if it is cached.
-
-    Args:
-        teacher_shape: of one image's feature at the layer.
-        large: cache targets that are as large as the feature, too.
-    """
+    """Why a target is not cached but computed by the live teacher; None if it is: with `large`, also if it is as large as the feature."""
     # a `target_key` that is inherited by a class with a `target` of its own does not count
     level = next(level for level in type(spec.loss).__mro__ if {"target", "target_key"} & vars(level).keys())
     if "target_key" not in vars(level) or spec.loss.target_key is None:
@@ -206,23 +201,28 @@ def write_cache(
 ) -> None:
     """Complete these arrays; rows that are written already stay. Collective.
 
-    Several ranks share the batches. Each batch is the one that a single process would make, so the arrays do not depend on the
-    number of ranks, and another number of them may continue.
+    Several ranks, all of which see the folder, share the batches. Each is the one that a single process would make, so the arrays do
+    not depend on the number of ranks, and another number of them may continue.
 
     Args:
         teacher: its target specs include those of the arrays.
         loader: of the training set, of a single process.
         subset: [images, views] view numbers, from `split.view_subset`.
-        dist: the ranks, all of which see the folder.
 
     Raises:
         ValueError: the disk is too small; a target is not finite in the cache's dtype.
         Interrupted: by a signal, after saving.
     """
-    signum, waiting = 0, f"another process is writing {cache.folder}; waiting for it"
-    with locked(cache.folder / "lock", lambda: dist.max(1), waiting) if dist.main else nullcontext():
-        while dist.max(0) != [0]:  # 1 each second while the first rank waits
-            pass
+    signum, lock, tries = 0, FileLock(cache.folder / "lock"), 0
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        while dist.max(int(dist.main and not lock.is_locked)) == [1]:  # each second while the first rank waits
+            if dist.main and tries == 1:
+                print(f"another process is writing {cache.folder}; waiting for it", flush=True)
+            with suppress(Timeout):
+                if dist.main:
+                    lock.acquire(timeout=min(tries, 1))
+            tries += 1
         cache.load()
         missing, undone = cache.missing(needed), np.zeros(cache.rows, bool)
         paths = [cache.file(array.name, ".part") for array in missing]
@@ -239,9 +239,7 @@ def write_cache(
             undone |= ~whole_rows(path)
         left = int(undone.sum()) * sum(cache.record(array.shape).itemsize for array in missing)
         if left and left + SPARE > (free := shutil.disk_usage(cache.folder).free):
-            raise ValueError(
-                f"{cache.folder} needs {decimal(left)} more, {decimal(free)} are free; ask for fewer cache.views"
-            )
+            raise ValueError(f"{cache.folder} needs {decimal(left)} more, {decimal(free)} are free; lower cache.views")
         dist.barrier()
 
         # this rank's contiguous share of the batches in which a row is missing
@@ -256,8 +254,7 @@ def write_cache(
         batches = counted(batches, f"writing the teacher cache {cache.folder}", len(rows), " views")
         results = zip(starts.tolist(), teacher.add_targets((batch, {}) for batch in batches), strict=True)
 
-        with ExitStack() as stack:
-            flag = stack.enter_context(stop_flag())
+        with stop_flag() as flag, ExitStack() as stack:
             files = [stack.enter_context(path.open("r+b")) for path in paths]
             for _ in range(rounds):
                 for start, (_, targets) in islice(results, 1):
@@ -274,6 +271,8 @@ def write_cache(
                 path.rename(cache.file(array.name))
         dist.barrier()
         cache.load()
+    finally:
+        lock.release()
     if signum:
         raise Interrupted(signum)
 

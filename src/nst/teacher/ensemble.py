@@ -88,10 +88,7 @@ class Ensemble(nn.Module):
         return log_probabilities.logsumexp(0) - torch.tensor(float(len(outputs))).log().item()
 
     def load(self, images: Normalization) -> dict[str, Any]:
-        """Load the members' weights; each converts images of this normalisation to its own.
-
-        Returns:
-            As `load_teacher`, and by member as `members`.
+        """Load the members' weights; each converts images of this normalisation to its own. As `load_teacher`; also by member: `members`.
 
         Raises:
             ValueError: a member without weights, or with those of another network; names the member.

@@ -1,6 +1,6 @@
 """The teacher beside the student: its targets are computed batch by batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -30,7 +30,6 @@ class LiveTeacher:
         self,
         model: nn.Module,
         target_specs: Sequence[TargetSpec],
-        *,
         precision: str = "fp32",
         batch_statistics: bool = False,
     ) -> None:
@@ -77,9 +76,7 @@ class LiveTeacher:
         """Compile for batches of this size (0: eager again), with frozen weights, without operations that no target needs."""
         self._compiled_size = batch_size
         if batch_size and self._compiled is None:
-            self._compiled: Callable[[Tensor], Targets] | None = torch.compile(
-                self._targets, dynamic=False, options={"freezing": True}
-            )
+            self._compiled = torch.compile(self._targets, dynamic=False, options={"freezing": True})
 
     def add_targets(self, batches: Iterable[BatchAndTargets]) -> Iterator[BatchAndTargets]:
         """Each batch with its targets added; on a GPU those of the next batch are started before a batch is yielded."""
@@ -116,10 +113,10 @@ class Teacher:
 
     def targets(self, batches: Iterable[Batch]) -> Iterator[BatchAndTargets]:
         """Each batch with its targets, by spec key. Reads or computes those of later batches ahead."""
-        pairs: Iterable[BatchAndTargets] = ((batch, {}) for batch in batches)
+        pairs: Iterator[BatchAndTargets] = ((batch, {}) for batch in batches)
         for source in self.sources:
             pairs = source.add_targets(pairs)
-        return iter(pairs)
+        return pairs
 
     def __call__(self, batch: Batch) -> Targets:
         """Targets of a single batch, by spec key."""

@@ -39,30 +39,22 @@ def measure_accuracy(
     """
     if not data.labeled:
         return {}
-    split, measure, figures = (
-        "test" if data.val is None else "val",
-        "top1" if classifies else "knn",
-        ("loss", "top1", "top5", "images"),
-    )
+    split, measure = "test" if data.val is None else "val", "top1" if classifies else "knn"
     images, trainer, precision = data.split(split), settings.trainer, settings.teacher.precision
     known = None if classifies else data.train.fingerprint
     of = {**key, "measure": measure, "images": {"split": split, "sha256": images.fingerprint, "known": known}}
     file = Path(settings.outputs) / data.name / "teachers" / f"{name}-{digest(of)}.json"
-    kept = torch.zeros(len(figures), dtype=torch.float64)
-    if dist.main and file.is_file():
-        accuracy = json.loads(file.read_text())["accuracy"]
-        kept = torch.tensor([accuracy[figure] for figure in figures], dtype=kept.dtype)
-    found: dict[str, Any] = dict(zip(figures, dist.sum(kept.to(dist.device)).tolist(), strict=True))
-    if not found["images"]:
+    found: dict[str, Any] | None = json.loads(file.read_text())["accuracy"] if file.is_file() else None
+    if dist.max(int(found is None)) == [1] or found is None:
         if classifies:
             title = f"evaluating the teacher {name}"
             batches = whole_batches(images, torch.arange(len(images)), dist, trainer, title=title)
             metrics = evaluate(network, (batch for _, _, batch in batches), dist, precision)
-            found = {figure: getattr(metrics, figure) for figure in figures}
+            found = {figure: getattr(metrics, figure) for figure in ("loss", "top1", "top5", "images")}
         else:
             shown = {"precision": precision, "title": "nearest neighbours: the teacher's features"}
             features = labelled_features(network, (data.train, images), dist, trainer, **shown)
-            found["top1"], found["images"] = knn_accuracy(*features), len(features[-1])
+            found = {"loss": 0.0, "top1": knn_accuracy(*features), "top5": 0.0, "images": len(features[-1])}
         if dist.main:
             write_whole(file, json.dumps({"of": of, "accuracy": found}, indent=1).encode())
     if dist.main:
@@ -89,7 +81,7 @@ def init_losses(
     Raises:
         ValueError: there is no file, and no network to compute them.
     """
-    images = data.train
+    images, every = data.train, torch.arange(len(data.train))
     for loss in {spec.loss: None for spec in specs if spec.loss.teacher_layer is not None}:
         kind, layer = type(loss).__name__, loss.teacher_layer
         of = {**key, "images": images.fingerprint, "layer": layer, "loss": kind}
@@ -101,9 +93,8 @@ def init_losses(
         if dist.max(int(statistics is None)) == [1] or statistics is None:
             if network is None:
                 raise ValueError(f"{kind} needs {file}, which is computed once from the teacher: name teacher.weights")
-            title, every = f"{kind}: the teacher's features of {len(images):,} images", torch.arange(len(images))
-            shown = {"layer": layer, "precision": settings.teacher.precision, "title": title}
-            features = pooled_features(network, images, every, dist, settings.trainer, **shown)
+            title, precision = f"{kind}: features of {len(images):,} images", settings.teacher.precision
+            features = pooled_features(network, images, every, dist, settings.trainer, layer, precision, title=title)
             statistics = loss.teacher_statistics(features, images.labels.to(features.device)).cpu()
             if dist.main:
                 write_whole(file, save({"statistics": statistics}, {"of": json.dumps(of)}))
@@ -125,8 +116,8 @@ def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | Non
         chance = float(torch.bincount(labels).max() / len(labels))
         if binomtest(round(top1 * images / 100), images, chance, alternative="greater").pvalue > 0.01:
             raise ValueError(
-                f"{found}; the most frequent class gives {100 * chance:.2f} %, so it may be at chance: wrong weights, classes in "
-                "another order, too little training? teacher.min_accuracy=0 accepts it"
+                f"{found}; the most frequent class gives {100 * chance:.2f} %: wrong weights, classes in another order, too "
+                "little training? teacher.min_accuracy=0 accepts it"
             )
     elif top1 < minimum:
         raise ValueError(f"{found}; teacher.min_accuracy={minimum} is required")

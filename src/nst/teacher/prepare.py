@@ -108,9 +108,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
 def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes: int) -> bool:
     """Whether the teacher is used as it is, rather than trained first: by a weights file, published weights, or as an ensemble.
 
-    Args:
-        output: shape of the network's output for one image.
-        classes: of the data.
+    `output` is the shape of the network's output for one image, `classes` those of the data.
 
     Raises:
         ValueError: a network that cannot be trained here; a key of weights, where there are none.
@@ -125,18 +123,12 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
             hint = "an ensemble's members have their own" if ensemble else "name teacher.weights, or it is trained here"
             raise ValueError(f"teacher.{key}={value} is for a teacher with weights: {hint}")
     if not ensemble and output != (classes,):
-        raise ValueError(
-            f"teacher.model gives {output}, not {classes} classes, so it is not trained here: name teacher.weights"
-        )
+        raise ValueError(f"teacher.model gives {output}, not {classes} classes: to use it, name teacher.weights")
     return ensemble
 
 
 def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> dict[str, Any]:
-    """Bring the teacher with its weights to its device, its batch norms folded into its convolutions.
-
-    Returns:
-        What is known of it; with `members`, what is known of each.
-    """
+    """Bring the teacher with its weights to its device, its batch norms folded; what is known of it, and of each of its `members`."""
     model, teacher, images = networks.teacher, settings.teacher, Normalization(tuple(data.mean), tuple(data.std))
     assert model is not None
     model.to(dist.device).eval().requires_grad_(False)
@@ -181,8 +173,7 @@ def plan_cache(
 
     # its targets
     cached: list[TargetSpec] = []
-    arrays: dict[str, list[CachedArray]] = {}
-    live: list[str] = []
+    arrays, live = dict[str, list[CachedArray]](), list[str]()
     for spec in networks.distiller.target_specs:
         shape = networks.teacher_shapes[spec.layer]
         if (reason := why_live(spec, shape, config.large)) is None:
