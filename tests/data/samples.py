@@ -25,43 +25,38 @@ def load(root: Path | str, **changes: Any) -> Dataset:
     return Images(**(SETTINGS | place | changes))
 
 
-def encode(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB", **settings: Any) -> bytes:
-    """[H, W, 3] uint8 → an image file's bytes."""
+def written(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
+    """An image file's bytes."""
     file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, kind, **settings)
+    image.save(file, kind, **settings)
     return file.getvalue()
 
 
-def noise(n: int, size: int = 32, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+def encode(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB", **settings: Any) -> bytes:
+    """[H, W, 3] uint8 → an image file's bytes."""
+    return written(Image.fromarray(pixels).convert(mode), kind, **settings)
 
 
-def table(
-    images: list[Any], labels: list[Any], image: str = "img", label: str = "label", names: list[str] | None = None
-) -> datasets.Dataset:
-    """A table as on the Hub: encoded images and labels, with their names if there are any."""
-    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
-    features = datasets.Features({image: datasets.Image(), label: kind})
-    rows = {image: [None if data is None else {"bytes": data, "path": None} for data in images], label: labels}
-    return datasets.Dataset.from_dict(rows, features)
+def noise(n: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
-def write_shard(path: Path, images: list[Any], labels: list[Any], **more: Any) -> None:
+def write_shard(path: Path, images: list[Any], labels: list[Any], names: list[str], image: str = "img") -> None:
+    """Encoded images, some of them perhaps None, and labels with their names, as on the Hub."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table(images, labels, **more).to_parquet(path)
+    features = datasets.Features({image: datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {image: [data and {"bytes": data, "path": None} for data in images], "label": labels}
+    datasets.Dataset.from_dict(rows, features).to_parquet(path)
 
 
 def write_tree(root: Path, parts: tuple[str, ...] = ("train", "val"), classes: int = 3, images: int = 6) -> None:
     """<part>/<class>/*: JPEGs of many sizes, some grayscale, some CMYK; half as many in all parts but the first."""
     draw = np.random.default_rng(0)
-    for part in parts:
-        for label in range(classes):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in range(images if part == parts[0] else images // 2):
-                height, width = draw.integers(30, 60, 2)
-                pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                (folder / f"{i}.JPEG").write_bytes(encode(pixels, "JPEG", ("RGB", "L", "CMYK")[i % 3]))
+    for folder in (root / part / f"class{label}" for part in parts for label in range(classes)):
+        folder.mkdir(parents=True)
+        for i in range(images if folder.parent.name == parts[0] else images // 2):
+            pixels = draw.integers(0, 256, (*draw.integers(30, 60, 2), 3), dtype=np.uint8)
+            (folder / f"{i}.JPEG").write_bytes(encode(pixels, "JPEG", ("RGB", "L", "CMYK")[i % 3]))
 
 
 def same(batches: list[Batch], others: list[Batch]) -> bool:

@@ -25,55 +25,43 @@ def reference(split: MemorySplit, index: int, view: int) -> Tensor:
     """One image by torchvision: pad, crop, mirror; then (x / 255 − mean) / std in float64."""
     size, margin, sides = split.scheme.size, split.scheme.pad, 2 if split.scheme.flip else 1
     place, mirrored = divmod(view, sides)
-    dy, dx = divmod(place, 2 * margin + 1)
     padded = transforms.pad(split.images[index].float(), [margin] * 4, padding_mode=split.scheme.padding_mode)
-    image = transforms.crop(padded.to(torch.uint8), dy, dx, size, size)
+    image = transforms.crop(padded.to(torch.uint8), *divmod(place, 2 * margin + 1), size, size)
     image = transforms.horizontal_flip(image) if mirrored else image
     return transforms.normalize(image.double() / 255, list(split.mean), list(split.std))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "count"),
-    [
-        ((8, 4, True, 3, "reflect"), 162),
-        ((8, 4, True, 3, "constant"), 162),
-        ((5, 1, False, 1), 9),
-        ((6, 0, True, 3), 2),
-    ],
+    "kind", [(8, 4, True, 3, "reflect"), (8, 4, True, 3, "constant"), (5, 1, False, 1), (6, 0, True, 3)]
 )
 def test_rendering_equals_one_image_at_a_time(
-    kind: tuple[Any, ...], count: int, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+    kind: tuple[Any, ...], channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, channels = make_split(12, *kind), kind[3]
+    split, count = make_split(12, *kind), (2 * kind[1] + 1) ** 2 * (1 + kind[2])
     assert split.num_views == count
     indices, views = torch.arange(12).repeat_interleave(count), torch.arange(count).repeat(12)
     images = split.render(indices, views, channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     assert images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=memory_format)
+    assert images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     expected = torch.stack([reference(split, int(i), int(v)) for i, v in zip(indices, views, strict=True)])
     torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
     # what runs on a GPU is another program for the same result
     monkeypatch.setattr(split, "by_numpy", False)
     assert torch.equal(split.render(indices, views, channels_last), images)
-    plain = torch.stack(
-        [transforms.normalize(image.double() / 255, MEAN[:channels], STD[:channels]) for image in split.images]
-    )
+    plain = transforms.normalize(split.images.double() / 255, list(split.mean), list(split.std))
     unaugmented = split.render(torch.arange(12), torch.full((12,), split.unaugmented), channels_last)
     torch.testing.assert_close(unaugmented.double(), plain, rtol=0, atol=1e-6)
 
 
 def test_a_subset_has_distinct_views_and_grows() -> None:
     split = make_split(200, pad=1)
-    small, large = split.view_subset(4), split.view_subset(9)
-    assert small.shape == (200, 4)
-    for few, many in zip(small.tolist(), large.tolist(), strict=True):
+    for few, many in zip(split.view_subset(4).tolist(), split.view_subset(9).tolist(), strict=True):
         assert len(set(few)) == 4
         assert set(few) <= set(many)
     assert torch.equal(make_split(5, pad=1).view_subset(18), torch.arange(18).expand(5, 18))
     for k in (0, 19):
-        with pytest.raises(ValueError, match=f"{k}; this data set has 1 to 18"):
+        with pytest.raises(ValueError, match=f"{k}; .* 18"):
             split.view_subset(k)
 
 
@@ -87,19 +75,16 @@ def test_the_fingerprint_tells_pixels_and_labels_apart() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_gpu_renders_what_the_cpu_renders() -> None:
-    split = make_split(100, 32, 4)
-    for channels_last in (False, True):
-        batches = (
-            split.loader(32, train=True, device=d, channels_last=channels_last).epoch(0) for d in ("cpu", "cuda")
-        )
-        for cpu, gpu in zip(*batches, strict=True):
-            assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu[1:], gpu[1:], strict=True))
-            torch.testing.assert_close(cpu.images, gpu.images.cpu(), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_gpu_renders_what_the_cpu_renders(channels_last: bool) -> None:
+    split, more = make_split(100, 32, 4), {"train": True, "channels_last": channels_last}
+    for cpu, gpu in zip(*(split.loader(32, device=d, **more).epoch(0) for d in ("cpu", "cuda")), strict=True):
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu[1:], gpu[1:], strict=True))
+        torch.testing.assert_close(cpu.images, gpu.images.cpu(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("images", [torch.rand(8, 1, 8, 8), torch.zeros(8, 1, 12, 12, dtype=torch.uint8)])
 def test_tensors_that_would_be_misread_are_refused(images: Tensor) -> None:
     """Pixels of 0 … 1; and larger ones, of which a corner would be seen."""
-    with pytest.raises(ValueError, match=r"types and shapes .* must be \(torch.uint8, \(8, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(torch.uint8, \(8, 1, 8, 8\)"):
         MemorySplit(images, torch.arange(8), ViewScheme(8, 0, flip=True), (0.5,), (0.25,))

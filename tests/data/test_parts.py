@@ -6,8 +6,7 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
-from tests.data.samples import encode, load, noise, write_shard, write_tree
+from tests.data.samples import encode, load, noise, same, write_shard, write_tree
 
 from nst.data.dataset import Dataset
 
@@ -18,28 +17,26 @@ def sizes(data: Dataset) -> tuple[int, int | None, int]:
     return len(data.train), len(data.val) if data.val else None, len(data.test)
 
 
-@pytest.mark.parametrize(
-    ("parts", "validation", "expected", "unused"),
-    [
-        ("train val", 0.0, (18, None, 9), ()),
-        ("train test", 0.3, (12, 6, 9), ()),
-        ("train val", 0.3, (12, 6, 9), ()),
-        ("train val test", 0.0, (18, 9, 9), ()),
-        ("Train Valid TEST extra", 0.0, (18, 9, 9), ("extra",)),
-        ("training validation val test", 0.0, (18, 9, 9), ("validation",)),
-        ("train dev other", 0.0, (18, None, 9), ("other",)),
-        ("train", 0.3, (12, None, 6), ()),
-    ],
-)
+PARTS: list[tuple[str, float, Any, Any]] = [
+    ("train val", 0.0, (18, None, 9), ()),
+    ("train test", 0.3, (12, 6, 9), ()),
+    ("train val", 0.3, (12, 6, 9), ()),
+    ("train val test", 0.0, (18, 9, 9), ()),
+    ("Train Valid TEST extra", 0.0, (18, 9, 9), ("extra",)),
+    ("training validation val test", 0.0, (18, 9, 9), ("validation",)),
+    ("train dev other", 0.0, (18, None, 9), ("other",)),
+    ("train", 0.3, (12, None, 6), ()),
+]
+
+
+@pytest.mark.parametrize(("parts", "validation", "expected", "unused"), PARTS)
 def test_parts_by_their_names(tmp_path: Path, parts: str, validation: float, expected: Any, unused: Any) -> None:
     write_tree(tmp_path, tuple(parts.split()))
     data = load(tmp_path, validation=validation)
     assert (sizes(data), data.unused) == (expected, unused)
     said = data.describe()
-    assert ("best epoch is chosen on the test images" in said) == (data.val is None)
-    assert all(
-        name in said for name in (*unused, f"{expected[0]} training", f"{expected[0] // 3} training images a class")
-    )
+    assert ("on the test images" in said) == (data.val is None)
+    assert all(name in said for name in (*unused, f"{expected[0]} training"))
 
 
 def test_class_folders_without_parts_are_one_part(tmp_path: Path) -> None:
@@ -52,7 +49,7 @@ def test_class_folders_without_parts_are_one_part(tmp_path: Path) -> None:
     data = load(root, validation=0.2)
     assert data.classes == ("class0", "class1", "train")
     assert sizes(data) == (24, None, 6)
-    with pytest.raises(ValueError, match=r"flat: there is no test part; data\.validation=0\.1 takes a tenth"):
+    with pytest.raises(ValueError, match=r"flat: there is no test part; data\.validation"):
         load(root)
 
 
@@ -68,7 +65,7 @@ def test_what_is_no_image_is_skipped_and_said(tmp_path: Path, capsys: pytest.Cap
     notes = tmp_path / "val" / "class2" / "notes.txt"
     notes.touch()
     assert load(tmp_path).fingerprint == expected
-    assert f"val: not read, since their names are no images': {notes}" in capsys.readouterr().err
+    assert str(notes) in capsys.readouterr().err
 
 
 def test_images_without_labels_lie_as_they_like(tmp_path: Path) -> None:
@@ -79,7 +76,6 @@ def test_images_without_labels_lie_as_they_like(tmp_path: Path) -> None:
     assert sizes(data) == (25, None, 6)
     assert (data.classes, data.labeled) == (None, False)
     assert next(data.train.loader(8, train=True).epoch(0)).labels.tolist() == [-1] * 8
-    assert "without labels" in data.describe()
     assert len(load(tmp_path, **settings, limit=5).train) == 5
 
 
@@ -90,32 +86,29 @@ def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load(changes.pop("root", tmp_path), **changes)
 
-    refused(r"data\.root=.*nowhere: no such folder", root=tmp_path / "nowhere")
-    refused(r"data\.num_classes=4, but images has 3: class0, class1, class2", num_classes=4)
-    refused(r"data\.validation: 0\.1; it must be 0", validation=0.1)
-    (tmp_path / "train").rename(tmp_path / "learn")
-    refused(r"its parts are test, val; one must be called train")
-    (tmp_path / "learn").rename(tmp_path / "train")
-    (tmp_path / "val" / "class0").rename(tmp_path / "val" / "other")
-    refused(r"val: its classes differ from the training part's in class0, other")
-    (tmp_path / "val" / "other").rename(tmp_path / "val" / "class0")
-    for path in (tmp_path / "val" / "class0").iterdir():
-        path.unlink()
-    refused(r"val.class0: no images in it")
+    refused(r"data\.root=.*nowhere", root=tmp_path / "nowhere")
+    refused(r"data\.num_classes=4, .* 3: class0, class1, class2", num_classes=4)
+    refused(r"data\.validation: 0\.1", validation=0.1)
+    train, first = tmp_path / "train", tmp_path / "val" / "class0"
+    train.rename(tmp_path / "learn")
+    refused(r"its parts are test, val; .* train")
+    (tmp_path / "learn").rename(train)
+    first.rename(first.with_name("other"))
+    refused(r"val: .* class0, other")
+    first.mkdir()
+    refused(r"val.class0: no images")
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """The images of a tree as shards on the Hub: 18 training images in two, 9 for validation, and a test part without labels."""
     write_tree(tmp_path / "tree")
-    files = {part: sorted((tmp_path / "tree" / part).glob("*/*")) for part in ("train", "val")}
-    encoded = {part: [path.read_bytes() for path in paths] for part, paths in files.items()}
-    labels = {part: [int(path.parent.name[-1]) for path in paths] for part, paths in files.items()}
-    root, more = tmp_path / "hub" / "data", {"image": "image", "names": CLASSES}
-    write_shard(root / "train-00000-of-00002.parquet", encoded["train"][:10], labels["train"][:10], **more)
-    write_shard(root / "train-00001-of-00002.parquet", encoded["train"][10:], labels["train"][10:], **more)
-    write_shard(root / "validation-00000-of-00001.parquet", encoded["val"], labels["val"], **more)
-    write_shard(root / "test-00000-of-00001.parquet", encoded["val"], [-1] * 9, **more)
+    train, val = (sorted((tmp_path / "tree" / part).glob("*/*")) for part in ("train", "val"))
+    parts = {"train-00000-of-00002": train[:10], "train-00001-of-00002": train[10:]}
+    for name, paths in (parts | {"validation-00000-of-00001": val, "test-00000-of-00001": val}).items():
+        labels = [-1 if name.startswith("test") else int(path.parent.name[-1]) for path in paths]
+        images = [path.read_bytes() for path in paths]
+        write_shard(tmp_path / "hub" / "data" / f"{name}.parquet", images, labels, CLASSES, "image")
     return tmp_path / "hub"
 
 
@@ -123,43 +116,34 @@ def load_table(path: Path, **changes: Any) -> Dataset:
     return load("", path=str(path), cache_dir=str(path.parent / "cache"), **changes)
 
 
-def saved(folder: Path, shards: Path) -> None:
-    datasets.load_dataset(str(shards), cache_dir=str(shards.parent / "cache")).save_to_disk(folder)  # type: ignore[union-attr]
-
-
-def of_other_columns(folder: Path, shards: Path) -> None:
-    for path in sorted((shards / "data").glob("[tv]*.parquet")):
-        rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(shards.parent / "cache"))
-        rows = rows.rename_columns({"image": "picture", "label": "kind"}).add_column("remark", ["x"] * len(rows))  # type: ignore[union-attr]
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(folder / "data" / path.name)
+def saved_with_other_columns(folder: Path, shards: Path) -> None:
+    tables: Any = datasets.load_dataset(str(shards), cache_dir=str(shards.parent / "cache"))
+    names = {"image": "picture", "label": "kind"}
+    others = {part: t.rename_columns(names).add_column("remark", ["x"] * len(t)) for part, t in tables.items()}
+    datasets.DatasetDict(others).save_to_disk(folder)
 
 
 def flat_with_metadata(folder: Path, shards: Path) -> None:
     for part in ("train", "val"):
+        (folder / part).mkdir(parents=True)
         lines = ["file_name,label"]
         for path in sorted((shards.parent / "tree" / part).glob("*/*")):
-            name = f"{path.parent.name}_{path.name}"
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, folder / part / name)
-            lines.append(f"{name},{path.parent.name}")
+            lines.append(f"{path.parent.name}_{path.name},{path.parent.name}")
+            shutil.copy(path, folder / part / f"{path.parent.name}_{path.name}")
         (folder / part / "metadata.csv").write_text("\n".join(lines))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves metadata.csv open
-@pytest.mark.parametrize("lay_out", [None, saved, of_other_columns, flat_with_metadata])
+@pytest.mark.parametrize("lay_out", [None, saved_with_other_columns, flat_with_metadata])
 def test_tables_give_what_the_class_folders_give(shards: Path, tmp_path: Path, lay_out: Any) -> None:
     if lay_out is not None:
         lay_out(tmp_path / "other", shards)
     data, tree = load_table(tmp_path / "other" if lay_out else shards), load(shards.parent / "tree")
     assert data.classes == tree.classes
     assert lay_out == flat_with_metadata or data.unused == ("test (no labels)",)
-
-    def first(data: Dataset) -> list[torch.Tensor]:
-        loaders = (data.split(name).loader(4, train=name == "train", seed=1) for name in ("train", "test"))
-        return [tensor for loader in loaders for batch in loader.epoch(0) for tensor in batch]
-
-    assert all(torch.equal(a, b) for a, b in zip(first(data), first(tree), strict=True))
+    for name in ("train", "test"):
+        loaders = (of.split(name).loader(4, train=name == "train", seed=1).epoch(0) for of in (data, tree))
+        assert same(*map(list, loaders))
 
 
 def test_what_is_wrong_with_a_table_is_named(shards: Path) -> None:
@@ -167,16 +151,15 @@ def test_what_is_wrong_with_a_table_is_named(shards: Path) -> None:
 
     def refused(message: str, images: list[Any] | None = None, label: int = 2, **changes: Any) -> None:
         if images:
-            write_shard(path, images, [0, 1, 2, 0, 1, label, 0, 1], image="image", names=CLASSES)
+            write_shard(path, images, [0, 1, 2, 0, 1, label, 0, 1], CLASSES, "image")
         with pytest.raises(ValueError, match=message):
             list(load_table(shards, **changes).train.loader(4, train=True).epoch(0))
 
-    refused(r"data\.label_column: 'kind'; it must be a column of .*: image, label", label_column="kind")
-    refused(r"data\.num_classes=2, but images has 3: ", num_classes=2)
+    refused(r"data\.label_column: 'kind'; .*: image, label", label_column="kind")
     refused("part train, row 15: the image cannot be decoded", [*encoded[:5], encoded[5][:99], *encoded[6:]])
     refused("part train, row 15: there is no image", [*encoded[:5], None, *encoded[6:]])
-    refused("part train, row 15: label -1, but .* allows 0 to 2", encoded, -1)
+    refused("part train, row 15: label -1", encoded, -1)
     path.write_bytes(path.read_bytes()[:300])
-    refused(r"data\.path=.*hub: Hugging Face datasets cannot read it")
+    refused(r"data\.path=.*hub")
     path.unlink()
-    refused(r"of the shards .*/train-\*-of-00002\.parquet there are 1")
+    refused(r"/train-\*-of-00002\.parquet")

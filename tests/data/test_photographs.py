@@ -52,10 +52,8 @@ def test_workers_ranks_and_restarts_change_nothing(tree: Path) -> None:
     assert same(list(loader.epoch(1)), expected[1])
     assert torch.equal(state, torch.get_rng_state())
     assert same(joined([train_loader(tree, rank=rank, world=2).epoch(1) for rank in range(2)]), expected[1])
-    shown = {
-        view for epoch in range(4) for b in train_loader(tree, views=views).epoch(epoch) for view in b.views.tolist()
-    }
-    assert shown == {0, 1}
+    loader = train_loader(tree, views=views)
+    assert {view for epoch in range(4) for b in loader.epoch(epoch) for view in b.views.tolist()} == {0, 1}
 
 
 def test_the_fingerprint_is_of_names_sizes_labels_and_some_content(
@@ -70,12 +68,13 @@ def test_the_fingerprint_is_of_names_sizes_labels_and_some_content(
     assert load(root).train.fingerprint == seen[0]
     paths = [root / "train" / "class1" / f"{i}.JPEG" for i in (0, 1, 2)]
     content = paths[0].read_bytes()
-    paths[0].write_bytes(content[:-3] + b"\0" + content[-2:])  # read: one byte changed
-    seen.append(load(root).train.fingerprint)
-    paths[1].write_bytes(paths[1].read_bytes() + b"\0")  # not read: longer
-    seen.append(load(root).train.fingerprint)
-    paths[2].rename(paths[2].with_name("other.jpg"))
-    seen.append(load(root).train.fingerprint)
+    for change in (
+        lambda: paths[0].write_bytes(content[:-3] + b"\0" + content[-2:]),  # read: one byte changed
+        lambda: paths[1].write_bytes(paths[1].read_bytes() + b"\0"),  # not read: longer
+        lambda: paths[2].rename(paths[2].with_name("other.jpg")),
+    ):
+        change()
+        seen.append(load(root).train.fingerprint)
     assert len(set(seen)) == 5
 
 
@@ -86,53 +85,47 @@ def test_a_schedulers_signals_leave_a_worker_at_work_and_a_killed_one_is_an_erro
     epoch = loader.epoch(0)
     batches = [next(epoch)]
     (worker,) = (process for process in multiprocessing.active_children() if process not in before)
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        for pid in (worker.pid, server):
-            assert pid is not None
-            os.kill(pid, number)
+        for pid in (worker.pid, forkserver._forkserver._forkserver_pid):  # type: ignore[attr-defined]
+            os.kill(pid or 0, number)
     assert same(batches + list(epoch), expected)
     epoch = loader.epoch(1)
     next(epoch)
-    (worker,) = (process for process in multiprocessing.active_children() if process not in before)
     worker.kill()
     with pytest.raises(OSError, match="a data worker died"):
         list(epoch)
 
 
-_READER = """
-import multiprocessing, sys, time
-from tests.data.samples import load
+READER = """
+import os, sys, time
+from multiprocessing import active_children
 
 if __name__ == "__main__":
-    epoch = load(sys.argv[1]).train.loader(1, train=True, workers=2).epoch(0)
+    from tests.data.samples import load
+
+    killed = os.fork() == 0
+    epoch = load(sys.argv[1]).train.loader(1, train=True, workers=1).epoch(0)
     next(epoch)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    time.sleep(float(sys.argv[2]))
+    print(int(killed), os.getpid(), *(process.pid for process in active_children()), flush=True)
+    time.sleep(600 * killed)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_workers_end_with_the_main_process(tree: Path, tmp_path: Path) -> None:
-    """Killed, and at its end in the middle of an epoch."""
+    """At its end in the middle of an epoch; and of another one, killed."""
     script, root = tmp_path / "reader.py", Path(__file__).parents[2]
-    script.write_text(_READER)
+    script.write_text(READER)
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
-    mains = [
-        subprocess.Popen([sys.executable, script, tree, seconds], stdout=subprocess.PIPE, text=True, env=environment)
-        for seconds in ("600", "0")
-    ]
-    killed, ended = [], []
-    for main, pids in zip(mains, (killed, ended), strict=True):
+    with subprocess.Popen([sys.executable, script, tree], stdout=subprocess.PIPE, text=True, env=environment) as main:
         assert main.stdout is not None
-        with main.stdout as lines:
-            pids += map(int, lines.readline().split())
-        assert len(pids) == 2
-    assert all(map(runs, killed))
-    mains[0].kill()
-    assert [main.wait(300) for main in mains] == [-signal.SIGKILL, 0]
+        ended, killed = sorted([int(word) for word in main.stdout.readline().split()] for _ in range(2))
+        assert main.wait(300) == 0
+        assert len(killed) == 3
+        assert all(map(runs, killed[1:]))
+        os.kill(killed[1], signal.SIGKILL)
     deadline = time.monotonic() + 30  # a fraction of a second is enough
-    while (left := [pid for pid in (*killed, *ended) if runs(pid)]) and time.monotonic() < deadline:
+    while (left := [pid for pid in (*killed[1:], *ended[1:]) if runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     for pid in left:
         os.kill(pid, signal.SIGKILL)

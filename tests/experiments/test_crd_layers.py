@@ -1,8 +1,7 @@
 """What each method of CRD's table compares: the layers and widths of the published codes, pair by pair.
 
-Which tensors these are was read in RepDistiller (`helper/loops.py`, `models/*.py`, commits eedab9d, b13aecc and 1143dfe) and, for ReviewKD, in
-mdistiller (`distillers/ReviewKD.py`, `models/cifar/*.py`, commit e8c5bb3) and its authors' `CIFAR-100/model/reviewkd.py` (6607308). They
-are computed here from a network's modules, without names of layers: f1 … are `features`, their versions "before the ReLU" `preact`.
+Read in RepDistiller (`helper/loops.py`, `models/*.py`, commits eedab9d, b13aecc, 1143dfe) and, for ReviewKD, in mdistiller (`distillers/ReviewKD.py`,
+`models/cifar/*.py`, e8c5bb3) and its authors' `CIFAR-100/model/reviewkd.py` (6607308); computed here from a network's modules.
 """
 
 from functools import cache
@@ -10,22 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from tests.experiments.test_experiments import composed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import nst.config  # noqa: F401  (registers the schema)
 from nst import build
 from nst.config import CONFIGS
 from nst.layers import LayerHooks
 
 PAIRS = sorted(path.stem for path in (CONFIGS / "experiment" / "crd").glob("*-*.yaml"))
 METHODS = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "nst", "crd", "review")
-
-
-def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return build.settings(compose("config", overrides=[*overrides, "data.root=/nowhere"]))
 
 
 class Published:
@@ -78,19 +71,17 @@ class Published:
 
 def handed(method: str, teacher: Published, student: Published) -> list[tuple[Tensor, Tensor]]:
     """The pairs (teacher, student) that a method compares there."""
-    stages = list(zip(teacher.features, student.features, strict=True))
-    pooled = [(teacher.pooled, student.pooled)]
-    if method in ("at", "nst", "vid"):
-        return stages
+    stages, pooled = list(zip(teacher.features, student.features, strict=True)), [(teacher.pooled, student.pooled)]
     if method == "review":
         return [*zip(teacher.preact, student.features, strict=True), *pooled]
-    return {"fitnet": stages[1:2], "sp": stages[-1:]}.get(method, pooled)
+    whole = {"at": stages, "nst": stages, "vid": stages, "fitnet": stages[1:2], "sp": stages[-1:]}
+    return whole.get(method, pooled)
 
 
 @cache
 def side(name: str) -> tuple[nn.Module, dict[str, Tensor], Published]:
     """A network in float64, its named layers for two images, and what the published code has for them."""
-    net: Any = build.network("model", composed("data=cifar100", f"model={name}").model, 0).double()
+    net: Any = build.network("model", composed("data=cifar100", "data.root=nowhere", f"model={name}").model, 0).double()
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(norm.weight, 1, 0.1)
         nn.init.normal_(norm.bias, std=0.3)
@@ -107,7 +98,9 @@ def side(name: str) -> tuple[nn.Module, dict[str, Tensor], Published]:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_layers_widths_and_convention_are_the_published_ones(pair):
-    run = composed(f"experiment=crd/{pair}", f"loss=[{','.join(f'crd/{method}' for method in METHODS)}]")
+    run = composed(
+        f"experiment=crd/{pair}", f"loss=[{','.join(f'crd/{method}' for method in METHODS)}]", "data.root=nowhere"
+    )
     (teacher_net, teacher, from_teacher), (student_net, student, from_student) = (
         side(node["name"]) for node in (run.teacher.model, run.model)
     )

@@ -15,46 +15,19 @@ from nst.loop import Training
 from nst.tables.file import read_table
 from nst.teacher import LiveTeacher, Teacher
 
-FOLDER = CONFIGS / "experiment"
-NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.stem != "base")
-TABLES = sorted(str(f.relative_to(CONFIGS / "table").with_suffix("")) for f in (CONFIGS / "table").rglob("*.yaml"))
-
-
-def groups() -> dict[str, list[str]]:
-    """Of every group of every table the overrides of all its rows at once, their losses as one sum; of one key twice the last counts."""
-    found: dict[str, list[str]] = {}
-    for name in TABLES:
-        table = read_table(name)
-        for group in table.groups:
-            words = [*table.overrides, *(word for row in group.rows for word in row.overrides)]
-            losses = ",".join(word.removeprefix("loss=").strip("[]") for word in words if word.startswith("loss="))
-            others = [word for word in words if not word.startswith("loss=")]
-            found[f"{name} {group.name}"] = [*others, f"loss=[{','.join(dict.fromkeys(losses.split(',')))}]"]
-    return found
-
-
-GROUPS = groups()
+GROUPS: dict[str, list[str]] = {}
+"""Of every group of every table the overrides of all its rows at once, their losses as one sum; of one key twice the last counts."""
+for name in sorted(str(f.relative_to(CONFIGS / "table").with_suffix("")) for f in (CONFIGS / "table").rglob("*.yaml")):
+    for group in (table := read_table(name)).groups:
+        words = [*table.overrides, *(word for row in group.rows for word in row.overrides)]
+        losses = ",".join(word.removeprefix("loss=").strip("[]") for word in words if word.startswith("loss="))
+        others = [word for word in words if not word.startswith("loss=")]
+        GROUPS[f"{name} {group.name}"] = [*others, f"loss=[{','.join(dict.fromkeys(losses.split(',')))}]"]
 
 
 def composed(*overrides: str) -> Any:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return build.settings(compose("config", overrides=list(overrides)))
-
-
-def images_of(run: Any) -> MemorySplit:
-    """Noise of the size and classes of a run's images."""
-    size, channels = run.data["size"], run.data["channels"]
-    pixels = torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8)
-    labels = torch.arange(8) % run.data["num_classes"]
-    return MemorySplit(pixels, labels, ViewScheme(size, 1, False), (0.5,) * channels, (0.25,) * channels)
-
-
-@torch.no_grad()
-def settle(network: torch.nn.Module, channels: int) -> None:
-    """Give the batch norms the statistics of some noise: in `eval()` 333 untrained residual blocks overflow."""
-    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        norm.momentum = 1.0
-    network.train()(torch.randn(2, channels, 32, 32))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -63,9 +36,15 @@ def test_composes_builds_and_takes_a_step(group):
     run = composed(*dict.fromkeys(GROUPS[group]), *small, *(["data.limit=null"] if "cifar" in group else []))
     if run.data["size"] > 64:
         run.data["size"] = 160  # the least of which WKD-F can cut the last map into 4 × 4 cells
-    networks, images = build.networks(run), images_of(run)
+    networks, size, channels = build.networks(run), run.data["size"], run.data["channels"]
+    pixels, labels = torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8), torch.arange(8)
+    labels %= run.data["num_classes"]
+    images = MemorySplit(pixels, labels, ViewScheme(size, 1, False), (0.5,) * channels, (0.25,) * channels)
     assert networks.teacher is not None
-    settle(networks.teacher, run.data["channels"])
+    for norm in (m for m in networks.teacher.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0  # the statistics of some noise: in `eval()` 333 untrained residual blocks overflow
+    with torch.no_grad():
+        networks.teacher.train()(torch.randn(2, channels, 32, 32))
     networks.distiller.init_memory(len(images))
     for loss in networks.distiller.losses.values():
         if loss.teacher_layer is not None:
@@ -80,7 +59,9 @@ def test_composes_builds_and_takes_a_step(group):
 
 
 def test_every_setting_stands_in_a_table():
-    assert {f"experiment={name}" for name in NAMES} <= {word for words in GROUPS.values() for word in words}
+    folder = CONFIGS / "experiment"
+    names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml") if path.stem != "base")
+    assert {f"experiment={name}" for name in names} <= {word for words in GROUPS.values() for word in words}
 
 
 def test_the_published_settings():

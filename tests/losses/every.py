@@ -72,21 +72,15 @@ class Case:
         make = [torch.randn(batch, *shape) for shape in student + teacher]
         make = [x.to(memory_format=layout) if x.ndim == 4 else x for x in make]
         self.students, self.teachers = make[: len(student)], make[len(student) :]
-        self.extra = {
-            "labels": torch.arange(batch) % 3,
-            "index": torch.arange(batch) * 2,
-            "epoch": torch.tensor(1.0),
-            "progress": torch.tensor(0.1),
-            "seed": torch.tensor(7),
-        }
+        self.extra = {"labels": torch.arange(batch) % 3, "index": torch.arange(batch) * 2, "seed": torch.tensor(7)}
+        self.extra |= {"epoch": torch.tensor(1.0), "progress": torch.tensor(0.1)}
 
     def targets(self) -> list[dict[str, Tensor]]:
         return [self.loss.target(t, s) for (s, _), t in zip(self.shapes, self.teachers, strict=True)]
 
     def value(self, students: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-        given = [
-            target | {name: self.extra[name] for name in self.loss.inputs if name in self.extra} for target in targets
-        ]
+        added = {name: self.extra[name] for name in self.loss.inputs if name in self.extra}
+        given = [target | added for target in targets]
         arguments: Any = (students, given) if self.loss.all_layers else (students[0], given[0])
         return self.loss(*arguments)
 

@@ -1,6 +1,7 @@
 """Losses on logits and on maps of classes, WKD-F, MGD and OFA-KD equal their equations written out in float64."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,28 +14,24 @@ from nst.losses.wkd import class_similarity
 
 CLASSES, EPOCHS = 5, 12
 Extra = dict[str, Tensor]
-
-
-def softmax(z: Tensor) -> Tensor:
-    return torch.exp(z - z.max()) / torch.exp(z - z.max()).sum()
+softmax = partial(torch.softmax, dim=0)
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    return sum((a * torch.log(a / b) for a, b in zip(p, q, strict=True) if a > 0), torch.zeros((), dtype=p.dtype))
+    return (p[p > 0] * torch.log(p[p > 0] / q[p > 0])).sum()
 
 
 def without(z: Tensor, y: int) -> Tensor:
-    return torch.stack([value for k, value in enumerate(z) if k != y])
+    return torch.cat((z[:y], z[y + 1 :]))
 
 
-def by_image(row: Any) -> Any:
-    """A loss as the mean of `row(student's logits, teacher's logits, label)` over the images."""
+def ramp(extra: Extra, warmup: float) -> float:
+    return min(1.0, (math.floor(extra["epoch"]) + 1) / warmup) if warmup else 1.0
 
-    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
-        rows = [row(s, t, int(y)) for s, t, y in zip(student, teacher, extra["labels"], strict=True)]
-        return torch.stack(rows).mean()
 
-    return mean
+def by_image(row: Any, warmup: float = 0) -> Any:
+    """A loss as the mean of `row(student's logits, teacher's logits, label)` over the images, rising."""
+    return lambda s, t, extra: ramp(extra, warmup) * torch.stack([*map(row, s, t, extra["labels"].tolist())]).mean()
 
 
 def ttm(gamma: float, weighted: bool) -> Any:
@@ -62,23 +59,17 @@ def dist(t_: float, beta: float, gamma: float, power: float, eps: float) -> Any:
 
 def standardised(expected: Any) -> Any:
     """Of logits less their mean, divided by their deviation."""
-
-    def ready(z: Tensor) -> Tensor:
-        return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)
-
+    ready = lambda z: (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)  # noqa: E731
     return lambda s, t, extra: expected(ready(s), ready(t), extra)
 
 
-def nkd(t_: float, gamma: float) -> Any:
+def nkd(t_: float, gamma: float, official: bool = False) -> Any:
     def row(s: Tensor, t: Tensor, y: int) -> Tensor:
-        others_t, others_s = softmax(without(t, y) / t_), softmax(without(s, y) / t_)
-        return -softmax(t)[y] * torch.log(softmax(s)[y]) - gamma * t_**2 * (others_t * torch.log(others_s)).sum()
+        a, b = (s, t) if official else (without(s, y), without(t, y))
+        others = (softmax(b / t_) * torch.log(softmax(a / t_))).sum()
+        return -softmax(t)[y] * torch.log(softmax(s)[y]) - gamma * t_**2 * others
 
     return by_image(row)
-
-
-def ramp(extra: Extra, warmup: float) -> float:
-    return min(1.0, (math.floor(extra["epoch"]) + 1) / warmup) if warmup else 1.0
 
 
 def dkd(t_: float, alpha: float, beta: float, warmup: float = 0, power: float = 2) -> Any:
@@ -87,8 +78,7 @@ def dkd(t_: float, alpha: float, beta: float, warmup: float = 0, power: float = 
         others = kl(softmax(without(t, y) / t_), softmax(without(s, y) / t_))
         return t_**power * (alpha * kl(b_t, b_s) + beta * others)
 
-    mean = by_image(row)
-    return lambda s, t, extra: ramp(extra, warmup) * mean(s, t, extra)
+    return by_image(row, warmup)
 
 
 def rld(t_: float, alpha: float, beta: float, t_alpha: float, warmup: float) -> Any:
@@ -98,8 +88,7 @@ def rld(t_: float, alpha: float, beta: float, t_alpha: float, warmup: float) -> 
         kept = [k for k in range(len(t)) if t[k] < t[y]]
         return value + beta * t_**2 * kl(softmax(t[kept] / t_), softmax(s[kept] / t_)) if kept else value
 
-    mean = by_image(row)
-    return lambda s, t, extra: ramp(extra, warmup) * mean(s, t, extra)
+    return by_image(row, warmup)
 
 
 def abkd(a: float, b: float, t_: float, divisor: Any = None) -> Any:
@@ -126,8 +115,7 @@ def decay(extra: Extra, start: float) -> float:
 def wkd_l(cost: Tensor, t_: float, transport: float, steps: int, start: float) -> Any:
     def row(s: Tensor, t: Tensor, y: int, factor: float) -> Tensor:
         kept = [k for k in range(len(s)) if k != y]
-        c = cost[kept][:, kept]
-        p, q = softmax(s[kept] / t_), softmax(t[kept] / t_)
+        c, p, q = cost[kept][:, kept], softmax(s[kept] / t_), softmax(t[kept] / t_)
         kernel, u = torch.exp(-c / 0.05), torch.full_like(p, 1 / len(kept))
         for _ in range(steps):
             v = q / (kernel.T @ u + 1e-8)
@@ -135,17 +123,11 @@ def wkd_l(cost: Tensor, t_: float, transport: float, steps: int, start: float) -
         plan = u[:, None] * kernel * v[None, :]
         return factor * transport * (plan * c).sum() - softmax(t)[y] * torch.log(softmax(s)[y])
 
-    def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
-        rows = zip(student, teacher, extra["labels"], strict=True)
-        return torch.stack([row(s, t, int(y), decay(extra, start)) for s, t, y in rows]).mean()
-
-    return mean
+    return lambda s, t, extra: by_image(lambda *of: row(*of, decay(extra, start)))(s, t, extra)
 
 
-def similarity(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(CLASSES).repeat(6)
-    return class_similarity(torch.randn(len(labels), 3, generator=generator).double(), labels, CLASSES)
+FEATURES = torch.randn(6 * CLASSES, 3, generator=torch.Generator().manual_seed(3)).double()
+SIMILARITY = class_similarity(FEATURES, torch.arange(CLASSES).repeat(6), CLASSES)
 
 
 class Transport(WKDL):
@@ -153,10 +135,10 @@ class Transport(WKDL):
 
     def setup(self, student_shape: Any, teacher_shape: Any) -> None:
         super().setup(student_shape, teacher_shape)
-        self.double().init_teacher(similarity(3))
+        self.double().init_teacher(SIMILARITY)
 
 
-COST = torch.clamp(1 - torch.exp(-2 * (1 - similarity(3))), min=0) + 1e-8
+COST = torch.clamp(1 - torch.exp(-2 * (1 - SIMILARITY)), min=0) + 1e-8
 
 LOGITS: dict[str, tuple[Any, Any]] = {
     "kd": (lambda: KD(2.5), kd(2.5, 0)),
@@ -187,14 +169,8 @@ LOGITS: dict[str, tuple[Any, Any]] = {
 def batch_of(seed: int, batch: int, classes: int, epoch: float = 1.0) -> tuple[Tensor, Tensor, Extra]:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (3 * torch.randn(2, batch, classes, generator=generator)).double().unbind()
-    labels = torch.randint(classes, (batch,), generator=generator)
-    extra = {
-        "labels": labels,
-        "epoch": torch.tensor(epoch, dtype=torch.float64),
-        "index": torch.arange(batch) * 3,
-        "seed": torch.tensor(seed),
-    }
-    return student, teacher, extra
+    extra = {"labels": torch.randint(classes, (batch,), generator=generator), "index": torch.arange(batch) * 3}
+    return student, teacher, extra | {"epoch": torch.tensor(epoch, dtype=torch.float64), "seed": torch.tensor(seed)}
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -226,14 +202,6 @@ def sdd(row: Any, scales: tuple[int, ...], warmup: float = 0) -> Any:
     return mean
 
 
-def nkd_official(t_: float, gamma: float) -> Any:
-    def row(s: Tensor, t: Tensor, y: int) -> Tensor:
-        every = (softmax(t / t_) * torch.log(softmax(s / t_))).sum()
-        return -softmax(t)[y] * torch.log(softmax(s)[y]) - gamma * t_**2 * every
-
-    return by_image(row)
-
-
 def cat_kd(normalize: bool) -> Any:
     def mean(student: Tensor, teacher: Tensor, extra: Extra) -> Tensor:
         a, b = (rows_of(x, (2,)) for x in (student, teacher))
@@ -251,7 +219,7 @@ MAPS: dict[str, tuple[Any, Any]] = {
     "sdd nkd": (lambda: SDD("nkd", (1, 4), 2.0, beta=1.5, warmup=4), sdd(nkd(2.0, 1.5), (1, 4), 4)),
     "sdd nkd official": (
         lambda: SDD("nkd", (1, 2), 2.0, beta=1.5, warmup=0, convention="official"),
-        sdd(nkd_official(2.0, 1.5), (1, 2)),
+        sdd(nkd(2.0, 1.5, official=True), (1, 2)),
     ),
     "cat_kd": (CATKD, cat_kd(True)),
     "cat_kd as it is": (lambda: CATKD(normalize=False), cat_kd(False)),
@@ -269,17 +237,11 @@ def test_losses_on_maps_of_classes(name):
 
 
 def moments(x: Tensor, grid: int, correction: int) -> tuple[Tensor, Tensor]:
-    """By cells with adaptive pooling's limits."""
-    b, c, height, width = x.shape
-    means, deviations = (torch.zeros(b, c, grid, grid, dtype=x.dtype) for _ in range(2))
-    for i in range(grid):
-        for j in range(grid):
-            top, bottom = i * height // grid, -(-(i + 1) * height // grid)
-            left, right = j * width // grid, -(-(j + 1) * width // grid)
-            cell = x[:, :, top:bottom, left:right].flatten(2)
-            means[:, :, i, j] = cell.mean(2)
-            deviations[:, :, i, j] = torch.sqrt(cell.var(2, correction=correction) + 1e-5)
-    return means, deviations
+    """By cells with adaptive pooling's limits: [B, C, grid²] each."""
+    rows, columns = ([(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in x.shape[2:])
+    cells = [x[:, :, top:bottom, left:right].flatten(2) for top, bottom in rows for left, right in columns]
+    variances = torch.stack([cell.var(2, correction=correction) for cell in cells], dim=2)
+    return torch.stack([cell.mean(2) for cell in cells], dim=2), torch.sqrt(variances + 1e-5)
 
 
 @pytest.mark.parametrize("convention", ["paper", "official"])
@@ -311,7 +273,7 @@ def test_at_no_moment_of_a_run_everything_is_at_full_strength():
 
 
 def test_mgd():
-    torch.manual_seed(0)
+    """And: the share of masked positions is right, another step masks others, an image's mask does not depend on its batch."""
     student, teacher = torch.randn(3, 4, 3, 3).double(), torch.randn(3, 6, 3, 3).double()
     _, _, extra = batch_of(5, 3, 2)
 
@@ -323,10 +285,6 @@ def test_mgd():
         return ((conv(hidden, last.weight, last.bias, padding=1) - teacher) ** 2).sum() / 3
 
     check(lambda: MGD(0.5), expected, student, teacher, extra)
-
-
-def test_mgd_masks_by_step_and_image():
-    """The share is right, another step masks others, and an image's mask does not depend on its batch."""
     loss, index = MGD(0.15), torch.arange(400)
     kept = loss.kept(torch.tensor(7), index, 512)
     assert abs((~kept).float().mean() - 0.15) < 0.003
@@ -359,8 +317,7 @@ def test_ofa(convention, epsilon):
     expected = sum(by_image(row)(x, teacher, extra) for x in rows)
     torch.testing.assert_close(value, expected)
     every = [*inputs, *loss.parameters()]
-    for a, b in zip(torch.autograd.grad(value, every), torch.autograd.grad(expected, every), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(torch.autograd.grad(value, every), torch.autograd.grad(expected, every))
 
 
 def test_classes_are_compared_by_cka():
@@ -380,46 +337,37 @@ def test_classes_are_compared_by_cka():
         class_similarity(features, labels, 5)
 
 
-def degenerate(kind: str) -> tuple[Tensor, Tensor]:
-    """Logits of both sides, floats; each kind is one that real networks come to."""
-    torch.manual_seed(0)
-    student, teacher = torch.randn(3, CLASSES), torch.randn(3, CLASSES)
-    if kind == "certain":
-        teacher[:, 0], student[:, 0] = 500.0, 300.0
-    elif kind == "wrong":
-        teacher[:, -1] = 500.0  # the label has probability 0
-    elif kind == "excluded":
-        teacher[:, -1] = student[:, -1] = -math.inf
-    elif kind == "excluded by the teacher":
-        teacher[:, -1] = -math.inf
-    elif kind == "one class is left":
-        teacher[:, 1:] = -math.inf
-    elif kind == "constant":
-        student, teacher = torch.zeros(3, CLASSES), torch.ones(3, CLASSES)
-    return student, teacher
+INF = math.inf
+DEGENERATE: dict[str, dict[str, Any]] = {  # logits of some classes, the others random; the label is class 0
+    "certain": {"teacher": (0, 500.0), "student": (0, 300.0)},
+    "wrong": {"teacher": (-1, 500.0)},  # the label has probability 0
+    "excluded": {"teacher": (-1, -INF), "student": (-1, -INF)},
+    "excluded by the teacher": {"teacher": (-1, -INF)},
+    "one class is left": {"teacher": (slice(1, None), -INF)},
+    "constant": {"teacher": (slice(None), 1.0), "student": (slice(None), 0.0)},
+}
 
 
 @pytest.mark.parametrize("name", [n for n in LOGITS if "negative" not in n and "+" not in n and "α = " not in n])
-@pytest.mark.parametrize(
-    "kind", ["certain", "wrong", "excluded", "excluded by the teacher", "one class is left", "constant"]
-)
+@pytest.mark.parametrize("kind", DEGENERATE)
 def test_degenerate_logits(name, kind):
     """Value and gradient are finite, and the equation's where it can be written out in float64: no 0 / 0, no 0 · ∞."""
-    student, teacher = degenerate(kind)
+    torch.manual_seed(0)
+    sides = {"student": torch.randn(3, CLASSES), "teacher": torch.randn(3, CLASSES)}
+    for side, (classes, value) in DEGENERATE[kind].items():
+        sides[side][:, classes] = value
     make, expected = LOGITS[name]
-    loss = make()
+    loss, teacher = make(), sides["teacher"]
     loss.setup((CLASSES,), (CLASSES,))
     loss.float()
     extra = {"labels": torch.zeros(3, dtype=torch.int64), "epoch": torch.tensor(5.0)}
-    wanted, slope = value_and_gradient(lambda x: expected(x, teacher.double(), extra), student.double())
-    student.requires_grad_(True)
-    value = loss(student, loss.target(teacher) | extra)
-    value.backward()
+    wanted, slope = value_and_gradient(lambda x: expected(x, teacher.double(), extra), sides["student"].double())
+    value, gradient = value_and_gradient(lambda x: loss(x, loss.target(teacher) | extra), sides["student"])
     assert value.isfinite()
-    assert student.grad.isfinite().all()
+    assert gradient.isfinite().all()
     if "standardised" not in name and wanted.isfinite() and slope.isfinite().all():
-        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(student.grad.double(), slope, rtol=1e-3, atol=1e-4 * float(1 + slope.abs().max()))
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, slope, rtol=1e-3, atol=1e-4 * float(1 + slope.abs().max()))
 
 
 def test_cross_entropy_with_label_smoothing_and_mixed_labels():
@@ -433,16 +381,16 @@ def test_cross_entropy_with_label_smoothing_and_mixed_labels():
     torch.testing.assert_close(CrossEntropy()(logits, {"labels": mixed}), -(mixed * log_p).sum(1).mean())
 
 
-@pytest.mark.parametrize(
-    ("loss", "student", "teacher", "message"),
-    [
-        (KD(), (10,), (100,), "both sides need"),
-        (WKDF(grid=4), (3, 8, 8), (3, 4, 4), "map of 4×4 has a single position"),
-        (WKDF(grid=4, projector="bottleneck"), (3, 4, 4), (3, 8, 8), "map of 4×4 has a single position"),
-        (MGD(), (3, 4, 4), (3, 8, 8), "maps of one size"),
-        (SDD(), (10, 4, 4), (100, 8, 8), "a channel for each class"),
-    ],
-)
+UNFIT: list[tuple[Any, Any, Any, str]] = [
+    (KD(), (10,), (100,), "both sides need"),
+    (WKDF(grid=4), (3, 8, 8), (3, 4, 4), "4×4"),
+    (WKDF(grid=4, projector="bottleneck"), (3, 4, 4), (3, 8, 8), "4×4"),
+    (MGD(), (3, 4, 4), (3, 8, 8), "maps of one size"),
+    (SDD(), (10, 4, 4), (100, 8, 8), "a channel for each class"),
+]
+
+
+@pytest.mark.parametrize(("loss", "student", "teacher", "message"), UNFIT)
 def test_shapes_that_do_not_fit(loss, student, teacher, message):
     with pytest.raises(ValueError, match=message):
         loss.target_shapes(student, teacher)

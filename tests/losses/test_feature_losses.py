@@ -1,8 +1,7 @@
-"""Losses on features equal their sums written out as loops in float64, value and gradients, and are well defined at the edges."""
+"""Losses on features equal their sums written out in float64, value and gradients, and are well defined at the edges."""
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,16 +13,8 @@ from torch.nn import functional as F
 from nst.losses import AT, CC, PKT, RKD, SP, VID, FitNet
 
 
-def zero() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
-def dot(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum()
-
-
-def pooled(x: Tensor) -> list[Tensor]:
-    return [image.flatten(1).sum(1) / image[0].numel() for image in x]
+def pooled(x: Tensor) -> Tensor:
+    return x.flatten(2).sum(2) / x[0, 0].numel()
 
 
 def one_by_one(weight: Tensor, x: Tensor) -> Tensor:
@@ -64,83 +55,62 @@ def vid(loss: VID, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def embedded(layer: Any, x: Tensor) -> Tensor:
-    rows = torch.stack(pooled(x))
-    return rows if isinstance(layer, torch.nn.Identity) else rows @ layer.weight.T + layer.bias
+    return pooled(x) if isinstance(layer, torch.nn.Identity) else pooled(x) @ layer.weight.T + layer.bias
+
+
+def cosines(x: Tensor, eps: float = 0.0) -> Tensor:
+    """Between the rows of a matrix."""
+    unit = x / ((x * x).sum(1, keepdim=True).sqrt() + eps)
+    return unit @ unit.T
 
 
 def cc(gamma: float, order: int) -> Any:
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
-        terms = ((2 * gamma * cosine) ** p / math.factorial(p) for p in range(order + 1))
-        return math.exp(-2 * gamma) * sum(terms, zero())
-
     def loop(loss: CC, student: Tensor, teacher: Tensor) -> Tensor:
-        s, t = embedded(loss.embed_student, student), embedded(loss.embed_teacher, teacher)
-        index = range(len(s))
-        return sum(((kernel(s[i], s[j]) - kernel(t[i], t[j])) ** 2 for i in index for j in index), zero()) / len(s) ** 2
+        kernels = []
+        for layer, x in ((loss.embed_student, student), (loss.embed_teacher, teacher)):
+            angles = cosines(embedded(layer, x))
+            terms = [(2 * gamma * angles) ** p / math.factorial(p) for p in range(order + 1)]
+            kernels.append(math.exp(-2 * gamma) * torch.stack(terms).sum(0))
+        return ((kernels[0] - kernels[1]) ** 2).mean()
 
     return loop
 
 
 def cc_crd(loss: CC, student: Tensor, teacher: Tensor) -> Tensor:
     rows = (embedded(loss.embed_student, student) - embedded(loss.embed_teacher, teacher)).abs()
-    return sum((dot(a, b) for a, b in pairwise(rows)), zero()) / (len(rows) - 1)
+    return (rows[1:] * rows[:-1]).sum() / (len(rows) - 1)
 
 
 def sp(loss: SP, student: Tensor, teacher: Tensor) -> Tensor:
-    units = []
-    for x in (student, teacher):
-        rows = [torch.stack([dot(a, b) for b in x]) for a in x]
-        units.append(torch.stack([row / dot(row, row).sqrt() for row in rows]))
+    grams = [x.flatten(1) @ x.flatten(1).T for x in (student, teacher)]
+    units = [gram / (gram * gram).sum(1, keepdim=True).sqrt() for gram in grams]
     return ((units[0] - units[1]) ** 2).sum() / len(student) ** 2
 
 
 def pkt(own: bool, eps: float) -> Any:
     def loop(loss: PKT, student: Tensor, teacher: Tensor) -> Tensor:
-        total, count = zero(), len(student)
-        for i in range(count):
-            probabilities = []
-            for x in (pooled(student), pooled(teacher)):
-                unit = [v / (dot(v, v).sqrt() + eps) for v in x]
-                kernel = {j: (dot(unit[i], unit[j]) + 1) / 2 for j in range(count) if own or j != i}
-                whole = sum(kernel.values(), zero())
-                probabilities.append({j: value / whole for j, value in kernel.items()})
-            s, t = probabilities
-            total = total + sum((t[j] * torch.log((t[j] + eps) / (s[j] + eps)) for j in t), zero())
-        return total / count**2
+        others = torch.ones(len(student), len(student)) - (0 if own else torch.eye(len(student)))
+        kernels = [(cosines(pooled(x), eps) + 1) / 2 * others for x in (student, teacher)]
+        s, t = ((kernel / kernel.sum(1, keepdim=True))[others > 0] for kernel in kernels)
+        return (t * torch.log((t + eps) / (s + eps))).sum() / len(student) ** 2
 
     return loop
 
 
-def huber(x: Tensor) -> Tensor:
-    return 0.5 * x * x if x.abs() < 1 else x.abs() - 0.5
-
-
-def distance(x: Tensor, y: Tensor) -> Tensor:
-    squared = dot(x - y, x - y)
-    return squared.sqrt() if squared > 0 else squared
-
-
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    lengths = dot(x, x) * dot(y, y)
-    return dot(x, y) / lengths.sqrt() if lengths > 0 else zero()
-
-
 def rkd(w_d: float, w_a: float, every: bool) -> Any:
+    """Pairs and triples with an image twice have distance and angle 0, or angle 1, on both sides: only their number counts."""
+
     def loop(loss: RKD, student: Tensor, teacher: Tensor) -> Tensor:
-        sides, index = (pooled(student), pooled(teacher)), range(len(student))
-        distinct = [(i, j) for i in index for j in index if i != j]
-        means = [sum((distance(x[i], x[j]) for i, j in distinct), zero()) / len(distinct) for x in sides]
-        pairs = [(i, j) for i in index for j in index if every or i != j]
-        total = zero()
-        for i, j in pairs:
-            d_s, d_t = (distance(x[i], x[j]) / mean for x, mean in zip(sides, means, strict=True))
-            total = total + w_d * huber(d_s - d_t) / len(pairs)
-        triples = [(i, j, k) for i in index for j in index for k in index if every or len({i, j, k}) == 3]
-        for i, j, k in triples:
-            a_s, a_t = (cosine(x[i] - x[j], x[k] - x[j]) for x in sides)
-            total = total + w_a * huber(a_s - a_t) / len(triples)
-        return total
+        n, lengths, angles = len(student), [], []
+        for x in (pooled(student), pooled(teacher)):
+            apart = x[:, None] - x
+            length = apart.norm(dim=2)
+            lengths.append(length / length.sum() * n * (n - 1))
+            unit = apart / (length + torch.eye(n))[..., None]
+            angles.append(torch.einsum("ijc,kjc->ijk", unit, unit))
+        pairs, triples = (n**2, n**3) if every else (n * (n - 1), n * (n - 1) * (n - 2))
+        d, a = (F.smooth_l1_loss(*sides, reduction="sum") for sides in (lengths, angles))
+        return w_d * d / pairs + w_a * a / triples
 
     return loop
 
@@ -199,28 +169,21 @@ def test_maps_of_other_sizes(make):
         assert loss(student, target).isfinite()
     with pytest.raises(ValueError, match="student_shape"):
         loss(torch.randn(2, 5, 8, 8), target)
-
-
-def test_regressors_that_do_not_fit():
-    loss = FitNet("crd", "conv_bn_relu")
-    with pytest.raises(ValueError, match=r"4×4.*12×12"):
-        loss.target_shapes((3, 4, 4), (5, 12, 12))
-    with pytest.raises(ValueError, match="equal channels"):
-        FitNet(regressor="none").target_shapes((3, 4, 4), (5, 4, 4))
-    assert FitNet(regressor="none").target_key == FitNet().target_key != loss.target_key
-
-
-@relational
-def test_zero_for_one_image(make):
-    one = torch.randn(1, 4, 3, 3, requires_grad=True)
-    found = make()(one, make().target(torch.randn(1, 6, 3, 3)))
-    found.backward()
-    assert found.item() == 0
-    assert one.grad.abs().max() < 1e-9
+    if make is FitNet:
+        normed, plain = FitNet("crd", "conv_bn_relu"), FitNet(regressor="none")
+        with pytest.raises(ValueError, match=r"4×4.*12×12"):
+            normed.target_shapes((3, 4, 4), (5, 12, 12))
+        with pytest.raises(ValueError, match="equal channels"):
+            plain.target_shapes((3, 4, 4), (5, 4, 4))
+        assert plain.target_key == FitNet().target_key != normed.target_key
 
 
 @relational
-def test_large_features_do_not_become_zero(make):
+def test_zero_for_one_image_and_large_features_do_not_become_zero(make):
+    one = torch.randn(1, 4, 3, 3)
+    value, gradient = value_and_gradient(lambda x: make()(x, make().target(torch.randn(1, 6, 3, 3))), one)
+    assert value == 0
+    assert gradient.abs().max() < 1e-9
     student, teacher, loss = torch.randn(4, 8, 3, 3), torch.randn(4, 5, 3, 3), make()
     expected = loss(student, loss.target(teacher))
     torch.testing.assert_close(loss(student * 1e15, loss.target(teacher * 1e15)), expected, rtol=1e-3, atol=1e-5)

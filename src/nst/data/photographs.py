@@ -94,6 +94,8 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
         if not (workers := min(loader.workers, cores)):
             return super().stream(loader)
         tasks: list[tuple[np.ndarray, np.ndarray]] = []
+        # not the loader itself, in a circle: collected as one, torch's queues close first, and each worker is waited for 5 s
+        device, layout = loader.device, loader.channels_last
         processes = DataLoader(
             self,
             batch_size=None,  # a task is a batch already
@@ -125,7 +127,7 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
             atexit.register(lambda: (it := left()) and it._shutdown_workers())
             try:
                 for pixels in batches:
-                    yield self._normalised(pixels, loader.device, loader.channels_last)
+                    yield self._normalised(pixels, device, layout)
             except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while it handed over a batch
                 if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                     raise
