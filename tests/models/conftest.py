@@ -1,8 +1,9 @@
 """What a network's tests look at: its features; its function with batch statistics that are not the identity."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,3 +29,10 @@ def with_statistics(model: nn.Module) -> nn.Module:
             for tensor in (module.bias, *[module.running_mean] * module.track_running_stats):
                 nn.init.normal_(tensor, std=0.3)  # pyright: ignore[reportArgumentType]
     return model.double().eval()
+
+
+@pytest.fixture
+def meta() -> Iterator[None]:
+    """Tensors without data."""
+    with torch.device("meta"):
+        yield

@@ -5,12 +5,14 @@ the pre-activation ResNets), with the feature of every named layer. A reference 
 published name: none is left over, so a published checkpoint that loads gives the published logits.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.models.conftest import capture
+from tests.models.conftest import capture, with_statistics
 from torch import Tensor, nn
 
 import nst.models as models
@@ -20,16 +22,7 @@ class Reference:
     """Layers by name from a state dict, evaluated with their running statistics; remembers which tensors were read."""
 
     def __init__(self, model: nn.Module) -> None:
-        torch.manual_seed(0)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    assert tensor is not None
-                    nn.init.uniform_(tensor, 0.5, 1.5)
-                for tensor in (module.bias, module.running_mean):
-                    assert tensor is not None
-                    nn.init.normal_(tensor, std=0.3)
-        self.state = model.double().eval().state_dict()
+        self.state = with_statistics(model).state_dict()
         self.read: set[str] = set()
         self.expected: dict[str, Tensor] = {}
 
@@ -206,40 +199,30 @@ def inception_bn_small(net: Reference, x: Tensor) -> Tensor:
     return net.linear("fc", x)
 
 
-NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    # The network, its function, and the function's arguments.
-    "resnet20": (models.resnet20, resnet, {"blocks": (3, 3, 3)}),
-    "resnet20 with projections": (lambda: models.resnet20(shortcut="B"), resnet, {"blocks": (3, 3, 3)}),
-    "resnet8x4": (models.resnet8x4, resnet, {"blocks": (1, 1, 1)}),
-    "wrn16_2": (models.wrn16_2, wrn, {"blocks": 2}),
-    "wrn40_1": (models.wrn40_1, wrn, {"blocks": 6}),
-    "preact_resnet164": (models.preact_resnet164, preact, {"blocks": (18, 18, 18)}),
-    "preact_resnet101": (models.preact_resnet101, preact, {"blocks": (3, 4, 23, 3)}),
-    "vgg8": (models.vgg8, vgg, {"repeats": 1}),
-    "vgg13": (models.vgg13, vgg, {"repeats": 2}),
-    "resnet50_cifar": (
-        models.resnet50_cifar,
-        resnet,
-        {"blocks": (3, 4, 6, 3), "shortcut": "shortcut", "last": "linear"},
-    ),
-    "mobilenet_v2_half": (models.mobilenet_v2_half, mobilenet_v2, {}),
-    "shufflenet_v1": (models.shufflenet_v1, shufflenet_v1, {}),
-    "shufflenet_v2": (models.shufflenet_v2, shufflenet_v2, {}),
-    "inception_bn_small": (models.inception_bn_small, inception_bn_small, {}),
+NETWORKS: dict[str, tuple[Any, Callable[..., Tensor]]] = {  # the network, its function
+    "resnet20": (models.resnet20, partial(resnet, blocks=(3, 3, 3))),
+    "resnet20 with projections": (partial(models.resnet20, shortcut="B"), partial(resnet, blocks=(3, 3, 3))),
+    "resnet8x4": (models.resnet8x4, partial(resnet, blocks=(1, 1, 1))),
+    "wrn16_2": (models.wrn16_2, partial(wrn, blocks=2)),
+    "wrn40_1": (models.wrn40_1, partial(wrn, blocks=6)),
+    "preact_resnet164": (models.preact_resnet164, partial(preact, blocks=(18, 18, 18))),
+    "preact_resnet101": (models.preact_resnet101, partial(preact, blocks=(3, 4, 23, 3))),
+    "vgg8": (models.vgg8, partial(vgg, repeats=1)),
+    "vgg13": (models.vgg13, partial(vgg, repeats=2)),
+    "resnet50_cifar": (models.resnet50_cifar, partial(resnet, blocks=(3, 4, 6, 3), shortcut="shortcut", last="linear")),
+    "mobilenet_v2_half": (models.mobilenet_v2_half, mobilenet_v2),
+    "shufflenet_v1": (models.shufflenet_v1, shufflenet_v1),
+    "shufflenet_v2": (models.shufflenet_v2, shufflenet_v2),
+    "inception_bn_small": (models.inception_bn_small, inception_bn_small),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
 def test_logits_and_named_layers_are_the_stated_function(name: str) -> None:
-    make, function, arguments = NETWORKS[name]
+    make, function = NETWORKS[name]
     model = make()
     net = Reference(model)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        logits = function(net, x, **arguments)
-        found, features = capture(model, x)
-    torch.testing.assert_close(found, logits)
-    assert set(features) == set(net.expected)
-    for role, feature in net.expected.items():
-        torch.testing.assert_close(features[role], feature)
+    torch.testing.assert_close(capture(model, x), (function(net, x), net.expected))
     assert net.read == {key for key in net.state if not key.endswith("num_batches_tracked")}

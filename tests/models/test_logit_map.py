@@ -35,11 +35,11 @@ def test_its_mean_is_the_logits(name: str) -> None:
     shapes = feature_shapes(model, ["logit_map", "cam"], (3, size, size))
     logits, maps = capture(model, torch.rand(2, 3, size, size), ["logit_map", "cam"])
     assert {layer: tuple(value.shape[1:]) for layer, value in maps.items()} == shapes
-    assert maps["logit_map"].shape[1] == 7
-    assert maps["logit_map"].shape[2] > 1
-    torch.testing.assert_close(maps["logit_map"].mean((2, 3)), logits, rtol=1e-3, atol=1e-4)
-    bias = (maps["logit_map"] - maps["cam"]).mean((0, 2, 3))
-    torch.testing.assert_close(maps["cam"] + bias[:, None, None], maps["logit_map"], rtol=1e-3, atol=1e-4)
+    whole, cam = maps["logit_map"], maps["cam"]
+    assert (whole.shape[1], whole.shape[2] > 1) == (7, True)
+    torch.testing.assert_close(whole.mean((2, 3)), logits, rtol=1e-3, atol=1e-4)
+    bias = (whole - cam).mean((0, 2, 3))
+    torch.testing.assert_close(cam + bias[:, None, None], whole, rtol=1e-3, atol=1e-4)
 
 
 def test_other_endings_are_refused() -> None:

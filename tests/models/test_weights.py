@@ -16,18 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from nst.models.parts import Network
 from nst.models.weights import load_weights, read_weights, save_weights
 
 State = dict[str, Tensor]
 
 
-def net(classes: int = 3) -> nn.Module:
+def net(classes: int = 3) -> Network:
     """A network whose classifier is called fc."""
-    model = nn.Sequential()
-    model.add_module("conv1", nn.Conv2d(3, 4, 3))
-    model.add_module("bn1", nn.BatchNorm2d(4))
-    model.add_module("fc", nn.Linear(4, classes))
-    return model
+    return Network(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, classes))
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -40,6 +37,16 @@ def under(prefix: str, state: State) -> State:
 
 def renamed(state: State, name: str) -> State:
     return {key.replace("fc.", f"{name}."): value for key, value in state.items()}
+
+
+def flat(content: Any, name: str = "") -> State:
+    result: State = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{name}{key}.")
+        elif isinstance(value, Tensor):
+            result[f"{name}{key}"] = value.clone()
+    return result
 
 
 OTHER = dict(net().state_dict())  # of the same architecture
@@ -92,16 +99,6 @@ def test_files_as_people_have_them(tmp_path: Path, kind: str) -> None:
         assert same(source, again), habit
 
 
-def flat(content: Any, name: str = "") -> State:
-    result: State = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{name}{key}.")
-        elif isinstance(value, Tensor):
-            result[f"{name}{key}"] = value.clone()
-    return result
-
-
 class Tied(nn.Module):
     """Two layers with one weight, and a child whose name is a prefix that wrappers leave."""
 
@@ -147,53 +144,46 @@ def test_of_two_states_one_is_named_and_a_key_chooses(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         load_weights(target, path)
     assert same(plain, target)
-    assert "loaded state_dict.module; weights_key=state_dict_ema loads the other" in caplog.text
+    assert "weights_key=state_dict_ema" in caplog.text
     load_weights(target, path, key="state_dict_ema")
     assert same(average, target)
-    with pytest.raises(ValueError, match=r"no state best .*it has state_dict_ema, state_dict"):
+    with pytest.raises(ValueError, match=r"no state best .*state_dict_ema, state_dict"):
         load_weights(target, path, key="best")
     torch.save(under("online.", plain.state_dict()) | under("momentum.", average.state_dict()), path)
-    with pytest.raises(ValueError, match="online and momentum, which all fit; weights_key=online"):
+    with pytest.raises(ValueError, match=r"online and momentum.*weights_key=online"):
         load_weights(target, path)
 
 
 def test_parts_that_stay_new(tmp_path: Path) -> None:
     """A student of other classes starts from weights; whatever else does not fit is an error."""
     source, target = net(5), net(3)
-    before = target.get_submodule("fc").weight.clone()
+    before = target.fc.weight.clone()
     torch.save({"model": under("module.", renamed(source.state_dict(), "head"))}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"fc\.weight: \[5, 4\] in the file, \[3, 4\] in the model"):
         load_weights(target, tmp_path / "w.pt")
     load_weights(target, tmp_path / "w.pt", drop=["fc"])
-    assert torch.equal(target.get_submodule("conv1").weight, source.get_submodule("conv1").weight)
-    assert torch.equal(target.get_submodule("fc").weight, before)
-    with pytest.raises(ValueError, match=r"drop=\['fcc'\]: neither Sequential nor .* has a part fcc"):
+    assert torch.equal(target.conv1.weight, source.conv1.weight)
+    assert torch.equal(target.fc.weight, before)
+    with pytest.raises(ValueError, match=r"drop=\['fcc'\]: "):
         load_weights(target, tmp_path / "w.pt", drop=["fcc"])
 
 
 class Evil:
-    """Unpickling it would make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    """Unpickling it would make a folder in the working folder."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
+        return os.mkdir, ("made",)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
-    path, evil = tmp_path / "w.pt", Evil(tmp_path / "made")
-    for write in (
-        lambda: torch.save(evil, path),
-        lambda: path.write_bytes(pickle.dumps(evil, protocol=2)),
-        lambda: torch.save({"path": Path("a"), "model": net().state_dict()}, path),
-    ):
-        write()
-        with pytest.raises(
-            ValueError, match=r"w\.pt could run code \((posix\.mkdir|pathlib.*)\) and is refused: save the state"
-        ):
-            read_weights(path)
-    assert not (tmp_path / "made").exists()
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), "a.pt")
+    Path("b.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    torch.save({"path": Path("a"), "model": net().state_dict()}, "c.pt")
+    for name, code in (("a", "posix.mkdir"), ("b", "posix.mkdir"), ("c", "pathlib")):
+        with pytest.raises(ValueError, match=rf"{name}\.pt could run code \({code}"):
+            read_weights(f"{name}.pt")
+    assert not Path("made").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -221,18 +211,16 @@ def test_damaged_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
     assert all(str(path) in text for text in errors)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    with pytest.raises(ValueError, match=r"w\.pt does not exist"):
+        load_weights(net(), path)
+    for content, message in (
         ([1, 2], r"holds no state dict \(found list\)"),
         ({"0.weight": torch.ones(2, 2)}, r"missing: conv1\.weight.*and \d more; not in the model: 0\.weight"),
         (OTHER | {"fc.weight": torch.ones(3, 4, dtype=torch.int8)}, r"no floats, .*: fc\.weight: torch\.int8"),
         (OTHER | {"fc.weight": torch.full((3, 4), torch.nan)}, r"not a number: fc\.weight"),
-        (None, r"w\.pt does not exist"),
-    ],
-)
-def test_what_does_not_fit_is_named(tmp_path: Path, content: Any, message: str) -> None:
-    if content is not None:
-        torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=message):
-        load_weights(net(), tmp_path / "w.pt")
+    ):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            load_weights(net(), path)
