@@ -1,12 +1,10 @@
 """Runs from Python: the command's folders and results, errors that can be caught, and objects instead of configuration."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import ROOT
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -126,33 +124,7 @@ def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs=0"),
         ({"trainer": nst.TrainerConfig(mixup=1.0)}, "mixup"),
     ]
-    fitting = {
-        "student": student,
-        "teacher": teacher,
-        "loss": {"kd": 1.0},
-        "train": images,
-        "test": images,
-        "epochs": 1,
-    }
+    fitting = {"student": student, "teacher": teacher, "loss": {"kd": 1.0}, "train": images, "test": images}
     for case, told in cases:
         with pytest.raises(ValueError, match=told):
-            nst.distil(**{**fitting, **case})
-
-
-def test_in_a_notebook(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started, stopped by the stop button's signal, continued."""
-    nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    cells = [
-        f"import nst\nwords = {[*tiny, 'loss=kd']}",
-        "import signal, os\nstep = nst.Training.step\ndef stop(self, *given):\n    step(self, *given)\n    os.kill(os.getpid(), signal.SIGINT)\n"
-        "nst.Training.step = stop\ntry:\n    nst.train(*words)\nexcept nst.Interrupted as stopped:\n    print(stopped)\nnst.Training.step = step",
-        "run = nst.train(*words)\nprint(run.summary['steps'], type(run.metrics).__name__, run.student().training, len(nst.runs()))",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
-    assert "stopped by SIGINT after saving" in printed[1]
-    assert printed[2].splitlines()[-1] == "6 DataFrame False 2"
+            nst.distil(**{**fitting, "epochs": 1, **case})

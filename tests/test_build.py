@@ -88,15 +88,12 @@ def test_mistakes_are_named_with_what_would_be_right(
     assert all(part in message for part in MISTAKES[overrides]), message
 
 
-@pytest.mark.parametrize("loss", sorted(p.stem for p in (CONFIGS / "loss").glob("*.yaml") if p.stem != "ofa"))
-def test_every_loss_builds(loss: str, compose: Compose) -> None:
-    """But OFA, whose layers are those of networks with four stages."""
-    networks = build.networks(build.settings(compose(f"loss={loss}")))
-    names = [term.name for term in networks.distiller.terms]
-    assert names[0] == "ce"
-    pairs = [pair for term in networks.distiller.terms[1:] for pair in term.pairs]
-    assert len(networks.distiller.target_specs) == len(pairs)
-    assert bool(pairs) == (loss != "ce")
+def test_every_loss_builds(compose: Compose) -> None:
+    """In one sum; but OFA, whose layers are those of networks with four stages."""
+    losses = {path.stem for path in (CONFIGS / "loss").glob("*.yaml")} - {"ofa"}
+    distiller = build.networks(build.settings(compose(f"loss=[{','.join(sorted(losses))}]"))).distiller
+    assert {term.name for term in distiller.terms} <= losses
+    assert len(distiller.target_specs) == sum(len(term.pairs) for term in distiller.terms if term.name != "ce")
 
 
 def test_the_recipe_follows_the_data_and_the_teacher_keeps_its_own(compose: Compose) -> None:
@@ -125,12 +122,10 @@ def test_what_is_drawn_is_the_seeds_alone(compose: Compose) -> None:
     assert not any(one == other for one, other in zip(drawn(1, "loss=ce"), first, strict=True))
 
 
-@pytest.mark.parametrize("loss", ["nst_poly", "at"])
-def test_maps_of_one_position_are_refused(compose: Compose, loss: str) -> None:
+def test_maps_of_one_position_are_refused(compose: Compose) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
-    build.networks(build.settings(compose(f"loss={loss}", "model=resnet8")))
-    with pytest.raises(ValueError, match=rf"loss\.{loss}, teacher layer 'last': maps of 512×1×1 .*nst layers"):
-        build.networks(build.settings(compose(f"loss={loss}", "model=vgg8")))
+    with pytest.raises(ValueError, match=r"loss\.at, teacher layer 'last': maps of 512×1×1 .*nst layers"):
+        build.networks(build.settings(compose("loss=at", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 
 
@@ -148,9 +143,7 @@ def test_layers_are_named_once_for_all_losses(compose: Compose) -> None:
     assert "layers" not in build.settings(compose("loss=kd", bare)).loss["bare"]
 
 
-@pytest.mark.parametrize(
-    ("choice", "schedule"), [("sgd", "step"), ("sgd", "constant"), ("adamw", "cosine"), ("adam", "onecycle")]
-)
+@pytest.mark.parametrize(("choice", "schedule"), [("sgd", "step"), ("adamw", "cosine"), ("adam", "onecycle")])
 def test_every_optimizer_goes_with_every_schedule(compose: Compose, choice: str, schedule: str) -> None:
     run = build.settings(compose(f"optim={choice}", f"schedule={schedule}"))
     made = build.optimization(run)

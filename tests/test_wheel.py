@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 import nst
 
-IN_SOURCES = (
+IN_SOURCES = [
     "pyproject.toml",
     "setup.py",
     "MANIFEST.in",
@@ -26,7 +26,7 @@ IN_SOURCES = (
     "CITATION.cff",
     "CHANGELOG.md",
     "train.py",
-)
+]
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
 
