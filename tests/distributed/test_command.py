@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT, Compose
 from tests.data.samples import write_tree
-from tests.distributed.conftest import output, torchrun
+from tests.distributed.conftest import torchrun
 from tests.outcome import rows
 
 from nst.cli.train import run
@@ -20,9 +20,8 @@ def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose
     data = ["data=folder", f"data.root={tmp_path}/photos", "data.num_classes=2", "data.size=16", "data.limit=null"]
     own = ["loss=kd_fitnet", "trainer.batch_size=4", "trainer.workers=1", "trainer.epochs=1", "optim.lr=0.01"]
     settings = [*tiny, *data, *own, "teacher.train.batch_size=4", "teacher.train.optim.lr=0.01"]
-    [job] = torchrun(str(ROOT / "train.py"), "-m", f"outputs={tmp_path}/ranks", "seed=0,1", *settings, ranks=2)
+    text = torchrun(str(ROOT / "train.py"), "-m", f"outputs={tmp_path}/ranks", "seed=0,1", *settings, ranks=2)
     one = run(compose(*settings, "seed=1"))
-    text = output(job)
 
     folder = Path(one["folder"])
     [twin] = (tmp_path / "ranks").glob(f"folder/resnet8-resnet8/kd+fitnet/{folder.name}")

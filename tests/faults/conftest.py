@@ -3,9 +3,8 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from tests.conftest import ROOT
+from tests.outcome import outcome
 from torch.distributed import TCPStore
 
 TINY = [
@@ -52,49 +52,44 @@ def composed(args: tuple[str, ...]) -> DictConfig:
         return compose("config", overrides=list(args))
 
 
-def status(process: BaseProcess, seconds: float = 180) -> int | None:
-    """The exit status of a process, -signal when killed, None when it hung."""
-    process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        return None
-    return process.exitcode
-
-
 class Place:
-    """A working folder with the runs of one command."""
+    """A working folder with the run of one command."""
 
-    def __init__(self, folder: Path, args: list[str]) -> None:
+    def __init__(self, folder: Path, args: Sequence[str]) -> None:
         self.folder, self.args = folder, args
 
-    def start(self, *fault: Any, args: list[str] | None = None, **env: str) -> BaseProcess:
-        """The command, with a fault."""
+    def run(self, *fault: Any) -> int | None:
+        """The command, with a fault, to its end: the exit status, -signal when killed, None when it hangs."""
+        return self.ranks(*fault, world=1)[0]
+
+    def ranks(self, *fault: Any, args: Sequence[str] = (), world: int = 2) -> list[int | None]:
+        """The command on ranks that meet as torchrun lets them: the exit statuses."""
         from tests.faults.injections import main
 
         self.folder.mkdir(exist_ok=True)
-        cfg, output = composed((*self.args, *(args or []))), f"output{env.get('RANK', '')}.txt"
-        process = context().Process(target=main, args=(cfg, str(self.folder), output, env, fault))
-        process.start()
-        return process
-
-    def run(self, *fault: Any, args: list[str] | None = None) -> int | None:
-        """The command, with a fault, to its end: the exit status."""
-        return status(self.start(*fault, args=args))
-
-    def ranks(self, *fault: Any, args: list[str] | None = None) -> list[int | None]:
-        """The command on two ranks, which meet as torchrun lets them: the exit statuses."""
+        for path in self.folder.glob("output*.txt"):
+            path.unlink()
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it, not a rank
         env = {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world),
             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
         }  # fmt: skip
-        processes = [self.start(*fault, args=args, **env, RANK=str(rank)) for rank in range(2)]
-        return [status(process) for process in processes]
+        processes = []
+        for rank in range(world):
+            own, output = env | {"RANK": str(rank)} if world > 1 else {}, f"output{rank}.txt"
+            of = (composed((*self.args, *args)), str(self.folder), output, own, fault)
+            processes.append(context().Process(target=main, args=of))
+            processes[-1].start()
+        for process in processes:
+            process.join(180)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        return codes
 
-    def text(self, rank: int | None = None) -> str:
-        """All that the starts in this place have printed, or those of one rank."""
-        files = self.folder.glob("output*.txt" if rank is None else f"output{rank}.txt")
-        return "".join(path.read_text() for path in sorted(files))
+    def text(self, rank: int | str = "*") -> str:
+        """All that the last start has printed, or one rank of it."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"output{rank}.txt")))
 
     @property
     def path(self) -> Path:
@@ -108,20 +103,17 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small teacher."""
-    place = Place(tmp_path_factory.mktemp("teacher"), [*TINY, "loss=ce", "model=resnet14"])
+def make_place(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]:
+    """`make_place(*overrides)`: a new place for a small run with a trained teacher."""
+    of = Place(tmp_path_factory.mktemp("teacher"), [*TINY, "loss=ce", "model=resnet14"])
+    assert of.run() == 0, of.text()
+    teacher = ["teacher=resnet14", f"teacher.weights={of.path}/student.safetensors", "teacher.min_accuracy=0"]
+    return lambda *overrides: Place(tmp_path_factory.mktemp("place"), [*TINY, *teacher, *overrides])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_place: Callable[..., Place]) -> dict[str, Any]:
+    """The outcome of a run left alone, which saves at the end of an epoch only."""
+    place = make_place()
     assert place.run() == 0, place.text()
-    return place.path / "student.safetensors"
-
-
-@pytest.fixture(scope="session")
-def tiny(teacher: Path) -> list[str]:
-    """Arguments of a small run with that teacher."""
-    return [*TINY, "teacher=resnet14", f"teacher.weights={teacher}", "teacher.min_accuracy=0"]
-
-
-@pytest.fixture(scope="session")
-def make_place(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Place]:
-    """`make_place(*overrides)`: a new place for a small run."""
-    return lambda *overrides: Place(tmp_path_factory.mktemp("place"), [*tiny, *overrides])
+    return outcome(place.path)

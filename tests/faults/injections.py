@@ -7,12 +7,12 @@ import errno
 import io
 import itertools
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import sklearn.datasets  # noqa: F401  (the digits)
@@ -26,7 +26,6 @@ from nst import loop, trial
 from nst.cli.compose import readable_errors
 from nst.cli.train import run
 from nst.data import memory
-from nst.data.batch import Loader
 from nst.losses import NST
 from nst.storage import record
 from nst.storage.checkpoint import Checkpoints
@@ -34,13 +33,7 @@ from nst.teacher import cache
 
 
 def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str], fault: tuple[Any, ...]) -> None:
-    """Ends the process with the status of the command.
-
-    Args:
-        folder: the working folder.
-        output: the file in it to which all is appended that the command prints.
-        fault: a function of this file and its arguments, or ().
-    """
+    """In a working folder, with a fault: a function of this file and its arguments, or (). What is printed goes to a file there."""
     # another test may have started the fork server, with the signals blocked that data workers do not take
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     torch.set_num_threads(1)
@@ -61,10 +54,9 @@ def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str],
         status = end.code
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def me(rank: int) -> bool:
@@ -77,51 +69,38 @@ def kill(signum: int = signal.SIGKILL) -> None:
     os.kill(os.getpid(), signum)
 
 
-def around_step(number: int, before: Callable[[Any], Any] = bool, after: Callable[[], Any] = bool) -> None:
-    """Do something before (with its batch) or after the step that is the run's `number`-th, counted from 1."""
+def in_step(number: int, what: Any, rank: int = 0) -> None:
+    """On one rank, in the run's `number`-th step, counted from 1: signals, each with time to be noticed; "broken", a fault of the
+    program; "nan", images that are not finite; a function, or "killed", between the step and what is logged and saved after it.
+    """
     step = loop.Training.step
 
     def patched(self: loop.Training, batch: Any, targets: Any) -> None:
         now = self.progress.step + 1 == number
-        if now:
-            before(batch)
-        step(self, batch, targets)
-        if now:
-            after()
-
-    loop.Training.step = patched
-
-
-def in_step(number: int, what: Any, rank: int = 0) -> None:
-    """On one rank, in a step: signals, each with time to be noticed; "broken", a fault of the program; "nan", images that are not
-    finite. "killed": between a step and what is logged and saved after it.
-    """
-
-    def before(batch: Any) -> None:
-        if what == "broken":
+        if now and what == "broken":
             raise RuntimeError(f"rank {rank} broke")
-        if what == "nan":
+        if now and what == "nan":
             batch.images.fill_(float("nan"))
-        for signum in what if isinstance(what, list) else []:
+        for signum in what if now and isinstance(what, list) else []:
             kill(signum)
+        step(self, batch, targets)
+        if now and what == "killed":
+            kill()
+        if now and callable(what):
+            what()
 
     if me(rank):
-        around_step(number, before, kill if what == "killed" else bool)
+        loop.Training.step = patched
 
 
 def signal_in_evaluation(epoch: int, signum: int) -> None:
     """A signal in the evaluation that ends an epoch."""
-    finish, batches = loop.Loop.finish_epoch, Loader.batches
-
-    def some(loader: Loader, *args: Any) -> Any:
-        for i, batch in enumerate(batches(loader, *args)):
-            if i == 1:
-                kill(signum)
-            yield batch
+    finish = loop.Loop.finish_epoch
 
     def patched(self: loop.Loop) -> None:
+        evaluation = self.evaluation
         if self.training.progress.epoch + 1 == epoch:
-            Loader.batches = some
+            self.evaluation = lambda split, stop: evaluation(split, lambda: kill(signum) or stop())
         finish(self)
 
     loop.Loop.finish_epoch = patched
@@ -155,74 +134,58 @@ def infinite_term(number: int) -> None:
     NST.forward = lambda *args: forward(*args) + (float("inf") if next(calls) == number else 0.0)
 
 
-class Points:
-    """The places in which a save can be cut short, counted as they are passed."""
+def save_and_die(folder: str, number: int) -> None:
+    """No run: write a second checkpoint over a first one, with SIGKILL in the `number`-th place; 0 when there is none.
 
-    def __init__(self, happens: Callable[[int], None]) -> None:
-        self.happens, self.numbers = happens, itertools.count()
+    The places: around each sync, renaming and deletion, at the beginning of a file and in its middle.
+    """
+    checkpoints, places = Checkpoints(Path(folder), keep=1), itertools.count()
+    checkpoints.save(1, {"weights": torch.full((1000,), 1.0)})
 
-    def point(self) -> None:
-        self.happens(next(self.numbers))
+    def place() -> None:
+        if next(places) == number:
+            kill()
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def around(function: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*args: Any, **kwargs: Any) -> Any:
-            self.point()
+            place()
             result = function(*args, **kwargs)
-            self.point()
+            place()
             return result
 
         return patched
 
-    def in_writes(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        points = self
+    class Halves(io.FileIO):
+        def write(self, content: Any) -> int:
+            place()
+            done = super().write(content[: len(content) // 2])
+            place()
+            return done + super().write(content[len(content) // 2 :])
 
-        class Halves(io.FileIO):
-            def write(self, content: Any) -> int:
-                done = super().write(content[: len(content) // 2])
-                points.point()
-                return done + super().write(content[len(content) // 2 :])
-
-        def patched(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            if mode != "xb":  # as `write_whole` opens
-                return function(path, mode, *args, **kwargs)
-            self.point()
-            return Halves(path, mode)
-
-        return patched
-
-    def install(self) -> None:
-        os.fsync, Path.replace, Path.unlink = map(self.around, (os.fsync, Path.replace, Path.unlink))
-        Path.open = self.in_writes(Path.open)
-
-
-def save_and_die(folder: str, number: int) -> None:
-    """No run: write a second checkpoint over a first one, with SIGKILL in the `number`-th place; 0 when there is none."""
-    checkpoints = Checkpoints(Path(folder), keep=1)
-    checkpoints.save(1, {"weights": torch.full((1000,), 1.0)})
-    Points(lambda passed: kill() if passed == number else None).install()
+    opened = Path.open
+    Path.open = lambda path, mode="r", *args, **kwargs: (Halves if mode == "xb" else opened)(
+        path, mode, *args, **kwargs
+    )
+    os.fsync, Path.replace, Path.unlink = map(around, (os.fsync, Path.replace, Path.unlink))
     checkpoints.save(2, {"weights": torch.full((1000,), 2.0)})
     sys.exit(0)
 
 
 def no_space(step: int, log: bool = False) -> None:
-    """From a step on, checkpoints (half-way) or log rows meet a full disk."""
+    """After a step there is no space for a log row, or for more than a part of a checkpoint."""
     write_row = record.Record.log
 
-    def full(*_args: Any) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def logging(self: record.Record, *args: Any) -> None:
-        self._lines.close()
-        self._lines = SimpleNamespace(write=full, close=bool)
+        self._lines = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
         write_row(self, *args)
 
     def fill() -> None:
         if log:
             record.Record.log = logging
         else:
-            Path.open = Points(lambda passed: full() if passed % 2 else None).in_writes(Path.open)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    around_step(step, after=fill)
+    in_step(step, fill)
 
 
 def read_only() -> None:
@@ -240,16 +203,13 @@ def other_data() -> None:
 
 
 def only_rank_0_writes() -> None:
-    """Any other rank that opens a file for writing, renames or makes a folder fails."""
+    """Any other rank that opens a file for writing, renames or makes a folder fails; a cache is written by all."""
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        path = str(args[0]) if args else ""
-        if path.startswith(("/dev", "/proc")):
-            return
-        if event in ("os.rename", "os.mkdir", "os.remove", "os.truncate"):
-            raise RuntimeError(f"{event} {path}")
-        if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
-            raise RuntimeError(f"open {path} for writing")
+        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.truncate")
+        writes |= event == "open" and isinstance(args[1], str) and bool(set(args[1]) & set("wax+"))
+        if writes and not any(part in str(args[0]) for part in ("/dev", "/proc", "/cache")):
+            raise RuntimeError(f"{event} {args[0]}")
 
     if not me(0):
         sys.addaudithook(watch)

@@ -19,7 +19,6 @@ class Small(nn.Module):
         self.named_layers = {"last": "relu"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
         return self.fc(self.drop(self.relu(self.bn(self.conv(images))).mean((2, 3))))
 
 
@@ -56,5 +55,4 @@ class Pooled(Small):
         self.last = nn.BatchNorm1d(8)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
         return self.fc(self.last(self.relu(self.bn(self.conv(images))).mean((2, 3))))
