@@ -40,7 +40,6 @@ from nst.optim import MakeOptimizer, OneCycle, Schedule
 from nst.run import execute, train_and_write
 from nst.storage.folder import METRICS, SUMMARY, RunFolder, read_json, run_folder
 from nst.storage.record import Record
-from nst.storage.trackers import RunInfo
 from nst.tables.frame import read_frame
 from nst.teacher import LiveTeacher, Teacher
 
@@ -182,8 +181,8 @@ def distil(
         if dist.main:
             lock.open(about)
         try:
-            info = RunInfo(place, place.name, "distil", about)
-            record = Record(training, info, about={"config": about}, metadata={"arch": type(student).__name__})
+            names = {"arch": type(student).__name__}
+            record = Record(training, place, about, about={"config": about}, metadata=names)
             around = Loop(training, Teacher([live] if live else []), evaluation, record, chance=100 / classes)
             named = about["teacher"] and {"name": about["teacher"]}
             train_and_write(around, {"teacher": named, "seeds": {"run": seed}, "config": about})

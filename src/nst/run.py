@@ -25,7 +25,6 @@ from nst.models.weights import load_weights, save_weights
 from nst.report.heatmaps import heatmaps
 from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
 from nst.storage.record import Record, provenance
-from nst.storage.trackers import RunInfo
 from nst.teacher import Normalization, Teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher
 from nst.trial import check_data, try_networks
@@ -95,7 +94,8 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
         values |= {} if trainer.ema is None else {"ema": str(trainer.ema)}
         record = Record(
             training,
-            RunInfo(folder.path, folder.path.name, "/".join(folder.path.parts[-4:-1]), config),
+            folder.path,
+            config,
             trackers,
             about={
                 "config": run_key(config),

@@ -56,7 +56,7 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "on 6 test images" in nst("evaluate", f"run={folder}", *names).out
     others = photographs(tmp_path / "theirs", ("bird", "cat"))
     said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
-    assert "was trained with class 0 'cat', these images have class 0 'bird': give" in said
+    assert "class 0 was 'cat' in training, here it is 'bird'; give" in said
     spelled = nst("evaluate", f"run={folder}", *kind, f"data.root={photographs(tmp_path / 'more', ('cats', 'dogs'))}")
     assert spelled.status == 0
     assert "spelled otherwise than in the training of" in caplog.text

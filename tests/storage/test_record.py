@@ -14,9 +14,16 @@ from tests.outcome import board, rows
 from nst.dist import Dist
 from nst.storage import record
 from nst.storage.record import Record
-from nst.storage.trackers import MLflow, RunInfo, TensorBoard, WandB
+from nst.storage.trackers import MLflow, TensorBoard, WandB
 
 CONFIG = {"seed": 0, "loss": {"kd": {"weight": 16.0}}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "digits" / "resnet20-resnet8" / "kd" / "seed0-12345678"
+    made.mkdir(parents=True)
+    return made
 
 
 def two_starts(tracker: Any, folder: Path) -> None:
@@ -26,16 +33,15 @@ def two_starts(tracker: Any, folder: Path) -> None:
         progress=SimpleNamespace(step=0), loader=SimpleNamespace(batch_size=4), load_state=lambda state: None,
         optimizer=SimpleNamespace(param_groups=[{"initial_lr": 0.1}]),
     )  # fmt: skip
-    info = RunInfo(folder, "seed0-12345678", "digits/resnet20-resnet8/kd", CONFIG)
     draw = lambda: {"neurons/student": torch.rand(3, 8, 8)}  # noqa: E731
-    with Record(training, info, {"own": tracker()}, draw=draw) as first:
+    with Record(training, folder, CONFIG, {"own": tracker()}, draw=draw) as first:
         first.draw_heatmaps(0)
         first.log("train", 1, {"loss": 0.5, "terms": {"kd": 0.25}})
         first.save(1, {"last": None})
         first.log("train", 2, {"loss": 0.375})
     with (folder / "metrics.jsonl").open("a") as log:
         log.write('{"kind": "train", "st')  # cut off by a crash
-    with Record(training, info, {"own": tracker()}) as second:
+    with Record(training, folder, CONFIG, {"own": tracker()}) as second:
         for step, loss in ((2, 0.375), (3, 0.25)):
             second.log("train", step, {"loss": loss})
         second.log("eval", 3, {"top1": 75.0})
@@ -43,12 +49,12 @@ def two_starts(tracker: Any, folder: Path) -> None:
     assert taken == [("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
 
 
-def test_tensorboard(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").mkdir()
-    (tmp_path / "tensorboard" / "notes.txt").write_text("the user's own")
-    two_starts(TensorBoard, tmp_path)
-    (tmp_path / "tensorboard" / "notes.txt").rename(tmp_path / "kept")  # what the project has not written stays
-    scalars = [value for value in board(tmp_path) if "neurons" not in value[0]]
+def test_tensorboard(folder: Path) -> None:
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "notes.txt").write_text("the user's own")
+    two_starts(TensorBoard, folder)
+    (folder / "tensorboard" / "notes.txt").rename(folder / "kept")  # what the project has not written stays
+    scalars = [value for value in board(folder) if "neurons" not in value[0]]
     assert scalars == [
         ("eval/top1", 3, 75.0), ("train/loss", 1, 0.5), ("train/loss", 2, 0.375), ("train/loss", 3, 0.25),
         ("train/terms/kd", 1, 0.25),
@@ -56,11 +62,11 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_on_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_on_a_local_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    uri = (tmp_path / "store").as_uri()
-    two_starts(lambda: MLflow(uri=uri), tmp_path)
+    uri = (folder / "store").as_uri()
+    two_starts(lambda: MLflow(uri=uri), folder)
     client = mlflow.MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("nst").experiment_id])
     history = client.get_metric_history(run.info.run_id, "train/loss")
@@ -72,7 +78,7 @@ def test_mlflow_on_a_local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [f.path for f in client.list_artifacts(run.info.run_id) if f.path.endswith(".png")]
 
 
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     starts: list[tuple[dict[str, Any], Mock]] = []  # what a run was started with, and the run
 
@@ -82,7 +88,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "Image", lambda pixels: pixels.shape)
-    two_starts(lambda: WandB(mode="offline"), tmp_path)
+    two_starts(lambda: WandB(mode="offline"), folder)
     calls = [call for _, run in starts for call in run.log.call_args_list]
     sent = [(call.kwargs["step"], value) for call in calls for value in call.args[0].values()]
     assert sent == [(0, (8, 8, 3)), (1, 0.5), (1, 0.25), (2, 0.375), (3, 0.25), (3, 75.0)]
@@ -102,7 +108,7 @@ def test_what_a_tracker_needs_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("NETRC", str(tmp_path / "none"))
         with pytest.raises(ValueError, match=r"API key.*tracker\.wandb\.mode=offline"):
-            WandB().start(RunInfo(tmp_path, "seed0", "kd", {}), False, None)
+            WandB().start(tmp_path, {}, False, None)
     monkeypatch.setattr("nst.storage.trackers.find_spec", lambda name: None)
     for tracker in (WandB, MLflow):
         with pytest.raises(ValueError, match=rf"pip install 'nst\[{tracker.__name__.lower()}\]'"):

@@ -89,12 +89,10 @@ def test_only_its_own_whole_summary_counts(tmp_path: Path) -> None:
     student.touch()
     (run / "summary.json").write_text(json.dumps({"folder": f"/somewhere/else/{run.name}"}))
     assert RunFolder(run).summary() == {"folder": str(run)}
-    for file in ("config.json", "summary.json"):
-        for content in ("{", "[]", ""):
-            (run / file).write_text(content)
-            with pytest.raises(ValueError, match=rf"{file} is damaged"):
-                RunFolder(run).summary()
-        (run / file).unlink()
+    for content in ("{", "[]", ""):
+        (run / "summary.json").write_text(content)
+        with pytest.raises(ValueError, match=r"summary\.json is damaged"):
+            RunFolder(run).summary()
     (run / "summary.json").write_text(json.dumps({"folder": "/somewhere/else/seed0-00000000"}))
     with pytest.raises(ValueError, match="is of another run"):
         RunFolder(run).summary()

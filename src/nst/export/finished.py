@@ -46,17 +46,12 @@ class FinishedRun:
         return data["channels"], data["size"], data["size"]
 
     def classes(self, data: Dataset | None = None) -> list[str] | None:
-        """The names of the classes in the training; those of `data` where the run has not kept them.
-
-        Raises:
-            ValueError: a class of the training has another number in `data`. Names that `data` does not have are only logged.
-        """
+        """The names of the classes in the training, else those of `data`. Raises ValueError where one has another number in `data`."""
         trained, here = self.summary["data"].get("classes"), [] if data is None else list(data.classes or ())
         for label, (before, now) in enumerate(zip(trained or (), here, strict=False)):
             if before != now and (before in here or now in trained):
                 raise ValueError(
-                    f"{self.folder} was trained with class {label} {before!r}, these images have class {label} {now!r}: give the "
-                    "same classes in the same order"
+                    f"{self.folder}: class {label} was {before!r} in training, here it is {now!r}; give its order"
                 )
         if trained and here and trained != here:
             log.warning("classes are spelled otherwise than in the training of %s: %s", self.folder, ", ".join(here))
@@ -107,11 +102,8 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
 def check_code(node: Any, file: Path) -> None:
     """Check what plain settings stored in `file` would call, at any depth; each `_target_` is looked up, none is called.
 
-    Networks and data sets of this project, torch.nn, torchvision and timm may be, and functions and classes of modules in the
-    working folder. Settings that a user writes are not checked.
-
     Raises:
-        ValueError: any other target, or an interpolation.
+        ValueError: a target that is not in `CALLABLE` nor of a module in the working folder, or an interpolation.
     """
     if isinstance(node, str) and "${" in node:
         raise ValueError(f"{file} has {node[:80]!r}, an interpolation; stored settings are plain values")
@@ -131,10 +123,8 @@ def check_code(node: Any, file: Path) -> None:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{file} names {target[:80]!r}, which cannot be imported: {error}") from error
     if not known(str(getattr(getattr(found, "func", found), "__module__", None))):  # of a partial, its function
-        raise ValueError(
-            f"{file} names {target[:80]!r}, which is not of nst, torch.nn, torchvision, timm or a module in {here}: it is not "
-            "called. Start the command in the folder of your own modules"
-        )
+        named = f"{file} names {target[:80]!r}, not of nst, torch.nn, torchvision, timm or {here}: it is not called"
+        raise ValueError(f"{named}. Start the command in the folder of your own modules")
 
 
 def load_student(folder: str | PathLike[str]) -> nn.Module:

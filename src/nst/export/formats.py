@@ -37,11 +37,7 @@ class Rescaled(nn.Module):
 
 
 def formats_to_write(formats: Sequence[str] | None) -> list[str]:
-    """The formats to write; by default all but 8 bits, ONNX only if its packages are installed.
-
-    Raises:
-        ValueError: an unknown format, or ONNX requested and not installed.
-    """
+    """The formats to write; by default all but 8 bits, ONNX if it is installed. Raises ValueError for what can't be written."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if formats is None:
         return ["safetensors", "torch"] + (["onnx"] if not missing else [])
@@ -55,13 +51,12 @@ def formats_to_write(formats: Sequence[str] | None) -> list[str]:
 
 def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
     """The model as a graph of torch's own operations, for any batch size. Raises ValueError if it branches on values, for example."""
+    images, dynamic = torch.zeros(2, *image_shape), ({0: Dim("batch", min=1)},)
     try:
-        dynamic = ({0: Dim("batch", min=1)},)
-        program = torch.export.export(model, (torch.zeros(2, *image_shape),), dynamic_shapes=dynamic)
+        program = torch.export.export(model, (images,), dynamic_shapes=dynamic)
     except Exception as error:  # torch raises many kinds here
-        raise ValueError(
-            f"torch.export can't capture {type(model).__name__}, formats=[safetensors] needs no capture: {error}"
-        ) from error
+        network = type(model).__name__
+        raise ValueError(f"torch.export can't capture {network}; use formats=[safetensors]: {error}") from error
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)  # names source files of this machine
@@ -70,9 +65,8 @@ def capture(model: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
 
 def onnx_bytes(program: ExportedProgram, name: str, output: str = "logits") -> bytes:
     """The content of `student.onnx`, weights inside; input `name`, the batch size free."""
-    exported = torch.onnx.export(
-        program, (), input_names=[name], output_names=[output], dynamo=True, external_data=False, verbose=False
-    )
+    names: dict[str, Any] = {"input_names": [name], "output_names": [output]}
+    exported = torch.onnx.export(program, (), **names, dynamo=True, external_data=False, verbose=False)
     assert exported is not None
     model = exported.model_proto
     for value in (*model.graph.input, *model.graph.output):
@@ -82,12 +76,10 @@ def onnx_bytes(program: ExportedProgram, name: str, output: str = "logits") -> b
 
 
 def int8_bytes(onnx: bytes, calibration: Iterable[Tensor], exclude: Collection[str] = ()) -> bytes:
-    """A model of `onnx_bytes` in 8 bits, by onnxruntime's static quantisation: activations by their range on images (QDQ), weights by channel.
-
-    Batch norms are folded into the convolutions first.
+    """A model of `onnx_bytes` in 8 bits, by onnxruntime's static quantisation (QDQ, weights by channel), batch norms folded.
 
     Args:
-        calibration: batches of images as the model takes them.
+        calibration: batches of images as the model takes them, for the range of activations.
         exclude: layers that stay in 32 bits, by their names in the network, such as "conv1"; a name means all inside of it.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,18 @@ class Preprocessing:
 
     channels: int
     size: int  # of the centre crop, which the network sees
-    resize: int | None  # of the shorter side before it; None: the data's images had their size
-    interpolation: str
-    antialias: bool
-    mean: tuple[float, ...]  # by channel, on the scale 0 … 1
-    std: tuple[float, ...]
-    background: tuple[int, ...]  # R, G, B behind transparent images
+    mean: Sequence[float]  # by channel, on the scale 0 … 1
+    std: Sequence[float]
+    resize: int | None = None  # of the shorter side before it; None: the data's images had their size
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    background: Sequence[int] = WHITE  # R, G, B behind transparent images
 
     def __call__(self, encoded: bytes) -> Tensor:
         """The bytes of an image file of any size → `[channels, size, size]` float32. Raises ValueError for what is no image."""
         from nst.data.augment import centre_crop
 
-        pixels, side = decode(encoded, self.channels, self.background), self.resize or self.size
+        pixels, side = decode(encoded, self.channels, tuple(self.background)), self.resize or self.size
         cropped = centre_crop(pixels, self.size, side, self.interpolation, self.antialias)
         scale, shift = (value[:, None, None] for value in scale_and_shift(self.mean, self.std))
         return cropped.to(torch.float32).mul_(scale).add_(shift)
@@ -60,25 +60,12 @@ class Preprocessing:
 
 def preprocessing(node: Mapping[str, Any]) -> Preprocessing:
     """Of a run's `data`, or of `input` in a `model.json`."""
-    return Preprocessing(
-        node["channels"],
-        node["size"],
-        None if node.get("pad") is not None else node.get("resize"),  # what is padded stays as it is in evaluation
-        node.get("interpolation", "bilinear"),
-        node.get("antialias", True),
-        tuple(node["mean"]),
-        tuple(node["std"]),
-        tuple(node.get("background", WHITE)),
-    )
+    known = {field.name: node[field.name] for field in fields(Preprocessing) if field.name in node}
+    padded = {"resize": None} if node.get("pad") is not None else {}  # what is padded stays as it is in evaluation
+    return Preprocessing(**known | padded)
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A student, its preprocessing, and its class names (numbers if there are none)."""
-
-    model: Forward
-    prepare: Preprocessing
-    classes: tuple[str, ...]
+Classifier = tuple[Forward, Preprocessing, tuple[str, ...]]  # a student, its preprocessing, its class names or numbers
 
 
 def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
@@ -101,16 +88,14 @@ def classifier(folder: str | PathLike[str], device: str = "cpu") -> Classifier:
         features_only, count = run.settings.model.get("features_only"), run.settings.data["num_classes"]
     else:
         reason = "is neither an export nor a finished run" if folder.is_dir() else "no such folder"
-        raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/ (nst export run=… writes it)")
+        raise ValueError(f"model={folder}: {reason}; pass a run's folder, or its export/")
     if features_only:
-        raise ValueError(
-            f"model={folder}: its student gives features, not classes; fine-tune it on labelled images first"
-        )
+        raise ValueError(f"model={folder}: its student gives features, not classes; fine-tune it first")
     if isinstance(model, nn.Module):
         model = model.to(device)
     elif device != "cpu":
         raise ValueError(f"device={device}: {FILES[file]} runs on the CPU; formats=[safetensors] runs anywhere")
-    return Classifier(model, prepare, tuple(map(str, names or range(count))))
+    return model, prepare, tuple(map(str, names or range(count)))
 
 
 def image_files(folder: str | PathLike[str]) -> list[Path]:
@@ -132,16 +117,17 @@ def predict(
     student: Classifier, files: Sequence[str | PathLike[str]], top: int, batch_size: int, device: str = "cpu"
 ) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
     """For each file its `top` most probable classes, with softmax probabilities. Raises ValueError for a file that is no image."""
+    model, prepare, names = student
     for start in range(0, len(files), batch_size):
         batch, images = [Path(file) for file in files[start : start + batch_size]], []
         for file in batch:
             try:
-                images.append(student.prepare(file.read_bytes()))
+                images.append(prepare(file.read_bytes()))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{file}: the image {error}") from None
-        likely = student.model(torch.stack(images).to(device)).softmax(1).topk(min(top, len(student.classes)))
+        likely = model(torch.stack(images).to(device)).softmax(1).topk(min(top, len(names)))
         for file, values, classes in zip(batch, likely.values.tolist(), likely.indices.tolist(), strict=True):
-            yield file, [(student.classes[c], value) for c, value in zip(classes, values, strict=True)]
+            yield file, [(names[c], value) for c, value in zip(classes, values, strict=True)]
 
 
 def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
@@ -193,9 +179,8 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             report |= {"knn": knn_accuracy(*known), "linear_probe": linear_probe(*known)}
         else:
             matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
-            loader = data.split(settings.split).loader(
-                settings.batch_size, train=False, rank=dist.rank, world=dist.world, device=dist.device
-            )
+            ranks: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "device": dist.device}
+            loader = data.split(settings.split).loader(settings.batch_size, train=False, **ranks)
             metrics = asdict(evaluate(model, loader.epoch(0), dist, settings.precision, matrix))
             worst = worst_classes(metrics, names)
             report |= {key: metrics[key] for key in ("loss", "top1", "top5", "images")}
@@ -225,15 +210,12 @@ def _print(report: dict[str, Any], run: FinishedRun | None) -> None:
     data, about = report["data"], f"{report['model']} ({report['weights']})"
     on = f"{report['images']:,} {data['split']} images of {data['name']}"
     if "knn" in report:
-        print(
-            f"{about} without classifier on {on}: k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, "
-            f"both by the features of {report['known_images']:,} training images"
-        )
+        said = f"k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the features of"
+        print(f"{about} without classifier on {on}: {said} {report['known_images']:,} training images")
         return
     top5 = f" top-5 {report['top5']:.2f} %," if len(report["confusion"]) > 5 else ""
-    said = (
-        f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, cross-entropy {report['loss']:.4f}"
-    )
+    said = f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %"
+    said += f", cross-entropy {report['loss']:.4f}"
     if run is not None and run.test and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
         before = run.test["top1"]
         said += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""

@@ -35,19 +35,14 @@ CARD = "MODEL_CARD.md"
 TOLERANCE = 1e-3  # of the largest logit: more than rounding in 32 bits
 CHUNK = 100  # images at a time when two networks are compared
 BATCHES = (1, 32)  # sizes that are timed
-WARM_UP = 3  # calls before the clock runs
-SECONDS = 10.0  # about the longest that one size is timed
-LEAST = 5  # timed calls, whatever they take
+WARM_UP, LEAST, SECONDS = 3, 5, 10.0  # calls before the clock runs, the fewest timed, about the longest time of a size
 
 
 def export(settings: ExportConfig) -> dict[str, Any]:
     """Write the files, `model.json` and the model card; print and return the measurements, which are `measured` in `model.json`.
 
-    Files of an earlier export in the same folder are removed.
-
     Raises:
-        ValueError: a setting out of range, the run is not finished, a format can't be written, or a file of 32 bits disagrees with
-            the network in memory.
+        ValueError: a setting out of range, a run that is not finished, a format that can't be written, a file of 32 bits that disagrees.
     """
     check_ranges(settings, "")
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -93,7 +88,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
 
 
 def _write_graphs(
-    folder: Path, student: nn.Module, run: FinishedRun, data: Dataset, about: Mapping[str, Any], settings: ExportConfig
+    folder: Path, student: nn.Module, run: FinishedRun, data: Dataset, about: Any, settings: ExportConfig
 ) -> None:
     """The files other than the weights: they take images as the loader gives them, or with `normalize` pixels in 0…1."""
     scale, shift = scale_and_shift(data.mean, data.std)
@@ -130,14 +125,10 @@ def _measure(
         difference = (found - expected).abs().max().item()
         if difference > TOLERANCE * max(1.0, expected.abs().max().item()) and name != "onnx_int8":
             raise ValueError(f"{path} disagrees with the network in memory by up to {difference:.3g}; do not use it")
-        about = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "max_difference": difference,
-        }
-        same = {"same_class": _share(found, expected.argmax(1))} if classifies else {}
-        files[name] = about | same | ({"top1": _share(found, labels)} if classifies else {})
+        about = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        files[name] = about | {"max_difference": difference}
+        if classifies:
+            files[name] |= {"same_class": _share(found, expected.argmax(1)), "top1": _share(found, labels)}
     layers = [name for name, m in student.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     timed: dict[str, Forward] = {} if teacher is None else {"teacher": teacher.to(settings.device)}
     timed["student"] = student.to(settings.device)
@@ -215,11 +206,7 @@ class _Markdown(str):
 
 
 def model_card(run: FinishedRun, report: Mapping[str, Any], data: Dataset, licence: str | None) -> str:
-    """The card in Markdown, from the template `model_card.md`; names from files are escaped.
-
-    Args:
-        licence: of the weights, None if not stated.
-    """
+    """The card in Markdown, from the template `model_card.md`; names from files are escaped; `licence`: of the weights."""
     from nst.report.text import code, plain  # brings pandas
 
     environment = Environment(

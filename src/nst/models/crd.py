@@ -30,9 +30,8 @@ class CifarVGG(Network):
             parts |= {f"pool{k}": nn.MaxPool2d(2)} if k < 3 else {}
             channels = width
         super().__init__(**parts, **head("classifier", 512, num_classes))
-        self.named_layers = name_layers(
-            [f"relu{k}" for k in range(1, 5)], pre_relu=[f"block{k}" for k in range(1, 5)], pooled="classifier:input"
-        )
+        relus, blocks = ([f"{name}{k}" for k in range(1, 5)] for name in ("relu", "block"))
+        self.named_layers = name_layers(relus, pre_relu=blocks, pooled="classifier:input")
         he_normal_(self)
         nn.init.normal_(self.get_parameter("classifier.weight"), std=0.01)
 
@@ -129,8 +128,7 @@ class ShuffleUnit(nn.Module):
 class SplitUnit(nn.Module):
     """Half of the channels pass; the other half goes through 1x1 - BN - ReLU - depthwise 3x3 - BN - 1x1 - BN; ReLU, shuffle.
 
-    The ReLU stands after the concatenation, to give the pre-activation a place: the half that passes is not negative, being
-    a unit's output, so it is the same function as a ReLU on the other half alone.
+    The ReLU after the concatenation gives the pre-activation a place; the half that passes is not negative, being a unit's output.
     """
 
     def __init__(self, channels: int) -> None:

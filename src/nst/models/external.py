@@ -1,8 +1,7 @@
 """Networks of torchvision and timm by name, prepared for layers.
 
-Activations are set to work out of place. Additions and activations that such a network does in place inside its own
-`forward` stay (`out += identity` after a block's last normalisation, the functional ReLU of GoogLeNet): a layer whose
-output they overwrite can't be named; layer the input of the layer behind it.
+Activations are set to work out of place. What such a network does in place inside its own `forward` stays (`out += identity`): a layer
+whose output that overwrites can't be named; layer the input of the layer behind it.
 
 Stages are counted from a quarter of the image on, so `stage1` … `stage4` have maps of 1/4, 1/8, 1/16, 1/32 of the
 image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) have no stages but `block1` … `blockN`, and
@@ -51,10 +50,7 @@ class InputFormat:
 
 
 class Resize:
-    """A hook before a network's `forward`: images `[B, C, H, W]` at its own size, `[B, C, size, size]`.
-
-    The interpolation is "bicubic" or, for any other, "bilinear"; with antialiasing where the images shrink.
-    """
+    """A hook before a network's `forward`: images `[B, C, H, W]` → `[B, C, size, size]`, bicubic or bilinear, antialiased."""
 
     def __init__(self, size: int, interpolation: str = "bilinear") -> None:
         self.size, self.mode = size, "bicubic" if interpolation == "bicubic" else "bilinear"
@@ -95,8 +91,7 @@ def torchvision_model(
         in_channels: channels of the images.
         pretrained: start from torchvision's default weights for ImageNet (downloaded once).
         image_size: height and width of the images in pixels; None: those of the network's default.
-        input_size: the size at which the network looks at the images, resized inside it; None: as they come; "auto": that of
-            the pretrained weights, without those as they come.
+        input_size: the size to which the network resizes its images; None: as they come; "auto": that of its pretrained weights.
         arguments: further arguments of the network's constructor there, such as {"stochastic_depth_prob": 0.1}.
 
     Returns:
@@ -104,15 +99,14 @@ def torchvision_model(
         if pretrained, an `InputFormat` as `input_format`.
 
     Raises:
-        ValueError: the library cannot be imported, has no such name, argument or size, or its weights cannot be downloaded, or
-            (torchvision) are for 3 channels only.
+        ValueError: the library is missing, has no such name, argument or size, or its weights cannot be had, or are for 3 channels.
     """
     from nst.vision import models
 
     _check_name("torchvision", arch, models.list_models(module=models))
     if pretrained and in_channels != 3:
         raise ValueError(f"in_channels={in_channels}: torchvision's pretrained weights are for 3 channels")
-    build, record, native = models.get_model, None, None
+    record, native = None, None
     if pretrained:
         chosen = models.get_model_weights(arch)["DEFAULT"]
         how, classes, native = chosen.transforms(), len(chosen.meta["categories"]), chosen.meta["min_size"][0]
@@ -124,13 +118,13 @@ def torchvision_model(
     if size is not None and arch.startswith(("vit_", "maxvit")):  # built for one size
         if pretrained and size != native:
             raise ValueError(
-                f"arch={arch}: its weights are for {native}×{native}, not {size}×{size}; input_size={native} resizes"
+                f"arch={arch}: weights for {native}×{native}, not {size}×{size}; input_size={native} resizes"
             )
         options |= {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
     if not pretrained and num_classes:
         options["num_classes"] = num_classes
     with _building("torchvision", arch, pretrained, options):
-        model: nn.Module = build(arch, weights="DEFAULT" if pretrained else None, **options)
+        model: nn.Module = models.get_model(arch, weights="DEFAULT" if pretrained else None, **options)
     if pretrained or not num_classes:  # the last layer is linear, or SqueezeNet's 1x1 convolution
         name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
         if not num_classes:
@@ -180,15 +174,9 @@ def timm_model(
     with _building("timm", arch, pretrained, options):
         model = timm.create_model(arch, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
     embed = getattr(model, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
+    patch, padded = getattr(embed, "patch_size", None), getattr(embed, "dynamic_img_pad", False)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    if (
-        size is not None
-        and fixed
-        and isinstance(patch, int)
-        and size % patch
-        and not getattr(embed, "dynamic_img_pad", 0)
-    ):
+    if size is not None and fixed and isinstance(patch, int) and size % patch and not padded:
         near = size // patch * patch or patch
         raise ValueError(f"arch={arch}: {size}×{size} are no whole {patch}×{patch} patches; input_size={near} resizes")
     return _prepare(model, _residual_layers(model) or _timm_layers(model), resized, record)
@@ -208,9 +196,7 @@ def _start(
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """The constructor's further arguments, the size that the network gets, and the one that it resizes its images to."""
     if taken := [name for name in arguments or () if name in _KEYS]:
-        raise ValueError(
-            f"arguments.{taken[0]}: num_classes, in_channels, pretrained and input_size have keys of their own"
-        )
+        raise ValueError(f"arguments.{taken[0]}: classes, channels, sizes and weights have keys of their own")
     if input_size == "auto":
         input_size = None if record is None else record.size
     for key, size in (("image_size", image_size), ("input_size", input_size)):
@@ -234,10 +220,7 @@ def _building(library: str, arch: str, pretrained: bool, options: Mapping[str, A
 def _prepare(
     network: nn.Module, layers: dict[str, str], input_size: int | None, record: InputFormat | None
 ) -> nn.Module:
-    """Nothing in place; the layers' names and layout; the images resized.
-
-    What a stage hands on, "stage1_out" …, is its output; "pooled" is the input of a linear classifier.
-    """
+    """Nothing in place; the layers' names, "stage1_out" … and "pooled" (a linear classifier's input) too; the images resized."""
     model: Any = network
     for module in model.modules():
         if getattr(module, "inplace", False):
@@ -286,8 +269,7 @@ def _torchvision_layers(model: nn.Module) -> dict[str, str]:
     if kind == "shufflenetv2.ShuffleNetV2":
         return {"stage2": "stage2", "stage3": "stage3", "stage4": "stage4", "last": "conv5"}
     for container in ("features", "layers"):  # `layers` in MNASNet
-        body = getattr(model, container, None)
-        if isinstance(body, nn.Sequential):
+        if isinstance(body := getattr(model, container, None), nn.Sequential):
             return _named("stage", [f"{container}.{k}" for k in _stage_ends(body)]) | {"last": container}
     return {}
 

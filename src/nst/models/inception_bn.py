@@ -21,10 +21,8 @@ Pooling = Literal["ceil", "valid"]
 def conv_bn(in_channels: int, out_channels: int, size: int, stride: int = 1, relu: bool = False) -> nn.Sequential:
     """A square convolution, padded to keep the size at stride 1, and its normalisation: children `conv`, `bn`, and with it `relu`."""
     conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
-    layers = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
-    if relu:
-        layers.add_module("relu", nn.ReLU())
-    return layers
+    layers: dict[str, nn.Module] = {"conv": conv, "bn": nn.BatchNorm2d(out_channels)}
+    return nn.Sequential(OrderedDict(layers | ({"relu": nn.ReLU()} if relu else {})))
 
 
 class Factory(nn.Module):
@@ -56,22 +54,17 @@ def _full(
     """
     stride = 1 if conv1 else 2
     branches: dict[str, nn.Module] = {"conv1": conv_bn(in_channels, conv1, 1)} if conv1 else {}
-    branches["conv3"] = nn.Sequential(
-        conv_bn(in_channels, conv3[0], 1, relu=True), conv_bn(conv3[0], conv3[1], 3, stride)
-    )
-    branches["double3"] = nn.Sequential(
-        conv_bn(in_channels, double3[0], 1, relu=True),
-        conv_bn(double3[0], double3[1], 3, relu=True),
-        conv_bn(double3[1], double3[1], 3, stride),
-    )
+    first = conv_bn(in_channels, conv3[0], 1, relu=True)
+    branches["conv3"] = nn.Sequential(first, conv_bn(*conv3, 3, stride))
+    first, middle = conv_bn(in_channels, double3[0], 1, relu=True), conv_bn(*double3, 3, relu=True)
+    branches["double3"] = nn.Sequential(first, middle, conv_bn(double3[1], double3[1], 3, stride))
     pool = nn.AvgPool2d(3, stride, padding=1) if average and conv1 else nn.MaxPool2d(3, stride, padding=1)
     branches["pool"] = nn.Sequential(pool, conv_bn(in_channels, proj, 1)) if conv1 else pool
     return Factory(**branches)
 
 
-_LAYERS = name_layers(
-    ["in3b", "in4d", "in5b"], pre_relu=["in3b.relu:input", "in4d.relu:input", "in5b.relu:input"], pooled="fc:input"
-)
+_STAGES = ["in3b", "in4d", "in5b"]
+_LAYERS = name_layers(_STAGES, pre_relu=[f"{name}.relu:input" for name in _STAGES], pooled="fc:input")
 
 
 class InceptionBNSmall(Network):

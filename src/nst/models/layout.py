@@ -48,7 +48,7 @@ LOGIT_MAPS = {"logit_map": True, "cam": False}
 """Names of the layers that are maps of logits, and whether they include the bias."""
 _TOLERANCE = 1e-3  # of the largest value: what the mean of the map may differ by, since sums run in another order
 _NONE = "the network does not end in global average pooling and a linear classifier, so it has no map of logits; take another layer"
-_POOLS = ("SelectAdaptivePool2d", "FastAdaptiveAvgPool")  # timm's, besides nn.AdaptiveAvgPool2d
+_POOLS = ("AdaptiveAvgPool2d", "SelectAdaptivePool2d", "FastAdaptiveAvgPool")  # the last two are timm's
 # The module whose output is pooled, in families where the pooling is none; it is followed by a ReLU in DenseNet.
 _BEFORE_POOLING = {"densenet.DenseNet": "features", "mlp_mixer.MlpMixer": "norm", "twins.Twins": "norm"}
 
@@ -59,23 +59,16 @@ def qualified(module: nn.Module) -> str:
 
 
 def feature_layout(model: nn.Module, path: str) -> Convert:
-    """How the output (or, at `"…:input"`, the first input) of a module becomes a map.
-
-    Args:
-        model: of timm or torchvision.
-        path: a module's name, with or without ":input".
+    """How the output (or, at `"…:input"`, the first input) of a module of timm or torchvision becomes a map.
 
     Returns:
         A function of the value and the images' shape `[B, C, H, W]`. It gives `[B, C, H, W]` for tokens and maps, and
-        values of other ranks as they are. It raises ValueError for what is no map: windows of the images apart, tokens
-        that are not on the network's grid.
+        values of other ranks as they are. It raises ValueError for what is no map: windows, tokens that are not on the grid.
     """
     name, is_input = path.removesuffix(":input"), path.endswith(":input")
     module: Any = model.get_submodule(name)
     parts = name.split(".") if name else []
-    line = [
-        model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)
-    ]  # from the module to the network
+    line = [model.get_submodule(".".join(parts[:k])) for k in range(len(parts), -1, -1)]  # from it to the network
     item = _ITEM.get(qualified(model))
     last = _channels_last(line) and not (is_input and hasattr(module, "patch_size"))
     by_window = any(qualified(around) in _BY_WINDOW for around in line)
@@ -105,11 +98,9 @@ def feature_layout(model: nn.Module, path: str) -> Convert:
                         return value[:, extra:].transpose(1, 2).unflatten(2, (height, width))
             expected = " or ".join(f"{height}×{width}" for height, width in grids) or "an unknown grid"
             why = f"it has {value.shape[1]} tokens an image, not {expected} plus {prefix}"
-        named = ", ".join(getattr(model, "named_layers", {}))
-        raise ValueError(
-            f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map: {why}; "
-            f"choose {'one of ' + named if named else 'another layer'}"
-        )
+        found = f"layer '{path}' of {type(model).__name__} yields {list(value.shape)}, which is no map"
+        named = ", ".join(getattr(model, "named_layers", {})) or "another layer"
+        raise ValueError(f"{found}: {why}; choose one of {named}")
 
     return convert
 
@@ -179,17 +170,13 @@ class LogitMap(nn.Module):
         self.bias, self.relu = bias, relu
 
     def forward(self, feature: Tensor) -> Tensor:
-        """What comes before the pooling → `[B, classes, H, W]`. Raises ValueError as `positions`."""
+        """What comes before the pooling → `[B, classes, H, W]`."""
         classifier: Any = self.classifier[0]  # its parameters are plain tensors where a trial calls the network
         weight = classifier.weight.flatten(1)  # [classes, C], of a linear layer or a 1×1 convolution
         return F.conv2d(self.positions(feature), weight[:, :, None, None], classifier.bias if self.bias else None)
 
     def positions(self, feature: Tensor) -> Tensor:
-        """`[B, C, H, W]`, `[B, H, W, C]` or tokens `[B, N, C]` of a square → `[B, C, H, W]`, whose mean the classifier gets.
-
-        Raises:
-            ValueError: the classifier takes another number of channels.
-        """
+        """`[B, C, H, W]`, `[B, H, W, C]` or tokens `[B, N, C]` of a square → `[B, C, H, W]`, whose mean the classifier gets."""
         classifier: Any = self.classifier[0]
         channels = classifier.weight.shape[1]
         shape = list(feature.shape) if isinstance(feature, Tensor) else []
@@ -224,18 +211,11 @@ def add_logit_map(model: nn.Module, layer: str) -> str:
     known = known if isinstance(known, nn.Linear | nn.Conv2d) else None
     linear = [n for n, m in modules.items() if (isinstance(m, nn.Linear) if known is None else m is known)]
     if not linear:
-        raise ValueError(
-            f"{type(model).__name__} has no linear classifier, so it has no map of logits; take another layer"
-        )
+        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
     classifier, path = modules[linear[-1]], f"{linear[-1]}.{layer}"
     if path in modules:
         return path
-    pools = [
-        module
-        for module in modules.values()
-        if type(module).__name__ in _POOLS
-        or (isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)))
-    ]
+    pools = [m for m in modules.values() if type(m).__name__ in _POOLS and getattr(m, "output_size", 1) in (1, (1, 1))]
     last: str = getattr(model, "named_layers", {}).get("last", "")
     body = modules.get(_BEFORE_POOLING.get(kind) or last.removesuffix(":input") or "nothing")
     logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and kind == "densenet.DenseNet")

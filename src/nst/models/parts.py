@@ -72,15 +72,13 @@ def he_normal_(model: nn.Module, mode: str = "fan_out", linear: bool = False, ze
 
     Args:
         linear: draw the weights of linear layers so, too, instead of keeping PyTorch's draw of them.
-        zero_linear_bias: set the biases of linear layers to zero too, instead of keeping PyTorch's draw of them.
+        zero_linear_bias: the same for setting their biases to zero.
     """
     for module in model.modules():
-        is_linear = isinstance(module, nn.Linear)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if linear or not is_linear:
+        if isinstance(module, nn.Conv2d) or (linear and isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")  # pyright: ignore[reportArgumentType]
-        if module.bias is not None and (zero_linear_bias or not is_linear):
+        zero = isinstance(module, nn.Conv2d) or (zero_linear_bias and isinstance(module, nn.Linear))
+        if zero and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
@@ -108,13 +106,14 @@ class NoClassifier(nn.Identity):
 
 def classifier_names(model: nn.Module, num_classes: int | None) -> list[str]:
     """The modules that give a network's logits: timm's word for them, else the last linear layer or convolution with `num_classes` outputs."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     if (named := getattr(model, "get_classifier", None)) is not None:
-        known = named()
-        known = known if isinstance(known, tuple | list) else [known]
-        return [name for name, module in layers if any(module is one for one in known)]
-    outputs = [(name, getattr(module, "out_features", getattr(module, "out_channels", 0))) for name, module in layers]
-    return [name for name, count in outputs if count == num_classes][-1:]
+        known = named() if isinstance(named(), tuple | list) else [named()]
+        return [name for name, module in layers.items() if any(module is one for one in known)]
+    outputs = {
+        name: getattr(module, "out_features", getattr(module, "out_channels", 0)) for name, module in layers.items()
+    }
+    return [name for name, count in outputs.items() if count == num_classes][-1:]
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

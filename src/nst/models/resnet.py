@@ -20,9 +20,8 @@ class PaddedShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.before = (out_channels - in_channels) // 2
-        self.after = out_channels - in_channels - self.before
+        self.stride, added = stride, out_channels - in_channels
+        self.before, self.after = added // 2, added - added // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""

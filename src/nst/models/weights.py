@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nst.files import write_whole
+from nst.storage.checkpoint import MAGIC
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,11 @@ State = dict[str, Tensor]
 
 CLASSIFIERS = ("fc", "linear", "classifier", "head")  # one of these in the file may be another in the model
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")  # may be missing, or left over
-WRAPPED = re.compile(
-    r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)  # a part compiled or sharded alone
+# Of a part compiled or sharded alone.
+WRAPPED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # The names under which training code keeps a state, and the prefixes that wrappers leave on its keys.
 STATES = ("state_dict", "model_state_dict", "model_state", "model", "net", "module", "_orig_mod")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
-_CHECKPOINT = b"NST checkpoint"  # the first line of a run's checkpoint, before a file of `torch.save`
-
 _scalar = np._core.multiarray.scalar  # pyright: ignore[reportAttributeAccessIssue]
 # Values that stand beside weights in many files and hold nothing but data: parsed arguments, numpy's numbers.
 _PLAIN: list[Any] = [argparse.Namespace, np.dtype, _scalar, (_scalar, "numpy.core.multiarray.scalar")]
@@ -61,20 +59,16 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, State], dict[str,
                 metadata = file.metadata() or {}
         else:
             stored = path.read_bytes()
-            stored = stored.partition(b"\n")[2] if stored.startswith(_CHECKPOINT) else stored
+            stored = stored.partition(b"\n")[2] if stored.startswith(MAGIC) else stored
             if stored.startswith(b"PK") and zipfile.ZipFile(io.BytesIO(stored)).testzip() is not None:
                 raise ValueError("a checksum does not match")  # torch does not look at them
             with torch.serialization.safe_globals(_PLAIN):
                 content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file a parser may raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", str(error))):
-            raise ValueError(
-                f"weights file {path} could run code ({code[1]}) and is refused: save the state dict alone"
-            ) from error
+            raise ValueError(f"{path} could run code ({code[1]}) and is refused: save the state dict alone") from error
         kind = type(error).__name__
-        raise ValueError(
-            f"weights file {path} is damaged, or neither safetensors nor of torch.save ({kind})"
-        ) from error
+        raise ValueError(f"weights file {path} is neither safetensors nor of torch.save, or damaged: {kind}") from error
     states = dict(_states(content))
     if not states:
         raise ValueError(f"weights file {path} holds no state dict (found {type(content).__name__})")
@@ -110,9 +104,8 @@ def load_weights(
 ) -> dict[str, str]:
     """Load a file into `model`: every name and shape of the model's state has to be there.
 
-    Names are used as they are where they fit. Else the state may lie in dictionaries (`state_dict`, `model`, `ema`, …), its names may have
-    prefixes (`module.`, `_orig_mod.`, `model.`, any other if it is the only one that fits), and the classifier may be called `fc`,
-    `linear`, `classifier` or `head`. Counters such as `n_averaged`, and what stands beside the state that fits, are left out.
+    The state may lie in dictionaries (`state_dict`, `model`, `ema`, …), its names may have prefixes (`module.`, `model.`, any other if
+    it is the only one that fits), and the classifier may be called `fc`, `linear`, `classifier` or `head`. What stands beside it is left out.
 
     Args:
         key: the state to load where a file holds several, such as "state_dict_ema"; None: the weights before their average.
@@ -138,9 +131,7 @@ def load_weights(
     if key is not None:
         found = {name: state for name, state in found.items() if f".{key}." in f".{name}."}
         if not found:
-            raise ValueError(
-                f"weights file {path} has no state {key} for this network; it has {', '.join(called.values())}"
-            )
+            raise ValueError(f"weights file {path} has no state {key} that fits; it has {', '.join(called.values())}")
     found = {name: {k: v for k, v in state.items() if not _within(k, drop)} for name, state in found.items()}
     problems = {name: _problems(state, own, drop) for name, state in found.items()}
     fitting = sorted((name for name in found if not problems[name]), key=_rank)
@@ -211,8 +202,8 @@ def _rank(name: str) -> tuple[int, int]:
     parts = [part for part in name.split(".") if part]
     if any(part not in (*STATES, *AVERAGES) for part in parts):
         return 2, 0
-    average = any(part in AVERAGES for part in parts)
-    return int(average), min((STATES.index(part) for part in parts if part in STATES), default=0)
+    order = min((STATES.index(part) for part in parts if part in STATES), default=0)
+    return int(any(part in AVERAGES for part in parts)), order
 
 
 def _within(name: str, parts: Collection[str]) -> bool:
@@ -223,10 +214,7 @@ def check_saveable(model: nn.Module) -> None:
     """Raises ValueError for state that is no tensor (`get_extra_state`): weights files hold tensors alone."""
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise ValueError(
-                f"{type(model).__name__}: its state {key} is a {kind}, but weights files hold tensors alone"
-            )
+            raise ValueError(f"{type(model).__name__}: its state {key} is a {type(value).__name__}, no tensor")
 
 
 def save_weights(path: str | PathLike[str], model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
@@ -239,13 +227,8 @@ def save_weights(path: str | PathLike[str], model: nn.Module, metadata: Mapping[
         OSError: see `write_whole`.
     """
     check_saveable(model)
-    state: State = {}
-    storages: set[int] = set()
-    for key, value in model.state_dict().items():
-        plain = value.detach().cpu().contiguous()
-        start = plain.untyped_storage().data_ptr()
-        state[key] = plain.clone() if start in storages else plain
-        storages.add(start)
+    # copies: safetensors takes no tensors that share memory
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     content = save(state, dict(metadata or {}))
     size = int.from_bytes(content[:8], "little")  # of the header, whose keys come in a random order
     header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()

@@ -17,10 +17,9 @@ MAGIC = b"NST checkpoint, sha256 "
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `<run folder>/checkpoints`, named by step."""
+    """The newest `keep` checkpoints of one run, in `<run folder>/checkpoints`, named by step."""
 
     def __init__(self, run: Path, keep: int = 2) -> None:
-        """`keep`: number of checkpoints to keep."""
         self.folder, self.keep = run / "checkpoints", keep
         self.marker = run / "newest-checkpoint"  # beside the folder, so that a lost folder is noticed
 
@@ -71,10 +70,8 @@ class Checkpoints:
                 log.warning("%s; it is kept as %s.damaged and the one before it is used", error, path.name)
                 path.replace(path.with_name(path.name + ".damaged"))
         if newest or paths:
-            raise ValueError(
-                f"{self.folder} has no usable checkpoint, but {newest or paths[-1].name} was written there; restore it, or "
-                f"delete {self.folder.parent} to start over"
-            )
+            name = newest or paths[-1].name
+            raise ValueError(f"{self.folder}: {name} was written there; restore it, or delete the run to start over")
         return None
 
 

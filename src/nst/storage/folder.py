@@ -19,8 +19,6 @@ from hydra.utils import get_object
 from nst.config import RunConfig
 from nst.files import sha256_of, write_whole
 
-Config = dict[str, Any]
-
 CONFIG = "config.json"  # the resolved configuration
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
 BEST = "best.safetensors"  # the weights of the best epoch
@@ -41,11 +39,10 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
 
 
-def run_key(config: Mapping[str, Any]) -> Config:
+def run_key(config: Mapping[str, Any]) -> dict[str, Any]:
     """What names a run: the resolved configuration without keys that do not change the result and keys at their default.
 
-    So a key that is added later, with a default that changes nothing, renames no run. Which keys are left out is marked in the
-    schema (`nst.config.setting`).
+    So a key that is added later renames no run. Which keys are left out is marked in the schema (`nst.config.setting`).
     """
     key = not_default(json.loads(json.dumps(config)), schema=RunConfig)
     if config["teacher"]["model"] is None:
@@ -57,12 +54,11 @@ def run_key(config: Mapping[str, Any]) -> Config:
     return key
 
 
-def not_default(node: Mapping[str, Any], ignored: Collection[str] = (), schema: Any = None) -> Config:
+def not_default(node: Mapping[str, Any], ignored: Collection[str] = (), schema: Any = None) -> dict[str, Any]:
     """The settings of a schema, of a component, or of several by name, that differ from their default, without those in `ignored`.
 
-    Defaults are those of the schema or of the component's signature. Torch's stay, since they may change with the version, and those
-    of what needs another import: a stored configuration must not run code. A file of weights is named by its SHA-256, so it may be
-    moved; one that is not there by its path.
+    Defaults are the schema's or the component's signature's. Torch's stay, since they may change, and those of what is not imported:
+    a stored configuration must not run code. A file of weights is named by its SHA-256, one that is not there by its path.
     """
     target, known = str(node.get("_target_", "torch.")), {f.name: f for f in fields(schema)} if schema else {}
     defaults = dict(vars(schema())) if schema else {}
@@ -71,7 +67,7 @@ def not_default(node: Mapping[str, Any], ignored: Collection[str] = (), schema: 
             parameters = inspect.signature(get_object(target)).parameters.values()
             defaults |= {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
     defaults["lr_factors"] = None  # of an optimizer, whatever its class
-    key = Config()
+    key: dict[str, Any] = {}
     for name, value in node.items():
         field = known.get(name)
         marks, kind = (field.metadata, field.type) if field else ({}, None)
@@ -105,13 +101,8 @@ class RunFolder:
         """Nothing is written yet."""
         self.path, self._lock = path, FileLock(path / "lock")
 
-    def open(self, config: Config) -> None:
-        """Make the folder, lock it, and write `config.json`.
-
-        Raises:
-            RunLockedError: if another process has locked it.
-            ValueError: if it cannot be made.
-        """
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Make the folder, lock it, and write `config.json`. Raises RunLockedError; ValueError if it cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -132,8 +123,7 @@ class RunFolder:
         """Whether another process has locked it."""
         with suppress(Timeout):
             if (self.path / "lock").exists():
-                with self._lock.acquire(timeout=0):
-                    pass
+                self._lock.acquire(timeout=0).lock.release()
             return False
         return True
 
@@ -142,17 +132,11 @@ class RunFolder:
         self._lock.release()
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run; None if it is not finished or its weights are missing.
-
-        Raises:
-            ValueError: it or the configuration beside it is damaged, or it is of another run.
-        """
-        file, config = self.path / SUMMARY, self.path / CONFIG
-        if config.is_file():
-            read_json(config, "delete it: the run's command writes it again")
-        summary = read_json(file) if file.is_file() else None
-        if summary is None or not (self.path / STUDENT).is_file():
+        """The summary of a finished run; None if it or its weights are missing. Raises ValueError: damaged, or of another run."""
+        file = self.path / SUMMARY
+        if not file.is_file() or not (self.path / STUDENT).is_file():
             return None
+        summary = read_json(file)
         if (name := Path(str(summary.get("folder"))).name) != self.path.name:
             raise ValueError(f"{file} is of another run ({name}); delete it and start again: the checkpoints stay")
         return summary | {"folder": str(self.path)}  # where it is now

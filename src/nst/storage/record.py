@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,14 +23,10 @@ from nst.files import naming, write_whole
 from nst.models.weights import save_weights
 from nst.storage.checkpoint import Checkpoints, read_checkpoint
 from nst.storage.folder import BEST, DIVERGED, METRICS
-from nst.storage.trackers import RunInfo, Tracker, cut, flat, on_disk
+from nst.storage.trackers import Tracker, cut, flat, on_disk
 
 if TYPE_CHECKING:
     from nst.loop import Training
-
-PACKAGES = ("nst", "torch", "torchvision", "hydra-core", "numpy")  # that results depend on
-
-Draw = Callable[[], dict[str, Tensor]]  # named pictures [3, H, W] in 0…1
 
 
 class Record:
@@ -38,75 +35,74 @@ class Record:
     def __init__(
         self,
         training: "Training",
-        info: RunInfo,
+        folder: Path,
+        config: Mapping[str, Any],
         trackers: Mapping[str, Tracker] | None = None,
         *,
         about: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
-        draw: Draw | None = None,
+        draw: Callable[[], dict[str, Tensor]] | None = None,
     ) -> None:
         """Continue from the newest checkpoint, if there is one, and open the logs.
 
         Args:
+            config: for the trackers.
             about: plain values that must be equal in every start of the run; saved in its checkpoints.
             metadata: of weights files.
-            draw: makes pictures, before the first step and after the last.
+            draw: makes pictures `[3, H, W]` in 0…1, before the first step and after the last.
 
         Raises:
-            ValueError: every checkpoint is damaged, or they are of another run (the fields are named).
+            ValueError: every checkpoint is damaged, or of another run (the fields are named).
         """
         dist = self.dist = training.dist
-        self.folder, self.draw, self.metadata = info.folder, draw, dict(metadata or {})
+        self.folder, self.draw, self.metadata = folder, draw, dict(metadata or {})
         self.trackers = dict(trackers or {}) if dist.main else {}
         self.tracker_states: dict[str, Any] = {}  # of trackers that this start does not use, too: a later start may
         self.last: Metrics | None = None  # the last evaluation of an earlier start
         self.about = {**(about or {}), "ranks": dist.world}
         self.checkpoints = Checkpoints(self.folder, training.settings.keep_checkpoints)
-        state = self._newest()
+        newest = self.checkpoints.latest() if dist.main else None
+        if newest is not None and (changed := differences(newest[1].get("about"), self.about)):
+            raise ValueError(f"checkpoint {newest[0]} is of another run: {'; '.join(changed)}")
+        path = [newest and str(newest[0])]
+        if dist.world > 1:  # all read the file that rank 0 has found
+            torch.distributed.broadcast_object_list(path, 0)
+        state = newest[1] if newest else read_checkpoint(Path(path[0])) if path[0] else None
         if state is not None:
             try:
                 training.load_state(state)
                 self.last = None if state["last"] is None else Metrics(**state["last"])
                 self.tracker_states |= state["logs"]["trackers"]
             except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-                folder = self.checkpoints.folder
-                raise ValueError(f"the newest checkpoint in {folder} does not fit this run: {error!r}") from error
+                raise ValueError(f"{self.checkpoints.folder}: the newest does not fit this run: {error!r}") from error
         if not dist.main:
             return
-        step, steps, self.seen = training.progress.step, training.steps, last_steps(self.folder / METRICS)
-        (self.folder / DIVERGED).unlink(missing_ok=True)
-        cut(self.folder / METRICS, 0 if state is None else state["logs"]["metrics"])
-        self._lines = (self.folder / METRICS).open("ab", buffering=0)
+        step, steps, metrics = training.progress.step, training.steps, folder / METRICS
+        self.seen: dict[str, int] = {}  # the last step of each kind that an earlier start has logged
+        for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError):  # a line cut off by a crash
+                event = json.loads(line)
+                self.seen[str(event["kind"])] = int(event["step"])
+        (folder / DIVERGED).unlink(missing_ok=True)
+        cut(metrics, 0 if state is None else state["logs"]["metrics"])
+        self._lines = metrics.open("ab", buffering=0)
         for name, tracker in self.trackers.items():
-            tracker.start(info, bool(self.seen), self.tracker_states.get(name))
+            tracker.start(folder, config, bool(self.seen), self.tracker_states.get(name))
         hidden = not (sys.stderr.isatty() or "ipykernel" in sys.modules)  # neither a terminal nor a notebook
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
-        batch, parts, lr = training.loader.batch_size, training.settings.accumulate, training.optimizer.param_groups[0]
-        rank, rank_lr = (f"{value / dist.world:g} a rank" for value in (batch, lr["initial_lr"]))
-        text = f"{dist.world} ranks: global batch size {batch}, {rank}" if dist.world > 1 else f"batch size {batch}"
+        batch, parts, rate = (
+            training.loader.batch_size,
+            training.settings.accumulate,
+            training.optimizer.param_groups[0],
+        )
+        text = f"{dist.world} ranks: global batch size {batch}" if dist.world > 1 else f"batch size {batch}"
         text += f", in {parts} gradient accumulation steps" if parts > 1 else ""
-        self.print(f"{text}; learning rate {lr['initial_lr']:g}{f', {rank_lr}' if dist.world > 1 else ''}")
+        self.print(f"{text}; learning rate {rate['initial_lr']:g}")
         if state is not None:
             self.print(f"continuing after step {step} of {steps}")
 
-    def _newest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint: rank 0 finds it, all ranks read the same file."""
-        newest = self.checkpoints.latest() if self.dist.main else None
-        if newest is not None and (changed := differences(newest[1].get("about"), self.about)):
-            raise ValueError(f"checkpoint {newest[0]} is of another run: {'; '.join(changed)}")
-        names = [newest and str(newest[0])]
-        if self.dist.world > 1:
-            torch.distributed.broadcast_object_list(names, 0)
-        if names[0] is None:
-            return None
-        return newest[1] if newest else read_checkpoint(Path(names[0]))
-
     def log(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One event: numbers to every tracker as `kind/name`, then a line `{"kind", "step", **values}` of metrics.jsonl.
-
-        Args:
-            kind: "train" or "eval".
-        """
+        """One "train" or "eval" event: numbers to every tracker as `kind/name`, then a line of metrics.jsonl."""
         if not self.dist.main:
             return
         numbers = {name: value for name, value in flat({kind: values}, "/").items() if isinstance(value, int | float)}
@@ -120,8 +116,7 @@ class Record:
 
     def draw_heatmaps(self, step: int) -> None:
         """Send heat maps to the trackers, if there are any."""
-        pictures = self.draw() if self.trackers and self.draw is not None else {}
-        for name, picture in pictures.items():
+        for name, picture in self.draw().items() if self.trackers and self.draw else ():
             for tracker in self.trackers.values():
                 tracker.image(name, picture, step)
 
@@ -145,7 +140,7 @@ class Record:
             self.checkpoints.save(step, state | {"logs": logs, "about": self.about})
 
     def save_best(self, student: nn.Module, epoch: int) -> None:
-        """Write the student's weights as those of the best epoch so far. Before the checkpoint that knows of them: a killed run repeats the epoch."""
+        """Write the student's weights as those of the best epoch, before the checkpoint that knows of them."""
         if self.dist.main:
             save_weights(self.folder / BEST, student, self.metadata | {"epoch": str(epoch)})
 
@@ -153,10 +148,7 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Flush and close everything; an error here does not hide an earlier one.
-
-        After a non-finite step `diverged.json` is written, and the error names the last good checkpoint and a remedy.
-        """
+        """Close everything; an error here hides no earlier one. A non-finite step's names the last good checkpoint."""
         if self.dist.main:
             with nullcontext() if kind is None else suppress(Exception):
                 self._bar.close()
@@ -170,26 +162,15 @@ class Record:
             raise FloatingPointError(f"{error}; {self.checkpoints.last_good()}; {hint}") from None
 
 
-def last_steps(metrics: Path) -> dict[str, int]:
-    """The last step of each kind that metrics.jsonl holds, whole lines only."""
-    steps: dict[str, int] = {}
-    for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
-            steps[str(event["kind"])] = int(event["step"])
-    return steps
-
-
 def provenance(device: torch.device, world: int) -> dict[str, Any]:
     """Where a result is from: commit, versions of Python and of the packages it depends on, hardware with ranks and threads."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in ("nst", "torch", "torchvision", "hydra-core", "numpy"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(models, platform.processor() or platform.machine())
+    cpu = re.search(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.is_file() else None
+    name = cpu[1] if cpu else platform.processor() or platform.machine()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     hardware = {"device": name, "ranks": world, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     return {"commit": commit(), "versions": versions, "hardware": hardware}
@@ -197,14 +178,11 @@ def provenance(device: torch.device, world: int) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the source tree the package runs from, with `+dirty` when files differ from it; None outside of a checkout."""
-    file = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    file, text = Path(__file__), ""
+    tracked = ["ls-files", "--error-unmatch", file.name]  # fails for a package installed inside another repository
     try:
-        git("ls-files", "--error-unmatch", file.name)  # fails for a package installed inside another repository
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        for command in (tracked, ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]):
+            text = subprocess.check_output(["git", *command], cwd=file.parent, stderr=subprocess.DEVNULL, text=True)
+        return text.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

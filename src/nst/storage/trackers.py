@@ -1,13 +1,12 @@
 """Trackers: destinations of a run's scalars and pictures besides its metrics.jsonl.
 
-A continued run repeats some steps, with the same results. Each step must appear once: what can be truncated to the checkpoint is
-(`rewinds`), the other trackers get only steps that no earlier start has sent.
+A continued run repeats steps, and each must appear once: a tracker truncates its log (`rewinds`), or gets only steps not sent yet.
 """
 
 import logging
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,17 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """The run that a tracker records."""
-
-    folder: Path
-    name: str  # unique below the outputs, the same in every start
-    group: str  # data, networks and losses: runs that differ by seed or settings
-    config: Mapping[str, Any]  # resolved
-
-
 class Tracker:
     """A member of the group `tracker`; only rank 0 has one."""
 
     rewinds = False  # whether `start` removes what was logged after the checkpoint
 
-    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
-        """Open.
+    def start(self, folder: Path, config: Mapping[str, Any], resumed: bool, state: Mapping[str, Any] | None) -> None:
+        """Open, for the run in this folder, whose last four names are unique below the outputs and the same in every start.
 
         Args:
-            resumed: whether an earlier start has logged steps.
-            state: the result of `state()` in the checkpoint that the run continues from, if there is one.
+            resumed: an earlier start has logged steps.
+            state: that of the checkpoint that the run continues from.
         """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -87,10 +76,10 @@ class TensorBoard(Tracker):
 
     rewinds = True
 
-    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
+    def start(self, folder: Path, config: Mapping[str, Any], resumed: bool, state: Mapping[str, Any] | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = run.folder / "tensorboard"
+        self.folder = folder / "tensorboard"
         for file in self._files():
             cut(file, (state or {}).get("sizes", {}).get(file.name, 0))
         self._writer = SummaryWriter(str(self.folder))
@@ -114,9 +103,14 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
+def _group(folder: Path) -> str:
+    """Data, networks and losses of a run: others in its group differ by seed or settings."""
+    return "/".join(folder.parts[-4:-1])
+
+
 def _require(package: str) -> None:
     if find_spec(package) is None:
-        raise ValueError(f"{package} is not installed; it comes with an extra: pip install 'nst[{package}]'")
+        raise ValueError(f"{package} is not installed: pip install 'nst[{package}]'")
 
 
 class WandB(Tracker):
@@ -127,18 +121,16 @@ class WandB(Tracker):
         _require("wandb")
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
-        self.project, self.entity, self.mode = project, entity, mode
+        self.about: dict[str, Any] = {"project": project, "entity": entity, "mode": mode}
 
-    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
+    def start(self, folder: Path, config: Mapping[str, Any], resumed: bool, state: Mapping[str, Any] | None) -> None:
         import wandb
         from wandb.errors import UsageError
 
-        identifier = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{run.group}-{run.name}")[-64:]
+        about = self.about | {"name": folder.name, "group": _group(folder), "config": dict(config), "dir": str(folder)}
+        about["id"] = re.sub(r"[^\w-]", "-", f"{_group(folder)}-{folder.name}")[-64:]
         try:
-            self._run = wandb.init(
-                project=self.project, entity=self.entity, mode=self.mode, id=identifier, name=run.name, group=run.group,  # type: ignore[arg-type]
-                config=dict(run.config), dir=str(run.folder), resume="allow" if resumed else None,
-            )  # fmt: skip
+            self._run = wandb.init(**about, resume="allow" if resumed else None)
         except UsageError as error:  # such as no login
             raise ValueError(f"tracker.wandb: {error}. tracker.wandb.mode=offline needs no account") from error
 
@@ -163,24 +155,23 @@ class MLflow(Tracker):
         _require("mlflow")
         self.experiment, self.uri = experiment, uri
 
-    def start(self, run: RunInfo, resumed: bool, state: Mapping[str, Any] | None) -> None:
-        """Start the run, or find it by its name and resume it."""
+    def start(self, folder: Path, config: Mapping[str, Any], resumed: bool, state: Mapping[str, Any] | None) -> None:
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self.uri or os.environ.get("MLFLOW_TRACKING_URI"))
         existing = self._client.get_experiment_by_name(self.experiment)
         experiment = existing.experiment_id if existing else self._client.create_experiment(self.experiment)
-        full = f"{run.group}/{run.name}"
+        full = f"{_group(folder)}/{folder.name}"
         matches = self._client.search_runs([experiment], f"tags.`nst.run` = '{full}'", max_results=1)
         if matches and resumed:
             self._id = matches[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return
-        tags = {"nst.run": full, "nst.group": run.group}
-        self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-        for key, value in flat(run.config, ".").items():
+        tags = {"nst.run": full, "nst.group": _group(folder)}
+        self._id = self._client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id
+        for key, value in flat(config, ".").items():
             self._client.log_param(self._id, key, str(value)[:500])
-        self._client.log_dict(self._id, dict(run.config), "config.json")
+        self._client.log_dict(self._id, dict(config), "config.json")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
