@@ -62,7 +62,7 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "spelled otherwise than in the training of" in caplog.text
     for part in ("train", "val"):
         (tmp_path / "ours" / part / "cat").rename(tmp_path / "ours" / part / "the cat")
-    assert "class 0 'cat', these images have class 0 'dog'" in nst("export", f"run={folder}").error
+    assert "class 0 was 'cat' in training, here it is 'dog'" in nst("export", f"run={folder}").error
 
 
 def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(

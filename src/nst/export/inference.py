@@ -61,8 +61,9 @@ class Preprocessing:
 def preprocessing(node: Mapping[str, Any]) -> Preprocessing:
     """Of a run's `data`, or of `input` in a `model.json`."""
     known = {field.name: node[field.name] for field in fields(Preprocessing) if field.name in node}
-    padded = {"resize": None} if node.get("pad") is not None else {}  # what is padded stays as it is in evaluation
-    return Preprocessing(**known | padded)
+    if node.get("pad") is not None:
+        known["resize"] = None  # what is padded stays as it is in evaluation
+    return Preprocessing(**known)
 
 
 Classifier = tuple[Forward, Preprocessing, tuple[str, ...]]  # a student, its preprocessing, its class names or numbers

@@ -77,8 +77,8 @@ def he_normal_(model: nn.Module, mode: str = "fan_out", linear: bool = False, ze
     for module in model.modules():
         if isinstance(module, nn.Conv2d) or (linear and isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")  # pyright: ignore[reportArgumentType]
-        zero = isinstance(module, nn.Conv2d) or (zero_linear_bias and isinstance(module, nn.Linear))
-        if zero and module.bias is not None:
+        zeroed = nn.Conv2d | nn.Linear if zero_linear_bias else nn.Conv2d
+        if isinstance(module, zeroed) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
