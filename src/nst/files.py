@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+MAGIC = b"NST checkpoint, sha256 "  # the first line of a checkpoint begins so, before a file of `torch.save`
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically, so that it has the old or the new content at any moment: temporary file, fsync, rename.

@@ -19,8 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nst.files import write_whole
-from nst.storage.checkpoint import MAGIC
+from nst.files import MAGIC, write_whole
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nst.files import write_whole
+from nst.files import MAGIC, write_whole
 
 log = logging.getLogger(__name__)
-
-MAGIC = b"NST checkpoint, sha256 "
 
 
 class Checkpoints:
