@@ -51,10 +51,12 @@ def test_damage_and_a_full_disk_change_nothing(place: Place, undisturbed: dict[s
     fails(place, "Read-only file system", fault=("read_only",))
     fails(place, "is of another run: data.sha256: '", fault=("other_data",))
     fails(place, "is of another run: ranks: 1 there, 2 now", world=2)
-    summary = place.path / "summary.json"
+    summary, student = place.path / "summary.json", place.path / "student.safetensors"
     summary.write_bytes(b'{"loss": ')
+    student.write_bytes(b"")
     fails(place, "summary.json is damaged")
     summary.unlink()
+    student.unlink()
     assert place.checkpoints() == left
     assert not list(place.path.rglob("*.tmp"))
     assert place.run() == 0, place.text()

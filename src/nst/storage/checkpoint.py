@@ -69,7 +69,9 @@ class Checkpoints:
                 path.replace(path.with_name(path.name + ".damaged"))
         if newest or paths:
             name = newest or paths[-1].name
-            raise ValueError(f"{self.folder}: {name} was written there; restore it, or delete the run to start over")
+            raise ValueError(
+                f"{self.folder} has no usable checkpoint, but {name} was written there: restore it, or delete the run"
+            )
         return None
 
 

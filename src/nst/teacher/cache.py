@@ -214,7 +214,8 @@ def write_cache(
         Interrupted: by a signal, after saving.
     """
     signum, lock, tries = 0, FileLock(cache.folder / "lock"), 0
-    cache.folder.mkdir(parents=True, exist_ok=True)
+    if dist.main:
+        cache.folder.mkdir(parents=True, exist_ok=True)
     try:
         while dist.max(int(dist.main and not lock.is_locked)) == [1]:  # each second while the first rank waits
             if dist.main and tries == 1:
