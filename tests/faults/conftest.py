@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def environment() -> dict[str, str]:
 
 @cache
 def context() -> Any:
-    """Forks processes from one that has imported everything."""
+    """Forks processes from one that has imported everything; a fork server that another test has started has not."""
     os.environ |= environment()
     sys.path[:0] = [str(ROOT)]
+    forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(["tests.faults.injections"])
     return forking
