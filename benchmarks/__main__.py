@@ -1,23 +1,17 @@
-"""Measure speed and memory.
-
-nst benchmark losses --settings crd crd-early
-nst benchmark losses --json losses.json --markdown
-"""
+"""Measure speed and memory: `nst benchmark losses --settings crd crd-early --json losses.json`."""
 
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import data, losses, start, step, threads
+from benchmarks import data, losses, step, threads
 
-SUBJECTS = {"losses": losses, "data": data, "step": step, "threads": threads, "start": start}
+SUBJECTS = {"losses": losses, "data": data, "step": step, "threads": threads}
 """A subject is a module with HELP, add_arguments(parser) and run(arguments)."""
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
     """Dispatch to the subject."""
-    parser = argparse.ArgumentParser(
-        prog="nst benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="nst benchmark", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, module in SUBJECTS.items():
         module.add_arguments(subjects.add_parser(name, help=module.HELP))

@@ -10,38 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Row, peak_bytes, timed
+from benchmarks.measure import Row, peak_bytes, quartiles, timed
 from nst.losses import AT, NST, FitNet, TransferLoss
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Shapes of one comparison: batch, student and teacher channels, side of the square map."""
-
-    title: str
-    batch: int
-    student: int
-    teacher: int
-    side: int
-
-    def __str__(self) -> str:
-        return f"{self.title}: B {self.batch}, {self.student}/{self.teacher} channels, {self.side}×{self.side}"
-
-
-SETTINGS = {
-    "paper-cifar": Setting("paper, CIFAR", 128, 336, 256, 8),
-    "crd": Setting("CRD, last stage", 64, 64, 64, 8),
-    "crd-early": Setting("CRD, early stage", 64, 16, 16, 32),
-    "paper-imagenet": Setting("paper, ImageNet", 64, 1024, 2048, 7),
+SETTINGS = {  # title, batch, the student's and the teacher's channels, side of the square map
+    "paper-cifar": ("paper, CIFAR", 128, 336, 256, 8),
+    "crd": ("CRD, last stage", 64, 64, 64, 8),
+    "crd-early": ("CRD, early stage", 64, 16, 16, 32),
+    "paper-imagenet": ("paper, ImageNet", 64, 1024, 2048, 7),
 }
 
 
@@ -59,12 +44,10 @@ def baseline(loss: str, broadcast: bool) -> Forward:
         pairs = squared_distance if loss == "gaussian" else dot
         cross = pairs(s, t)
         sigma2 = cross.detach().mean(dim=(1, 2), keepdim=True)
-        kernels: dict[str, Callable[[Tensor], Tensor]] = {
-            "linear": lambda x: x,
-            "poly": torch.square,
-            "gaussian": lambda x: torch.exp(-x / (2 * sigma2)),
-        }
-        kernel = kernels[loss]
+
+        def kernel(x: Tensor) -> Tensor:
+            return x if loss == "linear" else x.square() if loss == "poly" else torch.exp(-x / (2 * sigma2))
+
         return 0.5 * (kernel(pairs(t, t)).mean() + kernel(pairs(s, s)).mean() - 2 * kernel(cross).mean())
 
     return value
@@ -95,15 +78,14 @@ def ours(loss: TransferLoss) -> Forward:
 
 def main(case: Row) -> Row:
     """Measure one case: setting, method, batch, device, compiled, seconds, repeats. The memory is that of all runs, the first included."""
-    name, setting, device = case["method"], SETTINGS[case["setting"]], case["device"]
-    channels = setting.teacher if name == "fitnet" else setting.student
+    name, device, (*_, channels, of_teacher, side) = case["method"], case["device"], SETTINGS[case["setting"]]
+    channels = of_teacher if name == "fitnet" else channels
 
     def made(batch: int, compiled: bool) -> Callable[[], Tensor]:
         """A function that runs forward (teacher's side included) and backward once, and returns the value."""
-        draws, shape = torch.Generator().manual_seed(0), (setting.side, setting.side)
-        student, teacher = (
-            torch.randn(batch, c, *shape, generator=draws).to(device) for c in (channels, setting.teacher)
-        )
+        draws = torch.Generator().manual_seed(0)
+        shapes = [(batch, count, side, side) for count in (channels, of_teacher)]
+        student, teacher = (torch.randn(shape, generator=draws).to(device) for shape in shapes)
         student.requires_grad_(True)
         forward = BASELINES[name] if name in BASELINES else ours(OURS[name]())
         forward = torch.compile(forward) if compiled else forward
@@ -140,11 +122,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     for name, method, compiled in cases:
         if compiled and not (arguments.compile and method in OURS):
             continue
-        setting, loss = SETTINGS[name], method.partition("-")[0]
-        batch = setting.batch
+        (_, batch, student, teacher, side), loss = SETTINGS[name], method.partition("-")[0]
         if method.endswith("-broadcast"):  # cut to about what fits
-            own, cross = setting.student**2, setting.student * setting.teacher
-            held = 4 * setting.side**2 * (2 * max(own, cross) + (own + cross if loss == "gaussian" else 0))
+            own, cross = student**2, student * teacher
+            held = 4 * side**2 * (2 * max(own, cross) + (own + cross if loss == "gaussian" else 0))
             batch = max(1, min(batch, int(arguments.memory_gb * 1e9 / held)))
         print(f"{name} · {method}{' · compiled' * compiled}", file=sys.stderr)
         case = {
@@ -160,9 +141,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         times, extra = found["milliseconds"], found["extra_bytes"] / 1e6
-        low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
         rows[-1] |= {
-            "n": len(times), "median_ms": median(times), "quartiles_ms": [low, high], "range_ms": [min(times), max(times)],
+            "n": len(times), "median_ms": median(times), "quartiles_ms": quartiles(times), "range_ms": [min(times), max(times)],
             "ms_per_image": median(times) / batch, "extra_mb": extra, "mb_per_image": extra / batch, "value": found["value"],
         }  # fmt: skip
     good = [row for row in rows if "error" not in row]

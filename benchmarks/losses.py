@@ -7,13 +7,13 @@ NST's implementations beside the broadcast one; every loss alone beside a plain 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter
 
 import torch
 
 from benchmarks import implementations
-from benchmarks.measure import Row, machine, peak_bytes, ratio, show, timed, write
+from benchmarks.measure import Row, endless, machine, peak_bytes, quartiles, ratio, show, timed, write
 from benchmarks.step import IMAGE, noise
 from nst import build
 from nst.cli.compose import composed
@@ -41,12 +41,18 @@ LOSSES["ofa"] = ("loss=ofa", f"loss.ofa.layers=[{','.join(_layers)}]")
 
 # What each loss takes of an image at 1,000 classes: ResNet-34 → ResNet-18 on ImageNet.
 LAST, MAP, LOGITS_1000 = (512, 7, 7), (1000, 7, 7), (1000,)
-ON_LOGITS = {
-    "kd": KD(), "dkd": DKD(), "ttm": TTM(), "wttm": TTM(weighted=True), "nkd": NKD(), "rld": RLD(), "abkd": ABKD(),
-    "wkd_l": WKDL(temperature=2.0, transport=30.0),
-}  # fmt: skip
+_on_logits = {
+    "kd": KD(),
+    "dkd": DKD(),
+    "ttm": TTM(),
+    "wttm": TTM(weighted=True),
+    "nkd": NKD(),
+    "rld": RLD(),
+    "abkd": ABKD(),
+}
+_on_logits |= {"wkd_l": WKDL(temperature=2.0, transport=30.0)}
 LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
-    **{name: (loss, [LOGITS_1000], [LOGITS_1000]) for name, loss in ON_LOGITS.items()},
+    **{name: (loss, [LOGITS_1000], [LOGITS_1000]) for name, loss in _on_logits.items()},
     "wkd_f": (WKDF(2.0, 4, "bottleneck"), [LAST], [LAST]),
     "cat_kd": (CATKD(4, normalize=False), [MAP], [MAP]),
     "sdd": (SDD(), [MAP], [MAP]),
@@ -69,7 +75,7 @@ def plain_step(device: str) -> Callable[[], object]:
     loader = noise(4 * BATCH, CLASSES).train.loader(BATCH, train=True, device=device, channels_last=True)
     dist = Dist(0, 1, torch.device(device))
     training = Training(student, loader, **build.optimization(settings), settings=settings.trainer, dist=dist)
-    batches = (batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
+    batches = endless(loader)
     return lambda: training.step(next(batches), {})
 
 
@@ -101,10 +107,9 @@ def loss_step(name: str, device: str, images: int = IMAGES) -> tuple[Callable[[]
     def step() -> torch.Tensor:
         for tensor in (*leaves.values(), *distiller.losses.parameters()):
             tensor.grad = None
-        targets: Targets = {
-            spec.key: spec.loss.target(teacher_features[spec.layer], spec.student_shape)
-            for spec in distiller.target_specs
-        }
+        targets: Targets = {}
+        for spec in distiller.target_specs:
+            targets[spec.key] = spec.loss.target(teacher_features[spec.layer], spec.student_shape)
         seed = torch.tensor(next(steps))
         value = term.weight * distiller.value(term, leaves, targets, {**context, "seed": seed})
         value.backward()
@@ -141,11 +146,10 @@ def measure(losses: list[str], device: str, seconds: float, repeats: int) -> lis
     for name, times in turns.items():
         clock, processor = zip(*times, strict=True)
         share = [a / b for a, b in zip(clock, plain_clock, strict=True)]
-        low, _, high = quantiles(share, n=4, method="inclusive") if len(share) > 1 else share * 3
         rows[name] |= {
             "n": done, "median_ms": 1e3 * median(clock), "processor_ms": 1e3 * median(processor),
             "plain_ms": 1e3 * median(plain_clock), "plain_processor_ms": 1e3 * median(plain_processor),
-            "share": median(share), "share_quartiles": [low, high],
+            "share": median(share), "share_quartiles": quartiles(share),
             "share_by_processor_time": ratio(processor, plain_processor),
         }  # fmt: skip
     return [*rows.values()]
@@ -161,10 +165,8 @@ def measure_memory(device: str) -> list[Row]:
             loss.init_teacher(torch.rand(1000, 1000))
         loss.to(device)
         inputs = [torch.randn(LARGE_BATCH, *shape, device=device, requires_grad=True) for shape in students]
-        targets = [
-            loss.target(torch.randn(LARGE_BATCH, *shape, device=device), own)
-            for own, shape in zip(students, teachers, strict=True)
-        ]
+        drawn = [torch.randn(LARGE_BATCH, *shape, device=device) for shape in teachers]
+        targets = [loss.target(feature, own) for feature, own in zip(drawn, students, strict=True)]
         context = {
             "labels": torch.randint(1000, (LARGE_BATCH,), device=device), "index": torch.arange(LARGE_BATCH, device=device),
             "epoch": torch.tensor(1.0, device=device), "seed": torch.tensor(1),
@@ -187,13 +189,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", nargs="+", default=list(values), choices=list(values))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--compile", action="store_true", help="also measure our losses under torch.compile")
-    parser.add_argument(
-        "--memory-gb", type=float, default=8.0, help="the broadcast implementation's batch is cut to fit this"
-    )
+    parser.add_argument("--memory-gb", type=float, default=8.0, help="the broadcast form's batch is cut to fit this")
     parser.add_argument("--seconds", type=float, default=3.0, help="time spent on each case")
     parser.add_argument("--repeats", type=int, default=3, help="least number of timed runs of each case")
     parser.add_argument("--json", type=Path, help="write everything measured here")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -203,17 +202,9 @@ def run(arguments: argparse.Namespace) -> None:
         report["rows"] = implementations.measure(arguments)
         for name in arguments.settings:
             rows = [implementations.cells(row) for row in report["rows"] if row["setting"] == name]
-            title = str(implementations.SETTINGS[name])
-            columns = (
-                title if arguments.markdown else "method",
-                "B",
-                "ms (quartiles)",
-                "n",
-                "MB",
-                "speed-up",
-                "memory",
-            )
-            show(title, columns, rows, arguments.markdown)
+            title, batch, student, teacher, side = implementations.SETTINGS[name]
+            title += f": B {batch}, {student}/{teacher} channels, {side}×{side}"
+            show(title, ("method", "B", "ms (quartiles)", "n", "MB", "speed-up", "memory"), rows)
     if "steps" in arguments.parts:
         report["steps"] = measure(arguments.losses, arguments.device, arguments.seconds, arguments.repeats)
         rows = [
@@ -223,10 +214,10 @@ def run(arguments: argparse.Namespace) -> None:
         ]  # fmt: skip
         title = f"{PAIR}, batch {BATCH}: the loss alone beside the plain student's step"
         columns = ("loss", "layers", "ms", "of the step", "by processor time", "MB", "kept, MB")
-        show(title, columns, rows, arguments.markdown)
+        show(title, columns, rows)
     if "memory" in arguments.parts:
         report["memory"] = measure_memory(arguments.device)
         title = f"1,000 classes, batch {LARGE_BATCH}: memory of forward and backward"
         rows = [(row["loss"], f"{row['extra_mb']:.0f}") for row in report["memory"]]
-        show(title, ("loss", "MB"), rows, arguments.markdown)
+        show(title, ("loss", "MB"), rows)
     write(report, arguments.json)

@@ -5,16 +5,16 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from nst.data.batch import Batch, Loader
 from nst.storage.record import provenance
 
 Row = dict
@@ -60,6 +60,16 @@ def resident(key: str) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(key)), 0)
 
 
+def endless(loader: Loader) -> Iterator[Batch]:
+    """The batches of epoch 0, again and again."""
+    return (batch for _ in iter(int, 1) for batch in loader.epoch(0))
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The first and the third."""
+    return quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else [*values] * 2
+
+
 def ratio(values: Sequence[float], beside: Sequence[float]) -> float:
     """The median of the turns' ratios, so that a busy machine harms both alike; 0 where the clock is too coarse."""
     return median(a / b if b else 0.0 for a, b in zip(values, beside, strict=True))
@@ -71,11 +81,11 @@ def write(report: Row, file: Path | None) -> None:
         file.write_text(json.dumps(report, indent=1))
 
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> None:
-    """A table on the terminal, or as Markdown: the first column to the left."""
-    table = Table(*columns[:1], title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on the terminal: the first column to the left."""
+    table = Table(*columns[:1], title=title)
     for column in columns[1:]:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console(width=200 if markdown else None).print(table)
+    Console().print(table)

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 ROOT = Path(__file__).parents[1]
 SHORT = [
     "data.limit=200", "trainer.epochs=2", "teacher.train.epochs=1", "teacher.min_accuracy=0", "trainer.log_every=1",
@@ -28,14 +30,12 @@ LOSSES = (
     "review", "kd_nst_poly", "crd/nst", "crd/kd", "crd/at", "crd/fitnet", "crd/sp", "crd/pkt", "crd/cc", "crd/vid",
 )  # fmt: skip
 CACHED = ["cache.views=3"]
+STAGES = "[{teacher: stage2, student: stage2, weight: 0.5}, {teacher: last, student: last}]"
 SUM = "loss=[kd,at,fitnet,nst_poly]"
 CASES: dict[str, list[str]] = {
     **{loss: [f"loss={loss}"] for loss in LOSSES},
     "sum": ["loss=[kd,fitnet,nst_poly]"],
-    "sum, two stages": [
-        "loss=[kd,nst_poly]",
-        "loss.nst_poly.layers=[{teacher: stage2, student: stage2, weight: 0.5}, {teacher: last, student: last}]",
-    ],
+    "sum, two stages": ["loss=[kd,nst_poly]", f"loss.nst_poly.layers={STAGES}"],
     "sum, bf16": [SUM, "trainer.precision=bf16"],
     "sum, bf16 teacher": [SUM, "trainer.precision=bf16", "teacher.precision=bf16"],
     "sum, accumulate": [SUM, "trainer.accumulate=3"],
@@ -92,22 +92,15 @@ class Side:
         if ranks > 1:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         if self.commit == "." or not list(outputs.glob("*/*/*/*/summary.json")):
-            done = subprocess.run(
-                [*start, str(self.tree / "train.py"), *(in_old_words(words) if self.old else words)],
-                cwd=self.tree,
-                env={**os.environ, "PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-            )
+            command = [*start, str(self.tree / "train.py"), *(in_old_words(words) if self.old else words)]
+            environment = os.environ | {"PYTHONPATH": str(self.tree / "src"), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=self.tree, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{self.commit}, {name}: exit status {done.returncode}\n{done.stderr[-3000:]}")
-        taught = "loss=ce" not in words
-        (summary,) = [
-            file
-            for file in outputs.glob("*/*/*/*/summary.json")
-            if not taught or not file.parents[2].name.startswith("none-")
-        ]
-        return summary.parent
+        done = [file.parent for file in outputs.glob("*/*/*/*/summary.json")]
+        taught = [run for run in done if not run.parents[1].name.startswith("none-")]  # not the teacher
+        (run,) = done if "loss=ce" in words else taught
+        return run
 
 
 def in_old_words(words: Sequence[str]) -> list[str]:
@@ -130,27 +123,15 @@ def in_old_words(words: Sequence[str]) -> list[str]:
 
 def first_difference(a: Path, b: Path) -> str | None:
     """Where two runs part; None: nowhere."""
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (a, b)]
     for kind, name in (("train", "loss"), ("eval", "loss"), ("eval", "top1")):
-        pairs = zip(logged(a, kind, name), logged(b, kind, name), strict=True)
-        for number, (one, other) in enumerate(pairs, start=1):
+        values = [[event[name] for event in log if event["kind"] == kind] for log in logs]
+        for number, (one, other) in enumerate(zip(*values, strict=True), start=1):
             if one != other:
                 return f"{kind} {number}: {name} {one!r} and {other!r}"
-    if weights(a) != weights(b):
-        return "weights differ after equal losses"
-    return None
-
-
-def logged(run: Path, kind: str, name: str) -> list[float]:
-    """A value of every line of a kind."""
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [event[name] for event in events if event["kind"] == kind]
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    """The trained student, bit for bit."""
-    from safetensors.numpy import load_file
-
-    return {name: value.tobytes() for name, value in load_file(run / "student.safetensors").items()}
+    saved = [load_file(run / "student.safetensors") for run in (a, b)]
+    first, second = ({name: value.tobytes() for name, value in weights.items()} for weights in saved)  # bit for bit
+    return None if first == second else "weights differ after equal losses"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -168,10 +149,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         keep = (options.keep or Path(folder)).absolute()
-        sides = [
-            Side(commit, Path(folder) / name if commit == "." else keep / commit)
-            for commit, name in zip(options.commits, "ab", strict=True)
-        ]
+        sides = [Side(c, Path(folder) / "ab"[i] if c == "." else keep / c) for i, c in enumerate(options.commits)]
         for name, case in cases.items():
             if options.only in name:
                 found = first_difference(*(side.run(name, case, 2 if "two ranks" in name else 1) for side in sides))

@@ -6,13 +6,12 @@ The runs are those of the commands, on images of noise in CIFAR's shape: only th
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.measure import machine, peak_bytes, ratio, show, timed, write
+from benchmarks.measure import endless, machine, peak_bytes, ratio, show, timed, write
 from nst import build
 from nst.cli.compose import composed
 from nst.data.dataset import Dataset
@@ -41,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", default="resnet56", help="as in teacher=")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=9, help="timed steps of each case, in turns")
-    parser.add_argument("--views", type=int, default=2, help="views of each image in the cache")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", type=Path, help="write everything measured here")
 
@@ -62,9 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
             step()  # warms up
         peaks = {key: peak_bytes(step, device) for key, step in cases.items()}
         turns = [{key: timed(step, device) for key, step in cases.items()} for _ in range(arguments.repeats)]
-    times = {
-        key: [*zip(*(turn[key] for turn in turns), strict=True)] for key in cases
-    }  # by the clock, of the processor
+    times = {key: [*zip(*(turn[key] for turn in turns), strict=True)] for key in cases}  # by clock and processor
     plain = times["ce", "plain"]
     alone = {loss: ratio(own[1], plain[1]) - 1 for (loss, kind), own in times.items() if kind == "given"}
     for (loss, kind), (seconds, processor) in times.items():
@@ -99,7 +95,7 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
     if kind != "plain":
         overrides += [f"teacher={arguments.teacher}", f"teacher.weights={weights}", "teacher.min_accuracy=0"]
     if kind == "stored":
-        overrides += [f"cache.views={arguments.views}", "cache.large=true"]
+        overrides += ["cache.views=2", "cache.large=true"]
     settings = build.settings(composed(overrides))
     data, dist = noise(4 * arguments.batch_size), Dist(0, 1, torch.device(arguments.device))
     networks, teacher, given = build.networks(settings), Teacher(), None
@@ -111,12 +107,11 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
         teacher = prepare_teacher(settings, networks, dist, data)
     networks.distiller.init_memory(REMEMBERED)
     loader = build.loader(settings, dist, data, "train", teacher.views)
-    training = Training(
-        networks.distiller, loader, **build.optimization(settings), settings=settings.trainer, dist=dist
-    )
+    options = build.optimization(settings) | {"settings": settings.trainer, "dist": dist}
+    training = Training(networks.distiller, loader, **options)
     if kind == "given":
         teacher, given = Teacher(), teacher(next(iter(loader.epoch(0))))
-    pairs = teacher.targets(batch for _ in iter(int, 1) for batch in loader.epoch(0))  # endless
+    pairs = teacher.targets(endless(loader))
 
     def step() -> None:
         batch, targets = next(pairs)
@@ -125,21 +120,14 @@ def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> C
     return step
 
 
-@dataclass(kw_only=True, eq=False)
-class Noise(Dataset):
-    """CIFAR-shaped images."""
-
-    images: int
-
-    def read(self) -> None:
-        """From a generator of random numbers."""
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (self.images, *IMAGE), dtype=torch.uint8, generator=generator)
-        part = pixels, torch.arange(self.images) % self.num_classes
-        self.in_memory(ViewScheme(32, 4, True), part, part)
-
-
 def noise(images: int, classes: int = 10) -> Dataset:
-    """CIFAR-shaped images."""
-    shape = {"num_classes": classes, "channels": 3, "size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    return Noise(name="cifar10", images=images, **shape)
+    """Random images in CIFAR's shape."""
+
+    class Noise(Dataset):
+        def read(self) -> None:
+            generator = torch.Generator().manual_seed(0)
+            pixels = torch.randint(0, 256, (images, *IMAGE), dtype=torch.uint8, generator=generator)
+            part = pixels, torch.arange(images) % classes
+            self.in_memory(ViewScheme(32, 4, True), part, part)
+
+    return Noise(name="cifar10", num_classes=classes, channels=3, size=32, mean=(0.5,) * 3, std=(0.25,) * 3)

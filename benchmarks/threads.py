@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from benchmarks.measure import machine
+from benchmarks.measure import Row, machine, write
 
 HELP = "policies of OpenMP's threads, on a quiet and on a busy machine"
 POLICIES: dict[str, dict[str, str]] = {
@@ -36,12 +35,11 @@ for _ in range(steps + 3):
     seconds.append(time.perf_counter() - start)
 print(json.dumps(seconds[3:]))
 """
-SUBJECTS = {
+SUBJECTS = {  # network, pixels a side, images, steps
     "digits": ("resnet8", "8", "64", "40"),
     "CIFAR": ("resnet20", "32", "64", "8"),
     "photographs": ("resnet8", "128", "16", "8"),
 }
-"""Network, pixels a side, images and steps of each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,14 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the median milliseconds of a step and their ratio to the best policy, for each load and subject."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for busy in arguments.busy:
         load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
             for subject, settings in SUBJECTS.items():
                 seconds: dict[str, list[float]] = {policy: [] for policy in POLICIES}
                 for policy in [*POLICIES] * arguments.repeats:
-                    seconds[policy] += _seconds(settings, POLICIES[policy])
+                    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+                    command, variables = [sys.executable, "-c", STEPS, *settings], kept | POLICIES[policy]
+                    done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+                    seconds[policy] += json.loads(done.stdout)
                 best = min(median(values) for values in seconds.values())
                 for policy, values in seconds.items():
                     ms, ratio = 1000 * median(values), median(values) / best
@@ -69,12 +70,4 @@ def run(arguments: argparse.Namespace) -> None:
         finally:
             for process in load:
                 process.kill()
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1))
-
-
-def _seconds(settings: tuple[str, ...], variables: dict[str, str]) -> list[float]:
-    """Seconds of each step, in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))} | variables
-    command = [sys.executable, "-c", STEPS, *settings]
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    write({"machine": machine("cpu"), "rows": rows}, arguments.json)

@@ -16,6 +16,7 @@ import yaml
 
 import nst.config
 from nst.config import RunConfig, documented
+from nst.tables.frame import flat
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tables" / "configuration.md"
@@ -34,10 +35,8 @@ EXTRA = ("experiment", "table")  # one file a cell of a table: only their folder
 
 def reference() -> str:
     """The whole page."""
-    schemas: list[Any] = [
-        schema for schema in vars(nst.config).values() if isinstance(schema, type) and dataclasses.is_dataclass(schema)
-    ]
-    keys = [_section(schema) for schema in schemas if schema.__module__ == nst.config.__name__]
+    known = [value for value in vars(nst.config).values() if getattr(value, "__module__", "") == nst.config.__name__]
+    keys = [_section(schema) for schema in known if dataclasses.is_dataclass(schema)]
     groups = sorted(path for path in (ROOT / "configs").iterdir() if path.is_dir() and path.name != "hydra")
     groups += sorted(path for path in (ROOT / "configs" / "hydra").iterdir() if path.name != "help")
     return "\n".join([INTRODUCTION, "## Keys\n", *filter(None, keys), "## Groups\n", *map(_group, groups)])
@@ -99,21 +98,14 @@ def _group(folder: Path) -> str:
                 group, choice = next(iter(entry.items()))
                 entry = f"{group.partition('@')[0].removeprefix('/')}={choice}"
             keys += [f"from `{entry}`"] if entry != "_self_" else []
+        leaves = flat(content).items() if content else ()  # not the values that models take from the data
+        keys += [f"`{key}={_shown(value)}`" for key, value in leaves if not str(value).startswith("${data.")]
         if comment:
-            rows.append(f"| `{file.stem}` | {_cell(comment)} | {_cell(', '.join([*keys, *_flat(content, '')]))} |")
+            rows.append(f"| `{file.stem}` | {_cell(comment)} | {_cell(', '.join(keys))} |")
         else:
             plain.append(f"`{file.stem}`")
     lines += [f"{', '.join(plain)}.\n"] * bool(plain)
     return "\n".join([*lines, *(["| choice | | keys |", "|---|---|---|", *rows] if rows else [])]) + "\n"
-
-
-def _flat(node: dict[str, Any], prefix: str) -> Iterator[str]:
-    """`key=value` for every leaf; not the values that models take from the data."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif not str(value).startswith("${data."):
-            yield f"`{prefix}{key}={_shown(value)}`"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from nst.report import figures
 from nst.report.text import rendered
@@ -56,10 +55,8 @@ def methods(file: Path) -> str:
     """With a tenth of the images: each method with its seeds and interval."""
     rows = []
     for name, runs in named(read_lines(file)).groupby("method", sort=False):
-        terms = runs["weights"].iloc[0]
-        kind = (
-            "baseline" if name.startswith(BASELINE) else "nst" if any(t.startswith("nst") for t in terms) else "other"
-        )
+        kind = "nst" if any(term.startswith("nst") for term in runs["weights"].iloc[0]) else "other"
+        kind = "baseline" if name.startswith(BASELINE) else kind
         rows.append((name, kind, [*by_seed(runs)], sample(by_seed(runs)), None))
     rows.sort(key=lambda row: -row[3].mean if row[3] else 0.0)
     return figures.points(rows, "test accuracy in percent by method")
@@ -67,33 +64,22 @@ def methods(file: Path) -> str:
 
 def recipes(file: Path) -> str:
     """Which recipe: held-out accuracy of seed 0 at each learning rate and norm of clipping."""
-    runs = read_lines(file)
-    runs = runs[runs["seed"] == 0]
-    values = []
-    for weights in METHODS.values():
-        own = [run for run in runs.to_dict("records") if run["weights"] == weights]
-        values.append([_accuracy(own, rate, norm) for norm in NORMS for rate in RATES])
-    columns = [f"{'no clip' if norm is None else f'norm {norm}'}\n{rate:g}" for norm in NORMS for rate in RATES]
-    return figures.matrix(
-        values, [*METHODS], columns, "held-out accuracy in percent by norm of clipping and learning rate"
-    )
-
-
-def _accuracy(runs: list[dict[Any, Any]], rate: float, norm: float | None) -> float | None:
-    same = [
-        r for r in runs if r["settings"]["optim.lr"] == rate and r["settings"].get("trainer.clip_grad_norm") == norm
-    ]
-    return [*same[0]["curve"].values()][-1] if same else None
+    found, places = {}, [(norm, rate) for norm in NORMS for rate in RATES]
+    for _, run in read_lines(file).iterrows():
+        own = run["settings"].get("trainer.clip_grad_norm"), run["settings"]["optim.lr"]
+        if run["seed"] == 0:
+            found.setdefault((frozenset(run["weights"].items()), *own), [*run["curve"].values()][-1])
+    values = [[found.get((frozenset(weights.items()), *place)) for place in places] for weights in METHODS.values()]
+    columns = [f"{'no clip' if norm is None else f'norm {norm}'}\n{rate:g}" for norm, rate in places]
+    about = "held-out accuracy in percent by norm of clipping and learning rate"
+    return figures.matrix(values, [*METHODS], columns, about)
 
 
 def cosines(file: Path) -> str:
     """Is NST another thing: cosines between the gradients of the terms before training, mean of the seeds."""
-    runs = [
-        {term["term"]: term["cosines"] for term in run["measured"]["before training"]}
-        for run in json.loads(file.read_text())
-    ]
+    measured = [run["measured"]["before training"] for run in json.loads(file.read_text())]
+    runs = [{term["term"]: term["cosines"] for term in terms} for terms in measured]
     names = {"ce": "cross-entropy", "kd": "KD", "at": "AT", "fitnet": "FitNet", "nst_poly": "NST (poly)"}
     values = [[sum(run[one][other] for run in runs) / len(runs) for other in names] for one in names]
-    return figures.matrix(
-        values, [*names.values()], [*names.values()], "cosines between gradients", "{:+.2f}", extent=(0, 1)
-    )
+    shown = [*names.values()]
+    return figures.matrix(values, shown, shown, "cosines between gradients", "{:+.2f}", extent=(0, 1))

@@ -6,8 +6,8 @@ python scripts/results.py pages                                        # README.
 Runs of several machines and days gather in one file, a line for each row of the frame of runs; a run that is in it stays as it is.
 A page holds `<!-- results: FILE SPLIT [of METHODS] -->` and `<!-- end of results -->`; what lies between is written from the runs of
 results/FILE that were evaluated on that split ("test" or "val"), if given those of the baseline and of some methods, such as
-`kd kd+nst_poly`. So it is with `gains: FILE SPLIT`, the gain over the baseline by the number of training images, and with
-`published: FILE SPLIT of TABLE`, beside the published figures of configs/table/TABLE.yaml. The figures: `result_figures.py`.
+`kd kd+nst_poly`. So it is with `gains: FILE SPLIT`, the gain over the baseline by the number of training images. The figures:
+`result_figures.py`.
 """
 
 import json
@@ -21,14 +21,13 @@ from typing import Any
 import pandas as pd
 
 from nst.report.text import Grid, gain_grids, plain
-from nst.tables.file import Table, read_table
 from nst.tables.frame import as_text, rate, read_frame
 from nst.tables.statistics import GAIN, Frame, Series, gains, paired, sample
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", *sorted((ROOT / "docs" / "tables").glob("*.md")))
 SECTION = re.compile(
-    r"(<!-- (?P<kind>results|gains|published): (?P<file>\S+) (?P<split>test|val)(?: of (?P<of>[\w+ /]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
+    r"(<!-- (?P<kind>results|gains): (?P<file>\S+) (?P<split>test|val)(?: of (?P<of>[\w+ ]+))? -->\n).*?(<!-- end of (?P=kind) -->)",
     re.S,
 )
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")  # of a path only the last part is kept
@@ -69,8 +68,8 @@ def add(folder: Path, target: Path) -> None:
 
 
 def read_lines(file: Path) -> Frame:
-    """The runs of a file of results/ as a frame; empty where it is not there yet."""
-    runs = [json.loads(line) for line in (file.read_text().splitlines() if file.is_file() else [])]
+    """The runs of a file of results/ as a frame."""
+    runs = [json.loads(line) for line in file.read_text().splitlines()]
     return pd.DataFrame([run | {"curve": {float(at): top1 for at, top1 in run["curve"].items()}} for run in runs])
 
 
@@ -222,23 +221,6 @@ def gain_section(runs: Frame) -> str:
     ])  # fmt: skip
 
 
-def published_section(runs: Frame, table: Table) -> str:
-    """The published accuracies of a table's group beside the measured ones of the best and of the last epoch.
-
-    The best epoch is chosen on the images that measure it. A row's runs are those with the term of its name, or with none for `student`.
-    """
-    runs = named(runs, ())
-    grid = [["method", f"published, {table.epoch} epoch", "best epoch", "last epoch", "Δ of the last vs. baseline"]]
-    names = pd.Series(["+".join(terms_of(run)) or "student" for _, run in runs.iterrows()], index=runs.index)
-    for row in table.groups[0].rows:
-        own, base = runs[names == row.name], runs[names == "student"]
-        best = sample([max(curve.values()) for curve in own[own["diverged"].isna()]["curve"]])
-        found = paired(by_seed(own), by_seed(base)) if row.name != "student" else None
-        last = accuracy(own) if len(own) else "not run to the end"
-        grid.append([row.label, f"{row.published:.2f}", str(best or "–"), last, found.signed if found else "–"])
-    return "\n".join([*markdown(grid), "", about(runs)])
-
-
 def by_seed(runs: Frame) -> Series:
     """Seed → accuracy of the last epoch, of the runs that reached it. Raises ValueError for two runs of one seed."""
     if runs["seed"].duplicated().any():
@@ -274,22 +256,12 @@ def written(page: Path) -> str:
     """The page with its sections made anew; the README's tables are the short ones."""
 
     def anew(found: re.Match[str]) -> str:
-        runs, kind, of, text = read_lines(ROOT / "results" / found["file"]), found["kind"], found["of"], ""
-        if len(runs):
-            runs = runs[runs["evaluated_on"] == found["split"]]
-        if kind == "results" and of and len(runs):
-            methods = of.split()
+        runs = read_lines(ROOT / "results" / found["file"])
+        runs = runs[runs["evaluated_on"] == found["split"]]
+        if found["of"]:
+            methods = found["of"].split()
             runs = runs[[r["teacher"] == "none" or "+".join(terms_of(r)) in methods for _, r in runs.iterrows()]]
-        if not len(runs):
-            text = "Not measured yet."
-        elif kind == "gains":
-            text = gain_section(runs)
-        else:
-            text = (
-                published_section(runs, read_table(of))
-                if kind == "published"
-                else section(runs, page.name == "README.md")
-            )
+        text = gain_section(runs) if found["kind"] == "gains" else section(runs, page.name == "README.md")
         return f"{found[1]}{text}\n{found[6]}"
 
     return SECTION.sub(anew, page.read_text())

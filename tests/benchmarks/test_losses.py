@@ -24,11 +24,7 @@ def test_the_command(tmp_path, capsys):
     losses.add_arguments(parser)
     target = tmp_path / "losses.json"
     words = "--parts implementations steps --settings crd --methods poly poly-broadcast --losses kd --device cpu --seconds 0"
-    losses.run(
-        parser.parse_args(
-            [*words.split(), "--repeats", "2", "--memory-gb", "0.01", "--json", str(target), "--markdown"]
-        )
-    )
+    losses.run(parser.parse_args([*words.split(), "--repeats", "2", "--memory-gb", "0.01", "--json", str(target)]))
     report = json.loads(target.read_text())
     ours, broadcast = report["rows"]
     assert broadcast["batch"] < ours["batch"] == 64
