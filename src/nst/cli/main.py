@@ -179,14 +179,12 @@ def predict(arguments: Sequence[str]) -> None:
 def reproduce(arguments: Sequence[str]) -> None:
     """Plan a table, run what is missing, report; without arguments the usage."""
     from nst.tables.command import USAGE, parse, reproduce
-    from nst.tables.file import read_table
 
     if not arguments or {"-h", "--help", "help"} & {*arguments}:
         print(USAGE)
         return
     with readable_errors() as end:
         request = parse(arguments)
-        read_table(request.table)  # a misspelt name fails at once
         end.status = 1
         reproduce(request)
 

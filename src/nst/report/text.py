@@ -159,7 +159,8 @@ def files(result: Result, content: Record) -> dict[str, str]:
         rows, own = [], group.group
         for method in group.methods:
             found, cell = asdict(method), method.cell
-            row = {key: value for key, value in found.pop("cell")["row"].items() if key not in ("name", "groups")}
+            row = {key: value for key, value in found.pop("row").items() if key not in ("name", "groups")}
+            del found["cell"]
             about = {"command": cell.command, "changes": cell.changes, "reduced": cell.label == "reduced"}
             about |= {"comparable": cell.label not in LABELS[2:], "runs": [str(folder_of(run)) for run in cell.runs]}
             rows.append({"method": method.row.name, **row, **found, **about})

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 
 from nst.config import CONFIGS, UNNAMED, RunConfig, check_ranges, setting
-from nst.tables.file import check_known, find_table
+from nst.tables.file import check_known, read_table
 
 TABLES = sorted(
     path.relative_to(CONFIGS / "table").with_suffix("").as_posix() for path in (CONFIGS / "table").rglob("*.yaml")
@@ -49,9 +49,8 @@ class Request:
     def folder(self) -> Path:
         """The folder of the result: named by the arguments, except for the number of seeds."""
         parts = [f"epochs={self.epochs:g}"] if self.epochs != 1 else []
-        parts += sorted(o for o in self.overrides if o.split("=")[0] not in UNNAMED)
-        parts = [re.sub(r"=.*/", "=", text) for text in parts]  # only the last component of a path
-        name = ",".join(re.sub(r"[^\w.=+-]+", "-", text) for text in parts)
+        parts += sorted(o for o in self.overrides if o.split("=")[0] not in UNNAMED)  # of a path the last component
+        name = ",".join(re.sub(r"[^\w.=+-]+", "-", re.sub(r"=.*/", "=", text)) for text in parts)
         table = Path(self.table).stem if self.table.endswith((".yaml", ".yml")) else self.table
         if len(name) > 120:  # file systems have limits
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -80,15 +79,12 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ValueError(f"{argument!r}: key=value is needed; nst reproduce --help lists the keys")
         if key == "seed":
             raise ValueError(f"{argument}: a table runs seeds 0 to N-1; pass seeds=N")
-        if key in keys:
-            given[key] = value
-            continue
         if key not in of_runs and "." not in key and difflib.get_close_matches(key, keys):
             check_known(argument, key, keys)
-        given["overrides"].append(argument)
+        given |= {key: value} if key in keys else {"overrides": [*given["overrides"], argument]}
     request: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Request), given))
     check_ranges(request, "")
-    find_table(request.table)
+    read_table(request.table)  # a misspelt name fails at once
     if request.plan and request.page:
         raise ValueError("plan=true page=true: one of them is needed")
     return request
@@ -117,18 +113,17 @@ def reproduce(request: Request) -> None:
             lines = [(f"teacher {run.model['name']}", (run,)) for run in plan.teachers]
             lines += [(plan.name_of(cell), cell.runs) for cell in plan.cells]
             missing = sum(not finished(run) for _, runs in lines for run in runs)
-            table = Table(title=f"{plan.table.title}: {sum(len(runs) for _, runs in lines)} runs, {missing} to do")
-            for column in ("run", "epochs", "runs", "finished", "measured, s a run"):
-                table.add_column(column, justify="left" if column == "run" else "right")
+            table = Table(
+                "run", title=f"{plan.table.title}: {sum(len(runs) for _, runs in lines)} runs, {missing} to do"
+            )
+            for column in ("epochs", "runs", "finished", "measured, s a run"):
+                table.add_column(column, justify="right")
             for name, runs in lines:
                 seconds = read_frame(folder_of(run) for run in runs if finished(run))["seconds"]
                 measured = f"{seconds.mean():.0f}" if len(seconds) else ""
                 table.add_row(name, str(runs[0].trainer.epochs), str(len(runs)), str(len(seconds)), measured)
-            console = Console()
-            console.print(table)
-            console.print(
-                f"{plan.banner}\nresult: {request.folder}".strip(), highlight=False, markup=False, soft_wrap=True
-            )
+            Console().print(table)
+            print(f"{plan.banner}\nresult: {request.folder}".strip())
         if request.plan:
             return
         if not request.page:
@@ -136,8 +131,7 @@ def reproduce(request: Request) -> None:
         if not here.main:
             return
         if elsewhere:
-            print(f"not finished, run by other processes: {'; '.join(elsewhere)}")
-            print("the last process writes the page; page=true writes one of the finished runs")
+            print(f"not finished, run by other processes, the last of which writes the page: {'; '.join(elsewhere)}")
         else:
             write_result(plan, here.device)
     for reason in failed:

@@ -1,6 +1,5 @@
 """The file of a table, `configs/table/**/*.yaml` or a user's, as typed objects."""
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -11,7 +10,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from nst.cli.compose import user_folders
+from nst.cli.compose import nearest, user_folders
 from nst.config import CONFIGS, check_ranges, setting
 
 EPOCHS = ("last", "best", "unknown")
@@ -120,8 +119,8 @@ def _complete(group: Group, table: Table) -> None:
         check_known(f"{place}: published", name, [method.name for method in methods])
     for i, method in enumerate(methods):
         value = figures.get(method.name)
-        content = value if isinstance(value, dict) else {"published": value}
-        figure = _typed(Published, content, f"{place}: {method.name}: ")
+        figure = value if isinstance(value, dict) else {"published": value}
+        figure = _typed(Published, figure, f"{place}: {method.name}: ")
         methods[i] = replace(method, **{key: given for key, given in vars(figure).items() if given is not None})
     group.rows = [replace(row, overrides=[*group.overrides, *row.overrides]) for row in (*methods, *group.rows)]
     names, labels = [row.name for row in group.rows], {row.label for row in group.rows}
@@ -145,9 +144,7 @@ def _check_names(place: str, names: list[str]) -> None:
 def check_known(place: str, name: str, known: Iterable[str]) -> None:
     """Raises ValueError, with the nearest names, for a name that is not among those that are known."""
     if name not in (known := [*known]):
-        nearest = difflib.get_close_matches(name, known, n=2)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(known)}"
-        raise ValueError(f"{place}: there is no {name}; {hint}")
+        raise ValueError(f"{place}: there is no {name}; {nearest(name, known)}")
 
 
 def find_table(name: str) -> Path:

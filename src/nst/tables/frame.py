@@ -26,10 +26,7 @@ def read_frame(folders: Iterable[Path], damaged: list[str] | None = None) -> Fra
     """A row for each of these runs that has a configuration, see `read_run`.
 
     Args:
-        damaged: takes a line for each run that cannot be read, which has no row then.
-
-    Raises:
-        ValueError: a damaged file, without such a list.
+        damaged: takes a line for each run that cannot be read, which has no row then; without it that is a ValueError.
     """
     runs = []
     for folder in folders:
@@ -44,18 +41,12 @@ def read_frame(folders: Iterable[Path], damaged: list[str] | None = None) -> Fra
 
 
 def read_run(folder: Path) -> Record:
-    """A run, finished or not.
+    """A run as `COLUMNS`, some of which only a finished one has. Raises ValueError, with file and key, for a damaged file.
 
-    Returns:
-        `COLUMNS`, of which a run that is not finished has those up to "seconds": names and settings (those that distinguish
-        runs, by dotted key), weights (λ by term, the cross-entropy's only where it is not 1), chance, curve (epoch →
-        accuracy), train (accuracy on the training crops over the last epoch), state ("finished", "epoch 3 of 15",
-        "diverged after …"), measure, diverged (the reason, or None), collapsed. Accuracies are in percent, by measure:
-        "top1", of a student that learns features alone "knn" or, without labels, its "loss"; last is on the test images, of
-        a run that is not finished on those of its evaluations.
-
-    Raises:
-        ValueError: a damaged file, named with its key.
+    settings are those that distinguish runs, by dotted key; weights: λ by term, the cross-entropy's only where it is not 1;
+    train: accuracy on the training crops over the last epoch; state: "finished", "epoch 3 of 15", "diverged after …"; diverged:
+    the reason, or None. Accuracies are in percent, by measure: "top1", of a student that learns features alone "knn" or, without
+    labels, its "loss"; last is on the test images, of a run that is not finished on those of its evaluations (curve, by epoch).
     """
     with _opened(folder / "config.json") as config:
         taught = config["teacher"]["model"]
@@ -145,8 +136,8 @@ def flat(node: Any, prefix: str = "") -> Record:
 def collapsed(accuracies: Iterable[float], chance: float | None) -> bool:
     """Whether an evaluation lost more than half of the best lead over chance before it; False where chance is unknown."""
     found = [*accuracies]
-    before = zip(found, accumulate(found, max, initial=0.0), strict=False)
-    return chance is not None and any(has_collapsed(top1, best, chance) for top1, best in before)
+    before = accumulate(found, max, initial=0.0)
+    return chance is not None and any(has_collapsed(*pair, chance) for pair in zip(found, before, strict=False))
 
 
 def other_contents(runs: Frame) -> Iterator[tuple[str, Frame]]:
@@ -157,21 +148,10 @@ def other_contents(runs: Frame) -> Iterator[tuple[str, Frame]]:
                 yield kind, same
 
 
-def check_agreement(runs: Frame) -> None:
-    """Raises ValueError for two runs of the same settings, but other images or another teacher, in one table."""
-    for kind, same in other_contents(runs):
-        one, other = same.drop_duplicates(f"{kind}_sha256").head(2).to_dict("records")
-        raise ValueError(
-            f"{one['folder']} and {other['folder']} cannot stand in one table: the {kind} changed under its name "
-            f"({one[f'{kind}_sha256'][:16]}…, {other[f'{kind}_sha256'][:16]}…); delete the outdated run"
-        )
-
-
 def rate(settings: Mapping[str, Any]) -> str | None:
     """The learning rate with its schedule: "0.1 (cosine)"; None where there is none."""
-    value = settings.get("optim.lr")
     name = str(settings.get("schedule._target_", "")).rpartition(".")[2].lower()
-    return None if value is None else f"{value:g}{f' ({name})' if name else ''}"
+    return f"{settings['optim.lr']:g}{f' ({name})' if name else ''}" if "optim.lr" in settings else None
 
 
 def weights_text(weights: Mapping[str, float]) -> str:

@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from nst.storage.folder import MEASURES
+from nst.tables.file import check_known
 from nst.tables.frame import as_text, other_contents, rate, read_frame, weights_text
 from nst.tables.statistics import Frame, sample
 
@@ -20,7 +21,7 @@ FIELDS = (
     "folder",
 )  # fmt: skip
 ALWAYS_SHOWN = ("optim.lr", "schedule._target_", "trainer.epochs")  # in columns of their own
-CHOICES = {"each": ("false", "true"), "format": ("table", "json", "csv"), "sort": FIELDS}
+OPTIONS = {"each": ("false", "true"), "format": ("table", "json", "csv"), "sort": ("last", *FIELDS)}  # defaults first
 WORDS = ("loss", "differs in", "runs", "state", "run")  # columns of text; the others are numbers
 
 
@@ -33,14 +34,12 @@ def list_runs(arguments: Sequence[str]) -> None:
     if wrong := [argument for argument in arguments if "=" not in argument]:
         raise ValueError(f"{wrong[0]!r}: key=value is needed; nst runs --help lists the keys")
     given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    outputs, options = Path(given.pop("outputs", "outputs")), {"each": "false", "format": "table", "sort": "last"}
-    options |= {key: given.pop(key) for key in options if key in given}
+    outputs = Path(given.pop("outputs", "outputs"))
+    options = {key: given.pop(key, choices[0]) for key, choices in OPTIONS.items()}
     for key, value in options.items():
-        if value not in CHOICES[key]:
-            raise ValueError(f"{key}={value}: one of {', '.join(CHOICES[key])} is needed")
-    for key in given:
-        if key not in FIELDS:
-            raise ValueError(f"{key}: runs have no such field; there are {', '.join(FIELDS)}")
+        check_known(f"{key}={value}", value, OPTIONS[key])
+    for key, value in given.items():
+        check_known(f"{key}={value}", key, FIELDS)
     damaged: list[str] = []
     runs = read_frame((file.parent for file in sorted(outputs.glob("*/*/*/*/config.json"))), damaged)
     for kind, same in [*other_contents(runs)]:  # of one name, but not the same: a setting in which runs differ
@@ -49,24 +48,25 @@ def list_runs(arguments: Sequence[str]) -> None:
     runs["folder"] = [str(Path(folder).relative_to(outputs)) for folder in runs["folder"]]
     for key, patterns in given.items():
         runs = runs.loc[[any(fnmatchcase(str(v), p) for p in patterns.split(",")) for v in runs[key]]]
-    by, for_programs = options["sort"], options["format"] != "table"
+    by, form = options["sort"], options["format"]
     runs = runs.sort_values(by, ascending=by not in ("last", "best"), kind="stable", na_position="last")
     shown = runs[[*FIELDS, "measure", "weights", "settings"]]
-    if options["format"] == "json":
+    if form == "json":
         print(shown.to_json(orient="records", indent=1, double_precision=15))
-    elif options["format"] == "csv":
+    elif form == "csv":
         texts = {name: [json.dumps(value) for value in shown[name]] for name in ("weights", "settings")}
         shown.assign(**texts).to_csv(sys.stdout, index=False)
     else:
-        hint = "match" if given else f"yet in {outputs}; nst train makes one"
-        count = f"{len(runs)} run{'s' * (len(runs) != 1)} in {outputs}, by {by}; accuracies: top-1 in %"
+        text = f"{len(runs)} run{'s' * (len(runs) != 1)} in {outputs}, by {by}; accuracies: top-1 in %"
+        if not len(runs):
+            text = f"0 runs {'match' if given else f'yet in {outputs}; nst train makes one'}"
         console = Console()
         console = console if console.is_terminal else Console(width=160)
-        console.print(Text(count if len(runs) else f"0 runs {hint}"), soft_wrap=True)
+        console.print(Text(text), soft_wrap=True)
         for names, section in runs.groupby(["data", "teacher", "model", "measure"]):
             console.print(_table(names, section, options["each"] == "true", by))
     for line in damaged:
-        print(line, file=sys.stderr if for_programs else sys.stdout)
+        print(line, file=sys.stdout if form == "table" else sys.stderr)
 
 
 def _table(names: tuple[str, ...], runs: Frame, each: bool, by: str) -> Table:
@@ -84,25 +84,19 @@ def _table(names: tuple[str, ...], runs: Frame, each: bool, by: str) -> Table:
     groups = [group for _, group in runs.groupby([same, "folder"] if each else same, sort=False)]
     if by in ("last", "best") and not each:
         means = [group[group["state"] == "finished"][by].astype(float).fillna(0).mean() for group in groups]
-        sign = 1 if measure == "loss" else -1
-        groups = [groups[i] for i in sorted(range(len(groups)), key=lambda i: sign * means[i] or 0)]
-    rows = []
+        order = pd.Series(means).sort_values(ascending=measure == "loss", kind="stable").index  # unfinished ones last
+        groups = [groups[i] for i in order]
+    rows, form = [], "{:.4g}" if measure == "loss" else "{:.2f}"
     for group in groups:
-        run, done = group.iloc[0], group[group["state"] == "finished"]
-        own: dict[str, Any] = run["settings"]
+        run, done, own = group.iloc[0], group[group["state"] == "finished"], group["settings"].iloc[0]
         shown = {key: own.get(key) for key, term in differing if any(name.startswith(term) for name in own)}
-        row = {
-            "loss": weights_text(run["weights"]) or run["loss"],
-            "rate": rate(own) or "",
-            "epochs": str(run["epochs"]),
-        }
+        row = {"loss": weights_text(run["weights"]) or run["loss"], "rate": rate(own) or ""}
+        row["epochs"] = str(run["epochs"])
         row["differs in"] = " ".join(f"{key}={as_text(value)}" for key, value in shown.items())
         if each:
-            form = ".4g" if measure == "loss" else ".2f"
-            forms = {"last": form, "best": form, "seconds": ".2f", "best_epoch": "g"}
-            numbers = {key: "" if run[key] != run[key] else format(run[key], forms[key]) for key in forms}
-            row |= {"seed": str(run["seed"]), "state": run["state"], **numbers}
-            row["best epoch"] = row.pop("best_epoch")
+            row |= {"seed": str(run["seed"]), "state": run["state"]}
+            for key, digits in (("last", form), ("best", form), ("seconds", "{:.2f}"), ("best_epoch", "{:g}")):
+                row[key.replace("_", " ")] = "" if pd.isna(run[key]) else digits.format(run[key])
             row |= {"collapsed": "yes" if run["collapsed"] else "", "run": run["folder"]}
         else:
             last, best, seconds = (sample(done[name]) for name in ("last", "best", "seconds"))

@@ -56,25 +56,9 @@ class Plan:
     table: Table
     cells: tuple[Cell, ...]
     along: dict[str, float]  # group → its value of the setting `table.along`
-
-    @property
-    def label(self) -> str:
-        """One of `LABELS`, for all cells."""
-        return max((cell.label for cell in self.cells), key=LABELS.index)
-
-    @property
-    def banner(self) -> str:
-        """What differs from the table's settings, in a sentence or two; "" if nothing does."""
-        changes = dict.fromkeys(change for cell in self.cells for change in cell.changes)
-        apart = " Not comparable with published figures." if self.label in LABELS[2:] else ""
-        return f"{self.label.capitalize()}: {'; '.join(changes)}.{apart}" if changes else ""
-
-    @property
-    def teachers(self) -> list[RunConfig]:
-        """The runs that train teachers, each once."""
-        students = [run for cell in self.cells for run in cell.runs]
-        needed = [teacher_run(s) for s in students if s.teacher.model is not None and s.teacher.weights is None]
-        return list({folder_of(run): run for run in needed}.values())
+    label: str  # one of `LABELS`, for all cells
+    banner: str  # what differs from the table's settings, in a sentence or two; "" if nothing does
+    teachers: list[RunConfig]  # the runs that train teachers, each once
 
     @property
     def caches(self) -> list[RunConfig]:
@@ -90,11 +74,6 @@ class Plan:
     def name_of(self, cell: Cell) -> str:
         """A row's name for readers: its label, with that of its group where there are several."""
         return f"{cell.group.title}: {cell.row.label}" if len(self.table.groups) > 1 else cell.row.label
-
-    def named_runs(self) -> dict[str, RunConfig]:
-        """The students by name: all rows of the first seed, then of the next."""
-        named = [(self.name_of(cell), run) for cell in self.cells for run in cell.runs]
-        return {f"{name}, seed {run.seed}": run for name, run in sorted(named, key=lambda pair: pair[1].seed)}
 
 
 def folder_of(run: RunConfig) -> Path:
@@ -143,7 +122,26 @@ def make_plan(request: Request) -> Plan:
                     raise ValueError(f"{place}: {cell.row.name} has another {part}, {name}; a group has one of each")
         if changed(own, "model.name", "teacher.model.name"):
             group.title = ", ".join(dict.fromkeys(" → ".join(networks(cell.runs[0])) for cell in others or own))
-    return Plan(request, table, cells, _along(table, cells))
+    along: dict[str, float] = {}
+    if (axis := table.along) is not None:
+        pairs = []
+        for cell in cells:
+            settings = flat(asdict(cell.runs[0]))
+            check_known(f"along: {axis}", axis, settings)
+            pairs.append((cell.group.name, settings[axis]))
+        along = dict(pairs)
+        numbers = all(type(value) in (int, float) and value > 0 for _, value in pairs)
+        if not numbers or not 1 < len(along) == len({*pairs}) == len({*along.values()}):
+            found = "; ".join(dict.fromkeys(f"{group}: {as_text(value)}" for group, value in pairs))
+            raise ValueError(f"along: {axis}: one number above 0 a group is needed, each another; found {found}")
+    label = max((cell.label for cell in cells), key=LABELS.index)
+    changes = dict.fromkeys(change for cell in cells for change in cell.changes)
+    apart = " Not comparable with published figures." if label in LABELS[2:] else ""
+    banner = f"{label.capitalize()}: {'; '.join(changes)}.{apart}" if changes else ""
+    firsts = [cell.runs[0] for cell in cells]  # the teacher is one network for all seeds
+    needed = [teacher_run(run) for run in firsts if run.teacher.model is not None and run.teacher.weights is None]
+    teachers = list({folder_of(run): run for run in needed}.values())
+    return Plan(request, table, cells, along, label, banner, teachers)
 
 
 def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
@@ -175,16 +173,11 @@ def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
         label = "changed"  # fewer views than epochs are less augmentation
     if "data.limit" in keys or any(new[k] < old[k] for k in keys if k in ("trainer.epochs", "teacher.train.epochs")):
         label = "reduced"
-    texts = []
-    for key in keys:
-        values = [as_text(values.get(key)) for values in (new, old)]
-        values = [Path(text).name if text.startswith("/") else text for text in values]  # a page may be shared
-        texts.append(f"{key}: {values[0]} (table: {values[1]})")
-    return Cell(
-        group, row, " ".join(["nst train", *map(quote, overrides), "seed=0"]),
-        tuple(replace(actual, seed=seed) for seed in range(request.seeds or table.seeds)),
-        tuple(texts), label,
-    )  # fmt: skip
+    texts = [[as_text(side.get(key)) for side in (new, old)] for key in keys]
+    texts = [[Path(text).name if text.startswith("/") else text for text in pair] for pair in texts]  # of a shared page
+    changes = tuple(f"{key}: {now} (table: {before})" for key, (now, before) in zip(keys, texts, strict=True))
+    runs = tuple(replace(actual, seed=seed) for seed in range(request.seeds or table.seeds))
+    return Cell(group, row, " ".join(["nst train", *map(quote, overrides), "seed=0"]), runs, changes, label)
 
 
 def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
@@ -197,22 +190,6 @@ def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
         if all(why_live(spec, shapes[spec.layer], run.cache.large) is not None for spec in specs):
             return [o for o in overrides if not o.startswith("cache.")], replace(run, cache=CacheConfig())
     return overrides, run
-
-
-def _along(table: Table, cells: Sequence[Cell]) -> dict[str, float]:
-    """The value of the table's axis in each group. Raises ValueError where it is none."""
-    if table.along is None:
-        return {}
-    pairs = []
-    for cell in cells:
-        settings = flat(asdict(cell.runs[0]))
-        check_known(f"along: {table.along}", table.along, settings)
-        pairs.append((cell.group.name, settings[table.along]))
-    numbers = all(type(value) in (int, float) and value > 0 for _, value in pairs)
-    if not numbers or not 1 < len(dict(pairs)) == len({*pairs}) == len({value for _, value in pairs}):
-        found = "; ".join(dict.fromkeys(f"{group}: {as_text(value)}" for group, value in pairs))
-        raise ValueError(f"along: {table.along}: one number above 0 a group is needed, each another; found {found}")
-    return dict(pairs)
 
 
 def check_teachers(plan: Plan) -> None:
@@ -272,7 +249,8 @@ def execute(plan: Plan, dist: Dist) -> tuple[list[str], list[str]]:
                 return
             attempt(names[choice], runs[names[choice]])
 
-    students = plan.named_runs()
+    named = [(plan.name_of(cell), run) for cell in plan.cells for run in cell.runs]
+    students = {f"{name}, seed {run.seed}": run for name, run in sorted(named, key=lambda pair: pair[1].seed)}
     teachers = {f"teacher {run.model['name']}": run for run in plan.teachers}
     # runs are added to finished ones only if those had the same data and teacher weights: rank 0 decides for all
     adding = dist.main and not all(map(over, students.values()))

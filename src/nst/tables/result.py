@@ -7,7 +7,7 @@ import pandas as pd
 
 from nst.storage.folder import MEASURES
 from nst.tables.file import Group, Row
-from nst.tables.frame import check_agreement, rate, read_frame
+from nst.tables.frame import other_contents, rate, read_frame
 from nst.tables.plan import LABELS, Cell, Plan, folder_of
 from nst.tables.statistics import Frame, Sample, paired, sample, verdict
 
@@ -17,6 +17,7 @@ class Method:
     """A row of a group: its figures in percent, errors or accuracies as the table's metric says."""
 
     cell: Cell
+    row: Row
     by_seed: dict[int, float]  # of the last epoch, on the test images
     last: Sample | None
     best: Sample | None
@@ -35,11 +36,6 @@ class Method:
     paired: Sample | None = None  # to the baseline
     rank: int | None = None  # 1 for the best; equal means share the better rank
     published_rank: int | None = None
-
-    @property
-    def row(self) -> Row:
-        """Its row in the table's file."""
-        return self.cell.row
 
     @property
     def kind(self) -> str:
@@ -89,17 +85,18 @@ def read_result(plan: Plan) -> Result:
             for about in runs["taught_by"].dropna().head(0 if teacher else 1):
                 figures = {"figure": about["top1"], "top5": about["top5"]}
                 teacher = about | {k: 100 - v if lower and v is not None else v for k, v in figures.items()}
-        baseline = pd.Series(methods[0].by_seed, dtype=float)
-        means = pd.Series([method.last.mean if method.last else None for method in methods], dtype=float)
-        theirs = pd.Series([method.row.published for method in methods], dtype=float)
-        ranks = [[*values.rank(method="min", ascending=lower).fillna(0).astype(int)] for values in (means, theirs)]
-        for method, rank, published_rank in zip(methods, *ranks, strict=True):
+        means = [method.last.mean if method.last else None for method in methods]
+        both = (pd.Series(values, dtype=float) for values in (means, [method.row.published for method in methods]))
+        ranks = [[*values.rank(method="min", ascending=lower).fillna(0).astype(int)] for values in both]
+        seeds = [pd.Series(method.by_seed, dtype=float) for method in methods]
+        for method, own, rank, published_rank in zip(methods, seeds, *ranks, strict=True):
             method.rank, method.published_rank = rank or None, published_rank or None
-            if method is not methods[0]:
-                method.paired = paired(pd.Series(method.by_seed, dtype=float), baseline)
+            method.paired = None if method is methods[0] else paired(own, seeds[0])
         groups.append(GroupResult(group, methods, teacher))
     frame: Frame = pd.concat(frames, ignore_index=True)
-    check_agreement(frame)
+    for kind, same in other_contents(frame):
+        one, other = same.drop_duplicates(f"{kind}_sha256")["folder"].head(2)
+        raise ValueError(f"{one} and {other} cannot stand in one table: the {kind} changed under its name; delete one")
     origin = {
         name: sorted({", ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else str(x) for x in values})
         for name, values in frame[frame["state"] == "finished"][["commit", "hardware", "versions"]].items()
@@ -111,10 +108,9 @@ def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
     """Statistics over a row's runs, whose test, best and top5 are in the table's metric."""
     row, done = cell.row, runs[runs["state"] == "finished"]
     last, best, splits = sample(done["value"]), sample(done["best"]), sorted({*done["evaluated_on"]})
-    ours, chosen_elsewhere = (best, "val" in splits) if row.epoch == "best" else (last, False)
-    incomparable = cell.label if cell.label in LABELS[2:] else ""
-    if chosen_elsewhere:
-        incomparable = incomparable or "our best epoch is one on validation images"
+    ours, elsewhere = (best, "val" in splits) if row.epoch == "best" else (last, False)
+    incomparable = "our best epoch is one on validation images" if elsewhere else ""
+    incomparable = cell.label if cell.label in LABELS[2:] else incomparable
     diverged, images = int(runs["diverged"].notna().sum()), next((int(n) for n in done["test_images"].dropna()), None)
     stated: dict[str, Any] = {}
     if len(runs):
@@ -131,13 +127,13 @@ def _method(cell: Cell, runs: Frame, lower: bool) -> Method:
     curves = [{epoch: 100 - top1 for epoch, top1 in curve.items()} for curve in runs["curve"] if curve]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     return Method(
-        cell, dict(zip(done["seed"], done["value"], strict=True)), last, best,
+        cell, row, dict(zip(done["seed"], done["value"], strict=True)), last, best,
         top5=sample(done["top5"]) if done["top5"].notna().all() else None,
         seconds=sample(done["seconds"]), steps=int(done["steps"].iloc[0]) if len(done) else None,
         diverged=diverged, collapsed=int(runs["collapsed"].sum()), evaluated_on=splits, test_images=images,
         weights=runs["weights"].iloc[0] if len(runs) else {},
         settings={key: str(text) for key, text in stated.items() if text is not None},
         curve={epoch: [curve[epoch] for curve in curves] for epoch in epochs},
-        difference=ours.mean - row.published if ours and row.published is not None and not chosen_elsewhere else None,
+        difference=ours.mean - row.published if ours and row.published is not None and not elsewhere else None,
         verdict=verdict(ours, row.published, lower, incomparable) if ours else "diverged" if diverged else "not run",
     )  # fmt: skip
