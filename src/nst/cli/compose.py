@@ -170,8 +170,8 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> None:
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        known = GlobalHydra.instance().config_loader().get_group_options("recipe")
-        if key.partition("@")[0] == "recipe" and value not in known:
+        loader = GlobalHydra.instance().config_loader()
+        if key.partition("@")[0] == "recipe" and value not in loader.get_group_options("recipe"):
             raise MissingConfigException(f"Could not find 'recipe/{value}'")
 
 
