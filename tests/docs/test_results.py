@@ -35,7 +35,7 @@ def test_each_file_has_its_command_and_names_no_folder_of_the_machine(file: Path
 @pytest.fixture
 def kept(tmp_path: Path) -> pd.DataFrame:
     """Runs of three methods as `add` keeps them."""
-    write_table(tmp_path, label="NST")
+    write_table(tmp_path)
     script.main(["add", str(tmp_path / "outputs"), str(tmp_path / "kept.jsonl")])
     return script.read_lines(tmp_path / "kept.jsonl")
 
@@ -44,12 +44,10 @@ def test_a_run_is_kept_once(tmp_path: Path, kept: pd.DataFrame) -> None:
     """Also where another machine did it again; and one that tables do not tell apart from a known one is an error."""
     assert len(kept) == 8  # the ninth is not finished
     (tmp_path / "outputs").rename(tmp_path / "elsewhere")
-    words, lines = (
-        ["add", str(tmp_path / "elsewhere"), str(tmp_path / "kept.jsonl")],
-        (tmp_path / "kept.jsonl").read_text(),
-    )
+    file = tmp_path / "kept.jsonl"
+    words, lines = ["add", str(tmp_path / "elsewhere"), str(file)], file.read_text()
     script.main(words)
-    assert (tmp_path / "kept.jsonl").read_text() == lines
+    assert file.read_text() == lines
     assert str(tmp_path) not in lines
     config = next(file for file in sorted((tmp_path / "elsewhere").rglob("config.json")) if "kd" in str(file))
     change(config, "trainer.batch_size", 256)

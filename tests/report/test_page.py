@@ -12,8 +12,7 @@ from tests.tables.written import change, runs_of, write_evidence, write_table
 
 from nst.report.page import evaluation_page, page
 from nst.report.text import code, content, files, plain
-from nst.tables.plan import Plan
-from nst.tables.result import Method, read_result
+from nst.tables.result import read_result
 
 PAYLOAD = """</style><script>alert(1)</script><img src=x onerror='alert(2)'>{{ 7*7 }}{% x %}&lt;|`$x$"""
 
@@ -31,11 +30,6 @@ class Structure(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-def methods_of(plan: Plan) -> list[Method]:
-    (group,) = read_result(plan).groups
-    return group.methods
 
 
 def test_numbers_are_the_same_in_all_files(tmp_path: Path) -> None:
@@ -63,7 +57,9 @@ def test_numbers_are_the_same_in_all_files(tmp_path: Path) -> None:
 
 
 def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
-    result = read_result(write_table(tmp_path, metric="accuracy"))
+    plan = write_table(tmp_path)
+    plan.table.metric = "accuracy"
+    result = read_result(plan)
     assert [method.rank for method in result.groups[0].methods] == [3, 2, 1]
     assert content(result)["groups"][0]["grid"][2][1] == "+1.00 ± 0.00"
     text = "+1.05 ± 5.72 points: no more than the variation between seeds explains, and about 4 of the 360 test images."
@@ -71,7 +67,7 @@ def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
 
 
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
-    result = read_result(write_table(tmp_path, overrides=["data.limit=200"]))
+    result = read_result(write_table(tmp_path, "data.limit=200"))
     written = files(result, content(result))
     for text in (written["table.md"], page(result, tmp_path)):
         assert "digits, test error (reduced)" in text
@@ -85,13 +81,13 @@ def test_lost_runs_are_counted(tmp_path: Path) -> None:
     first, second, _ = runs_of(plan, "kd")
     (first / "summary.json").unlink()
     (first / "diverged.json").write_text('{"step": 3, "reason": "step 3: not finite"}')
-    lines = (second / "metrics.jsonl").read_text()
-    (second / "metrics.jsonl").write_text(
-        '{"kind": "eval", "epoch": 0.5, "top1": 90.0}\n{"kind": "eval", "epoch": 0.7, "top1": 40.0}\n' + lines
+    fell = "".join(
+        json.dumps({"kind": "eval", "epoch": e, "top1": top1}) + "\n" for e, top1 in ((0.5, 90.0), (0.7, 40.0))
     )
-    row = methods_of(plan)[1]
+    (second / "metrics.jsonl").write_text(fell + (second / "metrics.jsonl").read_text())
+    row = (result := read_result(plan)).groups[0].methods[1]
     assert (row.diverged, row.collapsed, row.last and row.last.n) == (1, 1, 2)
-    assert "Runs that collapsed: 1; that diverged: 1." in " ".join(content(read_result(plan))["notes"])
+    assert "Runs that collapsed: 1; that diverged: 1." in " ".join(content(result)["notes"])
 
 
 def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Path) -> None:
@@ -101,7 +97,7 @@ def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Pa
     assert content(read_result(plan))["groups"][0]["grid"][2][7:9] == ["4.47 (best)", "-0.47 (best)"]
     for folder in runs_of(plan, "kd"):
         change(folder / "summary.json", "evaluated_on", "val")
-    row = methods_of(plan)[1]
+    row = read_result(plan).groups[0].methods[1]
     assert (row.difference, row.verdict) == (None, "not comparable: our best epoch is one on validation images")
 
 
@@ -109,9 +105,8 @@ def test_no_string_becomes_markup(tmp_path: Path) -> None:
     """The same tags with a payload in every text of the table and its runs as without, and no script, style or address of another."""
     found = []
     for name, text in (("harmless", "nst"), ("injected", PAYLOAD)):
-        (tmp_path / name).mkdir()
-        plan = write_table(tmp_path / name, label=text.replace('"', ""))
-        plan.table.title = plan.table.source = plan.table.groups[0].title = text
+        plan = write_table(tmp_path / name)
+        plan.cells[2].row.label = plan.table.title = plan.table.source = plan.table.groups[0].title = text
         for file in (tmp_path / name).rglob("summary.json"):
             change(file, "commit", text)
             change(file, "versions", {text: text})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
+from tests.tables.written import planned
 
 from nst.tables.command import Request, parse
 from nst.tables.plan import folder_of, make_plan
@@ -22,6 +23,12 @@ methods:
   - {name: student, label: Baseline, overrides: [loss=ce]}
   - {name: kd, label: KD, overrides: [loss=kd]}
   - {name: at, label: AT, overrides: [loss=at]}
+"""
+
+
+SECOND = """  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}
+"""
+FITNET = """  - {name: fitnet, label: FitNet, overrides: [loss=fitnet]}
 """
 
 
@@ -64,28 +71,31 @@ def test_plan_of_the_paper_s_table() -> None:
 
 
 def test_what_was_changed_is_said_and_decides_what_is_comparable() -> None:
-    plan = make_plan(Request("quick/digits", 1, 0.4, overrides=["data.limit=200", "data.root=null"]))
+    plan = planned("data.limit=200", "data.root=null", epochs=0.4)
     assert {cell.label for cell in plan.cells} == {"reduced"}
-    assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 2 (table: 5)")
-    assert "trainer.epochs=2 " in plan.cells[1].command + " "
+    assert plan.cells[0].changes == ("data.limit: 200 (table: null)", "trainer.epochs: 1 (table: 2)")
+    assert "trainer.epochs=1 " in plan.cells[1].command + " "
     (teacher,) = plan.teachers
     assert teacher.trainer.epochs == 6
-    computed = make_plan(Request("quick/digits", 1, overrides=["trainer.precision=bf16", "teacher.weights=/me/t.pt"]))
+    computed = planned("trainer.precision=bf16", "teacher.weights=/me/t.pt")
     assert {cell.label for cell in computed.cells} == {"computed otherwise"}
     assert "teacher.weights: t.pt (table: null)" in computed.cells[1].changes
     assert computed.teachers == []
 
 
-def test_the_teacher_cache_is_written_once_for_all_rows() -> None:
+def test_the_teacher_cache_is_written_once_for_all_rows(tmp_path: Path) -> None:
     """Rows whose targets are as large as the features, or that ask for none, stay live; fewer views than epochs are another experiment."""
-    plan = make_plan(Request("quick/digits", 2, overrides=["cache.views=4"]))
+    (tmp_path / "one.yaml").write_text(
+        SMALL.replace("along: data.limit\n", "").replace("epochs=1", "epochs=5").replace(SECOND, "") + FITNET
+    )
+    plan = make_plan(Request(str(tmp_path / "one.yaml"), overrides=["cache.views=4"]))
     live = {cell.row.name for cell in plan.cells if not cell.runs[0].cache.views}
-    assert live == {"student", "fitnet", "nst_gaussian"}
+    assert live == {"student", "fitnet"}
     (cache,) = plan.caches
     names = sorted(node["_target_"].split(".")[-1] for node in cache.loss.values())
-    assert names == ["AT", "CrossEntropy", "KD", "NST", "NST"]
+    assert names == ["AT", "CrossEntropy", "KD"]
     assert {cell.row.name for cell in plan.cells if cell.label != "changed"} == live
-    assert "cache" not in plan.cells[2].command
+    assert "cache" not in plan.cells[3].command
     assert "cache.views=4" in plan.cells[1].command
 
 

@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import tempfile
+from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,17 @@ from nst.tables.plan import Plan, folder_of, make_plan
 
 TEXT = """title: A test
 source: a paper
-metric: {metric}
+metric: error
 seeds: 3
 overrides: [data=digits, model=resnet8, teacher=resnet20, trainer.epochs=2]
 groups:
   - name: small
     title: big → small
-    teacher: {{published: 4.04}}
+    teacher: {published: 4.04}
     rows:
-      - {{name: student, label: Baseline, overrides: [loss=ce], published: 5.80}}
-      - {{name: kd, label: KD, overrides: [loss=kd], published: 4.47}}
-      - {{name: nst_poly, label: "{label}", overrides: [loss=nst_poly], published: 4.39}}
+      - {name: student, label: Baseline, overrides: [loss=ce], published: 5.80}
+      - {name: kd, label: KD, overrides: [loss=kd], published: 4.47}
+      - {name: nst_poly, label: NST <poly>, overrides: [loss=nst_poly], published: 4.39}
 """
 ACCURACIES: dict[str, list[list[float]]] = {  # of each seed by epoch; the last run of NST is not finished
     "student": [[90.0, 94.0], [89.0, 95.0], [88.0, 93.0]],
@@ -34,13 +37,22 @@ ACCURACIES: dict[str, list[list[float]]] = {  # of each seed by epoch; the last 
 }
 
 
-def write_table(folder: Path, metric: str = "error", label: str = "NST <poly>", **request: Any) -> Plan:
-    """The plan of a table of three methods, and the folders of its runs."""
-    file = folder / "table.yaml"
-    file.write_text(TEXT.format(metric=metric, label=label))
-    plan = make_plan(Request(str(file), outputs=str(folder / "outputs"), **request))
+@cache
+def planned(*overrides: str, epochs: float = 1.0) -> Plan:
+    """The plan of a table of three methods."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "table.yaml")
+        file.write_text(TEXT)
+        return make_plan(Request(str(file), epochs=epochs, overrides=[*overrides]))
+
+
+def write_table(folder: Path, *overrides: str) -> Plan:
+    """Such a plan, and the folders of its runs."""
+    plan = deepcopy(planned(*overrides))
+    plan.request.outputs = str(folder / "outputs")
     for cell in plan.cells:
         for run, accuracies in zip(cell.runs, ACCURACIES[cell.row.name], strict=True):
+            run.outputs = plan.request.outputs
             write_run(run, accuracies)
     return plan
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from nst import build
@@ -26,6 +26,7 @@ from nst.losses import NST
 from nst.models.external import look_at
 from nst.models.weights import load_weights, recorded_size
 from nst.report.heatmaps import features, heatmaps
+from nst.report.text import Record
 from nst.storage.folder import STUDENT, SUMMARY
 from nst.tables.file import Group
 from nst.tables.plan import Cell, Plan, finished, folder_of
@@ -35,9 +36,11 @@ IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
 DRAWN = 3  # methods of the heat maps and of t-SNE, beside the baseline
 FORM = 5  # of the files; another one is made anew
-KERNELS = ("linear", "polynomial", "gaussian")
-
-Record = dict[str, Any]
+KERNELS: dict[Any, str] = {
+    "linear": "linear",
+    "polynomial": "polynomial (xᵀy)²",
+    "gaussian": "Gaussian",
+}  # name → title
 
 
 def gather(plan: Plan, device: torch.device) -> None:
@@ -49,7 +52,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         subject = {"form": FORM, "layers": asdict(group.layers), "runs": runs}
         file = plan.request.folder / "evidence" / f"{group.name}.json"
         earlier = json.loads(file.read_bytes()) if file.exists() else {}
-        if all(earlier.get(key) == value for key, value in subject.items()):
+        if earlier | subject == earlier:
             continue
         file.unlink(missing_ok=True)  # the page would show it as that of the present runs
         taught = next((run for _, run in done if run.teacher.model is not None), None)
@@ -59,26 +62,21 @@ def gather(plan: Plan, device: torch.device) -> None:
         weights = taught.teacher.weights or str(folder_of(teacher_run(taught)) / STUDENT)
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
-            found = evaluated(group, cells, taught, weights, device)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # weights are missing; a network lacks the layer, or its features channels
+            found = subject | evaluated(group, cells, taught, weights, device)
+            write_whole(file, json.dumps(found, indent=1).encode())
+        except (OSError, ValueError) as error:  # weights are missing; a network lacks the layer, or features channels
             print(f"{group.title}: the networks are not evaluated: {error}", flush=True)
-            continue
-        write_whole(file, json.dumps({**subject, **found}, indent=1).encode())
 
 
 def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: str, device: torch.device) -> Record:
-    """What the page shows of a group's networks on the first test images `[N, C, H, W]`.
+    """What the page shows of a group's networks on the first test images `[N, C, H, W]`; ValueError for a layer that they lack.
 
     Returns:
         images: N; mmd: row → kernel → MMD² of each seed before and after training; of a few rows, those with NST first, tsne: row →
         coordinates of the teacher's and the student's channels on the first image, and neurons: heat maps as PNG in base64.
-
-    Raises:
-        ValueError: a network lacks the layer, or its features have no channels.
     """
+    from sklearn.manifold import TSNE
+
     data, of_teacher = build.dataset(taught), taught.teacher
     batches = [*islice(data.split("test").loader(64, train=False, device=device).epoch(0), IMAGES // 64)]
     images = torch.cat([batch.images for batch in batches])  # [N, C, H, W]
@@ -113,11 +111,17 @@ def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: s
         methods.sort(key=lambda cell: not any(name.startswith("nst") for name in cell.runs[0].loss))
         alone = [cell for cell in methods if len(cell.runs[0].loss) <= 2]  # the cross-entropy and one more
         chosen = [cell for cell in done if cell is cells[0] or cell in (alone or methods)[:DRAWN]]
-        networks = {cell.row.name: student(cell.runs[0]) for cell in chosen}
-        tsne = {
-            name: _tsne(teacher_features[:1], features(model, images, group.layers.student)[:1])
-            for name, model in networks.items()
-        }
+        networks, tsne = {cell.row.name: student(cell.runs[0]) for cell in chosen}, {}
+        for name, model in networks.items():
+            one, other = teacher_features[:1], features(model, images, group.layers.student)[:1]
+            if one.shape[2:] != other.shape[2:]:
+                one = F.interpolate(one, other.shape[2:], mode="bilinear", align_corners=False)
+            sides = [side[0].flatten(1) for side in (one, other)]
+            sides = [F.normalize(side[side.norm(dim=1) > 0], dim=1).numpy() for side in sides]  # unit channel maps
+            every = np.concatenate(sides)
+            place = TSNE(perplexity=min(30, (len(every) - 1) // 3), init="pca", random_state=0).fit_transform(every)
+            first, second = np.split(np.round(place, 2), [len(sides[0])])
+            tsne[name] = {"teacher": first.tolist(), "student": second.tolist()}
         labels, pictures = [data.classes[number] if data.classes else f"class {number}" for number in numbers], {}
         drawn = heatmaps(images[:SHOWN], {"teacher": teacher, **networks}, normalization, labels)
         for name, picture in drawn.items():
@@ -126,17 +130,3 @@ def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: s
             Image.fromarray(pixels).save(file, "PNG", optimize=True)
             pictures[name.removeprefix("neurons/")] = base64.b64encode(file.getvalue()).decode()
     return {"images": len(images), "mmd": mmd, "tsne": tsne, "neurons": pictures}
-
-
-def _tsne(teacher: Tensor, student: Tensor) -> Record:
-    """The unit channel maps of both features `[1, C, H, W]`, without those that are zero, in the plane."""
-    from sklearn.manifold import TSNE
-
-    if teacher.shape[2:] != student.shape[2:]:
-        teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", align_corners=False)
-    maps = [feature[0].flatten(1) for feature in (teacher, student)]
-    sides = [F.normalize(side[side.norm(dim=1) > 0], dim=1).numpy() for side in maps]
-    points = np.concatenate(sides)
-    place = TSNE(perplexity=min(30, (len(points) - 1) // 3), init="pca", random_state=0).fit_transform(points)
-    first, second = np.split(np.round(place, 2), [len(sides[0])])
-    return {"teacher": first.tolist(), "student": second.tolist()}

@@ -55,10 +55,9 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
         text = file.getvalue()
         text = text[text.index("<svg") :]
         text = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style [^>]*>.*?</style>|\s*<!--.*?-->", "", text, flags=re.S)
-        text = re.sub(r'<g id="[^"]*"', "<g", text)
-        text = re.sub(r'style="([^"]*)"', attributes, text)
-        size, label = r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(description)}"'
-        text = re.sub(size, lambda _: label, text, count=1)
+        text = re.sub(r'style="([^"]*)"', attributes, re.sub(r'<g id="[^"]*"', "<g", text))
+        label = f'role="img" aria-label="{escape(description)}"'
+        text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, text, count=1)
         for name, colour in COLOURS.items():
             text = text.replace(colour, f"var(--{name})")
         return text.strip()
@@ -93,8 +92,7 @@ def _log_scale(axes: Axes, which: str, low: float, high: float) -> None:
 def points(rows: Sequence[tuple[str, str, Collection[float], Sample | None, float | None]], description: str) -> tuple[Axes, str]:  # fmt: skip
     """A line a method: faint dots for the seeds, the mean with its 95 % interval, cut off where wide, a diamond for what is published.
 
-    Args:
-        rows: label, kind (a colour), a value for each seed, their statistics, the published value.
+    A row is label, kind (a colour), a value for each seed, their statistics, the published value.
     """
     axes = _lines([row[0] for row in rows])
     for y, (_, kind, values, mean, published) in enumerate(rows):
@@ -114,11 +112,7 @@ def points(rows: Sequence[tuple[str, str, Collection[float], Sample | None, floa
 
 @_as_svg
 def changes(rows: Sequence[tuple[str, str, float, float]], description: str) -> tuple[Axes, str]:
-    """A line a method, logarithmic: from a hollow dot to a full one.
-
-    Args:
-        rows: label, kind, value before and after.
-    """
+    """A line a method, logarithmic: from a hollow dot to a full one; a row is label, kind, value before and after."""
     axes = _lines([row[0] for row in rows])
     for y, (_, kind, before, after) in enumerate(rows):
         axes.plot([before, after], [y, y], color=COLOURS[kind], linewidth=1.6, alpha=0.6)
@@ -133,9 +127,7 @@ def changes(rows: Sequence[tuple[str, str, float, float]], description: str) -> 
 def curves(lines: Mapping[str, Mapping[float, Sequence[float]]], extent: tuple[float, ...], description: str) -> tuple[Axes, str]:  # fmt: skip
     """Error over epochs, logarithmic, as the paper's Figure 4: the mean over seeds, a band from the lowest to the highest.
 
-    Args:
-        lines: kind (a colour) → epoch → the error of each seed.
-        extent: last epoch, lowest and highest error of all panels.
+    `lines` is kind (a colour) → epoch → the error of each seed, `extent` last epoch, lowest and highest error of all panels.
     """
     axes, (last, low, high) = _axes(190, 120), extent
     for kind, line in lines.items():

@@ -22,20 +22,15 @@ COLOURS = "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746
 def heatmaps(
     images: Tensor, networks: Mapping[str, nn.Module], normalization: Normalization, labels: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """One picture per network, one row per image: the image, then the responses of a few channels of the last stage.
+    """One picture `neurons/<name>` → `[3, H', W']` in 0…1 of each network: a row an image, then a few channels of the last stage.
 
     For the reference (the network called "teacher", else the first) these are the channels with the largest mean activation
     over the images; for the others the channels most similar to each of the reference's, so that columns correspond. The colours
     of a channel are scaled to its maximum over the images.
 
     Args:
-        images: `[B, C, H, W]`, normalised.
+        images: `[B, C, H, W]`, normalised by `normalization`, of the classes `labels`.
         networks: by name; those without a `last` layer are left out.
-        normalization: of the images.
-        labels: the images' classes; None if unknown.
-
-    Returns:
-        `neurons/<name>` → `[3, H', W']` in 0…1.
     """
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (normalization.mean, normalization.std))
     pictures = F.interpolate((images * std + mean).clamp(0, 1), SIZE).expand(-1, 3, -1, -1).cpu()
@@ -46,22 +41,35 @@ def heatmaps(
     reference = "teacher" if "teacher" in maps else next(iter(maps))
     activity = maps[reference].mean((0, 2, 3))
     chosen = activity.topk(min(NEURONS, len(activity))).indices.tolist()
-    found = {}
+    found, rows, step = {}, len(images), SIZE + GAP
+    font, below = ImageFont.load_default(11), TOP + rows * step
     for name, of_network in maps.items():
         channels, captions = chosen, [""] * len(chosen)
         if name != reference:
             channels, cosines = nearest(of_network, maps[reference][:, chosen])
             known = zip(chosen, cosines, strict=True)
             captions = [f"\nfor {shortened(reference)} {theirs}\ncosine {cosine:.2f}" for theirs, cosine in known]
-        title = f"{name}: layer {resolve(named[name], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
         columns = {"image": pictures}
         for channel, caption in zip(channels, captions, strict=True):
             heat = F.interpolate(of_network[:, [channel]].relu(), SIZE, mode="bilinear", align_corners=False)[:, 0]
             over = coloured(heat / heat.max().clamp(min=1e-12)).transpose(0, 1)
-            columns[f"channel {channel}\nmax. {of_network[:, channel].max():.3g}{caption}"] = (
-                0.4 * pictures + 0.6 * over
-            )
-        found[f"neurons/{name}"] = drawing(title, columns, labels)
+            caption = f"channel {channel}\nmax. {of_network[:, channel].max():.3g}{caption}"
+            columns[caption] = 0.4 * pictures + 0.6 * over
+        canvas = Image.new("RGB", (LEFT + len(columns) * step, below + BOTTOM), "white")
+        draw = ImageDraw.Draw(canvas)
+        title = f"{name}: layer {resolve(named[name], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
+        draw.text((6, 12), title, "black", ImageFont.load_default(13), "lm")
+        for row in range(rows):
+            label = f"image {row}" if labels is None else shortened(labels[row])
+            draw.text((LEFT - 6, TOP + row * step + SIZE / 2), label, "black", font, "rm")
+        for column, (caption, shown) in enumerate(columns.items()):
+            draw.text((LEFT + column * step + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
+            for row, picture in enumerate(shown):
+                canvas.paste(_image(picture), (LEFT + column * step, TOP + row * step))
+        canvas.paste(_image(coloured(torch.linspace(0, 1, 144).expand(8, -1))), (LEFT + step, below + 8))
+        draw.text((LEFT + step, below + 24), "0", "black", font, "lm")
+        draw.text((LEFT + step + 144, below + 24), "channel's max.", "black", font, "mm")
+        found[f"neurons/{name}"] = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
     return found
 
 
@@ -91,28 +99,9 @@ def nearest(maps: Tensor, reference: Tensor) -> tuple[list[int], list[float]]:
     return indices.tolist(), cosines.tolist()
 
 
-def drawing(title: str, columns: Mapping[str, Tensor], labels: Sequence[str] | None) -> Tensor:
-    """A picture `[3, H', W']` in 0…1 of columns of pictures `[B, 3, S, S]`, by caption."""
-
-    def image(picture: Tensor) -> Image.Image:
-        return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-    rows, step = len(columns["image"]), SIZE + GAP
-    canvas = Image.new("RGB", (LEFT + len(columns) * step, TOP + rows * step + BOTTOM), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
-    draw.text((6, 12), title, "black", ImageFont.load_default(13), "lm")
-    for row in range(rows):
-        label = f"image {row}" if labels is None else shortened(labels[row])
-        draw.text((LEFT - 6, TOP + row * step + SIZE / 2), label, "black", font, "rm")
-    for column, (caption, shown) in enumerate(columns.items()):
-        draw.text((LEFT + column * step + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
-        for row, picture in enumerate(shown):
-            canvas.paste(image(picture), (LEFT + column * step, TOP + row * step))
-    below = TOP + rows * step
-    canvas.paste(image(coloured(torch.linspace(0, 1, 144).expand(8, -1))), (LEFT + step, below + 8))
-    draw.text((LEFT + step, below + 24), "0", "black", font, "lm")
-    draw.text((LEFT + step + 144, below + 24), "channel's max.", "black", font, "mm")
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+def _image(picture: Tensor) -> Image.Image:
+    """Of `[3, H, W]` in 0…1."""
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def shortened(text: str) -> str:

@@ -1,7 +1,6 @@
-"""Self-contained pages, of a table and of an evaluation: no network access, no scripts, all figures inline.
+"""Self-contained pages, of a table and of an evaluation, that are safe to view of a folder from somebody else.
 
-Templates escape every value from files; the page itself forbids scripts and network access, so that it is safe to view a
-folder from somebody else.
+Templates escape every value from files; all figures are inline, and the page itself forbids scripts and network access.
 """
 
 import json
@@ -15,13 +14,12 @@ from rich.markdown import Markdown
 
 from nst.files import write_whole
 from nst.report import figures, text
-from nst.report.evidence import gather
+from nst.report.evidence import KERNELS, gather
 from nst.report.text import Record
 from nst.tables.plan import Plan, folder_of
 from nst.tables.result import GroupResult, Result, read_result
 from nst.tables.statistics import gains
 
-KERNELS = {"linear": "linear", "polynomial": "polynomial (xᵀy)²", "gaussian": "Gaussian"}
 MOST_CLASSES = 100  # of a confusion matrix that is drawn
 
 
@@ -41,14 +39,7 @@ def write_result(plan: Plan, device: torch.device) -> None:
 
 
 def page(result: Result, folder: Path) -> str:
-    """The page of a table as HTML.
-
-    Args:
-        folder: the table's own; `evidence/` lies there.
-
-    Raises:
-        ValueError: a damaged file of the evidence.
-    """
+    """The page of a table as HTML; `evidence/` lies in the table's folder. Raises ValueError for a damaged file of it."""
     content, drawing, configurations = text.content(result), None, []
     if content["along"]:
         lines = [gain for gain in gains(result.frame, result.plan.table.metric == "error") if gain.points]
@@ -57,10 +48,10 @@ def page(result: Result, folder: Path) -> str:
         shown |= _group(group, folder, result.plan.table.metric)
     for cell in result.plan.cells:
         folders = [folder_of(run) for run in cell.runs]
-        file = folders[0] / "config.json"
-        config = file.read_text(errors="replace") if file.is_file() else "not run"
         about = {"name": result.plan.name_of(cell), "command": cell.command, "runs": ", ".join(map(str, folders))}
-        configurations.append({**about, "config": config})
+        config = folders[0] / "config.json"
+        about["config"] = config.read_text(errors="replace") if config.is_file() else "not run"
+        configurations.append(about)
     return text.rendered("page.html", **content, gain_figure=drawing, configurations=configurations)
 
 
@@ -75,9 +66,8 @@ def _group(group: GroupResult, folder: Path, metric: str) -> Record:
 
     drawn = [method for method in methods if method.curve]
     errors = [value for method in drawn for values in method.curve.values() for value in values]
-    curves, confusions, costs, changes, tsne = [], [], [], [], []
-    header = ["method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after"))]
-    mmd = [header]
+    curves, confusions, costs, changes, tsne, first = [], [], [], [], [], 0.0
+    mmd = [["method", *(f"{name}: {when}" for name in KERNELS.values() for when in ("before", "after"))]]
     for method in methods:
         label, name = method.row.label, method.row.name
         if method.curve:  # all of one extent, each beside the baseline's
@@ -86,43 +76,41 @@ def _group(group: GroupResult, folder: Path, metric: str) -> Record:
             curves.append((label, Markup(figures.curves(lines, extent, f"{label}: error over epochs"))))
         measured = evidence["mmd"].get(name, {})
         if measured.get("polynomial", {}).get("after"):
-            means = {
-                kernel: [sum(values) / len(values) for values in (pair["before"], pair["after"])]
-                for kernel, pair in measured.items()
-            }
-            changes.append((label, method.kind, *means["polynomial"]))
-            mmd.append([label, *(f"{value:.3g}" for kernel in KERNELS for value in means[kernel])])
+            pairs = [measured[kernel][when] for kernel in KERNELS for when in ("before", "after")]
+            means = [sum(values) / len(values) for values in pairs]
+            changes.append((label, method.kind, *means[2:4]))  # polynomial
+            mmd.append([label, *(f"{value:.3g}" for value in means)])
         if name in evidence["tsne"]:
             places = {"published": evidence["tsne"][name]["teacher"], method.kind: evidence["tsne"][name]["student"]}
             tsne.append((label, Markup(figures.scatter(places, f"channels of {label}"))))
         evaluation = folder_of(method.cell.runs[0]) / "evaluation.json"
         if evaluation.is_file() and (drawing := _confusion(json.loads(evaluation.read_bytes()))):
             confusions.append((label, drawing))
-        if method.seconds and method.steps:
-            costs.append((label, method.seconds.mean, method.steps, 1000 * method.seconds.mean / method.steps))
+        if (cost := method.seconds) and method.steps:
+            step = 1000 * cost.mean / method.steps
+            first = first or step
+            costs.append([label, f"{cost.mean:.1f}", f"{method.steps:,}", f"{step:.2f}"])
+            costs[-1].append(f"{step / first:.2f}×" if first else "–")
     points = [(m.row.label, m.kind, m.by_seed.values(), m.last, m.row.published) for m in methods]
     texts = "; ".join(f"{m.row.label}: {f'mean {m.last.mean:.2f}' if m.last else 'not run'}" for m in methods)
     names = {"teacher": "Teacher", **{method.row.name: method.row.label for method in methods}}
     known = any(method.last or method.row.published is not None for method in methods)
+    splits = sorted({name for method in methods for name in method.evaluated_on})
     return {
         "points": Markup(figures.points(points, f"{metric} in percent: {texts}")) if known else None,
-        "images": evidence["images"], "curves": curves, "split": "/".join(sorted({name for m in methods for name in m.evaluated_on})) or "test",
+        "images": evidence["images"], "curves": curves, "split": "/".join(splits) or "test",
         "mmd": {"figure": Markup(figures.changes(changes, "MMD² before and after training")), "grid": mmd} if changes else None,
         "neurons": [(names[name], picture) for name, picture in evidence["neurons"].items() if name in names],
         "tsne": tsne, "confusion": confusions,
-        "cost": costs and [
-            ["method", "seconds a run", "steps", "ms a step", "of the first row"],
-            *([label, f"{seconds:.1f}", f"{steps:,}", f"{step:.2f}", f"{step / costs[0][3]:.2f}×" if costs[0][3] else "–"]
-              for label, seconds, steps, step in costs),
-        ],
+        "cost": costs and [["method", "seconds a run", "steps", "ms a step", "of the first row"], *costs],
     }  # fmt: skip
 
 
 def evaluation_page(report: Record) -> str:
     """The page of `nst evaluate`, from what it writes to `evaluation.json`: every class, and the confusion matrix."""
     rows = [[entry["class"], f"{entry['images']:,}", f"{entry['top1']:.2f}"] for entry in report["classes"]]
-    about = {"title": f"Classes of {report['model']}", "report": report, "confusion": _confusion(report)}
-    return text.rendered("evaluation.html", **about, classes=[["class", "images", "top-1, %"], *rows])
+    about = {"title": f"Classes of {report['model']}", "classes": [["class", "images", "top-1, %"], *rows]}
+    return text.rendered("evaluation.html", report=report, confusion=_confusion(report), **about)
 
 
 def _confusion(report: Record) -> Markup | None:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict
 from html import escape
 from typing import Any
@@ -40,9 +41,9 @@ def plain(text: str) -> str:
 def code(text: str) -> str:
     """A code span of Markdown that its text cannot end; pipes are neutralised, for tables."""
     text = " ".join(text.split()).replace("|", r"\|")
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence, space = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{space}{text}{space}{fence}"
+    longest = max(re.findall("`+", text), default="")
+    space = " " if longest else ""
+    return f"`{longest}{space}{text}{space}{longest}`"
 
 
 def number(value: float) -> str:
@@ -70,7 +71,8 @@ def content(result: Result) -> Record:
     plan, lower, along = result.plan, result.plan.table.metric == "error", None
     if plan.table.along is not None and len(result.frame):
         axis = AXES.get(plan.table.along, plan.table.along)
-        along = dict(zip(("axis", "grid", "added"), (axis, *gain_grids(result.frame, lower, axis)), strict=True))
+        grid, added = gain_grids(result.frame, lower, axis)
+        along = {"axis": axis, "grid": grid, "added": added}
     methods = [method for group in result.groups for method in group.methods]
     missing = {m.row.label: len(m.cell.runs) - m.diverged - (m.last.n if m.last else 0) for m in methods}
     notes = rendered(
@@ -82,37 +84,36 @@ def content(result: Result) -> Record:
         "title": f"{plan.table.title} ({plan.label})" if plan.label in LABELS[2:] else plan.table.title,
         "banner": plan.banner, "table": plan.table, "command": plan.request.command, "origin": result.origin,
         "along": along, "gain": GAIN, "notes": [line for line in notes.splitlines() if line], "words": WORDS,
-        "default": DEFAULT, "groups": [*map(group_content, result.groups)],
+        "default": DEFAULT, "groups": [*map(_group, result.groups)],
     }  # fmt: skip
 
 
-def group_content(group: GroupResult) -> Record:
+def _group(group: GroupResult) -> Record:
     """A group: its grid, without columns that say nothing, and the settings that all rows share."""
     methods, rows = group.methods, []
-    values: dict[str, set[str]] = {}  # of each setting; rows without a finished run lack some
-    for key, text in (item for method in methods for item in method.settings.items()):
-        values.setdefault(key, set()).add(text)
-    shared = {key: next(iter(texts)) for key, texts in values.items() if len(texts) == 1}
+    pairs = dict.fromkeys(item for method in methods for item in method.settings.items())
+    counts = Counter(key for key, _ in pairs)  # values of each setting; rows without a finished run lack some
+    shared = {key: text for key, text in pairs if counts[key] == 1}
     if seeds := dict.fromkeys(str(seed) for method in methods for seed in method.by_seed):
         shared["seeds"] = ", ".join(seeds)
     compared = any(method.row.published is not None for method in methods)
     lost = [name for name in ("collapsed", "diverged") if any(getattr(method, name) for method in methods)]
     for method in methods:
-        row, last, top5 = method.row, method.last, ["", ""]  # ours, theirs
+        row, last, top5, theirs = method.row, method.last, "", ""
         if row.published_top5 is not None:
-            top5 = [f" / {method.top5.mean:.2f}" if method.top5 else "", f" / {row.published_top5:.2f}"]
+            top5, theirs = f" / {method.top5.mean:.2f}" if method.top5 else "", f" / {row.published_top5:.2f}"
         cells = {
             "method": row.label, BASELINE: method.paired.signed if method.paired else "",
-            "last epoch": f"{last}{top5[0]}" if last else "", "median": f"{last.median:.2f}" if last else "",
+            "last epoch": f"{last}{top5}" if last else "", "median": f"{last.median:.2f}" if last else "",
             "λ": f"{weights_text(method.weights)}{'' if row.tuned else f' {NOT_TUNED}'}" if method.weights else "",
-            **{key: method.settings.get(key, "") for key in values if key not in shared},
+            **{key: method.settings.get(key, "") for key in counts if key not in shared},
             "95 % interval": last.interval if last else "", "best epoch": str(method.best or ""),
             **{name: f"{getattr(method, name)} of {len(method.cell.runs)}" for name in lost},
         }  # fmt: skip
         if compared:
             about, which = ", ".join(filter(None, (row.epoch, row.by))), "best" if row.epoch == "best" else "last"
             cells |= {
-                "published": "" if row.published is None else f"{row.published:.2f}{top5[1]} ({about})",
+                "published": "" if row.published is None else f"{row.published:.2f}{theirs} ({about})",
                 PUBLISHED: "" if method.difference is None else f"{method.difference:+.2f} ({which})",
                 "rank (published)": f"{method.rank or '–'}{f' ({method.published_rank})' if method.published_rank else ''}",
                 "verdict": method.verdict,
@@ -133,18 +134,18 @@ def gain_grids(runs: Frame, lower_is_better: bool, axis: str) -> tuple[Grid, Gri
     Args:
         runs: as `nst.tables.statistics.gains` has them.
     """
-    places = sorted(runs["at"].unique())
-    header, base = [axis, *map(number, places)], ["baseline, %"]
+    places, base = sorted(runs["at"].unique()), ["baseline, %"]
     for at in places:
         here = runs[runs["at"] == at]
         own = here[here["method"] == here["method"].iloc[0]]
         values = sample(own["value"].dropna())
-        spread = f" ± {values.std:.2f} [{values.median:.2f}]" if values and values.std is not None else ""
-        base.append((f"{values.mean:.2f}{spread} ({values.n})" if values else "–") + lost_text(own))
+        median = f" [{values.median:.2f}] (" if values and values.n > 1 else " ("
+        base.append((str(values).replace(" (", median) if values else "–") + lost_text(own))
+    header = [axis, *map(number, places)]
     grid, added = [header, base], [[*header, "mean"]]
     for gain in gains(runs, lower_is_better):
-        texts = [gain.points[at].gain if at in gain.points else "–" for at in places]
-        grid.append([gain.label, *(text + gain.lost.get(at, "") for text, at in zip(texts, places, strict=True))])
+        texts = [(gain.points[at].gain if at in gain.points else "–") + gain.lost.get(at, "") for at in places]
+        grid.append([gain.label, *texts])
     for gain in gains(runs, lower_is_better, of_nst=True):
         points = [*(gain.points.get(at) for at in places), gain.overall]
         added.append([gain.label, *(point.gain if point else "–" for point in points)])
