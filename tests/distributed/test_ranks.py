@@ -1,9 +1,5 @@
-"""Two ranks, joined over the network as two machines are, do what one process does on the same global batches.
+"""Two ranks do what one process does on the same global batches."""
 
-As a script, started by torchrun, it writes what each scenario gives on this rank: `test_ranks.py <folder>`.
-"""
-
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.conftest import torchrun
+from tests.faults.conftest import on_ranks
 from tests.kinds import Ramped, Remembering, SeveralLayers
 from torch import Tensor, nn
 
@@ -150,11 +146,17 @@ def results(here: Dist) -> dict[str, Any]:
     return found
 
 
+def save_results(folder: Path) -> None:
+    """As a rank."""
+    with join("cpu") as here:
+        torch.save(results(here), folder / f"rank{here.rank}.pt")
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two nodes with one process finds; they meet at a port of the first, as on a cluster."""
+    """What each of two finds."""
     folder = tmp_path_factory.mktemp("ranks")
-    torchrun(__file__, str(folder), nodes=2)
+    assert on_ranks(save_results, folder) == [0, 0]
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(2)]
 
 
@@ -185,8 +187,3 @@ def test_images_are_seen_once_in_an_epoch_and_in_an_evaluation(ranks: Any, one: 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(one: dict[str, Any]) -> None:
     torch.testing.assert_close(one["parts"]["state"], one["plain"]["state"], rtol=1e-4, atol=1e-6)
-
-
-if __name__ == "__main__":
-    with join("cpu") as here:
-        torch.save(results(here), Path(sys.argv[1]) / f"rank{here.rank}.pt")

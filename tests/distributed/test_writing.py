@@ -1,11 +1,7 @@
-"""A teacher cache has the same bytes whether one process writes it, several do, or some of each in turn.
-
-As a script, started by torchrun, it writes caches: `test_writing.py <folder> <folder of photographs>`.
-"""
+"""A teacher cache has the same bytes whether one process writes it, several do, or some of each in turn."""
 
 import os
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tests.data.samples import load, write_tree
-from tests.distributed.conftest import torchrun
+from tests.faults.conftest import on_ranks
 from tests.teacher.test_cache import KEY, MAP, POLY, VIEWS, arrays_for, resnet8, split
 
 from nst.data.batch import Batch
@@ -37,11 +33,11 @@ class Stopped(LiveTeacher):
         return super().__call__(batch)
 
 
-def write(folder: Path, here: Dist, images: Any, after: int = 0, workers: int = 0) -> TeacherCache:
+def write(folder: Path, here: Dist, images: Any, after: int = 0) -> TeacherCache:
     """Write a cache of `images`, or as much of it as comes before a stop signal in a batch of this number."""
     torch.manual_seed(0)
     cache = TeacherCache(folder, KEY, len(images), VIEWS, "float32")
-    live, loader = Stopped(resnet8(), [POLY, MAP]), images.loader(4, train=True, workers=workers)
+    live, loader = Stopped(resnet8(), [POLY, MAP]), images.loader(4, train=True)
     live.after = after
     with suppress(Interrupted):
         write_cache(cache, live, loader, images.view_subset(VIEWS), arrays_for(POLY, MAP), here)
@@ -57,12 +53,21 @@ def rows(folder: Path) -> set[int]:
     return {np.count_nonzero(np.load(file)["crc"]) for file in folder.glob("*.npy*")}
 
 
+def write_all(folder: Path) -> None:
+    """As a rank."""
+    with join("cpu") as here:
+        write(folder / "whole", here, split())
+        write(folder / "cut", here, split(), after=5 if here.rank else 0)
+        write(folder / "continued", here, split())
+        write(folder / "photographs", here, load(folder / "tree", size=8, resize=10).train)
+
+
 def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     """Half a cache of one process is continued by two, half a cache of two (a signal came to one) by one."""
     write_tree(tmp_path / "tree")
     write(tmp_path / "continued", ONE, split(), after=8)
     assert rows(tmp_path / "continued") == {8 * 4}
-    torchrun(__file__, str(tmp_path), str(tmp_path / "tree"), ranks=2)
+    assert on_ranks(write_all, tmp_path) == [0, 0]
     assert rows(tmp_path / "cut") == {2 * 5 * 4}
     alone = write(tmp_path / "alone", ONE, split())
     for name in ("whole", "continued", "cut"):
@@ -70,12 +75,3 @@ def test_ranks_write_what_one_process_writes(tmp_path: Path) -> None:
     images = load(tmp_path / "tree", size=8, resize=10).train
     decoded = write(tmp_path / "decoded", ONE, images)
     assert content(write(tmp_path / "photographs", ONE, images, after=1)) == content(decoded)
-
-
-if __name__ == "__main__":
-    folder, tree = map(Path, sys.argv[1:])
-    with join("cpu") as here:
-        write(folder / "whole", here, split())
-        write(folder / "cut", here, split(), after=5 if here.rank else 0)
-        write(folder / "continued", here, split())
-        write(folder / "photographs", here, load(tree, size=8, resize=10).train, workers=1)

@@ -54,6 +54,27 @@ def composed(args: tuple[str, ...]) -> DictConfig:
         return compose("config", overrides=list(args))
 
 
+def on_ranks(target: Callable[..., None], *args: Any, world: int = 2) -> list[int | None]:
+    """`target(*args)` in forked processes, which may join as torchrun lets them: the exit statuses, None of one that hangs."""
+    from tests.faults.injections import as_rank
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it, not a rank
+    env = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    ranks = [env | {"RANK": str(rank)} if world > 1 else {} for rank in range(world)]
+    processes = [context().Process(target=as_rank, args=(own, target, args)) for own in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
 class Place:
     """A working folder with the run of one command."""
 
@@ -71,23 +92,7 @@ class Place:
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.glob("output*.txt"):
             path.unlink()
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it, not a rank
-        env = {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(world),
-            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-        }  # fmt: skip
-        processes = []
-        for rank in range(world):
-            own, output = env | {"RANK": str(rank)} if world > 1 else {}, f"output{rank}.txt"
-            of = (composed((*self.args, *args)), str(self.folder), output, own, fault)
-            processes.append(context().Process(target=main, args=of))
-            processes[-1].start()
-        for process in processes:
-            process.join(180)
-        codes = [process.exitcode for process in processes]
-        for process in processes:
-            process.kill()
-        return codes
+        return on_ranks(main, composed((*self.args, *args)), str(self.folder), fault, world=world)
 
     def text(self, rank: int | str = "*") -> str:
         """All that the last start has printed, or one rank of it."""

@@ -32,16 +32,21 @@ from nst.storage.checkpoint import Checkpoints
 from nst.teacher import cache
 
 
-def main(cfg: DictConfig, folder: str, output: str, environment: dict[str, str], fault: tuple[Any, ...]) -> None:
-    """In a working folder, with a fault: a function of this file and its arguments, or (). What is printed goes to a file there."""
+def as_rank(environment: dict[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """In a forked process: call `target` with the environment of a rank."""
     # another test may have started the fork server, with the signals blocked that data workers do not take
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     torch.set_num_threads(1)
+    os.environ |= environment
+    target(*args)
+
+
+def main(cfg: DictConfig, folder: str, fault: tuple[Any, ...]) -> None:
+    """In a working folder, with a fault: a function of this file and its arguments, or (). What is printed goes to a file there."""
     os.chdir(folder)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(f"output{os.environ.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
-    os.environ |= environment
     status: Any = 1
     try:
         if fault:
