@@ -41,16 +41,8 @@ LOSSES["ofa"] = ("loss=ofa", f"loss.ofa.layers=[{','.join(_layers)}]")
 
 # What each loss takes of an image at 1,000 classes: ResNet-34 → ResNet-18 on ImageNet.
 LAST, MAP, LOGITS_1000 = (512, 7, 7), (1000, 7, 7), (1000,)
-_on_logits = {
-    "kd": KD(),
-    "dkd": DKD(),
-    "ttm": TTM(),
-    "wttm": TTM(weighted=True),
-    "nkd": NKD(),
-    "rld": RLD(),
-    "abkd": ABKD(),
-}
-_on_logits |= {"wkd_l": WKDL(temperature=2.0, transport=30.0)}
+_on_logits = {"kd": KD(), "dkd": DKD(), "ttm": TTM(), "wttm": TTM(weighted=True), "nkd": NKD(), "rld": RLD()}
+_on_logits |= {"abkd": ABKD(), "wkd_l": WKDL(temperature=2.0, transport=30.0)}
 LARGE: dict[str, tuple[TransferLoss, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     **{name: (loss, [LOGITS_1000], [LOGITS_1000]) for name, loss in _on_logits.items()},
     "wkd_f": (WKDF(2.0, 4, "bottleneck"), [LAST], [LAST]),

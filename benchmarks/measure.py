@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,8 +57,8 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 def resident(key: str) -> int:
     """A line of /proc/self/status in bytes: "VmRSS" now, "VmHWM" at the highest; 0 where there is none."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(key)), 0)
+    found = re.search(rf"^{key}:\s*(\d+)", status.read_text() if status.exists() else "", re.M)
+    return int(found[1]) << 10 if found else 0
 
 
 def endless(loader: Loader) -> Iterator[Batch]:

@@ -71,14 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
                 "loss_alone": alone.get(loss, 0.0), "peak_bytes": peaks[loss, kind], "seconds": seconds,
             })  # fmt: skip
     write({"machine": machine(device), "rows": rows}, arguments.json)
-    columns = ("loss", "teacher", "images/s", "time", "processor time", "loss alone", "MB")
-    shown = [
-        (row["loss"], row["knowledge"], f"{row['images_per_second']:.0f}", row["ratio_to_plain"], row["ratio_by_processor_time"],
-         f"{row['loss_alone']:+.2f}", f"{row['peak_bytes'] / 1e6:.0f}")
-        for row in rows
-    ]  # fmt: skip
     title = f"{arguments.teacher} → {arguments.student}, batch {arguments.batch_size}: beside a plain step"
-    show(title, columns, shown)
+    columns = ("loss", "teacher", "images/s", "time", "processor time", "loss alone", "bytes")
+    show(title, columns, [[*row.values()][: len(columns)] for row in rows])
 
 
 def case(arguments: argparse.Namespace, loss: str, kind: str, folder: Path) -> Callable[[], None]:

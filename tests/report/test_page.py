@@ -34,7 +34,7 @@ class Structure(HTMLParser):
 
 def test_numbers_are_the_same_in_all_files(tmp_path: Path) -> None:
     result = read_result(write_table(tmp_path))
-    student, kd, nst = result.groups[0].methods
+    student, kd, nst = result.groups[0][1]
     assert student.last is not None
     assert (student.last.mean, student.last.std) == pytest.approx((6.0, 1.0))  # errors 6, 5, 7
     assert nst.last is not None
@@ -60,7 +60,7 @@ def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
     plan = write_table(tmp_path)
     plan.table.metric = "accuracy"
     result = read_result(plan)
-    assert [method.rank for method in result.groups[0].methods] == [3, 2, 1]
+    assert [method.rank for method in result.groups[0][1]] == [3, 2, 1]
     assert content(result)["groups"][0]["grid"][2][1] == "+1.00 ± 0.00"
     text = "+1.05 ± 5.72 points: no more than the variation between seeds explains, and about 4 of the 360 test images."
     assert text in page(result, tmp_path)
@@ -85,7 +85,7 @@ def test_lost_runs_are_counted(tmp_path: Path) -> None:
         json.dumps({"kind": "eval", "epoch": e, "top1": top1}) + "\n" for e, top1 in ((0.5, 90.0), (0.7, 40.0))
     )
     (second / "metrics.jsonl").write_text(fell + (second / "metrics.jsonl").read_text())
-    row = (result := read_result(plan)).groups[0].methods[1]
+    row = (result := read_result(plan)).groups[0][1][1]
     assert (row.diverged, row.collapsed, row.last and row.last.n) == (1, 1, 2)
     assert "Runs that collapsed: 1; that diverged: 1." in " ".join(content(result)["notes"])
 
@@ -97,7 +97,7 @@ def test_a_figure_of_the_best_epoch_is_compared_with_the_best_epoch(tmp_path: Pa
     assert content(read_result(plan))["groups"][0]["grid"][2][7:9] == ["4.47 (best)", "-0.47 (best)"]
     for folder in runs_of(plan, "kd"):
         change(folder / "summary.json", "evaluated_on", "val")
-    row = read_result(plan).groups[0].methods[1]
+    row = read_result(plan).groups[0][1][1]
     assert (row.difference, row.verdict) == (None, "not comparable: our best epoch is one on validation images")
 
 

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from nst import build
-from nst.build import teacher_run
 from nst.config import RunConfig
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
@@ -36,11 +35,7 @@ IMAGES = 256  # for MMD
 SHOWN = 4  # images of the heat maps
 DRAWN = 3  # methods of the heat maps and of t-SNE, beside the baseline
 FORM = 5  # of the files; another one is made anew
-KERNELS: dict[Any, str] = {
-    "linear": "linear",
-    "polynomial": "polynomial (xᵀy)²",
-    "gaussian": "Gaussian",
-}  # name → title
+KERNELS: dict[Any, str] = {"linear": "linear", "polynomial": "polynomial (xᵀy)²", "gaussian": "Gaussian"}
 
 
 def gather(plan: Plan, device: torch.device) -> None:
@@ -59,7 +54,7 @@ def gather(plan: Plan, device: torch.device) -> None:
         if taught is None:
             continue
         # where it lies now: a path in a summary is of the folder that the run was started in
-        weights = taught.teacher.weights or str(folder_of(teacher_run(taught)) / STUDENT)
+        weights = taught.teacher.weights or str(folder_of(build.teacher_run(taught)) / STUDENT)
         print(f"evaluating the networks of {group.title}", flush=True)
         try:
             found = subject | evaluated(group, cells, taught, weights, device)

@@ -37,8 +37,7 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
     """Of a function that returns axes and a description, one that returns an `<svg>` without styles, which the page refuses."""
 
     def attributes(style: re.Match[str]) -> str:  # of a font its size alone
-        pairs = [declaration.partition(":")[::2] for declaration in style[1].split(";") if ":" in declaration]
-        found = {name.strip(): value.strip() for name, value in pairs}
+        found = dict(re.findall(r"([\w-]+): *([^;]+)", style[1]))
         found.pop("font-family", None)
         if size := re.search(r"[\d.]+px", found.pop("font", "")):
             found["font-size"] = size[0]

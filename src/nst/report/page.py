@@ -16,8 +16,9 @@ from nst.files import write_whole
 from nst.report import figures, text
 from nst.report.evidence import KERNELS, gather
 from nst.report.text import Record
+from nst.tables.frame import opened
 from nst.tables.plan import Plan, folder_of
-from nst.tables.result import GroupResult, Result, read_result
+from nst.tables.result import Method, Result, read_result
 from nst.tables.statistics import gains
 
 MOST_CLASSES = 100  # of a confusion matrix that is drawn
@@ -30,8 +31,8 @@ def write_result(plan: Plan, device: torch.device) -> None:
     with FileLock(folder / "lock"):  # one process at a time, so that each sees all runs finished before
         gather(plan, device)
         result = read_result(plan)
-        files = text.files(result, text.content(result))
-        for name, content in {**files, "page.html": page(result, folder)}.items():
+        files = text.files(result, text.content(result)) | {"page.html": page(result, folder)}
+        for name, content in files.items():
             write_whole(folder / name, content.encode())
     console = Console()
     (console if console.is_terminal else Console(width=220)).print(Markdown(files["table.md"]))
@@ -44,8 +45,9 @@ def page(result: Result, folder: Path) -> str:
     if content["along"]:
         lines = [gain for gain in gains(result.frame, result.plan.table.metric == "error") if gain.points]
         drawing = Markup(figures.gain_lines(lines, content["along"]["axis"])) if lines else None
-    for shown, group in zip(content["groups"], result.groups, strict=True):
-        shown |= _group(group, folder, result.plan.table.metric)
+    for shown in content["groups"]:
+        file = folder / "evidence" / f"{shown['about'].name}.json"
+        shown |= _group(shown["methods"], file, result.plan.table.metric)
     for cell in result.plan.cells:
         folders = [folder_of(run) for run in cell.runs]
         about = {"name": result.plan.name_of(cell), "command": cell.command, "runs": ", ".join(map(str, folders))}
@@ -55,15 +57,12 @@ def page(result: Result, folder: Path) -> str:
     return text.rendered("page.html", **content, gain_figure=drawing, configurations=configurations)
 
 
-def _group(group: GroupResult, folder: Path, metric: str) -> Record:
-    """What the page shows of a group besides its text: figures, evidence of its networks, cost."""
-    methods, file = group.methods, folder / "evidence" / f"{group.group.name}.json"
+def _group(methods: list[Method], file: Path, metric: str) -> Record:
+    """What the page shows of a group besides its text: figures, the evidence of its networks in a file, cost."""
     evidence: Record = {"mmd": {}, "tsne": {}, "neurons": {}, "images": 0}
-    try:
-        evidence |= json.loads(file.read_bytes()) if file.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-
+    if file.exists():
+        with opened(file) as found:
+            evidence |= found
     drawn = [method for method in methods if method.curve]
     errors = [value for method in drawn for values in method.curve.values() for value in values]
     curves, confusions, costs, changes, tsne, first = [], [], [], [], [], 0.0

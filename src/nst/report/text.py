@@ -16,9 +16,10 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from nst.tables.file import Group
 from nst.tables.frame import weights_text
 from nst.tables.plan import LABELS, folder_of
-from nst.tables.result import GroupResult, Result
+from nst.tables.result import Method, Result
 from nst.tables.statistics import GAIN, Frame, gains, lost_text, sample
 
 BASELINE = "Δ vs. baseline"
@@ -73,7 +74,7 @@ def content(result: Result) -> Record:
         axis = AXES.get(plan.table.along, plan.table.along)
         grid, added = gain_grids(result.frame, lower, axis)
         along = {"axis": axis, "grid": grid, "added": added}
-    methods = [method for group in result.groups for method in group.methods]
+    methods = [method for _, own, _ in result.groups for method in own]
     missing = {m.row.label: len(m.cell.runs) - m.diverged - (m.last.n if m.last else 0) for m in methods}
     notes = rendered(
         "notes.txt", methods=methods, lower=lower, baseline=BASELINE, compared=PUBLISHED, default=DEFAULT,
@@ -84,13 +85,13 @@ def content(result: Result) -> Record:
         "title": f"{plan.table.title} ({plan.label})" if plan.label in LABELS[2:] else plan.table.title,
         "banner": plan.banner, "table": plan.table, "command": plan.request.command, "origin": result.origin,
         "along": along, "gain": GAIN, "notes": [line for line in notes.splitlines() if line], "words": WORDS,
-        "default": DEFAULT, "groups": [*map(_group, result.groups)],
+        "default": DEFAULT, "groups": [_group(*group) for group in result.groups],
     }  # fmt: skip
 
 
-def _group(group: GroupResult) -> Record:
+def _group(group: Group, methods: list[Method], teacher: Record | None) -> Record:
     """A group: its grid, without columns that say nothing, and the settings that all rows share."""
-    methods, rows = group.methods, []
+    rows = []
     pairs = dict.fromkeys(item for method in methods for item in method.settings.items())
     counts = Counter(key for key, _ in pairs)  # values of each setting; rows without a finished run lack some
     shared = {key: text for key, text in pairs if counts[key] == 1}
@@ -121,7 +122,7 @@ def _group(group: GroupResult) -> Record:
         rows.append(cells if compared else cells | {"rank": str(method.rank or "")})
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     return {
-        "title": group.group.title, "about": group.group, "methods": methods, "teacher": group.teacher,
+        "title": group.title, "about": group, "methods": methods, "teacher": teacher,
         "best": next((method for method in methods if method.rank == 1), None),
         "settings": "; ".join(f"{key} {text}" for key, text in shared.items()),
         "grid": [names, *([row[name] or "–" for name in names] for row in rows)],
@@ -131,8 +132,7 @@ def _group(group: GroupResult) -> Record:
 def gain_grids(runs: Frame, lower_is_better: bool, axis: str) -> tuple[Grid, Grid]:
     """The baseline along an axis, each method's gain over it, and the lost runs; what NST adds, with the mean along the axis.
 
-    Args:
-        runs: as `nst.tables.statistics.gains` has them.
+    The runs are as `nst.tables.statistics.gains` has them.
     """
     places, base = sorted(runs["at"].unique()), ["baseline, %"]
     for at in places:
@@ -156,18 +156,18 @@ def files(result: Result, content: Record) -> dict[str, str]:
     """The table by file name: as Markdown, as JSON with all figures unrounded, and as CSV, a line a method, without lists."""
     plan, groups, lines = result.plan, [], []
     whole = {"table": plan.request.table, "metric": plan.table.metric}
-    for group in result.groups:
-        rows, own = [], group.group
-        for method in group.methods:
+    for group, methods, teacher in result.groups:
+        rows = []
+        for method in methods:
             found, cell = asdict(method), method.cell
             row = {key: value for key, value in found.pop("row").items() if key not in ("name", "groups")}
             del found["cell"]
             about = {"command": cell.command, "changes": cell.changes, "reduced": cell.label == "reduced"}
             about |= {"comparable": cell.label not in LABELS[2:], "runs": [str(folder_of(run)) for run in cell.runs]}
             rows.append({"method": method.row.name, **row, **found, **about})
-            lines.append({**whole, "group": own.name, **rows[-1], "weights": weights_text(method.weights)})
-        about = {"name": own.name, "title": own.title, "at": plan.along.get(own.name), "teacher": group.teacher}
-        groups.append({**about, "published": asdict(own.teacher), "layers": asdict(own.layers), "rows": rows})
+            lines.append({**whole, "group": group.name, **rows[-1], "weights": weights_text(method.weights)})
+        about = {"name": group.name, "title": group.title, "at": plan.along.get(group.name), "teacher": teacher}
+        groups.append({**about, "published": asdict(group.teacher), "layers": asdict(group.layers), "rows": rows})
     whole |= {"command": plan.request.command, "title": plan.table.title, "source": plan.table.source}
     whole |= {"along": plan.table.along, "origin": result.origin, "groups": groups}
     lists = ["overrides", "by_seed", "evaluated_on", "settings", "curve", "changes", "runs"]

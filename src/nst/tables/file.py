@@ -76,11 +76,8 @@ class Table:
 def read_table(name: str) -> Table:
     """A table: `paper/cifar10` of the project, `mine` of `./configs/table`, or the path of a .yaml file.
 
-    Returns:
-        The table with the overrides of each row complete but for the table's own, and the epoch of every figure.
-
-    Raises:
-        ValueError: unknown name (the nearest are named), or an error in its file (the key is named).
+    The overrides of its rows are complete but for the table's own, and every figure has its epoch. Raises ValueError for an
+    unknown name, with the nearest, and an error in the file, with its key.
     """
     path = find_table(name)
     try:

@@ -48,7 +48,7 @@ def read_run(folder: Path) -> Record:
     the reason, or None. Accuracies are in percent, by measure: "top1", of a student that learns features alone "knn" or, without
     labels, its "loss"; last is on the test images, of a run that is not finished on those of its evaluations (curve, by epoch).
     """
-    with _opened(folder / "config.json") as config:
+    with opened(folder / "config.json") as config:
         taught = config["teacher"]["model"]
         given = bool(taught) and config["teacher"].get("weights") is not None  # else it was trained on these images
         weights = {name: float(node["weight"]) for name, node in config["loss"].items()}
@@ -81,10 +81,10 @@ def read_run(folder: Path) -> Record:
         "seconds": steps[-1].get("timing", {}).get("seconds") if steps else None,
     }  # fmt: skip
     if (folder / DIVERGED).exists():
-        with _opened(folder / DIVERGED) as stop:
+        with opened(folder / DIVERGED) as stop:
             run |= {"diverged": str(stop["reason"]), "state": f"diverged after {progress}"}
     if (folder / SUMMARY).exists():
-        with _opened(folder / SUMMARY) as summary:
+        with opened(folder / SUMMARY) as summary:
             test, best, teacher = summary["test"], summary["best"], summary["teacher"]
             measure, usual = measure_of(test), {"top1": None, "top5": None, "evaluated_on": "test"}
             about = teacher and {key: teacher[key] for key in ("name", "parameters", "weights", "sha256")}
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> Record:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Record]:
+def opened(file: Path) -> Iterator[Record]:
     """What a JSON file holds. Raises ValueError, naming file and key, for whatever is wrong with it."""
     try:
         yield json.loads(file.read_bytes())

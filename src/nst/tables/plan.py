@@ -15,7 +15,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from nst import build
-from nst.build import teacher_run
 from nst.cli.compose import composed, explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.data.dataset import Dataset
@@ -139,7 +138,7 @@ def make_plan(request: Request) -> Plan:
     apart = " Not comparable with published figures." if label in LABELS[2:] else ""
     banner = f"{label.capitalize()}: {'; '.join(changes)}.{apart}" if changes else ""
     firsts = [cell.runs[0] for cell in cells]  # the teacher is one network for all seeds
-    needed = [teacher_run(run) for run in firsts if run.teacher.model is not None and run.teacher.weights is None]
+    needed = [build.teacher_run(run) for run in firsts if run.teacher.model is not None and run.teacher.weights is None]
     teachers = list({folder_of(run): run for run in needed}.values())
     return Plan(request, table, cells, along, label, banner, teachers)
 

@@ -14,7 +14,7 @@ from nst.tables.statistics import Frame, Sample, paired, sample, verdict
 
 @dataclass
 class Method:
-    """A row of a group: its figures in percent, errors or accuracies as the table's metric says."""
+    """A row of a group, of which the first is the baseline: its figures in percent, errors or accuracies as the metric says."""
 
     cell: Cell
     row: Row
@@ -44,30 +44,17 @@ class Method:
 
 
 @dataclass
-class GroupResult:
-    """Methods that share teacher and student; the baseline is the first."""
-
-    group: Group
-    methods: list[Method]
-    teacher: dict[str, Any] | None  # as it was measured when its students started: name, figure, top5, evaluated_on, …
-
-
-@dataclass
 class Result:
     """The whole table."""
 
     plan: Plan
-    groups: list[GroupResult]
+    groups: list[tuple[Group, list[Method], dict[str, Any] | None]]  # the teacher as it was when its students started
     origin: dict[str, list[str]]  # commits, hardware and versions of its runs
     frame: Frame  # a row a run: the columns of `read_run`, at, group, method and value
 
 
 def read_result(plan: Plan) -> Result:
-    """Read every run of the plan, once.
-
-    Raises:
-        ValueError: a damaged file, or runs that saw other images or another teacher than others of the same settings.
-    """
+    """Read every run of the plan, once. Raises ValueError for a damaged file, or images or a teacher that changed between runs."""
     lower, groups = plan.table.metric == "error", []
     frames: list[Frame] = []
     for group in plan.table.groups:
@@ -92,7 +79,7 @@ def read_result(plan: Plan) -> Result:
         for method, own, rank, published_rank in zip(methods, seeds, *ranks, strict=True):
             method.rank, method.published_rank = rank or None, published_rank or None
             method.paired = None if method is methods[0] else paired(own, seeds[0])
-        groups.append(GroupResult(group, methods, teacher))
+        groups.append((group, methods, teacher))
     frame: Frame = pd.concat(frames, ignore_index=True)
     for kind, same in other_contents(frame):
         one, other = same.drop_duplicates(f"{kind}_sha256")["folder"].head(2)

@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-Frame = Any
-"""A `pandas.DataFrame`, whose annotations leave open what a selection of it is."""
-Series = Any
-"""A `pandas.Series`."""
+Frame = Any  # a `pandas.DataFrame`, whose annotations leave open what a selection of it is
+Series = Any  # a `pandas.Series`
 
 LEVEL = 0.95
 GAIN = "mean over the seeds ± half its 95 % interval [median] (seeds)"
@@ -57,9 +55,9 @@ def sample(values: Iterable[float] | Series) -> Sample | None:
     mean, median = float(found.mean()), float(np.median(found))
     if len(found) == 1:
         return Sample(1, mean, None, None, median)
-    error = float(found.std(ddof=1) / len(found) ** 0.5)
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * error
-    return Sample(len(found), mean, float(found.std(ddof=1)), half_width, median)
+    std = found.std(ddof=1)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1)) * float(std / len(found) ** 0.5)
+    return Sample(len(found), mean, float(std), half_width, median)
 
 
 def paired(values: Series, baseline: Series) -> Sample | None:
@@ -70,8 +68,7 @@ def paired(values: Series, baseline: Series) -> Sample | None:
 def verdict(ours: Sample, published: float | None, lower_is_better: bool, incomparable: str = "") -> str:
     """Ours beside the published figure: "reproduced" where it lies in our 95 % interval, else "better by x" or "short by x".
 
-    Args:
-        incomparable: why the two cannot be compared ("reduced"), or "".
+    `incomparable` says why the two cannot be compared ("reduced"), or is "".
     """
     if published is None:
         return "nothing published"
@@ -96,14 +93,14 @@ class Gain:
 
 
 def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain]:
-    """Each method's gain over the baseline, or what NST adds: alone over the baseline, in a sum over the same sum without it.
+    """Each method's gain over the baseline; or, `of_nst`, what NST adds: alone over it, in a sum over the same sum without NST.
 
-    A gain is a mean of differences between runs of the same seed, in percentage points, positive where it is better.
+    A gain is a mean of differences between runs of the same seed, in percentage points, positive where it is better. A sum of
+    which no method, or more than one, is the same without NST has none.
 
     Args:
         runs: a row a run, the baseline's first, with at (a number), method, seed, value (NaN where it has none), weights
             (λ by term beside the cross-entropy), collapsed and diverged.
-        of_nst: what NST adds. A sum of which no method, or more than one, is the same without NST has no gain.
     """
     places, sign = sorted(runs["at"].unique()), -1 if lower_is_better else 1
     found: dict[str, dict[float, Series]] = {}  # label → value of the setting → seed → difference
@@ -124,13 +121,12 @@ def gains(runs: Frame, lower_is_better: bool, of_nst: bool = False) -> list[Gain
             lost.setdefault(label, {})[at] = lost_text(methods[name])
             if rest != own:
                 with_nst.add(label)
-    return [
-        Gain(
-            label, label in with_nst, {at: point for at, values in by_place.items() if (point := sample(values))}, lost[label],
-            sample(pd.concat([*by_place.values()], axis=1).dropna().mean(axis=1)) if len(by_place) == len(places) else None,
-        )
-        for label, by_place in found.items()
-    ]  # fmt: skip
+    made = []
+    for label, by_place in found.items():
+        points = {at: point for at, values in by_place.items() if (point := sample(values))}
+        every = pd.concat([*by_place.values()], axis=1).dropna().mean(axis=1) if len(by_place) == len(places) else ()
+        made.append(Gain(label, label in with_nst, points, lost[label], sample(every)))
+    return made
 
 
 def lost_text(runs: Frame) -> str:
