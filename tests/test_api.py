@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import nst
 from nst import build
@@ -120,6 +120,7 @@ def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ({"train": [("a", 1)]}, "a float32 tensor"),
         ({"train": [*good, (image, 4)]}, "image 5: its label is 4; a class from 0 to 3"),
         ({"train": [*good, (image[:, :7], 1)]}, r"image 5 is \(1, 7, 8\) torch.float32; \(1, 8, 8\) float32 is needed"),
+        ({"train": DataLoader(images)}, "not loaders: pass each loader's .dataset"),
         ({"test": []}, "data set is empty"),
         ({"epochs": 0}, "epochs=0"),
         ({"trainer": nst.TrainerConfig(mixup=1.0)}, "mixup"),

@@ -124,7 +124,7 @@ def test_what_is_drawn_is_the_seeds_alone(compose: Compose) -> None:
 
 def test_maps_of_one_position_are_refused(compose: Compose) -> None:
     """A ResNet's map of 2×2 is fine on 8×8 images, a VGG's of 1×1 would be a term without gradient."""
-    with pytest.raises(ValueError, match=r"loss\.at, teacher layer 'last': maps of 512×1×1 .*nst layers"):
+    with pytest.raises(ValueError, match=r"loss\.at, teacher layer 'last': .*map is 512×1×1.*nst layers"):
         build.networks(build.settings(compose("loss=at", "model=vgg8")))
     build.networks(build.settings(compose("loss=fitnet", "model=vgg8", "teacher=vgg13")))
 

@@ -10,7 +10,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -49,7 +49,7 @@ class Run:
     """A run by its folder."""
 
     folder: Path
-    network: nn.Module | None = None  # the trained student of `distil`
+    network: nn.Module | None = field(default=None, repr=False)  # the trained student of `distil`
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -227,6 +227,8 @@ class _Images(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
+        if isinstance(dataset, DataLoader):
+            raise ValueError("train and test are data sets, not loaders: pass each loader's .dataset, and batch_size=")
         if not len(self):
             raise ValueError("a data set is empty")
         image, _ = dataset[0]

@@ -302,9 +302,8 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
             spec.loss.target_shapes(*shapes)
             if spec.loss.normalises_maps and any(shape[1:] == (1, 1) for shape in shapes):
                 student_map, teacher_map = map(shown, shapes)
-                raise ValueError(
-                    f"maps of {student_map} and {teacher_map}: of unit length, one of 1×1 is constant; see `nst layers`"
-                )
+                of = f"the student's map is {student_map}, the teacher's {teacher_map}"
+                raise ValueError(f"{of}: of unit length, one of 1×1 is constant; take a layer before it (`nst layers`)")
         except ValueError as error:
             raise ValueError(f"loss.{spec.key.split(':')[0]}, teacher layer '{spec.layer}': {error}") from error
     check_saveable(student)

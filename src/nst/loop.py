@@ -401,7 +401,7 @@ class Loop:
             record.log("eval", progress.step, {"epoch": epoch, **values, **last.others})
             others = "".join(f", {name} {value:.4g}" for name, value in last.others.items())
             shown, clip = measured(last.measure, last.value), settings.clip_grad_norm
-            record.print(f"epoch {epoch}/{training.epochs}: {self.split} {shown}{others}")
+            record.print(f"epoch {epoch}/{training.epochs} of {record.metadata['arch']}: {self.split} {shown}{others}")
             if last.measure != "loss" and has_collapsed(last.value, progress.best, self.chance):
                 smaller = "=2" if clip is None else f" below {clip:g}"
                 record.print(
