@@ -111,7 +111,7 @@ class TeacherCache:
         self.arrays = {file.stem: open_rows(file) for file in sorted(self.folder.glob("*.npy"))}
 
     def file(self, name: str, part: str = "") -> Path:
-        """Of an array; with `part=".part"` while it is written."""
+        """Of an array; with ".part" while it is written."""
         return self.folder / f"{name}.npy{part}"
 
     def record(self, shape: Shape) -> np.dtype:
@@ -128,13 +128,15 @@ class TeacherCache:
         Raises:
             ValueError: of another shape than the loss says, or not finite in the cache's dtype.
         """
-        term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
+        stored, term = (
+            target.to(getattr(torch, self.dtype)),
+            f"loss.{array.spec.split(':')[0]}: its target {array.name}",
+        )
         if (shape := tuple(target.shape[1:])) != array.shape:
             raise ValueError(f"{term} has shape {shape} an image, its target_shapes says {array.shape}")
-        stored = target.to(getattr(torch, self.dtype))
         if not torch.isfinite(stored).all():
             hint = "cache.dtype=float32 may hold it" if torch.isfinite(target).all() else "check teacher.weights"
-            raise ValueError(f"{term} is not finite in {self.dtype}, by values up to {target.abs().max():.3g}; {hint}")
+            raise ValueError(f"{term} is not finite in {self.dtype}: {hint}")
         records = np.zeros(len(target), self.record(array.shape))
         records["value"] = stored.cpu().numpy()
         records["crc"] = [checksum(value) for value in records["value"]]
@@ -191,9 +193,8 @@ def open_rows(file: Path) -> np.ndarray:
 def whole_rows(file: Path) -> np.ndarray:
     """As `is_whole`, of all rows in a file."""
     records = open_rows(file)
-    blocks = (records[first : first + 1000] for first in range(0, len(records), 1000))
-    blocks = counted(blocks, f"checking {file}", len(records), " rows")
-    return np.concatenate([is_whole(block) for block in blocks])
+    blocks = [records[first : first + 1000] for first in range(0, len(records), 1000)]
+    return np.concatenate([is_whole(block) for block in counted(blocks, f"checking {file}", len(records), " rows")])
 
 
 def write_cache(
@@ -201,8 +202,7 @@ def write_cache(
 ) -> None:
     """Complete these arrays; rows that are written already stay. Collective.
 
-    Several ranks, all of which see the folder, share the batches. Each is the one that a single process would make, so the arrays do
-    not depend on the number of ranks, and another number of them may continue.
+    Several ranks, all of which see the folder, share the batches that a single process would make; another number may continue.
 
     Args:
         teacher: its target specs include those of the arrays.
@@ -241,7 +241,7 @@ def write_cache(
         left = int(undone.sum()) * sum(cache.record(array.shape).itemsize for array in missing)
         if left and left + SPARE > (free := shutil.disk_usage(cache.folder).free):
             raise ValueError(f"{cache.folder} needs {decimal(left)} more, {decimal(free)} are free; lower cache.views")
-        dist.barrier()
+        dist.barrier()  # none writes while another looks
 
         # this rank's contiguous share of the batches in which a row is missing
         size = loader.batch_size

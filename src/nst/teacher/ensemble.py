@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from nst.losses.base import check_choice
 from nst.models.external import look_at
 from nst.models.weights import recorded_size
-from nst.teacher.measure import digest
-from nst.teacher.network import Normalization, load_teacher
+from nst.teacher.network import Normalization, digest, load_teacher
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,7 @@ class Ensemble(nn.Module):
         return log_probabilities.logsumexp(0) - torch.tensor(float(len(outputs))).log().item()
 
     def load(self, images: Normalization) -> dict[str, Any]:
-        """Load the members' weights; each converts images of this normalisation to its own. As `load_teacher`; also by member: `members`.
-
-        Raises:
-            ValueError: a member without weights, or with those of another network; names the member.
-        """
+        """Load the members' weights; each converts images of this normalisation to its own. As `load_teacher`; also by member: `members`."""
         facts: dict[str, dict[str, Any]] = {}
         for name, member in self.members.items():
             network, file = member.network, member.weights
@@ -103,6 +98,5 @@ class Ensemble(nn.Module):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"teacher.model.members.{name}: {error}") from error
         sha256 = digest({name: known["sha256"] for name, known in facts.items()}, 64)
-        parameters = sum(known["parameters"] for known in facts.values())
-        weights = f"those of {', '.join(facts)}"
-        return {"weights": weights, "members": facts, "sha256": sha256, "parameters": parameters}
+        about = {"weights": f"those of {', '.join(facts)}", "members": facts, "sha256": sha256}
+        return about | {"parameters": sum(known["parameters"] for known in facts.values())}

@@ -27,17 +27,11 @@ class LiveTeacher:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        target_specs: Sequence[TargetSpec],
-        precision: str = "fp32",
-        batch_statistics: bool = False,
+        self, model: nn.Module, specs: Sequence[TargetSpec], precision: str = "fp32", batch_statistics: bool = False
     ) -> None:
-        """Attach to a teacher.
+        """Attach to a teacher, which is put into `eval()` mode.
 
         Args:
-            model: takes the images as they are, see `nst.teacher.network.load_teacher`; is put into `eval()` mode.
-            target_specs: from the distiller.
             precision: "fp32", or "bf16" or "fp16": autocast of its forward pass; targets are always computed in fp32.
             batch_statistics: normalise by each batch's own mean and variance; the running statistics stay as they are.
         """
@@ -46,14 +40,14 @@ class LiveTeacher:
         self._norms = [norm for norm in norms if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
         for norm in self._norms:
             norm.momentum = 0.0
-        self.target_specs, self.hooks = tuple(target_specs), LayerHooks(model, [spec.layer for spec in target_specs])
+        self.target_specs, self.hooks = tuple(specs), LayerHooks(model, [spec.layer for spec in specs])
         self._compiled_size, self._compiled = 0, None
         device = next(model.parameters()).device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def beside(self, target_specs: Sequence[TargetSpec]) -> "LiveTeacher":
+    def beside(self, specs: Sequence[TargetSpec]) -> "LiveTeacher":
         """Another one of the same network, for other targets; `hooks.remove()` detaches it."""
-        return LiveTeacher(self.model, target_specs, precision=self.precision, batch_statistics=bool(self._norms))
+        return LiveTeacher(self.model, specs, self.precision, bool(self._norms))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Targets:
@@ -64,11 +58,10 @@ class LiveTeacher:
         return (compiled or self._targets)(batch.images)
 
     def _targets(self, images: Tensor) -> Targets:
-        rounded = self.precision != "fp32"
-        with autocast(images.device, self.precision) if rounded else nullcontext():
+        with nullcontext() if self.precision == "fp32" else autocast(images.device, self.precision):
             logits = self.model(images)
         features = self.hooks.read() | {LOGITS: logits}
-        if rounded:
+        if self.precision != "fp32":
             features = {layer: feature.float() for layer, feature in features.items()}
         return {spec.key: spec.loss.target(features[spec.layer], spec.student_shape) for spec in self.target_specs}
 

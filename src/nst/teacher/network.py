@@ -1,9 +1,10 @@
 """A teacher's network: its weights, the images that it expects, its batch norms folded into its convolutions."""
 
 import copy
-import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from nst.models.external import InputFormat, looked_at
 from nst.models.weights import load_weights
 
 FOLDING_TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
+
+
+def digest(of: Any, length: int = 8) -> str:
+    """Hexadecimal digits of the SHA-256 of nested plain values."""
+    return sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,13 @@ def load_teacher(
         network.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift, *inputs[1:]), prepend=True)
     if (size := looked_at(network)) is not None:
         source += f"; looked at as {size}×{size} pixels"
-    digest = hashlib.sha256()
+    content = sha256()
     for name, value in sorted(network.state_dict().items()) if weights is None else ():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    sha256 = digest.hexdigest() if weights is None else sha256_of(weights)
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    of = content.hexdigest() if weights is None else sha256_of(weights)
     parameters, own = sum(p.numel() for p in network.parameters()), f"{expects}, {source}"
-    return {"weights": weights or "pretrained", "sha256": sha256, "parameters": parameters, "input": own}
+    return {"weights": weights or "pretrained", "sha256": of, "parameters": parameters, "input": own}
 
 
 @torch.no_grad()

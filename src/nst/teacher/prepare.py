@@ -1,18 +1,26 @@
-"""The teacher of a run, from its settings to the source of its targets. As `nst.run`, this sees the configuration."""
+"""The teacher of a run, from its settings to the source of its targets, and what is measured of it once and kept.
 
+As `nst.run`, this sees the configuration.
+"""
+
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.filesize import decimal
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
 from nst.config import RunConfig
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
+from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, pooled_features, whole_batches
+from nst.files import write_whole
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
 from nst.storage.folder import not_default
@@ -27,8 +35,7 @@ from nst.teacher.cache import (
 )
 from nst.teacher.ensemble import Ensemble
 from nst.teacher.live import LiveTeacher, Teacher
-from nst.teacher.measure import check_accuracy, digest, init_losses, measure_accuracy
-from nst.teacher.network import Normalization, fold_batch_norm, load_teacher
+from nst.teacher.network import Normalization, digest, fold_batch_norm, load_teacher
 
 if TYPE_CHECKING:
     from nst.build import Networks
@@ -120,8 +127,9 @@ def comes_trained(settings: RunConfig, model: nn.Module, output: Shape, classes:
     for key in ("weights", "weights_key", "mean", "std", "input_size"):
         value = getattr(teacher, key)
         if value is not None and (ensemble or cached_teacher_sha256(settings.cache.path) is None):
-            hint = "an ensemble's members have their own" if ensemble else "name teacher.weights, or it is trained here"
-            raise ValueError(f"teacher.{key}={value} is for a teacher with weights: {hint}")
+            raise ValueError(
+                f"teacher.{key}={value} is for a teacher with weights: name teacher.weights, or a member's own"
+            )
     if not ensemble and output != (classes,):
         raise ValueError(f"teacher.model gives {output}, not {classes} classes: to use it, name teacher.weights")
     return ensemble
@@ -146,6 +154,101 @@ def _load(settings: RunConfig, networks: "Networks", weights: str | None, dist: 
         some = data.test.render(first, torch.full_like(first, data.test.unaugmented))
         fold_batch_norm(model, some, [layer for both in layers for layer in both if layer is not None])
     return about
+
+
+def measure_accuracy(
+    name: str, network: nn.Module, key: dict[str, Any], settings: RunConfig, data: Dataset, dist: Dist, classifies: bool
+) -> dict[str, Any]:
+    """The accuracy on the held-out images if there are any, else on the test images; measured once and kept in a file. Collective.
+
+    Args:
+        key: what its outputs depend on besides the images, as plain values; a hash of all ends the file's name.
+        classifies: the outputs are logits of the data's classes; else the accuracy of its nearest neighbours takes the place of top-1.
+
+    Returns:
+        `measure` ("top1" or "knn"), `evaluated_on`, `loss`, `top1`, `top5` and `images`; without labels {}.
+    """
+    if not data.labeled:
+        return {}
+    split, measure = "test" if data.val is None else "val", "top1" if classifies else "knn"
+    images, trainer, precision = data.split(split), settings.trainer, settings.teacher.precision
+    known = None if classifies else data.train.fingerprint
+    of = {**key, "measure": measure, "images": {"split": split, "sha256": images.fingerprint, "known": known}}
+    file = Path(settings.outputs) / data.name / "teachers" / f"{name}-{digest(of)}.json"
+    found: dict[str, Any] | None = json.loads(file.read_text())["accuracy"] if file.is_file() else None
+    if dist.max(int(found is None)) == [1] or found is None:
+        title = f"evaluating the teacher {name}"
+        if classifies:
+            batches = whole_batches(images, torch.arange(len(images)), dist, trainer, title=title)
+            metrics = evaluate(network, (batch for _, _, batch in batches), dist, precision)
+            found = {figure: getattr(metrics, figure) for figure in ("loss", "top1", "top5", "images")}
+        else:
+            features = labelled_features(network, (data.train, images), dist, trainer, precision=precision, title=title)
+            found = {"loss": 0.0, "top1": knn_accuracy(*features), "top5": 0.0, "images": len(features[-1])}
+        if dist.main:
+            write_whole(file, json.dumps({"of": of, "accuracy": found}, indent=1).encode())
+    if dist.main:
+        what = "top-1" if classifies else f"accuracy of the {NEIGHBOURS} nearest neighbours"
+        print(f"teacher {name}: {what} {found['top1']:.2f} % on the {split} images")
+    return {"measure": measure, "evaluated_on": split, **found, "images": int(found["images"])}
+
+
+def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | None) -> None:
+    """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that is not better than chance.
+
+    Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
+    """
+    top1, split, images = about["top1"], about["evaluated_on"], about["images"]
+    found = f"the teacher ({about['weights']}) scores {top1:.2f} % on the {split} images"
+    if minimum is None:
+        from scipy.stats import binomtest  # takes half a second to import
+
+        labels = data.split(split).labels
+        chance = float(torch.bincount(labels).max() / len(labels))
+        if binomtest(round(top1 * images / 100), images, chance, alternative="greater").pvalue > 0.01:
+            raise ValueError(
+                f"{found}; the most frequent class gives {100 * chance:.2f} %; teacher.min_accuracy=0 accepts it"
+            )
+    elif top1 < minimum:
+        raise ValueError(f"{found}; teacher.min_accuracy={minimum} is required")
+
+
+def init_losses(
+    specs: Sequence[TargetSpec],
+    network: nn.Module | None,
+    stem: Path,
+    key: dict[str, Any],
+    settings: RunConfig,
+    data: Dataset,
+    dist: Dist,
+) -> None:
+    """Hand every loss with a `teacher_layer` its statistics over the training images, computed once and kept in files. Collective.
+
+    Args:
+        stem: folder, and beginning of the files' names; `network` and `key` as of `measure_accuracy`.
+
+    Raises:
+        ValueError: there is no file, and no network to compute them.
+    """
+    images, every = data.train, torch.arange(len(data.train))
+    for loss in {spec.loss: None for spec in specs if spec.loss.teacher_layer is not None}:
+        kind, layer = type(loss).__name__, loss.teacher_layer
+        of = {**key, "images": images.fingerprint, "layer": layer, "loss": kind}
+        file = stem.with_name(f"{stem.name}-{kind.lower()}-{digest(of)}.safetensors")
+        try:
+            statistics = load_file(file)["statistics"]
+        except (OSError, KeyError, SafetensorError):  # not there, or damaged
+            statistics = None
+        if dist.max(int(statistics is None)) == [1] or statistics is None:
+            if network is None:
+                raise ValueError(f"{kind} needs {file}, which is computed once from the teacher: name teacher.weights")
+            title, precision = f"{kind}: features of {len(images):,} images", settings.teacher.precision
+            features = pooled_features(network, images, every, dist, settings.trainer, layer, precision, title=title)
+            statistics = loss.teacher_statistics(features, images.labels.to(features.device)).cpu()
+            if dist.main:
+                write_whole(file, save({"statistics": statistics}, {"of": json.dumps(of)}))
+                print(f"{kind}: computed once from the teacher over {len(images):,} images, kept in {file}")
+        loss.init_teacher(statistics)
 
 
 def plan_cache(
