@@ -66,9 +66,8 @@ def gather(plan: Plan, device: torch.device) -> None:
 def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: str, device: torch.device) -> Record:
     """What the page shows of a group's networks on the first test images `[N, C, H, W]`; ValueError for a layer that they lack.
 
-    Returns:
-        images: N; mmd: row → kernel → MMD² of each seed before and after training; of a few rows, those with NST first, tsne: row →
-        coordinates of the teacher's and the student's channels on the first image, and neurons: heat maps as PNG in base64.
+    images is N, mmd: row → kernel → MMD² of each seed before and after training; of a few rows, those with NST first, tsne: row →
+    coordinates of the teacher's and the student's channels on the first image, and neurons: heat maps as PNG in base64.
     """
     from sklearn.manifold import TSNE
 

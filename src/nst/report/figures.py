@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -46,20 +46,17 @@ def _as_svg(draw: Callable[..., tuple[Axes, str]]) -> Callable[..., str]:
     @wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> str:
         with mpl.rc_context(STYLE):
-            axes, description = draw(*arguments, **options)
-            file, figure = io.StringIO(), axes.get_figure(root=True)
-            assert figure is not None
-            about = {"Date": None, "Creator": None}
+            (axes, description), file = draw(*arguments, **options), io.StringIO()
+            about, figure = {"Date": None, "Creator": None}, cast(Figure, axes.figure)
             figure.savefig(file, format="svg", metadata=about, bbox_inches="tight", pad_inches=0.04)
-        text = file.getvalue()
-        text = text[text.index("<svg") :]
+        text = file.getvalue().partition("<svg")[2]
         text = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style [^>]*>.*?</style>|\s*<!--.*?-->", "", text, flags=re.S)
         text = re.sub(r'style="([^"]*)"', attributes, re.sub(r'<g id="[^"]*"', "<g", text))
         label = f'role="img" aria-label="{escape(description)}"'
         text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, text, count=1)
         for name, colour in COLOURS.items():
             text = text.replace(colour, f"var(--{name})")
-        return text.strip()
+        return f"<svg{text}".strip()
 
     return drawn
 
@@ -156,10 +153,9 @@ def gain_lines(gains: Sequence[Gain], axis: str) -> tuple[Axes, str]:
     every = [point for gain in gains for point in gain.points.values()]
     places = sorted({place for gain in gains for place in gain.points})
     for i, gain in enumerate(gains):
-        colour, own = COLOURS[f"hue{i % 8}"], sorted(gain.points)
-        means = np.array([gain.points[place].mean for place in own])
-        halves = np.array([gain.points[place].half_width or 0.0 for place in own])
-        line = "solid" if gain.nst else (0, (4, 2.5))
+        own, points = zip(*sorted(gain.points.items()), strict=True)
+        means, halves = np.array([[point.mean, point.half_width or 0.0] for point in points]).T
+        colour, line = COLOURS[f"hue{i % 8}"], "solid" if gain.nst else (0, (4, 2.5))
         axes.fill_between(own, means - halves, means + halves, color=colour, alpha=0.12, linewidth=0)
         axes.plot(own, means, color=colour, label=gain.label, marker="o", markersize=4, linewidth=1.8, linestyle=line)
     room = max(sorted(point.half_width or 0.0 for point in every)[len(every) // 2], 0.5)
@@ -178,23 +174,21 @@ def matrix(
     values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], description: str,
     form: str = "{:.1f}", extent: tuple[float, float] | None = None,
 ) -> tuple[Axes, str]:  # fmt: skip
-    """Coloured cells, the deeper the higher; with their numbers where there are few.
+    """Coloured cells, the deeper the higher, with their numbers where there are few; empty ones for None or NaN.
 
-    Args:
-        values: a row a list; None or NaN leaves a cell empty.
-        extent: the values of no colour and of the deepest, of either sign; None: the lowest and the highest.
+    `extent` are the values of no colour and of the deepest, of either sign; None: the lowest and the highest.
     """
-    numbers = np.array(values, dtype=float)
+    numbers, few = np.array(values, dtype=float), len(columns) <= NUMBERED
+    known = ~np.isnan(numbers)
     low, high = extent or (np.nanmin(numbers), np.nanmax(numbers))
     depth = np.nan_to_num((abs(numbers) - low) / max(high - low, 1e-9)).clip(0, 1)
     cells = np.array([to_rgba(colour) for colour in CELLS])[(numbers < 0).astype(int)]
-    few = len(columns) <= NUMBERED
-    cells[..., 3] = (0.04 + 0.55 * depth if few else depth) * ~np.isnan(numbers)
+    cells[..., 3] = (0.04 + 0.55 * depth if few else depth) * known
     widest = max(len(part) for column in columns for part in column.split("\n"))
     size, font = (max(46, 5.5 * widest), 25) if few else (max(7, 460 / len(columns)),) * 2, 9 if few else 6
     axes = _axes(size[0] * len(columns), size[1] * len(rows))
     axes.imshow(cells, interpolation="nearest", aspect="auto")
-    for y, x in zip(*np.nonzero(~np.isnan(numbers)), strict=True) if few else ():
+    for y, x in zip(*np.nonzero(known), strict=True) if few else ():
         axes.text(x, y, form.format(numbers[y, x]), ha="center", va="center", color=COLOURS["ink"])
     axes.set_xticks(range(len(columns)), columns, fontsize=font, rotation=0 if few else 90)
     axes.set_yticks(range(len(rows)), rows, fontsize=font)

@@ -65,12 +65,7 @@ class Request:
 
 
 def parse(arguments: Sequence[str]) -> Request:
-    """Read `key=value` arguments.
-
-    Raises:
-        ValueError: an argument that is no `key=value`, no such table, or a value out of range.
-        OmegaConfBaseException: a value of another type, or no table.
-    """
+    """Read `key=value` arguments. Raises ValueError, OmegaConfBaseException for a value of another type."""
     given: dict[str, Any] = {"overrides": []}
     keys, of_runs = ([f.name for f in fields(schema)] for schema in (Request, RunConfig))
     for argument in arguments:
@@ -93,9 +88,7 @@ def parse(arguments: Sequence[str]) -> Request:
 def reproduce(request: Request) -> None:
     """Plan a table and print what is finished and missing; run that, evaluate the networks, write and print the result.
 
-    Raises:
-        ValueError: an unknown table, settings that no run can have, or teacher weights that do not fit.
-        Interrupted: stopped by a signal, saved; the same request continues.
+    Raises ValueError for settings that no run can have or teacher weights that do not fit; Interrupted once all is saved.
     """
     from rich.console import Console
     from rich.table import Table
@@ -120,8 +113,8 @@ def reproduce(request: Request) -> None:
                 table.add_column(column, justify="right")
             for name, runs in lines:
                 seconds = read_frame(folder_of(run) for run in runs if finished(run))["seconds"]
-                measured = f"{seconds.mean():.0f}" if len(seconds) else ""
-                table.add_row(name, str(runs[0].trainer.epochs), str(len(runs)), str(len(seconds)), measured)
+                cells = runs[0].trainer.epochs, len(runs), len(seconds), f"{seconds.mean():.0f}" if len(seconds) else ""
+                table.add_row(name, *map(str, cells))
             Console().print(table)
             print(f"{plan.banner}\nresult: {request.folder}".strip())
         if request.plan:

@@ -26,11 +26,7 @@ WORDS = ("loss", "differs in", "runs", "state", "run")  # columns of text; the o
 
 
 def list_runs(arguments: Sequence[str]) -> None:
-    """Print the selected runs; damaged runs are named, on stderr if the output is for programs.
-
-    Raises:
-        ValueError: an argument that is no `key=value`, an unknown field, or a value out of range.
-    """
+    """Print the selected runs, and the damaged ones, on stderr if the output is for programs. Raises ValueError, naming the key."""
     if wrong := [argument for argument in arguments if "=" not in argument]:
         raise ValueError(f"{wrong[0]!r}: key=value is needed; nst runs --help lists the keys")
     given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}

@@ -31,8 +31,7 @@ from nst.teacher import why_live
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
 HOW = ("trainer.precision", "teacher.precision", "trainer.compile", "trainer.channels_last", "trainer.sync_bn", "cache.", "teacher.weights")  # fmt: skip
 UNSTATED = (*UNNAMED, "seed", "teacher.mean", "teacher.std", "teacher.min_accuracy")
-LABELS = ("", "computed otherwise", "changed", "reduced")
-"""What runs are beside the table's own settings; the last two cannot be compared with published figures."""
+LABELS = ("", "computed otherwise", "changed", "reduced")  # the last two cannot be compared with published figures
 
 
 @dataclass(frozen=True)
@@ -58,17 +57,7 @@ class Plan:
     label: str  # one of `LABELS`, for all cells
     banner: str  # what differs from the table's settings, in a sentence or two; "" if nothing does
     teachers: list[RunConfig]  # the runs that train teachers, each once
-
-    @property
-    def caches(self) -> list[RunConfig]:
-        """One run per teacher cache, with all targets that the table's students need."""
-        runs: dict[str, RunConfig] = {}
-        for run in (cell.runs[0] for cell in self.cells if cell.runs[0].cache.views):
-            key = json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.cache)], sort_keys=True)
-            known = runs.get(key, run)
-            new = [node for node in run.loss.values() if node not in known.loss.values()]
-            runs[key] = replace(known, loss=known.loss | {f"term{len(known.loss) + i}": n for i, n in enumerate(new)})
-        return list(runs.values())
+    caches: list[RunConfig]  # one run per teacher cache, with all targets that the table's students need
 
     def name_of(self, cell: Cell) -> str:
         """A row's name for readers: its label, with that of its group where there are several."""
@@ -88,9 +77,7 @@ def finished(run: RunConfig) -> bool:
 def make_plan(request: Request) -> Plan:
     """Compose every run of the table; no data is read. Titles name the data and networks that are run.
 
-    Raises:
-        ValueError: an unknown table, settings that no run can have (the row is named), groups that are no values of the
-            table's axis, or that lack a baseline or mix networks.
+    Raises ValueError for a row that no run can have, groups that lack a baseline, mix networks or are no values of the axis.
     """
 
     def networks(run: RunConfig) -> list[str]:
@@ -140,7 +127,13 @@ def make_plan(request: Request) -> Plan:
     firsts = [cell.runs[0] for cell in cells]  # the teacher is one network for all seeds
     needed = [build.teacher_run(run) for run in firsts if run.teacher.model is not None and run.teacher.weights is None]
     teachers = list({folder_of(run): run for run in needed}.values())
-    return Plan(request, table, cells, along, label, banner, teachers)
+    caches: dict[str, RunConfig] = {}
+    for run in (run for run in firsts if run.cache.views):
+        key = json.dumps([run.data, run.model, asdict(run.teacher), asdict(run.cache)], sort_keys=True)
+        cached = caches.get(key, run)
+        new = [node for node in run.loss.values() if node not in cached.loss.values()]
+        caches[key] = replace(cached, loss=cached.loss | {f"term{len(cached.loss) + i}": n for i, n in enumerate(new)})
+    return Plan(request, table, cells, along, label, banner, teachers, list(caches.values()))
 
 
 def _cell(request: Request, table: Table, group: Group, row: Row) -> Cell:
@@ -204,12 +197,8 @@ def check_teachers(plan: Plan) -> None:
 def execute(plan: Plan, dist: Dist) -> tuple[list[str], list[str]]:
     """Run or continue everything that is not finished and that no other process runs: teachers, then caches, then students.
 
-    Returns:
-        Runs that diverged, now or earlier, with the reason; names of runs that are not finished, since another process has them.
-
-    Raises:
-        ValueError: a run that cannot be made, or is finished on other data or with other teacher weights.
-        Interrupted: stopped by a signal, saved.
+    Returns the runs that diverged, now or earlier, with the reason, and names of runs that other processes have. Raises ValueError
+    for a run that cannot be made, or is finished on other data or with other teacher weights; Interrupted once all is saved.
     """
     failed: dict[Path, str] = {}
     sets: dict[str, Dataset] = {}  # read once for all runs that share them

@@ -66,10 +66,7 @@ def paired(values: Series, baseline: Series) -> Sample | None:
 
 
 def verdict(ours: Sample, published: float | None, lower_is_better: bool, incomparable: str = "") -> str:
-    """Ours beside the published figure: "reproduced" where it lies in our 95 % interval, else "better by x" or "short by x".
-
-    `incomparable` says why the two cannot be compared ("reduced"), or is "".
-    """
+    """Ours beside the published figure, unless `incomparable` says why not: "reproduced" where it lies in our 95 % interval."""
     if published is None:
         return "nothing published"
     if incomparable:
