@@ -1,7 +1,7 @@
 """Augmentation of photographs by torchvision's transforms, which draw under a seed made of (index, view)."""
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import sqrt
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst.data.batch import UNLISTED_VIEWS, check
+from nst.data.batch import UNLISTED_VIEWS, Recipe, check
 from nst.vision import InterpolationMode, v2
 from nst.vision import transforms as functional
 
@@ -20,60 +20,38 @@ _EIGENVALUES = torch.tensor([55.46, 4.794, 1.148])
 _EIGENVECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Pixels of any size → `size` × `size`.
+@dataclass(kw_only=True, eq=False)
+class Augmentation(Recipe):
+    """Pixels of any size → `size` × `size`. Raises ValueError for a value out of range, by the key `data.…`.
 
     The paper's code resizes with OpenCV's cubic interpolation: "bicubic", no antialiasing, "uniform_swapped".
-
-    Raises:
-        ValueError: a value out of range, by the key `data.…`.
     """
 
     size: int
-    resize: int  # the shorter side before the centre crop, in evaluation
-    area: tuple[float, float] = (0.08, 1.0)  # the part of the image that a random crop covers, from … to
-    aspect: tuple[float, float] = (0.75, 1.3333)  # its width over its height, from … to
-    jitter: float = (
-        0.0  # brightness, contrast and saturation change by factors from 1 − jitter to 1 + jitter, in random order
-    )
-    pca_noise: float = 0.0  # standard deviation of the noise along the colours' principal axes
-    flip: bool = True  # mirror half of the images
-    interpolation: str = "bilinear"
-    antialias: bool = True  # smooth before shrinking, as PIL; false: take the nearest 2 × 2 (4 × 4) pixels, as OpenCV
-    aspect_sampling: str = "log_uniform"  # log(aspect) is uniform, as in torchvision; else as `SwappedCrop`
-    augment: str | None = (
-        None  # after mirroring: TrivialAugmentWide (Müller & Hutter, 2021), RandAugment (Cubuk et al., 2020)
-    )
-    erase: float = 0.0  # last, with this probability, fill a rectangle: RandomErasing (Zhong et al., 2020)
-    erased: tuple[float, ...] = (0.0, 0.0, 0.0)  # with this colour, 0 … 255 by channel
+    erased: tuple[float, ...] = (0.0, 0.0, 0.0)  # with this colour rectangles are filled, 0 … 255 by channel
 
     def __post_init__(self) -> None:
-        check(self, "resize", int, self.size)
-        check(self, "area", float, 1e-6, 1, 2)
-        check(self, "aspect", float, 1e-6, 1e6, 2)
+        self.resize = self.size if self.resize is None else self.resize
+        check(self, resize=range(self.size, 2**31), pca_noise=[0, 1e6], jitter=[0, 1], erase=[0, 1])
+        check(self, 2, area=[1e-6, 1], aspect=[1e-6, 1e6])
         if self.area[0] > self.area[1] or self.aspect[0] > self.aspect[1]:
             raise ValueError(f"data.area: {self.area}, data.aspect: {self.aspect}; they must be [from, to]")
-        check(self, "jitter", float, 0, 1)
-        check(self, "pca_noise", float, 0)
-        check(self, "erase", float, 0, 1)
-        check(self, "flip", (True, False))
-        check(self, "antialias", (True, False))
-        check(self, "interpolation", ("bilinear", "bicubic"))
-        check(self, "aspect_sampling", ("log_uniform", "uniform_swapped"))
-        check(self, "augment", ("trivial", "rand", None))
+        self.area, self.aspect = ((low, high) for low, high in (self.area, self.aspect))  # YAML has lists
+        check(self, flip=(True, False), antialias=(True, False), interpolation=("bilinear", "bicubic"))
+        check(self, aspect_sampling=("log_uniform", "uniform_swapped"), augment=("trivial", "rand", None))
         if self.pca_noise and len(self.erased) != 3:
             raise ValueError(f"data.pca_noise: {self.pca_noise}; it must be 0 for images that are not RGB")
 
     @property
     def key(self) -> str:
         """The identity of the augmentation in a manifest: equal keys give the same picture for the same (index, view)."""
-        return f"torchvision {' '.join(map(str, astuple(self)))}"
+        values = (self.size, *(getattr(self, f.name) for f in fields(Recipe)), self.erased)
+        return f"torchvision {' '.join(map(str, values))}"
 
     def __call__(self, pixels: np.ndarray, index: int, view: int) -> Tensor:
         """[H, W, C] uint8 → [C, size, size] uint8. torch's global generator is as before afterwards."""
         if view == UNLISTED_VIEWS:
-            return centre_crop(pixels, self.size, self.resize, self.interpolation, self.antialias)
+            return centre_crop(pixels, self.size, self.resize or self.size, self.interpolation, self.antialias)
         (seed,) = np.random.SeedSequence([index, view]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
@@ -93,17 +71,14 @@ class Augmentation:
 
     @cached_property
     def _colours(self) -> list[Callable[[Tensor], Tensor]]:
-        steps = []
-        if self.augment is not None:
-            kind = v2.TrivialAugmentWide if self.augment == "trivial" else v2.RandAugment
-            steps.append(kind(interpolation=InterpolationMode.BILINEAR))
-        if self.jitter:
-            steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
-        if self.pca_noise:
-            steps.append(self._with_pca_noise)
-        if self.erase:
-            steps.append(v2.RandomErasing(self.erase, value=list(self.erased)))  # pyright: ignore[reportArgumentType]
-        return steps
+        automatic = v2.TrivialAugmentWide if self.augment == "trivial" else v2.RandAugment
+        steps = {
+            automatic(interpolation=InterpolationMode.BILINEAR): self.augment,
+            v2.ColorJitter(self.jitter, self.jitter, self.jitter): self.jitter,
+            self._with_pca_noise: self.pca_noise,
+            v2.RandomErasing(self.erase, value=list(self.erased)): self.erase,  # pyright: ignore[reportArgumentType]
+        }
+        return [step for step, used in steps.items() if used]
 
     def _with_pca_noise(self, image: Tensor) -> Tensor:
         """[3, H, W] uint8 and one colour: normal noise of `pca_noise` times the eigenvalue along each principal axis of RGB."""

@@ -3,11 +3,10 @@
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from tqdm import tqdm
 
 UNLISTED_VIEWS = 2**63 - 1
 """Where views cannot be enumerated (random-sized crops): random ones are numbered below it, the unaugmented one is it."""
-
-T = TypeVar("T", bound=Sized)
 
 
 class Batch(NamedTuple):
@@ -146,24 +143,21 @@ class MixingLoader(Loader):
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """As of `Loader`, mixed."""
-        order, views = self.plan(epoch)
-        mixture = epoch_mixture(self.num_images, self.seed, epoch, self.mixup, self.cutmix)
-        for part, batch in zip(self.parts(first_step), super().epoch(epoch, first_step), strict=True):
-            device = batch.images.device
-            start, places = part.start // self.batch_size * self.batch_size, torch.arange(part.start, part.stop)
-            partners = start + ((places - start) ^ 1)
-            partners = partners.where(partners < min(start + self.batch_size, self.num_images), places)
-            # the partners are in the batch itself, except for one or two in another rank's part
-            inside = (partners >= part.start) & (partners < part.stop)
-            others = batch.images.index_select(0, torch.where(inside, partners - part.start, 0).to(device))
-            if not bool(inside.all()):
-                outside = partners[~inside]
-                fetched = self.split.render(order[outside].to(device), views[outside].to(device), self.channels_last)
-                others.index_copy_(0, (~inside).nonzero()[:, 0].to(device), fetched)
-            images, share = mixed(batch.images, others, *(values[order[part]].to(device) for values in mixture))
+        mixture = [v.to(self.device) for v in epoch_mixture(self.num_images, self.seed, epoch, self.mixup, self.cutmix)]
+        parts, wider = list(self.parts(first_step)), []
+        for part in parts:  # with the partners of its first and last image, which may be another rank's
+            start = part.start // self.batch_size * self.batch_size
+            end = min(part.stop + (part.stop - start) % 2, start + self.batch_size, self.num_images)
+            wider.append(slice(part.start - (part.start - start) % 2, end))
+        for part, wide, batch in zip(parts, wider, self.batches(*self.plan(epoch), wider), strict=True):
+            places = torch.arange(len(batch.labels), device=batch.labels.device)
+            partners = (places ^ 1).where(places ^ 1 < len(places), places)
+            others = batch.images.index_select(0, partners)
+            images, share = mixed(batch.images, others, *(values[batch.indices] for values in mixture))
             own = F.one_hot(batch.labels, self.num_classes)
-            other = F.one_hot(self.labels[order[partners].to(device)], self.num_classes)
-            yield batch._replace(images=images, labels=share[:, None] * own + (1 - share[:, None]) * other)
+            labels = share[:, None] * own + (1 - share[:, None]) * own[partners]
+            inside = slice(part.start - wide.start, part.stop - wide.start)
+            yield Batch(*(values[inside] for values in batch._replace(images=images, labels=labels)))
 
 
 def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,21 +173,18 @@ def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) ->
 
 
 def mixed(images: Tensor, others: Tensor, share: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W] mixed with `others`, as `epoch_mixture` says; and the weight of each in its mixture, [B] float32.
-
-    That is λ, corrected where a box is clipped at the border.
-    """
-    inside, area, sizes = [], torch.ones((), dtype=torch.int64, device=images.device), images.shape[2:]
-    for axis, size in enumerate(sizes):
+    """Images [B, C, H, W] mixed as `epoch_mixture` says; and λ of each [B], corrected where a box is clipped at the border."""
+    outside, area = [], 1
+    for axis, size in enumerate(images.shape[2:]):
         middle, half = centre[:, axis] * size, (1 - share).sqrt() * size / 2
         low, high = ((middle + reach).round().clamp(0, size).long()[:, None] for reach in (-half, half))
         place = torch.arange(size, device=images.device)
-        inside.append((place >= low) & (place < high))  # [B, size]
+        outside.append((place < low) | (place >= high))  # [B, size]
         area = area * (high - low)[:, 0]
-    kept = ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
+    kept = outside[0][:, None, :, None] | outside[1][:, None, None, :]
     weight = torch.where(boxed[:, None, None, None], kept, share[:, None, None, None])
     images = torch.lerp(others, images, weight, out=torch.empty_like(images))
-    return images, torch.where(boxed, 1 - area / (sizes[0] * sizes[1]), share)
+    return images, torch.where(boxed, 1 - area / (images.shape[2] * images.shape[3]), share)
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -202,36 +193,50 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     return (1 / (255 * std64)).float(), (-mean64 / std64).float()
 
 
-def check(
-    settings: Any, key: str, right: type | tuple[Any, ...], least: float = -inf, most: float = inf, count: int = 0
-) -> None:
-    """Raises ValueError unless `settings.<key>`, which is `data.<key>`, is right.
+@dataclass(kw_only=True, eq=False)
+class Recipe:
+    """How photographs are augmented, by `nst.data.augment`."""
+
+    resize: int | None = None  # the shorter side before the centre crop, in evaluation; None: `size`
+    area: tuple[float, float] = (0.08, 1.0)  # the part of the image that a random crop covers, from … to
+    aspect: tuple[float, float] = (0.75, 1.3333)  # its width over its height, from … to
+    jitter: float = 0.0  # brightness, contrast, saturation: factors from 1 − jitter to 1 + jitter, in random order
+    pca_noise: float = 0.0  # standard deviation of the noise along the colours' principal axes
+    flip: bool = True  # mirror half of the images
+    interpolation: str = "bilinear"
+    antialias: bool = True  # smooth before shrinking, as PIL; false: take the nearest 2 × 2 (4 × 4) pixels, as OpenCV
+    aspect_sampling: str = "log_uniform"  # log(aspect) is uniform, as in torchvision; else as `SwappedCrop`
+    augment: str | None = None  # "trivial" (Müller & Hutter, 2021) or "rand" (Cubuk et al., 2020), after mirroring
+    erase: float = 0.0  # last, with this probability, fill a rectangle: RandomErasing (Zhong et al., 2020)
+
+
+def check(settings: Any, count: int = 0, /, **allowed: tuple[Any, ...] | range | list[float]) -> None:
+    """Raises ValueError unless these attributes of `settings`, which are keys of `data`, are as allowed.
 
     Args:
-        right: the values allowed; or int or float: a finite number from `least` to `most`, or a list of `count` of them.
+        count: each is a list of so many values; 0: a value.
+        allowed: by key: a tuple of choices, a range of whole numbers, or [least, most] of any numbers.
     """
-    value = getattr(settings, key)
-    if isinstance(right, tuple):
-        good = any(value == one and type(value) is type(one) for one in right)
-        said = " or ".join("null" if one is None else str(one).lower() for one in right)
-    else:
-        values = value if count else [value]
-        good = isinstance(values, list | tuple) and len(values) == (count or 1)
-        good = good and all(isinstance(v, int | right) and not isinstance(v, bool) and abs(v) < inf for v in values)
-        good = good and all(least <= v <= most for v in values)
-        said = (
-            f"{count or 'a'} {'whole ' if right is int else ''}number{'s' if count > 1 else ''} from {least} to {most}"
-        )
-    if not good:
-        raise ValueError(f"data.{key}: {value!r}; it must be {said}")
+    for key, right in allowed.items():
+        value = getattr(settings, key)
+        values = value if isinstance(value, list | tuple) else [value]
+        if isinstance(right, tuple):
+            good = [any(v == one and type(v) is type(one) for one in right) for v in values]
+            said = " or ".join("null" if one is None else str(one).lower() for one in right)
+        else:
+            whole = isinstance(right, range)
+            kind, (least, most) = (int, (right.start, right.stop - 1)) if whole else (int | float, right)
+            good = [isinstance(v, kind) and not isinstance(v, bool) and least <= v <= most for v in values]
+            said = f"{count or 'a'} {'whole ' * whole}number{'s' * (count > 1)} from {least} to {most}"
+        if isinstance(value, list | tuple) != bool(count) or len(values) != (count or 1) or not all(good):
+            raise ValueError(f"data.{key}: {value!r}; it must be {said}")
 
 
-def counted(items: Iterable[T], what: str, total: int, unit: str = " images") -> Iterator[T]:
+def counted(items: Iterable[Any], what: str, total: int, unit: str = " images") -> Iterator[Any]:
     """Batches, or anything with a length, of a long pass before training; its progress on stderr of the first rank."""
     terminal, hidden = sys.stderr.isatty(), os.environ.get("RANK", "0") != "0"
     often = 0.1 if terminal else 30  # seconds: in a file a line every half minute
-    bar = tqdm(total=total, desc=what, unit=unit, delay=2, leave=not terminal, disable=hidden, mininterval=often)
-    with bar as progress:
+    with tqdm(None, what, total, not terminal, mininterval=often, disable=hidden, unit=unit, delay=2) as progress:
         for item in items:
             progress.update(len(item.labels if isinstance(item, Batch) else item))
             yield item

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from nst.data.batch import Split, check
-from nst.data.images import PARTS, WHITE, Part, folder_parts, is_table, listed, table_parts
+from nst.data.batch import Recipe, Split, check
+from nst.data.images import PARTS, WHITE, EncodedImages, Part, Parts, folder_parts, is_table, listed
 from nst.data.memory import MemorySplit, ViewScheme
 
 Pixels = tuple[Tensor, Tensor]
+COUNTS = range(1, 2**31)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,14 +51,10 @@ class Dataset:
         self.test: Split
         self.classes: tuple[str, ...] | None = None  # their names; None: not known
         self.unused: tuple[str, ...] = ()  # names of parts that were found and are not used
-        check(self, "num_classes", int, 1)
-        check(self, "channels", (1, 3))
-        check(self, "size", int, 1)
-        check(self, "mean", float, 0, 1, self.channels)
-        check(self, "std", float, 1e-6, 1, self.channels)
-        check(self, "validation", float, 0, 0.99)
+        check(self, num_classes=COUNTS, channels=(1, 3), size=COUNTS, validation=[0, 0.99])
+        check(self, self.channels, mean=[0, 1], std=[1e-6, 1])
         if self.limit is not None:
-            check(self, "limit", int, self.num_classes if self.labeled else 1)
+            check(self, limit=range(self.num_classes if self.labeled else 1, COUNTS.stop))
         self.mean, self.std = tuple(self.mean), tuple(self.std)  # to be compared with those that weights expect
         self.read()
 
@@ -73,22 +73,18 @@ class Dataset:
 
     def divide(self, labels: Tensor, train: Any, val: Any, test: Any, split: Callable[[Any, Any, bool], Split]) -> None:
         """Make the splits of parts, by `split(part, rows, augmented)`: `validation` is held out first, so it does not change with `limit`."""
-        self.check_classes()
+        if self.classes and len(self.classes) != self.num_classes:
+            found = f"{len(self.classes)}: {listed(self.classes)}"
+            raise ValueError(f"data.num_classes={self.num_classes}, but {self.name} has {found}")
         labels = labels.clamp(min=0)  # without labels as if of one class
         kept, held = hold_out(labels, self.validation)
         if self.limit is not None:
-            check(self, "limit", int, self.num_classes if self.labeled else 1, len(kept))
+            check(self, limit=range(self.num_classes if self.labeled else 1, len(kept) + 1))
             kept = kept[balanced(labels[kept], self.limit)]
         self.train = split(train, kept, True)
         self.val, self.test = (part and split(part, slice(None), False) for part in (val, test))
         if len(held):
             setattr(self, "val" if test else "test", split(train, held, False))
-
-    def check_classes(self) -> None:
-        """Raises ValueError unless there are as many class names as `num_classes`, or none."""
-        found = self.classes
-        if found is not None and len(found) != self.num_classes:
-            raise ValueError(f"data.num_classes={self.num_classes}, but {self.name} has {len(found)}: {listed(found)}")
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test". Raises ValueError if there is none."""
@@ -106,14 +102,16 @@ class Dataset:
         """For people: the parts and their sizes, the classes' counts, what is not used and what the best epoch is chosen on."""
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
-        text = f"{self.name}: {sizes} images " + (
-            f"of {self.num_classes} classes" if self.labeled else "without labels"
-        )
+        text = f"{self.name}: {sizes} images "
         if self.labeled:
             counts = torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
-            fewest, most = min(counts), max(counts)
-            named = self.classes[counts.index(fewest)] if self.classes else f"class {counts.index(fewest)}"
-            text += f"; {fewest:,}{'' if fewest == most else f' ({named}) to {most:,}'} training images a class"
+            (fewest, least), most = min((count, label) for label, count in enumerate(counts)), max(counts)
+            rest = (
+                f" ({self.classes[least] if self.classes else f'class {least}'}) to {most:,}" if fewest < most else ""
+            )
+            text += f"of {self.num_classes} classes; {fewest:,}{rest} training images a class"
+        else:
+            text += "without labels"
         if self.unused:
             text += f"\nnot used: {', '.join(self.unused)}"
         if self.val is None and self.labeled:
@@ -156,17 +154,11 @@ class Digits(Dataset):
 
     def read(self) -> None:
         """From scikit-learn's package."""
-        check(self, "size", (8,))
-        check(self, "root", (None,))
+        check(self, size=(8,), root=(None,))
         scheme = ViewScheme(self.size, self.pad, self.flip)
-        package = find_spec("sklearn")  # importing it takes a second, and pandas
-        assert package is not None
-        file = Path(str(package.origin)).parent / "datasets/data/digits.csv.gz"
-        values = torch.from_numpy(np.loadtxt(file, delimiter=","))
-        images, labels = (
-            (values[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8),
-            values[:, -1].long(),
-        )
+        package = str(find_spec("sklearn").origin)  # pyright: ignore[reportOptionalMemberAccess] - importing it takes a second
+        values = torch.from_numpy(np.loadtxt(Path(package).parent / "datasets/data/digits.csv.gz", delimiter=","))
+        images, labels = values[:, :-1].reshape(-1, 1, 8, 8).mul(255 / 16).round().byte(), values[:, -1].long()
         test = torch.zeros(len(labels), dtype=torch.bool)
         test[balanced(labels, 360)] = True  # 36 of each digit
         self.classes = tuple("0123456789")
@@ -174,7 +166,7 @@ class Digits(Dataset):
 
 
 @dataclass(kw_only=True, eq=False)
-class Images(Dataset):
+class Images(Recipe, Dataset):
     """Images of people's own, or of the Hub: on disk and augmented as `Augmentation` says, or in memory as `ViewScheme` says.
 
     `root` is a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.PARTS`), or one that Hugging
@@ -183,17 +175,6 @@ class Images(Dataset):
 
     path: str | None = None  # instead of `root`: such a folder, or else a name on the Hub
     labeled: bool = True  # false: images without labels, in folders as they like
-    resize: int | None = None  # None: `size`
-    area: Sequence[float] = (0.08, 1.0)
-    aspect: Sequence[float] = (0.75, 1.3333)
-    jitter: float = 0.0
-    pca_noise: float = 0.0
-    flip: bool = True
-    interpolation: str = "bilinear"
-    antialias: bool = True
-    aspect_sampling: str = "log_uniform"
-    augment: str | None = None
-    erase: float = 0.0
     background: Sequence[int] = WHITE  # R, G, B behind transparent images
     pad: int | None = None  # a number: images have `size` and stay in memory, without the keys from `resize` to `erase`
     padding_mode: str = "constant"
@@ -204,7 +185,7 @@ class Images(Dataset):
 
     def read(self) -> None:
         """From the folder `root`, or as `path` says."""
-        check(self, "background", int, 0, 255, 3)
+        check(self, 3, background=range(256))
         if (self.root is None) == (self.path is None):
             raise ValueError("data.root, data.path: give one of them, the folder of the images")
         if self.pad is not None:
@@ -216,10 +197,10 @@ class Images(Dataset):
         from nst.data.augment import Augmentation
         from nst.data.photographs import PhotographSplit
 
-        keys = {f.name: getattr(self, f.name) for f in fields(Augmentation) if f.name != "erased"}
-        keys |= {key: tuple(value) for key, value in keys.items() if isinstance(value, list)}
-        keys |= {"resize": self.size} if self.resize is None else {}
-        augmentation = Augmentation(**keys, erased=tuple(float(round(255 * value)) for value in self.mean))
+        erased = tuple(float(round(255 * value)) for value in self.mean)
+        augmentation = Augmentation(
+            size=self.size, erased=erased, **{f.name: getattr(self, f.name) for f in fields(Recipe)}
+        )
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
             rows, about = torch.arange(len(part.labels))[rows], (augmentation, self.mean, self.std)
@@ -235,9 +216,7 @@ class Images(Dataset):
         if folder.is_dir() and not is_table(folder):
             parts, unused = folder_parts(folder, self.labeled)
         elif folder.is_dir() or self.path:
-            place, columns = str(folder if folder.is_dir() else self.path), (self.image_column, self.label_column)
-            options = {"name": self.subset, "cache_dir": self.cache_dir}
-            parts, unused = table_parts(said, place, self.labeled, columns, options)
+            parts, unused = self._tables(said, str(folder if folder.is_dir() else self.path))
         else:
             raise ValueError(f"{said}: no such folder; train/<class>/*.jpg or train-*.parquet should be in it")
         names = {name.lower(): name for name in parts}
@@ -254,7 +233,6 @@ class Images(Dataset):
         self.unused = (*(name for name in parts if name not in (train, val, test)), *unused)
         found: dict[str | None, Part] = {name: parts[name]() for name in (train, val, test) if name}
         self.classes = found[train].classes
-        self.check_classes()
         for images, labels, classes in found.values():
             if other := sorted({*(classes or ())} ^ {*(self.classes or ())}):
                 raise ValueError(f"{images.place}: its classes differ from the training part's in {listed(other)}")
@@ -263,6 +241,59 @@ class Images(Dataset):
                 row, allowed = outside[0], f"data.num_classes={self.num_classes} allows 0 to {self.num_classes - 1}"
                 raise ValueError(f"{images.place}, row {row}: label {int(labels[row])}, but {allowed}")
         return found[train], found.get(val), found.get(test)
+
+    def _tables(self, said: str, place: str) -> Parts:
+        """The parts of what `datasets` reads at `place`; and those without labels, where labels are needed."""
+        import datasets
+
+        folder, shards = Path(place), Counter[str]()
+        for file in folder.rglob("*-of-*.parquet"):  # of train-00000-of-00003.parquet, datasets reads what there is
+            shards[re.sub(r"-\d+-of-(\d+).*", r"-*-of-\1", str(file))] += 1
+        for name, count in shards.items():
+            if count < int(name.rpartition("-")[2]):
+                raise ValueError(f"{said}: of the shards {name}.parquet there are {count}")
+        if not folder.is_dir():
+            print(f"{said}: no such folder here, so the Hugging Face Hub is asked for it", file=sys.stderr)
+        if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+            datasets.disable_progress_bars()
+        saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+        load: Any = datasets.load_from_disk if saved else datasets.load_dataset
+        try:
+            tables = load(place) if saved else load(place, self.subset, cache_dir=self.cache_dir)
+        except Exception as error:  # its own, pyarrow's, fsspec's, the Hub's
+            raise ValueError(f"{said}: Hugging Face datasets cannot read it ({error})") from None
+        tables = {"train": tables} if isinstance(tables, datasets.Dataset) else tables
+        features = next(iter(tables.values())).features
+
+        def column(key: str, kind: type, names: str) -> str:
+            given, typed = getattr(self, key), [name for name, feature in features.items() if isinstance(feature, kind)]
+            found = typed if len(typed) == 1 else [*(name for name in names.split() if name in features), *typed, ""]
+            if (name := given or found[0]) not in features:
+                raise ValueError(f"data.{key}: {given!r}; it must be a column of {said}: {', '.join(features)}")
+            return name
+
+        image, classes = column("image_column", datasets.Image, "image img"), None
+        labels: dict[str, list[Any]] = {name: [-1] * len(table) for name, table in tables.items()}
+        if self.labeled:
+            label = column("label_column", datasets.ClassLabel, "label fine_label labels class target")
+            for name, table in tables.items():
+                labels[name] = table.select_columns([label])[:][label] if label in table.features else []
+            texts = {value for values in labels.values() for value in values if isinstance(value, str)}
+            classes = tuple(getattr(features[label], "names", None) or sorted(texts)) or None
+            numbers = {name: number for number, name in enumerate(classes or ())}
+            for values in labels.values():
+                values[:] = [numbers[v] if isinstance(v, str) else v if isinstance(v, int) else -1 for v in values]
+        unused = [name for name, values in labels.items() if self.labeled and set(values) <= {-1}]
+        if len(unused) == len(tables):
+            raise ValueError(f"{said}: no part of it has labels; data.labeled=false reads images without them")
+
+        def read(name: str) -> Part:
+            table = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            return Part(EncodedImages(table, f"{said}, part {name}", not saved), torch.tensor(labels[name]), classes)
+
+        return {name: partial(read, name) for name in tables if name not in unused}, [
+            f"{n} (no labels)" for n in unused
+        ]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -276,7 +307,7 @@ class Cifar(Images):
 
     def read(self) -> None:
         """From the folder `root`."""
-        check(self, "name", ("cifar10", "cifar100"))
+        check(self, name=("cifar10", "cifar100"))
         ten = self.name == "cifar10"
         archive, self.label_column = ("cifar-10-batches-py", "label") if ten else ("cifar-100-python", "fine_label")
         folder = Path(os.path.expanduser(str(self.root)))  # noqa: PTH111

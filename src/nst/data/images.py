@@ -2,10 +2,7 @@
 
 import glob
 import io
-import os
-import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,14 +70,14 @@ class EncodedImages:
     cached: bool = False  # whether `datasets` may keep results beside the table
 
     def read(self, row: int) -> tuple[bytes, str]:
-        """The image's bytes, and its file or its row in the table. Raises ValueError or OSError, naming that, if it cannot be read."""
+        """The image's bytes, and its file or row. Raises ValueError or OSError, naming that, if it cannot be read."""
         return _content(self.table.data.column(0)[row].as_py(), f"{self.place}, row {row}")
 
     def describe(self, rows: Tensor) -> Iterator[bytes]:
         """Name and size of each of these images: what is known without reading it and stays when the data are copied."""
-        import pyarrow.compute as pc
+        import pyarrow.compute
 
-        compute: Any = pc  # made at import, so that type checkers do not know its functions
+        compute: Any = pyarrow.compute  # made at import, so that type checkers do not know its functions
         paths, content = (compute.struct_field(self.table.data.column(0), name) for name in ("path", "bytes"))
         paths, sizes = paths.to_pylist(), compute.binary_length(content).to_pylist()
         for row in rows.tolist():
@@ -92,16 +89,11 @@ class EncodedImages:
         import datasets
 
         settings = {"place": self.place, "channels": channels, "size": size, "background": tuple(background)}
-        table = self.table.map(
-            _pixels_of_rows,
-            batched=True,
-            with_indices=True,
-            remove_columns=self.table.column_names,
-            features=datasets.Features({"pixels": datasets.Value("binary")}),
-            fn_kwargs={**settings, "version": PIL.__version__},
-            keep_in_memory=not self.cached,
-            desc=f"decoding {self.place}",
-        )
+        options: Any = {"batched": True, "with_indices": True, "remove_columns": self.table.column_names}
+        options["features"] = datasets.Features({"pixels": datasets.Value("binary")})
+        options["fn_kwargs"] = {**settings, "version": PIL.__version__}
+        in_memory, said = not self.cached, f"decoding {self.place}"
+        table = self.table.map(_pixels_of_rows, keep_in_memory=in_memory, desc=said, **options)
         content = bytearray().join(table[:]["pixels"])
         return torch.frombuffer(content, dtype=torch.uint8).reshape(-1, channels, size, size)
 
@@ -135,8 +127,7 @@ class Part(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-Parts = tuple[dict[str, Callable[[], Part]], list[str]]
-"""What reads each part that was found, by its name; and what was found beside."""
+Parts = tuple[dict[str, Callable[[], Part]], list[str]]  # what reads each part, by name; what was found beside
 
 
 def listed(names: Sequence[str], at_most: int = 5) -> str:
@@ -148,27 +139,26 @@ def folder_parts(root: Path, labeled: bool) -> Parts:
     """The parts of `root/<part>/<class>/*`, or of `root/<class>/*` in one part; and the names of the other folders.
 
     Unless `labeled`, parts are flat or nested as they like. Raises ValueError, when a part is read, for a class without images.
-    `datasets` would take seconds to list a folder, at every start.
     """
+    import datasets
 
     def folders(folder: Path) -> list[str]:
         return sorted(at.name for at in folder.iterdir() if at.is_dir() and not at.name.startswith((".", "__")))
 
     def read(name: str) -> Part:
-        folder, paths, labels, others = root / name, [], [], []
+        folder, paths, labels = root / name, [], []
         classes = folders(folder) if labeled else ["."]
         for label, of in enumerate(classes):
             pattern = f"{glob.escape(str(folder / of))}/**/*.*"  # matches no name that begins with a dot
             files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - unlike pathlib's, it follows links to folders
-            paths += (images := [file for file in files if file.lower().endswith(SUFFIXES)])
+            images = [file for file in files if file.lower().endswith(SUFFIXES)]
             if not images:
                 raise ValueError(f"{folder / of}: no images in it (an image ends in {', '.join(SUFFIXES)})")
+            paths += images
             labels += [label if labeled else -1] * len(images)
-            others += [file for file in files if not file.lower().endswith(SUFFIXES) and Path(file).is_file()]
-        if others:
-            print(f"{folder}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
-        import datasets
-
+            if others := [file for file in sorted({*files} - {*images}) if Path(file).is_file()]:
+                print(f"{folder / of}: not read, since their names are no images': {listed(others)}", file=sys.stderr)
+        # `datasets` itself would take seconds to list a folder, at every start
         table = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
         return Part(EncodedImages(table, str(folder)), torch.tensor(labels), tuple(classes) if labeled else None)
 
@@ -184,69 +174,3 @@ def is_table(folder: Path) -> bool:
     files = (file for pattern in ("*", "[!.]*/*") for file in folder.glob(pattern))
     names = ("metadata.csv", "metadata.jsonl", "dataset_dict.json")
     return any(file.suffix in (".parquet", ".arrow") or file.name in names for file in files)
-
-
-def table_parts(
-    said: str, path: str, labeled: bool, columns: tuple[str | None, str | None], options: dict[str, Any]
-) -> Parts:
-    """The parts of a data set that `datasets` reads; and those that have no labels where labels are needed.
-
-    Args:
-        said: key and value of the setting that names it, for errors.
-        path: a local folder (parquet shards, saved to disk, image folder with metadata), or a name on the Hub.
-        columns: of images and labels; None: found by their types and names.
-        options: of `datasets.load_dataset`.
-
-    Raises:
-        ValueError: it cannot be read, or shards, columns or labels are missing.
-    """
-    import datasets
-
-    folder, shards = Path(path), Counter[str]()
-    for file in folder.rglob("*-of-*.parquet"):  # of train-00000-of-00003.parquet, datasets reads what there is
-        shards[re.sub(r"-\d+-of-(\d+).*", r"-*-of-\1", str(file))] += 1
-    for name, count in shards.items():
-        if count < int(name.rpartition("-")[2]):
-            raise ValueError(f"{said}: of the shards {name}.parquet there are {count}")
-    if not folder.is_dir():
-        print(f"{said}: no such folder here, so the Hugging Face Hub is asked for it", file=sys.stderr)
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
-        datasets.disable_progress_bars()
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    try:
-        tables: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **options)
-    except Exception as error:  # its own, pyarrow's, fsspec's, the Hub's
-        raise ValueError(f"{said}: Hugging Face datasets cannot read it ({error})") from None
-    tables = {"train": tables} if isinstance(tables, datasets.Dataset) else tables
-    features = next(iter(tables.values())).features
-
-    def column(key: str, given: str | None, kind: type, names: str) -> str:
-        typed = [name for name, feature in features.items() if isinstance(feature, kind)]
-        found = typed if len(typed) == 1 else [*(name for name in names.split() if name in features), *typed, ""]
-        if (name := given or found[0]) not in features:
-            raise ValueError(f"data.{key}: {given!r}; it must be a column of {said}: {', '.join(features)}")
-        return name
-
-    image = column("image_column", columns[0], datasets.Image, "image img")
-    labels: dict[str, list[Any]] = {name: [-1] * len(table) for name, table in tables.items()}
-    classes: tuple[str, ...] | None = None
-    unused: list[str] = []
-    if labeled:
-        label = column("label_column", columns[1], datasets.ClassLabel, "label fine_label labels class target")
-        for name, table in tables.items():
-            labels[name] = table.select_columns([label])[:][label] if label in table.features else []
-        texts = {value for values in labels.values() for value in values if isinstance(value, str)}
-        classes = tuple(getattr(features[label], "names", None) or sorted(texts)) or None
-        numbers = {name: number for number, name in enumerate(classes or ())}
-        for name, values in labels.items():
-            values[:] = [numbers[v] if isinstance(v, str) else v if isinstance(v, int) else -1 for v in values]
-            if set(values) <= {-1}:
-                unused.append(f"{name} (no labels)")
-        if len(unused) == len(tables):
-            raise ValueError(f"{said}: column {label} holds no labels; data.labeled=false reads images without them")
-
-    def read(name: str) -> Part:
-        table = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        return Part(EncodedImages(table, f"{said}, part {name}", not saved), torch.tensor(labels[name]), classes)
-
-    return {name: partial(read, name) for name in tables if f"{name} (no labels)" not in unused}, unused

@@ -30,9 +30,8 @@ class ViewScheme:
     padding_mode: str = "constant"
 
     def __post_init__(self) -> None:
-        check(self, "padding_mode", ("constant", "reflect"))
-        check(self, "pad", int, 0, 63 if self.padding_mode == "constant" else min(63, self.size - 1))
-        check(self, "flip", (True, False))
+        check(self, padding_mode=("constant", "reflect"), flip=(True, False))
+        check(self, pad=range(64 if self.padding_mode == "constant" else min(64, self.size)))
 
 
 @dataclass(eq=False)
