@@ -4,8 +4,6 @@ import argparse
 import io
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -21,33 +19,17 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import Row, machine, ratio, show, write
 from nst.data.dataset import Images
+from nst.data.memory import MemorySplit, ViewScheme
 
 HELP = "the input path: images in memory, photographs on disk"
-HERE = Path(__file__).resolve().parents[1]
+Epochs = dict[str, Callable[[], Iterable]]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-IN_MEMORY = """
-import sys, time, numpy, torch
-from nst.data.memory import MemorySplit, ViewScheme
-images, batch, seconds, channels_last = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "True"
-pixels = torch.from_numpy(numpy.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), dtype=numpy.uint8))
-split = MemorySplit(pixels, torch.arange(images) % 10, ViewScheme(32, 4, True), (0.5,) * 3, (0.25,) * 3)
-loader, used, passes = split.loader(batch, train=True, channels_last=channels_last), 0.0, -1
-while used < seconds:
-    start = time.process_time()
-    for _ in loader.epoch(max(passes, 0)):
-        pass
-    passes += 1
-    used += (time.process_time() - start) * (passes > 0)  # the first pass is a warm-up
-print(passes * images / used)
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `data`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--images", type=int, default=20_000, help="CIFAR-shaped images in memory; 0: none")
-    parser.add_argument("--old", type=Path, help="a checkout of another version, for images in memory")
     parser.add_argument(
         "--photographs", type=Path, help="a folder of train/<class>/* and val/<class>/*; else JPEGs are made"
     )
@@ -57,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=cores, help="processes that decode (default: all cores)")
     parser.add_argument("--repeats", type=int, default=5, help="turns timed of each")
-    parser.add_argument("--seconds", type=float, default=2.0, help="least length of a turn in memory")
     parser.add_argument("--json", type=Path, help="write everything measured here")
 
 
@@ -75,18 +56,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def in_memory(arguments: argparse.Namespace) -> list[Row]:
-    """Images a second of processor time, of this version and of another in turns, each turn a process of its own."""
-    rows, checkouts = [], {"this version": HERE} | ({"other version": arguments.old} if arguments.old else {})
-    for layout in ("contiguous", "channels last"):
-        settings = map(str, (arguments.images, arguments.batch_size, arguments.seconds, layout == "channels last"))
-        command = [sys.executable, "-c", IN_MEMORY, *settings]
-        speeds: dict[str, list[float]] = {name: [] for name in checkouts}
-        for name, checkout in [*checkouts.items()] * arguments.repeats:
-            environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
-            found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-            speeds[name].append(float(found.stdout))
-        rows += compared(speeds, list(checkouts)[-1], {"layout": layout})
-    return rows
+    """Images a second of processor time, in both memory formats in turns."""
+    count, scheme = arguments.images, ViewScheme(32, 4, flip=True)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    split = MemorySplit(pixels, torch.arange(count) % 10, scheme, (0.5,) * 3, (0.25,) * 3)
+    epochs: Epochs = {
+        name: partial(split.loader(arguments.batch_size, train=True, channels_last=name == "channels_last").epoch, 0)
+        for name in ("contiguous", "channels_last")
+    }
+    return in_turns(epochs, count, arguments.repeats, time.process_time, "contiguous", {})
 
 
 def photographs(arguments: argparse.Namespace) -> list[Row]:
@@ -108,28 +86,29 @@ def photographs(arguments: argparse.Namespace) -> list[Row]:
         split = Images(name="photographs", root=str(root), limit=arguments.limit, **shape).train
         for workers in sorted({0, arguments.workers}):
             clock = time.perf_counter if workers else time.process_time
-            epochs: dict[str, Callable[[], Iterable]] = {}
+            epochs: Epochs = {}
             for name, transform in transforms.items():
                 files = torch.utils.data.Subset(ImageFolder(root / "train", transform), range(len(split)))
                 options = {"shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
                 epochs[name] = DataLoader(files, arguments.batch_size, **options).__iter__
             epochs["ours"] = partial(split.loader(arguments.batch_size, train=True, workers=workers).epoch, 0)
-            speeds: dict[str, list[float]] = {name: [] for name in epochs}
-            for name, epoch in [*epochs.items()] * (1 + arguments.repeats):
-                start = clock()
-                for _ in epoch():
-                    pass
-                speeds[name].append(len(split) / (clock() - start))
-            rows += compared({name: values[1:] for name, values in speeds.items()}, "torchvision", {"workers": workers})
+            rows += in_turns(epochs, len(split), arguments.repeats, clock, "torchvision", {"workers": workers})
     return rows
 
 
-def compared(speeds: dict[str, list[float]], base: str, about: Row) -> list[Row]:
-    """Medians with their range, and the median over the turns of how many times the base's speed they are."""
+def in_turns(epochs: Epochs, n: int, repeats: int, clock: Callable[[], float], base: str, about: Row) -> list[Row]:
+    """Images a second: medians with their range, and the median over the turns of how many times the base's speed they are."""
+    speeds: dict[str, list[float]] = {name: [] for name in epochs}
+    for name, epoch in [*epochs.items()] * (1 + repeats):
+        start = clock()
+        for _ in epoch():
+            pass
+        speeds[name].append(n / (clock() - start))
+    speeds = {name: values[1:] for name, values in speeds.items()}  # the first turn is a warm-up
     return [
         {
             "name": name, **about, "images_per_second": statistics.median(values), "lowest": min(values), "highest": max(values),
-            "n": len(values), f"times_{base.replace(' ', '_')}": ratio(values, speeds[base]),
+            "n": len(values), f"times_{base}": ratio(values, speeds[base]),
         }
         for name, values in speeds.items()
     ]  # fmt: skip

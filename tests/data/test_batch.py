@@ -1,12 +1,11 @@
 """Which images, in which views and mixtures, a step has: functions of (seed, epoch, index), whatever the number of ranks."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.data.samples import joined, load, same, write_tree
+from tests.data.samples import joined, same
 from tests.data.test_memory import make_split
 from torch import Tensor
 
@@ -69,8 +68,8 @@ def test_as_many_epochs_as_a_subset_has_views_show_each_once() -> None:
     assert not torch.equal(one[1][one[0].argsort()], other[1][other[0].argsort()])
 
 
-def mixing(mixup: float, cutmix: float, split: Any = None, batch: int = 16, **ranks: Any) -> MixingLoader:
-    return MixingLoader(split or make_split(37), batch, True, 3, num_classes=10, mixup=mixup, cutmix=cutmix, **ranks)
+def mixing(mixup: float, cutmix: float, batch: int = 16, **ranks: Any) -> MixingLoader:
+    return MixingLoader(make_split(37), batch, True, 3, num_classes=10, mixup=mixup, cutmix=cutmix, **ranks)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -106,14 +105,8 @@ def by_hand(image: Tensor, other: Tensor, weight: Tensor, boxed: Tensor, centre:
     return result, 1 - image[0, rows, columns].numel() / 64
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_ranks_and_restarts_change_no_mixture(on_disk: bool, tmp_path: Path) -> None:
+def test_ranks_and_restarts_change_no_mixture() -> None:
     """Parts of 5 and 6 images: partners lie in other parts, too."""
-    split = make_split(37)
-    if on_disk:
-        write_tree(tmp_path)
-        split = load(tmp_path).train
-    whole = list(mixing(0.4, 1.0, split).epoch(1))
-    ranks = [mixing(0.4, 1.0, split, rank=rank, world=3).epoch(1) for rank in range(3)]
-    assert same(joined(ranks), whole)
-    assert same(list(mixing(0.4, 1.0, split).epoch(1, first_step=1)), whole[1:])
+    whole = list(mixing(0.4, 1.0).epoch(1))
+    assert same(joined([mixing(0.4, 1.0, rank=rank, world=3).epoch(1) for rank in range(3)]), whole)
+    assert same(list(mixing(0.4, 1.0).epoch(1, first_step=1)), whole[1:])

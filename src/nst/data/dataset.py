@@ -29,8 +29,7 @@ COUNTS = range(1, 2**31)
 class Dataset:
     """Splits of one data set. A subclass has a method `read`, which sets `train`, `val` and `test`, for example by `in_memory`.
 
-    Raises:
-        ValueError: a setting is wrong, or the data are; the message names the key or the file.
+    Raises ValueError where a setting is wrong, or the data are; the message names the key or the file.
     """
 
     name: str
@@ -102,16 +101,13 @@ class Dataset:
         """For people: the parts and their sizes, the classes' counts, what is not used and what the best epoch is chosen on."""
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
-        text = f"{self.name}: {sizes} images "
+        text = f"{self.name}: {sizes} images without labels"
         if self.labeled:
             counts = torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
-            (fewest, least), most = min((count, label) for label, count in enumerate(counts)), max(counts)
-            rest = (
-                f" ({self.classes[least] if self.classes else f'class {least}'}) to {most:,}" if fewest < most else ""
-            )
-            text += f"of {self.num_classes} classes; {fewest:,}{rest} training images a class"
-        else:
-            text += "without labels"
+            fewest, least, most = min(counts), counts.index(min(counts)), max(counts)
+            named = f" ({self.classes[least] if self.classes else f'class {least}'}) to {most:,}" * (fewest < most)
+            about = f"of {self.num_classes} classes; {fewest:,}{named} training images a class"
+            text = f"{self.name}: {sizes} images {about}"
         if self.unused:
             text += f"\nnot used: {', '.join(self.unused)}"
         if self.val is None and self.labeled:
@@ -169,8 +165,7 @@ class Digits(Dataset):
 class Images(Recipe, Dataset):
     """Images of people's own, or of the Hub: on disk and augmented as `Augmentation` says, or in memory as `ViewScheme` says.
 
-    `root` is a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.PARTS`), or one that Hugging
-    Face `datasets` reads: parquet shards, saved to disk, images with metadata.
+    `root` is a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.PARTS`), or one that `datasets` reads.
     """
 
     path: str | None = None  # instead of `root`: such a folder, or else a name on the Hub
@@ -198,9 +193,8 @@ class Images(Recipe, Dataset):
         from nst.data.photographs import PhotographSplit
 
         erased = tuple(float(round(255 * value)) for value in self.mean)
-        augmentation = Augmentation(
-            size=self.size, erased=erased, **{f.name: getattr(self, f.name) for f in fields(Recipe)}
-        )
+        recipe = {f.name: getattr(self, f.name) for f in fields(Recipe)}
+        augmentation = Augmentation(size=self.size, erased=erased, **recipe)
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
             rows, about = torch.arange(len(part.labels))[rows], (augmentation, self.mean, self.std)
@@ -298,10 +292,7 @@ class Images(Recipe, Dataset):
 
 @dataclass(kw_only=True, eq=False)
 class Cifar(Images):
-    """CIFAR-10 or -100 (`name`: cifar10, cifar100), in memory.
-
-    `root` contains (or is) torchvision's folder, or parquet shards `train-*.parquet` and `test-*.parquet`.
-    """
+    """CIFAR-10 or -100 (`name`: cifar10, cifar100), in memory; `root` contains (or is) torchvision's folder, or parquet shards."""
 
     download: bool = False  # fetch torchvision's folder into `root` if it holds neither
 

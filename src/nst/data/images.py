@@ -34,9 +34,8 @@ def is_image(name: str) -> bool:
 def decode(data: bytes, channels: int, background: Sequence[int] = WHITE, where: str = "") -> np.ndarray:
     """JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes → [H, W, channels] uint8, upright; for the rules see docs/data.md.
 
-    Raises:
-        ValueError: the bytes are no image, truncated, damaged as far as the format can tell, or hold floats or numbers of more than
-            16 bits. The message says why, and `where`.
+    Raises ValueError, which says why, and `where`: the bytes are no image, truncated, damaged as far as the format can tell, or hold
+    floats or numbers of more than 16 bits.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -106,8 +105,8 @@ def _pixels_of_rows(
     for row, value in zip(rows, next(iter(batch.values())), strict=True):
         data, where = _content(value, f"{place}, row {row}")
         image = decode(data, channels, background, where)
-        if image.shape[:2] != (size, size):
-            height, width = image.shape[:2]
+        height, width = image.shape[:2]
+        if height != size or width != size:
             raise ValueError(f"{where}: the image is {width}×{height} pixels, data.size={size} needs {size}×{size}")
         pixels.append(image.transpose(2, 0, 1).tobytes())
     return {"pixels": pixels}

@@ -11,17 +11,13 @@ from torch import Tensor
 
 from nst.data.batch import Split, check, scale_and_shift
 
-_SUBSET_SEED = 0x5EED  # the views in a cache do not depend on the seed of a run
-
 
 @dataclass(frozen=True)
 class ViewScheme:
     """Crops of `size` from an image padded by `pad` on each side, mirrored or not; see docs/data.md for their numbers.
 
-    The border is zero ("constant") or the image mirrored at its edge without repeating it ("reflect").
-
-    Raises:
-        ValueError: a value out of range, by the key `data.…`.
+    The border is zero ("constant") or the image mirrored at its edge without repeating it ("reflect"). Raises ValueError for a value out
+    of range, by the key `data.…`.
     """
 
     size: int
@@ -36,11 +32,7 @@ class ViewScheme:
 
 @dataclass(eq=False)
 class MemorySplit(Split):
-    """Images of one size, in memory: [n, C, size, size] uint8, with labels [n] int64.
-
-    Raises:
-        ValueError: images or labels of another type or shape.
-    """
+    """Images of one size, in memory: [n, C, size, size] uint8, with labels [n] int64; ValueError for another type or shape."""
 
     images: Tensor
     labels: Tensor
@@ -51,23 +43,23 @@ class MemorySplit(Split):
     by_numpy = True  # on the CPU; nearly twice as fast as torch's gather, in one thread
 
     def __post_init__(self) -> None:
-        n, size = len(self.images), self.scheme.size
+        n, size, pad = len(self.images), self.scheme.size, self.scheme.pad
         found = (self.images.dtype, tuple(self.images.shape), self.labels.dtype, tuple(self.labels.shape))
         needed = (torch.uint8, (n, len(self.mean), size, size), torch.int64, (n,))
         if found != needed:
             raise ValueError(f"types and shapes of images and labels are {found}; they must be {needed}")
-        places, sides = (2 * self.scheme.pad + 1) ** 2, 2 if self.scheme.flip else 1
+        places, sides = (2 * pad + 1) ** 2, 2 if self.scheme.flip else 1
         self.num_views, self.unaugmented = places * sides, places // 2 * sides
         border = "reflect" if self.scheme.padding_mode == "reflect" else ""
-        self.view_key = f"size{size}-{border}pad{self.scheme.pad}-{'flip' if self.scheme.flip else 'noflip'}"
+        self.view_key = f"size{size}-{border}pad{pad}-{'flip' if self.scheme.flip else 'noflip'}"
         self._windows: dict[tuple[torch.device, bool], tuple[Tensor, Tensor, Tensor]] = {}
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shape, labels and pixels, hex."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.labels.contiguous().numpy().data)
-        digest.update(self.images.contiguous().numpy().data)
+        for values in (self.labels, self.images):
+            digest.update(values.contiguous().numpy().data)
         return digest.hexdigest()
 
     def view_subset(self, k: int) -> Tensor:
@@ -76,7 +68,7 @@ class MemorySplit(Split):
         if not 1 <= k <= most:
             raise ValueError(f"views per image: {k}; this data set has 1 to {most}")
         rows = np.tile(np.arange(most, dtype=np.int16), (len(self), 1))
-        np.random.default_rng(_SUBSET_SEED).permuted(rows, axis=1, out=rows)
+        np.random.default_rng(0x5EED).permuted(rows, axis=1, out=rows)
         return torch.from_numpy(np.sort(rows[:, :k], axis=1))
 
     def windows(self, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:

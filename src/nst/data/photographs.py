@@ -86,36 +86,30 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
     def stream(self, loader: Loader) -> Stream:
         """As `Split.stream`; workers, of one thread each and no more than there are cores, decode and augment ahead.
 
-        Raises (when images are taken):
-            ValueError: an image is bad.
-            OSError: a worker process died.
+        Raises, when images are taken, ValueError for a bad image, OSError where a worker process died.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not (workers := min(loader.workers, cores)):
             return super().stream(loader)
-        tasks: list[tuple[np.ndarray, np.ndarray]] = []
+        tasks: list[tuple[np.ndarray, np.ndarray]] = []  # of an epoch, each a batch
+        # a fork server, since with threads (OpenMP, CUDA) fork would deadlock; a generator, else each epoch would draw from the global one
+        start = {
+            "multiprocessing_context": "forkserver",
+            "worker_init_fn": _end_with_main,
+            "generator": torch.Generator(),
+        }
+        start |= {"num_workers": workers, "persistent_workers": loader.train, "pin_memory": loader.labels.is_cuda}
+        processes: DataLoader[Any] = DataLoader(self, batch_size=None, sampler=tasks, **start)
         # not the loader itself, in a circle: collected as one, torch's queues close first, and each worker is waited for 5 s
         device, layout = loader.device, loader.channels_last
-        processes = DataLoader(
-            self,
-            batch_size=None,  # a task is a batch already
-            sampler=tasks,  # a list: what it holds when an epoch starts
-            num_workers=workers,
-            persistent_workers=loader.train,
-            pin_memory=loader.labels.is_cuda,
-            worker_init_fn=_end_with_main,
-            multiprocessing_context="forkserver",  # with threads (OpenMP, CUDA) fork would deadlock
-            generator=torch.Generator(),  # else each epoch would draw from the global one
-        )
 
         def images(order: Tensor, views: Tensor, parts: list[slice]) -> Iterator[Tensor]:
             indices, numbers = order.cpu().numpy(), views.cpu().numpy()
             tasks[:] = [(indices[part], numbers[part]) for part in parts]
             if not tasks:
                 return
-            # imported before workers fork
             forkserver.set_forkserver_preload([__name__, *(["datasets"] if "datasets" in sys.modules else [])])
-            # workers take no signal but SIGKILL, so that a run that is told to stop can still save
+            # workers import this before they fork; they take no signal but SIGKILL, so that a run that is told to stop can still save
             resource_tracker.ensure_running()  # else the server starts it, which would lift the block
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
             forkserver.ensure_running()
