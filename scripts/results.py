@@ -115,10 +115,9 @@ def named(runs: Frame, varying: tuple[str, ...] | None = None) -> Frame:
         places = [list(NAMES).index(term) if term in NAMES else len(NAMES) for term in terms]
         weights = [-run["weights"][term] for term in terms]
         order.append((len(terms), run["teacher"] != "none", places, weights, [*shown[-1].values()]))
-    if varying is not None:
-        for key in {*shown[0]} - {*varying}:
-            if len({texts[key] for texts in shown}) > 1:
-                raise ValueError(f"runs of one setting are needed, these differ in {key}")
+    for key in {*shown[0]} - {*varying} if varying is not None else ():
+        if len({texts[key] for texts in shown}) > 1:
+            raise ValueError(f"runs of one setting are needed, these differ in {key}")
     values = pd.Series([[*c.values()][-1] if c else None for c in runs["curve"]], index=runs.index, dtype=float)
     names = [method(run, runs) for _, run in runs.iterrows()]
     found = runs.assign(value=values.where(runs["diverged"].isna()), at=0.0, method=names, shown=shown)
@@ -237,11 +236,10 @@ def accuracy(runs: Frame) -> str:
 def about(runs: Frame, varying: tuple[str, ...] | list[str] = ()) -> str:
     """Settings that all runs share, and where they come from."""
     shared = "; ".join(f"{key}: {text}" for key, text in runs["shown"].iloc[0].items() if key not in varying)
-    origins = dict.fromkeys(
-        f"commit {commit[:7]}{' with changes' if commit.endswith('+dirty') else ''} on {machine['device']}, threads: {machine['threads']}"
-        for commit, machine in zip(runs["commit"].sort_index(), runs["hardware"].sort_index(), strict=True)
-        if isinstance(commit, str)
-    )
+    origins = {}
+    for commit, machine in runs.dropna(subset="commit").sort_index()[["commit", "hardware"]].itertuples(index=False):
+        dirty = " with changes" if commit.endswith("+dirty") else ""
+        origins[f"commit {commit[:7]}{dirty} on {machine['device']}, threads: {machine['threads']}"] = None
     return f"{shared}. Measured with {'; '.join(origins)}."
 
 

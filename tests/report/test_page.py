@@ -69,10 +69,10 @@ def test_accuracies_turn_the_comparison_round(tmp_path: Path) -> None:
 def test_reduced_is_stated_everywhere(tmp_path: Path) -> None:
     result = read_result(write_table(tmp_path, "data.limit=200"))
     written = files(result, content(result))
+    assert all("not comparable: reduced" in text for text in written.values())
     for text in (written["table.md"], page(result, tmp_path)):
         assert "digits, test error (reduced)" in text
         assert "data.limit: 200 (table: null)" in text
-    assert all("not comparable: reduced" in text for text in written.values())
 
 
 def test_lost_runs_are_counted(tmp_path: Path) -> None:

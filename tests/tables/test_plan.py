@@ -26,12 +26,6 @@ methods:
 """
 
 
-SECOND = """  - {name: "20", title: 20 images, overrides: [data.limit=20, trainer.epochs=2]}
-"""
-FITNET = """  - {name: fitnet, label: FitNet, overrides: [loss=fitnet]}
-"""
-
-
 def test_request() -> None:
     settings = parse(["table=paper/cifar10", "seeds=3", "epochs=0.1", "data.limit=2000", "plan=true", "data.root=x"])
     assert (settings.table, settings.seeds, settings.epochs, settings.plan) == ("paper/cifar10", 3, 0.1, True)
@@ -83,20 +77,22 @@ def test_what_was_changed_is_said_and_decides_what_is_comparable() -> None:
     assert computed.teachers == []
 
 
-def test_the_teacher_cache_is_written_once_for_all_rows(tmp_path: Path) -> None:
+def test_the_teacher_cache_is_written_once_for_all_rows_of_a_group(tmp_path: Path) -> None:
     """Rows whose targets are as large as the features, or that ask for none, stay live; fewer views than epochs are another experiment."""
-    (tmp_path / "one.yaml").write_text(
-        SMALL.replace("along: data.limit\n", "").replace("epochs=1", "epochs=5").replace(SECOND, "") + FITNET
-    )
-    plan = make_plan(Request(str(tmp_path / "one.yaml"), overrides=["cache.views=4"]))
-    live = {cell.row.name for cell in plan.cells if not cell.runs[0].cache.views}
-    assert live == {"student", "fitnet"}
-    (cache,) = plan.caches
-    names = sorted(node["_target_"].split(".")[-1] for node in cache.loss.values())
-    assert names == ["AT", "CrossEntropy", "KD"]
-    assert {cell.row.name for cell in plan.cells if cell.label != "changed"} == live
-    assert "cache" not in plan.cells[3].command
-    assert "cache.views=4" in plan.cells[1].command
+    rows = ["  - {name: student, label: Baseline, overrides: [loss=ce]}"]
+    rows += [f"  - {{name: {name}, label: {name}, overrides: [loss={name}]}}" for name in ("fitnet", "kd", "at")]
+    head = SMALL.partition("methods:\n")[0].replace("along: data.limit\n", "")
+    (tmp_path / "small.yaml").write_text("\n".join([f"{head}methods:", *rows]))
+    plan = make_plan(Request(str(tmp_path / "small.yaml"), overrides=["cache.views=1"]))
+    assert [bool(cell.runs[0].cache.views) for cell in plan.cells] == 2 * [False, False, True, True]
+    assert ["cache.views=1" in cell.command for cell in plan.cells if cell.row.name != "student"] == 2 * [
+        False,
+        True,
+        True,
+    ]
+    assert [cell.label for cell in plan.cells] == ["", "", *2 * ["computed otherwise"], "", "", *2 * ["changed"]]
+    names = [sorted(node["_target_"].split(".")[-1] for node in cache.loss.values()) for cache in plan.caches]
+    assert names == 2 * [["AT", "CrossEntropy", "KD"]]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ from nst.tables.plan import Plan, folder_of
 from nst.tables.result import Method, Result, read_result
 from nst.tables.statistics import gains
 
-MOST_CLASSES = 100  # of a confusion matrix that is drawn
-
 
 def write_result(plan: Plan, device: torch.device) -> None:
     """Evaluate the networks of a table, write its files and its page, and print the result."""
@@ -115,7 +113,7 @@ def evaluation_page(report: Record) -> str:
 def _confusion(report: Record) -> Markup | None:
     """The confusion matrix of an evaluation, each row of the counts as shares; None of more than 100 classes."""
     counts, names = report.get("confusion", []), report["names"]
-    if len(counts) > MOST_CLASSES:
+    if len(counts) > 100:
         return None
     shares = [[100 * count / sum(row) if count else None for count in row] for row in counts]
     return Markup(figures.matrix(shares, names, names, "confusion matrix", form="{:.0f}", extent=(0, 100)))

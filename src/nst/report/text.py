@@ -27,7 +27,6 @@ PUBLISHED = "Δ vs. published"
 NOT_TUNED = "†"
 DEFAULT = f"{NOT_TUNED} default weight, not tuned for these networks and data (or the weight in the row's label)."
 WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
-AXES = {"data.limit": "training images"}  # names of settings along which groups lie
 
 Grid = list[list[str]]
 """A table as text: the header, then the rows."""
@@ -71,7 +70,7 @@ def content(result: Result) -> Record:
     """What the page and table.md show as text."""
     plan, lower, along = result.plan, result.plan.table.metric == "error", None
     if plan.table.along is not None and len(result.frame):
-        axis = AXES.get(plan.table.along, plan.table.along)
+        axis = "training images" if plan.table.along == "data.limit" else plan.table.along
         grid, added = gain_grids(result.frame, lower, axis)
         along = {"axis": axis, "grid": grid, "added": added}
     methods = [method for _, own, _ in result.groups for method in own]
