@@ -56,13 +56,13 @@ def test_the_classes_of_other_images_must_be_those_of_training(
     assert "on 6 test images" in nst("evaluate", f"run={folder}", *names).out
     others = photographs(tmp_path / "theirs", ("bird", "cat"))
     said = nst("evaluate", f"run={folder}", *kind, f"data.root={others}").error
-    assert "class 0 was 'cat' in training, here it is 'bird'; give" in said
+    assert "its class 0 is 'cat', here 'bird'; give" in said
     spelled = nst("evaluate", f"run={folder}", *kind, f"data.root={photographs(tmp_path / 'more', ('cats', 'dogs'))}")
     assert spelled.status == 0
     assert "spelled otherwise than in the training of" in caplog.text
     for part in ("train", "val"):
         (tmp_path / "ours" / part / "cat").rename(tmp_path / "ours" / part / "the cat")
-    assert "class 0 was 'cat' in training, here it is 'dog'" in nst("export", f"run={folder}").error
+    assert "its class 0 is 'cat', here 'dog'" in nst("export", f"run={folder}").error
 
 
 def test_predictions_of_a_run_name_classes_by_number_where_they_have_no_names(

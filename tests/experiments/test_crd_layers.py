@@ -57,7 +57,7 @@ class Published:
                 if kind in ("CifarResNet", "CifarBottleneckResNet"):
                     self.preact.append(self.sum_of_block(last, x))
                 self.features.append(x := last(x))
-            x = net.bn2(net.conv2(x)).relu() if kind == "CifarShuffleNetV2" else x
+            x = net.bn2(net.conv2(x)).relu() if hasattr(net, "bn2") else x
         self.pooled = x.mean(dim=(2, 3))
         classifier = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
         self.logits = classifier(self.pooled)

@@ -86,11 +86,9 @@ def test_what_is_no_run_or_export_of_its_weights_is_named(
     change(hostile, "unknown", to=1)
     with pytest.raises(ValueError, match=r"summary\.json: its settings"):
         finished_run(hostile)
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(ValueError, match=rf"run={folder}: no"):
-            finished_run(folder)
-    for file, message in ((tmp_path / "model.json", "does not exist"), (other / "model.json", "is damaged")):
-        if file.is_file():
-            file.write_text("{")
+    with pytest.raises(ValueError, match=rf"run={tmp_path}: no"):
+        finished_run(tmp_path)
+    (other / "model.json").write_text("{")
+    for folder, message in ((tmp_path, "does not exist"), (other, "is damaged")):
         with pytest.raises(ValueError, match=rf"model\.json {message}"):
-            load_student(file.parent)
+            load_student(folder)

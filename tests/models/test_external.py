@@ -118,7 +118,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     for module, name in ((torchvision.models, "get_model"), (timm, "create_model")):
         monkeypatch.setattr(module, name, Mock(side_effect=OSError("no network")))
-    for make in (models.torchvision_model, models.timm_model):
+        make = models.timm_model if module is timm else models.torchvision_model
         with pytest.raises(ValueError, match=r"arch=resnet18 .*no network.*pretrained=false"):
             make("resnet18", 1000, pretrained=True)
     monkeypatch.setitem(sys.modules, "timm", None)
@@ -134,7 +134,6 @@ def test_an_input_size_resizes_the_images_for_this_network(make: Any) -> None:
     resizing.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
     large = nn.functional.interpolate(images, 96, mode="bilinear", antialias=True)
-    assert torch.equal(resizing(images), plain(large))
     assert torch.equal(copy.deepcopy(resizing)(images), plain(large))
     assert feature_shapes(resizing, ["last"], (3, 64, 64))["last"] == (512, 3, 3)
 

@@ -11,9 +11,9 @@ import nst.models
 from nst.layers import feature_shapes, resolve
 from nst.models import timm_model, torchvision_model
 
-OWN = ("resnet8", "wrn16_2", "vgg8", "inception_bn_small", "mobilenet_v2_half", "shufflenet_v1")
-TORCHVISION = ("densenet121", "mnasnet0_5", "resnet18", "swin_t")
-TIMM = ("test_resnet", "test_efficientnet", "resnetv2_50")
+OWN = ("resnet8", "vgg8", "mobilenet_v2_half")
+TORCHVISION = ("densenet121", "mnasnet0_5", "swin_t")
+TIMM = ("test_efficientnet", "resnetv2_50")
 
 
 def network(name: str) -> nn.Module:
@@ -51,9 +51,8 @@ def test_other_endings_are_refused() -> None:
 
 def test_it_has_no_weights_is_computed_only_while_something_listens_and_copies_follow() -> None:
     model, calls, images = nst.models.resnet8().eval(), [], torch.rand(1, 3, 8, 8)
-    before = set(model.state_dict())
     model.get_submodule(resolve(model, "logit_map")).register_forward_pre_hook(lambda *_: calls.append(1))
-    assert set(model.state_dict()) == before
+    assert model.state_dict().keys() == nst.models.resnet8().state_dict().keys()
     other = copy.deepcopy(model)
     nn.init.zeros_(other.fc.weight)
     model(images)

@@ -53,22 +53,15 @@ OTHER = dict(net().state_dict())  # of the same architecture
 ADAM = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]}
 HABITS: dict[str, Callable[[State], Any]] = {
     "plain": lambda s: s,
-    "linear": lambda s: renamed(s, "linear"),
     "head": lambda s: renamed(s, "head"),
-    "DataParallel": lambda s: under("module.", s),
-    "compiled, then DDP": lambda s: under("module._orig_mod.", s),
     "three times": lambda s: under("model._orig_mod.module.", s),
     "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best_acc1": 93.0},
     "model": lambda s: {"model": s, "epoch": 240, "accuracy": torch.tensor([72.3]), "optimizer": ADAM},
-    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": ADAM},
-    "net": lambda s: {"net": s, "acc": 95.5, "epoch": 199},
     "a run's checkpoint": lambda s: {"progress": {"step": 3}, "optimizer": ADAM, "distiller": under("student.", s)},
     "nested": lambda s: {"checkpoint": {"model": {"state_dict": under("module.", s)}}},
     "ema alone": lambda s: {"ema": under("module.", s), "updates": 9},
-    "averaged": lambda s: under("module.", s) | {"n_averaged": torch.tensor(5)},
     "with its average": lambda s: {"state_dict": s, "state_dict_ema": OTHER},
     "average first": lambda s: {"model_ema": under("module.", OTHER), "model": s},
-    "Lightning": lambda s: {"state_dict": under("model.", s) | {"loss.weight": torch.ones(3)}, "hparams_name": "kwargs"},
     "Lightning and a teacher": lambda s: {"state_dict": under("model.", s) | under("teacher.", OTHER)},
     "arguments": lambda s: {"model": s, "opt": argparse.Namespace(lr=0.1, name="a")},
     "numpy": lambda s: {"state_dict": s, "best": np.float64(93.1), "epoch": np.int64(3)},
@@ -82,21 +75,17 @@ HABITS: dict[str, Callable[[State], Any]] = {
 
 @pytest.mark.parametrize("kind", ["pt", "old", "safetensors"])
 def test_files_as_people_have_them(tmp_path: Path, kind: str) -> None:
+    """Whatever they are called: the content says what it is."""
+    path = tmp_path / ("w.bin" if kind == "safetensors" else "w.safetensors")
     for habit, content_of in HABITS.items():
-        source, target, again = net(), net(), net()
-        if habit == "half":
-            source.half().float()
+        source, target = net().half().float(), net()
         content = content_of(source.state_dict())
-        path = tmp_path / f"w.{kind}"
         if kind == "safetensors":  # which has no dictionaries inside: their names are prefixes
             save_file(flat(content), path)
         else:
             torch.save(content, path, _use_new_zipfile_serialization=kind == "pt")
         load_weights(target, path)
         assert same(source, target), habit
-        other = path.rename(tmp_path / ("w.bin" if kind == "safetensors" else "w.safetensors"))
-        load_weights(again, other)  # the content says what it is
-        assert same(source, again), habit
 
 
 class Tied(nn.Module):
@@ -111,18 +100,11 @@ class Tied(nn.Module):
 class WithState(nn.Linear):
     """Has state of its own beside its weights."""
 
-    def __init__(self, state: Any = None) -> None:
-        super().__init__(2, 2)
-        self.own = torch.randn(3) if state is None else state
-
     def get_extra_state(self) -> Any:
-        return self.own
-
-    def set_extra_state(self, state: Any) -> None:
-        self.own = state
+        return {"count": 1}
 
 
-@pytest.mark.parametrize("make", [net, lambda: AveragedModel(net()), Tied, WithState])
+@pytest.mark.parametrize("make", [net, lambda: AveragedModel(net()), Tied])
 def test_what_is_saved_loads_with_its_metadata(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     source, target = make(), make()
     save_weights(str(tmp_path / "w.safetensors"), source, {"arch": "x"})
@@ -135,7 +117,7 @@ def test_what_is_saved_loads_with_its_metadata(tmp_path: Path, make: Callable[[]
         load_weights(again := Tied(), tmp_path / "once.pt")
         assert same(source, again)
     with pytest.raises(ValueError, match="its state _extra_state is a dict"):
-        save_weights(tmp_path / "x", WithState({"count": 1}))
+        save_weights(tmp_path / "x", WithState(2, 2))
 
 
 def test_of_two_states_one_is_named_and_a_key_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,13 +177,10 @@ def test_damaged_files_are_read_or_a_clear_error(tmp_path: Path, name: str) -> N
     else:
         torch.save({"model": net().state_dict()}, path, _use_new_zipfile_serialization=name == "w.pt")
     whole, errors = path.read_bytes(), []
-    contents = [whole[:0], whole[:10], whole[:200], b"version https://git-lfs.github.com/spec/v1"]
-    for _ in range(60):
-        content = bytearray(whole)
-        for _ in range(draw.choice([1, 2, 10])):
-            content[draw.randrange(min(len(content), 1500))] = draw.randrange(256)
-        contents.append(bytes(content))
+    contents = [bytearray(c) for c in (b"", whole[:200], b"version https://git-lfs.github.com/spec/v1", *[whole] * 60)]
     for content in contents:
+        for _ in range(draw.choice([1, 2, 10]) if len(content) == len(whole) else 0):
+            content[draw.randrange(min(len(content), 1500))] = draw.randrange(256)
         path.write_bytes(content)
         try:
             load_weights(net(), path)

@@ -51,12 +51,9 @@ def opened(folder: Path, dtype: str = "float32", **key: Any) -> TeacherCache:
     return TeacherCache(folder, {**KEY, **key}, IMAGES, VIEWS, dtype)
 
 
-def written_cache(
-    folder: Path, *target_specs: TargetSpec, live: LiveTeacher | None = None, dtype: str = "float32"
-) -> TeacherCache:
+def written_cache(folder: Path, *specs: TargetSpec, live: Any = None, dtype: str = "float32") -> TeacherCache:
     cache, loader = opened(folder, dtype), split().loader(8, train=True)
-    live = live or teacher(*target_specs)
-    write_cache(cache, live, loader, split().view_subset(VIEWS), arrays_for(*target_specs), ONE)
+    write_cache(cache, live or teacher(*specs), loader, split().view_subset(VIEWS), arrays_for(*specs), ONE)
     return cache
 
 
@@ -128,7 +125,6 @@ def test_losses_with_one_target_share_it() -> None:
         return arrays_for(spec("x:0", loss, layer))[0].name
 
     assert name(NST()) == name(NST(degree=2, c=1.0), "layer3")
-    assert name(KD(), LOGITS) == name(KD(temperature=2), LOGITS)
     assert len({name(loss) for loss in (AT(), AT(p=1), NST(), NST(convention="official"))}) == 4
 
 
@@ -164,7 +160,6 @@ def test_damage_and_another_key_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
     file.unlink()
     assert not written_cache(tmp_path, SOFT).missing(arrays_for(SOFT))
-    torch.testing.assert_close(reader(opened(tmp_path), SOFT)(BATCH), teacher(SOFT)(BATCH), rtol=0, atol=0)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         opened(tmp_path)

@@ -50,9 +50,7 @@ class FinishedRun:
         trained, here = self.summary["data"].get("classes"), [] if data is None else list(data.classes or ())
         for label, (before, now) in enumerate(zip(trained or (), here, strict=False)):
             if before != now and (before in here or now in trained):
-                raise ValueError(
-                    f"{self.folder}: class {label} was {before!r} in training, here it is {now!r}; give its order"
-                )
+                raise ValueError(f"{self.folder}: its class {label} is {before!r}, here {now!r}; give its order")
         if trained and here and trained != here:
             log.warning("classes are spelled otherwise than in the training of %s: %s", self.folder, ", ".join(here))
         return trained or here or None
@@ -78,8 +76,8 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
     folder = Path(folder)
     file, student = folder / SUMMARY, folder / STUDENT
     if not file.is_file() or not student.is_file():
-        missing = f"no finished run ({SUMMARY} or {STUDENT} is missing)" if folder.is_dir() else "no such folder"
-        raise ValueError(f"run={folder}: {missing}; pass the folder that a run prints after 'written to'")
+        reason = f"no finished run, {SUMMARY} or {STUDENT} is missing" if folder.is_dir() else "no such folder"
+        raise ValueError(f"run={folder}: {reason}")
     summary = read_json(file)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), summary["config"]))
@@ -123,8 +121,7 @@ def check_code(node: Any, file: Path) -> None:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{file} names {target[:80]!r}, which cannot be imported: {error}") from error
     if not known(str(getattr(getattr(found, "func", found), "__module__", None))):  # of a partial, its function
-        named = f"{file} names {target[:80]!r}, not of nst, torch.nn, torchvision, timm or {here}: it is not called"
-        raise ValueError(f"{named}. Start the command in the folder of your own modules")
+        raise ValueError(f"{file} names {target[:80]!r}, not of nst, torch.nn, torchvision, timm or a module in {here}")
 
 
 def load_student(folder: str | PathLike[str]) -> nn.Module:

@@ -97,26 +97,23 @@ def int8_bytes(onnx: bytes, calibration: Iterable[Tensor], exclude: Collection[s
         for name in node.input
         if name in values and name.endswith(".weight")
     }
-    excluded: list[str] = []
-    for name in exclude:
-        inside = [node for layer, node in layers.items() if f"{layer}.".startswith(f"{name}.")]
-        if not inside:
-            raise ValueError(f"int8_exclude: the network has no layer {name} with weights; it has {', '.join(layers)}")
-        excluded += inside
+    inside = {name: [node for layer, node in layers.items() if f"{layer}.".startswith(f"{name}.")] for name in exclude}
+    if unknown := [name for name, nodes in inside.items() if not nodes]:
+        raise ValueError(f"int8_exclude: no layer {unknown[0]} with weights; there are {', '.join(layers)}")
+
+    feeds = ({graph.input[0].name: batch.numpy()} for batch in calibration)
 
     class Reader(CalibrationDataReader):
-        batches = iter(calibration)
-
         def get_next(self) -> Any:
-            batch = next(self.batches, None)
-            return None if batch is None else {graph.input[0].name: batch.numpy()}
+            return next(feeds, None)
 
     with tempfile.TemporaryDirectory() as folder:
         plain, folded, small = (Path(folder) / name for name in ("plain.onnx", "folded.onnx", "int8.onnx"))
         plain.write_bytes(onnx)
         quant_pre_process(plain, folded, skip_symbolic_shape=True)
         kinds: Any = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
-        quantize_static(folded, small, Reader(), QuantFormat.QDQ, nodes_to_exclude=excluded, **kinds)
+        kinds["nodes_to_exclude"] = [node for nodes in inside.values() for node in nodes]
+        quantize_static(folded, small, Reader(), QuantFormat.QDQ, **kinds)
         return small.read_bytes()
 
 

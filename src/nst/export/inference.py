@@ -164,20 +164,20 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     with join(settings.device) as dist:
         model.to(dist.device)
         about = load_teacher(model, images, settings.weights, settings.weights_key, settings.mean, settings.std)
-        report: dict[str, Any] = {
-            "model": settings.model["name"], "weights": settings.weights, "sha256": about["sha256"],
-            "data": {"name": data.name, "split": settings.split, "sha256": data.fingerprint},
-        }  # fmt: skip
+        on = {"name": data.name, "split": settings.split, "sha256": data.fingerprint}
+        report: dict[str, Any] = {"model": settings.model["name"], "weights": settings.weights}
+        report |= {"sha256": about["sha256"], "data": on}
         if features_only:
             trainer, parts = (
                 TrainerConfig(eval_batch_size=settings.batch_size),
                 (data.train, data.split(settings.split)),
             )
-            known = labelled_features(
-                model.eval(), parts, dist, trainer, precision=settings.precision, title="features"
-            )
+            shown = {"precision": settings.precision, "title": "features"}
+            known = labelled_features(model.eval(), parts, dist, trainer, **shown)
             report |= {"images": len(known[3]), "known_images": len(known[1])}
             report |= {"knn": knn_accuracy(*known), "linear_probe": linear_probe(*known)}
+            said = f"k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the "
+            said += f"features of {report['known_images']:,} training images"
         else:
             matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
             ranks: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "device": dist.device}
@@ -187,8 +187,17 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
             report |= {key: metrics[key] for key in ("loss", "top1", "top5", "images")}
             report |= {"macro": sum(entry["top1"] for entry in worst) / len(worst), "classes": worst}
             report |= {"confusion": dist.sum(matrix).tolist(), "names": [*map(str, names or range(data.num_classes))]}
+            top5 = f" top-5 {report['top5']:.2f} %," if data.num_classes > 5 else ""
+            said = f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, "
+            said += f"cross-entropy {report['loss']:.4f}"
+            same = run is not None and settings.split == "test" and run.summary["data"]["sha256"] == data.fingerprint
+            if run is not None and same and run.test and abs(run.test["top1"] - report["top1"]) > 0.005:
+                said += f"; the run itself measured top-1 {run.test['top1']:.2f} %"
+            said += "\nworst classes: "
+            said += ", ".join(f"{entry['class']} {entry['top1']:.2f} % (of {entry['images']})" for entry in worst[:5])
     if dist.main:
-        _print(report, run)
+        where = f"{report['images']:,} {settings.split} images of {data.name}"
+        print(f"{report['model']} ({report['weights']}) on {where}: {said}")
         if settings.to is not None:
             write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
         if settings.to is not None and not features_only:
@@ -205,21 +214,3 @@ def worst_classes(metrics: Mapping[str, Any], names: Sequence[str] | None) -> li
     rows = zip(names or range(len(images)), images, top1, strict=True)
     found = [{"class": str(name), "images": n, "top1": accuracy} for name, n, accuracy in rows if n]
     return sorted(found, key=lambda entry: entry["top1"])
-
-
-def _print(report: dict[str, Any], run: FinishedRun | None) -> None:
-    data, about = report["data"], f"{report['model']} ({report['weights']})"
-    on = f"{report['images']:,} {data['split']} images of {data['name']}"
-    if "knn" in report:
-        said = f"k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the features of"
-        print(f"{about} without classifier on {on}: {said} {report['known_images']:,} training images")
-        return
-    top5 = f" top-5 {report['top5']:.2f} %," if len(report["confusion"]) > 5 else ""
-    said = f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %"
-    said += f", cross-entropy {report['loss']:.4f}"
-    if run is not None and run.test and data["split"] == "test" and run.summary["data"]["sha256"] == data["sha256"]:
-        before = run.test["top1"]
-        said += f"; the run itself measured top-1 {before:.2f} %" if abs(before - report["top1"]) > 0.005 else ""
-    print(f"{about} on {on}: {said}")
-    worst = ", ".join(f"{e['class']} {e['top1']:.2f} % (of {e['images']})" for e in report["classes"][:5])
-    print(f"worst classes: {worst}")

@@ -74,8 +74,21 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     if "safetensors" in names:
         save_weights(folder / FILES["safetensors"], student, read_weights(run.weights)[1])
         about["sha256"] = sha256_of(folder / FILES["safetensors"])
-    if names != ["safetensors"]:
-        _write_graphs(folder, student, run, data, about, settings)
+    if names != ["safetensors"]:  # the others take images as the loader gives them, or with `normalize` pixels in 0…1
+        scale, shift = scale_and_shift(data.mean, data.std)
+        model = formats.Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
+        program, given = formats.capture(model, run.image_shape), "pixels" if settings.normalize else "images"
+        if "torch" in names:
+            torch.export.save(program, buffer := io.BytesIO())
+            write_whole(folder / FILES["torch"], buffer.getvalue())
+        if {"onnx", "onnx_int8"} & {*names}:
+            content = formats.onnx_bytes(program, given, about["output"]["values"])
+            if "onnx" in names:
+                write_whole(folder / FILES["onnx"], content)
+            if "onnx_int8" in names:
+                calibration = _sample(data.train, settings.calibration, data, settings.normalize)[1].split(CHUNK)
+                small = formats.int8_bytes(content, calibration, settings.int8_exclude)
+                write_whole(folder / FILES["onnx_int8"], small)
     write_whole(folder / MODEL, json.dumps(about, indent=1).encode())
     report = _measure(folder, student, run, data, settings)
     write_whole(folder / MODEL, json.dumps(about | {"measured": report}, indent=1).encode())
@@ -85,28 +98,6 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     console.print(Markdown(card[card.index("## Files and cost") :].partition("\n- ")[0]))  # without the SHA-256
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     return report
-
-
-def _write_graphs(
-    folder: Path, student: nn.Module, run: FinishedRun, data: Dataset, about: Any, settings: ExportConfig
-) -> None:
-    """The files other than the weights: they take images as the loader gives them, or with `normalize` pixels in 0…1."""
-    scale, shift = scale_and_shift(data.mean, data.std)
-    model = formats.Rescaled(student, 255 * scale, shift).eval() if settings.normalize else student
-    program = formats.capture(model, run.image_shape)
-    if "torch" in about["files"]:
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        write_whole(folder / FILES["torch"], buffer.getvalue())
-    if about["files"].keys() & {"onnx", "onnx_int8"}:
-        name = "pixels" if settings.normalize else "images"
-        content = formats.onnx_bytes(program, name, about["output"]["values"])
-        if "onnx" in about["files"]:
-            write_whole(folder / FILES["onnx"], content)
-        if "onnx_int8" in about["files"]:
-            _, given, _ = _sample(data.train, settings.calibration, data, settings.normalize)
-            small = formats.int8_bytes(content, given.split(CHUNK), settings.int8_exclude)
-            write_whole(folder / FILES["onnx_int8"], small)
 
 
 def _measure(
@@ -186,8 +177,7 @@ def cost(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
 @torch.no_grad()
 def _latencies(networks: Mapping[str, Forward], images: Tensor, repeats: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of a call on `images` `[B, C, H, W]`, over `calls`; the networks take turns, so that drift hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    start = time.perf_counter()
+    times, start = {name: list[float]() for name in networks}, time.perf_counter()
     for turn in range(repeats + WARM_UP):
         for name, network in networks.items():
             before = time.perf_counter()

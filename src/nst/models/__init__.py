@@ -7,8 +7,7 @@ Names of layers are those of `nst.models.parts.name_layers`: "layer3" is a modul
 from functools import partial
 
 from nst.models.crd import CifarMobileNetV2 as CifarMobileNetV2
-from nst.models.crd import CifarShuffleNetV1 as CifarShuffleNetV1
-from nst.models.crd import CifarShuffleNetV2 as CifarShuffleNetV2
+from nst.models.crd import CifarShuffleNet as CifarShuffleNet
 from nst.models.crd import CifarVGG as CifarVGG
 from nst.models.external import timm_model as timm_model
 from nst.models.external import torchvision_model as torchvision_model
@@ -36,8 +35,8 @@ wrn40_2 = partial(WideResNet, 40, 2)
 vgg8 = partial(CifarVGG, 1)
 vgg13 = partial(CifarVGG, 2)
 mobilenet_v2_half = partial(CifarMobileNetV2, 0.5)
-shufflenet_v1 = CifarShuffleNetV1
-shufflenet_v2 = CifarShuffleNetV2
+CifarShuffleNetV1 = shufflenet_v1 = partial(CifarShuffleNet, 1)
+CifarShuffleNetV2 = shufflenet_v2 = partial(CifarShuffleNet, 2)
 preact_resnet164 = partial(CifarPreactResNet, 164)
 preact_resnet1001 = partial(CifarPreactResNet, 1001)  # the paper's CIFAR teacher
 preact_resnet101 = partial(PreactResNet, (3, 4, 23, 3))  # the paper's ImageNet teacher

@@ -4,12 +4,12 @@ Parameter names and initial weights are those of RepDistiller's `models/vgg.py`,
 that published weights fit; its features f1, f2, … are the named stages here, and the pooled vector.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nst.models.parts import Network, he_normal_, head, name_layers, stage, stages
+from nst.models.parts import Network, conv_and_norm, he_normal_, head, name_layers, stage, stages
 
 
 class CifarVGG(Network):
@@ -46,16 +46,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.residual = stride == 1 and in_channels == out_channels
         middle = in_channels * expansion
-        self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, middle, 1, bias=False),
-            nn.BatchNorm2d(middle),
-            nn.ReLU(),
-            nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=middle, bias=False),
-            nn.BatchNorm2d(middle),
-            nn.ReLU(),
-            nn.Conv2d(middle, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+        expand = conv_and_norm(in_channels, middle, 1)
+        depthwise = conv_and_norm(middle, middle, 3, stride, groups=middle)
+        self.conv = nn.Sequential(*expand, nn.ReLU(), *depthwise, nn.ReLU(), *conv_and_norm(middle, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride], not activated."""
@@ -74,8 +67,7 @@ class CifarMobileNetV2(Network):
 
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:
         channels, groups = int(32 * width), []
-        stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
-        conv1 = nn.Sequential(stem, nn.BatchNorm2d(channels), nn.ReLU())
+        conv1 = nn.Sequential(*conv_and_norm(in_channels, channels, 3, 2), nn.ReLU())
         for expansion, full, blocks, stride in (
             (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
         ):  # fmt: skip
@@ -84,7 +76,7 @@ class CifarMobileNetV2(Network):
         super().__init__(
             conv1=conv1,  # [B, 32 width, H/2, W/2]
             blocks=nn.Sequential(*groups),  # [B, 320 width, H/16, W/16]
-            conv2=nn.Sequential(nn.Conv2d(channels, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU()),
+            conv2=nn.Sequential(*conv_and_norm(channels, 1280, 1), nn.ReLU()),
             avgpool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             classifier=nn.Sequential(nn.Linear(1280, num_classes)),
@@ -105,15 +97,12 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         branch, groups = out_channels - in_channels if stride == 2 else out_channels, 1 if in_channels == 24 else 3
         middle = branch // 4
-        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=groups, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv1, self.bn1 = conv_and_norm(in_channels, middle, 1, groups=groups)
         self.relu1 = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(groups)
-        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=middle, bias=False)
-        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv2, self.bn2 = conv_and_norm(middle, middle, 3, stride, groups=middle)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(middle, branch, 1, groups=3, bias=False)
-        self.bn3 = nn.BatchNorm2d(branch)
+        self.conv3, self.bn3 = conv_and_norm(middle, branch, 1, groups=3)
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.relu3 = nn.ReLU()
 
@@ -134,13 +123,10 @@ class SplitUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_and_norm(half, half, 1)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv2, self.bn2 = conv_and_norm(half, half, 3, groups=half)
+        self.conv3, self.bn3 = conv_and_norm(half, half, 1)
         self.relu2 = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(2)
 
@@ -161,17 +147,12 @@ class DownUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         half = out_channels // 2
-        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels, bias=False)
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv2 = nn.Conv2d(in_channels, half, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(half)
-        self.conv3 = nn.Conv2d(in_channels, half, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(half)
+        self.conv1, self.bn1 = conv_and_norm(in_channels, in_channels, 3, 2, groups=in_channels)
+        self.conv2, self.bn2 = conv_and_norm(in_channels, half, 1)
+        self.conv3, self.bn3 = conv_and_norm(in_channels, half, 1)
         self.relu1 = nn.ReLU()
-        self.conv4 = nn.Conv2d(half, half, 3, stride=2, padding=1, groups=half, bias=False)
-        self.bn4 = nn.BatchNorm2d(half)
-        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
-        self.bn5 = nn.BatchNorm2d(half)
+        self.conv4, self.bn4 = conv_and_norm(half, half, 3, 2, groups=half)
+        self.conv5, self.bn5 = conv_and_norm(half, half, 1)
         self.relu2 = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(2)
 
@@ -183,54 +164,31 @@ class DownUnit(nn.Module):
         return self.shuffle(self.relu2(torch.cat([left, right], dim=1)))
 
 
-class _ShuffleNet(Network):
-    """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear.
+class CifarShuffleNet(Network):
+    """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear layer.
 
-    No max pooling: 32x32 images end at 4x4. The benchmark sets no initial weights, so all are PyTorch's draw.
+    Version 1 has three groups and 240, 480 and 960 channels, version 2 (width 1) 116, 232 and 464, and a 1x1 convolution of 1024 behind
+    the stages. They differ from Zhang et al. (2018) and Ma et al. (2018) by the stem, without max pooling (32x32 images end at 4x4), and
+    version 1 by a ReLU after the depthwise convolution too. The benchmark sets no initial weights, so all are PyTorch's draw.
+
+    In version 2 the input of a stage's last ReLU ("stage1_pre_relu" ...) has its channels in the order before the shuffle, and half of
+    them are activated already.
     """
 
-    def __init__(
-        self,
-        unit: Callable[[int, int, int], nn.Module],
-        widths: tuple[int, int, int],
-        last_relu: str,
-        features: int | None,  # of a last 1x1 convolution
-        num_classes: int,
-        in_channels: int,
-    ) -> None:
+    def __init__(self, version: Literal[1, 2], num_classes: int = 10, in_channels: int = 3) -> None:
+        first = version == 1
+        widths = (240, 480, 960) if first else (116, 232, 464)
+
+        def unit(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+            if first:
+                return ShuffleUnit(in_channels, out_channels, stride)
+            return DownUnit(in_channels, out_channels) if stride == 2 else SplitUnit(out_channels)
+
         stem = {"conv1": nn.Conv2d(in_channels, 24, 1, bias=False), "bn1": nn.BatchNorm2d(24), "relu1": nn.ReLU()}
         parts: dict[str, nn.Module] = {**stem, **stages(unit, (4, 8, 4), (24, *widths), 2)}
-        if features is not None:
-            parts |= {"conv2": nn.Conv2d(widths[2], features, 1, bias=False)}
-            parts |= {"bn2": nn.BatchNorm2d(features), "relu2": nn.ReLU()}
-        super().__init__(**parts, **head("linear", features or widths[2], num_classes))
-        self.named_layers = name_layers(
-            ["layer1", "layer2", "layer3"],
-            pre_relu=[f"layer{k}.{last}.{last_relu}:input" for k, last in ((1, 3), (2, 7), (3, 3))],
-            pooled="linear:input",
-        )
-
-
-class CifarShuffleNetV1(_ShuffleNet):
-    """ShuffleNet with three groups, 240, 480 and 960 channels.
-
-    It differs from Zhang et al. (2018) by its stem and by a ReLU after the depthwise convolution too.
-    """
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__(ShuffleUnit, (240, 480, 960), "relu3", None, num_classes, in_channels)
-
-
-class CifarShuffleNetV2(_ShuffleNet):
-    """ShuffleNetV2 of width 1, 116, 232 and 464 channels, and a 1x1 convolution of 1024 behind the stages.
-
-    It differs from Ma et al. (2018) by its stem. The input of a stage's last ReLU ("stage1_pre_relu" ...) has its channels in the order
-    before the shuffle, and half of them are activated already.
-    """
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__(_v2_unit, (116, 232, 464), "relu2", 1024, num_classes, in_channels)
-
-
-def _v2_unit(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    return DownUnit(in_channels, out_channels) if stride == 2 else SplitUnit(out_channels)
+        if not first:
+            parts |= {"conv2": nn.Conv2d(464, 1024, 1, bias=False), "bn2": nn.BatchNorm2d(1024), "relu2": nn.ReLU()}
+        super().__init__(**parts, **head("linear", 960 if first else 1024, num_classes))
+        last = "relu3:input" if first else "relu2:input"
+        pre_relu = [f"layer1.3.{last}", f"layer2.7.{last}", f"layer3.3.{last}"]
+        self.named_layers = name_layers(["layer1", "layer2", "layer3"], pre_relu=pre_relu, pooled="linear:input")

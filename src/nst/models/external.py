@@ -117,9 +117,7 @@ def torchvision_model(
         options |= {"aux_logits": False} if pretrained else {"aux_logits": False, "init_weights": True}
     if size is not None and arch.startswith(("vit_", "maxvit")):  # built for one size
         if pretrained and size != native:
-            raise ValueError(
-                f"arch={arch}: weights for {native}×{native}, not {size}×{size}; input_size={native} resizes"
-            )
+            raise ValueError(f"arch={arch}: for {native}×{native}, not {size}×{size}; input_size={native} resizes")
         options |= {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)}
     if not pretrained and num_classes:
         options["num_classes"] = num_classes
@@ -189,10 +187,7 @@ def _check_name(library: str, arch: str, names: list[str]) -> None:
 
 
 def _start(
-    arguments: Mapping[str, Any] | None,
-    image_size: int | None,
-    input_size: int | str | None,
-    record: InputFormat | None,
+    arguments: Mapping[str, Any] | None, image_size: int | None, input_size: Any, record: InputFormat | None
 ) -> tuple[dict[str, Any], int | None, int | None]:
     """The constructor's further arguments, the size that the network gets, and the one that it resizes its images to."""
     if taken := [name for name in arguments or () if name in _KEYS]:
@@ -202,8 +197,7 @@ def _start(
     for key, size in (("image_size", image_size), ("input_size", input_size)):
         if size is not None and (type(size) is not int or size < 1):
             raise ValueError(f"{key}={size!r}: a positive whole number of pixels is needed")
-    resized: Any = input_size
-    return dict(arguments or {}), image_size if resized is None else resized, resized
+    return dict(arguments or {}), image_size if input_size is None else input_size, input_size
 
 
 @contextmanager

@@ -13,15 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nst.models.parts import BN_EPS, Network, he_normal_, head, input_norm, name_layers, set_bn_eps
+from nst.models.parts import BN_EPS, Network, conv_and_norm, he_normal_, head, input_norm, name_layers, set_bn_eps
 
 Pooling = Literal["ceil", "valid"]
 
 
 def conv_bn(in_channels: int, out_channels: int, size: int, stride: int = 1, relu: bool = False) -> nn.Sequential:
     """A square convolution, padded to keep the size at stride 1, and its normalisation: children `conv`, `bn`, and with it `relu`."""
-    conv = nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
-    layers: dict[str, nn.Module] = {"conv": conv, "bn": nn.BatchNorm2d(out_channels)}
+    conv, bn = conv_and_norm(in_channels, out_channels, size, stride)
+    layers: dict[str, nn.Module] = {"conv": conv, "bn": bn}
     return nn.Sequential(OrderedDict(layers | ({"relu": nn.ReLU()} if relu else {})))
 
 

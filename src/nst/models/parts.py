@@ -59,6 +59,14 @@ def stages(
     }
 
 
+def conv_and_norm(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A square convolution without bias, padded to keep the map's size at stride 1, and its normalisation."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
 def head(name: str, features: int, num_classes: int) -> dict[str, nn.Module]:
     """Global average, and a linear layer of this name."""
     return {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), name: nn.Linear(features, num_classes)}
@@ -110,10 +118,8 @@ def classifier_names(model: nn.Module, num_classes: int | None) -> list[str]:
     if (named := getattr(model, "get_classifier", None)) is not None:
         known = named() if isinstance(named(), tuple | list) else [named()]
         return [name for name, module in layers.items() if any(module is one for one in known)]
-    outputs = {
-        name: getattr(module, "out_features", getattr(module, "out_channels", 0)) for name, module in layers.items()
-    }
-    return [name for name, count in outputs.items() if count == num_classes][-1:]
+    # the weight of either kind begins with the outputs
+    return [name for name, module in layers.items() if len(module.weight) == num_classes][-1:]
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

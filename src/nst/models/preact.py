@@ -148,9 +148,7 @@ class WideResNet(Network):
 
     def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise ValueError(
-                f"depth={depth}, width={width}: a wide ResNet has 6n + 4 layers (16, 22, …), width 1 or more"
-            )
+            raise ValueError(f"depth={depth}, width={width}: a wide ResNet has 6n + 4 layers, width 1 or more")
         conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         groups = stages(WideBlock, [(depth - 4) // 6] * 3, (16, 16 * width, 32 * width, 64 * width), 1).values()
         super().__init__(

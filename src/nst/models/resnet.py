@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.models.parts import Network, he_normal_, head, name_layers, stages
+from nst.models.parts import Network, conv_and_norm, he_normal_, head, name_layers, stages
 
 Shortcut = Literal["A", "B"]
 Init = Literal["zero_bias", "crd"]
@@ -35,8 +35,7 @@ def shortcut_of(in_channels: int, out_channels: int, stride: int, kind: Shortcut
         return nn.Identity()
     if kind == "A":
         return PaddedShortcut(in_channels, out_channels, stride)
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+    return nn.Sequential(*conv_and_norm(in_channels, out_channels, 1, stride))
 
 
 class BasicBlock(nn.Module):
@@ -44,11 +43,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv1, self.bn1 = conv_and_norm(in_channels, out_channels, 3, stride)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2, self.bn2 = conv_and_norm(out_channels, out_channels, 3)
         self.downsample = shortcut_of(in_channels, out_channels, stride, shortcut)
         self.relu2 = nn.ReLU()
 
@@ -112,14 +109,11 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         middle = out_channels // 4
-        self.conv1 = nn.Conv2d(in_channels, middle, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv1, self.bn1 = conv_and_norm(in_channels, middle, 1)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv2, self.bn2 = conv_and_norm(middle, middle, 3, stride)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(middle, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.conv3, self.bn3 = conv_and_norm(middle, out_channels, 1)
         self.shortcut = shortcut_of(in_channels, out_channels, stride)
         self.relu3 = nn.ReLU()
 
