@@ -25,8 +25,7 @@ COLUMNS = [
 def read_frame(folders: Iterable[Path], damaged: list[str] | None = None) -> Frame:
     """A row for each of these runs that has a configuration, see `read_run`.
 
-    Args:
-        damaged: takes a line for each run that cannot be read, which has no row then; without it that is a ValueError.
+    `damaged` takes a line for each run that cannot be read, which has no row then; without it that is a ValueError.
     """
     runs = []
     for folder in folders:

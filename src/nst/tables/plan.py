@@ -1,7 +1,4 @@
-"""The runs that a table needs, as settings, and their execution.
-
-Several processes can run one plan, on all GPUs or machines that see the folder: each takes a run that no other has.
-"""
+"""The runs that a table needs, as settings, and their execution by one process or several, each taking runs that no other has."""
 
 import json
 import math
