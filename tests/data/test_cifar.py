@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.data.samples import encode, noise, write_shard
+from tests.data.samples import SETTINGS, encode, noise, write_shard
 from torchvision.datasets import CIFAR10
 
 from nst.data.dataset import Cifar, Dataset
@@ -17,11 +17,8 @@ NAMES, PIXELS = [f"class {i}" for i in range(10)], noise(60)
 
 
 def load(root: Path, **changes: Any) -> Dataset:
-    settings: dict[str, Any] = {
-        "name": "cifar10", "num_classes": 10, "channels": 3, "size": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "root": str(root),
-        "validation": 0.0, "limit": None, "pad": 4, "flip": True, "download": False, "cache_dir": str(root.parent / "cache"),
-    }  # fmt: skip
-    return Cifar(**(settings | changes))
+    place = {"name": "cifar10", "num_classes": 10, "size": 32, "root": str(root), "pad": 4}
+    return Cifar(**(SETTINGS | place | {"cache_dir": str(root.parent / "cache")} | changes))
 
 
 @pytest.fixture

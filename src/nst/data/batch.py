@@ -152,8 +152,7 @@ class MixingLoader(Loader):
         for part, wide, batch in zip(parts, wider, self.batches(*self.plan(epoch), wider), strict=True):
             places = torch.arange(len(batch.labels), device=batch.labels.device)
             partners = (places ^ 1).where(places ^ 1 < len(places), places)
-            others = batch.images.index_select(0, partners)
-            images, share = mixed(batch.images, others, *(values[batch.indices] for values in mixture))
+            images, share = mixed(batch.images, partners, *(values[batch.indices] for values in mixture))
             own = F.one_hot(batch.labels, self.num_classes)
             labels = share[:, None] * own + (1 - share[:, None]) * own[partners]
             inside = slice(part.start - wide.start, part.stop - wide.start)
@@ -161,9 +160,8 @@ class MixingLoader(Loader):
 
 
 def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, Tensor]:
-    """How each image is mixed in an epoch, by index.
-
-    Its own weight λ [n] float32; whether a box is replaced, else all is averaged [n] bool; the box's centre [n, 2] on the scale 0 … 1.
+    """By index, each image's own weight λ [n] float32, whether a box is replaced [n] bool (else all is averaged), and the box's centre
+    [n, 2] on the scale 0 … 1.
     """
     draw = np.random.default_rng([seed, epoch, 2])
     boxed = draw.random(n) < (0.5 if mixup and cutmix else float(cutmix > 0))
@@ -172,7 +170,7 @@ def epoch_mixture(n: int, seed: int, epoch: int, mixup: float, cutmix: float) ->
     return torch.from_numpy(share).float(), torch.from_numpy(boxed), torch.from_numpy(centre)
 
 
-def mixed(images: Tensor, others: Tensor, share: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+def mixed(images: Tensor, partners: Tensor, share: Tensor, boxed: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """Images [B, C, H, W] mixed as `epoch_mixture` says; and λ of each [B], corrected where a box is clipped at the border."""
     outside, area = [], 1
     for axis, size in enumerate(images.shape[2:]):
@@ -183,7 +181,7 @@ def mixed(images: Tensor, others: Tensor, share: Tensor, boxed: Tensor, centre: 
         area = area * (high - low)[:, 0]
     kept = outside[0][:, None, :, None] | outside[1][:, None, None, :]
     weight = torch.where(boxed[:, None, None, None], kept, share[:, None, None, None])
-    images = torch.lerp(others, images, weight, out=torch.empty_like(images))
+    images = torch.lerp(images.index_select(0, partners), images, weight, out=torch.empty_like(images))
     return images, torch.where(boxed, 1 - area / (images.shape[2] * images.shape[3]), share)
 
 
@@ -213,9 +211,7 @@ class Recipe:
 def check(settings: Any, count: int = 0, /, **allowed: tuple[Any, ...] | range | list[float]) -> None:
     """Raises ValueError unless these attributes of `settings`, which are keys of `data`, are as allowed.
 
-    Args:
-        count: each is a list of so many values; 0: a value.
-        allowed: by key: a tuple of choices, a range of whole numbers, or [least, most] of any numbers.
+    That is one of a tuple, of a range of whole numbers, or a number in [least, most]; where `count` is not 0, a list of so many of them.
     """
     for key, right in allowed.items():
         value = getattr(settings, key)

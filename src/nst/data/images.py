@@ -92,14 +92,12 @@ class EncodedImages:
         options["features"] = datasets.Features({"pixels": datasets.Value("binary")})
         options["fn_kwargs"] = {**settings, "version": PIL.__version__}
         in_memory, said = not self.cached, f"decoding {self.place}"
-        table = self.table.map(_pixels_of_rows, keep_in_memory=in_memory, desc=said, **options)
+        table = self.table.map(_pixels, keep_in_memory=in_memory, desc=said, **options)
         content = bytearray().join(table[:]["pixels"])
         return torch.frombuffer(content, dtype=torch.uint8).reshape(-1, channels, size, size)
 
 
-def _pixels_of_rows(
-    batch: Any, rows: list[int], place: str, channels: int, size: int, background: Sequence[int], version: str
-) -> dict[str, list[bytes]]:
+def _pixels(batch: Any, rows: list[int], place: str, channels: int, size: int, background: Any, version: str) -> Any:
     """The pixels of some rows, channel by channel; with another `version` of the decoder they are decoded anew."""
     pixels = []
     for row, value in zip(rows, next(iter(batch.values())), strict=True):
