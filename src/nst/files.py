@@ -1,11 +1,13 @@
 """Files: atomic writes and checksums."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 MAGIC = b"NST checkpoint, sha256 "  # the first line of a checkpoint begins so, before a file of `torch.save`
 
@@ -49,3 +51,8 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(of: Any, length: int = 8) -> str:
+    """The first hex digits of the SHA-256 of nested plain values."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:length]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import nst.models as models
 from nst.layers import feature_shapes
-from nst.losses import NST
 from nst.models import external
 
 SIZE = 64
@@ -35,7 +34,7 @@ OWN_SIZE = {"eva02_tiny_patch14_224": 56, "vit_small_patch14_reg4_dinov2": 56}
 
 
 @pytest.mark.parametrize("arch", TIMM)
-def test_named_layers_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -> None:
+def test_named_layers_are_the_familys_own_maps_with_gradients(arch: str) -> None:
     pytest.importorskip("timm")
     torch.manual_seed(0)
     size = OWN_SIZE.get(arch)
@@ -58,16 +57,9 @@ def test_named_layers_are_the_familys_own_maps_and_nst_takes_a_step(arch: str) -
     shapes = {role: tuple(feature.shape[1:]) for role, feature in features.items()}
     assert shapes == feature_shapes(model, [*features], (3, SIZE, SIZE))
 
-    cnn, loss = models.resnet8(4), NST()
-    for teacher, student in ((model, cnn), (cnn, model)):
-        target, feature = (
-            next(f for role, f in capture(net, images)[1].items() if role in ("stage2", "block2"))
-            for net in (teacher.eval(), student.train())
-        )
-        loss(feature, loss.target(target.detach(), tuple(feature.shape[1:]))).backward()
-        stem = next(p for p in student.parameters() if p.ndim == 4)  # of the first convolution
-        assert stem.grad is not None
-        assert stem.grad.abs().sum() > 0
+    capture(model.train(), images)[1]["last"].square().mean().backward()
+    stem = next(p for p in model.parameters() if p.ndim == 4)  # of the first convolution
+    assert stem.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -141,7 +133,6 @@ def test_an_input_size_resizes_the_images_for_this_network(make: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "arch", "arguments", "message"),
     [
-        (models.torchvision_model, "resnet81", {}, r"arch='resnet81': .*resnet18"),
         (models.timm_model, "resnet-50", {}, r"arch='resnet-50': .*resnet50"),
         (models.torchvision_model, "resnet18", {"in_channels": 1, "pretrained": True}, "in_channels=1"),
         (models.timm_model, VIT, {"image_size": 40}, "40×40 .*input_size=32"),

@@ -100,11 +100,18 @@ class Tied(nn.Module):
 class WithState(nn.Linear):
     """Has state of its own beside its weights."""
 
+    def __init__(self, state: Any = None) -> None:
+        super().__init__(2, 2)
+        self.own = torch.randn(3) if state is None else state
+
     def get_extra_state(self) -> Any:
-        return {"count": 1}
+        return self.own
+
+    def set_extra_state(self, state: Any) -> None:
+        self.own = state
 
 
-@pytest.mark.parametrize("make", [net, lambda: AveragedModel(net()), Tied])
+@pytest.mark.parametrize("make", [net, lambda: AveragedModel(net()), Tied, WithState])
 def test_what_is_saved_loads_with_its_metadata(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     source, target = make(), make()
     save_weights(str(tmp_path / "w.safetensors"), source, {"arch": "x"})
@@ -117,7 +124,7 @@ def test_what_is_saved_loads_with_its_metadata(tmp_path: Path, make: Callable[[]
         load_weights(again := Tied(), tmp_path / "once.pt")
         assert same(source, again)
     with pytest.raises(ValueError, match="its state _extra_state is a dict"):
-        save_weights(tmp_path / "x", WithState(2, 2))
+        save_weights(tmp_path / "x", WithState({"count": 1}))
 
 
 def test_of_two_states_one_is_named_and_a_key_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,5 @@
 """A run's folder: named after its configuration, locked while it runs; what the files in it are called, and how a run is judged."""
 
-import hashlib
 import inspect
 import json
 import os
@@ -17,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 
 from nst.config import RunConfig
-from nst.files import sha256_of, write_whole
+from nst.files import digest, sha256_of, write_whole
 
 CONFIG = "config.json"  # the resolved configuration
 STUDENT = "student.safetensors"  # the trained weights, in the folder of a finished run
@@ -33,10 +32,9 @@ PATIENCE = 10.0  # seconds to wait for a lock: a killed process holds it until i
 def run_folder(config: Mapping[str, Any]) -> Path:
     """`outputs/<data>/<teacher>-<model>/<losses>/seed<k>-<hash>`."""
     teacher = (config["teacher"]["model"] or {}).get("name", "none")
-    digest = hashlib.sha256(json.dumps(run_key(config), sort_keys=True).encode()).hexdigest()[:8]
     losses = "+".join(name for name in config["loss"] if name != "ce") or "ce"
-    pair = f"{teacher}-{config['model']['name']}"
-    return Path(config["outputs"]) / config["data"]["name"] / pair / losses / f"seed{config['seed']}-{digest}"
+    pair, run = f"{teacher}-{config['model']['name']}", f"seed{config['seed']}-{digest(run_key(config))}"
+    return Path(config["outputs"]) / config["data"]["name"] / pair / losses / run
 
 
 def run_key(config: Mapping[str, Any]) -> dict[str, Any]:

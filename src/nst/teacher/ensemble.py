@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nst.files import digest
 from nst.losses.base import check_choice
-from nst.models.external import look_at
+from nst.models.external import look_at, looked_at
 from nst.models.weights import recorded_size
-from nst.teacher.network import Normalization, digest, load_teacher
+from nst.teacher.network import Normalization, load_teacher
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,6 @@ class Ensemble(nn.Module):
         self.average = average
         self.members: dict[str, Member] = {}
         self.named_layers: dict[str, str] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}  # of the images that each network saw last, for its layout
         for name, arguments in members.items():
             try:
                 self.members[name] = member = Member(**arguments)
@@ -57,22 +57,18 @@ class Ensemble(nn.Module):
                 look_at(member.network, member.input_size or recorded_size(member.weights))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"members.{name}: {error}") from error
-
-            def note_shape(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                self._shapes[name] = tuple(inputs[0].shape)
-
-            member.network.register_forward_pre_hook(note_shape)
             for layer, path in getattr(member.network, "named_layers", {}).items():
                 self.named_layers[f"{name}.{layer}"] = f"{name}.{path}"
 
     def feature_layout(self, model: nn.Module, path: str) -> Any:
         """How the output of a member's layer becomes a map: as in the member alone (see `nst.models.layout`)."""
         name, _, inner = path.partition(".")
-        layout = getattr(self.members[name].network, "feature_layout", None)
+        network = self.members[name].network
+        layout, size = getattr(network, "feature_layout", None), looked_at(network)
         if layout is None or not inner:
             return lambda value, images: value
-        convert = layout(self.members[name].network, inner)
-        return lambda value, images: convert(value, self._shapes[name])
+        convert = layout(network, inner)
+        return lambda value, images: convert(value, images if size is None else (*images[:2], size, size))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, classes]; with `average=None` [B, all members' outputs]."""

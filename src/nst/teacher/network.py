@@ -1,7 +1,6 @@
 """A teacher's network: its weights, the images that it expects, its batch norms folded into its convolutions."""
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,11 +16,6 @@ from nst.models.external import InputFormat, looked_at
 from nst.models.weights import load_weights
 
 FOLDING_TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
-
-
-def digest(of: Any, length: int = 8) -> str:
-    """Hexadecimal digits of the SHA-256 of nested plain values."""
-    return sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True)

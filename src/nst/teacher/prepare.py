@@ -20,7 +20,7 @@ from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import TargetSpec
 from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, pooled_features, whole_batches
-from nst.files import write_whole
+from nst.files import digest, write_whole
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
 from nst.storage.folder import not_default
@@ -35,7 +35,7 @@ from nst.teacher.cache import (
 )
 from nst.teacher.ensemble import Ensemble
 from nst.teacher.live import LiveTeacher, Teacher
-from nst.teacher.network import Normalization, digest, fold_batch_norm, load_teacher
+from nst.teacher.network import Normalization, fold_batch_norm, load_teacher
 
 if TYPE_CHECKING:
     from nst.build import Networks
