@@ -39,7 +39,7 @@ def test_parts_by_their_names(tmp_path: Path, parts: str, validation: float, exp
     assert all(name in said for name in (*unused, f"{expected[0]} training"))
 
 
-def test_class_folders_without_parts_are_one_part(tmp_path: Path) -> None:
+def test_a_flat_folder_has_classes_or_no_labels(tmp_path: Path) -> None:
     """Also where a class is called like a part, and where images lie deeper."""
     write_tree(tmp_path, ("flat",), images=10)
     root = tmp_path / "flat"
@@ -47,10 +47,15 @@ def test_class_folders_without_parts_are_one_part(tmp_path: Path) -> None:
     (root / "train" / "deeper").mkdir()
     (root / "train" / "9.JPEG").rename(root / "train" / "deeper" / "9.JPEG")
     data = load(root, validation=0.2)
-    assert data.classes == ("class0", "class1", "train")
-    assert sizes(data) == (24, None, 6)
+    assert (data.classes, sizes(data)) == (("class0", "class1", "train"), (24, None, 6))
     with pytest.raises(ValueError, match=r"flat: there is no test part; data\.validation"):
         load(root)
+    (root / "top.png").write_bytes(encode(noise(1)[0]))
+    settings: dict[str, Any] = {"labeled": False, "validation": 0.2, "num_classes": 1000}
+    data = load(tmp_path, path=str(tmp_path), **settings)
+    assert (data.classes, data.labeled, sizes(data)) == (None, False, (25, None, 6))
+    assert next(data.train.loader(8, train=True).epoch(0)).labels.tolist() == [-1] * 8
+    assert len(load(tmp_path, **settings, limit=5).train) == 5
 
 
 def test_what_is_no_image_is_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,17 +71,6 @@ def test_what_is_no_image_is_skipped_and_said(tmp_path: Path, capsys: pytest.Cap
     notes.touch()
     assert load(tmp_path).fingerprint == expected
     assert str(notes) in capsys.readouterr().err
-
-
-def test_images_without_labels_lie_as_they_like(tmp_path: Path) -> None:
-    write_tree(tmp_path, ("flat",), images=10)
-    (tmp_path / "flat" / "top.png").write_bytes(encode(noise(1)[0]))
-    settings: dict[str, Any] = {"labeled": False, "validation": 0.2, "num_classes": 1000}
-    data = load(tmp_path, path=str(tmp_path), **settings)
-    assert sizes(data) == (25, None, 6)
-    assert (data.classes, data.labeled) == (None, False)
-    assert next(data.train.loader(8, train=True).epoch(0)).labels.tolist() == [-1] * 8
-    assert len(load(tmp_path, **settings, limit=5).train) == 5
 
 
 def test_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
