@@ -10,6 +10,7 @@ from tests.tables.written import change, write_table
 
 import result_figures
 import results as script
+from nst.tables.statistics import sample
 
 FILES = sorted((results.ROOT / "results").glob("*.json*"))
 
@@ -24,6 +25,13 @@ def test_the_figures_draw_what_the_files_say() -> None:
     for file, digest, text in result_figures.drawn():
         assert digest in text
         assert digest in file.read_text(), "python scripts/results.py pages"
+
+
+def test_the_published_column_stands_beside_its_runs() -> None:
+    runs = script.read_lines(results.ROOT / "results" / "zoo.jsonl")
+    best, last = sample([max(curve.values()) for curve in runs["curve"]]), sample(runs["test"])
+    page = (results.ROOT / "docs" / "tables" / "published.md").read_text()
+    assert f"| Baseline (the teacher) | 92.37 | {best} | {last} | – |" in page
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
