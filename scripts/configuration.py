@@ -16,7 +16,7 @@ import yaml
 
 import nst.config
 from nst.config import RunConfig, documented
-from nst.tables.frame import flat
+from nst.files import flat
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tables" / "configuration.md"

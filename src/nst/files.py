@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,3 +56,11 @@ def sha256_of(path: str | Path) -> str:
 def digest(of: Any, length: int = 8) -> str:
     """The first hex digits of the SHA-256 of nested plain values."""
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def flat(node: Any, prefix: str = "", separator: str = ".") -> dict[str, Any]:
+    """Nested values by their joined names."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix: node}
+    names = {key: f"{prefix}{separator}{key}" if prefix else key for key in node}
+    return {k: v for key, value in node.items() for k, v in flat(value, names[key], separator).items()}

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from nst.config import differences
 from nst.evaluate import Metrics
-from nst.files import naming, write_whole
+from nst.files import flat, naming, write_whole
 from nst.models.weights import save_weights
 from nst.storage.checkpoint import Checkpoints, read_checkpoint
 from nst.storage.folder import BEST, DIVERGED, METRICS
-from nst.storage.trackers import Tracker, cut, flat, on_disk
+from nst.storage.trackers import Tracker, cut, on_disk
 
 if TYPE_CHECKING:
     from nst.loop import Training
@@ -105,7 +105,7 @@ class Record:
         """One "train" or "eval" event: numbers to every tracker as `kind/name`, then a line of metrics.jsonl."""
         if not self.dist.main:
             return
-        numbers = {name: value for name, value in flat({kind: values}, "/").items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in flat(values, kind, "/").items() if isinstance(value, int | float)}
         for tracker in self.trackers.values():
             if tracker.rewinds or step > self.seen.get(kind, -1):
                 tracker.scalars(step, numbers)

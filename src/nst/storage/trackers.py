@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nst.files import flat
+
 log = logging.getLogger(__name__)
 
 
@@ -60,15 +62,6 @@ def on_disk(file: Path) -> int:
     with file.open("rb") as f:
         os.fsync(f.fileno())
     return file.stat().st_size
-
-
-def flat(values: Mapping[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
-    """Nested values by their joined names."""
-    joined: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = isinstance(value, Mapping)
-        joined |= flat(value, separator, f"{prefix}{name}{separator}") if inner else {f"{prefix}{name}": value}
-    return joined
 
 
 class TensorBoard(Tracker):
@@ -169,7 +162,7 @@ class MLflow(Tracker):
             return
         tags = {"nst.run": full, "nst.group": _group(folder)}
         self._id = self._client.create_run(experiment, run_name=folder.name, tags=tags).info.run_id
-        for key, value in flat(config, ".").items():
+        for key, value in flat(config).items():
             self._client.log_param(self._id, key, str(value)[:500])
         self._client.log_dict(self._id, dict(config), "config.json")
 

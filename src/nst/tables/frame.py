@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nst.config import UNNAMED
+from nst.files import flat
 from nst.storage.folder import DIVERGED, METRICS, SUMMARY, has_collapsed, measure_of
 from nst.tables.statistics import Frame
 
@@ -123,13 +124,6 @@ def _events(file: Path) -> list[Record]:
         except (KeyError, RecursionError, TypeError, ValueError):
             continue
     return events
-
-
-def flat(node: Any, prefix: str = "") -> Record:
-    """Nested settings as `{"dotted.key": value}`."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix: node}
-    return {k: v for key, value in node.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def collapsed(accuracies: Iterable[float], chance: float | None) -> bool:

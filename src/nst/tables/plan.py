@@ -16,13 +16,14 @@ from nst.cli.compose import composed, explain
 from nst.config import UNNAMED, CacheConfig, RunConfig
 from nst.data.dataset import Dataset
 from nst.dist import Dist
+from nst.files import flat
 from nst.models.weights import load_weights
 from nst.run import execute as execute_run
 from nst.run import write_teacher_cache
 from nst.storage.folder import DIVERGED, PATIENCE, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder
 from nst.tables.command import Request
 from nst.tables.file import Group, Row, Table, check_known, read_table
-from nst.tables.frame import as_text, flat
+from nst.tables.frame import as_text
 from nst.teacher import why_live
 
 # Settings that change how a result is computed but not its meaning: stated, but they do not prevent a comparison.
