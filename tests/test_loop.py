@@ -232,7 +232,7 @@ def test_a_run_says_that_it_has_collapsed_and_what_to_try() -> None:
     assert not has_collapsed(top1=1.0, best=2.5, chance=1.0)  # 100 classes: 1.5 points are noise
     lines: list[str] = []
     nothing = dict.fromkeys(("log", "draw_heatmaps", "save", "save_best"), lambda *_: None)
-    record: Any = SimpleNamespace(last=None, print=lines.append, **nothing)
+    record: Any = SimpleNamespace(last=None, print=lines.append, metadata={"arch": "small"}, **nothing)
     it, teacher = training(epochs=3)
     accuracies = iter((90.0, 88.0, 52.5))
     around = Loop(it, teacher, lambda *_: Metrics(1.0, next(accuracies), 99.0, 100), record, chance=50.0)
