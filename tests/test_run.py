@@ -63,12 +63,15 @@ def test_a_run_trains_its_teacher_once_and_writes_everything(
 
 
 def test_a_teacher_near_chance_or_below_the_floor_stops_the_run(
-    compose: Compose, tiny: list[str], tmp_path: Path
+    compose: Compose, tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Near chance only one with weights of its own: that of a quick try was trained for this run."""
     weak, weights = [o for o in tiny if "min_accuracy" not in o], tmp_path / "random.safetensors"
     save_weights(weights, build.network("model", build.settings(compose(*tiny)).model, seed=1), {})
     with pytest.raises(ValueError, match=r"most frequent class gives 10\.00 %"):
         run(compose(*weak, "loss=kd", f"teacher.weights={weights}"))
+    run(compose(*weak, "loss=kd", "teacher.train.optim.lr=1e-9"))
+    assert "it can teach little; teacher.train.epochs" in caplog.text
     with pytest.raises(ValueError, match=r"min_accuracy=99\.5 is required"):
         run(compose(*weak, "loss=kd", "teacher.min_accuracy=99.5"))
 

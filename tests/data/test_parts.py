@@ -37,6 +37,8 @@ def test_parts_by_their_names(tmp_path: Path, parts: str, validation: float, exp
     said = data.describe()
     assert ("on the test images" in said) == (data.val is None)
     assert all(name in said for name in (*unused, f"{expected[0]} training"))
+    tested = next((name for name in ("val", "dev") if name in parts.split() and "test" not in parts.lower()), "")
+    assert f"test ({tested}) images" in said or not tested
 
 
 def test_a_flat_folder_has_classes_or_no_labels(tmp_path: Path) -> None:

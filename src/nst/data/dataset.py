@@ -50,6 +50,7 @@ class Dataset:
         self.test: Split
         self.classes: tuple[str, ...] | None = None  # their names; None: not known
         self.unused: tuple[str, ...] = ()  # names of parts that were found and are not used
+        self.tested = "test"  # the name of the part that is tested on
         check(self, num_classes=COUNTS, channels=(1, 3), size=COUNTS, validation=[0, 0.99])
         check(self, self.channels, mean=[0, 1], std=[1e-6, 1])
         if self.limit is not None:
@@ -99,7 +100,8 @@ class Dataset:
 
     def describe(self) -> str:
         """For people: the parts and their sizes, the classes' counts, what is not used and what the best epoch is chosen on."""
-        parts = {"training": self.train, "validation": self.val, "test": self.test}
+        tested = "test" if self.tested.lower() == "test" else f"test ({self.tested})"
+        parts = {"training": self.train, "validation": self.val, tested: self.test}
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in parts.items() if split is not None)
         text = f"{self.name}: {sizes} images without labels"
         if self.labeled:
@@ -111,7 +113,7 @@ class Dataset:
         if self.unused:
             text += f"\nnot used: {', '.join(self.unused)}"
         if self.val is None and self.labeled:
-            text += "\nno validation part: the best epoch is chosen on the test images (data.validation=0.1 holds out a tenth)"
+            text += "\nno validation part besides: the best epoch is chosen on the test images (data.validation=0.1 holds out a tenth)"
         return text
 
 
@@ -222,6 +224,7 @@ class Images(Recipe, Dataset):
         if val and test and self.validation:
             raise ValueError(f"data.validation: {self.validation}; it must be 0, since {said} has a validation part")
         val, test = (val, test) if test else (None, val)
+        self.tested = test or self.tested
         if not test and not self.validation:
             raise ValueError(f"{said}: there is no test part; data.validation=0.1 takes a tenth of the images for it")
         self.unused = (*(name for name in parts if name not in (train, val, test)), *unused)

@@ -4,6 +4,7 @@ As `nst.run`, this sees the configuration.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ from nst.teacher.network import Normalization, fold_batch_norm, load_teacher
 
 if TYPE_CHECKING:
     from nst.build import Networks
+
+log = logging.getLogger(__name__)
 
 
 def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None, dist: Dist, data: Dataset) -> Teacher:
@@ -90,7 +93,7 @@ def make_teacher(settings: RunConfig, networks: "Networks", weights: str | None,
     else:
         about = cache.teacher
     if data.labeled:
-        check_accuracy(about, data, teacher.min_accuracy)
+        check_accuracy(about, data, teacher.min_accuracy, trained_here=teacher.weights is None and weights is not None)
     folder = Path(settings.outputs) / data.name / "teachers" if cache is None else cache.folder
     init_losses(specs, model if live is not None else None, folder / name, key, settings, data, dist)
 
@@ -193,10 +196,10 @@ def measure_accuracy(
     return {"measure": measure, "evaluated_on": split, **found, "images": int(found["images"])}
 
 
-def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | None) -> None:
+def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | None, trained_here: bool) -> None:
     """Raises ValueError for a teacher below `teacher.min_accuracy`; by default for one that is not better than chance.
 
-    Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
+    One that was `trained_here`, perhaps for a quick try, is only warned about. Chance is predicting the most frequent class; the test is a one-sided binomial test at the 1 % level.
     """
     top1, split, images = about["top1"], about["evaluated_on"], about["images"]
     found = f"the teacher ({about['weights']}) scores {top1:.2f} % on the {split} images"
@@ -206,9 +209,11 @@ def check_accuracy(about: Mapping[str, Any], data: Dataset, minimum: float | Non
         labels = data.split(split).labels
         chance = float(torch.bincount(labels).max() / len(labels))
         if binomtest(round(top1 * images / 100), images, chance, alternative="greater").pvalue > 0.01:
-            raise ValueError(
-                f"{found}; the most frequent class gives {100 * chance:.2f} %; teacher.min_accuracy=0 accepts it"
-            )
+            found += f", the most frequent class gives {100 * chance:.2f} %"
+            if not trained_here:
+                why = "wrong weights, or classes in another order? teacher.min_accuracy=0 accepts it"
+                raise ValueError(f"{found}: {why}")
+            log.warning("%s: it can teach little; teacher.train.epochs trains it longer", found)
     elif top1 < minimum:
         raise ValueError(f"{found}; teacher.min_accuracy={minimum} is required")
 
