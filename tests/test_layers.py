@@ -44,7 +44,7 @@ def test_unknown_layers_get_the_nearest_names_and_unreached_ones_are_named() -> 
             resolve(Net(), layer)
     net = Net()
     net.unused = nn.Identity()
-    with pytest.raises(ValueError, match=r"x: 0\.1 is what YAML reads there.*in quotes"):  # 0.10 is another layer
+    with pytest.raises(ValueError, match=r"x: YAML reads 0\.1 there.*in quotes"):  # 0.10 is another layer
         pairs_of("x", [{"teacher": "last", "student": 0.1}])
     with pytest.raises(ValueError, match="unused"):
         feature_shapes(net, ["unused"], (3, 4, 4))

@@ -1,11 +1,7 @@
 """Layers: their names, the pairs of them that a loss compares, and the hooks that read their features.
 
-A layer is `"module.name"` (that module's output, of the last call in a forward pass) or `"module.name:input"` (its first
-input). A model's `named_layers` attribute names common places: `"last"`, `"stage1"`, `"pooled"` …
-
-A model's own `feature_layout` says how its layers' outputs become maps `[B, C, H, W]`; without it a feature is what the layer
-yields. `"logit_map"` and `"cam"` are layers of every network that ends in global average pooling and a linear classifier. For both
-see `nst.models.layout`.
+A layer is `"module.name"` (that module's output, of the last call in a forward pass), `"module.name:input"` (its first
+input), or a name in the model's `named_layers`. A model's `feature_layout` says how outputs become maps `[B, C, H, W]`.
 """
 
 import difflib
@@ -171,9 +167,7 @@ def pairs_of(key: str, layers: Any, models: Sequence[nn.Module] = ()) -> tuple[P
         pair = Pair(**node)
         sides = (pair.student, pair.teacher)
         if others := [name for name in sides if not isinstance(name, str)]:
-            raise ValueError(
-                f"{key}: {others[0]!r} is what YAML reads there; write the layer in quotes, such as '0.10'"
-            )
+            raise ValueError(f"{key}: YAML reads {others[0]!r} there; write the layer in quotes, such as '0.10'")
         if not isinstance(pair.weight, int | float) or not 0 < pair.weight < math.inf:
             raise ValueError(f"{key}: weight={pair.weight!r}: a positive number is needed")
         if not {*sides} & {*STAGES}:

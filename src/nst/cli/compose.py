@@ -29,7 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nst.config import CONFIGS, START, renamed
+from nst.config import CONFIGS, START
+from nst.files import flat
 from nst.signals import Interrupted
 
 Task = Callable[[DictConfig], Any]
@@ -205,8 +206,6 @@ def readable_errors(config_name: str = "config", arguments: Sequence[str] = ()) 
 
 def explain(error: BaseException, config_name: str = "config", arguments: Sequence[str] = ()) -> str:
     """The message of `error`; one of Hydra's without its internals and with what could have been meant."""
-    if NO_SLURM in str(error):
-        return "hydra/launcher=slurm: Slurm's srun is not on this machine; hydra/launcher=slurm_local does without"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error)
     key = getattr(error, "full_key", None)
@@ -221,13 +220,11 @@ def explain(error: BaseException, config_name: str = "config", arguments: Sequen
         if choice in EXTRAS:
             return f"{group}={choice} comes with an extra: pip install 'nst[{EXTRAS[choice]}]'"
         folders = [folder / group for folder in (CONFIGS, *user_folders())]
-        names = sorted(
-            {str(f.relative_to(folder).with_suffix("")) for folder in folders for f in folder.rglob("*.yaml")}
-        )
-        return f"{group}={choice}: no such choice; {nearest(choice, names)}"
+        names = {str(file.relative_to(at).with_suffix("")) for at in folders for file in at.rglob("*.yaml")}
+        return f"{group}={choice}: no such choice; {nearest(choice, sorted(names))}"
     if match := re.search(r"Could not override '[+~]*([^']+)'|Key '([^']+)' not in", text):
         name = match[1] or match[2]
-        return renamed(name) or f"{name}: no such key; {nearest(name, known_keys(config_name, arguments))}"
+        return f"{name}: no such key; {nearest(name, known_keys(config_name, arguments))}"
     return text if not key or key in text.split("\n")[0] else f"{key}: {text}"
 
 
@@ -245,15 +242,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
     """Dotted names of all keys of a configuration, with the choices of groups in `arguments` where they compose."""
     chosen = [arg for arg in arguments if "=" in arg and (CONFIGS / arg.partition("=")[0].lstrip("+")).is_dir()]
-
-    def keys(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            yield f"{prefix}{key}"
-            yield from keys(value, f"{prefix}{key}.")
-
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for overrides in (chosen, []):
             with suppress(HydraException, OmegaConfBaseException, ValueError):
-                return [*keys(OmegaConf.to_container(hydra.compose(config_name, overrides)), "")]
+                composed = OmegaConf.to_container(hydra.compose(config_name, overrides))
+                names = [name.split(".") for name in flat(composed)]
+                return list(dict.fromkeys(".".join(name[:n]) for name in names for n in range(1, len(name) + 1)))
     return []

@@ -33,6 +33,7 @@ def layers(arguments: Sequence[str]) -> None:
 def show(cfg: DictConfig, every: bool) -> None:
     """Print the layers of both networks, and the pairs that fit. Raises ValueError for a network that cannot be built."""
     from nst import build
+    from nst.layers import shown
 
     run, found = build.settings(cfg), dict[str, list[Layer]]()
     image = (run.data["channels"], run.data["size"], run.data["size"])
@@ -46,7 +47,7 @@ def show(cfg: DictConfig, every: bool) -> None:
     any_two = "no two layers have maps of the same size; any two can be paired, the teacher's map is then resized"
     print("teacher and student layers with maps of the same size:" if pairs else any_two)
     for pair in pairs:
-        print("  " + " → ".join(f"{layer.names[0]} ({layer.size})" for layer in pair))
+        print("  " + " → ".join(f"{layer.names[0]} ({shown(layer.shape)})" for layer in pair))
     if pairs and any(term.loss.source == "teacher" and not term.loss.on_logits for term in build.terms(run)):
         own = [f"loss.{name}.layers" for name, node in cfg.loss.items() if OmegaConf.is_list(node.get("layers"))]
         teacher, student = (layer.names[0] for layer in pairs[-1])  # in quotes: YAML reads 0.10 as a number
@@ -61,11 +62,6 @@ class Layer:
     kind: str  # class
     shape: tuple[int, ...]  # of one image's output
     intact: bool  # False: a later operation writes into the output, so a layer here reads something else
-
-    @property
-    def size(self) -> str:
-        """Its shape, for people."""
-        return "×".join(map(str, self.shape))
 
 
 def layers_of(model: "nn.Module", image_shape: tuple[int, int, int]) -> list[Layer]:
@@ -115,6 +111,8 @@ def matching(*networks: Sequence[Layer]) -> list[tuple[Layer, ...]]:
 
 def listing(title: str, network: Sequence[Layer], every: bool) -> Table:
     """A line a layer; unless `every`, of named layers only, and of a network without any the last layer of each map size."""
+    from nst.layers import shown
+
     chosen = network if every else [x for x in network if x.names[1:]] or [x for (x,) in matching(network)]
     columns = (Column(name, overflow="fold") for name in ("layer", "module", "output", "also called"))
     table = Table(*columns, title=Text(title), title_justify="left", box=None, caption_justify="left")
@@ -122,5 +120,5 @@ def listing(title: str, network: Sequence[Layer], every: bool) -> Table:
         table.caption = f"and {more} more layers: all=true lists them"
     for layer in chosen:
         note = ", ".join(layer.names[:-1]) if layer.intact else "overwritten by what follows: cannot be compared"
-        table.add_row(Text(layer.names[-1]), layer.kind, layer.size, note)
+        table.add_row(Text(layer.names[-1]), layer.kind, shown(layer.shape), note)
     return table

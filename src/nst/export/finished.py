@@ -93,7 +93,8 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
         settings.data = {**settings.data, "path" if "path" in settings.data else "root": data_root}
     chosen = {"last": student, "best": folder / BEST}.get(weights)
     if chosen is None or not chosen.is_file():
-        raise ValueError(f"weights={weights}: {folder} has weights=last" + ", best" * (folder / BEST).is_file())
+        both = "last, best" if (folder / BEST).is_file() else "last"
+        raise ValueError(f"weights={weights}: {folder} has weights={both}")
     return FinishedRun(folder, settings, summary, chosen)
 
 

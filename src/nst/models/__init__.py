@@ -1,7 +1,6 @@
 """Networks: plain modules `model(images) -> logits` with names of their layers in `model.named_layers`.
 
 Images are [B, C, H, W]; every constructor takes `num_classes`, the number of logits, and `in_channels`, the channels of the images.
-Names of layers are those of `nst.models.parts.name_layers`: "layer3" is a module's output, "layer3.8.relu2:input" its first input.
 """
 
 from functools import partial

@@ -59,10 +59,9 @@ class InvertedResidual(nn.Module):
 class CifarMobileNetV2(Network):
     """A strided 3x3 stem, seven groups of inverted residuals, a 1x1 convolution, global average, one linear layer.
 
-    It differs from Sandler et al. (2018): ReLU instead of ReLU6, no dropout, strides of 2 in the stem and before the third,
-    fourth and sixth group only (32x32 images end at 2x2), an expanding convolution in the first block too, widths rounded
-    down; `width` scales all channels but the last convolution's 1280. Its features are the outputs of groups 1, 2, 4 and 6, "stage1"
-    to "stage4": linear, no ReLU ends them.
+    It differs from Sandler et al. (2018): ReLU instead of ReLU6, no dropout, fewer strides (32x32 images end at 2x2), an
+    expanding convolution in the first block too, widths rounded down. `width` scales all channels but the last 1280. No
+    ReLU ends a stage.
     """
 
     def __init__(self, width: float, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -167,12 +166,9 @@ class DownUnit(nn.Module):
 class CifarShuffleNet(Network):
     """A 1x1 stem of 24 channels, stages of 4, 8 and 4 units at half, quarter and eighth resolution, global average, linear layer.
 
-    Version 1 has three groups and 240, 480 and 960 channels, version 2 (width 1) 116, 232 and 464, and a 1x1 convolution of 1024 behind
-    the stages. They differ from Zhang et al. (2018) and Ma et al. (2018) by the stem, without max pooling (32x32 images end at 4x4), and
-    version 1 by a ReLU after the depthwise convolution too. The benchmark sets no initial weights, so all are PyTorch's draw.
-
-    In version 2 the input of a stage's last ReLU ("stage1_pre_relu" ...) has its channels in the order before the shuffle, and half of
-    them are activated already.
+    They differ from Zhang et al. (2018) and Ma et al. (2018, width 1) by the stem, without max pooling (32x32 images end at
+    4x4), and version 1 by a ReLU after the depthwise convolution too. All initial weights are PyTorch's draw. In version 2
+    "stage1_pre_relu" has its channels in the order before the shuffle, and half of them are activated already.
     """
 
     def __init__(self, version: Literal[1, 2], num_classes: int = 10, in_channels: int = 3) -> None:

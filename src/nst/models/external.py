@@ -1,11 +1,7 @@
 """Networks of torchvision and timm by name, prepared for layers.
 
-Activations are set to work out of place. What such a network does in place inside its own `forward` stays (`out += identity`): a layer
-whose output that overwrites can't be named; layer the input of the layer behind it.
-
-Stages are counted from a quarter of the image on, so `stage1` … `stage4` have maps of 1/4, 1/8, 1/16, 1/32 of the
-image in most families. Networks whose maps keep one size (ViTs, MLP-Mixers) have no stages but `block1` … `blockN`, and
-`last` is the output of the last block, before the final normalisation.
+Activations work out of place. Stages are counted from a quarter of the image on: mostly `stage1` … `stage4` have maps of
+1/4 … 1/32 of it. Networks whose maps keep one size (ViTs) have `block1` … `blockN`, before the final normalisation.
 """
 
 import difflib

@@ -1,10 +1,7 @@
 """Inception-BN (Ioffe & Szegedy, 2015): the paper's students, small for CIFAR and full for ImageNet.
 
-The branches of a factory end in their normalisation; they are concatenated first and go through one ReLU after. That is
-the same function as a ReLU a branch (pooled inputs are not negative), and gives the paper's ImageNet layer a place: the
-normalised, not yet activated branches of `in5b` side by side are the input of `in5b.relu`.
-
-Convolutions have no bias: the normalisation that follows each would take it away.
+The branches of a factory end in their normalisation; one ReLU follows their concatenation. That is the same function as a
+ReLU a branch (pooled inputs are not negative), and gives the paper's ImageNet layer a place: the input of `in5b.relu`.
 """
 
 from collections import OrderedDict

@@ -1,12 +1,8 @@
 """How a layer's output becomes a map `[B, C, H, W]`: of timm's and torchvision's networks, and the map of logits of any network.
 
 Tokens `[B, N, C]` lose their class, distillation and register tokens and are laid out on the network's own grid; maps
-`[B, H, W, C]` are permuted. The information comes from the network: `num_prefix_tokens`, `patch_embed`, `feature_info`,
-`output_fmt`, and the kinds of its modules. Only views are made, so that hooks cost nothing and can be compiled.
-
-For a network that ends in global average pooling and a linear classifier, W F(x) + b at each position x is a map
-`[B, classes, H, W]` whose mean is the logits: the layer "logit_map"; "cam", the class activation maps (Zhou et al., 2016), is the
-same without b. A dropout between pooling and classifier is left out, so in training the mean is the logits only without one.
+`[B, H, W, C]` are permuted: only views, so that hooks can be compiled. The layer "logit_map" is W F(x) + b at each position
+x before global average pooling, whose mean is the logits (without dropout); "cam" (Zhou et al., 2016) is that without b.
 """
 
 import math
@@ -188,16 +184,10 @@ class LogitMap(nn.Module):
             raise ValueError(f"its classifier takes {channels} channels, before the pooling come {shape}: {_NONE}")
         return feature.relu() if self.relu else feature
 
-
-class _Feed:
-    """Hook before the pooling, or after the last layer: computes the map while something listens to it."""
-
-    def __init__(self, logit_map: LogitMap) -> None:
-        self.logit_map = logit_map
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], *output: Tensor) -> None:
-        if self.logit_map._forward_hooks:
-            self.logit_map(output[0] if output else inputs[0])
+    def feed(self, module: nn.Module, inputs: tuple[Tensor, ...], *output: Tensor) -> None:
+        """Hook before the pooling, or after the last layer: computes the map while something listens to it."""
+        if self._forward_hooks:
+            self(output[0] if output else inputs[0])
 
 
 def add_logit_map(model: nn.Module, layer: str) -> str:
@@ -210,23 +200,20 @@ def add_logit_map(model: nn.Module, layer: str) -> str:
     known = model.get_classifier() if hasattr(model, "get_classifier") else None  # pyright: ignore[reportCallIssue]
     known = known if isinstance(known, nn.Linear | nn.Conv2d) else None
     linear = [n for n, m in modules.items() if (isinstance(m, nn.Linear) if known is None else m is known)]
-    if not linear:
-        raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
-    classifier, path = modules[linear[-1]], f"{linear[-1]}.{layer}"
-    if path in modules:
-        return path
+    if linear and f"{linear[-1]}.{layer}" in modules:
+        return f"{linear[-1]}.{layer}"
     pools = [m for m in modules.values() if type(m).__name__ in _POOLS and getattr(m, "output_size", 1) in (1, (1, 1))]
     last: str = getattr(model, "named_layers", {}).get("last", "")
     body = modules.get(_BEFORE_POOLING.get(kind) or last.removesuffix(":input") or "nothing")
-    logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and kind == "densenet.DenseNet")
-    if pools:
-        pools[-1].register_forward_pre_hook(_Feed(logit_map))
-    elif body is not None:
-        body.register_forward_hook(_Feed(logit_map))
-    else:
+    place = pools[-1] if pools else body
+    if not linear or place is None:
         raise ValueError(f"layer '{layer}' of {type(model).__name__}: {_NONE}")
+    classifier = modules[linear[-1]]
+    logit_map = LogitMap(classifier, LOGIT_MAPS[layer], relu=not pools and kind == "densenet.DenseNet")
+    register = place.register_forward_pre_hook if pools else place.register_forward_hook
+    register(logit_map.feed)
     classifier.add_module(layer, logit_map)
-    return path
+    return f"{linear[-1]}.{layer}"
 
 
 @torch.no_grad()
@@ -247,10 +234,8 @@ def check_logit_map(model: nn.Module, layer: str, image_shape: tuple[int, int, i
 
     parameter, training = next(model.parameters()), model.training
     noise = torch.randn(1, *image_shape, generator=torch.Generator().manual_seed(0))
-    handles = [
-        logit_map.register_forward_hook(note_map),
-        logit_map.classifier[0].register_forward_hook(note_classifier),
-    ]
+    handles = [logit_map.register_forward_hook(note_map)]
+    handles.append(logit_map.classifier[0].register_forward_hook(note_classifier))
     try:
         logits = model.eval()(noise.to(parameter))
         pairs = [(found["map"], found["input"]), (logits, found["output"])] if len(found) == 3 else []

@@ -1,8 +1,7 @@
 """Pre-activation ResNets: a block normalises and activates its input, and a stage hands on the raw sum.
 
-Bottlenecks of He et al. (2016, "Identity Mappings in Deep Residual Networks"), the paper's teachers: ResNet-1001 on CIFAR, ResNet-101 on
-ImageNet. The paper's layer is the output of the last normalisation, `bn1`, before the last ReLU. And wide ResNets
-(Zagoruyko & Komodakis, 2016) with the parameter names of CRD's benchmark (`block1.layer.0.convShortcut`).
+Bottlenecks of He et al. (2016, "Identity Mappings in Deep Residual Networks"), the paper's teachers, whose layer is the
+output of the last normalisation, `bn1`; wide ResNets (Zagoruyko & Komodakis, 2016) with CRD's parameter names.
 """
 
 from collections import OrderedDict
@@ -77,8 +76,7 @@ class CifarPreactResNet(Network):
 class PreactResNet(Network):
     """The ImageNet network: a 7x7 stem and max pooling, four stages, BN - ReLU, global average, one linear layer.
 
-    The stride stands on a stage's first 3x3 convolution, as in the MXNet network that the paper's code
-    takes for a teacher.
+    The stride stands on a stage's first 3x3 convolution, as in MXNet's network, the teacher of the paper's code.
 
     Args:
         input_bn: normalise raw pixels in the network, with a fixed scale, as the paper's code does.

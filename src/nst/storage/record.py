@@ -90,14 +90,11 @@ class Record:
             tracker.start(folder, config, bool(self.seen), self.tracker_states.get(name))
         hidden = not (sys.stderr.isatty() or "ipykernel" in sys.modules)  # neither a terminal nor a notebook
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=hidden, dynamic_ncols=True)
-        batch, parts, rate = (
-            training.loader.batch_size,
-            training.settings.accumulate,
-            training.optimizer.param_groups[0],
-        )
+        batch, parts = training.loader.batch_size, training.settings.accumulate
+        rate = training.optimizer.param_groups[0]["initial_lr"]
         text = f"{dist.world} ranks: global batch size {batch}" if dist.world > 1 else f"batch size {batch}"
         text += f", in {parts} gradient accumulation steps" if parts > 1 else ""
-        self.print(f"{text}; learning rate {rate['initial_lr']:g}")
+        self.print(f"{text}; learning rate {rate:g}")
         if state is not None:
             self.print(f"continuing after step {step} of {steps}")
 
