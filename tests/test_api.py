@@ -105,8 +105,11 @@ def test_objects_learn_by_the_same_loop_and_continue_exactly(tmp_path: Path, mon
     again = start(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").stat() == before
     assert torch.equal(next(again.student().parameters()), next(continued.student().parameters()))
-    with pytest.raises(ValueError, match=r"holds another run: epochs: 4 there, 5 now"):
+    with pytest.raises(ValueError, match=r"holds another run: trainer.epochs: 4 there, 5 now"):
         start(tmp_path / "run", epochs=5)
+    loss["mine"] = (100.0, AT(p=3))
+    with pytest.raises(ValueError, match=r"holds another run: loss.mine.class: .* there, .* now"):
+        start(tmp_path / "run")
 
 
 def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -124,6 +127,7 @@ def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ({"test": []}, "data set is empty"),
         ({"epochs": 0}, "epochs=0"),
         ({"trainer": nst.TrainerConfig(mixup=1.0)}, "mixup"),
+        ({"trainer": nst.TrainerConfig(patience=1)}, "patience"),
     ]
     fitting = {"student": student, "teacher": teacher, "loss": {"kd": 1.0}, "train": images, "test": images}
     for case, told in cases:

@@ -8,12 +8,15 @@ import copy
 import json
 import logging
 import math
+import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pandas as pd
@@ -37,8 +40,8 @@ from nst.loop import Loop, Training, step_seed
 from nst.losses import TransferLoss
 from nst.models.weights import load_weights
 from nst.optim import MakeOptimizer, OneCycle, Schedule
-from nst.run import execute, train_and_write
-from nst.storage.folder import METRICS, SUMMARY, RunFolder, read_json, run_folder
+from nst.run import execute, lock, train_and_write
+from nst.storage.folder import METRICS, SUMMARY, RunFolder, not_default, read_json, run_folder
 from nst.storage.record import Record
 from nst.tables.frame import read_frame
 from nst.teacher import LiveTeacher, Teacher
@@ -89,6 +92,7 @@ def train(*overrides: str) -> Run:
         dry_run(settings)
     else:
         with join(settings.trainer.device, settings.trainer.timeout) as dist:
+            dist.check_same_settings(asdict(settings))
             execute(settings, dist)
     return Run(folder)
 
@@ -142,15 +146,22 @@ def distil(
     check_ranges(settings, "trainer.")
     if settings.mixup or settings.cutmix:
         raise ValueError("trainer: mixup and cutmix are for data of nst train; mix images in the data set")
+    if settings.patience is not None:
+        raise ValueError("trainer: patience would be chosen on the test images; choose epochs=")
+    if folder is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("folder: several processes need one that all of them name")
     place = Path(tempfile.mkdtemp(prefix="nst-") if folder is None else folder)
     splits = _Images(train), _Images(test)
     terms = _terms(loss, layers, [student] if teacher is None else [student, teacher], epochs)
     about = {
         "student": type(student).__name__, "teacher": None if teacher is None else type(teacher).__name__, "layers": layers,
-        "loss": {term.name: term.weight for term in terms}, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "loss": {term.name: {"weight": term.weight, "class": _settings_of(term.loss)} for term in terms},
+        "trainer": not_default(asdict(settings), schema=TrainerConfig), "optimizer": _settings_of(optimizer), "lr": lr,
+        "schedule": _settings_of(schedule), "images": [len(split) for split in splits], "shape": splits[0].shape, "seed": seed,
     }  # fmt: skip
-    run, lock = Run(place, student), RunFolder(place)
-    if (known := lock.summary()) is not None:
+    about = json.loads(json.dumps(about))
+    run, own = Run(place, student), RunFolder(place)
+    if (known := own.summary()) is not None:
         if changed := differences(known["config"], about):
             raise ValueError(f"{place} holds another run: {'; '.join(changed)}; give this one a folder of its own")
         run.student()
@@ -178,8 +189,7 @@ def distil(
         def evaluation(split: str, after: Callable[[], object] = bool) -> Metrics:
             return evaluate(student, held_out.epoch(0), dist, settings.precision, after=after)
 
-        if dist.main:
-            lock.open(about)
+        lock(own, about, dist, wait=False)
         try:
             names = {"arch": type(student).__name__}
             record = Record(training, place, about, about={"config": about}, metadata=names)
@@ -187,10 +197,18 @@ def distil(
             named = about["teacher"] and {"name": about["teacher"]}
             train_and_write(around, {"teacher": named, "seeds": {"run": seed}, "config": about})
         finally:
-            lock.close()
+            own.close()
     distiller.hooks.remove()
     student.eval()
     return run
+
+
+def _settings_of(thing: Any) -> str | None:
+    """A loss, schedule or maker of an optimizer by its class and plain settings, the same in every process."""
+    if thing is None or isinstance(thing, partial | type | FunctionType):
+        return thing and re.sub(r" at 0x\w+", "", repr(thing))
+    plain = {k: v for k, v in vars(thing).items() if k[0] != "_" and isinstance(v, int | float | str | tuple)}
+    return f"{type(thing).__name__} {plain}"
 
 
 def _terms(

@@ -25,6 +25,7 @@ from nst.config import (
     check_pair,
     check_ranges,
     check_values,
+    renamed,
 )
 from nst.data.batch import Loader, MixingLoader
 from nst.data.dataset import Dataset
@@ -126,7 +127,8 @@ def _check_keys(cfg: DictConfig, run: Any, prefix: str) -> None:
     for key in map(str, cfg):
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1) or names
-            raise ValueError(f"{prefix}{key}: unknown key; did you mean {' or '.join(near)}?")
+            unknown = f"{prefix}{key}: unknown key; did you mean {' or '.join(near)}?"
+            raise ValueError(renamed(f"{prefix}{key}") or unknown)
         if is_dataclass(value := getattr(run, key)):
             _check_keys(cfg[key], value, f"{prefix}{key}.")
 

@@ -206,6 +206,27 @@ def _recipe(name: str, *, _parent_: DictConfig) -> Any:
 OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 
 
+RENAMED = {
+    "taps": "the compared layers are now `layers`, of one loss `loss.NAME.layers`",
+    "allow": "it is gone: code of the working folder may be named by a run, no other",
+    "knowledge": "it is now cache: cache.views=16 (0, the default: a live teacher), cache.dtype, cache.path, cache.large",
+    "teacher.recipe": "it is now teacher.train, in one level: teacher.train.epochs, .lr, .precision, .optim, .schedule",
+    "trainer.skip_nonfinite": "it is gone: a non-finite loss stops the run at that step",
+    "trainer.prune_after": "it is gone; a sampler of hydra/sweeper=search chooses what to try",
+}
+"""Keys of 0.2 and what they are now."""
+
+
+def renamed(key: str) -> str | None:
+    """What became of a dotted key (or a group) of an earlier version; None if it was never one."""
+    key = key.lstrip("+~").partition("=")[0].rpartition("@")[2]
+    if key.endswith(".taps"):
+        return f"{key}: it is now {key.removesuffix('taps')}layers"
+    while key and key not in RENAMED:
+        key = key.rpartition(".")[0]
+    return f"{key}: {RENAMED[key]}" if key else None
+
+
 def check_values(run: RunConfig) -> None:
     """Raises ValueError for what types cannot express; names the key, its value and a correct one."""
     check_ranges(run, "")

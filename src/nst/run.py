@@ -129,13 +129,13 @@ def train_and_write(loop: Loop, facts: Mapping[str, Any]) -> dict[str, Any]:
         loop.after_step = trace.step
     with record, trace:
         last = loop.run()
+        if training.average is not None:
+            training.average.adopt()
+        for key, value in student.state_dict().items():  # the last step may have made it so
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(f"the trained student is not finite: {key}; try trainer.clip_grad_norm=2")
 
     progress = training.progress
-    if training.average is not None:
-        training.average.adopt()
-    for key, value in student.state_dict().items():  # the last step may have made it so
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise FloatingPointError(f"the trained student is not finite: {key}; try trainer.clip_grad_norm=2")
     # the test images are looked at once, with the last and with the best weights
     test = test_best = last if loop.split == "test" else evaluation("test")
     if progress.best_epoch != progress.epoch:

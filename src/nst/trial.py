@@ -76,7 +76,8 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
             f"trainer.patience={trainer.patience}: must not be chosen on the test images; add data.validation"
         )
     batch = f"trainer.batch_size={trainer.batch_size}: a batch of an epoch of {images} images"
-    counts = [part // world for part in (min(trainer.batch_size, images), images % trainer.batch_size) if part]
+    rest = images % trainer.batch_size if trainer.steps is None or trainer.steps * trainer.batch_size >= images else 0
+    counts = [part // world for part in (min(trainer.batch_size, images), rest) if part]
     if min(counts) < 1:
         raise ValueError(f"{batch} has too few for {world} ranks; choose another batch size")
     single = any(count // min(trainer.accumulate, count) == 1 for count in counts)

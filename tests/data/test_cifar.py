@@ -17,7 +17,15 @@ NAMES, PIXELS = [f"class {i}" for i in range(10)], noise(60)
 
 
 def load(root: Path, **changes: Any) -> Dataset:
-    place = {"name": "cifar10", "num_classes": 10, "size": 32, "root": str(root), "pad": 4}
+    place = {
+        "name": "cifar10",
+        "num_classes": 10,
+        "size": 32,
+        "root": str(root),
+        "pad": 4,
+        "jitter": 0.0,
+        "pca_noise": 0.0,
+    }
     return Cifar(**(SETTINGS | place | {"cache_dir": str(root.parent / "cache")} | changes))
 
 
@@ -72,6 +80,7 @@ def test_what_is_wrong_is_named(archive: Path, shards: Path) -> None:
 
     refused(r"data\.root=.*nowhere", archive / "nowhere")
     refused(r"data\.num_classes=11", num_classes=11)
+    refused(r"data\.jitter: 0\.4; it must be 0\.0", jitter=0.4)
     batch = archive / "cifar-10-batches-py" / "data_batch_2"
     batch.write_bytes(batch.read_bytes()[:-1])
     refused(r"data\.root=.*corrupted")

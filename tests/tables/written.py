@@ -72,7 +72,7 @@ def write_run(run: RunConfig, accuracies: list[float]) -> Path:
         "test": {"top1": accuracies[-1], "top5": 99.0, "images": 360}, "best": {"top1": accuracies[best], "epoch": best + 1},
         "evaluated_on": "test", "seconds": 12.0 + run.seed, "steps": 20, "commit": "abc", "versions": {"torch": "2"},
         "hardware": {"device": "cpu", "threads": 1}, "data": {"sha256": "d"},
-        "teacher": None if run.teacher.model is None else teacher,
+        "student": {"sha256": "s"}, "teacher": None if run.teacher.model is None else teacher,
     }  # fmt: skip
     if finished:
         (folder / "summary.json").write_text(json.dumps(summary))

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nst.config import CONFIGS, START
+from nst.config import CONFIGS, START, renamed
 from nst.files import flat
 from nst.signals import Interrupted
 
@@ -224,7 +224,7 @@ def explain(error: BaseException, config_name: str = "config", arguments: Sequen
         return f"{group}={choice}: no such choice; {nearest(choice, sorted(names))}"
     if match := re.search(r"Could not override '[+~]*([^']+)'|Key '([^']+)' not in", text):
         name = match[1] or match[2]
-        return f"{name}: no such key; {nearest(name, known_keys(config_name, arguments))}"
+        return renamed(name) or f"{name}: no such key; {nearest(name, known_keys(config_name, arguments))}"
     return text if not key or key in text.split("\n")[0] else f"{key}: {text}"
 
 

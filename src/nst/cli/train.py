@@ -84,7 +84,7 @@ def dry_run(settings: RunConfig) -> None:
             load_weights(teacher, settings.teacher.weights, settings.teacher.weights_key)
         for member in getattr(teacher, "members", {}).values():  # of an ensemble
             if member.weights is not None:
-                load_weights(member.network, member.weights)
+                load_weights(member.network, member.weights, member.weights_key)
 
     # length and images, of which nothing is downloaded
     os.environ["HF_HUB_OFFLINE"] = "1"

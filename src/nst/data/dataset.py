@@ -302,6 +302,8 @@ class Cifar(Images):
     def read(self) -> None:
         """From the folder `root`."""
         check(self, name=("cifar10", "cifar100"))
+        for key in ("jitter", "pca_noise", "augment", "erase"):
+            check(self, **{key: (getattr(Recipe, key),)})  # images in memory are cropped and mirrored only
         ten = self.name == "cifar10"
         archive, self.label_column = ("cifar-10-batches-py", "label") if ten else ("cifar-100-python", "fine_label")
         folder = Path(os.path.expanduser(str(self.root)))  # noqa: PTH111

@@ -200,6 +200,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
         print(f"{report['model']} ({report['weights']}) on {where}: {said}")
         if settings.to is not None:
             write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+            (Path(settings.to) / "evaluation.html").unlink(missing_ok=True)  # of another evaluation
         if settings.to is not None and not features_only:
             from nst.report.page import evaluation_page  # brings matplotlib
 

@@ -78,7 +78,8 @@ def recorded_size(path: str | PathLike[str] | None) -> int | None:
     """Height and width of the images that weights were trained on, if their safetensors file says so."""
     if path is None or not Path(path).is_file() or not _is_safetensors(Path(path)):
         return None
-    size = read_weights(path)[1].get("size")
+    with safe_open(path, framework="pt") as file:
+        size = (file.metadata() or {}).get("size")
     return None if size is None else int(size)
 
 

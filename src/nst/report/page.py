@@ -3,7 +3,6 @@
 Templates escape every value from files; all figures are inline, and the page itself forbids scripts and network access.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from nst.files import write_whole
 from nst.report import figures, text
 from nst.report.evidence import KERNELS, gather
 from nst.report.text import Record
+from nst.storage.folder import SUMMARY, read_json
 from nst.tables.frame import opened
 from nst.tables.plan import Plan, folder_of
 from nst.tables.result import Method, Result, read_result
@@ -80,8 +80,7 @@ def _group(methods: list[Method], file: Path, metric: str) -> Record:
         if name in evidence["tsne"]:
             places = {"published": evidence["tsne"][name]["teacher"], method.kind: evidence["tsne"][name]["student"]}
             tsne.append((label, Markup(figures.scatter(places, f"channels of {label}"))))
-        evaluation = folder_of(method.cell.runs[0]) / "evaluation.json"
-        if evaluation.is_file() and (drawing := _confusion(json.loads(evaluation.read_bytes()))):
+        if (drawing := _own_confusion(folder_of(method.cell.runs[0]))) is not None:
             confusions.append((label, drawing))
         if (cost := method.seconds) and method.steps:
             step = 1000 * cost.mean / method.steps
@@ -110,10 +109,21 @@ def evaluation_page(report: Record) -> str:
     return text.rendered("evaluation.html", report=report, confusion=_confusion(report), **about)
 
 
-def _confusion(report: Record) -> Markup | None:
-    """The confusion matrix of an evaluation, each row of the counts as shares; None of more than 100 classes."""
-    counts, names = report.get("confusion", []), report["names"]
-    if len(counts) > 100:
+def _own_confusion(folder: Path) -> Markup | None:
+    """The confusion matrix of a run's last weights on its own test images, if `nst evaluate` has kept that."""
+    if not (folder / "evaluation.json").is_file():
         return None
+    report, summary = (read_json(folder / name, "delete it") for name in ("evaluation.json", SUMMARY))
+    found = report.get("sha256"), report["data"]["split"], report["data"]["sha256"]
+    same = found == (summary["student"]["sha256"], "test", summary["data"]["sha256"])
+    return _confusion(report) if same else None
+
+
+def _confusion(report: Record) -> Markup | None:
+    """The confusion matrix of an evaluation, each row of the counts as shares; None of more than 100 classes, or of features alone."""
+    counts = report.get("confusion", [])
+    if not 0 < len(counts) <= 100:
+        return None
+    names = report["names"]
     shares = [[100 * count / sum(row) if count else None for count in row] for row in counts]
     return Markup(figures.matrix(shares, names, names, "confusion matrix", form="{:.0f}", extent=(0, 100)))

@@ -185,7 +185,10 @@ def _composed(overrides: list[str]) -> tuple[list[str], RunConfig]:
 def check_teachers(plan: Plan) -> None:
     """Raises ValueError for given teacher weights that are missing or of another architecture; baselines do not read them."""
     runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
-    for teacher in {json.dumps([r.teacher.model, r.teacher.weights], sort_keys=True): r.teacher for r in runs}.values():
+    given = [(run.teacher.model, run.teacher.weights, run.teacher.weights_key) for run in runs]
+    for teacher in {
+        json.dumps(key, sort_keys=True): run.teacher for key, run in zip(given, runs, strict=True)
+    }.values():
         assert teacher.weights is not None
         if not Path(teacher.weights).is_file():
             raise ValueError(f"teacher.weights={teacher.weights}: no such file")

@@ -24,7 +24,7 @@ from nst.evaluate import NEIGHBOURS, evaluate, knn_accuracy, labelled_features, 
 from nst.files import digest, write_whole
 from nst.layers import LOGITS, resolve
 from nst.losses import Shape
-from nst.storage.folder import not_default
+from nst.storage.folder import not_default, read_json
 from nst.teacher.cache import (
     CachedArray,
     CachedTeacher,
@@ -178,7 +178,7 @@ def measure_accuracy(
     known = None if classifies else data.train.fingerprint
     of = {**key, "measure": measure, "images": {"split": split, "sha256": images.fingerprint, "known": known}}
     file = Path(settings.outputs) / data.name / "teachers" / f"{name}-{digest(of)}.json"
-    found: dict[str, Any] | None = json.loads(file.read_text())["accuracy"] if file.is_file() else None
+    found: dict[str, Any] | None = read_json(file, "delete it")["accuracy"] if file.is_file() else None
     if dist.max(int(found is None)) == [1] or found is None:
         title = f"evaluating the teacher {name}"
         if classifies:
