@@ -13,6 +13,7 @@ from torch import Tensor, profiler
 
 from nst import build
 from nst.config import RunConfig
+from nst.data.batch import counted
 from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.distiller import seeded
@@ -59,11 +60,16 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     metrics = build.metrics(settings)
 
     # data
-    data = data or build.dataset(settings)
+    given, data = data, data or build.dataset(settings)
     dist.check_same_settings({f"images of data={data.name}": data.fingerprint})
     set_threads(trainer.threads, data, dist)
     check_data(settings, distiller, data, dist.world)
     evaluated = "val" if data.val is not None else "test"
+    if evaluated == "val" and given is None and not folder.path.exists():
+        # these are looked at only at the end: a damaged image among them would then cost the whole run
+        images = build.loader(settings, dist, data, "test").epoch(0)
+        for _ in counted(images, "reading the test images once", len(data.test) // dist.world):
+            pass
 
     # teacher
     teacher = prepare_teacher(settings, networks, dist, data)

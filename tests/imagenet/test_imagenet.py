@@ -42,3 +42,16 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(
     monkeypatch.setattr(Training, "step", step)
     continued = run(compose(*settings))
     assert not differing(outcome(Path(whole["folder"])), outcome(Path(continued["folder"])))
+
+
+def test_a_damaged_test_image_ends_a_run_before_it_trains(compose: Compose, tmp_path: Path) -> None:
+    """Though the test part is looked at only at the end, where there is a validation part."""
+    write_tree(tmp_path / "images", ("train", "val", "test"))
+    (tmp_path / "images" / "test" / "class1" / "0.JPEG").write_bytes(b"no image")
+    settings = [
+        *("data=folder", f"data.root={tmp_path}/images", "data.num_classes=3", "data.size=16", "trainer.workers=0"),
+        *("model=resnet8", "teacher=none", "loss=ce", "trainer.epochs=1", "trainer.heatmaps=false"),
+    ]
+    with pytest.raises(ValueError, match=r"test/class1/0\.JPEG: the image cannot be decoded"):
+        run(compose(*settings))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
