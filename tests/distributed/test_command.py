@@ -1,43 +1,37 @@
-"""`torchrun train.py`: the same runs as `python train.py`, also as a sweep and with processes that read images."""
+"""`nst train -m` on two ranks: the runs of one process, with processes that read images. By torchrun itself: tests/faults."""
 
 import json
-import socket
-import subprocess
+import os
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, Compose
+from tests.conftest import Compose
 from tests.data.samples import write_tree
-from tests.faults.conftest import environment
+from tests.faults.conftest import on_ranks
 from tests.outcome import rows
 
+from nst.cli.main import main
 from nst.cli.train import run
 
 
-def torchrun(*arguments: str, nodes: int) -> str:
-    """Run `torchrun` once for each node, all on this machine, one process on each; they meet at a port. What they printed."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=nst", "--local-addr=127.0.0.1"]
-    to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    started = [subprocess.Popen([*command, *arguments], env=environment(), **to) for _ in range(nodes)]
-    texts = [process.communicate(timeout=200)[0] for process in started]
-    assert not any(process.returncode for process in started), texts
-    return "".join(texts)
+def sweep(folder: Path, words: list[str]) -> None:
+    """As a rank: `nst train -m`, whose output goes to a file."""
+    output = os.open(folder / f"output{os.environ['RANK']}.txt", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(folder)
+    sys.argv = ["nst"]
+    main(["train", "-m", *words])
 
 
 def test_two_ranks_give_the_runs_of_one_process(tmp_path: Path, compose: Compose, tiny: list[str]) -> None:
-    """On two nodes, a sweep, teacher included: logs, and what is printed and written. Equal numbers: test_ranks.py, where no norm sees a part of a batch.
-
-    With data workers the ranks hung after the last line: these ignore one SIGTERM, and it was the one that was to end them.
-    """
+    """Teacher included: logs, and what is printed and written. Equal numbers: test_ranks.py, where no norm sees a part of a batch."""
     write_tree(tmp_path / "photos", classes=2)
     data = ["data=folder", f"data.root={tmp_path}/photos", "data.num_classes=2", "data.size=16", "data.limit=null"]
     own = ["loss=kd_fitnet", "trainer.batch_size=4", "trainer.workers=1", "trainer.epochs=1", "optim.lr=0.01"]
     settings = [*tiny, *data, *own, "teacher.train.batch_size=4", "teacher.train.optim.lr=0.01"]
-    text = torchrun(str(ROOT / "train.py"), "-m", f"outputs={tmp_path}/ranks", "seed=0,1", *settings, nodes=2)
+    assert on_ranks(sweep, tmp_path, [f"outputs={tmp_path}/ranks", "seed=0,1", *settings]) == [0, 0]
+    text = "".join((tmp_path / f"output{rank}.txt").read_text() for rank in range(2))
     one = run(compose(*settings, "seed=1"))
 
     folder = Path(one["folder"])
