@@ -288,9 +288,8 @@ class Images(Recipe, Dataset):
             table = tables[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
             return Part(EncodedImages(table, f"{said}, part {name}", not saved), torch.tensor(labels[name]), classes)
 
-        return {name: partial(read, name) for name in tables if name not in unused}, [
-            f"{n} (no labels)" for n in unused
-        ]
+        parts = {name: partial(read, name) for name in tables if name not in unused}
+        return parts, [f"{name} (no labels)" for name in unused]
 
 
 @dataclass(kw_only=True, eq=False)
