@@ -1,6 +1,5 @@
 """`nst train`: a run, its plan for `dry_run=true`, its result and a next command."""
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
@@ -87,12 +87,12 @@ def dry_run(settings: RunConfig) -> None:
                 load_weights(member.network, member.weights, member.weights_key)
 
     # length and images, of which nothing is downloaded
-    os.environ["HF_HUB_OFFLINE"] = "1"
     if "download" in settings.data:
         settings.data["download"] = False
     length = f"{trainer.epochs} epochs"
     try:
-        data = build.dataset(settings)
+        with env_override({"HF_HUB_OFFLINE": "1"}):
+            data = build.dataset(settings)
         steps = -(-len(data.train) // trainer.batch_size)
         total = trainer.steps or trainer.epochs * steps
         length, images = f"{total / steps:g} epochs of {steps:,} steps, {total:,} in all", data.describe()
