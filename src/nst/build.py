@@ -34,7 +34,7 @@ from nst.distiller import Distiller, Term, seeded
 from nst.evaluate import TAKEN, Metric
 from nst.layers import LOGITS, Pair, assign_layers, feature_shapes, pairs_of, resolve, shown
 from nst.losses import Shape, TransferLoss
-from nst.models.external import look_at
+from nst.models.external import resize_inputs
 from nst.models.parts import NoClassifier, classifier_names, freeze
 from nst.models.weights import check_saveable, load_weights, recorded_size
 from nst.optim import check_optimizer, rate_factors
@@ -284,7 +284,7 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
     teacher = None if run.teacher.model is None else network("teacher.model", run.teacher.model, run.teacher.seed)
     if teacher is not None:
         size = run.teacher.input_size or recorded_size(run.teacher.weights)
-        look_at(teacher, None if size == run.data["size"] else size)
+        resize_inputs(teacher, None if size == run.data["size"] else size)
     made = terms(run, [student] if teacher is None else [student, teacher])
     student_shapes = _shapes(run, "student", student, made)
     teacher_shapes = {} if teacher is None else _shapes(run, "teacher", teacher, made)

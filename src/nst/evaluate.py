@@ -211,7 +211,7 @@ def pooled_features(
 def labelled_features(
     network: nn.Module, parts: Iterable[Split], dist: Dist, trainer: TrainerConfig, **how: Any
 ) -> list[Tensor]:
-    """Features and labels of at most 10,000 images of each split, evenly spaced; of a known and an asked split what `knn_accuracy` takes.
+    """Features and labels of at most 10,000 images of each split, evenly spaced; of two splits what `knn_accuracy` takes.
 
     Raises:
         FloatingPointError: a feature is not finite.
@@ -226,27 +226,27 @@ def labelled_features(
     return found
 
 
-def knn_accuracy(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
+def knn_accuracy(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
     """How often the classes of the 20 nearest images tell an image's class, by cosine distance and majority: in percent.
 
-    The arguments are features `[n, D]`, their classes `[n]`, and of the images in question features `[m, D]`, classes `[m]`.
+    The arguments are the features `[n, D]` and classes `[n]` of the training images, and those of the test images, `[m, D]` and `[m]`.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), metric="cosine", algorithm="brute")
-    neighbours.fit(known.numpy(), labels.numpy())
-    return 100 * float(neighbours.score(asked.numpy(), truth.numpy()))
+    neighbours.fit(features.numpy(), labels.numpy())
+    return 100 * float(neighbours.score(test_features.numpy(), test_labels.numpy()))
 
 
-def linear_probe(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
+def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
     """The accuracy of a logistic regression on standardised features, in percent; the arguments are those of `knn_accuracy`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(known.numpy(), labels.numpy())
-    return 100 * float(probe.score(asked.numpy(), truth.numpy()))
+    probe.fit(features.numpy(), labels.numpy())
+    return 100 * float(probe.score(test_features.numpy(), test_labels.numpy()))
 
 
 def feature_evaluation(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst.data.batch import UNLISTED_VIEWS, Recipe, check
+from nst.data.batch import UNLISTED_VIEWS, AugmentationSettings, check
 from nst.vision import InterpolationMode, v2
 from nst.vision import transforms as functional
 
@@ -21,7 +21,7 @@ _EIGENVECTORS = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8
 
 
 @dataclass(kw_only=True, eq=False)
-class Augmentation(Recipe):
+class Augmentation(AugmentationSettings):
     """Pixels of any size → `size` × `size`. Raises ValueError for a value out of range, by the key `data.…`.
 
     The paper's code resizes with OpenCV's cubic interpolation: "bicubic", no antialiasing, "uniform_swapped".
@@ -45,7 +45,7 @@ class Augmentation(Recipe):
     @property
     def key(self) -> str:
         """The identity of the augmentation in a manifest: equal keys give the same picture for the same (index, view)."""
-        values = (self.size, *(getattr(self, f.name) for f in fields(Recipe)), self.erased)
+        values = (self.size, *(getattr(self, f.name) for f in fields(AugmentationSettings)), self.erased)
         return f"torchvision {' '.join(map(str, values))}"
 
     def __call__(self, pixels: np.ndarray, index: int, view: int) -> Tensor:

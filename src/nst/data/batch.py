@@ -192,7 +192,7 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
 
 
 @dataclass(kw_only=True, eq=False)
-class Recipe:
+class AugmentationSettings:
     """How photographs are augmented, by `nst.data.augment`."""
 
     resize: int | None = None  # the shorter side before the centre crop, in evaluation; None: `size`

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from nst.data.batch import Recipe, Split, check
+from nst.data.batch import AugmentationSettings, Split, check
 from nst.data.images import PARTS, WHITE, EncodedImages, Part, Parts, folder_parts, is_table, listed
 from nst.data.memory import MemorySplit, ViewScheme
 
@@ -164,7 +164,7 @@ class Digits(Dataset):
 
 
 @dataclass(kw_only=True, eq=False)
-class Images(Recipe, Dataset):
+class Images(AugmentationSettings, Dataset):
     """Images of people's own, or of the Hub: on disk and augmented as `Augmentation` says, or in memory as `ViewScheme` says.
 
     `root` is a folder of `train/<class>/*` and `val/<class>/*` (or as in `images.PARTS`), or one that `datasets` reads.
@@ -195,7 +195,7 @@ class Images(Recipe, Dataset):
         from nst.data.photographs import PhotographSplit
 
         erased = tuple(float(round(255 * value)) for value in self.mean)
-        recipe = {f.name: getattr(self, f.name) for f in fields(Recipe)}
+        recipe = {f.name: getattr(self, f.name) for f in fields(AugmentationSettings)}
         augmentation = Augmentation(size=self.size, erased=erased, **recipe)
 
         def split(part: Part, rows: Tensor | slice, augmented: bool) -> Split:
@@ -301,8 +301,8 @@ class Cifar(Images):
     def read(self) -> None:
         """From the folder `root`."""
         check(self, name=("cifar10", "cifar100"))
-        for key in ("jitter", "pca_noise", "augment", "erase"):
-            check(self, **{key: (getattr(Recipe, key),)})  # images in memory are cropped and mirrored only
+        for key in ("jitter", "pca_noise", "augment", "erase"):  # images in memory are cropped and mirrored only
+            check(self, **{key: (getattr(AugmentationSettings, key),)})
         ten = self.name == "cifar10"
         archive, self.label_column = ("cifar-10-batches-py", "label") if ten else ("cifar-100-python", "fine_label")
         folder = Path(os.path.expanduser(str(self.root)))  # noqa: PTH111

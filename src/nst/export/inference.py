@@ -19,7 +19,7 @@ from nst.evaluate import evaluate, knn_accuracy, labelled_features, linear_probe
 from nst.export.finished import MODEL, FinishedRun, finished_run, read_export
 from nst.export.formats import FILES, Forward, load
 from nst.files import write_whole
-from nst.models.external import look_at
+from nst.models.external import resize_inputs
 from nst.models.weights import recorded_size
 from nst.storage.folder import SUMMARY
 from nst.teacher.network import Normalization, load_teacher
@@ -156,7 +156,7 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
     if None not in (classes, others) and classes != others and not features_only:
         raise ValueError(f"model.num_classes={classes}, but data.num_classes={others}: they must be the same")
     model = build.network("model", build.without_weights(settings.model), seed=0)
-    look_at(model, recorded_size(settings.weights))
+    resize_inputs(model, recorded_size(settings.weights))
     data = build.dataset(settings)
     if features_only and not data.labeled:
         raise ValueError(f"data={data.name}: its images have no labels, by which features are judged")

@@ -59,13 +59,13 @@ class Resize:
         return F.interpolate(images, size, mode=self.mode, align_corners=False, antialias=True), *others
 
 
-def look_at(model: nn.Module, size: int | None, interpolation: str = "bilinear") -> None:
+def resize_inputs(model: nn.Module, size: int | None, interpolation: str = "bilinear") -> None:
     """Have a network look at its images resized to `size`; None, or one that resizes them already: as it is."""
-    if size is not None and looked_at(model) is None:
+    if size is not None and resized_to(model) is None:
         model.register_forward_pre_hook(Resize(size, interpolation), prepend=True)
 
 
-def looked_at(model: nn.Module) -> int | None:
+def resized_to(model: nn.Module) -> int | None:
     """The size to which a network resizes its images; None: it looks at them as they come."""
     return next((hook.size for hook in model._forward_pre_hooks.values() if isinstance(hook, Resize)), None)
 
@@ -224,7 +224,7 @@ def _prepare(
     model.feature_layout = feature_layout
     if record is not None:
         model.input_format = record
-    look_at(model, input_size, "bilinear" if record is None else record.interpolation)
+    resize_inputs(model, input_size, "bilinear" if record is None else record.interpolation)
     return model
 
 

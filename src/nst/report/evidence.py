@@ -22,7 +22,7 @@ from nst import build
 from nst.config import RunConfig
 from nst.files import sha256_of, write_whole
 from nst.losses import NST
-from nst.models.external import look_at
+from nst.models.external import resize_inputs
 from nst.models.weights import load_weights, recorded_size
 from nst.report.heatmaps import features, heatmaps
 from nst.report.text import Record
@@ -77,7 +77,7 @@ def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: s
     numbers = torch.cat([batch.labels for batch in batches])[:SHOWN].tolist()
     normalization = Normalization(tuple(data.mean), tuple(data.std))
     teacher = build.network("teacher.model", of_teacher.model, of_teacher.seed).to(device).eval()
-    look_at(teacher, of_teacher.input_size or recorded_size(weights))
+    resize_inputs(teacher, of_teacher.input_size or recorded_size(weights))
     load_teacher(teacher, normalization, weights, of_teacher.weights_key, of_teacher.mean, of_teacher.std)
 
     def student(run: RunConfig, trained: bool = True) -> nn.Module:

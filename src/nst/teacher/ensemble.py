@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nst.files import digest
 from nst.losses.base import check_choice
-from nst.models.external import look_at, looked_at
+from nst.models.external import resize_inputs, resized_to
 from nst.models.weights import recorded_size
 from nst.teacher.network import Normalization, load_teacher
 
@@ -54,7 +54,7 @@ class Ensemble(nn.Module):
             try:
                 self.members[name] = member = Member(**arguments)
                 self.add_module(name, member.network)
-                look_at(member.network, member.input_size or recorded_size(member.weights))
+                resize_inputs(member.network, member.input_size or recorded_size(member.weights))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"members.{name}: {error}") from error
             for layer, path in getattr(member.network, "named_layers", {}).items():
@@ -64,7 +64,7 @@ class Ensemble(nn.Module):
         """How the output of a member's layer becomes a map: as in the member alone (see `nst.models.layout`)."""
         name, _, inner = path.partition(".")
         network = self.members[name].network
-        layout, size = getattr(network, "feature_layout", None), looked_at(network)
+        layout, size = getattr(network, "feature_layout", None), resized_to(network)
         if layout is None or not inner:
             return lambda value, images: value
         convert = layout(network, inner)

@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from nst.files import sha256_of
 from nst.layers import LOGITS, LayerHooks
-from nst.models.external import InputFormat, looked_at
+from nst.models.external import InputFormat, resized_to
 from nst.models.weights import load_weights
 
 FOLDING_TOLERANCE = 1e-3  # of the largest value: folding in float32 moves a deep network's logits by about 1e-4
@@ -70,7 +70,7 @@ def load_teacher(
         shifts = [(ours - own) / std for ours, own, std in zip(images.mean, expects.mean, expects.std, strict=True)]
         scale, shift = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (scales, shifts))
         network.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift, *inputs[1:]), prepend=True)
-    if (size := looked_at(network)) is not None:
+    if (size := resized_to(network)) is not None:
         source += f"; looked at as {size}×{size} pixels"
     content = sha256()
     for name, value in sorted(network.state_dict().items()) if weights is None else ():
