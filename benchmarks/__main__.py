@@ -1,4 +1,4 @@
-"""Measure speed and memory: `nst benchmark losses --settings crd crd-early --json losses.json`."""
+"""Measure speed and memory: `python -m benchmarks losses --settings crd crd-early --json losses.json`."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ SUBJECTS = {"losses": losses, "data": data, "step": step, "threads": threads}
 
 def main(command_line: Sequence[str] | None = None) -> None:
     """Dispatch to the subject."""
-    parser = argparse.ArgumentParser(prog="nst benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name, module in SUBJECTS.items():
         module.add_arguments(subjects.add_parser(name, help=module.HELP))

@@ -1,4 +1,4 @@
-"""`nst benchmark data`: images in memory and photographs on disk, each beside what it is compared with."""
+"""`python -m benchmarks data`: images in memory and photographs on disk, each beside what it is compared with."""
 
 import argparse
 import io

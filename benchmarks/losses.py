@@ -1,4 +1,4 @@
-"""`nst benchmark losses`: time and memory of forward + backward.
+"""`python -m benchmarks losses`: time and memory of forward + backward.
 
 NST's implementations beside the broadcast one; every loss alone beside a plain student's training step, in the setting of CRD's benchmark
 (ResNet-56 → ResNet-20 on CIFAR-100); and its memory at 1,000 classes.

@@ -1,4 +1,4 @@
-"""`nst benchmark step`: what a training step costs with a live teacher and with a teacher cache, beside a step without a teacher.
+"""`python -m benchmarks step`: what a training step costs with a live teacher and with a teacher cache, beside a step without a teacher.
 
 The runs are those of the commands, on images of noise in CIFAR's shape: only their time is looked at.
 """

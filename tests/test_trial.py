@@ -8,8 +8,7 @@ from tests.conftest import Compose
 from tests.faults.small import Small
 from torch import Tensor, nn
 
-from nst import build
-from nst import run as runs
+from nst import build, run as runs
 from nst.cli.train import run
 
 

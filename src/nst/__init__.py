@@ -7,31 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors
-    from nst.api import Run as Run
-    from nst.api import distil as distil
-    from nst.api import runs as runs
-    from nst.api import train as train
+    from nst.api import Run as Run, distil as distil, runs as runs, train as train
     from nst.config import TrainerConfig as TrainerConfig
     from nst.data.batch import Batch as Batch
-    from nst.data.memory import MemorySplit as MemorySplit
-    from nst.data.memory import ViewScheme as ViewScheme
+    from nst.data.memory import MemorySplit as MemorySplit, ViewScheme as ViewScheme
     from nst.dist import Dist as Dist
-    from nst.distiller import Distiller as Distiller
-    from nst.distiller import Term as Term
+    from nst.distiller import Distiller as Distiller, Term as Term
     from nst.evaluate import Metrics as Metrics
     from nst.export import load_student as load_student
-    from nst.layers import LayerHooks as LayerHooks
-    from nst.layers import Pair as Pair
-    from nst.layers import feature_shapes as feature_shapes
-    from nst.loop import Loop as Loop
-    from nst.loop import Training as Training
+    from nst.layers import LayerHooks as LayerHooks, Pair as Pair, feature_shapes as feature_shapes
+    from nst.loop import Loop as Loop, Training as Training
     from nst.losses import *  # noqa: F403
-    from nst.models.weights import load_weights as load_weights
-    from nst.models.weights import save_weights as save_weights
+    from nst.models.weights import load_weights as load_weights, save_weights as save_weights
     from nst.signals import Interrupted as Interrupted
-    from nst.teacher import LiveTeacher as LiveTeacher
-    from nst.teacher import Normalization as Normalization
-    from nst.teacher import Teacher as Teacher
+    from nst.teacher import LiveTeacher as LiveTeacher, Normalization as Normalization, Teacher as Teacher
 
 __version__ = "0.3.0"
 

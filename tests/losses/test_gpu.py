@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tests.losses.every import LOSSES as EVERY
-from tests.losses.every import Case
+from tests.losses.every import LOSSES as EVERY, Case
 from tests.losses.reference import feature, value_and_gradient
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -28,11 +28,10 @@ COMMANDS = {
     "cache": "write the teacher cache without training, or check it",
     "export": "write a trained student as files to deploy, with a model card",
     "new": "start a project of your own in a new folder",
-    "benchmark": "measure speed and memory (from a clone of the repository)",
 }
 COMPOSED = ("train", "evaluate", "layers", "gradients", "cache", "export")  # arguments are a Hydra configuration
 SCHEMAS = {"evaluate": EvaluateConfig, "export": ExportConfig, "predict": PredictConfig}
-OWN_HELP = ("train", "reproduce", "benchmark")
+OWN_HELP = ("train", "reproduce")
 TEMPLATE = Path(__file__).parent / "template"
 
 
@@ -219,15 +218,3 @@ def new(arguments: Sequence[str]) -> None:
             raise ValueError(f"{folder} exists already; choose another folder")
         shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
         print(f"written: {folder}\nnext: cd {folder} && nst train experiment=first")
-
-
-def benchmark(arguments: Sequence[str]) -> None:
-    """Hand over to the repository's benchmarks: `nst benchmark losses`, data or step."""
-    with readable_errors():
-        root = Path(__file__).parents[3]
-        if not (root / "benchmarks" / "__main__.py").is_file():
-            raise ValueError("the benchmarks are not part of the installed package; run nst benchmark from a clone")
-        sys.path.insert(0, str(root))
-        from benchmarks.__main__ import main as benchmark
-
-        benchmark(list(arguments))

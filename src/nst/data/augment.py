@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from nst.data.batch import UNLISTED_VIEWS, AugmentationSettings, check
-from nst.vision import InterpolationMode, v2
-from nst.vision import transforms as functional
+from nst.vision import InterpolationMode, transforms as functional, v2
 
 # Eigenvalues and eigenvectors (columns) of the RGB covariance over ImageNet's training images, on the scale 0 … 255: the
 # published figures of AlexNet's colour augmentation, as MXNet and others ship them.

@@ -27,8 +27,7 @@ from nst.export.formats import FILES, Forward
 from nst.export.inference import preprocessing, worst_classes
 from nst.files import sha256_of, write_whole
 from nst.models.weights import read_weights, save_weights
-from nst.storage.folder import measure_of
-from nst.storage.folder import measured as shown_as
+from nst.storage.folder import measure_of, measured as shown_as
 from nst.storage.record import provenance
 
 CARD = "MODEL_CARD.md"

@@ -5,18 +5,19 @@ Images are [B, C, H, W]; every constructor takes `num_classes`, the number of lo
 
 from functools import partial
 
-from nst.models.crd import CifarMobileNetV2 as CifarMobileNetV2
-from nst.models.crd import CifarShuffleNet as CifarShuffleNet
-from nst.models.crd import CifarVGG as CifarVGG
-from nst.models.external import timm_model as timm_model
-from nst.models.external import torchvision_model as torchvision_model
-from nst.models.inception_bn import InceptionBN as InceptionBN
-from nst.models.inception_bn import InceptionBNSmall as InceptionBNSmall
-from nst.models.preact import CifarPreactResNet as CifarPreactResNet
-from nst.models.preact import PreactResNet as PreactResNet
-from nst.models.preact import WideResNet as WideResNet
-from nst.models.resnet import CifarBottleneckResNet as CifarBottleneckResNet
-from nst.models.resnet import CifarResNet as CifarResNet
+from nst.models.crd import (
+    CifarMobileNetV2 as CifarMobileNetV2,
+    CifarShuffleNet as CifarShuffleNet,
+    CifarVGG as CifarVGG,
+)
+from nst.models.external import timm_model as timm_model, torchvision_model as torchvision_model
+from nst.models.inception_bn import InceptionBN as InceptionBN, InceptionBNSmall as InceptionBNSmall
+from nst.models.preact import (
+    CifarPreactResNet as CifarPreactResNet,
+    PreactResNet as PreactResNet,
+    WideResNet as WideResNet,
+)
+from nst.models.resnet import CifarBottleneckResNet as CifarBottleneckResNet, CifarResNet as CifarResNet
 
 resnet8 = partial(CifarResNet, 8)
 resnet14 = partial(CifarResNet, 14)

@@ -18,8 +18,7 @@ from nst.data.dataset import Dataset
 from nst.dist import Dist
 from nst.files import flat
 from nst.models.weights import load_weights
-from nst.run import execute as execute_run
-from nst.run import write_teacher_cache
+from nst.run import execute as execute_run, write_teacher_cache
 from nst.storage.folder import DIVERGED, PATIENCE, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder
 from nst.tables.command import Request
 from nst.tables.file import Group, Row, Table, check_known, read_table
