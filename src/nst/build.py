@@ -38,7 +38,6 @@ from nst.models.external import resize_inputs
 from nst.models.parts import NoClassifier, classifier_names, freeze
 from nst.models.weights import check_saveable, load_weights, recorded_size
 from nst.optim import check_optimizer, rate_factors
-from nst.storage.checkpoint import check_resumable
 from nst.storage.trackers import Tracker
 
 NAME = re.compile(r"[^\W_.-][\w.+-]{0,99}")  # what can be one component of a path
@@ -307,7 +306,7 @@ def networks(run: RunConfig, dist: Dist | None = None) -> Networks:
         except ValueError as error:
             raise ValueError(f"loss.{spec.key.split(':')[0]}, teacher layer '{spec.layer}': {error}") from error
     check_saveable(student)
-    check_resumable(distiller)
+    check_saveable(distiller)
     return Networks(distiller, teacher, student_shapes, teacher_shapes)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from nst.files import MAGIC, write_whole
 
@@ -91,14 +90,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever reading and unpickling of any bytes raise
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
     return state
-
-
-def check_resumable(module: nn.Module) -> None:
-    """Raises ValueError for state (`get_extra_state`) that a checkpoint cannot hold: other than tensors and plain values."""
-    own, content = {k: v for k, v in module.state_dict().items() if not isinstance(v, Tensor)}, io.BytesIO()
-    try:
-        torch.save(own, content)
-        content.seek(0)
-        torch.load(content, weights_only=True)
-    except Exception as error:  # whatever pickling a user's object raises
-        raise ValueError(f"no checkpoint can hold the state {', '.join(own)}: {error}") from error

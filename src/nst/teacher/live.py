@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +20,7 @@ BatchAndTargets = tuple[Batch, Targets]
 
 
 class LiveTeacher:
-    """Runs the teacher without gradient and keeps only the targets that the student's terms need.
-
-    On a GPU the next batch's targets are computed on a separate stream, in parallel with the current step.
-    """
+    """Runs the teacher without gradient and keeps only the targets that the student's terms need."""
 
     def __init__(
         self, model: nn.Module, specs: Sequence[TargetSpec], precision: str = "fp32", batch_statistics: bool = False
@@ -42,8 +38,6 @@ class LiveTeacher:
             norm.momentum = 0.0
         self.target_specs, self.hooks = tuple(specs), LayerHooks(model, [spec.layer for spec in specs])
         self._compiled_size, self._compiled = 0, None
-        device = next(model.parameters()).device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def beside(self, specs: Sequence[TargetSpec]) -> "LiveTeacher":
         """Another one of the same network, for other targets; `hooks.remove()` detaches it."""
@@ -72,26 +66,9 @@ class LiveTeacher:
             self._compiled = torch.compile(self._targets, dynamic=False, options={"freezing": True})
 
     def add_targets(self, batches: Iterable[BatchAndTargets]) -> Iterator[BatchAndTargets]:
-        """Each batch with its targets added; on a GPU those of the next batch are started before a batch is yielded."""
-        if self._stream is None:
-            for batch, targets in batches:
-                yield batch, targets | self(batch)
-            return
-        current = torch.cuda.current_stream(self._stream.device)
-        started: tuple[Batch, Targets, Any] | None = None
-        for pair in chain(batches, [None]):
-            upcoming = None
-            if pair is not None:
-                self._stream.wait_stream(current)
-                with torch.cuda.stream(self._stream):
-                    upcoming = pair[0], pair[1] | self(pair[0]), self._stream.record_event()
-            if started is not None:
-                batch, targets, computed = started
-                current.wait_event(computed)
-                for value in (value for target in targets.values() for value in target.values()):
-                    value.record_stream(current)  # its memory belongs to the teacher's stream
-                yield batch, targets
-            started = upcoming
+        """Each batch with its targets added."""
+        for batch, targets in batches:
+            yield batch, targets | self(batch)
 
 
 @dataclass(frozen=True)
