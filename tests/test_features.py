@@ -27,7 +27,8 @@ from nst.distiller import Distiller, Term
 from nst.evaluate import feature_evaluation
 from nst.export import export, finished_run
 from nst.export.formats import load
-from nst.export.inference import classifier, evaluate_weights
+from nst.export.inference import classifier
+from nst.finished import evaluate_weights
 from nst.layers import LayerHooks, Pair, feature_shapes
 from nst.losses import AT, RKD, FitNet
 from nst.models import resnet8

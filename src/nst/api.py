@@ -33,8 +33,8 @@ from nst.data.batch import Loader, Stream
 from nst.dist import join
 from nst.distiller import Distiller, Term, seeded
 from nst.evaluate import Metrics, evaluate
-from nst.export.finished import finished_run
 from nst.export.formats import Rescaled
+from nst.finished import finished_run
 from nst.layers import LOGITS, Pair, feature_shapes, pairs_of
 from nst.loop import Loop, Training, step_seed
 from nst.losses import TransferLoss

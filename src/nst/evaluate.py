@@ -147,6 +147,14 @@ def evaluate(
     return Metrics(loss_sum / images, *percent, int(images), [int(count) for count in counts], accuracies, others)
 
 
+def worst_classes(metrics: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Name, number of images and accuracy in percent of the classes that have images, the worst first; `metrics` of an evaluation."""
+    images, top1 = metrics["class_images"], metrics["class_top1"]
+    rows = zip(names or range(len(images)), images, top1, strict=True)
+    found = [{"class": str(name), "images": n, "top1": accuracy} for name, n, accuracy in rows if n]
+    return sorted(found, key=lambda entry: entry["top1"])
+
+
 def whole_batches(
     split: Split,
     indices: Tensor,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nst import build
-from nst.export.finished import finished_run
 from nst.export.student import model_card
+from nst.finished import finished_run
 
 PAYLOAD = "<script>alert(1)</script>|<img src=x onerror=alert(2)>`[x](javascript:3)"
 

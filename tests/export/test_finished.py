@@ -12,7 +12,7 @@ import pytest
 
 from nst.config import ExportConfig
 from nst.export import export, finished_run, load_student
-from nst.export.finished import check_code
+from nst.finished import check_code
 from nst.models import resnet8
 from nst.models.weights import save_weights
 

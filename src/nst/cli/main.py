@@ -94,7 +94,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """
 
     def task(cfg: DictConfig) -> None:
-        from nst.export.inference import evaluate_weights
+        from nst.finished import evaluate_weights
 
         evaluate_weights(cast(EvaluateConfig, OmegaConf.to_object(cfg)))
 

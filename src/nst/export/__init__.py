@@ -4,7 +4,7 @@
 runtime. None needs hooks, projections, the teacher or the training code.
 """
 
-from nst.export.finished import FinishedRun, finished_run, load_student
 from nst.export.student import export
+from nst.finished import FinishedRun, finished_run, load_student
 
 __all__ = ["FinishedRun", "export", "finished_run", "load_student"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from nst.export.finished import load_student
+from nst.finished import load_student
 from nst.storage.folder import STUDENT
 
 FILES = {"safetensors": STUDENT, "torch": "student.pt2", "onnx": "student.onnx", "onnx_int8": "student.int8.onnx"}

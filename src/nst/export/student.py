@@ -21,11 +21,12 @@ from nst import build
 from nst.config import ExportConfig, check_ranges
 from nst.data.batch import Split, scale_and_shift
 from nst.data.dataset import Dataset
+from nst.evaluate import worst_classes
 from nst.export import formats
-from nst.export.finished import MODEL, FinishedRun, finished_run
 from nst.export.formats import FILES, Forward
-from nst.export.inference import preprocessing, worst_classes
+from nst.export.inference import preprocessing
 from nst.files import sha256_of, write_whole
+from nst.finished import MODEL, FinishedRun, finished_run
 from nst.models.weights import read_weights, save_weights
 from nst.storage.folder import measure_of, measured as shown_as
 from nst.storage.record import provenance

@@ -1,26 +1,33 @@
-"""Networks rebuilt from stored settings: the student of a finished run, and that of an export."""
+"""Finished runs: networks rebuilt from stored settings, those of exports too, and their accuracy on a data set."""
 
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from nst import build
-from nst.config import RunConfig, check_values
+from nst.config import EvaluateConfig, RunConfig, TrainerConfig, check_pair, check_ranges, check_values
 from nst.data.dataset import Dataset
-from nst.files import sha256_of
-from nst.models.weights import load_weights
+from nst.dist import join
+from nst.evaluate import evaluate, knn_accuracy, labelled_features, linear_probe, worst_classes
+from nst.files import sha256_of, write_whole
+from nst.models.external import resize_inputs
+from nst.models.weights import load_weights, recorded_size
 from nst.storage.folder import BEST, STUDENT, SUMMARY, read_json
+from nst.teacher.network import Normalization, load_teacher
 
 log = logging.getLogger(__name__)
 
+EVALUATION = "evaluation.json"
 MODEL = "model.json"  # in an export: how to rebuild the network, and what was measured
 CALLABLE = ("nst.models", "nst.data", "torch.nn", "torchvision", "timm")  # what stored settings may call
 
@@ -96,6 +103,84 @@ def finished_run(folder: str | PathLike[str], data_root: str | None = None, weig
         both = "last, best" if (folder / BEST).is_file() else "last"
         raise ValueError(f"weights={weights}: {folder} has weights={both}")
     return FinishedRun(folder, settings, summary, chosen)
+
+
+def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate and print accuracy, macro average (the mean of the classes' accuracies) and the worst classes.
+
+    A network without classifier has the accuracy of nearest neighbours and of a linear probe that know the training images.
+
+    Returns:
+        What is written to `evaluation.json` in `settings.to`, by default the folder of the run: all of it, and the confusion
+        matrix (rows: labels, columns: answers).
+
+    Raises:
+        ValueError: a file or setting at fault.
+    """
+    run: FinishedRun | None = None
+    if settings.run is not None:
+        run = finished_run(settings.run, settings.root, settings.weights or "last")
+        found = {"model": run.settings.model, "weights": str(run.weights), "to": settings.to or settings.run}
+        settings = replace(settings, **found, data=settings.data or run.settings.data)
+    assert settings.weights is not None
+    check_ranges(settings, "")
+    check_pair("", settings, settings.data["channels"])
+    features_only = settings.model.get("features_only")
+    classes, others = (node.get("num_classes") for node in (settings.model, settings.data))
+    if None not in (classes, others) and classes != others and not features_only:
+        raise ValueError(f"model.num_classes={classes}, but data.num_classes={others}: they must be the same")
+    model = build.network("model", build.without_weights(settings.model), seed=0)
+    resize_inputs(model, recorded_size(settings.weights))
+    data = build.dataset(settings)
+    if features_only and not data.labeled:
+        raise ValueError(f"data={data.name}: its images have no labels, by which features are judged")
+    names, images = data.classes if run is None else run.classes(data), Normalization(tuple(data.mean), tuple(data.std))
+    with join(settings.device) as dist:
+        model.to(dist.device)
+        about = load_teacher(model, images, settings.weights, settings.weights_key, settings.mean, settings.std)
+        on = {"name": data.name, "split": settings.split, "sha256": data.fingerprint}
+        report: dict[str, Any] = {"model": settings.model["name"], "weights": settings.weights}
+        report |= {"sha256": about["sha256"], "data": on}
+        if features_only:
+            trainer, parts = (
+                TrainerConfig(eval_batch_size=settings.batch_size),
+                (data.train, data.split(settings.split)),
+            )
+            how = {"precision": settings.precision, "title": "features"}
+            known = labelled_features(model.eval(), parts, dist, trainer, **how)
+            report |= {"images": len(known[3]), "known_images": len(known[1])}
+            report |= {"knn": knn_accuracy(*known), "linear_probe": linear_probe(*known)}
+            said = f"k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the "
+            said += f"features of {report['known_images']:,} training images"
+        else:
+            matrix = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=dist.device)
+            ranks: dict[str, Any] = {"rank": dist.rank, "world": dist.world, "device": dist.device}
+            loader = data.split(settings.split).loader(settings.batch_size, train=False, **ranks)
+            metrics = asdict(evaluate(model, loader.epoch(0), dist, settings.precision, matrix))
+            worst = worst_classes(metrics, names)
+            report |= {key: metrics[key] for key in ("loss", "top1", "top5", "images")}
+            report |= {"macro": sum(entry["top1"] for entry in worst) / len(worst), "classes": worst}
+            report |= {"confusion": dist.sum(matrix).tolist(), "names": [*map(str, names or range(data.num_classes))]}
+            top5 = f" top-5 {report['top5']:.2f} %," if data.num_classes > 5 else ""
+            said = f"top-1 {report['top1']:.2f} %,{top5} macro average {report['macro']:.2f} %, "
+            said += f"cross-entropy {report['loss']:.4f}"
+            same = run is not None and settings.split == "test" and run.summary["data"]["sha256"] == data.fingerprint
+            if run is not None and same and run.test and abs(run.test["top1"] - report["top1"]) > 0.005:
+                said += f"; the run itself measured top-1 {run.test['top1']:.2f} %"
+            said += "\nworst classes: "
+            said += ", ".join(f"{entry['class']} {entry['top1']:.2f} % (of {entry['images']})" for entry in worst[:5])
+    if dist.main:
+        where = f"{report['images']:,} {settings.split} images of {data.name}"
+        print(f"{report['model']} ({report['weights']}) on {where}: {said}")
+        if settings.to is not None:
+            write_whole(Path(settings.to) / EVALUATION, json.dumps(report).encode())
+            (Path(settings.to) / "evaluation.html").unlink(missing_ok=True)  # of another evaluation
+        if settings.to is not None and not features_only:
+            from nst.report.page import evaluation_page  # brings matplotlib
+
+            write_whole(Path(settings.to) / "evaluation.html", evaluation_page(report).encode())
+            print(f"every class and the confusion matrix: {Path(settings.to) / EVALUATION}, evaluation.html")
+    return report
 
 
 def check_code(node: Any, file: Path) -> None:
