@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[1]
 SHORT = [
     "data.limit=200", "trainer.epochs=2", "teacher.train.epochs=1", "teacher.min_accuracy=0", "trainer.log_every=1",
-    "trainer.heatmaps=false", "trainer.compile=false", "trainer.device=cpu", "trainer.batch_size=64",
+    "trainer.compile=false", "trainer.device=cpu", "trainer.batch_size=64",
 ]  # fmt: skip
 LOSSES = (
     "ce", "kd", "at", "fitnet", "nst_linear", "nst_poly", "nst_gaussian", "sp", "pkt", "rkd", "cc", "vid", "crd", "dkd", "dist",

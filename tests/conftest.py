@@ -41,7 +41,7 @@ def compose(tmp_path: Path) -> Compose:
 
 TINY = [
     "model=resnet8", "teacher=resnet8", "teacher.min_accuracy=0", "data.limit=40", "trainer.epochs=2", "trainer.batch_size=16",
-    "trainer.heatmaps=false", "trainer.log_every=2", "teacher.train.epochs=1", "teacher.train.batch_size=16",
+    "trainer.log_every=2", "teacher.train.epochs=1", "teacher.train.batch_size=16",
 ]  # fmt: skip
 
 

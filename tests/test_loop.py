@@ -231,7 +231,7 @@ def test_a_run_says_that_it_has_collapsed_and_what_to_try() -> None:
     assert not has_collapsed(top1=41.0, best=70.0, chance=10.0)
     assert not has_collapsed(top1=1.0, best=2.5, chance=1.0)  # 100 classes: 1.5 points are noise
     lines: list[str] = []
-    nothing = dict.fromkeys(("log", "draw_heatmaps", "save", "save_best"), lambda *_: None)
+    nothing = dict.fromkeys(("log", "save", "save_best"), lambda *_: None)
     record: Any = SimpleNamespace(last=None, print=lines.append, metadata={"arch": "small"}, **nothing)
     it, teacher = training(epochs=3)
     accuracies = iter((90.0, 88.0, 52.5))

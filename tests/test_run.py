@@ -30,7 +30,7 @@ def events(folder: str, kind: str) -> list[dict[str, object]]:
 def test_a_run_trains_its_teacher_once_and_writes_everything(
     compose: Compose, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run(compose(*tiny, "loss=[kd,nst_poly]", "trainer.heatmaps=true"))
+    summary = run(compose(*tiny, "loss=[kd,nst_poly]"))
     folder = Path(summary["folder"])
     assert folder.parts[-4:-1] == ("digits", "resnet8-resnet8", "kd+nst_poly")
     assert summary["test"]["images"] == 360
@@ -57,7 +57,7 @@ def test_a_run_trains_its_teacher_once_and_writes_everything(
     assert run(compose(*tiny, "loss=at"))["teacher"]["sha256"] == written["teacher"]["sha256"]
     assert teachers[0].stat().st_mtime_ns == stamp
     assert "nothing was run" not in capsys.readouterr().out
-    again = run(compose(*tiny, "loss=[kd,nst_poly]", "trainer.heatmaps=true"))
+    again = run(compose(*tiny, "loss=[kd,nst_poly]"))
     assert again["test"] == summary["test"]
     assert "nothing was run" in capsys.readouterr().out
 

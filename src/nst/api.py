@@ -142,7 +142,7 @@ def distil(
     Raises:
         ValueError: networks, losses or images that do not fit together; a folder of another run.
     """
-    settings = replace(trainer or TrainerConfig(), epochs=epochs, batch_size=batch_size, heatmaps=False)
+    settings = replace(trainer or TrainerConfig(), epochs=epochs, batch_size=batch_size)
     check_ranges(settings, "trainer.")
     if settings.mixup or settings.cutmix:
         raise ValueError("trainer: mixup and cutmix are for data of nst train; mix images in the data set")

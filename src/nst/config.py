@@ -80,7 +80,6 @@ class TrainerConfig:
     checkpoint_every: str = setting("1 epoch", key=False)  # "1 epoch"; or in addition every "500 steps" or "10 min"
     keep_checkpoints: int = setting(2, least=1, key=False)
     profile: bool = setting(False, key=False)  # write a torch profiler trace of a few steps into the run's folder
-    heatmaps: bool = setting(True, key=False)  # draw heat maps of some channels, for the trackers, first and last epoch
     timeout: float = setting(600.0, least=1, key=False)  # seconds after which a rank that does not answer ends the run
 
 
@@ -212,6 +211,7 @@ RENAMED = {
     "knowledge": "it is now cache: cache.views=16 (0, the default: a live teacher), cache.dtype, cache.path, cache.large",
     "teacher.recipe": "it is now teacher.train, in one level: teacher.train.epochs, .lr, .precision, .optim, .schedule",
     "trainer.skip_nonfinite": "it is gone: a non-finite loss stops the run at that step",
+    "trainer.heatmaps": "it is gone: the page of a table has heat maps of its networks",
     "trainer.prune_after": "it is gone; a sampler of hydra/sweeper=search chooses what to try",
 }
 """Keys of 0.2 and what they are now."""

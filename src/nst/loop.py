@@ -333,8 +333,6 @@ class Loop:
         settings, progress = training.settings, training.progress
         every_steps, every_seconds = parse_every(settings.checkpoint_every)
         with stop_flag() as self.flag:
-            if progress.step == 0:
-                record.draw_heatmaps(0)
             while not training.finished:
                 training.distiller.train()
                 self.logged = time.monotonic()  # images/s exclude evaluating and saving
@@ -409,10 +407,8 @@ class Loop:
                     f"trainer.clip_grad_norm{smaller}, or a lower optim.lr"
                 )
         progress.epoch = epoch
-        if training.finished:
-            if epoch < training.epochs:
-                record.print(f"stopped early by trainer.patience: nothing better since epoch {progress.best_epoch}")
-            record.draw_heatmaps(progress.step)
+        if training.finished and epoch < training.epochs:
+            record.print(f"stopped early by trainer.patience: nothing better since epoch {progress.best_epoch}")
         self.save()
 
     def stop_if_asked(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, profiler
+from torch import profiler
 
 from nst import build
 from nst.config import RunConfig
@@ -23,10 +23,9 @@ from nst.layers import LOGITS
 from nst.loop import Loop, Training
 from nst.models.parts import NoClassifier
 from nst.models.weights import load_weights, save_weights
-from nst.report.heatmaps import heatmaps
 from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError, run_folder, run_key
 from nst.storage.record import Record, provenance
-from nst.teacher import Normalization, Teacher
+from nst.teacher import Teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher
 from nst.trial import check_data, try_networks
 
@@ -109,7 +108,6 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
                 "data": {"sha256": data.fingerprint},
             },
             metadata={"arch": settings.model["name"], "dataset": data.name, **values},
-            draw=drawing(training, teacher, data) if trainer.heatmaps and dist.main and trackers else None,
         )
         of_data = {"sha256": data.fingerprint, "images": len(data.train), "classes": data.classes}
         seeds, chance = {"run": settings.seed, "teacher": settings.teacher.seed}, 100 / data.num_classes
@@ -254,21 +252,3 @@ def set_threads(threads: int | None, data: Dataset, dist: Dist) -> None:
         torch.set_num_threads(threads)
         if dist.main:
             print(f"threads: {threads} (trainer.threads)")
-
-
-def drawing(training: Training, teacher: Teacher, data: Dataset) -> Callable[[], dict[str, Tensor]]:
-    """A function that draws heat maps of both networks on eight test images, the student with the weights that are evaluated."""
-    first = torch.arange(min(8, len(data.test)), device=training.dist.device)
-    images = data.test.render(first, torch.full_like(first, data.test.unaugmented))
-    networks = {"student": training.distiller.student}
-    if teacher.live is not None:
-        networks["teacher"] = teacher.live.model
-    numbers = data.test.labels[: len(images)].tolist()
-    names = data.classes or [f"class {number}" for number in range(data.num_classes)]
-    labels = [names[number] for number in numbers] if data.labeled else None
-
-    def draw() -> dict[str, Tensor]:
-        with training.averaged():
-            return heatmaps(images, networks, Normalization(tuple(data.mean), tuple(data.std)), labels=labels)
-
-    return draw

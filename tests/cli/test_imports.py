@@ -18,7 +18,7 @@ sys.argv = ["nst"]
 from pathlib import Path
 from nst.cli.main import main
 main(["train", "dry_run=true"])
-main(["train", "teacher=none", "loss=ce", "model=resnet8", "data.limit=40", "trainer.epochs=1", "trainer.heatmaps=true"])
+main(["train", "teacher=none", "loss=ce", "model=resnet8", "data.limit=40", "trainer.epochs=1"])
 heavy = {"pandas", "matplotlib", "scipy", "sklearn", "datasets", "timm", "onnx", "onnxruntime"} & set(sys.modules)
 assert not heavy, heavy
 [folder] = Path().glob("outputs/digits/none-resnet8/ce/*")

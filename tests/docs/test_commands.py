@@ -26,7 +26,7 @@ NOT_RUN = {
     r"(\S*/)?python -m pytest": "these tests",
 }
 SHRUNKEN = (
-    "trainer.epochs=1", "trainer.batch_size=16", "trainer.heatmaps=false", "data.limit=40",
+    "trainer.epochs=1", "trainer.batch_size=16", "data.limit=40",
     "teacher.min_accuracy=0", "teacher.train.epochs=1", "teacher.train.batch_size=16",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from nst.cli.main import command
 PAGE = next(page for page in PAGES if page.name == "own_network.md")
 SHRUNKEN = (
     "teacher.model.pretrained=false", "data.size=32", "data.resize=36", "trainer.workers=0", "trainer.batch_size=20",
-    "trainer.heatmaps=false", "teacher.min_accuracy=0", "teacher.train.batch_size=20",
+    "teacher.min_accuracy=0", "teacher.train.batch_size=20",
     "trainer.epochs=1", "teacher.train.epochs=1",
 )  # fmt: skip
 

@@ -9,9 +9,7 @@ from blocks import PAGES, Block, blocks
 import nst
 
 NEEDS_EXPORT = ("export.md",)  # read an exported student from the working folder: see tests/export/test_page.py
-SHRUNKEN = {
-    '"trainer.epochs=2"': '"trainer.epochs=1", "data.limit=40", "trainer.heatmaps=false", "teacher.min_accuracy=0"'
-}
+SHRUNKEN = {'"trainer.epochs=2"': '"trainer.epochs=1", "data.limit=40", "teacher.min_accuracy=0"'}
 GIVEN = {  # what a page takes as given
     "losses.md": """
 import torch

@@ -24,7 +24,7 @@ def test_a_run_stopped_within_an_epoch_ends_as_one_that_was_not(
     settings = [
         *("data=imagenet", f"data.root={tmp_path}/images", "data.num_classes=3", "data.size=32", "data.resize=36"),
         *("model=resnet8", "teacher=none", "loss=ce", "optim.lr=0.01", "trainer.epochs=1", "trainer.batch_size=12"),
-        *("trainer.log_every=2", "trainer.heatmaps=false", "trainer.compile=false"),
+        *("trainer.log_every=2", "trainer.compile=false"),
     ]
     whole = run(compose(*settings, "trainer.workers=1"))
     assert whole["test"]["images"] == 45
@@ -50,7 +50,7 @@ def test_a_damaged_test_image_ends_a_run_before_it_trains(compose: Compose, tmp_
     (tmp_path / "images" / "test" / "class1" / "0.JPEG").write_bytes(b"no image")
     settings = [
         *("data=folder", f"data.root={tmp_path}/images", "data.num_classes=3", "data.size=16", "trainer.workers=0"),
-        *("model=resnet8", "teacher=none", "loss=ce", "trainer.epochs=1", "trainer.heatmaps=false"),
+        *("model=resnet8", "teacher=none", "loss=ce", "trainer.epochs=1"),
     ]
     with pytest.raises(ValueError, match=r"test/class1/0\.JPEG: the image cannot be decoded"):
         run(compose(*settings))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -119,8 +118,6 @@ def evaluated(group: Group, cells: Sequence[Cell], taught: RunConfig, weights: s
         labels, pictures = [data.classes[number] if data.classes else f"class {number}" for number in numbers], {}
         drawn = heatmaps(images[:SHOWN], {"teacher": teacher, **networks}, normalization, labels)
         for name, picture in drawn.items():
-            file = io.BytesIO()
-            pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()  # of [3, H, W] in 0…1
-            Image.fromarray(pixels).save(file, "PNG", optimize=True)
-            pictures[name.removeprefix("neurons/")] = base64.b64encode(file.getvalue()).decode()
+            picture.save(file := io.BytesIO(), "PNG", optimize=True)
+            pictures[name] = base64.b64encode(file.getvalue()).decode()
     return {"images": len(images), "mmd": mmd, "tsne": tsne, "neurons": pictures}

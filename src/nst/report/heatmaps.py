@@ -20,9 +20,9 @@ COLOURS = "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746
 
 @torch.no_grad()
 def heatmaps(
-    images: Tensor, networks: Mapping[str, nn.Module], normalization: Normalization, labels: Sequence[str] | None = None
-) -> dict[str, Tensor]:
-    """One picture `neurons/<name>` → `[3, H', W']` in 0…1 of each network: a row an image, then a few channels of the last stage.
+    images: Tensor, networks: Mapping[str, nn.Module], normalization: Normalization, labels: Sequence[str]
+) -> dict[str, Image.Image]:
+    """One picture of each network, by its name: a row an image, then a few channels of the last stage.
 
     For the reference (the network called "teacher", else the first) these are the channels with the largest mean activation
     over the images; for the others the channels most similar to each of the reference's, so that columns correspond. The colours
@@ -60,8 +60,7 @@ def heatmaps(
         title = f"{name}: layer {resolve(named[name], 'last')}, {len(chosen)} of {of_network.shape[1]} channels"
         draw.text((6, 12), title, "black", ImageFont.load_default(13), "lm")
         for row in range(rows):
-            label = f"image {row}" if labels is None else shortened(labels[row])
-            draw.text((LEFT - 6, TOP + row * step + SIZE / 2), label, "black", font, "rm")
+            draw.text((LEFT - 6, TOP + row * step + SIZE / 2), shortened(labels[row]), "black", font, "rm")
         for column, (caption, shown) in enumerate(columns.items()):
             draw.text((LEFT + column * step + SIZE / 2, TOP - 4), caption, "black", font, "md", align="center")
             for row, picture in enumerate(shown):
@@ -69,7 +68,7 @@ def heatmaps(
         canvas.paste(_image(coloured(torch.linspace(0, 1, 144).expand(8, -1))), (LEFT + step, below + 8))
         draw.text((LEFT + step, below + 24), "0", "black", font, "lm")
         draw.text((LEFT + step + 144, below + 24), "channel's max.", "black", font, "mm")
-        found[f"neurons/{name}"] = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+        found[name] = canvas
     return found
 
 

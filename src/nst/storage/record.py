@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from nst.config import differences
@@ -41,7 +41,6 @@ class Record:
         *,
         about: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
-        draw: Callable[[], dict[str, Tensor]] | None = None,
     ) -> None:
         """Continue from the newest checkpoint, if there is one, and open the logs.
 
@@ -49,13 +48,12 @@ class Record:
             config: for the trackers.
             about: plain values that must be equal in every start of the run; saved in its checkpoints.
             metadata: of weights files.
-            draw: makes pictures `[3, H, W]` in 0…1, before the first step and after the last.
 
         Raises:
             ValueError: every checkpoint is damaged, or of another run (the fields are named).
         """
         dist = self.dist = training.dist
-        self.folder, self.draw, self.metadata = folder, draw, dict(metadata or {})
+        self.folder, self.metadata = folder, dict(metadata or {})
         self.trackers = dict(trackers or {}) if dist.main else {}
         self.tracker_states: dict[str, Any] = {}  # of trackers that this start does not use, too: a later start may
         self.last: Metrics | None = None  # the last evaluation of an earlier start
@@ -110,12 +108,6 @@ class Record:
         with naming(self.folder / METRICS):
             while line:
                 line = line[self._lines.write(line) :]
-
-    def draw_heatmaps(self, step: int) -> None:
-        """Send heat maps to the trackers, if there are any."""
-        for name, picture in self.draw().items() if self.trackers and self.draw else ():
-            for tracker in self.trackers.values():
-                tracker.image(name, picture, step)
 
     def advance(self, text: str = "") -> None:
         """One step done; `text` is shown at the progress bar."""

@@ -1,4 +1,4 @@
-"""Trackers: destinations of a run's scalars and pictures besides its metrics.jsonl.
+"""Trackers: destinations of a run's scalars besides its metrics.jsonl.
 
 A continued run repeats steps, and each must appear once: a tracker truncates its log (`rewinds`), or gets only steps not sent yet.
 """
@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from nst.files import flat
 
@@ -34,9 +32,6 @@ class Tracker:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Named values of one step."""
         raise NotImplementedError
-
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        """A picture `[3, H, W]` in 0…1; it may come again in a continued run."""
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint; everything logged is on disk, or was sent."""
@@ -85,9 +80,6 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        self._writer.add_image(name, picture, step)
-
     def state(self) -> dict[str, Any]:
         self._writer.flush()
         return {"sizes": {file.name: on_disk(file) for file in self._files()}}
@@ -130,12 +122,6 @@ class WandB(Tracker):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        import wandb
-
-        if step >= (self._run.step or 0):
-            self._run.log({name: wandb.Image(picture.permute(1, 2, 0).numpy())}, step=step)
-
     def close(self, finished: bool = True) -> None:
         self._run.finish(exit_code=0 if finished else 1)
 
@@ -169,10 +155,6 @@ class MLflow(Tracker):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step)
-
-    def image(self, name: str, picture: Tensor, step: int) -> None:
-        file = f"{name.replace('/', '-')}-step{step:08d}.png"  # the same picture twice is the same file
-        self._client.log_image(self._id, picture.permute(1, 2, 0).numpy(), file)
 
     def close(self, finished: bool = True) -> None:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
