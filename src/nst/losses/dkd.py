@@ -34,13 +34,11 @@ class DKD(LogitLoss):
         convention: Literal["paper", "official"] = "paper",
         standardize: bool = False,
     ) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature)
+        super().__init__(temperature, standardize)
         check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
         check_choice("convention", convention, ("paper", "official"))
-        check_choice("standardize", standardize, (True, False))
-        self.temperature, self.alpha, self.beta, self.warmup = float(temperature), alpha, beta, warmup
-        self.scale, self.standardize = self.temperature**2 if convention == "official" else 1.0, standardize
+        self.alpha, self.beta, self.warmup = alpha, beta, warmup
+        self.scale = self.temperature**2 if convention == "official" else 1.0
         self.inputs = ("labels", "epoch") if warmup else ("labels",)
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:
@@ -91,12 +89,10 @@ class RLD(LogitLoss):
         warmup: float = 20,
         standardize: bool = False,
     ) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature, alpha_temperature=alpha_temperature)
+        super().__init__(temperature, standardize)
+        check_numbers(above=0, alpha_temperature=alpha_temperature)
         check_numbers(least=0, alpha=alpha, beta=beta, warmup=warmup)
-        check_choice("standardize", standardize, (True, False))
-        self.temperature, self.alpha_temperature = float(temperature), float(alpha_temperature)
-        self.alpha, self.beta, self.warmup, self.standardize = alpha, beta, warmup, standardize
+        self.alpha, self.beta, self.alpha_temperature, self.warmup = alpha, beta, float(alpha_temperature), warmup
         self.inputs = ("labels", "epoch") if warmup else ("labels",)
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor, epoch: Tensor | None = None) -> Tensor:

@@ -10,12 +10,21 @@ from nst.losses.base import Convention, ReducedLoss, Shape, check_choice, check_
 
 
 class LogitLoss(ReducedLoss):
-    """A loss between logits `[B, classes]` of one number of classes."""
+    """A loss between logits `[B, classes]` of one number of classes.
+
+    Args:
+        temperature: T > 0.
+        standardize: scale the logits of either side to zero mean and unit deviation first (Sun et al., Logit Standardization, 2024).
+    """
 
     on_logits: ClassVar[bool] = True
     key = "logits"
-    standardize: bool = False
-    """Scale the logits of either side to zero mean and unit deviation first."""
+
+    def __init__(self, temperature: float = 1.0, standardize: bool = False) -> None:
+        super().__init__()
+        check_numbers(above=0, temperature=temperature)
+        check_choice("standardize", standardize, (True, False))
+        self.temperature, self.standardize = float(temperature), standardize
 
     def reduce(self, feature: Tensor, owner: str) -> Tensor:
         """The logits themselves. Raises ValueError for another number of dimensions."""
@@ -112,11 +121,8 @@ class KD(LogitLoss):
     """
 
     def __init__(self, temperature: float = 4.0, convention: Convention = "paper", standardize: bool = False) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature)
+        super().__init__(temperature, standardize)
         check_choice("convention", convention, get_args(Convention))
-        check_choice("standardize", standardize, (True, False))
-        self.temperature, self.standardize = float(temperature), standardize
         self.scale = self.temperature**2 if convention == "crd" else 1.0
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -165,10 +171,9 @@ class NKD(LogitLoss):
     inputs = ("labels",)
 
     def __init__(self, temperature: float = 1.0, gamma: float = 1.5) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature)
+        super().__init__(temperature)
         check_numbers(least=0, gamma=gamma)
-        self.temperature, self.gamma = float(temperature), gamma
+        self.gamma = gamma
 
     def value(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Of logits `[B, classes]` and labels `[B]` int64."""
@@ -209,12 +214,10 @@ class ABKD(LogitLoss):
         temperature: float = 4.0,
         convention: Literal["paper", "official"] = "paper",
     ) -> None:
-        super().__init__()
+        super().__init__(temperature)
         check_numbers(alpha=alpha, beta=beta)
-        check_numbers(above=0, temperature=temperature)
         check_choice("convention", convention, ("paper", "official"))
-        self.alpha, self.beta, self.temperature = float(alpha), float(beta), float(temperature)
-        self.official = convention == "official"
+        self.alpha, self.beta, self.official = float(alpha), float(beta), convention == "official"
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Of logits `[B, classes]`."""
@@ -273,12 +276,10 @@ class DIST(LogitLoss):
         convention: Literal["paper", "official"] = "paper",
         standardize: bool = False,
     ) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature)
+        super().__init__(temperature, standardize)
         check_numbers(least=0, beta=beta, gamma=gamma)
         check_choice("convention", convention, ("paper", "official"))
-        check_choice("standardize", standardize, (True, False))
-        self.temperature, self.beta, self.gamma, self.standardize = float(temperature), beta, gamma, standardize
+        self.beta, self.gamma = beta, gamma
         self.scale, self.eps = (self.temperature**2, 1e-8) if convention == "official" else (1.0, 0.0)
 
     def value(self, student: Tensor, teacher: Tensor) -> Tensor:

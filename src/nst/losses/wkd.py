@@ -73,13 +73,13 @@ class WKDL(LogitLoss):
         decay_from: float = 150,
         epochs: float | None = None,
     ) -> None:
-        super().__init__()
-        check_numbers(above=0, temperature=temperature, sharpness=sharpness, regularization=regularization)
+        super().__init__(temperature)
+        check_numbers(above=0, sharpness=sharpness, regularization=regularization)
         check_numbers(above=0, epochs=1 if epochs is None else epochs)
         check_numbers(least=0, transport=transport, decay_from=decay_from)
         check_numbers(least=1, whole=True, steps=steps)
-        self.temperature, self.transport, self.sharpness = float(temperature), transport, sharpness
-        self.regularization, self.steps, self.decay_from, self.epochs = regularization, steps, decay_from, epochs
+        self.transport, self.sharpness, self.regularization = transport, sharpness, regularization
+        self.steps, self.decay_from, self.epochs = steps, decay_from, epochs
         self.inputs = ("labels",) if epochs is None else ("labels", "epoch")
         self.register_buffer("cost", None)
 
