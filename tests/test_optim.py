@@ -75,15 +75,6 @@ def test_warmup_rises_in_front_of_any_schedule() -> None:
         assert rates == pytest.approx([0.1 * (step + 1) / 11 for step in range(11)])
 
 
-@pytest.mark.parametrize(
-    ("kind", "key", "value"),
-    [(Step, "milestones", [100]), (Step, "gamma", -1), (Step, "gamma", float("nan")), (Cosine, "warmup", 1.0)],
-)
-def test_settings_out_of_range_are_refused(kind: Any, key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=key):
-        kind(**{key: value})
-
-
 def test_it_is_evaluated_kept_and_said(compose: Compose, tiny: list[str]) -> None:
     """The file holds the average, whose accuracy the last evaluation gives."""
     summary = run(compose(*tiny, "loss=ce", "trainer.ema=0.7"))

@@ -1,13 +1,9 @@
-"""The keys of recipes: which run they make, and recipes that choose more than what suits a data set."""
-
-from dataclasses import asdict
-from pathlib import Path
+"""A recipe that chooses more than what suits a data set."""
 
 from tests.conftest import Compose
 
 from nst import build
 from nst.cli.train import run
-from nst.storage.folder import run_folder
 
 
 def test_patient_composes_and_takes_two_steps(compose: Compose, tiny: list[str]) -> None:
@@ -27,25 +23,3 @@ def test_patient_composes_and_takes_two_steps(compose: Compose, tiny: list[str])
     summary = run(compose(*tiny, "recipe=patient", *loss, "data.limit=32", "trainer.epochs=1"))
     assert summary["steps"] == 2
     assert summary["config"]["trainer"]["mixup"] == 1.0
-
-
-KEYS = {
-    "trainer.ema": ("null", "0.9"),
-    "trainer.mixup": ("0.0", "1.0"),
-    "trainer.cutmix": ("0.0", "1.0"),
-    "loss.ce.label_smoothing": ("0.0", "0.1"),
-    "teacher.precision": ("fp32", "bf16"),
-    "data.augment": ("null", "trivial"),
-    "data.erase": ("0.0", "0.25"),
-}
-"""What is off, and what is on."""
-
-
-def test_each_key_is_part_of_a_run_and_at_its_default_renames_none(compose: Compose) -> None:
-    folder = ["data=folder", "data.root=photographs", "data.num_classes=10", "loss=kd"]
-
-    def name(*overrides: str) -> Path:
-        return run_folder(asdict(build.settings(compose(*folder, *overrides))))
-
-    assert name(*(f"{key}={off}" for key, (off, _) in KEYS.items())) == name()
-    assert len({name(f"{key}={on}") for key, (_, on) in KEYS.items()} | {name()}) == len(KEYS) + 1

@@ -7,17 +7,14 @@ import pytest
 from tests.cli.conftest import Nst
 
 WRONG = """
-train = | train + | train ~ | train '' | train ' ' | train seed | train seed==1 | train +seed=1 +seed=2 | train seed= | train ++nothing=1 | train ~nothing
-train ~data | train model=null | train loss=[] | train teacher=null | train data=[digits,cifar10] | train model=../model/resnet8x | train model=/etc/passwd
-train loss=kd] | train loss={kd | train layers=[{teacher:last}] | train layers=[] | train layers=null | train layers=7 | train +loss.x=3 | train +loss.x={}
-train loss.nst_poly=null | train loss.nst_poly._target_=os.system | train loss.nst_poly.weight=0 loss.ce.weight=0 | train model._target_=nowhere.Net
-train optim._target_=torch.nn.Linear | train schedule._target_=print | train +tracker.x=1 | train teacher.weights=nowhere.pt loss=kd | train cache.views=-1
-train cache.views=many | train --nothing | train --config-name nowhere | train outputs=/dev/null/x loss=ce | train seed=${seed} | train seed=${nothing}
-train outputs=${oc.env:NOT_SET} | train seed=??? | train 'model.name=a b' dry_run=true | train model.name=../up dry_run=true | train +model.nothing=1 dry_run=true
-train model.num_classes=3 dry_run=true | train trainer.epochs=1e400 | train trainer.epochs=99999999999999999999 | train trainer.mixup=-inf
-train trainer.batch_size=true, | train optim.lr=nan dry_run=true | train optim.lr=[1] dry_run=true | train loss.nst_poly.weight=1e400 | train trainer.compile=perhaps
-train data.validation=日本 | cache loss=ce | gradients loss=ce | layers model=nothing | export run=. | export nothing=1 | export run=nowhere formats=[x]
-runs nothing=1 | runs sort=nothing | reproduce table=nowhere | reproduce table=../../etc | reproduce table=quick/digits seeds=0 | ''
+train = | train ~ | train ' ' | train seed==1 | train +seed=1 +seed=2 | train seed= | train ~nothing | train ~data | train model=null | train loss=[]
+train teacher=null | train data=[digits,cifar10] | train model=../model/resnet8x | train model=/etc/passwd | train loss=kd] | train layers=[{teacher:last}]
+train layers=null | train layers=7 | train +loss.x=3 | train +loss.x={} | train loss.nst_poly=null | train loss.nst_poly._target_=os.system
+train loss.nst_poly.weight=0 loss.ce.weight=0 | train optim._target_=torch.nn.Linear | train schedule._target_=print | train +tracker.x=1 | train cache.views=-1
+train cache.views=many | train --config-name nowhere | train outputs=/dev/null/x loss=ce | train seed=${seed} | train outputs=${oc.env:NOT_SET} | train seed=???
+train model.name=../up dry_run=true | train model.num_classes=3 dry_run=true | train trainer.epochs=1e400 | train trainer.epochs=99999999999999999999
+train optim.lr=nan dry_run=true | train optim.lr=[1] dry_run=true | train loss.nst_poly.weight=1e400 | train data.validation=日本 | cache loss=ce
+gradients loss=ce | layers model=nothing | export run=. | export run=nowhere formats=[x] | reproduce table=../../etc | ''
 """
 RIGHT = """
 train teacher=null loss=ce dry_run=true | train 'loss=[kd, at]' dry_run=true | train model=resnet14 -m seed=1,2 dry_run=true | train 'outputs=a=b (1) [2] ü' dry_run=true
