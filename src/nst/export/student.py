@@ -69,6 +69,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
         "classes": run.classes(data),
     }
     folder = Path(settings.to) if settings.to else run.folder / "export"
+    print(f"writing {', '.join(names)}; each is then loaded again, compared and timed", flush=True)
     for name in (*FILES.values(), MODEL, CARD):
         (folder / name).unlink(missing_ok=True)
     if "safetensors" in names:
