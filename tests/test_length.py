@@ -81,5 +81,5 @@ def test_patience_ends_a_run_by_its_validation_part(
     assert_same(continued, whole)
     assert evaluated(continued) == evaluated(whole)
     assert run(compose(*own, "trainer.eval_every=2"))["folder"] != continued["folder"]  # it decides when a run ends
-    with pytest.raises(ValueError, match=r"trainer\.patience=2: must not be chosen on the test images"):
+    with pytest.raises(ValueError, match=r"trainer\.patience=2: it needs a validation part"):
         run(compose(*tiny, "loss=kd", "trainer.patience=2", "dry_run=true"))

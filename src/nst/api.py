@@ -45,6 +45,7 @@ from nst.storage.folder import METRICS, SUMMARY, RunFolder, not_default, read_js
 from nst.storage.record import Record
 from nst.tables.frame import read_frame
 from nst.teacher import LiveTeacher, Teacher
+from nst.trial import check_batches
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,10 @@ def distil(
         student_shapes = feature_shapes(student, [*on_student, LOGITS], splits[0].shape, trained=True)
         teacher_shapes = {} if teacher is None else feature_shapes(teacher, [*on_teacher, LOGITS], splits[0].shape)
         distiller = Distiller(student, terms, student_shapes, teacher_shapes)
-        distiller.init_memory(len(train))  # pyright: ignore[reportArgumentType]
+        distiller.init_memory(len(splits[0]))
     (classes,) = student_shapes[LOGITS]
     with join(settings.device, settings.timeout) as dist:
+        check_batches(settings, distiller, len(splits[0]), splits[0].shape, dist.world)
         loaders: list[Loader] = []
         for split, size in zip(splits, (batch_size, settings.eval_batch_size), strict=True):
             split.classes, split.labels = classes, torch.empty(len(split), dtype=torch.int64, device=dist.device)
@@ -251,7 +253,8 @@ class _Images(Dataset[Any]):
             raise ValueError("a data set is empty")
         image, _ = dataset[0]
         if not isinstance(image, Tensor) or image.dtype != torch.float32 or image.ndim != 3:
-            raise ValueError(f"a data set gives images of {type(image)}; a float32 tensor [C, H, W] is needed")
+            found = f"{list(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"a data set gives images that are {found}; a float32 tensor [C, H, W] is needed")
         self.shape: Any = tuple(image.shape)
 
     def __len__(self) -> int:

@@ -146,8 +146,9 @@ def evaluate_weights(settings: EvaluateConfig) -> dict[str, Any]:
                 TrainerConfig(eval_batch_size=settings.batch_size),
                 (data.train, data.split(settings.split)),
             )
-            how = {"precision": settings.precision, "title": "features"}
-            known = labelled_features(model.eval(), parts, dist, trainer, **how)
+            known = labelled_features(
+                model.eval(), parts, dist, trainer, precision=settings.precision, title="features"
+            )
             report |= {"images": len(known[3]), "known_images": len(known[1])}
             report |= {"knn": knn_accuracy(*known), "linear_probe": linear_probe(*known)}
             said = f"k-NN {report['knn']:.2f} %, linear probe {report['linear_probe']:.2f} %, both by the "

@@ -36,7 +36,8 @@ def resolve(model: nn.Module, layer: str) -> str:
         return path
     if layer in LOGIT_MAPS:
         return add_logit_map(model, layer)
-    nearest = difflib.get_close_matches(layer, [*named, *(m for m in modules if m)], n=4, cutoff=0.4)
+    known = [*named, *filter(None, modules)]
+    nearest = difflib.get_close_matches(layer, known, n=4, cutoff=0.4) or known[:8]
     raise ValueError(f"unknown layer '{layer}' in {type(model).__name__}; nearest: {', '.join(nearest)} (`nst layers`)")
 
 

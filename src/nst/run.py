@@ -27,7 +27,7 @@ from nst.storage.folder import BEST, STUDENT, SUMMARY, RunFolder, RunLockedError
 from nst.storage.record import Record, provenance
 from nst.teacher import Teacher
 from nst.teacher.prepare import cached_teacher_sha256, comes_trained, make_teacher
-from nst.trial import check_data, try_networks
+from nst.trial import check_batches, check_patience, try_networks
 
 
 def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: bool = False) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def execute(settings: RunConfig, dist: Dist, data: Dataset | None = None, wait: 
     given, data = data, data or build.dataset(settings)
     dist.check_same_settings({f"images of data={data.name}": data.fingerprint})
     set_threads(trainer.threads, data, dist)
-    check_data(settings, distiller, data, dist.world)
+    check_patience(trainer, data.val is not None)
+    check_batches(trainer, distiller, len(data.train), (data.channels, data.size, data.size), dist.world)
     evaluated = "val" if data.val is not None else "test"
     if evaluated == "val" and given is None and not folder.path.exists():
         # these are looked at only at the end: a damaged image among them would then cost the whole run
@@ -219,7 +220,8 @@ def finished(settings: RunConfig, folder: RunFolder, data: Dataset) -> dict[str,
         (f"data={data.name}", summary["data"]["sha256"], data.fingerprint),
     ):
         if found != recorded:
-            raise ValueError(f"{folder.path} is finished, but {what} has changed: restore it, or delete the run")
+            hint = "; other images need another name: data.name=NAME" if found == data.fingerprint else ""
+            raise ValueError(f"{folder.path} is finished, but {what} has changed: restore it, or delete the run{hint}")
     return {**summary, "was_finished": True}
 
 

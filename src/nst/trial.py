@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nst.config import RunConfig
+from nst.config import RunConfig, TrainerConfig
 from nst.data.batch import Batch
-from nst.data.dataset import Dataset
 from nst.dist import Dist, autocast
 from nst.distiller import Distiller, seed_draws, seeded
 from nst.layers import LOGITS
+from nst.losses import Shape
 from nst.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -63,18 +63,19 @@ def forward(model: nn.Module, images: Tensor, train: bool, channels_last: bool, 
         return copied(images.clone(memory_format=layout))
 
 
-def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: int = 1) -> None:
-    """Check that the student can be trained on these images, on `world` ranks.
+def check_patience(trainer: TrainerConfig, validated: bool) -> None:
+    """Raises ValueError for `trainer.patience` where no validation part is evaluated: it must not be chosen on the test images."""
+    if trainer.patience is not None and not validated:
+        raise ValueError(f"trainer.patience={trainer.patience}: it needs a validation part; add data.validation=0.1")
+
+
+def check_batches(trainer: TrainerConfig, distiller: Distiller, images: int, shape: Shape, world: int = 1) -> None:
+    """Check that the student can be trained on batches of so many images `(C, H, W)`, on `world` ranks.
 
     Raises:
-        ValueError: `trainer.patience` without a validation part; a batch with fewer images than ranks; a forward pass of a
-            single image that the student cannot take, such as batch norm of maps of 1×1.
+        ValueError: a batch with fewer images than ranks; a forward pass of a single image that the student cannot take, such as
+            batch norm of maps of 1×1.
     """
-    trainer, images = settings.trainer, len(data.train)
-    if trainer.patience is not None and data.val is None:
-        raise ValueError(
-            f"trainer.patience={trainer.patience}: must not be chosen on the test images; add data.validation"
-        )
     batch = f"trainer.batch_size={trainer.batch_size}: a batch of an epoch of {images} images"
     rest = images % trainer.batch_size if trainer.steps is None or trainer.steps * trainer.batch_size >= images else 0
     counts = [part // world for part in (min(trainer.batch_size, images), rest) if part]
@@ -83,11 +84,10 @@ def check_data(settings: RunConfig, distiller: Distiller, data: Dataset, world: 
     single = any(count // min(trainer.accumulate, count) == 1 for count in counts)
     if not single or (trainer.sync_bn and world > 1):
         return
-    one = torch.zeros(1, data.channels, data.size, data.size)
     try:
-        forward(distiller.student, one, True, trainer.channels_last, trainer.precision)
+        forward(distiller.student, torch.zeros(1, *shape), True, trainer.channels_last, trainer.precision)
     except (ValueError, RuntimeError) as error:
-        name = settings.model["name"]
+        name = type(distiller.student).__name__
         raise ValueError(f"{batch} leaves a single image, on which {name} cannot be trained: {error}") from error
     finally:
         distiller.hooks.read()

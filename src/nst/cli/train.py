@@ -62,7 +62,7 @@ def dry_run(settings: RunConfig) -> None:
     from nst.models.weights import load_weights
     from nst.storage.folder import SUMMARY, run_folder
     from nst.teacher.prepare import comes_trained, plan_cache
-    from nst.trial import check_data, try_networks
+    from nst.trial import check_batches, check_patience, try_networks
 
     published = bool((settings.teacher.model or {}).get("pretrained"))
     settings.model = build.without_download(settings.model)
@@ -104,7 +104,8 @@ def dry_run(settings: RunConfig) -> None:
             raise  # else the images are not on this machine
         images = f"not read: {error}"
     else:
-        check_data(settings, networks.distiller, data)
+        check_patience(trainer, data.val is not None)
+        check_batches(trainer, networks.distiller, len(data.train), (data.channels, data.size, data.size))
     optimizer, schedule = (str(node["_target_"]).rpartition(".")[2] for node in (settings.optim, settings.schedule))
     optimizer += f" at {settings.optim.get('lr')}"
     plan += [f"training: {length}; batch {trainer.batch_size}, {optimizer}, {schedule}", f"images: {images}"]

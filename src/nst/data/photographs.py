@@ -93,11 +93,8 @@ class PhotographSplit(Split, Dataset[Tensor | str]):
             return super().stream(loader)
         tasks: list[tuple[np.ndarray, np.ndarray]] = []  # of an epoch, each a batch
         # a fork server, since with threads (OpenMP, CUDA) fork would deadlock; a generator, else each epoch would draw from the global one
-        start = {
-            "multiprocessing_context": "forkserver",
-            "worker_init_fn": _end_with_main,
-            "generator": torch.Generator(),
-        }
+        start: Any = {"multiprocessing_context": "forkserver", "worker_init_fn": _end_with_main}
+        start["generator"] = torch.Generator()
         start |= {"num_workers": workers, "persistent_workers": loader.train, "pin_memory": loader.labels.is_cuda}
         processes: DataLoader[Any] = DataLoader(self, batch_size=None, sampler=tasks, **start)
         # not the loader itself, in a circle: collected as one, torch's queues close first, and each worker is waited for 5 s

@@ -130,9 +130,7 @@ def class_similarity(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     counts = torch.bincount(labels, minlength=classes)
     count = int(counts.min())
     if count < 2:
-        raise ValueError(
-            f"class {int(counts.argmin())} has {count} training images; a similarity of classes needs 2 of each"
-        )
+        raise ValueError(f"class {int(counts.argmin())} has {count} training images; their similarity needs 2")
     order = torch.argsort(labels, stable=True)
     first = (counts.cumsum(0) - counts)[:, None] + torch.arange(count, device=labels.device)
     x = features.to(working_dtype(features))[order[first]]  # [classes, n, D]

@@ -10,14 +10,13 @@ import re
 from collections import Counter
 from dataclasses import asdict
 from html import escape
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from nst.tables.file import Group
-from nst.tables.frame import weights_text
+from nst.tables.frame import Record, weights_text
 from nst.tables.plan import LABELS, folder_of
 from nst.tables.result import Method, Result
 from nst.tables.statistics import GAIN, Frame, gains, lost_text, sample
@@ -30,7 +29,6 @@ WORDS = ("method", "λ", "verdict")  # columns of text; the others are numbers
 
 Grid = list[list[str]]
 """A table as text: the header, then the rows."""
-Record = dict[str, Any]
 
 
 def plain(text: str) -> str:

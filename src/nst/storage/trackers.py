@@ -93,17 +93,13 @@ def _group(folder: Path) -> str:
     return "/".join(folder.parts[-4:-1])
 
 
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise ValueError(f"{package} is not installed: pip install 'nst[{package}]'")
-
-
 class WandB(Tracker):
     """Weights & Biases; `WANDB_MODE=offline` or `mode: offline` writes into the run's folder, for `wandb sync`."""
 
     def __init__(self, project: str = "nst", entity: str | None = None, mode: str | None = None) -> None:
         """See W&B's `init` for the arguments. Raises ValueError where the package is missing."""
-        _require("wandb")
+        if find_spec("wandb") is None:
+            raise ValueError("wandb is not installed: pip install 'nst[wandb]'")
         if mode not in (None, "online", "offline", "disabled"):
             raise ValueError(f"mode is {mode!r}; it must be null, online, offline or disabled")
         self.about: dict[str, Any] = {"project": project, "entity": entity, "mode": mode}
@@ -131,7 +127,8 @@ class MLflow(Tracker):
 
     def __init__(self, experiment: str = "nst", uri: str | None = None) -> None:
         """Raises ValueError where the package is missing."""
-        _require("mlflow")
+        if find_spec("mlflow") is None:
+            raise ValueError("mlflow is not installed: pip install 'nst[mlflow]'")
         self.experiment, self.uri = experiment, uri
 
     def start(self, folder: Path, config: Mapping[str, Any], resumed: bool, state: Mapping[str, Any] | None) -> None:

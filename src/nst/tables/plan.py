@@ -185,9 +185,8 @@ def check_teachers(plan: Plan) -> None:
     """Raises ValueError for given teacher weights that are missing or of another architecture; baselines do not read them."""
     runs = [run for cell in plan.cells for run in cell.runs if run.teacher.weights is not None and not finished(run)]
     given = [(run.teacher.model, run.teacher.weights, run.teacher.weights_key) for run in runs]
-    for teacher in {
-        json.dumps(key, sort_keys=True): run.teacher for key, run in zip(given, runs, strict=True)
-    }.values():
+    distinct = {json.dumps(key, sort_keys=True): run.teacher for key, run in zip(given, runs, strict=True)}
+    for teacher in distinct.values():
         assert teacher.weights is not None
         if not Path(teacher.weights).is_file():
             raise ValueError(f"teacher.weights={teacher.weights}: no such file")

@@ -106,7 +106,8 @@ class TeacherCache:
         if not manifest["key"]:
             return
         if different := differences(manifest["key"], self.key):
-            raise ValueError(f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; delete it")
+            remedy = "name another cache.path, or delete it"
+            raise ValueError(f"the teacher cache {self.folder} is of something else: {'; '.join(different)}; {remedy}")
         self.teacher = manifest["teacher"] or self.teacher
         self.arrays = {file.stem: open_rows(file) for file in sorted(self.folder.glob("*.npy"))}
 
@@ -128,10 +129,8 @@ class TeacherCache:
         Raises:
             ValueError: of another shape than the loss says, or not finite in the cache's dtype.
         """
-        stored, term = (
-            target.to(getattr(torch, self.dtype)),
-            f"loss.{array.spec.split(':')[0]}: its target {array.name}",
-        )
+        stored = target.to(getattr(torch, self.dtype))
+        term = f"loss.{array.spec.split(':')[0]}: its target {array.name}"
         if (shape := tuple(target.shape[1:])) != array.shape:
             raise ValueError(f"{term} has shape {shape} an image, its target_shapes says {array.shape}")
         if not torch.isfinite(stored).all():
