@@ -57,10 +57,10 @@ def try_networks(settings: RunConfig, distiller: Distiller, teacher: nn.Module |
 @torch.no_grad()
 def forward(model: nn.Module, images: Tensor, train: bool, channels_last: bool, precision: str) -> Any:
     """The output of a copy of `model` for `images`; its hooks are those of the model."""
-    layout = torch.channels_last if channels_last else torch.preserve_format
+    layout, device = torch.channels_last if channels_last else torch.preserve_format, next(model.parameters()).device
     copied = copy.deepcopy(model).train(train).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    with seeded(0), autocast(torch.device("cpu"), "bf16" if precision == "fp16" else precision):
-        return copied(images.clone(memory_format=layout))
+    with seeded(0), autocast(device, "bf16" if precision == "fp16" else precision):
+        return copied(images.to(device).clone(memory_format=layout))
 
 
 def check_patience(trainer: TrainerConfig, validated: bool) -> None:
