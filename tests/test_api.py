@@ -115,17 +115,19 @@ def test_objects_learn_by_the_same_loop_and_continue_exactly(tmp_path: Path, mon
 def test_objects_that_do_not_fit_are_named(tmp_path: Path) -> None:
     student, teacher = networks()
     images, image = Blobs(8), torch.rand(1, 8, 8)
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
     good: list[Any] = [(image, torch.tensor([1]))] * 5
     cases: list[tuple[dict[str, Any], str]] = [
         ({"loss": {"kdd": 1.0}}, "loss kdd: there is none of this name; .*, kd, "),
         ({"teacher": None}, "kd learns from a teacher"),
         ({"loss": {"kd": -1.0}}, "loss kd: weight -1.0; a finite number"),
-        ({"train": [("a", 1)]}, "a float32 tensor"),
+        ({"train": [("a", 1)]}, "images that are str; a float32 tensor"),
         ({"train": [*good, (image, 4)]}, "image 5: its label is 4; a class from 0 to 3"),
         ({"train": [*good, (image[:, :7], 1)]}, r"image 5 is \(1, 7, 8\) torch.float32; \(1, 8, 8\) float32 is needed"),
         ({"train": DataLoader(images)}, "not loaders: pass each loader's .dataset"),
         ({"test": []}, "data set is empty"),
         ({"epochs": 0}, "epochs=0"),
+        ({"student": norm, "batch_size": 7}, "leaves a single image, on which Sequential cannot"),
         ({"trainer": nst.TrainerConfig(mixup=1.0)}, "mixup"),
         ({"trainer": nst.TrainerConfig(patience=1)}, "patience"),
     ]

@@ -38,8 +38,6 @@ from nst.teacher import LiveTeacher
 
 ONE = Dist(0, 1, torch.device("cpu"))
 FEATURES = ["loss=[at,fitnet]", "loss.ce.weight=0", "trainer.clip_grad_norm=0.1"]
-
-
 UNTRAINED = ["teacher.weights=null", "data.num_classes=10", "teacher.model.num_classes=10"]
 
 
