@@ -219,7 +219,7 @@ def target_tensor(target: Mapping[str, Tensor], name: str, batch: int | None) ->
     if isinstance(target, Tensor):
         raise TypeError("the teacher's side is a tensor; it must be a target: loss(student, loss.target(teacher))")
     if name not in target:
-        raise ValueError(f"the target holds {sorted(target)}; this loss needs {name!r}, its own or added to it")
+        raise ValueError(f"the target holds {sorted(target)}, not {name!r} of its own target or added to it")
     value = target[name]
     if batch is not None and (value.ndim == 0 or value.shape[0] != batch):
         raise ValueError(f"target {name!r} has shape {tuple(value.shape)}; the student's batch is {batch} images")
